@@ -1,0 +1,339 @@
+"""The content-addressed store of artifacts.
+
+An artifact is a directory ``<store>/<stage>/<key>`` whose ``artifact.json`` lists every file with
+its SHA-256. It appears by rename, complete, or not at all; it is never changed afterwards. A
+damaged one counts as missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.digests import DigestMemo, digest_of, file_digest, files_below
+from pipeline.errors import StoreError
+from pipeline.stages.base import Artifact
+
+MANIFEST = "artifact.json"
+SCHEMA = 1
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a directory that its manifest describes.
+
+    Attributes:
+        path: The directory.
+        problems: One sentence each.
+    """
+
+    path: Path
+    problems: tuple[str, ...]
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Reads ``artifact.json``.
+
+    Raises:
+        StoreError: It is missing or not a manifest.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA or not isinstance(manifest["files"], dict):
+            raise ValueError("not a manifest of this version")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            "there is no readable artifact.json", where=str(path), why=str(error)
+        ) from error
+    return dict(manifest)
+
+
+def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo | None) -> list[str]:
+    """Compares a directory with its manifest.
+
+    Args:
+        directory: The artifact or a copy of it.
+        manifest: From :func:`read_manifest`.
+        memo: Remembers digests of unmoved files; None reads every byte.
+
+    Returns:
+        One sentence per missing, changed or unlisted file.
+    """
+    problems = []
+    present = set(files_below(directory)) - {MANIFEST}
+    for name, entry in manifest["files"].items():
+        path = directory / name
+        if name not in present:
+            problems.append(f"{name} is missing")
+            continue
+        try:
+            if path.stat().st_size != entry["bytes"]:
+                problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
+            elif (memo.digest(path) if memo else file_digest(path)) != entry["sha256"]:
+                problems.append(f"{name} was changed: its SHA-256 differs")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
+    problems += [f"{name} is not listed" for name in sorted(present - manifest["files"].keys())]
+    content = {"files": manifest["files"], "facts": manifest["facts"]}
+    if digest_of(content) != manifest["digest"]:
+        problems.append(f"{MANIFEST} itself was changed")
+    return problems
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives ``target`` the bytes of ``source``: a hard link where the file system allows it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+class Store:
+    """Artifacts below one directory.
+
+    Args:
+        root: The directory; it is created when something is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.memo = DigestMemo(root / "digests.json")
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact of that key is or would be."""
+        return self.root / stage / key
+
+    def get(self, stage: str, key: str) -> tuple[Artifact | None, Damage | None]:
+        """The artifact of that key, if it is there and whole.
+
+        Returns:
+            The artifact or None, and what is wrong with the directory when it is damaged.
+        """
+        path = self.path(stage, key)
+        if not path.is_dir():
+            return None, None
+        try:
+            manifest = read_manifest(path)
+            problems = check_files(path, manifest, self.memo)
+        except StoreError as error:
+            return None, Damage(path, (str(error),))
+        if problems:
+            return None, Damage(path, tuple(problems))
+        return Artifact(stage, key, manifest["digest"], path, manifest["facts"]), None
+
+    @contextmanager
+    def lock(self, stage: str, key: str) -> Iterator[None]:
+        """Holds the key against other processes; waits while another one builds it."""
+        with self._guard(), FileLock(self._lock_path(f"{stage}-{key}")):
+            yield
+
+    @contextmanager
+    def workspace(self, stage: str, key: str) -> Iterator[Path]:
+        """An empty directory to build in, on the store's own file system; removed afterwards."""
+        name = f"{stage}-{key}-{uuid.uuid4().hex[:8]}"
+        path = self.root / "tmp" / name
+        with self._guard():
+            path.mkdir(parents=True)
+        try:
+            yield path
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise self._unwritable(error) from error
+            raise
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def publish(
+        self,
+        directory: Path,
+        *,
+        stage: str,
+        key: str,
+        material: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        facts: Mapping[str, Any],
+        seconds: float,
+    ) -> Artifact:
+        """Makes a filled workspace the artifact of a key, by rename.
+
+        Args:
+            directory: From :meth:`workspace`.
+            stage: The stage that filled it.
+            key: Digest of ``material``.
+            material: Everything that decides the bytes.
+            inputs: The artifacts it was made from.
+            facts: What the stage returned.
+            seconds: How long it took; not part of the digest.
+
+        Raises:
+            StoreError: The disk is full or the store cannot be written.
+        """
+        with self._guard():
+            files = {}
+            for name in files_below(directory):
+                path = directory / name
+                path.chmod(0o444)
+                _fsync(path)
+                files[name] = {"sha256": self.memo.digest(path), "bytes": path.stat().st_size}
+            digest = digest_of({"files": files, "facts": facts})
+            manifest = {
+                "schema": SCHEMA,
+                "stage": stage,
+                "key": key,
+                "digest": digest,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(seconds, 3),
+                "inputs": {name: _reference(artifact) for name, artifact in inputs.items()},
+                "chain": _chain(inputs),
+                "material": material,
+                "facts": facts,
+                "files": files,
+            }
+            text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
+            (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            _fsync(directory / MANIFEST)
+            _fsync(directory)
+            final = self.path(stage, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                # Only a damaged entry gets here: a whole one would have been a hit.
+                final.rename(self.root / "tmp" / f"damaged-{uuid.uuid4().hex[:8]}")
+            directory.rename(final)
+            _fsync(final.parent)
+            for name in files:
+                self.memo.moved(directory / name, final / name)
+        return Artifact(stage, key, digest, final, facts)
+
+    def artifacts(self) -> list[Path]:
+        """Directories of all artifacts, whole or damaged."""
+        found = []
+        for stage in sorted(self.root.glob("*")):
+            if stage.is_dir() and stage.name not in ("tmp", "locks"):
+                found += sorted(path for path in stage.iterdir() if path.is_dir())
+        return found
+
+    def verify(self) -> list[Damage]:
+        """Reads every byte of every artifact; returns the damaged ones."""
+        damaged = []
+        for path in self.artifacts():
+            try:
+                problems = check_files(path, read_manifest(path), memo=None)
+            except StoreError as error:
+                problems = [str(error)]
+            if problems:
+                damaged.append(Damage(path, tuple(problems)))
+        return damaged
+
+    def sweep(self) -> int:
+        """Removes what killed runs left behind; returns how many directories."""
+        removed = 0
+        for path in self.root.glob("tmp/*"):
+            name = path.name.rpartition("-")[0]
+            lock = FileLock(self._lock_path(name), timeout=0)
+            try:
+                with lock:
+                    shutil.rmtree(path, ignore_errors=True)
+                    removed += 1
+            except Timeout:
+                continue  # another process is building in it
+        return removed
+
+    def remove(self, path: Path) -> None:
+        """Removes one artifact, out of sight first so that no reader sees half of it."""
+        with self._guard():
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            doomed = self.root / "tmp" / f"removed-{uuid.uuid4().hex[:8]}"
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _lock_path(self, name: str) -> Path:
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turns a full disk or a read-only store into an error that says so."""
+        try:
+            yield
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        free = shutil.disk_usage(_existing(self.root)).free >> 20
+        return StoreError(
+            "the artifact store cannot be written",
+            where=error.filename or str(self.root),
+            why=f"{error.strerror or error}; {free} MiB are free there",
+            fix="Free space or correct the permissions, or choose another place with --build-dir; "
+            "what was already published is kept",
+        )
+
+
+def deploy(artifact: Artifact, target: Path, memo: DigestMemo) -> bool:
+    """Makes ``target`` a copy of an artifact, by rename; hard links where possible.
+
+    Returns:
+        False when ``target`` was already that artifact.
+    """
+    if target.is_dir():
+        try:
+            manifest = read_manifest(target)
+            if manifest["digest"] == artifact.digest and not check_files(target, manifest, memo):
+                return False
+        except StoreError:
+            pass  # not ours or half-written: replaced below
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    stale = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
+    fresh.mkdir(parents=True)
+    try:
+        for name in [*files_below(artifact.path)]:
+            link_or_copy(artifact.path / name, fresh / name)
+        if target.exists():
+            target.rename(stale)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return True
+
+
+def _reference(artifact: Artifact) -> dict[str, str]:
+    return {"key": artifact.key, "digest": artifact.digest}
+
+
+def _chain(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
+    """Every artifact this one descends from, by stage: its chain of custody."""
+    chain: dict[str, dict[str, str]] = {}
+    for name, artifact in inputs.items():
+        chain.update(read_manifest(artifact.path).get("chain", {}))
+        chain[name] = _reference(artifact)
+    return chain
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

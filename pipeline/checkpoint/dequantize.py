@@ -1,0 +1,68 @@
+"""Turns quantized weights back into float32, with the arithmetic of TensorRT-LLM's kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.checkpoint.config import FP8, NO_QUANT, W4A8, W4A16, W8A8
+from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.reader import numpy_dtype
+from pipeline.errors import UnsupportedError
+
+
+def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
+    """The weight W of y = (x * prequant_scaling_factor) @ W.T + bias.
+
+    Returns:
+        float32 [N, K].
+
+    Raises:
+        UnsupportedError: The linear's ``algo`` is not known.
+    """
+    scale = linear.weights_scaling_factor
+    if linear.algo == NO_QUANT:
+        return linear.weight.astype(np.float32)
+    assert scale is not None
+    if linear.algo == FP8:
+        return linear.weight.astype(np.float32) * np.float32(scale.reshape(-1)[0])
+    if linear.algo == W8A8:
+        return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
+    if linear.algo == W4A16:
+        return unpack_int4(linear.weight) * _spread(_to_model_dtype(scale, linear), linear)
+    if linear.algo == W4A8:
+        # The INT4 weight is rounded once more, to the float8 that the product is made in.
+        scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
+        scaled = unpack_int4(linear.weight) * _spread(
+            _to_model_dtype(scale.astype(np.float32) / scale_2, linear), linear
+        )
+        return scaled.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * scale_2
+    raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
+
+
+def unpack_int4(packed: Array) -> npt.NDArray[np.int8]:
+    """INT4 codes from their packed form.
+
+    Args:
+        packed: int8 [N/2, K]; each byte holds row 2i in its low and row 2i + 1 in its high nibble.
+
+    Returns:
+        int8 [N, K], two's complement from -8 to 7, without offset or zero point.
+    """
+    half, columns = packed.shape
+    codes = np.empty((half, 2, columns), np.int8)
+    # Shifting left first lets the arithmetic right shift extend the sign of the low nibble.
+    codes[:, 0] = np.left_shift(packed, 4).astype(np.int8) >> 4
+    codes[:, 1] = packed >> 4
+    return codes.reshape(2 * half, columns)
+
+
+def _to_model_dtype(scale: Array, linear: Linear) -> npt.NDArray[np.float32]:
+    # TensorRT-LLM casts group scales to the engine's dtype when it loads them; the pre-quant scales
+    # are stored in that dtype already.
+    assert linear.prequant_scaling_factor is not None
+    return scale.astype(linear.prequant_scaling_factor.dtype).astype(np.float32)
+
+
+def _spread(scale: npt.NDArray[np.float32], linear: Linear) -> npt.NDArray[np.float32]:
+    return np.repeat(scale, linear.in_features // scale.shape[1], axis=1)

@@ -1,0 +1,148 @@
+"""The tensors a rank file must hold, by architecture, format and rank.
+
+The tables are those of TensorRT-LLM 1.2: ``PretrainedModel`` names its parameters this way and its
+loader requires each of them in exactly this shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.checkpoint.config import AWQ_ALGOS, FP8, NO_QUANT, W4A8, W8A8, CheckpointConfig
+from pipeline.models import LinearShape
+
+
+@dataclass(frozen=True)
+class ExpectedTensor:
+    """One tensor of a rank file.
+
+    Attributes:
+        dtypes: NumPy dtype names that TensorRT-LLM accepts; ModelOpt writes the first.
+        is_scale: Whether its values must all be positive.
+        required: False for a tensor that may be absent.
+    """
+
+    dtypes: tuple[str, ...]
+    shape: tuple[int, ...]
+    is_scale: bool = False
+    required: bool = True
+
+
+def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedTensor]:
+    """Every tensor of ``rank{rank}.safetensors``.
+
+    Args:
+        config: The checkpoint's configuration.
+        rank: tp_rank + tp_size * pp_rank. The shapes depend on pp_rank alone.
+
+    Returns:
+        The tensors by name; layer numbers count from 0 on every pipeline rank.
+    """
+    facts, floats = config.facts, (config.dtype,)
+    pp_rank = rank // config.tp_size
+    first, last = pp_rank == 0, pp_rank == config.pp_size - 1
+    tensors = {}
+    if first:
+        tensors["transformer.vocab_embedding.weight"] = ExpectedTensor(
+            floats, embedding_shape(config)
+        )
+    for layer in range(config.layers_per_rank):
+        tensors.update(_layer(config, f"transformer.layers.{layer}."))
+    if last:
+        tensors["transformer.ln_f.weight"] = ExpectedTensor(floats, (facts.hidden_size,))
+        tensors["lm_head.weight"] = ExpectedTensor(
+            floats,
+            (rows_per_rank(config), facts.hidden_size),
+            # TensorRT-LLM copies the embedding when the head is absent from the same file.
+            required=not (facts.tie_word_embeddings and first),
+        )
+    return tensors
+
+
+def rows_per_rank(config: CheckpointConfig) -> int:
+    """Vocabulary rows per tensor-parallel rank; the last rank is padded with zero rows."""
+    return -(-config.facts.vocab_size // config.tp_size)
+
+
+def embedding_shape(config: CheckpointConfig) -> tuple[int, int]:
+    """Shape of ``transformer.vocab_embedding.weight`` on each rank."""
+    vocab, hidden = config.facts.vocab_size, config.facts.hidden_size
+    if not config.use_parallel_embedding:
+        return vocab, hidden
+    if config.embedding_sharding_dim == 0:
+        return rows_per_rank(config), hidden
+    return vocab, hidden // config.tp_size
+
+
+def kv_heads_per_rank(config: CheckpointConfig) -> int:
+    """KV heads on each rank; with more ranks than heads, ranks hold copies."""
+    return max(config.facts.num_key_value_heads // config.tp_size, 1)
+
+
+def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, ExpectedTensor]]:
+    facts, floats = config.facts, (config.dtype,)
+    for norm in ("input_layernorm", "post_layernorm"):
+        yield f"{prefix}{norm}.weight", ExpectedTensor(floats, (facts.hidden_size,))
+    if facts.qk_layernorm:
+        for norm in ("q_layernorm", "k_layernorm"):
+            yield f"{prefix}attention.{norm}.weight", ExpectedTensor(floats, (facts.head_size,))
+    for linear in facts.linears:
+        yield from _linear(config, f"{prefix}{linear.name}", linear)
+    if facts.attention_bias:
+        rows = _rank_shape(config, facts.linears[0])[0]
+        yield f"{prefix}attention.qkv.bias", ExpectedTensor(floats, (rows,))
+    if config.quantization.kv_cache_algo:
+        scale = ExpectedTensor(("float32",), (1,), is_scale=True)
+        yield f"{prefix}attention.kv_cache_scaling_factor", scale
+        # Loaders before 0.18 read these two; later ones merge them by max and drop them.
+        for part in ("k", "v"):
+            optional = ExpectedTensor(("float32",), (1,), is_scale=True, required=False)
+            yield f"{prefix}attention.{part}_cache_scaling_factor", optional
+
+
+def _linear(
+    config: CheckpointConfig, name: str, linear: LinearShape
+) -> Iterator[tuple[str, ExpectedTensor]]:
+    rows, columns = _rank_shape(config, linear)
+    algo = config.quantization.algo_of(name)
+    floats = (config.dtype,)
+    scalar = ExpectedTensor(("float32",), (1,), is_scale=True)
+    if algo == NO_QUANT:
+        yield f"{name}.weight", ExpectedTensor(floats, (rows, columns))
+        return
+    if algo == FP8:
+        # TensorRT-LLM views int8 bytes as float8.
+        yield f"{name}.weight", ExpectedTensor(("float8_e4m3fn", "int8"), (rows, columns))
+        yield f"{name}.weights_scaling_factor", scalar
+        yield f"{name}.activation_scaling_factor", scalar
+        return
+    prequant = ExpectedTensor(floats, (columns,), is_scale=True)
+    yield f"{name}.prequant_scaling_factor", prequant
+    if algo == W8A8:
+        yield f"{name}.weight", ExpectedTensor(("int8",), (rows, columns))
+        yield (
+            f"{name}.weights_scaling_factor",
+            ExpectedTensor(("float32",), (rows,), is_scale=True),
+        )
+        yield f"{name}.activation_scaling_factor", scalar
+    if algo in AWQ_ALGOS:
+        group = config.quantization.group_size
+        assert group is not None
+        scales = ExpectedTensor(("float32", config.dtype), (rows, columns // group), is_scale=True)
+        # uint8 would be loaded without the interleaving that the kernels need.
+        yield f"{name}.weight", ExpectedTensor(("int8",), (rows // 2, columns))
+        yield f"{name}.weights_scaling_factor", scales
+    if algo == W4A8:
+        yield f"{name}.activation_scaling_factor", scalar
+        yield f"{name}.weights_scaling_factor_2", scalar
+
+
+def _rank_shape(config: CheckpointConfig, linear: LinearShape) -> tuple[int, int]:
+    facts, tp_size = config.facts, config.tp_size
+    if linear.name == "attention.qkv":
+        heads = facts.num_attention_heads // tp_size + 2 * kv_heads_per_rank(config)
+        return heads * facts.head_size, linear.in_features
+    if linear.split == "column":
+        return linear.out_features // tp_size, linear.in_features
+    return linear.out_features, linear.in_features // tp_size

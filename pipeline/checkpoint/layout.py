@@ -1,0 +1,77 @@
+"""A TensorRT-LLM checkpoint in memory, all ranks merged, weights still as stored.
+
+NumPy holds every array; bfloat16 and float8 use the dtypes of ``ml_dtypes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear, y = x @ W.T + bias, in the quantization it was written in.
+
+    Attributes:
+        name: ``transformer.layers.3.attention.qkv`` (layer numbers count over all pipeline ranks).
+        algo: The checkpoint's ``quant_algo``; ``NO_QUANT`` for a floating-point linear.
+        weight: ``NO_QUANT``: float [N, K]. ``W8A8_SQ_PER_CHANNEL``: int8 [N, K].
+            ``W4A16_AWQ`` and ``W4A8_AWQ``: int8 [N/2, K], row 2i in the low nibble.
+            ``FP8``: float8_e4m3fn [N, K].
+        weights_scaling_factor: W8A8: float32 [N]. AWQ: float [N, K/g]. FP8: float32 [1].
+        prequant_scaling_factor: [K], multiplied onto x; W8A8 and AWQ.
+        activation_scaling_factor: amax / 127 (W8A8) or amax / 448 (FP8, W4A8) of x after pre-quant.
+        weights_scaling_factor_2: W4A8: float32 [1], the scale of the float8 stage.
+        bias: [N].
+    """
+
+    name: str
+    algo: str
+    weight: Array
+    weights_scaling_factor: Array | None = None
+    prequant_scaling_factor: Array | None = None
+    activation_scaling_factor: float | None = None
+    weights_scaling_factor_2: float | None = None
+    bias: Array | None = None
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        rows = int(self.weight.shape[0])
+        return rows * 2 if self.algo in ("W4A16_AWQ", "W4A8_AWQ") else rows
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return int(self.weight.shape[1])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer; ``qkv`` has the rows of q, then k, then v."""
+
+    input_layernorm: Array
+    qkv: Linear
+    dense: Linear
+    post_layernorm: Array
+    fc: Linear
+    gate: Linear
+    proj: Linear
+    q_layernorm: Array | None = None
+    k_layernorm: Array | None = None
+    kv_cache_scaling_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole decoder; ``lm_head`` may share its array with ``vocab_embedding``."""
+
+    vocab_embedding: Array
+    layers: tuple[Layer, ...]
+    ln_f: Array
+    lm_head: Linear

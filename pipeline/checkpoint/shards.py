@@ -1,0 +1,168 @@
+"""Puts the rank files of a tensor- and pipeline-parallel checkpoint back together.
+
+Merging is exact: values are concatenated, never computed. How ModelOpt cuts each tensor: weights,
+biases and per-row scales of column-parallel linears by row (q, k and v rows each on their own),
+weights, group scales and pre-quant scales of row-parallel linears by column; all else is repeated
+on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.checkpoint.config import AWQ_ALGOS, NO_QUANT, CheckpointConfig
+from pipeline.checkpoint.expected import kv_heads_per_rank
+from pipeline.checkpoint.layout import Array, Layer, Linear, Weights
+from pipeline.checkpoint.reader import TensorFile
+from pipeline.errors import CheckpointError
+from pipeline.models import LinearShape
+
+
+def merge(config: CheckpointConfig, files: Sequence[TensorFile]) -> Weights:
+    """All ranks as one decoder.
+
+    Args:
+        config: The checkpoint's configuration.
+        files: One file per rank, in rank order; validated.
+
+    Raises:
+        CheckpointError: Ranks disagree about a tensor that they must share.
+    """
+    stages = [
+        _Stage(config, files[start : start + config.tp_size])
+        for start in range(0, config.world_size, config.tp_size)
+    ]
+    layers = [
+        stage.layer(local, number)
+        for number, (stage, local) in enumerate(
+            (stage, local) for stage in stages for local in range(config.layers_per_rank)
+        )
+    ]
+    embedding = stages[0].embedding()
+    head = stages[-1].head() if stages[-1].has("lm_head.weight") else embedding
+    return Weights(
+        vocab_embedding=embedding,
+        layers=tuple(layers),
+        ln_f=stages[-1].shared("transformer.ln_f.weight"),
+        lm_head=Linear("lm_head", NO_QUANT, head),
+    )
+
+
+class _Stage:
+    """The tensor-parallel ranks of one pipeline rank."""
+
+    def __init__(self, config: CheckpointConfig, files: Sequence[TensorFile]) -> None:
+        self._config, self._files = config, files
+
+    def has(self, name: str) -> bool:
+        return name in self._files[0].tensors
+
+    def parts(self, name: str) -> list[Array]:
+        return [file.read(name) for file in self._files]
+
+    def shared(self, name: str) -> Array:
+        first, *others = self.parts(name)
+        for rank, other in enumerate(others, 1):
+            if first.tobytes() != other.tobytes():
+                raise CheckpointError(
+                    f"{name} differs from the one of the first tensor-parallel rank",
+                    where=str(self._files[rank].path),
+                    fix="The rank files are of different exports; export the checkpoint again",
+                )
+        return first
+
+    def embedding(self) -> Array:
+        name, config = "transformer.vocab_embedding.weight", self._config
+        if not config.use_parallel_embedding:
+            return self.shared(name)
+        axis = config.embedding_sharding_dim
+        return _join(self.parts(name), axis)[: config.facts.vocab_size]
+
+    def head(self) -> Array:
+        return _join(self.parts("lm_head.weight"), 0)[: self._config.facts.vocab_size]
+
+    def layer(self, local: int, number: int) -> Layer:
+        prefix = f"transformer.layers.{local}."
+        qkv, dense, fc, gate, proj = (
+            self._linear(
+                f"{prefix}{shape.name}", f"transformer.layers.{number}.{shape.name}", shape
+            )
+            for shape in self._config.facts.linears
+        )
+        return Layer(
+            input_layernorm=self.shared(f"{prefix}input_layernorm.weight"),
+            qkv=qkv,
+            dense=dense,
+            post_layernorm=self.shared(f"{prefix}post_layernorm.weight"),
+            fc=fc,
+            gate=gate,
+            proj=proj,
+            q_layernorm=self._optional(f"{prefix}attention.q_layernorm.weight"),
+            k_layernorm=self._optional(f"{prefix}attention.k_layernorm.weight"),
+            kv_cache_scaling_factor=self._scalar(f"{prefix}attention.kv_cache_scaling_factor"),
+        )
+
+    def _optional(self, name: str) -> Array | None:
+        return self.shared(name) if self.has(name) else None
+
+    def _scalar(self, name: str) -> float | None:
+        return float(self.shared(name)[0]) if self.has(name) else None
+
+    def _linear(self, name: str, global_name: str, shape: LinearShape) -> Linear:
+        algo = self._config.quantization.algo_of(name)
+        column = shape.split == "column"
+        scales, prequant = f"{name}.weights_scaling_factor", f"{name}.prequant_scaling_factor"
+        scaling: Array | None = None
+        if self.has(scales):
+            per_row = self._files[0].tensors[scales].shape != (1,)
+            if column and per_row:
+                scaling = self._rows(scales, shape)
+            elif algo in AWQ_ALGOS:
+                scaling = _join(self.parts(scales), 1)
+            else:
+                scaling = self.shared(scales)
+        smoothing: Array | None = None
+        if self.has(prequant):
+            smoothing = self.shared(prequant) if column else _join(self.parts(prequant), 0)
+        weight_name, bias = f"{name}.weight", f"{name}.bias"
+        weight = (
+            self._rows(weight_name, shape, 2 if algo in AWQ_ALGOS else 1)
+            if column
+            else _join(self.parts(weight_name), 1)
+        )
+        if algo == "FP8" and weight.dtype == np.int8:
+            from pipeline.checkpoint.reader import numpy_dtype
+
+            weight = weight.view(numpy_dtype("float8_e4m3fn"))
+        return Linear(
+            name=global_name,
+            algo=algo,
+            weight=weight,
+            weights_scaling_factor=scaling,
+            prequant_scaling_factor=smoothing,
+            activation_scaling_factor=self._scalar(f"{name}.activation_scaling_factor"),
+            weights_scaling_factor_2=self._scalar(f"{name}.weights_scaling_factor_2"),
+            bias=self._rows(bias, shape) if self.has(bias) else None,
+        )
+
+    def _rows(self, name: str, shape: LinearShape, rows_per_entry: int = 1) -> Array:
+        """Joins row-cut parts; ``rows_per_entry`` is 2 for packed INT4 weights."""
+        parts = self.parts(name)
+        if shape.name != "attention.qkv" or len(parts) == 1:
+            return _join(parts, 0)
+        facts, tp_size = self._config.facts, self._config.tp_size
+        q_rows = facts.num_attention_heads // tp_size * facts.head_size // rows_per_entry
+        kv_rows = kv_heads_per_rank(self._config) * facts.head_size // rows_per_entry
+        # With more ranks than KV heads, neighbouring ranks hold copies of the same head.
+        owners = parts[:: max(tp_size // facts.num_key_value_heads, 1)]
+        return np.concatenate(
+            [part[:q_rows] for part in parts]
+            + [part[q_rows : q_rows + kv_rows] for part in owners]
+            + [part[q_rows + kv_rows :] for part in owners]
+        )
+
+
+def _join(parts: list[Array], axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)

@@ -1,0 +1,125 @@
+"""Checks a TensorRT-LLM checkpoint as strictly as a failed build or a wrong answer deserves.
+
+TensorRT-LLM's own loader only warns about tensors it does not know, which is how scales get lost
+silently; here they are errors, and all problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.expected import ExpectedTensor, expected_tensors
+from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.reader import TensorFile
+from pipeline.errors import CheckpointError
+
+# Problems spelled out in one error; the rest are counted.
+SHOWN_PROBLEMS = 8
+# Values are checked in pieces of this many elements, so that memory stays bounded.
+CHUNK = 1 << 24
+
+
+def validate(directory: Path) -> CheckpointConfig:
+    """Checks every file, tensor and value of a checkpoint.
+
+    Args:
+        directory: Holds ``config.json`` and one ``rankN.safetensors`` per rank.
+
+    Raises:
+        CheckpointError: Lists what is wrong.
+        UnsupportedError: The architecture or format is not supported.
+    """
+    config = CheckpointConfig.from_directory(directory)
+    files = check_tensors(directory, config)
+    problems = []
+    for rank, file in enumerate(files):
+        expected = expected_tensors(config, rank)
+        problems += [
+            f"{file.path.name}: {problem}"
+            for name in file.tensors
+            for problem in _value_problems(name, file.read(name), expected[name])
+        ]
+    _raise(problems, directory)
+    return config
+
+
+def check_tensors(directory: Path, config: CheckpointConfig) -> tuple[TensorFile, ...]:
+    """Opens all rank files and checks names, dtypes and shapes.
+
+    Raises:
+        CheckpointError: Lists what is wrong.
+    """
+    problems = [
+        f"{rank_path(directory, rank).name} is missing"
+        for rank in range(config.world_size)
+        if not rank_path(directory, rank).is_file()
+    ]
+    problems += [
+        f"{path.name} is of no rank of mapping.world_size {config.world_size}"
+        for path in sorted(directory.glob("rank*.safetensors"))
+        if not (match := re.fullmatch(r"rank(\d+)\.safetensors", path.name))
+        or int(match[1]) >= config.world_size
+    ]
+    _raise(problems, directory)
+    files = tuple(TensorFile(rank_path(directory, rank)) for rank in range(config.world_size))
+    for rank, file in enumerate(files):
+        problems += [
+            f"{file.path.name}: {problem}"
+            for problem in _header_problems(file, expected_tensors(config, rank))
+        ]
+    _raise(problems, directory)
+    return files
+
+
+def rank_path(directory: Path, rank: int) -> Path:
+    """The file of one rank."""
+    return directory / f"rank{rank}.safetensors"
+
+
+def _header_problems(file: TensorFile, expected: dict[str, ExpectedTensor]) -> Iterator[str]:
+    for name, wanted in expected.items():
+        found = file.tensors.get(name)
+        if found is None:
+            if wanted.required:
+                yield f"{name} is missing"
+        elif found.dtype not in wanted.dtypes:
+            yield f"{name} is {found.dtype}, not {' or '.join(dict.fromkeys(wanted.dtypes))}"
+        elif found.shape != wanted.shape:
+            yield f"{name} has shape {found.shape}, not {wanted.shape}"
+    for name in file.tensors:
+        if name not in expected:
+            yield f"{name} does not belong here"
+
+
+def _value_problems(name: str, values: Array, wanted: ExpectedTensor) -> Iterator[str]:
+    if values.dtype.kind in "iub":
+        return
+    flat = values.reshape(-1)
+    finite = positive = True
+    for start in range(0, flat.size, CHUNK):
+        piece = flat[start : start + CHUNK].astype(np.float32)
+        finite = finite and bool(np.isfinite(piece).all())
+        positive = positive and bool((piece > 0).all())
+    if not finite:
+        yield f"{name} has NaN or infinite values"
+    elif wanted.is_scale and not positive:
+        # A row of zero weights is no excuse: ModelOpt writes a scale of 1 / 127 (or its like) or 1
+        # for it, never 0, so a zero here is a scale that was lost.
+        yield f"{name} has scales that are zero or negative"
+
+
+def _raise(problems: list[str], directory: Path) -> None:
+    if not problems:
+        return
+    more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+    raise CheckpointError(
+        f"the checkpoint has {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+        where=str(directory),
+        why="; ".join(problems[:SHOWN_PROBLEMS]) + more,
+        fix="Export it again; a checkpoint cannot be repaired by hand",
+    )

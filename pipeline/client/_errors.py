@@ -1,0 +1,172 @@
+"""What can go wrong between this client and a Triton server.
+
+* ClientError               every error of this package
+  + InvalidRequest   exit 2   the request is wrong; found here or by the server
+  + ConnectionFailed exit 6   nothing answers at the address, or the connection broke
+  + DeadlineExceeded exit 6   no answer, or no further answer, in time
+  + ServerBusy       exit 6   the server's queue is full
+  + ServerFailed     exit 6   the server answered with an error of its own
+  + Cancelled        exit 6   the request was cancelled, here or by the server
+
+Triton sends the errors of a streamed request as plain text without a status code. The header
+``triton_grpc_error`` would add the code, but servers of the 24.10 line crash on it under load, so
+the text is read instead.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.errors import PipelineError, ServerError, UsageError
+
+
+class ClientError(PipelineError):
+    """Every error of this package; ``where`` names the server's address."""
+
+
+class InvalidRequest(ClientError, UsageError):
+    """The request is wrong; found here or by the server."""
+
+
+class ConnectionFailed(ClientError, ServerError):
+    """Nothing answers at the address, or the connection broke."""
+
+
+class DeadlineExceeded(ClientError, ServerError):
+    """No answer, or no further answer, in time."""
+
+
+class ServerBusy(ClientError, ServerError):
+    """The server's queue is full; the same request may work later."""
+
+
+class ServerFailed(ClientError, ServerError):
+    """The server answered with an error of its own."""
+
+
+class Cancelled(ClientError, ServerError):
+    """The request was cancelled, here or by the server."""
+
+
+_WRAPPING = re.compile(
+    r"^(?:\[request id: [^\]]*\]\s*"
+    r"|in ensemble '[^']*',\s*"
+    r"|Failed to process the request\(s\) for model (?:instance )?'[^']*', message:\s*"
+    r"|(?:\w+\.)*TritonModelException:\s*)+"
+)
+_CODE = re.compile(r"^\[(?P<code>[A-Z_]+)\]\s*")
+
+_TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
+    (
+        ServerBusy,
+        re.compile(r"maximum queue size|queue (?:is )?full|max_queue_size|try again later", re.I),
+    ),
+    (DeadlineExceeded, re.compile(r"request timeout expired", re.I)),
+    (Cancelled, re.compile(r"\bcancell?ed\b", re.I)),
+    (ServerFailed, re.compile(r"is not healthy|server exiting|no available versions", re.I)),
+    (
+        InvalidRequest,
+        re.compile(
+            r"expected (?:number of inputs|\d+ (?:inputs|string elements))|missing required input"
+            r"|unexpected (?:inference (?:input|output)|shape)|data-type is|unknown model"
+            r"|batch-size must be|does not match other inputs|byte size mismatch"
+            r"|incomplete string data|only supported if|not supported|unsupported"
+            r"|\bmust be\b|\bmust not\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
+            r"|not (?:valid )?utf-?8",
+            re.I,
+        ),
+    ),
+)
+
+_CODES: dict[str, type[ClientError]] = {
+    "INVALID_ARG": InvalidRequest,
+    "INVALID_ARGUMENT": InvalidRequest,
+    "NOT_FOUND": InvalidRequest,
+    "UNIMPLEMENTED": InvalidRequest,
+    "UNSUPPORTED": InvalidRequest,
+    "ALREADY_EXISTS": InvalidRequest,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "CANCELLED": Cancelled,
+    "RESOURCE_EXHAUSTED": ServerBusy,
+    "INTERNAL": ServerFailed,
+    "UNKNOWN": ServerFailed,
+}
+
+
+def error_from_message(text: str, address: str) -> ClientError:
+    """The error for the ``error_message`` of a streamed response.
+
+    Args:
+        text: What the server sent.
+        address: The server's address, for ``where``.
+    """
+    message = _WRAPPING.sub("", text.strip())
+    code = _CODE.match(message)
+    if code:
+        message = message[code.end() :]
+    kind = _CODES.get(code["code"]) if code else None
+    if kind is None:
+        kind = next((k for k, pattern in _TEXT_RULES if pattern.search(message)), ServerFailed)
+    return _refusal(kind, message, address)
+
+
+def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError:
+    fixes = {
+        ServerBusy: "Try again later, or raise serve.max_queue_size in the recipe",
+        DeadlineExceeded: "Allow more time, or send fewer requests at once",
+        ServerFailed: "The server's log has the cause",
+    }
+    return kind(f"the server refused: {message}", where=address, fix=fixes.get(kind))
+
+
+def error_from_status(code: str, details: str, address: str, *, answered: int = 0) -> ClientError:
+    """The error for a gRPC call that ended with a status other than OK.
+
+    Args:
+        code: Name of the status, such as ``UNAVAILABLE``.
+        details: The status's text.
+        address: The server's address, for ``where``.
+        answered: Responses that had arrived before the call ended.
+    """
+    if code == "UNAVAILABLE" and (kind := _TEXT_RULES[0]) and kind[1].search(details):
+        return _refusal(ServerBusy, details, address)
+    if code == "UNAVAILABLE":
+        return _unreachable(details, address, answered)
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        return InvalidRequest("the message is too large", where=address, why=details)
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(
+            "the request was not finished in time" if answered else "no answer in time",
+            where=address,
+            why=f"{answered} responses had arrived" if answered else None,
+            fix="Allow more time (timeout), or ask for fewer tokens",
+        )
+    if code == "CANCELLED":
+        return Cancelled("the request was cancelled", where=address)
+    if code == "UNIMPLEMENTED":
+        return InvalidRequest(
+            "the server does not offer this call",
+            where=address,
+            why=details or None,
+            fix="Check that this is the gRPC port of a Triton server and that the model is decoupled",
+        )
+    return _refusal(_CODES.get(code, ServerFailed), details or code, address)
+
+
+def _unreachable(details: str, address: str, answered: int) -> ConnectionFailed:
+    # gRPC's text repeats each address with the same cause; the last clause is the cause itself.
+    cause = details.rsplit("last error: ", 1)[-1].rsplit("; ", 1)[-1].strip()
+    if answered:
+        return ConnectionFailed(
+            f"the connection broke after {answered} responses",
+            where=address,
+            why=cause,
+            fix="The server's log says why it closed the connection",
+        )
+    return ConnectionFailed(
+        "no Triton server answers here",
+        where=address,
+        why=cause,
+        fix="Start one with 'trtllm-pipeline serve', and give its gRPC address (port 8001 by "
+        "default; 8000 is HTTP) and the TLS options it was started with",
+    )

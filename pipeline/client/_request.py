@@ -1,0 +1,185 @@
+"""A request for text and its answer, as values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.client._errors import InvalidRequest
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to generate; every name but ``prompt`` is that of a tensor of the wire contract.
+
+    None leaves a value to the server.
+
+    Attributes:
+        prompt: The text to continue; bytes must be UTF-8.
+        max_tokens: Tokens to generate, at most.
+        temperature: Divides the logits; 0 and top_k 1 are greedy.
+        top_k: Samples from the k most likely tokens.
+        top_p: Samples from the most likely tokens that hold this probability mass, 0 to 1.
+        stop_words: Ends the text before the first of these; they are not part of the text.
+        bad_words: Texts that must not be generated.
+        seed: Makes sampling repeatable.
+        repetition_penalty: Divides the score of tokens already used; 1 is none.
+        presence_penalty: Subtracted once from the score of tokens already used.
+        frequency_penalty: Subtracted per use from the score of tokens already used.
+        length_penalty: Exponent of the length in beam search.
+        min_tokens: Tokens to generate before the end token counts.
+        end_id: The token that ends the text; -1 is none.
+        pad_id: The token that fills unused places.
+        exclude_input_in_output: Whether the answer leaves out the prompt.
+        return_log_probs: Whether the answer has the log probability of each token.
+        return_num_tokens: Whether the answer has the number of prompt and generated tokens.
+        request_id: Names the request in the server's log; must be unique among those running. None
+            lets the client choose one.
+    """
+
+    prompt: str | bytes
+    max_tokens: int | None = 64
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_words: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    length_penalty: float | None = None
+    min_tokens: int | None = None
+    end_id: int | None = None
+    pad_id: int | None = None
+    exclude_input_in_output: bool | None = None
+    return_log_probs: bool = False
+    return_num_tokens: bool = True
+    request_id: str | None = None
+
+    def validate(self) -> None:
+        """Refuses what no server could answer.
+
+        Raises:
+            InvalidRequest: Naming the field, its value and the values allowed.
+        """
+        _check_text("prompt", self.prompt)
+        if not self.prompt:
+            raise InvalidRequest("prompt is empty", fix="Give at least one character")
+        _check_int("max_tokens", self.max_tokens, 1, INT32_MAX, required=True)
+        _check_int("min_tokens", self.min_tokens, 0, self.max_tokens or 0)
+        _check_int("top_k", self.top_k, 0, INT32_MAX)
+        _check_int("seed", self.seed, 0, 2**64 - 1)
+        _check_int("end_id", self.end_id, -1, INT32_MAX)
+        _check_int("pad_id", self.pad_id, -1, INT32_MAX)
+        _check_float("temperature", self.temperature, 0.0, math.inf)
+        _check_float("top_p", self.top_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise InvalidRequest("repetition_penalty must be above 0, not 0; 1 is no penalty")
+        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
+            _check_float(name, getattr(self, name), -math.inf, math.inf)
+        _check_words("stop_words", self.stop_words)
+        _check_words("bad_words", self.bad_words)
+        if self.request_id is not None:
+            _check_text("request_id", self.request_id)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer; the texts of all pieces joined are the whole text.
+
+    Attributes:
+        text: The new text; may be empty while a character or a stop word is undecided.
+        index: 0 for the first piece.
+        is_final: Whether the server said that this is the last one. A server may say so in a
+            message of its own without text, so the end of the iteration is what counts.
+        cum_log_probs: Sum of the log probabilities (natural logarithm) so far, if asked for.
+        output_log_probs: Log probabilities as the server sent them with this piece, if asked for.
+        num_input_tokens: Tokens of the prompt, if asked for.
+        num_output_tokens: Tokens generated so far, if asked for.
+    """
+
+    text: str
+    index: int
+    is_final: bool
+    cum_log_probs: float | None = None
+    output_log_probs: tuple[float, ...] | None = None
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer.
+
+    Attributes:
+        text: The generated text.
+        request_id: The id the request ran under.
+        finish_reason: ``length`` when max_tokens were generated, ``stop`` when the text ended before
+            (end token or stop word), None when the server did not count tokens.
+        cum_log_probs: Sum of the log probabilities (natural logarithm), if asked for.
+        output_log_probs: Log probability of each generated token, if asked for.
+        num_input_tokens: Tokens of the prompt, if asked for.
+        num_output_tokens: Tokens generated, if asked for.
+    """
+
+    text: str
+    request_id: str
+    finish_reason: Literal["stop", "length"] | None = None
+    cum_log_probs: float | None = None
+    output_log_probs: tuple[float, ...] | None = None
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str | bytes):
+        raise InvalidRequest(f"{name} must be text, not {type(value).__name__}")
+    try:
+        if isinstance(value, bytes):
+            value.decode()
+        else:
+            value.encode()
+    except UnicodeError as error:
+        raise InvalidRequest(
+            f"{name} is not valid UTF-8",
+            why=f"{error.reason} at position {error.start}"  # type: ignore[attr-defined]
+            if hasattr(error, "reason")
+            else str(error),
+            fix="Convert the text to UTF-8 first, for example with iconv",
+        ) from error
+
+
+def _check_words(name: str, words: Iterable[object]) -> None:
+    if isinstance(words, str | bytes):
+        raise InvalidRequest(f"{name} must be a list of texts, not one text")
+    for word in words:
+        _check_text(name, word)
+        if not word:
+            raise InvalidRequest(f"{name} has an empty text", fix="Leave it out")
+
+
+def _check_int(
+    name: str, value: object, low: int, high: int, *, required: bool = False
+) -> None:
+    if value is None and not required:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} must be between {low} and {high}, not {value}")
+
+
+def _check_float(name: str, value: object, low: float, high: float) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InvalidRequest(f"{name} must be a finite number, not {value!r}")
+    if not low <= value <= high:
+        limits = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        raise InvalidRequest(f"{name} must be {limits}, not {value:g}")

@@ -1,0 +1,104 @@
+"""SHA-256 of files, remembered by their stat so that an unchanged file is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: object) -> str:
+    """The SHA-256 of a JSON value's canonical text."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_below(directory: Path) -> list[str]:
+    """Relative POSIX paths of all regular files below a directory, sorted.
+
+    Symbolic links to files count as files; links to directories are not followed.
+    """
+    found = []
+    for folder, _, names in os.walk(directory):
+        base = Path(folder)
+        found += [(base / name).relative_to(directory).as_posix() for name in names]
+    return sorted(found)
+
+
+class DigestMemo:
+    """Digests remembered between runs in one JSON file.
+
+    A digest is reused only while size, modification time (ns) and inode stand still. (The change
+    time would move with every hard link that a deployment makes.) Losing the memo costs time,
+    never correctness.
+
+    Args:
+        path: The JSON file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries: dict[str, Any] = {}
+        self._changed = False
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            self._entries = entries if isinstance(entries, dict) else {}
+        except (OSError, ValueError):
+            self._entries = {}
+
+    def digest(self, path: Path) -> str:
+        """The SHA-256 of a file, from memory when its stat has not moved.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        stat = path.stat()
+        mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        name = str(path.absolute())
+        entry = self._entries.get(name)
+        if isinstance(entry, list) and entry[:3] == mark:
+            return str(entry[3])
+        value = file_digest(path)
+        self._entries[name] = [*mark, value]
+        self._changed = True
+        return value
+
+    def moved(self, old: Path, new: Path) -> None:
+        """Carries what is known of a file over its renaming."""
+        entry = self._entries.pop(str(old.absolute()), None)
+        if entry is not None:
+            self._entries[str(new.absolute())] = entry
+            self._changed = True
+
+    def digests(self, directory: Path, names: Iterable[str]) -> Mapping[str, str]:
+        """Digests of several files of one directory, by relative name."""
+        return {name: self.digest(directory / name) for name in names}
+
+    def save(self) -> None:
+        """Writes what was learnt; two processes at once lose entries, never mix them."""
+        if not self._changed:
+            return
+        alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(canonical_json(alive), encoding="utf-8")
+        temporary.replace(self._path)
+        self._changed = False

@@ -1,0 +1,132 @@
+"""Every error this project raises on purpose.
+
+* PipelineError                      what went wrong, where, why, and what to do about it
+  + UsageError              exit 2   the command line or a request is wrong
+    - RecipeError                    the recipe is wrong: file, line and key are named
+  + UnsupportedError        exit 3   a combination that cannot work, found before any work is done
+    - MissingDependencyError         an optional package is not installed
+  + QualityGateError        exit 4   the written checkpoint is worse than the recipe allows
+  + StageError              exit 5   a stage failed
+    - SourceError                    the model to read is not usable
+    - CheckpointError                a TensorRT-LLM checkpoint breaks its contract
+    - CompileError                   the target could not compile the checkpoint
+    - RepositoryError                the Triton repository is wrong or was changed
+    - StoreError                     the artifact store cannot be read or written
+  + ServerError             exit 6   Triton did not start, answer or stop
+    - VerificationError              the server answered, wrongly
+
+The command line prints ``str(error)`` and exits with ``error.exit_code``; nothing else decides
+exit codes.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """An error a user can act on, printed as one paragraph.
+
+    Args:
+        what: What went wrong, as a sentence without its full stop.
+        where: The file, key, tensor or address it concerns.
+        why: The cause, when it is known.
+        fix: What to do about it; a command when there is one.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.why = why
+        self.fix = fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        sentences = [f"{place}{self.what}", self.why, self.fix]
+        return " ".join(_sentence(text) for text in sentences if text)
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """The same facts for ``--json`` output."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "why": self.why,
+            "fix": self.fix,
+            "exit_code": self.exit_code,
+        }
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+class UsageError(PipelineError):
+    """The command line or a request is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """The recipe is wrong; ``where`` names file, line and key."""
+
+
+class UnsupportedError(PipelineError):
+    """A combination that cannot work, found before any work is done."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(UnsupportedError):
+    """An optional package is not installed."""
+
+
+class QualityGateError(PipelineError):
+    """The written checkpoint is worse than the recipe allows."""
+
+    exit_code = 4
+
+
+class StageError(PipelineError):
+    """A stage failed."""
+
+    exit_code = 5
+
+
+class SourceError(StageError):
+    """The model to read is not usable."""
+
+
+class CheckpointError(StageError):
+    """A TensorRT-LLM checkpoint breaks its contract."""
+
+
+class CompileError(StageError):
+    """The target could not compile the checkpoint."""
+
+
+class RepositoryError(StageError):
+    """The Triton repository is wrong or was changed."""
+
+
+class StoreError(StageError):
+    """The artifact store cannot be read or written."""
+
+
+class ServerError(PipelineError):
+    """Triton did not start, answer or stop."""
+
+    exit_code = 6
+
+
+class VerificationError(ServerError):
+    """The server answered, wrongly."""

@@ -1,0 +1,169 @@
+"""What a run will do: each stage, whether its artifact is there, and why it is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifacts import Damage, Store
+from pipeline.digests import canonical_json, digest_of
+from pipeline.recipe import Recipe
+from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
+from pipeline.stages import compile as compile_stage
+from pipeline.stages.base import Artifact, Stage
+
+STAGES: tuple[Stage, ...] = (
+    source.STAGE,
+    quantize.STAGE,
+    evaluate.STAGE,
+    compile_stage.STAGE,
+    repository.STAGE,
+    verify.STAGE,
+    bench.STAGE,
+    report.STAGE,
+)
+
+Status = Literal["cached", "run", "waits"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of the plan.
+
+    Attributes:
+        stage: The stage.
+        status: ``cached``, ``run``, or ``waits`` when an input has yet to be made.
+        reason: Why it runs or waits; empty when cached.
+        key: Its key; None while an input is missing.
+        artifact: The artifact when cached.
+        material: What the key is the digest of.
+    """
+
+    stage: Stage
+    status: Status
+    reason: str = ""
+    key: str | None = None
+    artifact: Artifact | None = None
+    material: Mapping[str, Any] | None = None
+
+
+def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages a recipe asks for, in order."""
+    return tuple(stage for stage in STAGES if stage.name != "evaluate" or recipe.evaluate)
+
+
+def key_material(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Everything that decides a stage's bytes; its digest is the stage's key."""
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "recipe": stage.section(recipe),
+        "inputs": {name: artifact.digest for name, artifact in inputs.items()},
+        "material": stage.material(recipe),
+    }
+
+
+def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[PlannedStage]:
+    """Plans a run without doing anything.
+
+    Args:
+        recipe: The recipe.
+        store: Where artifacts are looked up.
+        lock: What the last run of this recipe used, from :func:`read_lock`.
+
+    Raises:
+        PipelineError: A stage's inputs outside the store are missing or unusable.
+    """
+    planned: list[PlannedStage] = []
+    done: dict[str, Artifact] = {}
+    stages = stages_for(recipe)
+    names = {stage.name for stage in stages}
+    for stage in stages:
+        wanted = [name for name in stage.inputs if name in names]
+        missing = [name for name in wanted if name not in done]
+        if missing:
+            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing)}"))
+            continue
+        line = plan_stage(stage, recipe, {name: done[name] for name in wanted}, store, lock)
+        planned.append(line)
+        if line.artifact:
+            done[stage.name] = line.artifact
+    return planned
+
+
+def plan_stage(
+    stage: Stage,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    store: Store,
+    lock: Mapping[str, Any],
+) -> PlannedStage:
+    """Plans one stage whose inputs are all there."""
+    material = key_material(stage, recipe, inputs)
+    key = digest_of(material)
+    artifact, damage = store.get(stage.name, key)
+    if artifact:
+        return PlannedStage(stage, "cached", "", key, artifact, material)
+    return PlannedStage(stage, "run", _reason(stage, material, lock, damage), key, None, material)
+
+
+def _reason(
+    stage: Stage, material: Mapping[str, Any], lock: Mapping[str, Any], damage: Damage | None
+) -> str:
+    if damage:
+        return f"its artifact is damaged: {damage.problems[0]}"
+    before = lock.get(stage.name)
+    if not before:
+        return "never ran"
+    changes = _changes(before["material"], material)
+    if not changes:
+        return "its artifact is gone from the store"
+    shown = "; ".join(changes[:3])
+    return shown if len(changes) <= 3 else f"{shown}; and {len(changes) - 3} more"
+
+
+def _changes(before: Any, after: Any, path: str = "") -> list[str]:
+    """Dotted differences between two JSON values, in words."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for name in sorted(before.keys() | after.keys()):
+            found += _changes(before.get(name), after.get(name), f"{path}.{name}" if path else name)
+        return found
+    if before == after:
+        return []
+    name = path.removeprefix("recipe.").removeprefix("material.")
+    if path.startswith("inputs."):
+        return [f"the {name.removeprefix('inputs.')} artifact changed"]
+    old, new = canonical_json(before), canonical_json(after)
+    if max(len(old), len(new)) > 40:
+        return [f"{name} changed"]
+    return [f"{name} changed from {old} to {new}"]
+
+
+def read_lock(path: Path) -> dict[str, Any]:
+    """What the last run of a recipe used, by stage; empty when there was none."""
+    try:
+        lock = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(lock.get("stages", {})) if isinstance(lock, dict) else {}
+
+
+def write_lock(path: Path, planned: Mapping[str, PlannedStage]) -> None:
+    """Records the keys of a run beside its outputs, by rename."""
+    stages = {
+        name: {
+            "key": line.key,
+            "digest": line.artifact.digest if line.artifact else None,
+            "material": line.material,
+        }
+        for name, line in planned.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    text = json.dumps({"schema": 1, "stages": stages}, indent=1, sort_keys=True)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)

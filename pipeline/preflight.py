@@ -1,0 +1,89 @@
+"""What can be refused from the recipe and config.json alone, before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import UnsupportedError
+from pipeline.models import ModelFacts
+from pipeline.recipe import Recipe
+from pipeline.targets import get_target
+
+
+def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
+    """Checks a recipe against the model it names.
+
+    Args:
+        recipe: The recipe.
+        directory: A Hugging Face snapshot; only ``config.json`` is read.
+
+    Returns:
+        The model's facts.
+
+    Raises:
+        SourceError: ``config.json`` is missing or incomplete.
+        UnsupportedError: The combination cannot work; file, line, key, reason and remedy are named.
+    """
+    facts = ModelFacts.from_directory(directory)
+    for problem in _parallelism(recipe, facts):
+        raise problem
+    for problem in _quantization(recipe, facts):
+        raise problem
+    get_target(recipe.compile.target).check(recipe, facts)
+    return facts
+
+
+def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
+    tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
+    if facts.num_attention_heads % tp:
+        yield UnsupportedError(
+            f"{facts.num_attention_heads} attention heads cannot be split over {tp} ranks",
+            where=recipe.place("compile.tensor_parallel"),
+            fix="Choose a tensor_parallel that divides the number of heads",
+        )
+    kv_heads = facts.num_key_value_heads
+    if max(kv_heads, tp) % min(kv_heads, tp):
+        yield UnsupportedError(
+            f"{kv_heads} KV heads can be neither split nor repeated over {tp} ranks",
+            where=recipe.place("compile.tensor_parallel"),
+            fix=f"Choose a tensor_parallel that divides {kv_heads} or is a multiple of it",
+        )
+    if tp > kv_heads and recipe.quantize.format == "int8_sq":
+        yield UnsupportedError(
+            f"int8_sq cannot repeat {kv_heads} KV heads over {tp} ranks",
+            where=recipe.place("compile.tensor_parallel"),
+            why="ModelOpt does not duplicate the per-channel scales of KV heads",
+            fix=f"Use tensor_parallel of at most {kv_heads}, or int4_awq or fp8",
+        )
+    if facts.num_hidden_layers % pp:
+        yield UnsupportedError(
+            f"{facts.num_hidden_layers} layers cannot be split evenly over {pp} pipeline ranks",
+            where=recipe.place("compile.pipeline_parallel"),
+            fix="Choose a pipeline_parallel that divides the number of layers",
+        )
+
+
+def _quantization(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
+    quantize, tp = recipe.quantize, recipe.compile.tensor_parallel
+    if quantize.format not in ("int4_awq", "w4a8_awq"):
+        return
+    # TensorRT-LLM pads a layer that breaks this rule, and the export then no longer fits it.
+    unit = max(64 if quantize.format == "int4_awq" else 128, quantize.group_size)
+    for linear in facts.linears:
+        for side, size in (
+            ("in_features", linear.in_features),
+            ("out_features", linear.out_features),
+        ):
+            if size % (unit * tp):
+                smaller = quantize.group_size == 128 and quantize.format == "int4_awq"
+                fits = smaller and size % (64 * tp) == 0
+                yield UnsupportedError(
+                    f"{side} {size} of {linear.name} is not a multiple of {unit * tp}",
+                    where=recipe.place("quantize.group_size"),
+                    why=f"{quantize.format} with group_size {quantize.group_size} and "
+                    f"tensor_parallel {tp} needs multiples of {unit} x {tp}",
+                    fix="Set quantize.group_size to 64"
+                    if fits
+                    else "Lower compile.tensor_parallel, or use int8_sq or fp8",
+                )

@@ -1,0 +1,321 @@
+"""The recipe: one YAML file that says everything a run depends on.
+
+Names are the field's own: BuildConfig's for ``compile``, ModelOpt's for ``quantize`` and the
+parameters of NVIDIA's ``inflight_batcher_llm`` configuration for ``serve``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+
+# ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
+FORMAT_ALIASES = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "int8_smoothquant": "int8_sq",
+    "w8a8_sq": "int8_sq",
+    "awq": "int4_awq",
+    "w4a16_awq": "int4_awq",
+    "w4a8_awq_beta": "w4a8_awq",
+}
+# Looks like a format, but ModelOpt's export of it does not do what its label says.
+REFUSED_FORMATS = {
+    "int8_wo": "ModelOpt labels its weight-only INT8 export W8A8_SQ_PER_CHANNEL",
+    "int8_weight_only": "ModelOpt labels its weight-only INT8 export W8A8_SQ_PER_CHANNEL",
+    "int4_wo": "ModelOpt labels its round-to-nearest INT4 W4A16_AWQ, without pre-quant scales",
+    "int4": "ModelOpt labels its round-to-nearest INT4 W4A16_AWQ, without pre-quant scales",
+    "nvfp4": "ModelOpt calibrates NVFP4 on CUDA only and no supported target here runs it",
+}
+
+Format = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_awq"]
+Dtype = Literal["float16", "bfloat16"]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def canonical_format(value: object) -> object:
+    """The stored name of a quantization format; raises ValueError for formats that mislead."""
+    if isinstance(value, str):
+        name = value.strip().lower()
+        if name in REFUSED_FORMATS:
+            choices = "float16, bfloat16, int8_sq, int4_awq, fp8, w4a8_awq"
+            msg = f"{name} is refused: {REFUSED_FORMATS[name]}; choose one of {choices}"
+            raise ValueError(msg)
+        return FORMAT_ALIASES.get(name, name)
+    return value
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys and silent conversions are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """Which Hugging Face model to take.
+
+    Attributes:
+        source: A local directory or a Hub id.
+        revision: Hub revision; a commit hash pins it.
+        dtype: The precision of everything that is not quantized.
+        trust_remote_code: Runs Python from the Hub repository; ``revision`` must be a commit hash.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    dtype: Dtype = "float16"
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _pinned_code(self) -> ModelSection:
+        commit = self.revision or ""
+        if self.trust_remote_code and not (
+            len(commit) == 40 and set(commit) <= set("0123456789abcdef")
+        ):
+            msg = "trust_remote_code needs revision to be a commit hash of 40 digits"
+            raise ValueError(msg)
+        return self
+
+
+class Calibration(Section):
+    """The text that quantization scales are measured on.
+
+    Attributes:
+        text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
+        samples: Texts used.
+        sequence_length: Tokens per text, at most.
+        batch_size: Texts per forward pass; AWQ is fastest with few large batches.
+        seed: Chooses which texts are used.
+    """
+
+    text: str
+    samples: Positive = 32
+    sequence_length: Positive = 512
+    batch_size: Positive = 16
+    seed: int = 1234
+
+
+class QuantizeSection(Section):
+    """How the checkpoint is quantized.
+
+    Attributes:
+        format: The weight and activation format.
+        group_size: Input features that share one INT4 scale.
+        smoothquant_alpha: How much of the activation range moves into the weights (int8_sq).
+        kv_cache: Precision of the KV cache; None keeps it in the model's dtype.
+        device: Where calibration runs; ``auto`` is CUDA when there is one.
+    """
+
+    format: Annotated[Format, BeforeValidator(canonical_format)]
+    group_size: Literal[64, 128] = 128
+    smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    kv_cache: Literal["int8", "fp8"] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    calibration: Calibration | None = None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a forward pass over text decides any tensor of the checkpoint."""
+        return self.format not in ("float16", "bfloat16") or self.kv_cache is not None
+
+    @model_validator(mode="after")
+    def _complete(self) -> QuantizeSection:
+        if self.needs_calibration and self.calibration is None:
+            msg = f"format {self.format} needs quantize.calibration.text"
+            raise ValueError(msg)
+        if self.kv_cache and self.format in ("float16", "bfloat16"):
+            # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
+            # loads without the scales.
+            msg = "kv_cache needs a quantized format; float16 and bfloat16 keep their own KV cache"
+            raise ValueError(msg)
+        return self
+
+
+class Gates(Section):
+    """Limits that the written checkpoint must keep; None does not check.
+
+    Attributes:
+        perplexity_increase: Largest relative increase over the source model.
+        top1_agreement: Smallest share of positions whose most likely token is the source's.
+        kl_divergence: Largest mean KL divergence from the source, in nats per token.
+    """
+
+    perplexity_increase: Annotated[float, Field(ge=0.0)] | None = 0.02
+    top1_agreement: Annotated[float, Field(ge=0.0, le=1.0)] | None = 0.95
+    kl_divergence: Annotated[float, Field(ge=0.0)] | None = None
+
+
+class EvaluateSection(Section):
+    """Held-out text and the quality gate.
+
+    Attributes:
+        text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
+        tokens: Tokens scored, at most.
+        sequence_length: Tokens per window, at most.
+    """
+
+    text: str
+    tokens: Positive = 20000
+    sequence_length: Positive = 512
+    gates: Gates = Gates()
+
+
+class OpenVinoSection(Section):
+    """Execution options of the CPU target; the defaults keep the checkpoint's exact numerics.
+
+    Attributes:
+        inference_precision: Arithmetic of the non-quantized operations.
+        dynamic_quantization_group_size: Features per INT8 activation group in weight-only layers;
+            0 keeps activations in floating point.
+        kv_cache_precision: Storage of keys and values.
+    """
+
+    inference_precision: Literal["f32", "bf16"] = "f32"
+    dynamic_quantization_group_size: Literal[0, 32, 64, 128] = 0
+    kv_cache_precision: Literal["f16", "f32", "u8", "bf16"] = "f16"
+
+
+class CompileSection(Section):
+    """What the engine is built for.
+
+    Attributes:
+        max_batch_size: Sequences decoded together.
+        max_input_len: Prompt tokens, at most.
+        max_seq_len: Prompt plus generated tokens, at most.
+        max_num_tokens: Tokens per engine step over all sequences.
+        tokens_per_block: Tokens per block of the paged KV cache.
+    """
+
+    target: Literal["openvino", "tensorrt"] = "openvino"
+    max_batch_size: Positive = 32
+    max_input_len: Positive = 1024
+    max_seq_len: Positive = 2048
+    max_num_tokens: Positive = 2048
+    max_beam_width: Literal[1] = 1
+    tokens_per_block: Literal[16, 32, 64, 128] = 32
+    tensor_parallel: Positive = 1
+    pipeline_parallel: Positive = 1
+    openvino: OpenVinoSection = OpenVinoSection()
+
+    @model_validator(mode="after")
+    def _sizes(self) -> CompileSection:
+        if self.max_input_len > self.max_seq_len:
+            msg = (
+                f"max_input_len {self.max_input_len} is larger than max_seq_len "
+                f"{self.max_seq_len}, which counts prompt and generated tokens; "
+                "raise max_seq_len or lower max_input_len"
+            )
+            raise ValueError(msg)
+        if self.max_num_tokens < self.tokens_per_block:
+            msg = (
+                f"max_num_tokens {self.max_num_tokens} is below tokens_per_block "
+                f"{self.tokens_per_block}; a step must hold at least one KV block"
+            )
+            raise ValueError(msg)
+        if self.target == "openvino" and self.tokens_per_block != 32:
+            msg = "the openvino target has KV blocks of 32 tokens; set tokens_per_block to 32"
+            raise ValueError(msg)
+        return self
+
+
+class ServeSection(Section):
+    """How the Triton repository serves the engine.
+
+    Attributes:
+        max_queue_size: Requests waiting for a slot before new ones are refused; 0 is no limit.
+        max_tokens_in_paged_kv_cache: Tokens the KV cache holds; None sizes it for max_batch_size
+            sequences of max_seq_len on the CPU and leaves it to the free-memory fraction on a GPU.
+        kv_cache_free_gpu_mem_fraction: Share of free GPU memory for the KV cache (GPU targets).
+        enable_kv_cache_reuse: Shares KV blocks between prompts with a common prefix.
+        enable_chunked_context: Splits long prompts over several steps.
+        exclude_input_in_output: Returns generated tokens only.
+        cancellation_check_period_ms: How often a running request is checked for cancellation.
+        accumulate_tokens: Decodes each token with those before it, so that spaces and characters
+            split over tokens survive streaming.
+    """
+
+    max_queue_size: Annotated[int, Field(ge=0)] = 256
+    max_tokens_in_paged_kv_cache: Positive | None = None
+    kv_cache_free_gpu_mem_fraction: Fraction = 0.9
+    enable_kv_cache_reuse: bool = True
+    enable_chunked_context: bool = True
+    batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = (
+        "guaranteed_no_evict"
+    )
+    exclude_input_in_output: bool = True
+    cancellation_check_period_ms: Positive = 100
+    accumulate_tokens: bool = True
+    preprocessing_instance_count: Positive = 1
+    postprocessing_instance_count: Positive = 1
+    bls_instance_count: Positive = 1
+
+
+class BenchSection(Section):
+    """The load that the bench stage puts on the server.
+
+    Attributes:
+        concurrency: Streams kept open together, one measurement each.
+        requests: Requests per measurement.
+        output_tokens: Tokens generated per request.
+    """
+
+    concurrency: list[Positive] = [1, 8]
+    requests: Positive = 16
+    output_tokens: Positive = 32
+
+
+class Recipe(Section):
+    """A whole recipe.
+
+    Attributes:
+        name: Names the output folder ``build/<name>``.
+    """
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    model: ModelSection
+    quantize: QuantizeSection
+    evaluate: EvaluateSection | None = None
+    compile: CompileSection = CompileSection()
+    serve: ServeSection = ServeSection()
+    bench: BenchSection = BenchSection()
+
+    _places: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def place(self, key: str) -> str:
+        """Where a key was set, as ``file:line (key)``; the nearest enclosing key if it was not.
+
+        Args:
+            key: Dotted key, such as ``compile.max_seq_len``.
+        """
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            place = self._places.get(".".join(parts[:length]))
+            if place:
+                return f"{place} ({key})"
+        return key
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain JSON values, in a stable order."""
+        whole = self.model_dump(mode="json", by_alias=True)
+        return {name: whole[name] for name in names}
+
+    def text_paths(self) -> dict[str, Path]:
+        """The text files the recipe names, by dotted key."""
+        paths = {}
+        if self.quantize.calibration and self.quantize.needs_calibration:
+            paths["quantize.calibration.text"] = Path(self.quantize.calibration.text)
+        if self.evaluate:
+            paths["evaluate.text"] = Path(self.evaluate.text)
+        return paths

@@ -1,0 +1,175 @@
+"""Reads a recipe from YAML so that every error names the file, the line and the key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import RecipeError, UsageError
+from pipeline.recipe import Recipe
+
+MAX_BYTES = 1 << 20
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where YAML silently keeps the last."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", key_node.start_mark
+            )
+        seen.add(key)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: ``a.b=value`` assignments applied before validation; values are YAML.
+
+    Raises:
+        RecipeError: The file is missing, is not YAML, or breaks a rule of the recipe.
+        UsageError: An override is not an assignment to a key.
+    """
+    text = _read(path)
+    try:
+        tree = yaml.compose(text, Loader=_UniqueKeyLoader)
+        # The loader above derives from SafeLoader.
+        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(
+            "the recipe is not valid YAML",
+            where=f"{path}{line}",
+            why=str(getattr(error, "problem", None) or error),
+            fix="Correct the line; a cut-off file or a missing bracket usually ends here",
+        ) from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            "the recipe is empty or not a mapping of keys",
+            where=str(path),
+            fix="Start from configs/demo.yaml",
+        )
+    places = {key: f"{path}:{line}" for key, line in _lines(tree)}
+    for override in overrides:
+        key = _apply(data, override)
+        places[key] = f"--set {override}"
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _recipe_error(error, path, places) from error
+    recipe._places.update(places)
+    return recipe
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError("the recipe is larger than 1 MiB", where=str(path))
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(
+            "there is no such recipe",
+            where=str(path),
+            fix="List the ones that come with the project: ls configs/",
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError("the recipe cannot be read", where=str(path), why=str(error)) from error
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        yield key, key_node.start_mark.line + 1
+        yield from _lines(value_node, f"{key}.")
+
+
+def _apply(data: dict[str, Any], override: str) -> str:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise UsageError(
+            "not an assignment",
+            where=f"--set {override}",
+            fix="Write --set section.key=value, for example --set compile.max_batch_size=8",
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError("the value is not valid YAML", where=f"--set {override}") from error
+    target = data
+    for part in parts[:-1]:
+        child = target.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"{part} is not a section", where=f"--set {override}")
+        target = child
+    target[parts[-1]] = value
+    return ".".join(parts)
+
+
+def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) -> RecipeError:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    place = _nearest(key, places) or str(path)
+    why = first["msg"].removeprefix("Value error, ")
+    fix: str | None = f"Set {key} to a value that is allowed" if key else "Correct the recipe"
+    if first["type"] == "extra_forbidden":
+        why = "there is no such key"
+        fix = _suggestion(first["loc"])
+    elif first["type"] == "missing":
+        why = "the key is required"
+        fix = f"Add {key}"
+    elif first["type"] == "literal_error":
+        why = f"{first['input']!r} is not one of {first['ctx']['expected']}"
+    elif first["type"] == "value_error":
+        # The rule's own message names the remedy.
+        fix = None
+    more = f" ({len(problems) - 1} more below it)" if len(problems) > 1 else ""
+    return RecipeError(f"{key or 'the recipe'} is wrong{more}", where=place, why=why, fix=fix)
+
+
+def _nearest(key: str, places: dict[str, str]) -> str | None:
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        place = places.get(".".join(parts[:length]))
+        if place:
+            return place
+    return None
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        candidates = (field.annotation, *getattr(field.annotation, "__args__", ())) if field else ()
+        section = next((c for c in candidates if _is_section(c)), None)
+        if section is None:
+            return "Remove it"
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"Did you mean {close[0]}?"
+    return f"Known keys here: {', '.join(known)}"
+
+
+def _is_section(candidate: object) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

@@ -1,0 +1,149 @@
+"""Runs a recipe: the only place that knows about caching, locking and publishing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.artifacts import Store, deploy
+from pipeline.errors import PipelineError, StageError
+from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
+from pipeline.preflight import check_model
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.stages.base import Artifact, StageContext
+
+Listener = Callable[[PlannedStage, float], None]
+
+
+@dataclass(frozen=True)
+class BuildDir:
+    """Where outputs go: ``<root>/store`` for artifacts, ``<root>/<recipe name>`` for results."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        """The artifact store shared by all recipes."""
+        return Store(self.root / "store")
+
+    def outputs(self, recipe: Recipe) -> Path:
+        """The recipe's own folder."""
+        return self.root / recipe.name
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run produced.
+
+    Attributes:
+        stages: Every stage with its artifact, in order.
+        outputs: The recipe's output folder.
+    """
+
+    stages: Mapping[str, PlannedStage]
+    outputs: Path
+
+
+def run_recipe(
+    recipe: Recipe,
+    build: BuildDir,
+    progress: Progress,
+    *,
+    force: frozenset[str] = frozenset(),
+    until: str | None = None,
+    on_stage: Listener = lambda _line, _seconds: None,
+) -> RunResult:
+    """Brings every artifact of a recipe up to date and deploys repository and report.
+
+    Args:
+        recipe: The recipe.
+        build: Where artifacts and outputs go.
+        progress: Where stages report.
+        force: Names of stages to run even if cached.
+        until: The last stage to run; None runs all.
+        on_stage: Called after each stage with its line and the seconds it took.
+
+    Raises:
+        PipelineError: The first failure; artifacts published before it stay.
+    """
+    store, outputs = build.store, build.outputs(recipe)
+    store.sweep()
+    lock_path = outputs / "lock.json"
+    lock = read_lock(lock_path)
+    done: dict[str, PlannedStage] = {}
+    try:
+        for stage in stages_for(recipe):
+            inputs = {name: _artifact(done[name]) for name in stage.inputs if name in done}
+            started = time.monotonic()
+            line = plan_stage(stage, recipe, inputs, store, lock)
+            if line.artifact is None or stage.name in force:
+                context = StageContext(recipe, inputs, outputs, progress)
+                line = _build(line, context, store, forced=stage.name in force)
+            done[stage.name] = line
+            on_stage(line, time.monotonic() - started)
+            artifact = _artifact(line)
+            if stage.name == "source":
+                check_model(recipe, artifact.path)
+            stage.check(recipe, artifact)
+            _deploy(artifact, outputs, store)
+            if stage.name == until:
+                break
+    finally:
+        if done:
+            write_lock(lock_path, done)
+        store.memo.save()
+    return RunResult(done, outputs)
+
+
+def _build(
+    line: PlannedStage, context: StageContext, store: Store, *, forced: bool
+) -> PlannedStage:
+    stage, key, material = line.stage, line.key, line.material
+    assert key is not None
+    assert material is not None
+    with store.lock(stage.name, key):
+        artifact, _ = store.get(stage.name, key)
+        if artifact and not forced:
+            # Another process built it while this one waited for the lock.
+            return replace(line, status="cached", artifact=artifact)
+        context.progress.note(f"{stage.name}: {stage.title} ({line.reason or 'forced'})")
+        with store.workspace(stage.name, key) as directory:
+            started = time.monotonic()
+            try:
+                facts = stage.run(replace(context, output=directory))
+            except MemoryError as error:
+                raise StageError(
+                    f"{stage.name} ran out of memory",
+                    where=context.recipe.name,
+                    fix="Use a machine with more memory or a smaller model",
+                ) from error
+            artifact = store.publish(
+                directory,
+                stage=stage.name,
+                key=key,
+                material=material,
+                inputs=context.inputs,
+                facts=facts,
+                seconds=time.monotonic() - started,
+            )
+    return replace(line, artifact=artifact)
+
+
+def _deploy(artifact: Artifact, outputs: Path, store: Store) -> None:
+    if artifact.stage == "repository":
+        deploy(artifact, outputs / "repository", store.memo)
+    elif artifact.stage == "report":
+        outputs.mkdir(parents=True, exist_ok=True)
+        for name in ("report.json", "report.md", "report.html"):
+            temporary = outputs / f".{name}.new"
+            temporary.write_bytes((artifact.path / name).read_bytes())
+            temporary.replace(outputs / name)
+
+
+def _artifact(line: PlannedStage) -> Artifact:
+    if line.artifact is None:
+        raise PipelineError(f"{line.stage.name} has no artifact")
+    return line.artifact

@@ -1,0 +1,72 @@
+"""What a stage is: a function from a recipe section and input artifacts to one output artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published directory of the store.
+
+    Attributes:
+        stage: The stage that made it.
+        key: The SHA-256 it is stored under; covers everything that decides its bytes.
+        digest: The SHA-256 of its manifest of files; covers the bytes themselves.
+        path: The directory.
+        facts: What the stage returned: JSON values for later stages and the report.
+    """
+
+    stage: str
+    key: str
+    digest: str
+    path: Path
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage gets to work with.
+
+    Attributes:
+        recipe: The whole recipe; a stage reads only what its ``section`` declares.
+        inputs: The artifacts of the stages it declared, by stage name.
+        output: An empty directory to fill; it is published when the stage returns.
+        progress: Where it reports.
+    """
+
+    recipe: Recipe
+    inputs: Mapping[str, Artifact]
+    output: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: Its name on the command line and in the store.
+        version: Raised when the code writes other bytes for the same inputs.
+        title: What it does, in a few words, for ``plan``.
+        inputs: Names of the stages whose artifacts it reads.
+        run: Fills ``context.output`` and returns facts (JSON values).
+        section: The part of the recipe that decides its bytes.
+        material: Digests of files outside the store, and versions of tools, that decide its bytes.
+        check: Runs after publication; raises when the artifact must stop the run (a gate).
+    """
+
+    name: str
+    version: int
+    title: str
+    inputs: tuple[str, ...]
+    run: Callable[[StageContext], dict[str, Any]]
+    section: Callable[[Recipe], dict[str, Any]]
+    material: Callable[[Recipe], dict[str, Any]] = lambda _recipe: {}
+    check: Callable[[Recipe, Artifact], None] = lambda _recipe, _artifact: None

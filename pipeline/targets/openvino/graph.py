@@ -1,0 +1,73 @@
+"""A decoder as an OpenVINO model, from a checkpoint's weights and the model's facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import openvino as ov
+from openvino import opset13 as op
+
+from pipeline.checkpoint.layout import Layer, Weights
+from pipeline.models import ModelFacts
+from pipeline.targets.openvino.attention import Attention
+from pipeline.targets.openvino.linears import Linears
+from pipeline.targets.openvino.ops import Node, as_float32, integer, rms_norm, stored
+
+# Raised when the same weights give another graph; part of the engine's cache key.
+GRAPH_VERSION = "1"
+
+
+def build_model(weights: Weights, facts: ModelFacts) -> ov.Model:
+    """The stateful model that OpenVINO GenAI serves.
+
+    Inputs are ``input_ids``, ``attention_mask``, ``position_ids`` (int64 [batch, length]) and
+    ``beam_idx`` (int32 [batch]); the output ``logits`` is float32 [batch, length, vocab_size]. Keys and
+    values live in variables. The arrays of ``weights`` are shared, not copied: keep them until the
+    model is saved.
+
+    Raises:
+        CompileError: A linear's quantization cannot be executed exactly on the CPU.
+    """
+    input_ids = _parameter("input_ids", ov.Type.i64, 2)
+    attention_mask = _parameter("attention_mask", ov.Type.i64, 2)
+    position_ids = _parameter("position_ids", ov.Type.i64, 2)
+    beam_idx = _parameter("beam_idx", ov.Type.i32, 1)
+
+    linears = Linears()
+    attention = Attention.from_inputs(facts, attention_mask, position_ids, beam_idx)
+    table = as_float32(stored(weights.vocab_embedding, "transformer.vocab_embedding.weight"))
+    x = op.gather(table, input_ids, integer(0))
+    for index, layer in enumerate(weights.layers):
+        h = rms_norm(x, layer.input_layernorm, facts.norm_epsilon)
+        x = op.add(x, attention(h, index, layer, linears))
+        h = rms_norm(x, layer.post_layernorm, facts.norm_epsilon)
+        x = op.add(x, _mlp(h, layer, linears))
+    logits = linears(rms_norm(x, weights.ln_f, facts.norm_epsilon), weights.lm_head)
+
+    logits.output(0).set_names({"logits"})
+    result = op.result(logits)
+    result.set_friendly_name("logits")
+    inputs = [input_ids, attention_mask, position_ids, beam_idx]
+    model = ov.Model([result], attention.sinks, inputs, facts.architecture)
+    _name_operations(model)
+    return model
+
+
+def _mlp(x: Node, layer: Layer, linears: Linears) -> Node:
+    return linears(op.multiply(op.swish(linears(x, layer.fc)), linears(x, layer.gate)), layer.proj)
+
+
+def _parameter(name: str, element_type: ov.Type, rank: int) -> Node:
+    parameter = op.parameter(ov.PartialShape([-1] * rank), element_type, name=name)
+    parameter.output(0).set_names({name})
+    return parameter
+
+
+def _name_operations(model: ov.Model) -> None:
+    """Replaces names that count operations of the whole process, so that equal models save equal bytes."""
+    counts: Counter[str] = Counter()
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if node.get_friendly_name() == node.get_name():
+            node.set_friendly_name(f"{kind}_{counts[kind]}")
+            counts[kind] += 1

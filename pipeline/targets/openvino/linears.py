@@ -1,0 +1,100 @@
+"""Linears of a TensorRT-LLM checkpoint as OpenVINO operations, weights kept as they are stored.
+
+The patterns are the ones the CPU plugin recognizes, so that no float copy of a quantized weight exists
+at run time: INT4 is unpacked inside the matrix multiplication, INT8 is multiplied as INT8.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from openvino import opset13 as op
+
+from pipeline.checkpoint.layout import Array, Linear
+from pipeline.errors import CompileError
+from pipeline.targets.openvino.ops import Node, as_float32, floats, integers, stored, stored_int4
+
+
+class Linears:
+    """Adds linears to a graph; linears that read the same quantized input share its quantizer."""
+
+    def __init__(self) -> None:
+        self._inputs: dict[tuple[str, bytes, float | None], Node] = {}
+
+    def __call__(self, x: Node, linear: Linear) -> Node:
+        """y = x @ W.T + bias.
+
+        Args:
+            x: float32 [batch, length, K].
+            linear: Floating point, ``W4A16_AWQ`` or ``W8A8_SQ_PER_CHANNEL``.
+
+        Returns:
+            float32 [batch, length, N]; its matrix multiplication carries the linear's name.
+
+        Raises:
+            CompileError: The CPU has no exact execution for the linear's ``quant_algo``.
+        """
+        y = op.matmul(self._input(x, linear), _weight(linear), False, True)
+        y.set_friendly_name(linear.name)
+        return y if linear.bias is None else op.add(y, floats(linear.bias, 3))
+
+    def _input(self, x: Node, linear: Linear) -> Node:
+        scale = linear.prequant_scaling_factor
+        step = linear.activation_scaling_factor
+        if scale is None and step is None:
+            return x
+        key = (x.get_friendly_name(), b"" if scale is None else scale.tobytes(), step)
+        if key not in self._inputs:
+            y = x if scale is None else op.multiply(x, floats(scale, 3))
+            self._inputs[key] = y if step is None else _quantized(y, step)
+        return self._inputs[key]
+
+
+def _quantized(x: Node, step: float) -> Node:
+    """clamp(round(x / step), -128, 127) * step."""
+    low, high = floats([-128 * step]), floats([127 * step])
+    return op.fake_quantize(x, low, high, low, high, 256)
+
+
+def _weight(linear: Linear) -> Node:
+    name = f"{linear.name}.weight"
+    if linear.algo == "NO_QUANT":
+        return as_float32(stored(linear.weight, name))
+    if linear.algo == "W8A8_SQ_PER_CHANNEL":
+        assert linear.weights_scaling_factor is not None
+        steps = floats(linear.weights_scaling_factor.reshape(-1, 1))
+        return op.multiply(as_float32(stored(linear.weight, name)), steps)
+    if linear.algo == "W4A16_AWQ":
+        return _int4_weight(linear, name)
+    raise CompileError(
+        f"the CPU target does not execute {linear.algo}",
+        where=linear.name,
+        fix="Quantize to int4_awq, int8_sq, float16 or bfloat16",
+    )
+
+
+def _int4_weight(linear: Linear, name: str) -> Node:
+    steps, prequant = linear.weights_scaling_factor, linear.prequant_scaling_factor
+    assert steps is not None
+    assert prequant is not None
+    rows, columns = linear.out_features, linear.in_features
+    groups = steps.shape[1]
+    shape = (rows, groups, columns // groups)
+    nibbles = stored_int4(nibbles_along_rows(linear.weight), shape, name)
+    # TensorRT-LLM casts group scales to the model's dtype, which the pre-quant scale is stored in.
+    rounded = steps.astype(prequant.dtype).astype(np.float32)
+    weight = op.multiply(as_float32(nibbles), floats(rounded.reshape(rows, groups, 1)))
+    return op.reshape(weight, integers(rows, columns), False)
+
+
+def nibbles_along_rows(packed: Array) -> Array:
+    """Repacks INT4 pairs of neighbouring rows into pairs of neighbouring columns.
+
+    Args:
+        packed: int8 [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high nibble.
+
+    Returns:
+        uint8 [N, K/2]; column 2j in the low nibble.
+    """
+    pairs = packed.view(np.uint8)
+    rows = np.stack([pairs & 0xF, pairs >> 4], axis=1).reshape(-1, packed.shape[1])
+    return rows[:, 0::2] | (rows[:, 1::2] << 4)

@@ -1,0 +1,73 @@
+"""Small pieces of an OpenVINO graph that the opset does not have as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from pipeline.checkpoint.layout import Array
+
+Node = Any
+
+
+def integers(*values: int) -> Node:
+    """An int64 constant of shape [len(values)]."""
+    return op.constant(np.array(values, dtype=np.int64))
+
+
+def integer(value: int) -> Node:
+    """An int64 scalar."""
+    return op.constant(np.array(value, dtype=np.int64))
+
+
+def floats(values: Array | Sequence[float] | float, rank: int = 0) -> Node:
+    """A float32 constant; leading axes of length 1 are added up to ``rank``."""
+    array = np.asarray(values).astype(np.float32)
+    return op.constant(array.reshape((1,) * (rank - array.ndim) + array.shape))
+
+
+def stored(array: Array, name: str) -> Node:
+    """A named constant in the array's own element type, bfloat16 included, without a copy."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        tensor = ov.Tensor(array.view(np.uint16), ov.Shape(array.shape), ov.Type.bf16)
+        constant = op.constant(tensor, shared_memory=True)
+    else:
+        constant = op.constant(array, shared_memory=True)
+    constant.set_friendly_name(name)
+    return constant
+
+
+def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
+    """A named i4 constant from bytes that hold two consecutive elements, the first in the low nibble."""
+    tensor = ov.Tensor(np.ascontiguousarray(packed), ov.Shape(list(shape)), ov.Type.i4)
+    constant = op.constant(tensor, shared_memory=True)
+    constant.set_friendly_name(name)
+    return constant
+
+
+def as_float32(node: Node) -> Node:
+    """The node converted to float32, or the node itself."""
+    return node if node.get_element_type() == ov.Type.f32 else op.convert(node, ov.Type.f32)
+
+
+def rms_norm(x: Node, weight: Array, epsilon: float) -> Node:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in the shape the CPU plugin fuses."""
+    rank = len(x.get_output_partial_shape(0))
+    variance = op.reduce_mean(op.power(x, floats(2.0)), integers(-1), True)
+    inverse = op.divide(floats(1.0), op.sqrt(op.add(variance, floats(epsilon, rank))))
+    return op.multiply(op.multiply(x, inverse), floats(weight, rank))
+
+
+def dimension(node: Node, axis: int) -> Node:
+    """The size of one axis at run time, as int64 [1]."""
+    return op.gather(op.shape_of(node), integers(axis), integer(0))
+
+
+def concat_shape(*parts: Node | int) -> Node:
+    """A shape from constants and run-time dimensions of shape [1]."""
+    return op.concat([integers(p) if isinstance(p, int) else p for p in parts], 0)

@@ -1,0 +1,96 @@
+"""The ``parameters`` of each config.pbtxt, under NVIDIA's names, from a recipe.
+
+Only the engine model differs between compile targets; :data:`ENGINES` is where a target says how
+Triton runs its engine. Paths are relative to the repository's root, so that a repository can be
+moved or mounted anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pipeline.errors import UnsupportedError
+from pipeline.recipe import Recipe
+from pipeline.triton.tensors import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
+
+TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
+ENGINE_DIR = f"{ENGINE}/1/engine"
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """How Triton runs the compiled engine.
+
+    Attributes:
+        backend: Triton backend; ``python`` needs a ``model.py``.
+        parameters: ``string_value`` parameters of its config.pbtxt.
+    """
+
+    backend: str
+    parameters: Mapping[str, str]
+
+
+def openvino_engine(recipe: Recipe) -> EngineModel:
+    """The Python front of the CPU engine.
+
+    GPU-only parameters (memory fractions, CUDA graphs, LoRA caches) are left out rather than
+    accepted and ignored.
+    """
+    serve = recipe.serve
+    parameters = {
+        "gpt_model_type": "inflight_fused_batching",
+        "gpt_model_path": ENGINE_DIR,
+        "tokenizer_dir": TOKENIZER_DIR,
+        "max_beam_width": str(recipe.compile.max_beam_width),
+        "batch_scheduler_policy": serve.batch_scheduler_policy,
+        "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
+        "enable_chunked_context": _flag(serve.enable_chunked_context),
+        "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+        "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
+        "max_queue_size": str(serve.max_queue_size),
+    }
+    if serve.max_tokens_in_paged_kv_cache is not None:
+        parameters["max_tokens_in_paged_kv_cache"] = str(serve.max_tokens_in_paged_kv_cache)
+    return EngineModel("python", parameters)
+
+
+ENGINES: Mapping[str, Callable[[Recipe], EngineModel]] = {"openvino": openvino_engine}
+"""How Triton runs the engine of each compile target."""
+
+
+def engine_model(recipe: Recipe) -> EngineModel:
+    """How Triton runs the engine of the recipe's compile target.
+
+    Raises:
+        UnsupportedError: The target has no Triton repository yet.
+    """
+    target = recipe.compile.target
+    if target not in ENGINES:
+        raise UnsupportedError(
+            f"there is no Triton repository for the target {target}",
+            where=recipe.place("compile.target"),
+            fix=f"Targets with one: {', '.join(sorted(ENGINES))}",
+        )
+    return ENGINES[target](recipe)
+
+
+def model_parameters(recipe: Recipe) -> dict[str, Mapping[str, str]]:
+    """The parameters of every model that has some, by model name.
+
+    Raises:
+        UnsupportedError: See :func:`engine_model`.
+    """
+    return {
+        PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
+        ENGINE: engine_model(recipe).parameters,
+        POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
+        BLS: {
+            "accumulate_tokens": _flag(recipe.serve.accumulate_tokens),
+            "tensorrt_llm_model_name": ENGINE,
+        },
+    }
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
