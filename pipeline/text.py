@@ -1,0 +1,157 @@
+"""The texts that calibration and evaluation read, and their tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.dependencies import require
+from pipeline.errors import SourceError, UsageError
+
+Rows = list[list[int]]
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    def encode(self, text: str, /) -> list[int]:
+        """Token ids with the model's own special tokens."""
+
+
+def read_texts(path: Path) -> list[str]:
+    """Reads a file of texts.
+
+    Args:
+        path: ``.txt``: paragraphs between blank lines. ``.jsonl``: one ``{"text": "..."}`` a line.
+
+    Returns:
+        The texts in file order, without surrounding white space; at least one.
+
+    Raises:
+        UsageError: The file is missing, of another kind, not UTF-8, malformed or empty.
+    """
+    readers = {".txt": _paragraphs, ".jsonl": _json_lines}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(
+            f"texts cannot be read from a {path.suffix or 'nameless kind of'} file",
+            where=str(path),
+            fix="Use .txt (paragraphs between blank lines) or .jsonl (objects with a text)",
+        )
+    texts = list(reader(_decode(path), path))
+    if not texts:
+        raise UsageError("the file holds no text", where=str(path))
+    return texts
+
+
+def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most ``count`` of the texts, chosen by ``seed``, in file order."""
+    chosen = random.Random(seed).sample(range(len(texts)), min(count, len(texts)))  # noqa: S311
+    return [texts[index] for index in sorted(chosen)]
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a Hugging Face snapshot, from local files only.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        SourceError: The snapshot has no tokenizer that can be read.
+    """
+    transformers = require("transformers", "quantize")
+    try:
+        tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise SourceError(
+            "the tokenizer cannot be loaded",
+            where=str(directory),
+            why=str(error).strip().partition("\n")[0],
+            fix="The model directory needs tokenizer.json and tokenizer_config.json",
+        ) from error
+    return tokenizer
+
+
+def token_rows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Rows:
+    """Packs texts into rows of equal length, so that no statistic counts a padding token.
+
+    Each text is cut to ``length`` tokens; all of them are then joined and cut into as few equally
+    long rows as hold them. Fewer tokens than there are rows are left over and dropped.
+
+    Args:
+        texts: At least one.
+        tokenizer: Adds the model's own special tokens.
+        length: Longest row, in tokens.
+
+    Raises:
+        UsageError: The texts have no tokens.
+    """
+    tokens = [token for text in texts for token in tokenizer.encode(text)[:length]]
+    if not tokens:
+        raise UsageError("the texts have no tokens for this model's tokenizer")
+    count = -(-len(tokens) // length)
+    width = len(tokens) // count
+    return [tokens[start : start + width] for start in range(0, count * width, width)]
+
+
+def batches(rows: Rows, batch_size: int) -> list[Rows]:
+    """Cuts rows into as few batches as allowed, their sizes differing by at most one.
+
+    AWQ averages its statistics over batches, so a short last batch would count too much.
+    """
+    count = -(-len(rows) // batch_size)
+    bounds = [index * len(rows) // count for index in range(count + 1)]
+    return [rows[start:end] for start, end in pairwise(bounds)]
+
+
+def _decode(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError("there is no such text file", where=str(path)) from error
+    except OSError as error:
+        raise UsageError(
+            "the text file cannot be read", where=str(path), why=error.strerror
+        ) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            "the text file is not UTF-8",
+            where=f"{path}:{line}",
+            why=f"Byte 0x{data[error.start]:02x} cannot be decoded",
+            fix=f"Convert it: iconv -f latin1 -t utf-8 {path.name}",
+        ) from error
+
+
+def _paragraphs(content: str, path: Path) -> Iterator[str]:  # noqa: ARG001
+    for paragraph in re.split(r"\n[^\S\n]*\n", content.replace("\r\n", "\n")):
+        if text := paragraph.strip():
+            yield text
+
+
+def _json_lines(content: str, path: Path) -> Iterator[str]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                'the line is not a JSON object with a "text"',
+                where=f"{path}:{number}",
+                why=str(error) if isinstance(error, ValueError) else None,
+                fix='Write one object a line: {"text": "Once upon a time ..."}',
+            ) from error
+        if not isinstance(text, str):
+            raise UsageError(
+                f'"text" is {type(text).__name__}, not a string', where=f"{path}:{number}"
+            )
+        if text := text.strip():
+            yield text

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SHARED_MODELS = PROJECT.parent / "shared" / "models"
+DEMO_MODEL = PROJECT / "examples" / "tiny_llama" / "model"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may reach the Hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The committed demo model."""
+    return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def stories_model() -> Path:
+    """A real pretrained tiny model that is not part of the project."""
+    path = SHARED_MODELS / "stories260K-h128"
+    if not path.is_dir():
+        pytest.skip("../shared/models/stories260K-h128 is not here")
+    return path

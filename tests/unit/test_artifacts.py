@@ -1,0 +1,219 @@
+"""The store: complete or absent, damaged counts as missing, two builders make one artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.artifacts import Store, check_files, deploy, read_manifest
+from pipeline.errors import StoreError
+from pipeline.stages.base import Artifact
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def publish(store: Store, key: str = "k1", text: str = "hello") -> Artifact:
+    with store.workspace("stage", key) as directory:
+        (directory / "sub").mkdir()
+        (directory / "sub" / "file.txt").write_text(text)
+        return store.publish(
+            directory,
+            stage="stage",
+            key=key,
+            material={"a": 1},
+            inputs={},
+            facts={"size": len(text)},
+            seconds=1.0,
+        )
+
+
+def test_what_was_published_is_found_with_its_digests(store: Store) -> None:
+    made = publish(store)
+    found, damage = store.get("stage", "k1")
+    assert damage is None
+    assert found == made
+    manifest = read_manifest(made.path)
+    expected = hashlib.sha256(b"hello").hexdigest()
+    assert manifest["files"] == {"sub/file.txt": {"sha256": expected, "bytes": 5}}
+    assert manifest["facts"] == {"size": 5}
+    assert not list((store.root / "tmp").iterdir())
+
+
+def test_the_digest_follows_the_bytes_not_the_key(store: Store) -> None:
+    first, same, other = publish(store, "a"), publish(store, "b"), publish(store, "c", "other")
+    assert first.digest == same.digest
+    assert first.digest != other.digest
+
+
+def _truncate(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_text("hell")
+
+
+def _flip(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_text("jello")
+
+
+def _add(path: Path) -> None:
+    path.with_name("extra.txt").write_text("x")
+
+
+def _forge(path: Path) -> None:
+    manifest = json.loads((path.parents[1] / "artifact.json").read_text())
+    manifest["facts"]["size"] = 6
+    (path.parents[1] / "artifact.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (Path.unlink, "sub/file.txt is missing"),
+        (_truncate, "has 4 bytes, not 5"),
+        (_flip, "its SHA-256 differs"),
+        (_add, "sub/extra.txt is not listed"),
+        (_forge, "artifact.json itself was changed"),
+        (lambda path: (path.parents[1] / "artifact.json").write_text("{"), "no readable"),
+    ],
+)
+def test_damage_is_a_miss_that_says_what_is_wrong(store: Store, harm, expected: str) -> None:
+    path = publish(store).path / "sub" / "file.txt"
+    harm(path)
+    found, damage = store.get("stage", "k1")
+    assert found is None
+    assert damage is not None
+    assert expected in damage.problems[0]
+    assert [d.path for d in store.verify()] == [damage.path]
+    publish(store)
+    assert store.get("stage", "k1")[0] is not None
+    assert store.verify() == []
+
+
+def test_a_failing_builder_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError, match="stopped"), store.workspace("stage", "k") as directory:
+        (directory / "half").write_text("x")
+        raise RuntimeError("stopped")
+    assert store.artifacts() == []
+    assert not list((store.root / "tmp").iterdir())
+
+
+def test_what_a_killed_builder_left_is_swept_unless_it_is_alive(store: Store) -> None:
+    left = store.root / "tmp" / "stage-k1-deadbeef"
+    left.mkdir(parents=True)
+    with store.lock("stage", "k2"):
+        alive = store.root / "tmp" / "stage-k2-cafecafe"
+        alive.mkdir()
+        assert store.sweep() == 1
+        assert alive.exists()
+    assert not left.exists()
+
+
+def test_the_second_builder_of_a_key_waits_for_the_first(store: Store) -> None:
+    order: list[str] = []
+    inside, release = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with store.lock("stage", "k"):
+            inside.set()
+            release.wait(5)
+            order.append("first")
+
+    def second() -> None:
+        with Store(store.root).lock("stage", "k"):
+            order.append("second")
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    inside.wait(5)
+    threads.append(threading.Thread(target=second))
+    threads[1].start()
+    threads[1].join(0.2)
+    assert order == []
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["first", "second"]
+
+
+def test_a_full_disk_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_path: Path) -> None:
+        raise OSError(28, "No space left on device", "store/file")
+
+    monkeypatch.setattr(artifacts, "_fsync", full)
+    with pytest.raises(StoreError, match="No space left on device.*--build-dir") as caught:
+        publish(store)
+    assert caught.value.exit_code == 5
+
+
+def test_a_disk_that_fills_while_a_stage_writes_is_named(store: Store) -> None:
+    with (
+        pytest.raises(StoreError, match="No space left on device"),
+        store.workspace("stage", "k"),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+def test_other_errors_of_a_stage_pass_through(store: Store) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"), store.workspace("stage", "k"):
+        raise FileNotFoundError(2, "gone")
+
+
+def test_deployment_is_a_checked_copy(store: Store, tmp_path: Path) -> None:
+    artifact = publish(store)
+    target = tmp_path / "out" / "repository"
+    assert deploy(artifact, target, store.memo)
+    assert (target / "sub" / "file.txt").read_text() == "hello"
+    assert check_files(target, read_manifest(target), memo=None) == []
+    assert not deploy(artifact, target, store.memo)
+    (target / "sub" / "file.txt").unlink()
+    (target / "sub" / "file.txt").write_text("edited")
+    assert deploy(artifact, target, store.memo)
+    assert (target / "sub" / "file.txt").read_text() == "hello"
+    assert [path.name for path in target.parent.iterdir()] == ["repository"]
+
+
+def test_the_chain_of_custody_names_every_ancestor(store: Store) -> None:
+    parent = publish(store, "parent")
+    with store.workspace("child", "c") as directory:
+        (directory / "f").write_text("x")
+        child = store.publish(
+            directory,
+            stage="child",
+            key="c",
+            material={},
+            inputs={"stage": parent},
+            facts={},
+            seconds=0,
+        )
+    with store.workspace("grandchild", "g") as directory:
+        (directory / "f").write_text("y")
+        last = store.publish(
+            directory,
+            stage="grandchild",
+            key="g",
+            material={},
+            inputs={"child": child},
+            facts={},
+            seconds=0,
+        )
+    chain = read_manifest(last.path)["chain"]
+    assert chain["stage"] == {"key": "parent", "digest": parent.digest}
+    assert chain["child"] == {"key": "c", "digest": child.digest}
+
+
+def test_an_unmoved_file_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    store.memo.save()
+    reread: list[Path] = []
+    monkeypatch.setattr("pipeline.digests.file_digest", lambda path: reread.append(path) or "x")
+    fresh = Store(store.root)
+    assert fresh.get("stage", "k1")[0] is not None
+    assert reread == []

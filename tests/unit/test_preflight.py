@@ -1,0 +1,104 @@
+"""Combinations that cannot work are refused from config.json alone; numbers are hand-checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UnsupportedError
+from pipeline.preflight import check_model
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
+
+# Llama-2-7B: 11008 = 86 x 128, so group 128 splits over 2 ranks and not over 4.
+LLAMA2_7B = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+# Qwen2.5-7B: qkv is 3584 + 2 x 512 = 4608 = 36 x 128.
+QWEN25_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+}
+
+
+def _check(tmp_path: Path, config: dict[str, Any], *overrides: str) -> Recipe:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "schema: 1\nname: t\nmodel: {source: m}\n"
+        "quantize: {format: int4_awq, calibration: {text: c.txt}}\n"
+    )
+    recipe = load_recipe(path, overrides)
+    check_model(recipe, tmp_path)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides"),
+    [
+        (LLAMA2_7B, []),
+        (LLAMA2_7B, ["compile.tensor_parallel=2"]),
+        (LLAMA2_7B, ["compile.tensor_parallel=4", "quantize.format=int8_sq"]),
+        (QWEN25_7B, ["compile.tensor_parallel=4"]),
+        (QWEN25_7B, ["compile.pipeline_parallel=4"]),
+    ],
+)
+def test_combinations_that_work(
+    tmp_path: Path, config: dict[str, Any], overrides: list[str]
+) -> None:
+    assert _check(tmp_path, config, *overrides).name == "t"
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "expected"),
+    [
+        (LLAMA2_7B, ["compile.tensor_parallel=4"], "11008.*not a multiple of 512"),
+        (
+            LLAMA2_7B | {"intermediate_size": 11072},
+            [],
+            "11072 of mlp.fc is not a multiple of 128.*Set quantize.group_size to 64",
+        ),
+        (LLAMA2_7B, ["compile.tensor_parallel=3"], "32 attention heads cannot be split over 3"),
+        (LLAMA2_7B, ["compile.pipeline_parallel=5"], "32 layers cannot be split evenly over 5"),
+        (
+            QWEN25_7B,
+            ["compile.tensor_parallel=7", "quantize.format=int8_sq"],
+            "4 KV heads can be neither split nor repeated over 7",
+        ),
+        (
+            QWEN25_7B | {"num_attention_heads": 32},
+            ["compile.tensor_parallel=8", "quantize.format=int8_sq"],
+            "int8_sq cannot repeat 4 KV heads over 8 ranks",
+        ),
+        (LLAMA2_7B, ["compile.max_seq_len=8192"], "max_seq_len"),
+        (LLAMA2_7B, ["compile.target=tensorrt"], "target tensorrt is not available"),
+    ],
+)
+def test_combinations_that_cannot_work(
+    tmp_path: Path, config: dict[str, Any], overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=expected) as caught:
+        _check(tmp_path, config, *overrides)
+    assert caught.value.exit_code == 3
+
+
+def test_the_refusal_names_line_and_key(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"recipe\.yaml:4 \(quantize\.group_size\)"):
+        _check(tmp_path, LLAMA2_7B, "compile.tensor_parallel=4")

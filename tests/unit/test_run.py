@@ -1,0 +1,164 @@
+"""The runner: what is cached, what runs again and why, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import plan, run
+from pipeline.errors import QualityGateError, StageError
+from pipeline.plan import build_plan, read_lock
+from pipeline.progress import Silent
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
+from pipeline.run import BuildDir, RunResult, run_recipe
+from pipeline.stages.base import Artifact, Stage, StageContext
+
+
+class House:
+    """Three small stages that count how often they run."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.calls: list[str] = []
+        self.fail: dict[str, Exception] = {}
+        self.gate: Callable[[Artifact], None] = lambda _artifact: None
+        self.build = BuildDir(tmp_path / "build")
+        self.path = tmp_path / "recipe.yaml"
+        self.path.write_text("schema: 1\nname: t\nmodel: {source: m}\nquantize: {format: float16}\n")
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (
+            self._stage("source", (), lambda recipe: recipe.section("model")),
+            self._stage("quantize", ("source",), lambda recipe: recipe.section("quantize")),
+            self._stage("compile", ("quantize",), lambda recipe: recipe.section("compile")),
+        )
+
+    def _stage(
+        self, name: str, inputs: tuple[str, ...], section: Callable[[Recipe], dict[str, Any]]
+    ) -> Stage:
+        def work(context: StageContext) -> dict[str, Any]:
+            self.calls.append(name)
+            (context.output / "partial").write_text("x")
+            if name in self.fail:
+                raise self.fail[name]
+            text = repr(section(context.recipe)) if name != "quantize" else "constant"
+            (context.output / "out").write_text(text)
+            return {"name": name}
+
+        check = (lambda _recipe, artifact: self.gate(artifact)) if name == "quantize" else None
+        return Stage(
+            name=name,
+            version=1,
+            title=name,
+            inputs=inputs,
+            run=work,
+            section=section,
+            **({"check": check} if check else {}),
+        )
+
+    def run(self, *overrides: str, **options: Any) -> RunResult:
+        recipe = load_recipe(self.path, overrides)
+        return run_recipe(recipe, self.build, Silent(), **options)
+
+    def reasons(self, *overrides: str) -> dict[str, str]:
+        recipe = load_recipe(self.path, overrides)
+        lock = read_lock(self.build.outputs(recipe) / "lock.json")
+        return {
+            line.stage.name: line.reason for line in build_plan(recipe, self.build.store, lock)
+        }
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    house = House(tmp_path)
+    monkeypatch.setattr(plan, "STAGES", house.stages())
+    monkeypatch.setattr(run, "check_model", lambda _recipe, _path: None)
+    return house
+
+
+def test_a_second_run_does_nothing(house: House) -> None:
+    first = house.run()
+    assert house.calls == ["source", "quantize", "compile"]
+    second = house.run()
+    assert house.calls == ["source", "quantize", "compile"]
+    assert {line.status for line in second.stages.values()} == {"cached"}
+    assert [line.key for line in second.stages.values()] == [
+        line.key for line in first.stages.values()
+    ]
+
+
+def test_a_changed_key_runs_its_stage_and_equal_bytes_stop_there(house: House) -> None:
+    house.run()
+    house.calls.clear()
+    # This quantize stage writes the same bytes whatever its section, so compile stays cached.
+    result = house.run("quantize.smoothquant_alpha=0.5")
+    assert house.calls == ["quantize"]
+    assert result.stages["compile"].status == "cached"
+
+
+def test_the_plan_says_why(house: House) -> None:
+    assert house.reasons()["source"] == "never ran"
+    assert house.reasons()["compile"] == "needs quantize"
+    house.run()
+    assert set(house.reasons().values()) == {""}
+    assert house.reasons("compile.max_batch_size=8")["compile"] == (
+        "compile.max_batch_size changed from 32 to 8"
+    )
+    artifact = house.run().stages["compile"].artifact
+    assert artifact is not None
+    (artifact.path / "out").unlink()
+    assert "damaged: out is missing" in house.reasons()["compile"]
+
+
+def test_a_failure_keeps_what_was_published(house: House) -> None:
+    house.fail["compile"] = StageError("no compiler")
+    with pytest.raises(StageError, match="no compiler"):
+        house.run()
+    house.fail.clear()
+    house.calls.clear()
+    house.run()
+    assert house.calls == ["compile"]
+    assert house.build.store.verify() == []
+
+
+def test_running_out_of_memory_is_a_stage_failure(house: House) -> None:
+    house.fail["quantize"] = MemoryError()
+    with pytest.raises(StageError, match="quantize ran out of memory"):
+        house.run()
+
+
+def test_a_gate_stops_the_run_every_time_and_keeps_the_artifact(house: House) -> None:
+    def closed(artifact: Artifact) -> None:
+        raise QualityGateError("worse than allowed", where=str(artifact.path))
+
+    house.gate = closed
+    for _ in range(2):
+        with pytest.raises(QualityGateError, match="worse than allowed") as caught:
+            house.run()
+        assert caught.value.exit_code == 4
+        assert Path(str(caught.value.where)).is_dir()
+    # The artifact was made once; the gate is asked on every run.
+    assert house.calls == ["source", "quantize"]
+
+
+def test_force_runs_a_cached_stage(house: House) -> None:
+    house.run()
+    house.calls.clear()
+    house.run(force=frozenset({"quantize"}))
+    assert house.calls == ["quantize"]
+    assert house.build.store.verify() == []
+
+
+def test_until_stops_early(house: House) -> None:
+    assert list(house.run(until="quantize").stages) == ["source", "quantize"]
+
+
+def test_another_recipe_shares_the_store(house: House) -> None:
+    house.run()
+    house.calls.clear()
+    result = house.run("name=other")
+    assert house.calls == []
+    assert result.outputs.name == "other"
