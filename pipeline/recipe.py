@@ -178,12 +178,12 @@ class OpenVinoSection(Section):
         inference_precision: Arithmetic of the non-quantized operations.
         dynamic_quantization_group_size: Features per INT8 activation group in weight-only layers;
             0 keeps activations in floating point.
-        kv_cache_precision: Storage of keys and values.
+        kv_cache_precision: Storage of keys and values; None is that of ``inference_precision``.
     """
 
     inference_precision: Literal["f32", "bf16"] = "f32"
     dynamic_quantization_group_size: Literal[0, 32, 64, 128] = 0
-    kv_cache_precision: Literal["f16", "f32", "u8", "bf16"] = "f16"
+    kv_cache_precision: Literal["f32", "f16", "bf16", "u8"] | None = None
 
 
 class CompileSection(Section):

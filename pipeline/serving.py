@@ -97,9 +97,11 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
         yield url
         return
     assert repository is not None
-    with tempfile.TemporaryDirectory(prefix="trtllm-pipeline-") as folder:
-        with serving(repository, Path(folder) / "triton.log") as server:
-            yield server.grpc_url
+    with (
+        tempfile.TemporaryDirectory(prefix="trtllm-pipeline-") as folder,
+        serving(repository, Path(folder) / "triton.log") as server,
+    ):
+        yield server.grpc_url
 
 
 def serve_forever(
@@ -131,8 +133,8 @@ def serve_forever(
         with serving(repository, log, **options) as server:
             addresses = {"grpc": server.grpc_url, "http": server.http_url}
             on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
-            while not stop.wait(0.2):
-                server.raise_if_dead()
+            while not stop.is_set():
+                server.wait(0.2)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -5,111 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint.quantization import NO_QUANT, Quantization
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
 from pipeline.models import ModelFacts
 
-NO_QUANT = "NO_QUANT"
-W8A8 = "W8A8_SQ_PER_CHANNEL"
-W4A16 = "W4A16_AWQ"
-W4A8 = "W4A8_AWQ"
-FP8 = "FP8"
-QUANT_ALGOS = (NO_QUANT, W8A8, W4A16, W4A8, FP8)
-AWQ_ALGOS = (W4A16, W4A8)
-KV_CACHE_ALGOS = ("INT8", "FP8")
-
-# The fields of TensorRT-LLM 1.2's QuantConfig; its constructor raises on any other key.
-QUANTIZATION_KEYS = frozenset(
-    (
-        "quant_algo",
-        "kv_cache_quant_algo",
-        "group_size",
-        "smoothquant_val",
-        "clamp_val",
-        "use_meta_recipe",
-        "has_zero_point",
-        "pre_quant_scale",
-        "exclude_modules",
-    )
-)
-# What QuantConfig leaves unquantized when exclude_modules is null.
-DEFAULT_EXCLUDES = (
-    "*lm_head",
-    "*router",
-    "*vocab_embedding",
-    "*position_embedding",
-    "*block_embedding",
-    "*shared_expert_gate",
-)
 DTYPES = ("float16", "bfloat16", "float32")
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The ``quantization`` section.
-
-    Attributes:
-        algo: ``quant_algo``; ``NO_QUANT`` where the file says null.
-        kv_cache_algo: ``INT8``, ``FP8`` or None.
-        group_size: Input features per INT4 scale; None for formats without groups.
-        exclude_modules: fnmatch patterns of modules that stay in floating point.
-    """
-
-    algo: str
-    kv_cache_algo: str | None
-    group_size: int | None
-    exclude_modules: tuple[str, ...]
-
-    @classmethod
-    def from_dict(cls, section: Mapping[str, Any], where: str) -> Quantization:
-        """Reads the section as TensorRT-LLM 1.2 does.
-
-        Raises:
-            CheckpointError: A key is unknown, or the format lacks a key without which TensorRT-LLM
-                would load it silently wrong.
-            UnsupportedError: The format is not one of ours.
-        """
-        unknown = sorted(set(section) - QUANTIZATION_KEYS)
-        if unknown:
-            raise CheckpointError(
-                f"unknown quantization key {', '.join(unknown)}",
-                where=where,
-                why="TensorRT-LLM's QuantConfig refuses keys it does not know",
-                fix=f"Known keys: {', '.join(sorted(QUANTIZATION_KEYS))}",
-            )
-        algo = section.get("quant_algo") or NO_QUANT
-        if algo not in QUANT_ALGOS:
-            raise UnsupportedError(
-                f"quant_algo {algo} is not supported",
-                where=where,
-                why=_reason(algo),
-                fix=f"Supported: {', '.join(QUANT_ALGOS)}",
-            )
-        kv_cache_algo = section.get("kv_cache_quant_algo")
-        if kv_cache_algo is not None and kv_cache_algo not in KV_CACHE_ALGOS:
-            raise UnsupportedError(
-                f"kv_cache_quant_algo {kv_cache_algo} is not supported",
-                where=where,
-                fix=f"Supported: null, {', '.join(KV_CACHE_ALGOS)}",
-            )
-        if algo in AWQ_ALGOS:
-            _check_awq(section, algo, where)
-        excludes = section.get("exclude_modules")
-        return cls(
-            algo=algo,
-            kv_cache_algo=kv_cache_algo,
-            group_size=int(section["group_size"]) if algo in AWQ_ALGOS else None,
-            exclude_modules=DEFAULT_EXCLUDES if excludes is None else tuple(excludes),
-        )
-
-    def algo_of(self, module: str) -> str:
-        """The format of one module, named as in the checkpoint without ``.weight``."""
-        if any(fnmatchcase(module, pattern) for pattern in self.exclude_modules):
-            return NO_QUANT
-        return self.algo
 
 
 @dataclass(frozen=True)
@@ -212,31 +115,6 @@ class CheckpointConfig:
         if not isinstance(config, dict):
             raise CheckpointError("config.json is not a JSON object", where=str(path))
         return cls.from_dict(config, str(path))
-
-
-def _reason(algo: str) -> str | None:
-    if algo.endswith("_PLUGIN"):
-        return (
-            "The smooth-quant plugin layers have other tensors (per_channel_scale, smoother, "
-            "scale_to_int) and drop Qwen3's q/k norms; W8A8_SQ_PER_CHANNEL is the same arithmetic"
-        )
-    if algo in ("W8A16", "W4A16"):
-        return "TensorRT-LLM quantizes weight-only formats itself while it loads them"
-    return None
-
-
-def _check_awq(section: Mapping[str, Any], algo: str, where: str) -> None:
-    problems = []
-    if section.get("group_size") not in (64, 128):
-        problems.append(f"group_size is {section.get('group_size')!r}, not 64 or 128")
-    if section.get("has_zero_point") is not False:
-        problems.append("has_zero_point is not false")
-    if section.get("pre_quant_scale") is not True:
-        problems.append("pre_quant_scale is not true, so the pre-quant scales would be ignored")
-    if problems:
-        raise CheckpointError(
-            f"quantization is not complete for {algo}", where=where, why="; ".join(problems)
-        )
 
 
 def _facts(config: Mapping[str, Any], where: str) -> ModelFacts:

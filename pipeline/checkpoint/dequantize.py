@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.checkpoint.config import FP8, NO_QUANT, W4A8, W4A16, W8A8
 from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.quantization import FP8, NO_QUANT, W4A8, W4A16, W8A8
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.errors import UnsupportedError
 

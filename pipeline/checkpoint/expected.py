@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.checkpoint.config import AWQ_ALGOS, FP8, NO_QUANT, W4A8, W8A8, CheckpointConfig
+from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.quantization import AWQ_ALGOS, FP8, NO_QUANT, W4A8, W8A8
 from pipeline.models import LinearShape
 
 

@@ -97,16 +97,16 @@ class TensorFile:
 
     def _header(self, size: int) -> dict[str, StoredTensor]:
         if size < 8:
-            raise self._broken(f"it has {size} bytes, too few for a header")
+            raise self._broken(f"It has {size} bytes, too few for a header")
         (length,) = struct.unpack("<Q", self._map[:8])
         if length > min(MAX_HEADER_BYTES, size - 8):
-            raise self._broken(f"its header claims {length} bytes, the file has {size}")
+            raise self._broken(f"Its header claims {length} bytes, the file has {size}")
         try:
             header = json.loads(self._map[8 : 8 + length].decode("utf-8"))
         except ValueError as error:
-            raise self._broken(f"its header is not JSON: {error}") from error
+            raise self._broken(f"Its header is not JSON: {error}") from error
         if not isinstance(header, dict):
-            raise self._broken("its header is not a JSON object")
+            raise self._broken("Its header is not a JSON object")
         header.pop("__metadata__", None)
         tensors = {name: self._tensor(name, entry, 8 + length) for name, entry in header.items()}
         self._check_extent(tensors, 8 + length, size)
@@ -118,26 +118,30 @@ class TensorFile:
             shape = tuple(int(length) for length in entry["shape"])
             start, end = (int(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self._broken(f"the header entry of {name} is malformed: {error!r}") from error
+            raise self._broken(f"The header entry of {name} is malformed: {error!r}") from error
         if min(shape, default=0) < 0 or start < 0:
-            raise self._broken(f"{name} has a negative size or offset")
+            raise self._broken(f"Tensor {name} has a negative size or offset")
         if end - start != math.prod(shape) * numpy_dtype(dtype).itemsize:
-            raise self._broken(f"{name} has {end - start} bytes, its shape {shape} needs another")
+            raise self._broken(
+                f"Tensor {name} has {end - start} bytes, its shape {shape} needs another"
+            )
         return StoredTensor(dtype, shape, base + start, end - start)
 
     def _check_extent(self, tensors: dict[str, StoredTensor], base: int, size: int) -> None:
         position = base
         for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
             if tensor.start != position:
-                raise self._broken(f"{name} overlaps another tensor or leaves a gap before it")
+                raise self._broken(
+                    f"Tensor {name} overlaps another tensor or leaves a gap before it"
+                )
             position += tensor.size
         if position != size:
-            raise self._broken(f"its tensors end at byte {position}, the file has {size}")
+            raise self._broken(f"Its tensors end at byte {position}, the file has {size}")
 
     def _broken(self, why: str) -> CheckpointError:
         return CheckpointError(
             "this is not a complete safetensors file",
             where=str(self.path),
-            why=why[:1].upper() + why[1:],
+            why=why,
             fix="Delete the directory it is in and produce it again",
         )

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.checkpoint.config import AWQ_ALGOS, NO_QUANT, CheckpointConfig
+from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import kv_heads_per_rank
 from pipeline.checkpoint.layout import Array, Layer, Linear, Weights
-from pipeline.checkpoint.reader import TensorFile
+from pipeline.checkpoint.quantization import AWQ_ALGOS, FP8, NO_QUANT
+from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
 from pipeline.models import LinearShape
 
@@ -132,9 +133,7 @@ class _Stage:
             if column
             else _join(self.parts(weight_name), 1)
         )
-        if algo == "FP8" and weight.dtype == np.int8:
-            from pipeline.checkpoint.reader import numpy_dtype
-
+        if algo == FP8 and weight.dtype == np.int8:
             weight = weight.view(numpy_dtype("float8_e4m3fn"))
         return Linear(
             name=global_name,

@@ -108,8 +108,7 @@ def _value_problems(name: str, values: Array, wanted: ExpectedTensor) -> Iterato
     if not finite:
         yield f"{name} has NaN or infinite values"
     elif wanted.is_scale and not positive:
-        # A row of zero weights is no excuse: ModelOpt writes a scale of 1 / 127 (or its like) or 1
-        # for it, never 0, so a zero here is a scale that was lost.
+        # A row or group of zero weights is no excuse: ModelOpt writes a scale of 1 for it.
         yield f"{name} has scales that are zero or negative"
 
 

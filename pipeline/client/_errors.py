@@ -13,6 +13,8 @@ Triton sends the errors of a streamed request as plain text without a status cod
 the text is read instead.
 """
 
+# ruff: noqa: N818 -- named for what happened, as gRPC names its statuses
+
 from __future__ import annotations
 
 import re
@@ -54,6 +56,7 @@ _WRAPPING = re.compile(
     r"|Failed to process the request\(s\) for model (?:instance )?'[^']*', message:\s*"
     r"|(?:\w+\.)*TritonModelException:\s*)+"
 )
+_PEER = re.compile(r"^(?:[A-Z_]+: )?(?:ipv[46]|unix|dns):\S+: ")
 _CODE = re.compile(r"^\[(?P<code>[A-Z_]+)\]\s*")
 
 _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
@@ -71,8 +74,10 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|unexpected (?:inference (?:input|output)|shape)|data-type is|unknown model"
             r"|batch-size must be|does not match other inputs|byte size mismatch"
             r"|incomplete string data|only supported if|not supported|unsupported"
-            r"|\bmust be\b|\bmust not\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
-            r"|not (?:valid )?utf-?8",
+            r"|not implemented by|does not support|cannot (?:do|be)\b|\bneeds?\b"
+            r"|\bat (?:most|least)\b"
+            r"|\bmust (?:be|not|hold)\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
+            r"|not (?:valid )?utf-?8|model's ids are|is above",
             re.I,
         ),
     ),
@@ -105,9 +110,11 @@ def error_from_message(text: str, address: str) -> ClientError:
     if code:
         message = message[code.end() :]
     kind = _CODES.get(code["code"]) if code else None
-    if kind is None:
-        kind = next((k for k, pattern in _TEXT_RULES if pattern.search(message)), ServerFailed)
-    return _refusal(kind, message, address)
+    return _refusal(kind or _kind_of_text(message) or ServerFailed, message, address)
+
+
+def _kind_of_text(message: str) -> type[ClientError] | None:
+    return next((kind for kind, pattern in _TEXT_RULES if pattern.search(message)), None)
 
 
 def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError:
@@ -128,9 +135,11 @@ def error_from_status(code: str, details: str, address: str, *, answered: int = 
         address: The server's address, for ``where``.
         answered: Responses that had arrived before the call ended.
     """
-    if code == "UNAVAILABLE" and (kind := _TEXT_RULES[0]) and kind[1].search(details):
-        return _refusal(ServerBusy, details, address)
     if code == "UNAVAILABLE":
+        # Triton says so for a full queue and a timeout in the queue as well.
+        kind = _kind_of_text(details)
+        if kind in (ServerBusy, ServerFailed, DeadlineExceeded):
+            return _refusal(kind, details, address)
         return _unreachable(details, address, answered)
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return InvalidRequest("the message is too large", where=address, why=details)
@@ -148,7 +157,7 @@ def error_from_status(code: str, details: str, address: str, *, answered: int = 
             "the server does not offer this call",
             where=address,
             why=details or None,
-            fix="Check that this is the gRPC port of a Triton server and that the model is decoupled",
+            fix="Check that this is a Triton server's gRPC port and that the model is decoupled",
         )
     return _refusal(_CODES.get(code, ServerFailed), details or code, address)
 
@@ -156,6 +165,7 @@ def error_from_status(code: str, details: str, address: str, *, answered: int = 
 def _unreachable(details: str, address: str, answered: int) -> ConnectionFailed:
     # gRPC's text repeats each address with the same cause; the last clause is the cause itself.
     cause = details.rsplit("last error: ", 1)[-1].rsplit("; ", 1)[-1].strip()
+    cause = _PEER.sub("", cause) or "The connection was closed"
     if answered:
         return ConnectionFailed(
             f"the connection broke after {answered} responses",
@@ -169,4 +179,20 @@ def _unreachable(details: str, address: str, answered: int) -> ConnectionFailed:
         why=cause,
         fix="Start one with 'trtllm-pipeline serve', and give its gRPC address (port 8001 by "
         "default; 8000 is HTTP) and the TLS options it was started with",
+    )
+
+
+def went_silent(address: str, limit: float | None, received: int) -> DeadlineExceeded:
+    """The error for a server that stopped answering.
+
+    Args:
+        address: The server's address, for ``where``.
+        limit: The seconds that were waited.
+        received: Responses that had arrived before.
+    """
+    return DeadlineExceeded(
+        f"the server went silent for {limit or 0:g} s",
+        where=address,
+        why=f"{received} responses had arrived; a model process that died never answers",
+        fix="Look into the server's log, or raise stall_timeout",
     )

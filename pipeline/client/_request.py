@@ -85,8 +85,10 @@ class GenerateRequest:
             _check_float(name, getattr(self, name), -math.inf, math.inf)
         _check_words("stop_words", self.stop_words)
         _check_words("bad_words", self.bad_words)
-        if self.request_id is not None:
-            _check_text("request_id", self.request_id)
+        if self.request_id is not None and (
+            not isinstance(self.request_id, str) or not self.request_id
+        ):
+            raise InvalidRequest(f"request_id must be a text, not {self.request_id!r}")
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ class Chunk:
         is_final: Whether the server said that this is the last one. A server may say so in a
             message of its own without text, so the end of the iteration is what counts.
         cum_log_probs: Sum of the log probabilities (natural logarithm) so far, if asked for.
-        output_log_probs: Log probabilities as the server sent them with this piece, if asked for.
+        output_log_probs: Log probabilities of the tokens new with this piece, if asked for.
         num_input_tokens: Tokens of the prompt, if asked for.
-        num_output_tokens: Tokens generated so far, if asked for.
+        num_output_tokens: Tokens new with this piece, if asked for.
     """
 
     text: str
@@ -120,8 +122,8 @@ class Completion:
     Attributes:
         text: The generated text.
         request_id: The id the request ran under.
-        finish_reason: ``length`` when max_tokens were generated, ``stop`` when the text ended before
-            (end token or stop word), None when the server did not count tokens.
+        finish_reason: ``length`` when max_tokens were generated, ``stop`` when the text ended
+            before (end token or stop word), None when the server did not count tokens.
         cum_log_probs: Sum of the log probabilities (natural logarithm), if asked for.
         output_log_probs: Log probability of each generated token, if asked for.
         num_input_tokens: Tokens of the prompt, if asked for.
@@ -145,12 +147,10 @@ def _check_text(name: str, value: object) -> None:
             value.decode()
         else:
             value.encode()
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise InvalidRequest(
             f"{name} is not valid UTF-8",
-            why=f"{error.reason} at position {error.start}"  # type: ignore[attr-defined]
-            if hasattr(error, "reason")
-            else str(error),
+            why=f"{error.reason} at position {error.start}",
             fix="Convert the text to UTF-8 first, for example with iconv",
         ) from error
 
@@ -164,9 +164,7 @@ def _check_words(name: str, words: Iterable[object]) -> None:
             raise InvalidRequest(f"{name} has an empty text", fix="Leave it out")
 
 
-def _check_int(
-    name: str, value: object, low: int, high: int, *, required: bool = False
-) -> None:
+def _check_int(name: str, value: object, low: int, high: int, *, required: bool = False) -> None:
     if value is None and not required:
         return
     if not isinstance(value, int) or isinstance(value, bool):

@@ -85,11 +85,24 @@ def model_parameters(recipe: Recipe) -> dict[str, Mapping[str, str]]:
         PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
         ENGINE: engine_model(recipe).parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
-        BLS: {
-            "accumulate_tokens": _flag(recipe.serve.accumulate_tokens),
-            "tensorrt_llm_model_name": ENGINE,
-        },
+        BLS: _bls(recipe),
     }
+
+
+def _bls(recipe: Recipe) -> dict[str, str]:
+    serve = recipe.serve
+    parameters = {
+        "tokenizer_dir": TOKENIZER_DIR,
+        "accumulate_tokens": _flag(serve.accumulate_tokens),
+        "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+        "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
+        "tensorrt_llm_model_name": ENGINE,
+    }
+    if serve.max_queue_size:
+        # What the engine admits must also find a thread in the model before it.
+        admitted = recipe.compile.max_batch_size + serve.max_queue_size
+        parameters["max_concurrent_requests"] = str(admitted)
+    return parameters
 
 
 def _flag(value: bool) -> str:

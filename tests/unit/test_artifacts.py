@@ -98,9 +98,13 @@ def test_damage_is_a_miss_that_says_what_is_wrong(store: Store, harm, expected: 
 
 
 def test_a_failing_builder_leaves_nothing(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="stopped"), store.workspace("stage", "k") as directory:
-        (directory / "half").write_text("x")
-        raise RuntimeError("stopped")
+    def build() -> None:
+        with store.workspace("stage", "k") as directory:
+            (directory / "half").write_text("x")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        build()
     assert store.artifacts() == []
     assert not list((store.root / "tmp").iterdir())
 
@@ -148,7 +152,7 @@ def test_a_full_disk_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(28, "No space left on device", "store/file")
 
     monkeypatch.setattr(artifacts, "_fsync", full)
-    with pytest.raises(StoreError, match="No space left on device.*--build-dir") as caught:
+    with pytest.raises(StoreError, match=r"No space left on device.*--build-dir") as caught:
         publish(store)
     assert caught.value.exit_code == 5
 

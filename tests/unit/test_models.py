@@ -49,7 +49,10 @@ def test_rope_of_transformers_5_is_the_same() -> None:
 
 
 def test_default_rope_in_rope_parameters_is_no_scaling() -> None:
-    config = LLAMA | {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    config = LLAMA | {
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }
     facts = ModelFacts.from_config(config, "c")
     assert facts.rotary_base == 1e6
     assert facts.rotary_scaling is None
@@ -72,7 +75,10 @@ def test_architectures(name: str, bias: bool, norms: bool, qwen_type: str | None
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported.*LlamaForCausalLM"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "GPT2LMHeadModel is not supported.*LlamaForCausalLM",
+        ),
         ({"architectures": None}, "architecture none is not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "type yarn is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is gelu"),
@@ -95,7 +101,7 @@ def test_a_sliding_window_counts_only_when_it_is_used() -> None:
 
 
 def test_incomplete_and_unreadable_configurations(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="there is no config.json"):
+    with pytest.raises(SourceError, match=r"there is no config\.json"):
         ModelFacts.from_directory(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SourceError, match="cannot be read"):

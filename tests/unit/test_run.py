@@ -27,7 +27,9 @@ class House:
         self.gate: Callable[[Artifact], None] = lambda _artifact: None
         self.build = BuildDir(tmp_path / "build")
         self.path = tmp_path / "recipe.yaml"
-        self.path.write_text("schema: 1\nname: t\nmodel: {source: m}\nquantize: {format: float16}\n")
+        self.path.write_text(
+            "schema: 1\nname: t\nmodel: {source: m}\nquantize: {format: float16}\n"
+        )
 
     def stages(self) -> tuple[Stage, ...]:
         return (
@@ -66,9 +68,7 @@ class House:
     def reasons(self, *overrides: str) -> dict[str, str]:
         recipe = load_recipe(self.path, overrides)
         lock = read_lock(self.build.outputs(recipe) / "lock.json")
-        return {
-            line.stage.name: line.reason for line in build_plan(recipe, self.build.store, lock)
-        }
+        return {line.stage.name: line.reason for line in build_plan(recipe, self.build.store, lock)}
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def model(tmp_path: Path) -> Path:
 
 def _recipe(tmp_path: Path, model: str) -> Recipe:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"schema: 1\nname: t\nmodel: {{source: '{model}'}}\nquantize: {{format: fp16}}\n")
+    path.write_text(
+        f"schema: 1\nname: t\nmodel: {{source: '{model}'}}\nquantize: {{format: fp16}}\n"
+    )
     return load_recipe(path)
 
 
@@ -139,7 +141,7 @@ def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(SourceError, match="org/name cannot be fetched.*local directory"):
+    with pytest.raises(SourceError, match=r"org/name cannot be fetched.*local directory"):
         source.material(_recipe(tmp_path, "org/name"))
 
 

@@ -1,8 +1,8 @@
-"""Causal attention with rotary positions and a key/value cache, in the stateful form of OpenVINO GenAI.
+"""Causal attention with rotary positions and a key/value cache, as OpenVINO GenAI expects it.
 
-``ContinuousBatchingPipeline`` replaces each cache and ScaledDotProductAttention by its paged attention;
-the graph it recognizes is: ReadValue, Gather by ``beam_idx``, Concat, Assign, and heads repeated by
-Broadcast and Reshape.
+``ContinuousBatchingPipeline`` replaces each cache and ScaledDotProductAttention by its paged
+attention; the graph it recognizes is: ReadValue, Gather by ``beam_idx``, Concat, Assign, and heads
+repeated by Broadcast and Reshape.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import openvino as ov
-from openvino import opset6, opset13 as op
+from openvino import opset6
+from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
 from pipeline.checkpoint.layout import Layer
@@ -27,7 +28,7 @@ from pipeline.targets.openvino.ops import (
 )
 from pipeline.targets.openvino.rope import inverse_frequencies
 
-# The most negative float16: masks in every precision the plugin may choose, without becoming infinite.
+# The most negative float16: it masks in every precision the plugin may choose, and stays finite.
 MASKED = -65504.0
 
 
@@ -74,7 +75,11 @@ class Attention:
             float32 [batch, length, hidden_size].
         """
         facts = self.facts
-        heads, kv_heads, size = facts.num_attention_heads, facts.num_key_value_heads, facts.head_size
+        heads, kv_heads, size = (
+            facts.num_attention_heads,
+            facts.num_key_value_heads,
+            facts.head_size,
+        )
         widths = integers(heads * size, kv_heads * size, kv_heads * size)
         qkv = op.variadic_split(linears(x, layer.qkv), integer(-1), widths)
         q, k, v = (
@@ -99,9 +104,13 @@ class Attention:
         return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
 
     def _cached(self, new: Node, name: str) -> Node:
-        """Appends ``new`` [batch, kv_heads, length, size] to a cache and repeats it per query head."""
+        """Appends ``new`` [batch, kv_heads, length, size] to a cache, repeated per query head."""
         facts = self.facts
-        heads, kv_heads, size = facts.num_attention_heads, facts.num_key_value_heads, facts.head_size
+        heads, kv_heads, size = (
+            facts.num_attention_heads,
+            facts.num_key_value_heads,
+            facts.head_size,
+        )
         info = VariableInfo()
         info.data_shape = ov.PartialShape([-1, kv_heads, -1, size])
         info.data_type = ov.Type.f32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import openvino as ov
 from openvino import opset13 as op
@@ -13,17 +14,20 @@ from pipeline.targets.openvino.attention import Attention
 from pipeline.targets.openvino.linears import Linears
 from pipeline.targets.openvino.ops import Node, as_float32, integer, rms_norm, stored
 
-# Raised when the same weights give another graph; part of the engine's cache key.
-GRAPH_VERSION = "1"
 
-
-def build_model(weights: Weights, facts: ModelFacts) -> ov.Model:
+def build_model(
+    weights: Weights, facts: ModelFacts, layer_built: Callable[[], None] = lambda: None
+) -> ov.Model:
     """The stateful model that OpenVINO GenAI serves.
 
     Inputs are ``input_ids``, ``attention_mask``, ``position_ids`` (int64 [batch, length]) and
-    ``beam_idx`` (int32 [batch]); the output ``logits`` is float32 [batch, length, vocab_size]. Keys and
-    values live in variables. The arrays of ``weights`` are shared, not copied: keep them until the
-    model is saved.
+    ``beam_idx`` (int32 [batch]); the output ``logits`` is float32 [batch, length, vocab_size]. Keys
+    and values live in variables. The weights are copied.
+
+    Args:
+        weights: The checkpoint's, in the quantization they are stored in.
+        facts: Sizes, norms and rotary embedding.
+        layer_built: Called after each layer.
 
     Raises:
         CompileError: A linear's quantization cannot be executed exactly on the CPU.
@@ -42,6 +46,7 @@ def build_model(weights: Weights, facts: ModelFacts) -> ov.Model:
         x = op.add(x, attention(h, index, layer, linears))
         h = rms_norm(x, layer.post_layernorm, facts.norm_epsilon)
         x = op.add(x, _mlp(h, layer, linears))
+        layer_built()
     logits = linears(rms_norm(x, weights.ln_f, facts.norm_epsilon), weights.lm_head)
 
     logits.output(0).set_names({"logits"})
@@ -64,7 +69,7 @@ def _parameter(name: str, element_type: ov.Type, rank: int) -> Node:
 
 
 def _name_operations(model: ov.Model) -> None:
-    """Replaces names that count operations of the whole process, so that equal models save equal bytes."""
+    """Replaces names that number the whole process's operations: equal models, equal bytes."""
     counts: Counter[str] = Counter()
     for node in model.get_ordered_ops():
         kind = node.get_type_name()

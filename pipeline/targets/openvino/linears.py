@@ -1,7 +1,7 @@
 """Linears of a TensorRT-LLM checkpoint as OpenVINO operations, weights kept as they are stored.
 
-The patterns are the ones the CPU plugin recognizes, so that no float copy of a quantized weight exists
-at run time: INT4 is unpacked inside the matrix multiplication, INT8 is multiplied as INT8.
+The patterns are the ones the CPU plugin recognizes, so that no float copy of a quantized weight
+exists at run time: INT4 is unpacked inside the matrix multiplication, INT8 is multiplied as INT8.
 """
 
 from __future__ import annotations
@@ -50,9 +50,19 @@ class Linears:
 
 
 def _quantized(x: Node, step: float) -> Node:
-    """clamp(round(x / step), -128, 127) * step."""
-    low, high = floats([-128 * step]), floats([127 * step])
-    return op.fake_quantize(x, low, high, low, high, 256)
+    """clamp(round(x / step), -128, 127) * step, to the last bit as ModelOpt calibrated it.
+
+    FakeQuantize alone computes round(x / step + 128): the sum drops bits of x, so that one
+    activation in 10^5, next to a half, takes the other code. It gets whole codes instead.
+    """
+    largest = np.float32(127.0)
+    scale = float(largest / (np.float32(step) * largest))
+    # The range leaves every code as it is. Without it the compiler would merge this multiplication
+    # with the pre-quant one, and round differently.
+    x = op.clamp(x, -129.0 * step, 128.0 * step)
+    codes = op.round(op.multiply(x, floats(scale, 3)), "half_to_even")
+    low, high = floats([-128.0]), floats([127.0])
+    return op.fake_quantize(codes, low, high, floats([-128.0 * step]), floats([127.0 * step]), 256)
 
 
 def _weight(linear: Linear) -> Node:
@@ -76,13 +86,13 @@ def _int4_weight(linear: Linear, name: str) -> Node:
     steps, prequant = linear.weights_scaling_factor, linear.prequant_scaling_factor
     assert steps is not None
     assert prequant is not None
+    # TensorRT-LLM casts group scales to the model's dtype, which the pre-quant scale is stored in.
+    steps = steps.astype(prequant.dtype).astype(np.float32)
     rows, columns = linear.out_features, linear.in_features
     groups = steps.shape[1]
     shape = (rows, groups, columns // groups)
     nibbles = stored_int4(nibbles_along_rows(linear.weight), shape, name)
-    # TensorRT-LLM casts group scales to the model's dtype, which the pre-quant scale is stored in.
-    rounded = steps.astype(prequant.dtype).astype(np.float32)
-    weight = op.multiply(as_float32(nibbles), floats(rounded.reshape(rows, groups, 1)))
+    weight = op.multiply(as_float32(nibbles), floats(steps.reshape(rows, groups, 1)))
     return op.reshape(weight, integers(rows, columns), False)
 
 
@@ -97,4 +107,5 @@ def nibbles_along_rows(packed: Array) -> Array:
     """
     pairs = packed.view(np.uint8)
     rows = np.stack([pairs & 0xF, pairs >> 4], axis=1).reshape(-1, packed.shape[1])
-    return rows[:, 0::2] | (rows[:, 1::2] << 4)
+    repacked: Array = rows[:, 0::2] | (rows[:, 1::2] << 4)
+    return repacked

@@ -31,23 +31,28 @@ def floats(values: Array | Sequence[float] | float, rank: int = 0) -> Node:
 
 
 def stored(array: Array, name: str) -> Node:
-    """A named constant in the array's own element type, bfloat16 included, without a copy."""
-    array = np.ascontiguousarray(array)
+    """A named constant in the array's own element type, bfloat16 included."""
     if array.dtype.name == "bfloat16":
-        tensor = ov.Tensor(array.view(np.uint16), ov.Shape(array.shape), ov.Type.bf16)
-        constant = op.constant(tensor, shared_memory=True)
+        constant = _from_bytes(array, ov.Type.bf16, array.shape)
     else:
-        constant = op.constant(array, shared_memory=True)
+        constant = op.constant(np.ascontiguousarray(array))
     constant.set_friendly_name(name)
     return constant
 
 
 def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
-    """A named i4 constant from bytes that hold two consecutive elements, the first in the low nibble."""
-    tensor = ov.Tensor(np.ascontiguousarray(packed), ov.Shape(list(shape)), ov.Type.i4)
-    constant = op.constant(tensor, shared_memory=True)
+    """A named i4 constant from bytes of two consecutive elements, the first in the low nibble."""
+    constant = _from_bytes(packed, ov.Type.i4, shape)
     constant.set_friendly_name(name)
     return constant
+
+
+def _from_bytes(array: Array, element_type: ov.Type, shape: Sequence[int]) -> Node:
+    tensor = ov.Tensor(element_type, ov.Shape(list(shape)))
+    tensor.data.reshape(-1).view(np.uint8)[:] = (
+        np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    )
+    return op.constant(tensor, shared_memory=True)
 
 
 def as_float32(node: Node) -> Node:
@@ -56,7 +61,7 @@ def as_float32(node: Node) -> Node:
 
 
 def rms_norm(x: Node, weight: Array, epsilon: float) -> Node:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, in the shape the CPU plugin fuses."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, as the CPU plugin fuses it."""
     rank = len(x.get_output_partial_shape(0))
     variance = op.reduce_mean(op.power(x, floats(2.0)), integers(-1), True)
     inverse = op.divide(floats(1.0), op.sqrt(op.add(variance, floats(epsilon, rank))))

@@ -13,9 +13,9 @@ from pipeline.models import ModelFacts
 def inverse_frequencies(facts: ModelFacts) -> npt.NDArray[np.float32]:
     """Radians per position of each rotated pair.
 
-    Plain rope is base^(-2i/d) (Su et al. 2021, arXiv 2104.09864). ``linear`` divides it by the factor
-    (Chen et al. 2023, arXiv 2306.15595). ``llama3`` divides only the long wavelengths and blends in
-    between (Llama 3.1 model code, ``apply_scaling``).
+    Plain rope is base^(-2i/d) (Su et al. 2021, arXiv 2104.09864). ``linear`` divides it by the
+    factor (Chen et al. 2023, arXiv 2306.15595). ``llama3`` divides only the long wavelengths and
+    blends in between (Llama 3.1 model code, ``apply_scaling``).
 
     Args:
         facts: Gives head size, base and scaling.
@@ -34,16 +34,7 @@ def inverse_frequencies(facts: ModelFacts) -> npt.NDArray[np.float32]:
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
     share_plain = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (share_plain * plain + (1 - share_plain) * stretched).astype(np.float32)
-
-
-def longest_sequence(facts: ModelFacts) -> int:
-    """Positions the rotary embedding is meant for, as TensorRT-LLM derives ``max_seq_len``.
-
-    ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a linearly
-    scaled one does not.
-    """
-    scaling = facts.rotary_scaling
-    if scaling is None or scaling["rope_type"] != "linear":
-        return facts.max_position_embeddings
-    return int(facts.max_position_embeddings * float(scaling["factor"]))
+    blended: npt.NDArray[np.float32] = (
+        share_plain * plain + (1.0 - share_plain) * stretched
+    ).astype(np.float32)
+    return blended

@@ -1,0 +1,120 @@
+"""``preprocessing``: text and words to the token tensors of ``tensorrt_llm``.
+
+Every end id of the model's generation_config.json is honoured: the first one is ``OUT_END_ID`` and
+the others join the stop words, which is how the C++ backend can be told about them. A request that
+brings its own ``END_ID`` gets that one only, and -1 for none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from .prompt import PromptEncoder, PromptError, pad, word_list
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the tokenizer."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        special = parameters.get("add_special_tokens", {}).get("string_value", "true")
+        self._encoder = PromptEncoder(
+            Path(args["model_repository"]).parent / parameters["tokenizer_dir"]["string_value"],
+            add_special_tokens=special.lower() not in ("false", "0", "no"),
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response per request."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        wanted = request.requested_output_names()
+        try:
+            outputs = self._outputs(inputs)
+        except PromptError as error:
+            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(output_tensors=[], error=invalid)
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
+            ]
+        )
+
+    def _outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        encoder = self._encoder
+        queries = inputs["QUERY"]
+        batch = queries.shape[0]
+        decoder_query = inputs.get("DECODER_QUERY")
+        if decoder_query is not None and any(decoder_query.reshape(-1)):
+            raise PromptError("decoder_text_input: this model has no encoder to pair it with")
+        ids = [encoder.encode(row[0], "text_input") for row in queries]
+        end_id, pad_id = inputs.get("END_ID"), inputs.get("PAD_ID")
+        own_end = encoder.end_ids[0] if encoder.end_ids else -1
+        pad_ids = np.full((batch, 1), encoder.pad_id, np.int32) if pad_id is None else pad_id
+        more_ends = encoder.end_ids[1:] if end_id is None else ()
+        return {
+            "INPUT_ID": pad(ids, encoder.pad_id),
+            "REQUEST_INPUT_LEN": np.array([[len(row)] for row in ids], np.int32),
+            # A decoder-only engine is given one pad token here by upstream's model too.
+            "DECODER_INPUT_ID": pad_ids,
+            "REQUEST_DECODER_INPUT_LEN": np.ones((batch, 1), np.int32),
+            "BAD_WORDS_IDS": self._words(inputs, "BAD_WORDS_DICT", "bad_words", batch),
+            "STOP_WORDS_IDS": self._words(
+                inputs, "STOP_WORDS_DICT", "stop_words", batch, [[end] for end in more_ends]
+            ),
+            "EMBEDDING_BIAS": self._embedding_bias(inputs, batch),
+            "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
+            "OUT_END_ID": np.full((batch, 1), own_end, np.int32) if end_id is None else end_id,
+            "OUT_PAD_ID": pad_ids,
+            **self._prompt_table(inputs, ids),
+        }
+
+    def _words(
+        self,
+        inputs: dict[str, Any],
+        name: str,
+        client_name: str,
+        batch: int,
+        more: list[list[int]] | None = None,
+    ) -> Any:
+        rows = inputs.get(name)
+        texts = [[]] * batch if rows is None else rows
+        return word_list(
+            [
+                [*(self._encoder.word_ids(word, client_name) for word in row), *(more or [])]
+                for row in texts
+            ]
+        )
+
+    def _embedding_bias(self, inputs: dict[str, Any], batch: int) -> Any:
+        """float32 [batch, vocabulary], or [batch, 0] when no word is to be favoured."""
+        words, weights = inputs.get("EMBEDDING_BIAS_WORDS"), inputs.get("EMBEDDING_BIAS_WEIGHTS")
+        if words is None or weights is None:
+            return np.empty((batch, 0), np.float32)
+        if words.shape != weights.shape:
+            raise PromptError(
+                f"embedding_bias_words has the shape {list(words.shape)} and "
+                f"embedding_bias_weights {list(weights.shape)}; each word needs one weight"
+            )
+        bias = np.zeros((batch, self._encoder.vocab_size), np.float32)
+        for row in range(batch):
+            for word, weight in zip(words[row], weights[row], strict=True):
+                for token in self._encoder.word_ids(word, "embedding_bias_words"):
+                    bias[row, token] += weight
+        return bias
+
+    def _prompt_table(self, inputs: dict[str, Any], ids: list[list[int]]) -> dict[str, Any]:
+        """The extra id of every virtual token (an id above the vocabulary), 0 for the others."""
+        extra = inputs.get("PROMPT_TABLE_EXTRA_ID")
+        if extra is None:
+            return {}
+        virtual = pad(ids, 0) >= self._encoder.vocab_size
+        table = np.where(virtual, extra.reshape(-1, 1), 0).astype(np.uint64)
+        return {"OUT_PROMPT_TABLE_EXTRA_IDS": table}

@@ -1,0 +1,129 @@
+"""Text to token ids with the model's own tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+
+class PromptError(Exception):
+    """A text that cannot be turned into tokens; the message goes to the client."""
+
+
+class PromptEncoder:
+    """A tokenizer directory, opened.
+
+    Args:
+        tokenizer_dir: Holds ``tokenizer.json``; ``generation_config.json`` and
+            ``tokenizer_config.json`` are read for the end and pad ids where they are.
+        add_special_tokens: Whether prompts get what the tokenizer puts around a text, such as bos.
+
+    Attributes:
+        end_ids: Every id that ends a text; empty when the model names none.
+        pad_id: The tokenizer's pad id, or the first end id, or 0.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+
+    def __init__(self, tokenizer_dir: Path, *, add_special_tokens: bool) -> None:
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+        # Files saved while training may cut or pad every text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._add_special_tokens = add_special_tokens
+        config = _read_json(tokenizer_dir / "tokenizer_config.json")
+        self.end_ids = self._find_end_ids(
+            _read_json(tokenizer_dir / "generation_config.json").get("eos_token_id"), config
+        )
+        pad = self._id_of(config.get("pad_token"))
+        self.pad_id = pad if pad is not None else self.end_ids[0] if self.end_ids else 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer, added ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: bytes, name: str) -> list[int]:
+        """The token ids of a prompt.
+
+        Args:
+            name: What to call the text in an error.
+
+        Raises:
+            PromptError: It is empty or not UTF-8.
+        """
+        if not text:
+            raise PromptError(f"{name} is empty: give at least one character to continue")
+        decoded = _decode(text, name)
+        ids = self._tokenizer.encode(decoded, add_special_tokens=self._add_special_tokens).ids
+        if not ids:
+            raise PromptError(f"{name} has no tokens: it holds only what the tokenizer drops")
+        return list(ids)
+
+    def word_ids(self, word: bytes, name: str) -> list[int]:
+        """The token ids of a word on its own, without special tokens.
+
+        Raises:
+            PromptError: It is not UTF-8.
+        """
+        return list(self._tokenizer.encode(_decode(word, name), add_special_tokens=False).ids)
+
+    def _find_end_ids(self, generation_eos: Any, config: dict[str, Any]) -> tuple[int, ...]:
+        if isinstance(generation_eos, list):
+            return tuple(int(token) for token in generation_eos)
+        end = self._id_of(config.get("eos_token")) if generation_eos is None else generation_eos
+        return () if end is None else (int(end),)
+
+    def _id_of(self, token: Any) -> int | None:
+        content = token.get("content") if isinstance(token, dict) else token
+        return None if content is None else self._tokenizer.token_to_id(content)
+
+
+def word_list(rows: Sequence[Iterable[Sequence[int]]]) -> npt.NDArray[np.int32]:
+    """Token sequences in upstream's word list format.
+
+    Args:
+        rows: Per batch element, the words as token ids; empty words are left out.
+
+    Returns:
+        int32 [batch, 2, L]: all ids one after the other, padded with 0, and where each word ends,
+        padded with -1. L is 0 when there is no word at all.
+    """
+    kept = [[word for word in row if word] for row in rows]
+    length = max((sum(map(len, row)) for row in kept), default=0)
+    result = np.zeros((len(kept), 2, length), np.int32)
+    result[:, 1] = -1
+    for row, words in enumerate(kept):
+        ids = [token for word in words for token in word]
+        ends = np.cumsum([len(word) for word in words])
+        result[row, 0, : len(ids)] = ids
+        result[row, 1, : len(ends)] = ends
+    return result
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> npt.NDArray[np.int32]:
+    """int32 [batch, longest row], shorter rows filled up at their end."""
+    result = np.full((len(rows), max(map(len, rows))), pad_id, np.int32)
+    for row, ids in enumerate(rows):
+        result[row, : len(ids)] = ids
+    return result
+
+
+def _decode(text: bytes, name: str) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{name} is not valid UTF-8: byte 0x{text[error.start]:02x} at position {error.start}"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,0 +1,95 @@
+"""What must hold before the engine sees a request, and which waiting request may start.
+
+The engine itself checks next to nothing: a token id outside the vocabulary gives garbage, a prompt
+larger than the KV cache ends its neighbours too, and a sequence that outgrows the cache is dropped.
+"""
+
+from __future__ import annotations
+
+from .request import GenerationRequest, RequestError
+from .settings import TOKENS_PER_BLOCK, EngineSettings, blocks
+
+
+def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
+    """Refuses what the engine cannot do.
+
+    Raises:
+        RequestError: With the limit that the request breaks.
+    """
+    prompt_len = int(request.prompt.size)
+    if prompt_len == 0:
+        raise RequestError("the prompt is empty: input_ids must hold at least one token")
+    if request.max_new_tokens < 1:
+        raise RequestError(
+            f"request_output_len (max_tokens) must be at least 1, got {request.max_new_tokens}"
+        )
+    low, high = int(request.prompt.min()), int(request.prompt.max())
+    if low < 0 or high >= settings.vocab_size:
+        raise RequestError(
+            f"input_ids holds the token id {low if low < 0 else high}; "
+            f"this model's ids are 0 to {settings.vocab_size - 1}"
+        )
+    if prompt_len > settings.max_input_len:
+        raise RequestError(
+            f"the prompt has {prompt_len} tokens; the engine was compiled for at most "
+            f"{settings.max_input_len} (max_input_len)"
+        )
+    total = prompt_len + request.max_new_tokens
+    if total > settings.max_seq_len:
+        raise RequestError(
+            f"the prompt's {prompt_len} tokens plus request_output_len (max_tokens) "
+            f"{request.max_new_tokens} is {total}; the engine was compiled for at most "
+            f"{settings.max_seq_len} (max_seq_len)"
+        )
+    if blocks(total) > settings.num_kv_blocks:
+        raise RequestError(
+            f"the request needs {blocks(total)} KV cache blocks of {TOKENS_PER_BLOCK} tokens; "
+            f"the cache has {settings.num_kv_blocks} (max_tokens_in_paged_kv_cache)"
+        )
+    if request.sampling.min_tokens > request.max_new_tokens:
+        raise RequestError(
+            f"min_tokens {request.sampling.min_tokens} is above request_output_len (max_tokens) "
+            f"{request.max_new_tokens}"
+        )
+
+
+class Capacity:
+    """Batch slots and KV blocks: what is promised to running requests and what is left.
+
+    Under ``guaranteed_no_evict`` a request is promised every block it could ever need, so the
+    engine never runs out. Under ``max_utilization`` it is promised its prompt's blocks and one
+    more; the engine then evicts and computes again when the guess was too low.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._slots = settings.max_batch_size
+        self._free_blocks = settings.num_kv_blocks
+        self._cautious = settings.guaranteed_no_evict
+
+    def take(self, prompt_len: int, max_new_tokens: int, *, whole: bool = False) -> int | None:
+        """Promises a slot and blocks to a request.
+
+        Args:
+            whole: Promise every block whatever the policy, for a request that was evicted.
+
+        Returns:
+            The blocks promised, to be given back with :meth:`give_back`; None if it must wait.
+        """
+        needed = blocks(prompt_len + max_new_tokens)
+        if not (whole or self._cautious):
+            needed = min(needed, blocks(prompt_len) + 1)
+        if self._slots == 0 or needed > self._free_blocks:
+            return None
+        self._slots -= 1
+        self._free_blocks -= needed
+        return needed
+
+    def give_back(self, promised: int) -> None:
+        """Returns the slot and the blocks of one request."""
+        self._slots += 1
+        self._free_blocks += promised
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks promised to nobody."""
+        return self._free_blocks

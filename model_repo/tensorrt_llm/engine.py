@@ -1,0 +1,66 @@
+"""Opens the compiled engine with openvino_genai; the only module that imports it."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import GenerationRequest, RequestError
+from .sampling import generation_config
+from .settings import EngineSettings
+
+
+class Engine:
+    """An opened pipeline and what is needed to feed it.
+
+    Args:
+        settings: Where the engine is and how its scheduler is set.
+
+    Raises:
+        RuntimeError: OpenVINO cannot load the engine.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        import openvino
+        import openvino_genai
+
+        self.genai: Any = openvino_genai
+        self._openvino = openvino
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
+        scheduler.max_num_seqs = settings.max_batch_size
+        scheduler.num_kv_blocks = settings.num_kv_blocks
+        scheduler.dynamic_split_fuse = settings.dynamic_split_fuse
+        scheduler.enable_prefix_caching = settings.enable_prefix_caching
+        # Text never reaches the engine; it accepts a tokenizer made from an empty directory.
+        with tempfile.TemporaryDirectory() as empty:
+            tokenizer = openvino_genai.Tokenizer(empty)
+        self.pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+            settings.engine_dir, tokenizer, scheduler, "CPU", **(settings.properties or {})
+        )
+
+    def tensor(self, ids: npt.NDArray[np.int64]) -> Any:
+        """The engine's tensor of int64 [1, n] token ids."""
+        return self._openvino.Tensor(ids)
+
+    def warm_up(self, settings: EngineSettings) -> None:
+        """Generates two tokens: the weights are repacked for the processor at the first inference.
+
+        Raises:
+            RequestError: The engine did not generate them.
+        """
+        length = min(8, settings.max_input_len, settings.max_seq_len - 2)
+        request = GenerationRequest(np.zeros(length, np.int64), max_new_tokens=2)
+        config = generation_config(self.genai, request)
+        # The loop counts its ids from 0; this one must differ from all of them.
+        handle = self.pipeline.add_request(2**63, self.tensor(request.prompt[None]), config)
+        generated = 0
+        while self.pipeline.has_non_finished_requests():
+            self.pipeline.step()
+            while handle.can_read():
+                generated += sum(len(out.generated_ids) for out in handle.read().values())
+        if generated != request.max_new_tokens:
+            raise RequestError(f"the engine generated {generated} of 2 tokens while warming up")

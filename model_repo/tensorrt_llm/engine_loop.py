@@ -1,0 +1,262 @@
+"""The one thread that owns openvino_genai's ContinuousBatchingPipeline.
+
+Each round takes cancellations, starts waiting requests for which there is room, runs one engine
+step for all running ones and hands their new tokens out. Nobody else touches the pipeline, and the
+handles' blocking ``read()`` is only called when ``can_read()`` says there is something.
+
+Two properties of the engine shape this loop. When a step can schedule nothing, the engine drops
+*every* request as IGNORED, so whatever it dropped without being told to is started again with the
+tokens it had. And what is cancelled gives its blocks back only in the following step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .admission import Capacity, check_request
+from .engine_stats import EngineStats
+from .generation import Generation
+from .request import GenerationRequest, RequestError, Sink
+from .sampling import generation_config
+from .settings import EngineSettings
+
+MAX_EVICTIONS = 8
+"""Times in a row a request is started again without having gained a token."""
+
+
+class EngineLoop:
+    """Runs requests through a pipeline until closed.
+
+    Args:
+        pipeline: A ContinuousBatchingPipeline or something that behaves like one.
+        genai: The ``openvino_genai`` module.
+        tensor: Makes the engine's tensor from an int64 [1, n] array.
+        settings: The engine's limits.
+        after_step: Called by the engine's thread after each round, with its step's seconds.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        genai: Any,
+        tensor: Callable[[Any], Any],
+        settings: EngineSettings,
+        after_step: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.stats = EngineStats(settings)
+        self._pipeline = pipeline
+        self._genai = genai
+        self._tensor = tensor
+        self._settings = settings
+        self._after_step = after_step
+        self._capacity = Capacity(settings)
+        # The engine is bricked by an id that is used twice, so clients' ids never reach it.
+        self._engine_ids = itertools.count()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._waiting: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        self._leaving: list[Generation] = []
+        self._by_client_id: dict[str, list[Generation]] = {}
+        self._closing = False
+        self._failure: RequestError | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> Generation:
+        """Queues a request; ``sink`` gets its tokens.
+
+        Raises:
+            RequestError: The engine cannot do it, the queue is full, or the engine has failed.
+        """
+        check_request(request, self._settings)
+        generation = Generation(request, sink)
+        limit = self._settings.max_queue_size
+        with self._wake:
+            if self._failure is not None:
+                raise RequestError(str(self._failure), self._failure.code)
+            if self._closing:
+                raise RequestError("the engine is shutting down", "UNAVAILABLE")
+            if limit and self._in_flight() >= limit + self._settings.max_batch_size:
+                raise RequestError(
+                    f"Maximum queue size of {limit} has been reached, please try again later",
+                    "UNAVAILABLE",
+                )
+            self._waiting.append(generation)
+            if request.client_id:
+                self._by_client_id.setdefault(request.client_id, []).append(generation)
+            self._wake.notify()
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """Ends a request early; its sink gets an empty last response. Harmless when it is over."""
+        with self._wake:
+            generation.cancelled = True
+            self._wake.notify()
+
+    def cancel_client_id(self, client_id: str) -> int:
+        """Ends every request that a client gave this id; returns how many there were."""
+        with self._lock:
+            generations = list(self._by_client_id.get(client_id, ()))
+        for generation in generations:
+            self.cancel(generation)
+        return len(generations)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Fails what is unfinished, lets the pipeline free it, and ends the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _in_flight(self) -> int:
+        return len(self._waiting) + len(self._running)
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._drop_cancelled()
+                self._start_waiting()
+                step_seconds = self._step() if self._running or self._leaving else 0.0
+                self._after_step(step_seconds)
+            self._shut_down()
+        except Exception as error:
+            self._break(error)
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(
+                lambda: self._closing or self._waiting or self._running or self._leaving
+            )
+            return not self._closing
+
+    def _drop_cancelled(self) -> None:
+        with self._lock:
+            cancelled = [g for g in (*self._waiting, *self._running) if g.cancelled]
+        for generation in cancelled:
+            generation.done = True
+            generation.sink.tokens([], [], last=True)
+            self._forget(generation)
+
+    def _start_waiting(self) -> None:
+        """Starts requests in their order; one that must wait holds up those behind it."""
+        while self._waiting:
+            generation = self._waiting[0]
+            request = generation.request
+            promised = self._capacity.take(
+                request.prompt.size, request.max_new_tokens, whole=generation.evictions > 0
+            )
+            if promised is None:
+                return
+            config = generation_config(
+                self._genai, request, already_generated=len(generation.generated)
+            )
+            try:
+                generation.handle = self._pipeline.add_request(
+                    next(self._engine_ids), self._tensor(generation.prompt()), config
+                )
+            except RuntimeError as error:
+                self._capacity.give_back(promised)
+                self._fail(generation, RequestError(f"the engine refused the request: {error}"))
+                continue
+            generation.promised = promised
+            with self._lock:
+                self._waiting.popleft()
+                self._running.append(generation)
+
+    def _step(self) -> float:
+        leaving, self._leaving = self._leaving, []
+        started = time.perf_counter()
+        self._pipeline.step()
+        seconds = time.perf_counter() - started
+        for generation in leaving:
+            self._capacity.give_back(generation.promised)
+        for generation in list(self._running):
+            self._collect(generation)
+        self.stats.stepped(self._running, len(self._waiting), self._capacity.free_blocks)
+        return seconds
+
+    def _collect(self, generation: Generation) -> None:
+        handle = generation.handle
+        before = len(generation.generated)
+        complete = False
+        while not complete and handle.can_read():
+            for output in handle.read().values():
+                complete = generation.accept(output.generated_ids, output.generated_log_probs)
+        self.stats.generated_tokens += len(generation.generated) - before
+        if complete:
+            self.stats.finished(generation)
+            self._forget(generation)
+        elif handle.get_status() != self._genai.GenerationStatus.RUNNING:
+            self._start_again(generation)
+
+    def _start_again(self, generation: Generation) -> None:
+        """Queues a request that the engine dropped, ahead of those that never ran."""
+        generation.evictions += 1
+        self.stats.evictions += 1
+        if generation.evictions > MAX_EVICTIONS:
+            message = f"the engine dropped the request {MAX_EVICTIONS} times: the KV cache is full"
+            self._fail(generation, RequestError(message, "UNAVAILABLE"))
+            return
+        self._capacity.give_back(generation.promised)
+        generation.promised, generation.handle = 0, None
+        with self._lock:
+            self._running.remove(generation)
+            self._waiting.appendleft(generation)
+
+    def _fail(self, generation: Generation, error: RequestError) -> None:
+        generation.done = True
+        generation.sink.fail(error)
+        self._forget(generation)
+
+    def _forget(self, generation: Generation) -> None:
+        """Takes a request off every list; the engine frees a cancelled one in its next step."""
+        if generation.handle is not None:
+            if generation.handle.get_status() == self._genai.GenerationStatus.RUNNING:
+                generation.handle.cancel()
+                self._leaving.append(generation)
+            else:
+                self._capacity.give_back(generation.promised)
+            generation.handle = None
+        with self._lock:
+            if generation in self._running:
+                self._running.remove(generation)
+            else:
+                self._waiting.remove(generation)
+            same_id = self._by_client_id.get(generation.request.client_id)
+            if same_id:
+                same_id.remove(generation)
+                if not same_id:
+                    del self._by_client_id[generation.request.client_id]
+
+    def _shut_down(self) -> None:
+        for generation in [*self._waiting, *self._running]:
+            self._fail(generation, RequestError("the engine is shutting down", "UNAVAILABLE"))
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        self._after_step(0.0)
+
+    def _break(self, error: Exception) -> None:
+        """Fails every request, now and later: after an exception the engine's state is unknown."""
+        failure = RequestError(
+            f"the engine stopped working and its model must be loaded again: {error}", "INTERNAL"
+        )
+        with self._lock:
+            self._failure = failure
+            generations = [*self._waiting, *self._running]
+            self._waiting.clear()
+            self._running.clear()
+            self._by_client_id.clear()
+        for generation in generations:
+            if not generation.done:
+                generation.sink.fail(failure)
+        self._after_step(0.0)

@@ -1,0 +1,73 @@
+"""One request while the engine works on it: what it has generated and when it is complete."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import GenerationRequest, Sink
+
+
+@dataclass(eq=False)
+class Generation:
+    """The state of one request; only the engine's thread changes it, but for ``cancelled``.
+
+    Attributes:
+        handle: The engine's handle; None while waiting.
+        promised: KV blocks it holds.
+        evictions: Times in a row that the engine dropped it without a new token.
+    """
+
+    request: GenerationRequest
+    sink: Sink
+    generated: list[int] = field(default_factory=list)
+    handle: Any = None
+    promised: int = 0
+    evictions: int = 0
+    cancelled: bool = False
+    done: bool = False
+    arrived: float = field(default_factory=time.perf_counter)
+    first_token: float = 0.0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens it may still generate."""
+        return self.request.max_new_tokens - len(self.generated)
+
+    def prompt(self) -> npt.NDArray[np.int64]:
+        """int64 [1, n] for the engine: the prompt and, after an eviction, what followed it."""
+        parts = (self.request.prompt, np.asarray(self.generated, np.int64))
+        return np.concatenate(parts).reshape(1, -1)
+
+    def accept(self, ids: Sequence[int], log_probs: Sequence[float]) -> bool:
+        """Takes tokens from the engine, up to an end id, a stop word or the last one allowed.
+
+        Returns:
+            Whether the text is complete.
+        """
+        if not self.first_token:
+            self.first_token = time.perf_counter()
+        self.evictions = 0
+        start, complete = len(self.generated), False
+        for token in ids:
+            if token in self.request.end_ids:
+                complete = True
+                break
+            self.generated.append(token)
+            complete = self.remaining == 0 or self._at_stop_word()
+            if complete:
+                break
+        new = self.generated[start:]
+        scores = list(log_probs[: len(new)]) if self.request.log_probs else []
+        if new or complete:
+            self.done = complete
+            self.sink.tokens(new, scores, last=complete)
+        return complete
+
+    def _at_stop_word(self) -> bool:
+        return any(tuple(self.generated[-len(word) :]) == word for word in self.request.stop_words)

@@ -1,0 +1,107 @@
+"""``tensorrt_llm`` on a CPU: NVIDIA's tensors in front of OpenVINO's continuous batching.
+
+``execute`` only queues requests; the engine's thread (engine_loop.py) batches them in flight and
+the responder's thread (responses.py) sends what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from .engine import Engine
+from .engine_loop import EngineLoop
+from .generation import Generation
+from .metrics import EngineMetrics
+from .request import RequestError
+from .responses import Responder, ResponseStream, empty_response, send_error
+from .settings import read_settings
+from .tensors import Inputs, is_stop, read_answer, read_request
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds a thread waits for the interpreter lock before it asks for it. Python's default of 5 ms is
+several steps of a small engine, and taking in one request needs the lock several times."""
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the engine and warms it up; the model is ready when this returns."""
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        config = json.loads(args["model_config"])
+        if not pb_utils.using_decoupled_model_transaction_policy(config):
+            raise pb_utils.TritonModelException(
+                "config.pbtxt: tensorrt_llm needs model_transaction_policy { decoupled: true }"
+            )
+        parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
+        self._settings = read_settings(Path(args["model_repository"]).parent, parameters)
+        engine = Engine(self._settings)
+        engine.warm_up(self._settings)
+        self._open: dict[ResponseStream, Generation] = {}
+        self._responder = Responder(
+            [
+                (self._settings.cancellation_check_period, self._cancel_abandoned),
+                (self._settings.stats_check_period, self._publish_metrics),
+            ]
+        )
+        self._loop = EngineLoop(
+            engine.pipeline, engine.genai, engine.tensor, self._settings, self._responder.publish
+        )
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._metrics = EngineMetrics(self._loop.stats, labels)
+        self._responder.start()
+        self._loop.start()
+        pb_utils.Logger.log_info(
+            f"engine {self._settings.engine_dir}: {self._settings.max_batch_size} sequences, "
+            f"{self._settings.num_kv_blocks} KV blocks, {self._settings.max_seq_len} tokens each"
+        )
+
+    def execute(self, requests: list[Any]) -> None:
+        """Queues requests; their responses come from the responder's thread."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._take(request, sender)
+            except RequestError as error:
+                send_error(sender, error)
+            except Exception as error:
+                pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
+                send_error(sender, RequestError(f"the request failed: {error!r}", "INTERNAL"))
+
+    def finalize(self) -> None:
+        """Ends the threads; unfinished requests get an error."""
+        self._loop.close()
+        self._responder.close()
+
+    def _take(self, request: Any, sender: Any) -> None:
+        inputs, client_id = Inputs.of(request), request.request_id()
+        if is_stop(inputs):
+            if not client_id:
+                raise RequestError("a stop request must have the request id of the one to stop")
+            self._loop.cancel_client_id(client_id)
+            empty_response(sender)
+            return
+        generation_request = read_request(inputs, client_id, self._settings)
+        answer = read_answer(
+            inputs,
+            frozenset(request.requested_output_names()),
+            generation_request,
+            self._settings,
+        )
+        stream = ResponseStream(sender, answer, self._responder.ready)
+        self._open[stream] = self._loop.submit(generation_request, stream)
+
+    def _cancel_abandoned(self) -> None:
+        for stream, generation in list(self._open.items()):
+            if stream.closed:
+                del self._open[stream]
+            elif stream.is_cancelled():
+                self._loop.cancel(generation)
+
+    def _publish_metrics(self) -> None:
+        self._metrics.publish()

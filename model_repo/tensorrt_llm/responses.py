@@ -1,0 +1,193 @@
+"""Sends what the engine generates to Triton, away from the engine's thread where that pays.
+
+One response costs Triton and this process about a third of a millisecond together, mostly waiting
+for the server to copy it. So one thread does all the sending; tokens that pile up meanwhile leave
+in one response. An engine step holds Python's interpreter lock, which would leave that thread
+with one response per step, so the engine lets it work for a while between two steps: at most as
+long as the step took, which is nothing for a large model and shares the processor with a small one.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from .answer import Answer
+from .request import RequestError
+
+SHORTEST_PAUSE = 0.0005
+"""Seconds the engine waits for responses to leave, however short its step was."""
+
+
+class ResponseStream:
+    """The :class:`request.Sink` of one Triton request.
+
+    Args:
+        sender: The request's response sender.
+        answer: Which outputs the client wants and how they are made.
+        ready: Called (by the engine's thread) when there is something to send.
+    """
+
+    def __init__(
+        self, sender: Any, answer: Answer, ready: Callable[[ResponseStream], None]
+    ) -> None:
+        self.closed = False
+        self._sender = sender
+        self._answer = answer
+        self._ready = ready
+        self._ids: list[int] = []
+        self._log_probs: list[float] = []
+        self._last = False
+        self._error: RequestError | None = None
+        self._lock = threading.Lock()
+
+    def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
+        """See :class:`request.Sink`."""
+        with self._lock:
+            self._ids += ids
+            self._log_probs += log_probs
+            self._last = last
+        if last or self._answer.streaming:
+            self._ready(self)
+
+    def fail(self, error: RequestError) -> None:
+        """See :class:`request.Sink`."""
+        self._error = error
+        self._ready(self)
+
+    def send(self) -> None:
+        """Sends everything not sent yet as one response; sender's thread only."""
+        if self.closed:
+            return
+        with self._lock:
+            ids, log_probs, last = self._ids, self._log_probs, self._last
+            self._ids, self._log_probs = [], []
+        if self._error is not None:
+            self.closed = True
+            send_error(self._sender, self._error)
+        elif ids or last:
+            self.closed = last
+            tensors = [
+                pb_utils.Tensor(name, value)
+                for name, value in self._answer.outputs(ids, log_probs, last=last).items()
+            ]
+            response = pb_utils.InferenceResponse(output_tensors=tensors)
+            if last:
+                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                self._sender.send(response)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone away; sender's thread only.
+
+        Triton frees the request with its last response, so it must not be asked after that.
+        """
+        return not self.closed and bool(self._sender.is_cancelled())
+
+
+def send_error(sender: Any, error: RequestError) -> None:
+    """Ends a request with an error."""
+    code = getattr(pb_utils.TritonError, error.code)
+    sender.send(
+        pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )
+
+
+class Responder:
+    """The thread that sends responses and, in between, does periodic work.
+
+    Args:
+        periodic: (seconds, function) pairs; each function is called that often.
+    """
+
+    def __init__(self, periodic: Iterable[tuple[float, Callable[[], None]]] = ()) -> None:
+        self._ready: dict[ResponseStream, None] = {}
+        self._queue: queue.SimpleQueue[list[ResponseStream] | None] = queue.SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._periodic = [[time.monotonic() + seconds, seconds, work] for seconds, work in periodic]
+        self._thread = threading.Thread(target=self._run, name="responder", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def ready(self, stream: ResponseStream) -> None:
+        """Notes that a stream has something to send; engine's thread only."""
+        self._ready[stream] = None
+
+    def publish(self, step_seconds: float = 0.0) -> None:
+        """Hands over what is ready and gives the thread time to send it; engine's thread only.
+
+        Args:
+            step_seconds: How long the engine's step took, which bounds the pause.
+        """
+        if self._ready:
+            streams, self._ready = list(self._ready), {}
+            self._idle.clear()
+            self._queue.put(streams)
+        self._idle.wait(max(step_seconds / 2, SHORTEST_PAUSE))
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Sends what is left and ends the thread."""
+        self._queue.put(list(self._ready))
+        self._queue.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            streams = self._next_streams()
+            if streams is None:
+                return
+            for stream in streams:
+                _guarded(stream.send, "a response could not be sent")
+            if self._queue.empty():
+                self._idle.set()
+            self._work()
+
+    def _next_streams(self) -> list[ResponseStream] | None:
+        next_work = min((entry[0] for entry in self._periodic), default=None)
+        timeout = None if next_work is None else max(0.0, next_work - time.monotonic())
+        try:
+            streams = self._queue.get(timeout=timeout)
+            if streams is None:
+                return None
+            while not self._queue.empty():
+                more = self._queue.get()
+                if more is None:
+                    self._queue.put(None)
+                    break
+                streams += more
+        except queue.Empty:
+            return []
+        return list(dict.fromkeys(streams))
+
+    def _work(self) -> None:
+        for entry in self._periodic:
+            due, seconds, work = entry
+            if time.monotonic() >= due:
+                _guarded(work, "periodic work failed")
+                entry[0] = time.monotonic() + seconds
+
+
+def empty_response(sender: Any) -> None:
+    """Ends a request that asks for nothing, such as a stop request."""
+    sender.send(
+        pb_utils.InferenceResponse(output_tensors=[]),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )
+
+
+def _guarded(work: Callable[[], None], failure: str) -> None:
+    """Logs an exception: one client's broken connection must not stop the others' responses."""
+    try:
+        work()
+    except Exception as error:
+        pb_utils.Logger.log_error(f"{failure}: {error!r}")

@@ -1,0 +1,149 @@
+"""What the engine front is told: config.pbtxt parameters and the engine's config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOKENS_PER_BLOCK = 32
+"""Tokens per KV block, fixed by OpenVINO's CPU plugin."""
+
+SHORT_STEP_TOKENS = 256
+"""Tokens per step: a step holds Python's interpreter lock, so it is kept short."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything the front needs to know before the engine is opened.
+
+    Attributes:
+        max_seq_len: Prompt plus generated tokens, at most.
+        num_kv_blocks: Blocks of the paged KV cache, :data:`TOKENS_PER_BLOCK` tokens each.
+        max_num_batched_tokens: Tokens per engine step.
+        max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
+        guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
+        end_ids: The model's own end-of-text ids.
+        cancellation_check_period: Seconds.
+        stats_check_period: Seconds.
+        properties: Properties of OpenVINO's CPU plugin.
+    """
+
+    engine_dir: Path
+    vocab_size: int
+    max_batch_size: int
+    max_input_len: int
+    max_seq_len: int
+    num_kv_blocks: int
+    max_num_batched_tokens: int
+    max_queue_size: int = 0
+    guaranteed_no_evict: bool = True
+    enable_prefix_caching: bool = True
+    dynamic_split_fuse: bool = True
+    exclude_input_in_output: bool = False
+    end_ids: tuple[int, ...] = ()
+    cancellation_check_period: float = 0.1
+    stats_check_period: float = 0.1
+    properties: Mapping[str, str] | None = None
+
+
+def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSettings:
+    """Settings from the parameters of config.pbtxt (NVIDIA's names) and the engine directory.
+
+    Args:
+        repository: Root of the model repository; relative paths start there.
+        parameters: Parameter name to ``string_value``.
+
+    Raises:
+        ValueError: A parameter or the engine's config.json is missing or wrong.
+        OSError: The engine's config.json cannot be read.
+    """
+    if not parameters.get("gpt_model_path"):
+        raise ValueError("config.pbtxt: the parameter gpt_model_path (engine directory) is missing")
+    policy = parameters.get("batch_scheduler_policy", "guaranteed_no_evict")
+    if policy not in ("guaranteed_no_evict", "max_utilization"):
+        raise ValueError(
+            f"config.pbtxt: batch_scheduler_policy is {policy!r}; "
+            "known: guaranteed_no_evict, max_utilization"
+        )
+    engine_dir = repository / parameters["gpt_model_path"]
+    engine = json.loads((engine_dir / "config.json").read_text(encoding="utf-8"))
+    build = engine["build_config"]
+    max_batch_size, max_seq_len = int(build["max_batch_size"]), int(build["max_seq_len"])
+    chunked = flag(parameters, "enable_chunked_context", default=True)
+    return EngineSettings(
+        engine_dir=engine_dir,
+        vocab_size=int(engine["pretrained_config"]["vocab_size"]),
+        max_batch_size=max_batch_size,
+        max_input_len=int(build["max_input_len"]),
+        max_seq_len=max_seq_len,
+        num_kv_blocks=_kv_blocks(parameters, max_batch_size, max_seq_len),
+        # Without chunks a prompt (or a sequence that is computed again) must fit in one step.
+        max_num_batched_tokens=max(
+            min(SHORT_STEP_TOKENS, int(build["max_num_tokens"])) if chunked else max_seq_len,
+            max_batch_size,
+        ),
+        max_queue_size=number(parameters, "max_queue_size", default=0),
+        guaranteed_no_evict=policy == "guaranteed_no_evict",
+        enable_prefix_caching=flag(parameters, "enable_kv_cache_reuse", default=True),
+        dynamic_split_fuse=chunked,
+        exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
+        end_ids=_end_ids(repository, parameters),
+        cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
+        stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
+        properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
+    )
+
+
+def blocks(tokens: int) -> int:
+    """KV blocks that hold ``tokens`` tokens."""
+    return -(-tokens // TOKENS_PER_BLOCK)
+
+
+def flag(parameters: Mapping[str, str], name: str, default: bool) -> bool:
+    """A boolean parameter; upstream accepts true, false, 1 and 0.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    text = parameters.get(name, "").lower()
+    if text not in ("", "true", "false", "1", "0"):
+        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use true or false")
+    return text in ("true", "1") if text else default
+
+
+def number(parameters: Mapping[str, str], name: str, default: int) -> int:
+    """A parameter that is a whole number of at least 0.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    text = parameters.get(name, "")
+    if text and not text.isdecimal():
+        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use a whole number")
+    return int(text) if text else default
+
+
+def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: int) -> int:
+    one_sequence = blocks(max_seq_len)
+    tokens = number(parameters, "max_tokens_in_paged_kv_cache", default=0)
+    total = tokens // TOKENS_PER_BLOCK if tokens else max_batch_size * one_sequence
+    if total < one_sequence:
+        raise ValueError(
+            f"config.pbtxt: max_tokens_in_paged_kv_cache is {tokens}, but one sequence of "
+            f"max_seq_len {max_seq_len} needs {one_sequence * TOKENS_PER_BLOCK}; raise it or "
+            "compile the engine with a smaller max_seq_len"
+        )
+    return total
+
+
+def _end_ids(repository: Path, parameters: Mapping[str, str]) -> tuple[int, ...]:
+    """``eos_token_id`` of the generation_config.json beside the tokenizer, if there is one."""
+    if not parameters.get("tokenizer_dir"):
+        return ()
+    path = repository / parameters["tokenizer_dir"] / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    ids = config.get("eos_token_id")
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)

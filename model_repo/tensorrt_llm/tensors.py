@@ -1,0 +1,215 @@
+"""Reads a Triton request on ``tensorrt_llm``; refuses by name what the CPU engine cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .answer import Answer
+from .request import GenerationRequest, RequestError
+from .sampling import read_sampling
+from .settings import EngineSettings
+
+Array = npt.NDArray[Any]
+
+# Each of these changes the answer, so leaving it out silently would give a wrong one.
+_UNSUPPORTED = {
+    "embedding_bias": "embedding bias",
+    "draft_input_ids": "draft tokens",
+    "draft_logits": "draft tokens",
+    "prompt_embedding_table": "prompt tuning tables",
+    "encoder_input_features": "encoder inputs",
+    "cross_attention_mask": "encoder inputs",
+    "skip_cross_attn_blocks": "encoder inputs",
+    "mrope_rotary_cos_sin": "multimodal rope",
+    "lora_task_id": "LoRA",
+    "lora_weights": "LoRA",
+    "lora_config": "LoRA",
+    "guided_decoding_guide": "guided decoding",
+    "guided_decoding_guide_type": "guided decoding",
+    "lookahead_window_size": "lookahead decoding",
+    "context_phase_params": "disaggregated serving",
+    "retention_token_range_starts": "KV cache retention",
+    "retention_decode_priority": "KV cache retention",
+    "runtime_top_p_min": "decaying top_p",
+    "runtime_top_p_decay": "decaying top_p",
+    "runtime_top_p_reset_ids": "decaying top_p",
+}
+_UNSUPPORTED_FLAGS = {
+    "return_context_logits": "context logits",
+    "return_generation_logits": "generation logits",
+}
+_AT_MOST_ONE = {
+    "beam_width": "beam search",
+    "num_return_sequences": "several sequences per request",
+    # The preprocessing model always sends one pad token for a decoder-only model, as upstream's.
+    "decoder_input_lengths": "decoder inputs",
+}
+
+
+class Inputs:
+    """The input tensors of one request by name.
+
+    Args:
+        tensors: Name to array, each with a batch dimension of 1 in front.
+    """
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._tensors = tensors
+
+    @classmethod
+    def of(cls, request: Any) -> Inputs:
+        """The inputs of a ``pb_utils.InferenceRequest``."""
+        return cls({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+
+    def array(self, name: str) -> Array | None:
+        """An optional tensor."""
+        return self._tensors.get(name)
+
+    def scalar(self, name: str) -> Any:
+        """The value of an optional one-element tensor, or None.
+
+        Raises:
+            RequestError: It has more elements (or none).
+        """
+        array = self._tensors.get(name)
+        if array is None:
+            return None
+        if array.size != 1:
+            raise RequestError(f"{name} must hold one value, got the shape {list(array.shape)}")
+        return array.item()
+
+    def required(self, name: str) -> Array:
+        """A tensor that must be there.
+
+        Raises:
+            RequestError: It is not.
+        """
+        array = self._tensors.get(name)
+        if array is None:
+            raise RequestError(f"the input {name} is missing")
+        return array
+
+
+def is_stop(inputs: Inputs) -> bool:
+    """Whether the request only asks to stop the one with its request id (upstream's contract)."""
+    return bool(inputs.scalar("stop"))
+
+
+def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> GenerationRequest:
+    """What the client wants generated.
+
+    Raises:
+        RequestError: A value is wrong, or the CPU engine cannot do what is asked.
+    """
+    _refuse_unsupported(inputs)
+    ids = inputs.required("input_ids")
+    if ids.ndim != 2 or ids.shape[0] != 1:
+        raise RequestError(
+            f"input_ids must be one prompt [1, n], got the shape {list(ids.shape)}: send a request "
+            "per prompt, the engine batches them in flight"
+        )
+    length = inputs.scalar("input_lengths")
+    if length is not None and not 0 <= length <= ids.shape[1]:
+        raise RequestError(f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens")
+    end_ids, stop_words = _ends(inputs, settings)
+    inputs.required("request_output_len")
+    return GenerationRequest(
+        prompt=ids[0, :length].astype(np.int64),
+        max_new_tokens=int(inputs.scalar("request_output_len")),
+        sampling=read_sampling(inputs.scalar),
+        end_ids=end_ids,
+        stop_words=stop_words,
+        log_probs=bool(inputs.scalar("return_log_probs")),
+        client_id=client_id,
+    )
+
+
+def read_answer(
+    inputs: Inputs, wanted: frozenset[str], request: GenerationRequest, settings: EngineSettings
+) -> Answer:
+    """How the client wants it answered."""
+    exclude = inputs.scalar("exclude_input_in_output")
+    exclude = settings.exclude_input_in_output if exclude is None else bool(exclude)
+    return Answer(
+        streaming=bool(inputs.scalar("streaming")),
+        wanted=wanted,
+        prompt=() if exclude else tuple(int(token) for token in request.prompt),
+        input_tokens=int(request.prompt.size),
+        log_probs=request.log_probs,
+        perf_metrics=bool(inputs.scalar("return_perf_metrics")),
+        num_input_tokens=bool(inputs.scalar("return_num_input_tokens")),
+        num_output_tokens=bool(inputs.scalar("return_num_output_tokens")),
+    )
+
+
+def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
+    """Token sequences from upstream's word list format.
+
+    Args:
+        array: int32 [1, 2, L]: all ids one after the other, padded with 0, and the end of each
+            word in that row, padded with -1.
+
+    Raises:
+        RequestError: The ends do not rise within the ids.
+    """
+    if array is None or array.size == 0:
+        return ()
+    if array.ndim != 3 or array.shape[:2] != (1, 2):
+        raise RequestError(f"{name} must have the shape [1, 2, L], got {list(array.shape)}")
+    ids, ends = array[0].tolist()
+    words, start = [], 0
+    for end in ends:
+        if end == -1:
+            continue
+        if not start < end <= len(ids):
+            raise RequestError(f"{name}: the word ends {ends} do not rise from 1 to {len(ids)}")
+        words.append(tuple(ids[start:end]))
+        start = end
+    return tuple(words)
+
+
+def _ends(
+    inputs: Inputs, settings: EngineSettings
+) -> tuple[frozenset[int], tuple[tuple[int, ...], ...]]:
+    """End ids and stop words.
+
+    A request that names no end id, or one of the model's own, ends at any of the model's; -1 is
+    upstream's way to ask for no end id at all. A stop word that is one of the model's end ids is
+    treated as such, so it is left out of the output.
+    """
+    words = word_list(inputs.array("stop_words_list"), "stop_words_list")
+    own = frozenset(settings.end_ids)
+    end_id = inputs.scalar("end_id")
+    if end_id is None or end_id in own:
+        ends = own
+    elif end_id == -1:
+        ends = frozenset()
+    elif 0 <= end_id < settings.vocab_size:
+        ends = frozenset((int(end_id),))
+    else:
+        raise RequestError(
+            f"end_id is {end_id}; this model's ids are 0 to {settings.vocab_size - 1}, and -1 is "
+            "for no end id"
+        )
+    ends |= {word[0] for word in words if len(word) == 1 and word[0] in own}
+    return ends, tuple(word for word in words if not (len(word) == 1 and word[0] in ends))
+
+
+def _refuse_unsupported(inputs: Inputs) -> None:
+    if word_list(inputs.array("bad_words_list"), "bad_words_list"):
+        raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
+    for name, what in _UNSUPPORTED.items():
+        array = inputs.array(name)
+        if array is not None and array.size:
+            raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
+    for name, what in _UNSUPPORTED_FLAGS.items():
+        if inputs.scalar(name):
+            raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
+    for name, what in _AT_MOST_ONE.items():
+        value = inputs.scalar(name)
+        if value is not None and value > 1:
+            raise RequestError(f"{name} {value}: the CPU engine has no {what}", "UNSUPPORTED")

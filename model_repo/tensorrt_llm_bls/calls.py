@@ -1,0 +1,187 @@
+"""Calls to the other models of the repository, by NVIDIA's tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+Array = npt.NDArray[Any]
+
+_TO_PREPROCESSING = {
+    "text_input": "QUERY",
+    "decoder_text_input": "DECODER_QUERY",
+    "max_tokens": "REQUEST_OUTPUT_LEN",
+    "bad_words": "BAD_WORDS_DICT",
+    "stop_words": "STOP_WORDS_DICT",
+    "embedding_bias_words": "EMBEDDING_BIAS_WORDS",
+    "embedding_bias_weights": "EMBEDDING_BIAS_WEIGHTS",
+    "end_id": "END_ID",
+    "pad_id": "PAD_ID",
+    "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
+}
+_FROM_PREPROCESSING = {
+    "INPUT_ID": "input_ids",
+    "REQUEST_INPUT_LEN": "input_lengths",
+    "DECODER_INPUT_ID": "decoder_input_ids",
+    "REQUEST_DECODER_INPUT_LEN": "decoder_input_lengths",
+    "REQUEST_OUTPUT_LEN": "request_output_len",
+    "STOP_WORDS_IDS": "stop_words_list",
+    "BAD_WORDS_IDS": "bad_words_list",
+    "EMBEDDING_BIAS": "embedding_bias",
+    "OUT_END_ID": "end_id",
+    "OUT_PAD_ID": "pad_id",
+    "OUT_PROMPT_TABLE_EXTRA_IDS": "prompt_table_extra_ids",
+}
+# Inputs that go to the engine as they are, by its names; True for those of one element.
+_TO_ENGINE = {
+    "top_k": ("runtime_top_k", True),
+    "top_p": ("runtime_top_p", True),
+    "length_penalty": ("len_penalty", True),
+    "prompt_embedding_table": ("prompt_embedding_table", False),
+    "lora_weights": ("lora_weights", False),
+    "lora_config": ("lora_config", False),
+    **{
+        name: (name, True)
+        for name in (
+            "temperature",
+            "repetition_penalty",
+            "min_tokens",
+            "presence_penalty",
+            "frequency_penalty",
+            "seed",
+            "beam_width",
+            "num_return_sequences",
+            "prompt_vocab_size",
+            "lora_task_id",
+            "guided_decoding_guide_type",
+            "guided_decoding_guide",
+            "return_log_probs",
+            "return_context_logits",
+            "return_generation_logits",
+            "return_perf_metrics",
+            "return_num_input_tokens",
+            "return_num_output_tokens",
+        )
+    },
+}
+
+
+class CallError(Exception):
+    """A request that fails; the text goes to the client.
+
+    Args:
+        message: What went wrong.
+        code: A code of ``pb_utils.TritonError``; None for "invalid argument".
+    """
+
+    def __init__(self, message: str, code: Any = None) -> None:
+        super().__init__(message)
+        self.code = pb_utils.TritonError.INVALID_ARG if code is None else code
+
+
+class Models:
+    """The models behind this one.
+
+    Args:
+        engine: Name of the engine's model.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self._engine = engine
+
+    def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The engine's token inputs from the client's text inputs.
+
+        Raises:
+            CallError: A text cannot be tokenized.
+        """
+        response = pb_utils.InferenceRequest(
+            model_name="preprocessing",
+            requested_output_names=list(_FROM_PREPROCESSING),
+            inputs=_tensors(
+                {to: inputs[name] for name, to in _TO_PREPROCESSING.items() if name in inputs}
+            ),
+        ).exec()
+        outputs = _outputs(response)
+        return {_FROM_PREPROCESSING[name]: value for name, value in outputs.items() if value.size}
+
+    def generate(
+        self,
+        inputs: Mapping[str, Array],
+        tokens: Mapping[str, Array],
+        outputs: list[str],
+        *,
+        request_id: str,
+        streaming: bool,
+    ) -> Iterator[dict[str, Array]]:
+        """The engine's responses, as they come.
+
+        Args:
+            inputs: The client's inputs.
+            tokens: The result of :meth:`preprocess`.
+            outputs: Names of the engine's outputs to ask for.
+            request_id: The id by which :meth:`stop` knows the request.
+
+        Raises:
+            CallError: The engine refused the request or failed.
+        """
+        passed = {}
+        for name, (engine_name, one_element) in _TO_ENGINE.items():
+            if name in inputs:
+                # A scalar arrives without its dimension and must be sent with it.
+                passed[engine_name] = inputs[name].reshape(1, 1) if one_element else inputs[name]
+        request = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            request_id=request_id,
+            requested_output_names=outputs,
+            inputs=_tensors(
+                {
+                    **passed,
+                    **tokens,
+                    "streaming": np.array([[streaming]]),
+                    "exclude_input_in_output": np.array([[True]]),
+                }
+            ),
+        )
+        for response in request.exec(decoupled=True):
+            found = _outputs(response)
+            if found:
+                yield found
+
+    def stop(self, request_id: str) -> None:
+        """Asks the engine to end a request early; harmless when it is over.
+
+        Cancellation does not pass from a model to the models it calls, so this is upstream's
+        contract: a request with the same id and ``stop`` set.
+        """
+        one = np.ones((1, 1), np.int32)
+        request = pb_utils.InferenceRequest(
+            model_name=self._engine,
+            request_id=request_id,
+            requested_output_names=[],
+            inputs=_tensors(
+                {
+                    "input_ids": one,
+                    "input_lengths": one,
+                    "request_output_len": one,
+                    "stop": np.array([[True]]),
+                }
+            ),
+        )
+        for response in request.exec(decoupled=True):
+            _outputs(response)
+
+
+def _tensors(arrays: Mapping[str, Array]) -> list[Any]:
+    return [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+
+
+def _outputs(response: Any) -> dict[str, Array]:
+    if response.has_error():
+        error = response.error()
+        raise CallError(error.message(), error.code())
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

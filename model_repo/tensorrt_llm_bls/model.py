@@ -1,0 +1,177 @@
+"""``tensorrt_llm_bls``: text to text, exactly, in streams too.
+
+The ``preprocessing`` model is called once per request, so that there is one place where text
+becomes tokens. Its counterpart is not called: every call between models costs about as much as an
+engine step of a small model, and decoding needs the tokens before, so text is made in this process.
+
+The stop words end the text at the first place where they appear in it, also when the engine's
+tokens spell them differently; they are not part of the text unless the parameter
+``include_stop_str_in_output`` says so. The last response with text carries Triton's FINAL flag.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from tokenizers import Tokenizer
+
+from .calls import CallError, Models
+from .completion import Completion
+from .watcher import Watched, Watcher
+
+_DEFAULTS = {
+    "tokenizer_dir": "preprocessing/1/tokenizer",
+    "tensorrt_llm_model_name": "tensorrt_llm",
+    "exclude_input_in_output": "true",
+    "include_stop_str_in_output": "false",
+    "cancellation_check_period_ms": "100",
+    "max_concurrent_requests": "256",
+}
+
+
+class TritonPythonModel:
+    """What Triton's Python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the tokenizer and starts the threads; a thread serves one request at a time."""
+        config = json.loads(args["model_config"])
+        given = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
+        parameters = {**_DEFAULTS, **{name: value for name, value in given.items() if value}}
+        path = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
+        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        self._exclude_input = parameters["exclude_input_in_output"].lower() in ("true", "1")
+        self._include_stop_word = parameters["include_stop_str_in_output"].lower() in ("true", "1")
+        self._models = Models(parameters["tensorrt_llm_model_name"])
+        self._capacity = int(parameters["max_concurrent_requests"])
+        self._unfinished = 0
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")
+        period = int(parameters["cancellation_check_period_ms"]) / 1000
+        self._watcher = Watcher(self._models.stop, period)
+        self._watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hands each request to a thread of its own."""
+        for request in requests:
+            sender = request.get_response_sender()
+            with self._lock:
+                full = self._unfinished >= self._capacity
+                self._unfinished += not full
+            if full:
+                limit = f"Maximum queue size of {self._capacity} has been reached"
+                message = f"{limit}, please try again later"
+                _send_error(sender, message, pb_utils.TritonError.UNAVAILABLE)
+            else:
+                self._pool.submit(self._serve, request, sender)
+
+    def finalize(self) -> None:
+        """Waits for the requests still being served."""
+        self._pool.shutdown()
+        self._watcher.close()
+
+    def _serve(self, request: Any, sender: Any) -> None:
+        # Clients' ids need not be unique, and stopping one request must not stop its namesake.
+        engine_id = f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}"
+        watched = self._watcher.watch(request, engine_id)
+        try:
+            self._answer(request, sender, engine_id, watched)
+        except CallError as error:
+            with watched.closing():
+                _send_error(sender, str(error), error.code)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"request {engine_id}: {error!r}")
+            with watched.closing():
+                message = f"the request failed: {error!r}"
+                _send_error(sender, message, pb_utils.TritonError.INTERNAL)
+        finally:
+            self._watcher.forget(watched)
+            with self._lock:
+                self._unfinished -= 1
+
+    def _answer(self, request: Any, sender: Any, engine_id: str, watched: Watched) -> None:
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        _refuse_unsupported(inputs)
+        tokens = self._models.preprocess(inputs)
+        stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
+        streaming = bool(_scalar(inputs, "stream"))
+        completion = Completion(
+            self._tokenizer,
+            stop_words=stop_words,
+            include_stop_word=self._include_stop_word,
+            streaming=streaming,
+            max_tokens=int(tokens["request_output_len"].item()),
+            prompt=[] if streaming or self._excludes_input(inputs) else tokens["input_ids"].flat,
+        )
+        wanted = request.requested_output_names()
+        responses = self._models.generate(
+            inputs,
+            tokens,
+            ["output_ids", *(name for name in wanted if name != "text_output")],
+            request_id=engine_id,
+            # A stop word is only seen in time when the tokens come one by one.
+            streaming=streaming or bool(stop_words),
+        )
+        for outputs in responses:
+            response = completion.take(outputs)
+            if completion.complete:
+                break
+            if response is not None:
+                sender.send(_response(response, wanted))
+        with watched.closing():
+            sender.send(
+                _response(completion.finish(), wanted),
+                flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+            )
+        if completion.stopped:
+            self._models.stop(engine_id)
+        for _ in responses:
+            pass
+
+    def _excludes_input(self, inputs: dict[str, Any]) -> bool:
+        value = _scalar(inputs, "exclude_input_in_output")
+        return self._exclude_input if value is None else bool(value)
+
+
+def _refuse_unsupported(inputs: dict[str, Any]) -> None:
+    if inputs["text_input"].size != 1:
+        shape = list(inputs["text_input"].shape)
+        raise CallError(
+            f"text_input must be one text, got the shape {shape}: send a request per prompt, "
+            "the engine batches them in flight"
+        )
+    for name, most, what in (
+        ("beam_width", 1, "beam search"),
+        ("num_return_sequences", 1, "several sequences per request"),
+        ("num_draft_tokens", 0, "draft tokens"),
+        ("use_draft_logits", 0, "draft tokens"),
+    ):
+        value = _scalar(inputs, name)
+        if value is not None and value > most:
+            unsupported = pb_utils.TritonError.UNSUPPORTED
+            raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
+
+
+def _scalar(inputs: dict[str, Any], name: str) -> Any:
+    return inputs[name].item() if name in inputs else None
+
+
+def _response(outputs: dict[str, Any], wanted: list[str]) -> Any:
+    return pb_utils.InferenceResponse(
+        output_tensors=[
+            pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
+        ]
+    )
+
+
+def _send_error(sender: Any, message: str, code: Any) -> None:
+    sender.send(
+        pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code)),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )

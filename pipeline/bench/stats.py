@@ -1,0 +1,69 @@
+"""Numbers that describe many measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PERCENTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the pieces of one streamed answer came.
+
+    Attributes:
+        sent_at: When the request was sent, in seconds of a monotonic clock.
+        arrivals: When each piece with new tokens came, by the same clock, and how many it had.
+        input_tokens: Tokens of the prompt.
+    """
+
+    sent_at: float
+    arrivals: tuple[tuple[float, int], ...]
+    input_tokens: int
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated."""
+        return sum(tokens for _, tokens in self.arrivals)
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds until the first tokens came (TTFT)."""
+        return self.arrivals[0][0] - self.sent_at
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds until the last tokens came."""
+        return self.arrivals[-1][0] - self.sent_at
+
+    @property
+    def inter_token_s(self) -> list[float]:
+        """Seconds between neighbouring tokens; tokens of one piece share the wait before it."""
+        waits: list[float] = []
+        for (before, _), (at, tokens) in zip(self.arrivals, self.arrivals[1:], strict=False):
+            waits += [(at - before) / tokens] * tokens
+        return waits
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Linear interpolation between the two nearest ranks, as numpy's default does.
+
+    Args:
+        values: At least one, in any order.
+        percent: 0 to 100.
+    """
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return low + (high - low) * (rank - math.floor(rank))
+
+
+def summary_ms(seconds: Sequence[float]) -> dict[str, float] | None:
+    """Mean and percentiles in milliseconds; None when nothing was measured."""
+    if not seconds:
+        return None
+    named = {f"p{percent}": percentile(seconds, percent) for percent in PERCENTILES}
+    named = {"mean": sum(seconds) / len(seconds), **named, "max": max(seconds)}
+    return {name: round(value * 1000, 3) for name, value in named.items()}

@@ -1,0 +1,119 @@
+"""The state of one streamed answer, without any input or output of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+from pipeline.client._errors import ServerFailed, error_from_message
+from pipeline.client._grpc import Message
+from pipeline.client._request import Chunk, Completion
+from pipeline.client._wire import decode_outputs
+
+Number = TypeVar("Number", int, float)
+
+
+class Answer:
+    """Turns responses into chunks and knows when the answer is complete.
+
+    Args:
+        address: The server's address, for errors.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.received = 0
+        self.complete = False
+        self._address = address
+        self._chunks = 0
+
+    def feed(self, response: Message) -> Chunk | None:
+        """The chunk in a ``ModelStreamInferResponse``; None when it only marks the end.
+
+        Raises:
+            ClientError: The response is an error.
+        """
+        if response.error_message:
+            raise error_from_message(response.error_message, self._address)
+        self.received += 1
+        infer = response.infer_response
+        self.complete = infer.parameters["triton_final_response"].bool_param
+        if not infer.outputs:
+            return None
+        try:
+            chunk = _chunk(infer, self._chunks, self.complete)
+        except ServerFailed as error:
+            error.where = self._address
+            raise
+        self._chunks += 1
+        return chunk
+
+    def end(self) -> None:
+        """Says that the server closed the stream.
+
+        Raises:
+            ServerFailed: It closed before its final response, so text may be missing.
+        """
+        if not self.complete:
+            raise ServerFailed(
+                "the server closed the stream before its final response",
+                where=self._address,
+                why=f"{self.received} responses had arrived",
+                fix="The server's log has the cause",
+            )
+
+
+def _chunk(infer: Message, index: int, final: bool) -> Chunk:
+    outputs = decode_outputs(infer)
+    texts = outputs.get("text_output", ())
+    if len(texts) > 1:
+        raise ServerFailed(f"the answer has {len(texts)} texts where one was asked for")
+    try:
+        text = bytes(texts[0]).decode() if texts else ""  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:
+        raise ServerFailed(
+            "the answer's text is not valid UTF-8", why=f"{error.reason} at byte {error.start}"
+        ) from error
+    log_probs = outputs.get("output_log_probs")
+    total = outputs.get("cum_log_probs")
+    prompt_tokens = outputs.get("num_input_tokens")
+    tokens = outputs.get("num_output_tokens")
+    return Chunk(
+        text=text,
+        index=index,
+        is_final=final,
+        cum_log_probs=float(total[0]) if total else None,
+        output_log_probs=None if log_probs is None else tuple(float(p) for p in log_probs),
+        num_input_tokens=int(prompt_tokens[0]) if prompt_tokens else None,
+        num_output_tokens=int(tokens[0]) if tokens else None,
+    )
+
+
+def collect(chunks: Iterable[Chunk], request_id: str, max_tokens: int | None) -> Completion:
+    """The whole answer from its pieces.
+
+    Args:
+        chunks: All pieces, in order.
+        request_id: The id the request ran under.
+        max_tokens: The limit it ran under, to tell why it ended.
+    """
+    pieces = list(chunks)
+    counts = [c.num_output_tokens for c in pieces if c.num_output_tokens is not None]
+    tokens = sum(counts) if counts else None
+    log_probs = [chunk.output_log_probs for chunk in pieces if chunk.output_log_probs is not None]
+    finish: Literal["length", "stop"] | None = None
+    if tokens is not None and max_tokens is not None:
+        finish = "length" if tokens >= max_tokens else "stop"
+    return Completion(
+        text="".join(chunk.text for chunk in pieces),
+        request_id=request_id,
+        finish_reason=finish,
+        cum_log_probs=_last(chunk.cum_log_probs for chunk in pieces),
+        output_log_probs=sum(log_probs, ()) if log_probs else None,
+        num_input_tokens=_last(chunk.num_input_tokens for chunk in pieces),
+        num_output_tokens=tokens,
+    )
+
+
+def _last(values: Iterable[Number | None]) -> Number | None:
+    known = [value for value in values if value is not None]
+    return known[-1] if known else None

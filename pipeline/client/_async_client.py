@@ -1,0 +1,144 @@
+"""The asyncio client: the methods of the synchronous one, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from pipeline.client._async_stream import AsyncStream
+from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
+from pipeline.client._errors import ClientError, error_from_status
+from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
+from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
+from pipeline.client._request import Completion, GenerateRequest
+from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
+from pipeline.client._wire import Outputs, decode_outputs, stop_request
+
+
+class AsyncClient:
+    """A connection to a Triton server for asyncio; arguments as for :class:`Client`.
+
+    Make it inside the running event loop that uses it.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = DEFAULT_MODEL,
+        timeout: float | None = 300.0,
+        stall_timeout: float | None = 60.0,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        validate: bool = True,
+    ) -> None:
+        self._settings = Settings.build(
+            url,
+            model=model,
+            timeout=timeout,
+            stall_timeout=stall_timeout,
+            tls=tls,
+            headers=headers,
+            validate=validate,
+        )
+        self.url = self._settings.endpoint.url
+        self.model = model
+        self._channel = open_channel(self._settings.endpoint, tls, grpc_aio)
+        self._stub = GRPCInferenceServiceStub(self._channel)
+
+    async def generate(
+        self,
+        request: GenerateRequest | str | bytes,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """See :meth:`Client.generate`."""
+        prepared = self._settings.prepare(
+            request, sampling, model=model, timeout=timeout, stream=False
+        )
+        async with self._start(prepared) as stream:
+            return await stream.completion()
+
+    def stream(
+        self,
+        request: GenerateRequest | str | bytes,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Any,
+    ) -> AsyncStream:
+        """See :meth:`Client.stream`."""
+        return self._start(
+            self._settings.prepare(request, sampling, model=model, timeout=timeout, stream=True)
+        )
+
+    def send(self, message: Message, *, timeout: float | None = None) -> AsyncStream:
+        """See :meth:`Client.send`."""
+        limit = self._settings.limit(timeout)
+        return self._start(Prepared(message, limit, self._settings.stall_timeout))
+
+    async def infer(self, message: Message, *, timeout: float | None = None) -> Outputs:
+        """See :meth:`Client.infer`."""
+        limit = self._settings.limit(timeout)
+        return decode_outputs(await self._call("ModelInfer", message, limit))
+
+    async def cancel(self, request_id: str) -> None:
+        """See :meth:`Client.cancel`."""
+        limit = INFO_TIMEOUT_S
+        async with self._start(Prepared(stop_request(request_id), limit, None)) as stream:
+            async for _ in stream:
+                pass
+
+    async def is_ready(self) -> bool:
+        """See :meth:`Client.is_ready`."""
+        try:
+            server = await self._call("ServerReady", messages.ServerReadyRequest())
+            model = await self._call("ModelReady", messages.ModelReadyRequest(name=self.model))
+        except ClientError:
+            return False
+        return bool(server.ready and model.ready)
+
+    async def metadata(self) -> ServerMetadata:
+        """See :meth:`Client.metadata`."""
+        return server_metadata(await self._call("ServerMetadata", messages.ServerMetadataRequest()))
+
+    async def model_metadata(self, model: str | None = None) -> ModelMetadata:
+        """See :meth:`Client.model_metadata`."""
+        name = model or self.model
+        metadata = await self._call("ModelMetadata", messages.ModelMetadataRequest(name=name))
+        config = await self._call("ModelConfig", messages.ModelConfigRequest(name=name))
+        return model_metadata(metadata, config)
+
+    async def close(self) -> None:
+        """Closes the connection; running requests end as cancelled."""
+        await self._channel.close()
+
+    def _start(self, prepared: Prepared) -> AsyncStream:
+        call = self._stub.ModelStreamInfer(
+            iter([prepared.message]), timeout=prepared.timeout, metadata=self._settings.headers
+        )
+        return AsyncStream(call, prepared, self.url)
+
+    async def _call(
+        self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S
+    ) -> Message:
+        try:
+            return await getattr(self._stub, method)(
+                request, timeout=timeout, metadata=self._settings.headers
+            )
+        except grpc.RpcError as error:
+            raise error_from_status(error.code().name, error.details() or "", self.url) from error
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,124 @@
+"""A running request of the asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any
+
+from pipeline.client._answer import Answer, collect
+from pipeline.client._errors import Cancelled, ClientError, error_from_status, went_silent
+from pipeline.client._grpc import grpc, grpc_aio
+from pipeline.client._request import Chunk, Completion
+from pipeline.client._settings import CLOSE_TIMEOUT_S, Prepared
+
+
+class AsyncStream:
+    """A running request; iterate it with ``async for``.
+
+    Leaving the ``async with`` block, :meth:`cancel`, dropping the object or cancelling the task
+    that iterates ends the request on the server and frees its slot.
+
+    Attributes:
+        request_id: The id the request runs under.
+    """
+
+    def __init__(self, call: Any, prepared: Prepared, address: str) -> None:
+        self.request_id: str = prepared.message.id
+        self._call = call
+        self._prepared = prepared
+        self._address = address
+        self._answer = Answer(address)
+        self._stalled = self._cancelled = self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """The next chunk.
+
+        Raises:
+            StopAsyncIteration: The answer is complete, or the stream was closed.
+            ClientError: The request failed.
+        """
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            return await self._read()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def completion(self) -> Completion:
+        """What is left of the answer as a whole: all of it if nothing was read before."""
+        chunks = [chunk async for chunk in self]
+        return collect(chunks, self.request_id, self._prepared.max_tokens)
+
+    def cancel(self) -> None:
+        """Ends the request; a task that waits for a chunk gets :class:`Cancelled`."""
+        self._cancelled = True
+        self._call.cancel()
+
+    async def close(self) -> None:
+        """Ends the request if it is still running."""
+        self._closed = True
+        self._call.cancel()
+
+    async def _read(self) -> Chunk:
+        while True:
+            response = await self._wait()
+            chunk = self._answer.feed(response)
+            if chunk is not None:
+                return chunk
+
+    async def _wait(self) -> Any:
+        limit = CLOSE_TIMEOUT_S if self._answer.complete else self._prepared.stall_timeout
+        loop = asyncio.get_running_loop()
+        alarm = None if limit is None else loop.call_later(limit, self._give_up)
+        try:
+            response = await self._call.read()
+        except asyncio.CancelledError as error:
+            # gRPC raises it for a cancelled call as well as for a cancelled task.
+            if self._answer.complete and self._stalled:
+                raise StopAsyncIteration from None
+            if self._stalled or self._cancelled:
+                raise self._failure(None) from error
+            raise
+        except grpc.RpcError as error:
+            if self._answer.complete:
+                # The whole answer is here; how the connection ended changes nothing.
+                raise StopAsyncIteration from None
+            raise self._failure(error) from error
+        finally:
+            if alarm:
+                alarm.cancel()
+        if response is grpc_aio.EOF:
+            self._answer.end()
+            raise StopAsyncIteration
+        return response
+
+    def _give_up(self) -> None:
+        self._stalled = True
+        self._call.cancel()
+
+    def _failure(self, error: Any) -> ClientError:
+        received = self._answer.received
+        if self._stalled:
+            return went_silent(self._address, self._prepared.stall_timeout, received)
+        if self._cancelled or error is None:
+            return Cancelled("the request was cancelled", where=self._address)
+        return error_from_status(
+            error.code().name, error.details() or "", self._address, answered=received
+        )
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,182 @@
+"""KServe messages from requests, and values from KServe messages.
+
+The framing of a tensor is KServe's: little-endian numbers; a text is a 4-byte length and its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipeline.client._errors import ServerFailed
+from pipeline.client._grpc import INFER, Message
+from pipeline.client._request import GenerateRequest
+from pipeline.triton.contract import BLS, ENGINE, MODELS
+
+# KServe's name of an element type, and struct's code for it; texts are framed apart.
+_WIRE_TYPES = {
+    "TYPE_INT32": ("INT32", "i"),
+    "TYPE_INT64": ("INT64", "q"),
+    "TYPE_UINT64": ("UINT64", "Q"),
+    "TYPE_FP32": ("FP32", "f"),
+    "TYPE_BOOL": ("BOOL", "?"),
+    "TYPE_STRING": ("BYTES", ""),
+}
+_STRUCT_CODES = {wire: code for wire, code in _WIRE_TYPES.values() if code}
+_INPUT_TYPES = {tensor.name: _WIRE_TYPES.get(tensor.data_type) for tensor in MODELS[BLS].inputs}
+_PLAIN_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "length_penalty",
+    "min_tokens",
+    "end_id",
+    "pad_id",
+    "exclude_input_in_output",
+)
+
+Value = str | bytes | int | float | bool
+Outputs = Mapping[str, tuple[bytes | int | float, ...]]
+
+
+def encode_request(
+    request: GenerateRequest, *, model: str, request_id: str, stream: bool
+) -> Message:
+    """The ``ModelInferRequest`` for a request; only values that were given are sent.
+
+    Args:
+        request: What to generate; not validated here.
+        model: Name of a Triton model with the wire contract's text tensors.
+        request_id: The id to run under.
+        stream: Whether the answer comes in pieces.
+    """
+    message = new_message(model, request_id=request_id)
+    add_input(message, "text_input", [request.prompt])
+    if request.max_tokens is not None:
+        add_input(message, "max_tokens", [request.max_tokens])
+    for name in _PLAIN_FIELDS:
+        value = getattr(request, name)
+        if value is not None:
+            add_input(message, name, [value])
+    for name in ("stop_words", "bad_words"):
+        if words := getattr(request, name):
+            add_input(message, name, words)
+    add_input(message, "stream", [stream])
+    outputs = ["text_output"]
+    if request.return_log_probs:
+        add_input(message, "return_log_probs", [True])
+        outputs += ["cum_log_probs", "output_log_probs"]
+    if request.return_num_tokens:
+        for name in ("num_input_tokens", "num_output_tokens"):
+            add_input(message, f"return_{name}", [True])
+            outputs.append(name)
+    for name in outputs:
+        message.outputs.add(name=name)
+    return message
+
+
+def new_message(model: str, *, request_id: str = "", outputs: Iterable[str] = ()) -> Message:
+    """A ``ModelInferRequest`` without inputs.
+
+    Args:
+        model: Name of a Triton model.
+        request_id: The id to run under.
+        outputs: Names of the outputs to send; none is all.
+    """
+    message = INFER(model_name=model, id=request_id)
+    # Without it Triton keeps an empty final response to itself and the end cannot be told.
+    message.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name in outputs:
+        message.outputs.add(name=name)
+    return message
+
+
+def stop_request(request_id: str) -> Message:
+    """The ``ModelInferRequest`` that makes the engine end the request of this id."""
+    message = new_message(ENGINE, request_id=request_id)
+    for name in ("input_ids", "input_lengths", "request_output_len"):
+        add_input(message, name, [1], datatype="INT32")
+    add_input(message, "stop", [True], datatype="BOOL")
+    return message
+
+
+def add_input(
+    message: Message, name: str, values: Sequence[Value], *, datatype: str | None = None
+) -> None:
+    """Adds a tensor of shape ``[1, len(values)]`` to a ``ModelInferRequest``.
+
+    Args:
+        message: Changed in place.
+        name: The tensor's name.
+        values: Its elements.
+        datatype: KServe's name of the element type; None takes the wire contract's.
+
+    Raises:
+        ValueError: The element type is not known, or a value does not fit into it.
+    """
+    if datatype is None:
+        known = _INPUT_TYPES.get(name)
+        if known is None:
+            msg = f"the wire contract has no input {name!r} of a type this client sends"
+            raise ValueError(msg)
+        datatype = known[0]
+    if datatype == "BYTES":
+        raw = b"".join(_frame(value) for value in values)
+    else:
+        try:
+            raw = struct.pack(f"<{len(values)}{_STRUCT_CODES[datatype]}", *values)
+        except struct.error as error:
+            msg = f"{name} {values!r} does not fit into {datatype}: {error}"
+            raise ValueError(msg) from error
+    message.inputs.add(name=name, datatype=datatype, shape=[1, len(values)])
+    message.raw_input_contents.append(raw)
+
+
+def _frame(value: Value) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    if not isinstance(data, bytes):
+        msg = f"{value!r} is not text"
+        raise TypeError(msg)
+    return struct.pack("<I", len(data)) + data
+
+
+def decode_outputs(response: Message) -> Outputs:
+    """The tensors of a ``ModelInferResponse`` by name, flattened.
+
+    Raises:
+        ServerFailed: A tensor's bytes do not match its type.
+    """
+    if len(response.outputs) != len(response.raw_output_contents):
+        raise ServerFailed(
+            f"the answer has {len(response.outputs)} tensors and "
+            f"{len(response.raw_output_contents)} contents"
+        )
+    return {
+        output.name: _decode(output.name, output.datatype, raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def _decode(name: str, datatype: str, raw: bytes) -> tuple[bytes | int | float, ...]:
+    if datatype == "BYTES":
+        return tuple(_unframe(name, raw))
+    code = _STRUCT_CODES.get(datatype)
+    if code is None or len(raw) % struct.calcsize(f"<{code}"):
+        raise ServerFailed(f"the answer's tensor {name} of {len(raw)} bytes is not {datatype}")
+    return struct.unpack(f"<{len(raw) // struct.calcsize(f'<{code}')}{code}", raw)
+
+
+def _unframe(name: str, raw: bytes) -> Iterable[bytes]:
+    place = 0
+    while place < len(raw):
+        if place + 4 > len(raw):
+            raise ServerFailed(f"the answer's text tensor {name} is cut off")
+        (length,) = struct.unpack_from("<I", raw, place)
+        place += 4 + length
+        if place > len(raw):
+            raise ServerFailed(f"the answer's text tensor {name} is cut off")
+        yield raw[place - length : place]

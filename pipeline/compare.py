@@ -1,0 +1,62 @@
+"""Reports of several recipes side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+
+COLUMNS = (
+    "name",
+    "format",
+    "MiB",
+    "perplexity",
+    "increase %",
+    "top-1 %",
+    "KL",
+    "tokens/s",
+    "streams",
+    "first token ms",
+)
+
+
+def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """One row per report.
+
+    Args:
+        paths: ``report.json`` files or folders that hold one.
+
+    Raises:
+        UsageError: A path is not a report.
+    """
+    return [_row(path / "report.json" if path.is_dir() else path) for path in paths]
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        quality, load = report["quality"] or {}, report["load"]
+        fastest = max(load["rows"], key=lambda row: row["tokens_per_second"])
+        increase, agreement = quality.get("perplexity_increase"), quality.get("top1_agreement")
+        return {
+            "name": report["name"],
+            "format": report["checkpoint"]["format"],
+            "MiB": report["checkpoint"]["bytes"] / 2**20,
+            "perplexity": quality.get("perplexity"),
+            "increase %": None if increase is None else increase * 100,
+            "top-1 %": None if agreement is None else agreement * 100,
+            "KL": quality.get("kl_divergence"),
+            "tokens/s": fastest["tokens_per_second"],
+            "streams": fastest["concurrency"],
+            "first token ms": fastest["ttft_ms"]["p50"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            "this is not a report",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            fix="Name build/<recipe name> folders whose run got to the end",
+        ) from error

@@ -1,0 +1,72 @@
+"""Calibrates a model with ModelOpt and reports how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.dependencies import require
+from pipeline.errors import StageError
+from pipeline.progress import Progress, Task
+from pipeline.quantize.formats import modelopt_config, pass_costs
+from pipeline.recipe import QuantizeSection
+from pipeline.text import Rows
+
+
+def calibrate(
+    model: Any, section: QuantizeSection, batches: Sequence[Rows], progress: Progress
+) -> Any:
+    """Replaces the model's linears by calibrated fake-quantized ones.
+
+    Args:
+        model: A transformers ``*ForCausalLM``; it is changed in place.
+        section: A quantized format.
+        batches: Token ids [batch][length]; rows of one batch have equal length.
+        progress: Gets one task over all passes.
+
+    Returns:
+        The same model.
+
+    Raises:
+        StageError: ModelOpt failed, or memory ran out.
+    """
+    torch = require("torch", "quantize")
+    mtq = require("modelopt.torch.quantization", "quantize")
+    costs = pass_costs(section)
+    rows = sum(len(batch) for batch in batches)
+    with progress.task(f"calibrating {section.format}", rows * sum(costs)) as task:
+        passes = _Passes(batches, costs, task)
+        try:
+            with torch.inference_mode():
+                mtq.quantize(model, modelopt_config(section), forward_loop=passes)
+        except torch.OutOfMemoryError as error:
+            raise StageError(
+                "memory ran out during calibration",
+                why=str(error).partition("\n")[0],
+                fix="Lower quantize.calibration.batch_size or sequence_length",
+            ) from error
+        except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+            raise StageError(
+                f"ModelOpt could not calibrate {section.format}",
+                why=f"{type(error).__name__}: {error}",
+            ) from error
+    return model
+
+
+class _Passes:
+    """ModelOpt's ``forward_loop``: called once per pass, forwards every batch."""
+
+    def __init__(self, batches: Sequence[Rows], costs: Sequence[float], task: Task) -> None:
+        self._batches, self._costs, self._task = batches, costs, task
+        self._done = 0
+
+    def __call__(self, model: Any) -> None:
+        import torch
+
+        cost = self._costs[min(self._done, len(self._costs) - 1)]
+        for batch in self._batches:
+            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+            # Only the decoder is calibrated; the logits of every position would cost gigabytes.
+            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            self._task.advance(cost * len(batch))
+        self._done += 1

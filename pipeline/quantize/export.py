@@ -1,0 +1,156 @@
+"""Writes a TensorRT-LLM checkpoint from a model that ModelOpt calibrated.
+
+Tensors come from ModelOpt; ``config.json`` does not: ModelOpt leaves out ``qwen_type``,
+``attn_bias`` and ``seq_length``, takes whatever rope keys it finds and keeps the last rank's
+number, so the file is written from the source's facts instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint.validate import rank_path
+from pipeline.dependencies import require
+from pipeline.errors import StageError
+from pipeline.models import ModelFacts
+from pipeline.quantize.formats import checkpoint_dtype, quantization_section
+from pipeline.recipe import Recipe
+
+# ModelOpt's manual export knows no Qwen; Qwen2 and Qwen3 have Llama's module tree, biases and q/k
+# norms are found by name.
+DECODER_TYPE = "llama"
+# TensorRT-LLM's QWenConfig reads seq_length for its log-n attention, which Qwen2 and later do not
+# use; 8192 is the default of Qwen's own configuration.
+QWEN_SEQ_LENGTH = 8192
+
+EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
+
+
+def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
+    """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
+
+    Args:
+        model: A calibrated model, or a plain one for float16 and bfloat16.
+        facts: The source's facts.
+        recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
+        output: An existing directory.
+
+    Raises:
+        StageError: ModelOpt failed, or labels its export as another format than the recipe's.
+    """
+    torch = require("torch", "quantize")
+    modelopt = require("modelopt.torch.export.model_config_export", "quantize")
+    safetensors = require("safetensors", "quantize")
+    save_file = require("safetensors.torch", "quantize").save_file
+    tp_size, pp_size = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
+    dtype = getattr(torch, checkpoint_dtype(recipe))
+    try:
+        with torch.inference_mode():
+            ranks = modelopt.torch_to_tensorrt_llm_checkpoint(
+                model, DECODER_TYPE, dtype, tp_size, pp_size
+            )
+            for exported, weights, _ in ranks:
+                _check_label(exported["quantization"], recipe)
+                tensors = _unpad_vocabulary(weights, exported["rank"] % tp_size, model, tp_size)
+                save_file(tensors, rank_path(output, exported["rank"]))
+        config = checkpoint_config(facts, recipe, require("modelopt", "quantize").__version__)
+        text = json.dumps(config, indent=2) + "\n"
+        (output / "config.json").write_text(text, encoding="utf-8")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StageError(
+            "the checkpoint cannot be written",
+            where=str(output),
+            why=str(error),
+            fix="Free space on the disk, or keep the store on another one",
+        ) from error
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise StageError(
+            f"ModelOpt could not export {recipe.quantize.format}",
+            why=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:
+    """The checkpoint's ``config.json`` as TensorRT-LLM 1.2's LLaMAConfig and QWenConfig read it.
+
+    ``logits_dtype`` is TensorRT-LLM's default, float32, which Triton's ``logits_datatype`` expects;
+    ModelOpt would write float16, in which close logits tie.
+    """
+    tp_size, pp_size = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
+    config: dict[str, Any] = {
+        "producer": {"name": "modelopt", "version": producer_version},
+        "architecture": facts.architecture,
+        "dtype": checkpoint_dtype(recipe),
+        "logits_dtype": "float32",
+        "num_hidden_layers": facts.num_hidden_layers,
+        "num_attention_heads": facts.num_attention_heads,
+        "num_key_value_heads": facts.num_key_value_heads,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "head_size": facts.head_size,
+        "vocab_size": facts.vocab_size,
+        "max_position_embeddings": facts.max_position_embeddings,
+        "hidden_act": facts.hidden_act,
+        "norm_epsilon": facts.norm_epsilon,
+        "position_embedding_type": "rope_gpt_neox",
+        "rotary_base": facts.rotary_base,
+        "rotary_scaling": facts.rotary_scaling,
+        "attn_bias": facts.attention_bias,
+        "mlp_bias": facts.mlp_bias,
+        "qk_layernorm": facts.qk_layernorm,
+        "tie_word_embeddings": facts.tie_word_embeddings,
+        "residual_mlp": False,
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+        "mapping": {"world_size": tp_size * pp_size, "tp_size": tp_size, "pp_size": pp_size},
+        "quantization": quantization_section(recipe.quantize),
+    }
+    if facts.qwen_type:
+        config |= {"qwen_type": facts.qwen_type, "seq_length": QWEN_SEQ_LENGTH}
+    if facts.sliding_window is not None:
+        config["sliding_window"] = facts.sliding_window
+    return config
+
+
+def _check_label(exported: Mapping[str, Any], recipe: Recipe) -> None:
+    """Refuses an export that is not what was asked for, such as one that lost its KV scales."""
+    wanted = quantization_section(recipe.quantize)
+    for key in ("quant_algo", "kv_cache_quant_algo", "group_size"):
+        if exported.get(key) != wanted.get(key):
+            raise StageError(
+                f"ModelOpt exported {key} {exported.get(key)} where the recipe asks for "
+                f"{wanted.get(key)}",
+                where=recipe.place("quantize.format"),
+                fix="Install the pinned versions: pip install 'trtllm-pipeline[quantize]'",
+            )
+
+
+def _unpad_vocabulary(
+    weights: dict[str, Any], tp_rank: int, model: Any, tp_size: int
+) -> dict[str, Any]:
+    """Replaces the vocabulary tensors by ones of the tokenizer's size.
+
+    For AWQ ModelOpt pads them to a multiple of 64 with zero rows and raises ``vocab_size`` with
+    them. TensorRT-LLM would then sample from the padding, whose logits are 0 and may well be the
+    largest, so the padding is not taken over: ``vocab_size`` stays the model's, and rows are only
+    rounded up to a multiple of tp_size, the shape TensorRT-LLM gives the parameters itself.
+    """
+    modules = {EMBEDDING: model.get_input_embeddings(), HEAD: model.get_output_embeddings()}
+    tensors = dict(weights)
+    for name, module in modules.items():
+        if name in tensors:
+            rows = _rows_of_rank(module.weight, tp_rank, tp_size)
+            # Tied weights share their memory, which safetensors refuses: hence a copy always.
+            tensors[name] = rows.to("cpu", tensors[name].dtype, copy=True).contiguous()
+    return tensors
+
+
+def _rows_of_rank(weight: Any, tp_rank: int, tp_size: int) -> Any:
+    from torch.nn.functional import pad
+
+    rows = -(-weight.shape[0] // tp_size)
+    part = weight[tp_rank * rows : (tp_rank + 1) * rows]
+    return pad(part, (0, 0, 0, rows - part.shape[0]))

@@ -1,0 +1,101 @@
+"""Loads the source model for calibration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint.reader import TensorFile
+from pipeline.dependencies import require
+from pipeline.errors import CheckpointError, SourceError, UnsupportedError
+from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.recipe import Recipe
+
+# Below this the model is calibrated in float32: search and smoothing then work on unrounded
+# products, and it is also the fastest arithmetic of most CPUs. Above it memory decides.
+FLOAT32_LIMIT_BYTES = 2 << 30
+# Room that calibration needs beside the weights: activations, and the copies AWQ rescales.
+WORKING_SHARE = 0.8
+
+
+def load_model(directory: Path, recipe: Recipe) -> Any:
+    """A ``*ForCausalLM`` in evaluation mode on the recipe's device.
+
+    Args:
+        directory: A Hugging Face snapshot with safetensors.
+        recipe: ``model`` and ``quantize.device`` count.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        SourceError: The snapshot cannot be loaded.
+        UnsupportedError: CUDA was asked for and there is none.
+    """
+    torch = require("torch", "quantize")
+    transformers = require("transformers", "quantize")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = choose_device(recipe)
+    parameters = count_parameters(directory)
+    dtype = torch.float32
+    if parameters * 4 > FLOAT32_LIMIT_BYTES:
+        dtype = getattr(torch, checkpoint_dtype(recipe))
+    placement: dict[str, Any] = {}
+    if device.type == "cuda":
+        placement["device_map"] = _device_map(parameters * dtype.itemsize, device)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=recipe.model.trust_remote_code,
+            **placement,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError(
+            "transformers cannot load the model",
+            where=str(directory),
+            why=str(error).strip().partition("\n")[0],
+        ) from error
+    return model.eval()
+
+
+def choose_device(recipe: Recipe) -> Any:
+    """The ``torch.device`` of ``quantize.device``; ``auto`` is CUDA when there is one.
+
+    Raises:
+        UnsupportedError: CUDA was asked for and there is none.
+    """
+    torch = require("torch", "quantize")
+    wanted, available = recipe.quantize.device, torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UnsupportedError(
+            "there is no CUDA device that torch can use",
+            where=recipe.place("quantize.device"),
+            why=f"torch {torch.__version__} sees none",
+            fix="Set quantize.device to auto, or install a CUDA build of torch",
+        )
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def count_parameters(directory: Path) -> int:
+    """Elements of all safetensors files of a directory, from their headers.
+
+    Raises:
+        SourceError: A file is damaged.
+    """
+    try:
+        return sum(
+            math.prod(tensor.shape)
+            for path in sorted(directory.glob("*.safetensors"))
+            for tensor in TensorFile(path).tensors.values()
+        )
+    except CheckpointError as error:
+        raise SourceError(error.what, where=error.where, why=error.why, fix=error.fix) from error
+
+
+def _device_map(size: int, device: Any) -> Any:
+    torch = require("torch", "quantize")
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if size < free * WORKING_SHARE else "auto"

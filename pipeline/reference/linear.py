@@ -1,0 +1,90 @@
+"""A linear of a checkpoint in torch: dequantized weight, activations rounded as the format says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from pipeline.checkpoint import dequantize
+from pipeline.checkpoint.layout import Array, Linear
+
+# The largest finite float8_e4m3fn; TensorRT saturates to it.
+FLOAT8_MAX = 448.0
+
+
+def float32_tensor(array: Array) -> torch.Tensor:
+    """A float32 copy of an array of any floating or integer dtype."""
+    return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
+    """x on the grid of a static INT8 quantizer, -128 * step to 127 * step.
+
+    The order of operations is that of ModelOpt 0.37's ``_tensor_quant``, which decides ties. So
+    does dividing tensor by tensor: torch divides a number by one through the reciprocal.
+
+    Args:
+        x: float32, any shape.
+        step: amax / 127.
+    """
+    largest = torch.tensor(127.0, device=x.device)
+    scale = largest / (torch.tensor(step, device=x.device) * largest)
+    return torch.clamp(torch.round(x * scale), -128.0, 127.0) / scale
+
+
+def round_to_float8(x: torch.Tensor, step: float) -> torch.Tensor:
+    """x on the grid of a static float8_e4m3fn quantizer with the scale ``step``, amax / 448."""
+    largest = torch.tensor(FLOAT8_MAX, device=x.device)
+    scale = largest / (torch.tensor(step, device=x.device) * largest)
+    codes = torch.clamp(x * scale, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
+    return codes.to(torch.float32) / scale
+
+
+class CheckpointLinear(torch.nn.Module):
+    """y = quantize(x * prequant) @ W.T + bias in float32.
+
+    Args:
+        linear: Where the quantizer of x comes from.
+        weight: float32 [N, K], dequantized.
+        bias: float32 [N].
+    """
+
+    def __init__(self, linear: Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        prequant = linear.prequant_scaling_factor
+        self.algo = linear.algo
+        self.step = linear.activation_scaling_factor
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        self.prequant: torch.Tensor | None
+        self.register_buffer("prequant", None if prequant is None else float32_tensor(prequant))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] to [..., N]."""
+        if self.prequant is not None:
+            x = x * self.prequant
+        if self.step is not None:
+            x = (round_to_int8 if self.algo == "W8A8_SQ_PER_CHANNEL" else round_to_float8)(
+                x, self.step
+            )
+        return functional.linear(x, self.weight, self.bias)
+
+
+def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]:
+    """The linears that were fused into one, by their numbers of rows.
+
+    They share the quantizer of x, as the fused one does.
+    """
+    weights = torch.split(torch.from_numpy(dequantize(linear)), list(sizes))
+    biases: Sequence[torch.Tensor | None] = [None] * len(sizes)
+    if linear.bias is not None:
+        biases = torch.split(float32_tensor(linear.bias), list(sizes))
+    return [CheckpointLinear(linear, w, b) for w, b in zip(weights, biases, strict=True)]
+
+
+def whole_linear(linear: Linear) -> CheckpointLinear:
+    """The linear as it is."""
+    return split_linear(linear, [linear.out_features])[0]

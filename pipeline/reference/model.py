@@ -1,0 +1,103 @@
+"""A Hugging Face model whose linears compute what a TensorRT-LLM checkpoint says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.layout import Array, Layer, Weights
+from pipeline.models import ModelFacts
+from pipeline.reference.kv_cache import ATTENTION_NAME, set_kv_cache
+from pipeline.reference.linear import float32_tensor, split_linear, whole_linear
+
+
+def load_reference(directory: Path) -> torch.nn.Module:
+    """The model that a checkpoint directory holds, of any tensor and pipeline parallelism.
+
+    Raises:
+        CheckpointError: The directory is not a complete checkpoint.
+        UnsupportedError: Its architecture or format is not one of ours.
+    """
+    checkpoint = open_checkpoint(directory)
+    kv_cache_algo = checkpoint.config.quantization.kv_cache_algo
+    return reference_model(checkpoint.weights(), checkpoint.facts, kv_cache_algo)
+
+
+def reference_model(
+    weights: Weights, facts: ModelFacts, kv_cache_algo: str | None = None
+) -> torch.nn.Module:
+    """The transformers model of the architecture, in float32 and evaluation mode.
+
+    Args:
+        weights: All layers.
+        facts: The model's facts.
+        kv_cache_algo: ``INT8``, ``FP8`` or None.
+
+    Returns:
+        A ``*ForCausalLM`` whose forward takes ``input_ids`` and ``attention_mask`` [batch, length].
+    """
+    config = _config(facts)
+    with torch.device("meta"):
+        factory: Any = transformers.AutoModelForCausalLM
+        model = factory.from_config(config, attn_implementation=ATTENTION_NAME)
+    decoder = model.model
+    # Its inverse frequencies are computed, not loaded, so they must not stay on the meta device.
+    decoder.rotary_emb = type(decoder.rotary_emb)(config)
+    _set_weight(decoder.embed_tokens, weights.vocab_embedding)
+    for module, layer in zip(decoder.layers, weights.layers, strict=True):
+        _fill_layer(module, layer, facts)
+        if kv_cache_algo is not None:
+            assert layer.kv_cache_scaling_factor is not None
+            set_kv_cache(module.self_attn, kv_cache_algo, layer.kv_cache_scaling_factor)
+    _set_weight(decoder.norm, weights.ln_f)
+    model.lm_head = whole_linear(weights.lm_head)
+    reference: torch.nn.Module = model.eval()
+    return reference
+
+
+def _fill_layer(module: Any, layer: Layer, facts: ModelFacts) -> None:
+    attention, mlp = module.self_attn, module.mlp
+    kv_rows = facts.num_key_value_heads * facts.head_size
+    attention.q_proj, attention.k_proj, attention.v_proj = split_linear(
+        layer.qkv, (facts.num_attention_heads * facts.head_size, kv_rows, kv_rows)
+    )
+    attention.o_proj = whole_linear(layer.dense)
+    mlp.gate_proj, mlp.up_proj = whole_linear(layer.fc), whole_linear(layer.gate)
+    mlp.down_proj = whole_linear(layer.proj)
+    _set_weight(module.input_layernorm, layer.input_layernorm)
+    _set_weight(module.post_attention_layernorm, layer.post_layernorm)
+    if layer.q_layernorm is not None and layer.k_layernorm is not None:
+        _set_weight(attention.q_norm, layer.q_layernorm)
+        _set_weight(attention.k_norm, layer.k_layernorm)
+
+
+def _set_weight(module: torch.nn.Module, array: Array) -> None:
+    module.weight = torch.nn.Parameter(float32_tensor(array), requires_grad=False)
+
+
+def _config(facts: ModelFacts) -> transformers.PretrainedConfig:
+    family = facts.architecture.removesuffix("ForCausalLM")
+    options: dict[str, Any] = {
+        "vocab_size": facts.vocab_size,
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "num_hidden_layers": facts.num_hidden_layers,
+        "num_attention_heads": facts.num_attention_heads,
+        "num_key_value_heads": facts.num_key_value_heads,
+        "head_dim": facts.head_size,
+        "hidden_act": facts.hidden_act,
+        "max_position_embeddings": facts.max_position_embeddings,
+        "rms_norm_eps": facts.norm_epsilon,
+        "rope_theta": facts.rotary_base,
+        "rope_scaling": facts.rotary_scaling,
+        # The checkpoint's lm_head is its own tensor even where the source's was the embedding.
+        "tie_word_embeddings": False,
+    }
+    if family == "Mistral":
+        options["sliding_window"] = facts.sliding_window
+    config: transformers.PretrainedConfig = getattr(transformers, f"{family}Config")(**options)
+    return config

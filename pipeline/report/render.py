@@ -1,0 +1,69 @@
+"""Turns a report's dictionary into Markdown and HTML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.charts import bars, histogram
+
+TEMPLATES = Path(__file__).parent
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """The report for a terminal or a pull request."""
+    return _environment(html=False).get_template("report.md.j2").render(report=report)
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """The report as one page without scripts or outside resources, safe to open and to archive."""
+    return _environment(html=True).get_template("report.html.j2").render(report=report)
+
+
+def _environment(*, html: bool) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=html,  # noqa: S701 -- Markdown is not HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(percent=percent, size=size, figure=figure, spread=spread)
+    # The charts escape their own labels.
+    environment.globals.update(
+        bars=lambda rows: Markup(bars(rows)),  # noqa: S704
+        histogram=lambda values, unit: Markup(histogram(values, unit=unit)),  # noqa: S704
+    )
+    return environment
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A share as a percentage."""
+    return f"{value * 100:.{digits}f} %"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def figure(value: float | int | None, digits: int = 4) -> str:
+    """A number with so many significant digits; a dash for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def spread(times: dict[str, float] | None) -> str:
+    """Median and 95th percentile; a dash when nothing was measured."""
+    return "-" if times is None else f"{figure(times['p50'])} / {figure(times['p95'])}"

@@ -1,0 +1,119 @@
+"""Starts the real server on the repository and measures it under load; there is no pass or fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import file_digest
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest
+from pipeline.toolchain import versions
+
+RESULT_NAME = "bench.json"
+TEXT_KEY = "evaluate.text"
+_PROMPTS = 64
+_WORDS_PER_PROMPT = 24
+# No tokenizer needs more tokens for a common word, and prompts must fit the engine.
+_TOKENS_PER_WORD = 8
+
+
+def material(recipe: Recipe) -> dict[str, Any]:
+    """The load generator, the tools, the machine, and the text that prompts are drawn from.
+
+    Raises:
+        RecipeError: The text cannot be read.
+    """
+    path = recipe.text_paths().get(TEXT_KEY)
+    try:
+        text = file_digest(path) if path else None
+    except OSError as error:
+        raise RecipeError(
+            f"the text {path} cannot be read",
+            where=recipe.place(TEXT_KEY),
+            why=error.strerror,
+            fix="Name a .txt or .jsonl file; relative paths start at the current directory",
+        ) from error
+    return {
+        "code": code_digest("client", "bench"),
+        "tools": versions(TOOLS),
+        "machine": machine(),
+        "text": text,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor architecture and the CPUs this process may use."""
+    return {"architecture": platform.machine(), "cpus": len(os.sched_getaffinity(0))}
+
+
+def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
+    """The beginnings of a file's texts, or a few neutral sentences without a file.
+
+    Args:
+        path: ``.txt`` or ``.jsonl``.
+        max_input_len: Prompt tokens that the engine takes.
+
+    Raises:
+        UsageError: The file is not usable.
+    """
+    from pipeline.bench import PROMPTS
+    from pipeline.text import read_texts
+
+    words = max(1, min(_WORDS_PER_PROMPT, max_input_len // _TOKENS_PER_WORD))
+    texts = read_texts(path) if path else PROMPTS
+    return [" ".join(text.split()[:words]) for text in texts[:_PROMPTS]]
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Writes ``bench.json`` and the server's log, and returns the measurements.
+
+    Raises:
+        ServerError: The server did not start, or a request failed.
+        MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
+    """
+    from pipeline.bench import Measurement, measure
+    from pipeline.triton.server import TritonServer
+
+    recipe, bench = context.recipe, context.recipe.bench
+    prompts = prompts_from(recipe.text_paths().get(TEXT_KEY), recipe.compile.max_input_len)
+    repository = context.inputs["repository"].path
+    with (
+        TritonServer(repository, log_file=context.output / LOG_NAME) as server,
+        context.progress.task("load test", len(bench.concurrency)) as task,
+    ):
+
+        def note(measurement: Measurement) -> None:
+            task.advance()
+            context.progress.note(
+                f"{measurement.concurrency} streams: {measurement.tokens_per_second:.1f} tokens/s"
+            )
+
+        results = measure(
+            server.grpc_url,
+            concurrency=bench.concurrency,
+            requests=bench.requests,
+            output_tokens=bench.output_tokens,
+            prompts=prompts,
+            on_measured=note,
+        )
+    results["machine"] = machine()
+    text = json.dumps(results, indent=1)
+    (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
+    return results
+
+
+STAGE = Stage(
+    name="bench",
+    version=1,
+    title="measure the repository under load",
+    inputs=("repository",),
+    run=run,
+    section=lambda recipe: recipe.section("bench"),
+    material=material,
+)

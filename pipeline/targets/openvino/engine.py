@@ -1,0 +1,93 @@
+"""Writes the engine directory of the CPU target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from pipeline import __version__
+from pipeline.checkpoint import open_checkpoint
+from pipeline.errors import CompileError
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.targets.openvino.graph import build_model
+
+MODEL_NAME = "openvino_model"
+
+
+def write_engine(
+    checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+) -> dict[str, Any]:
+    """Builds and saves the graph of a checkpoint; see :meth:`OpenVinoTarget.compile`."""
+    opened = open_checkpoint(checkpoint)
+    quantization = opened.config.quantization
+    if quantization.kv_cache_algo is not None:
+        raise CompileError(
+            f"the CPU target does not execute an {quantization.kv_cache_algo} KV cache",
+            where=str(checkpoint),
+            fix="Quantize again with quantize.kv_cache: null",
+        )
+    weights = opened.weights()
+    with progress.task("building the graph", len(weights.layers)) as task:
+        model = build_model(weights, opened.facts, task.advance)
+    path = output / f"{MODEL_NAME}.xml"
+    with progress.task("saving the engine", 1) as task:
+        try:
+            ov.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise CompileError(
+                "the engine cannot be saved",
+                where=str(path),
+                why=str(error).strip().partition("\n")[0],
+                fix="Make sure that the disk has room for a file as large as the checkpoint",
+            ) from error
+        task.advance()
+    properties = runtime_properties(recipe)
+    config = {
+        "version": __version__,
+        "target": "openvino",
+        "pretrained_config": dict(opened.config.raw),
+        "build_config": build_config(recipe),
+        "runtime": properties,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (output / "config.json").write_text(f"{text}\n", encoding="utf-8")
+    return {
+        "target": "openvino",
+        "quant_algo": quantization.algo,
+        "engine_bytes": path.with_suffix(".bin").stat().st_size,
+        "max_batch_size": recipe.compile.max_batch_size,
+        "max_seq_len": recipe.compile.max_seq_len,
+        "runtime": properties,
+    }
+
+
+def build_config(recipe: Recipe) -> dict[str, Any]:
+    """The limits an engine was built for, under TensorRT-LLM's ``BuildConfig`` names."""
+    section = recipe.compile
+    return {
+        "max_batch_size": section.max_batch_size,
+        "max_input_len": section.max_input_len,
+        "max_seq_len": section.max_seq_len,
+        "max_num_tokens": section.max_num_tokens,
+        "max_beam_width": section.max_beam_width,
+        "tokens_per_block": section.tokens_per_block,
+        "kv_cache_type": "PAGED",
+    }
+
+
+def runtime_properties(recipe: Recipe) -> dict[str, str]:
+    """Properties of the CPU plugin, all of them stated because its defaults are not exact.
+
+    Left alone it would run in bfloat16, keep the cache in 8 bits and round the activations of
+    weight-only layers to INT8.
+    """
+    options = recipe.compile.openvino
+    return {
+        "INFERENCE_PRECISION_HINT": options.inference_precision,
+        "KV_CACHE_PRECISION": options.kv_cache_precision or options.inference_precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(options.dynamic_quantization_group_size),
+    }

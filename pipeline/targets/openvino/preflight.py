@@ -1,0 +1,85 @@
+"""What the CPU target refuses, from the recipe and the model's facts alone."""
+
+from __future__ import annotations
+
+from pipeline.errors import UnsupportedError
+from pipeline.models import ModelFacts
+from pipeline.recipe import Recipe
+
+EXECUTED_FORMATS = ("float16", "bfloat16", "int8_sq", "int4_awq")
+# What the CPU plugin's paged attention accepts with each arithmetic; it throws on the others.
+KV_CACHE_PRECISIONS = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "f16", "u8")}
+
+
+def check(recipe: Recipe, facts: ModelFacts) -> None:
+    """Raises UnsupportedError for what could only fail, or be served wrongly, later."""
+    _check_format(recipe)
+    _check_length(recipe, facts)
+    _check_precisions(recipe)
+
+
+def longest_sequence(facts: ModelFacts) -> int:
+    """Positions the rotary embedding is meant for, as TensorRT-LLM derives ``max_seq_len``.
+
+    ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a
+    linearly scaled one does not.
+    """
+    scaling = facts.rotary_scaling
+    if scaling is None or scaling["rope_type"] != "linear":
+        return facts.max_position_embeddings
+    return int(facts.max_position_embeddings * float(scaling["factor"]))
+
+
+def _check_format(recipe: Recipe) -> None:
+    name = recipe.quantize.format
+    if name not in EXECUTED_FORMATS:
+        raise UnsupportedError(
+            f"{name} is not executed by the CPU target",
+            where=recipe.place("quantize.format"),
+            why="The CPU has no float8 arithmetic; an emulation would not be the engine's numbers",
+            fix="Set compile.target to tensorrt, or quantize.format to "
+            f"{', '.join(EXECUTED_FORMATS[:-1])} or {EXECUTED_FORMATS[-1]}",
+        )
+    cache = recipe.quantize.kv_cache
+    if cache is not None:
+        raise UnsupportedError(
+            f"an {cache} KV cache with calibrated scales is not executed by the CPU target",
+            where=recipe.place("quantize.kv_cache"),
+            why="OpenVINO quantizes its cache with scales of its own, so the checkpoint's would be "
+            "ignored",
+            fix="Set compile.target to tensorrt, or quantize.kv_cache to null "
+            "(compile.openvino.kv_cache_precision: u8 is the CPU's own 8-bit cache)",
+        )
+
+
+def _check_length(recipe: Recipe, facts: ModelFacts) -> None:
+    wanted, longest = recipe.compile.max_seq_len, longest_sequence(facts)
+    if wanted > longest:
+        raise UnsupportedError(
+            f"max_seq_len {wanted} is longer than the model's {longest} positions",
+            where=recipe.place("compile.max_seq_len"),
+            why="The rotary embedding was not trained beyond them, so the text would fall apart",
+            fix=f"Set compile.max_seq_len to at most {longest}",
+        )
+    window = facts.sliding_window
+    if window is not None and window < wanted:
+        raise UnsupportedError(
+            f"max_seq_len {wanted} is longer than the model's sliding window of {window} tokens",
+            where=recipe.place("compile.max_seq_len"),
+            why="The CPU target attends to all earlier tokens, which is the same only within the "
+            "window",
+            fix=f"Set compile.max_seq_len to at most {window}",
+        )
+
+
+def _check_precisions(recipe: Recipe) -> None:
+    options = recipe.compile.openvino
+    allowed = KV_CACHE_PRECISIONS[options.inference_precision]
+    if options.kv_cache_precision not in (None, *allowed):
+        raise UnsupportedError(
+            f"kv_cache_precision {options.kv_cache_precision} does not go with "
+            f"inference_precision {options.inference_precision}",
+            where=recipe.place("compile.openvino.kv_cache_precision"),
+            why="OpenVINO's paged attention has no kernel for the pair",
+            fix=f"Leave it out, or set it to one of {', '.join(allowed)}",
+        )

@@ -1,0 +1,90 @@
+"""Finds in Triton's log why it did not start."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# The start of a log line with --log-format=ISO8601: time, level, process, source.
+_LINE = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ([IWEF]) \d+ \S+\] (.*)$", re.MULTILINE)
+_FAILED_MODEL = re.compile(
+    r"failed to load '(?P<model>[^']+)' version \d+: \w[\w ]*?: (?P<cause>.*?)"
+    r"(?=\n\d{4}-\d\d-\d\dT|\Z)",
+    re.DOTALL,
+)
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
+_PLACE = re.compile(r"^\s+(\S+\.py)\((\d+)\): (\S+)", re.MULTILINE)
+
+
+class Cause(NamedTuple):
+    """Why the server did not start and what helps; ``fix`` may be unknown."""
+
+    why: str
+    fix: str | None
+
+
+_KNOWN = (
+    (
+        re.compile(r"Unable to initialize shared memory key|Failed to increase the shared memory"),
+        "There is not enough room in /dev/shm for the Python models",
+        "Give the machine or container more shared memory (docker run --shm-size=1g)",
+    ),
+    (
+        re.compile(r"error while loading shared libraries: ([^\s:]+)"),
+        "The shared library {0} is missing",
+        "Install it; trtllm-pipeline doctor names what is needed",
+    ),
+    (
+        re.compile(r"triton_python_backend_stub is not found"),
+        "The Python backend found no stub for this Python version",
+        "Use Python 3.10, 3.11 or 3.12",
+    ),
+    (
+        re.compile(
+            r"text-format inference\.ModelConfig: ([^\n]*)\n.*?"
+            r"failed to read text proto from ([^\s\"]+)",
+            re.DOTALL,
+        ),
+        "{1} is not a valid model configuration: {0}",
+        "Write the repository again with trtllm-pipeline run",
+    ),
+    (
+        re.compile(r"[Ss]ocket '([^']+)' already in use"),
+        "The address {0} was taken by another program in the meantime",
+        "Start again, or choose another port",
+    ),
+)
+
+
+def find_cause(log: str) -> Cause:
+    """The most telling reason in a server's log.
+
+    Args:
+        log: What the server wrote, with ``--log-format=ISO8601``.
+    """
+    log = log.replace("\\n", "\n").replace('\\"', '"')
+    for pattern, why, fix in _KNOWN:
+        if match := pattern.search(log):
+            return Cause(why.format(*match.groups()), fix)
+    if match := _FAILED_MODEL.search(log):
+        return Cause(f"Model {match['model']} failed to load: {_reason(match['cause'])}", None)
+    lines = [text for level, text in _LINE.findall(log) if level in "EF"]
+    if lines:
+        return Cause(f"Triton's last error was: {lines[-1].strip(chr(34))}", None)
+    tail = [line for line in log.splitlines() if line.strip()]
+    return Cause(f"The last line of its log is: {tail[-1]}" if tail else "Its log is empty", None)
+
+
+def _reason(cause: str) -> str:
+    """The exception and the deepest place of a Python traceback, or the first line."""
+    text = cause.strip().strip('"')
+    if "is not healthy" in text:
+        return "its Python process ended by itself while it was starting"
+    exceptions = _EXCEPTION.findall(text)
+    reason = exceptions[-1] if exceptions else text.partition("\n")[0]
+    places = _PLACE.findall(text)
+    if not places:
+        return str(reason).strip()
+    # The innermost frame comes first in the list that Python's backend prints.
+    file, line, function = places[0]
+    return f"{reason.strip()} ({file}:{line}, in {function})"

@@ -1,0 +1,143 @@
+"""A small parent for tritonserver that outlives whoever started it, for as long as it takes.
+
+Run as a script. It stops the server at the end of its standard input or on SIGTERM, so whoever
+holds the other end of that pipe may die in any way, even by SIGKILL. The byte ``k`` on standard
+input stops the server at once, without waiting for requests. Before the guardian exits nothing of
+the server is left: no process, no shared memory, no runtime folder. If the guardian itself is
+killed, the kernel kills the server.
+
+    guardian.py SETTINGS_JSON SERVER_COMMAND...
+
+``SETTINGS_JSON``: {"grace_s": float, "shm_prefix": str, "runtime": str}. The exit code is the
+server's, or 128 + the number of the signal that ended it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+KILL = b"k"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+
+
+def remove_regions(prefix: str) -> None:
+    """Removes the shared memory regions of one server, by their name's unique prefix."""
+    if not prefix or not SHARED_MEMORY.is_dir():
+        return
+    for path in SHARED_MEMORY.glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _reap() -> dict[int, int]:
+    """Exit statuses of the children that ended since the last call, by process id."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = os.waitstatus_to_exitcode(status)
+
+
+def children(parent: int) -> list[int]:
+    """Process ids of the direct children of a process, zombies among them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text(encoding="ascii", errors="replace")
+        except OSError:
+            # It ended between listing and reading.
+            continue
+        # State and parent follow the command name, which is in parentheses and may hold anything.
+        if int(text.rpartition(")")[2].split()[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _wait(server: int, wakeup: int, watch_input: bool, deadline: float | None) -> int | None:
+    """The server's exit code once it ended, or None when something else asks for attention."""
+    while True:
+        ended = _reap()
+        if server in ended:
+            return ended[server]
+        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
+        sources = [wakeup, 0] if watch_input else [wakeup]
+        ready, _, _ = select.select(sources, [], [], timeout)
+        if wakeup in ready and signal.SIGTERM in os.read(wakeup, 64) and watch_input:
+            return None
+        if 0 in ready or not ready:
+            return None
+
+
+def _wants_kill() -> bool:
+    readable, _, _ = select.select([0], [], [], 0)
+    return bool(readable) and os.read(0, 1) == KILL
+
+
+def _clear_up(group: int) -> None:
+    """Ends what the server left behind: its Python stubs become this process's children."""
+    deadline = time.monotonic() + 2.0
+    while _reap() or children(os.getpid()):
+        if time.monotonic() > deadline:
+            for pid in children(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def main() -> int:
+    """Runs the server given on the command line; returns its exit code."""
+    settings, command = json.loads(sys.argv[1]), sys.argv[2:]
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    wakeup, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    me = os.getpid()
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: _die_with_parent(me),  # noqa: PLW1509
+    )
+    code = _wait(server.pid, wakeup, watch_input=True, deadline=None)
+    if code is None and not _wants_kill():
+        os.kill(server.pid, signal.SIGTERM)
+        deadline = time.monotonic() + settings["grace_s"]
+        code = _wait(server.pid, wakeup, watch_input=False, deadline=deadline)
+    if code is None:
+        # A client that holds a stream open keeps the server from ending for ever.
+        os.killpg(server.pid, signal.SIGKILL)
+        code = _wait(server.pid, wakeup, watch_input=False, deadline=None)
+    _clear_up(server.pid)
+    remove_regions(settings["shm_prefix"])
+    shutil.rmtree(settings["runtime"], ignore_errors=True)
+    return 128 - code if code is not None and code < 0 else code or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""One tritonserver process under a guardian, from launch to the last trace of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from pipeline.errors import ServerError
+from pipeline.triton import guardian
+from pipeline.triton.installation import Installation
+
+# After its own exit timeout a server that does not end is hung: a client keeps a stream open.
+HANG_S = 1.5
+# Room for the guardian to end stray stubs and remove shared memory.
+CLEAR_UP_S = 5.0
+
+
+class ServerProcess:
+    """A running tritonserver.
+
+    Args:
+        installation: Where the server is.
+        repository: The model repository.
+        flags: Command line flags beyond those that every server here gets.
+        exit_timeout_s: How long a stopping server waits for requests in flight.
+        log: Open file that receives the server's output.
+
+    Raises:
+        ServerError: The processes could not be started.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        repository: Path,
+        flags: Sequence[str],
+        exit_timeout_s: int,
+        log: IO[bytes],
+    ) -> None:
+        self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
+        self._grace_s = exit_timeout_s + HANG_S
+        self._runtime = Path(tempfile.mkdtemp(prefix="tritonserver-"))
+        settings = {
+            "grace_s": self._grace_s,
+            "shm_prefix": self.shm_prefix,
+            "runtime": str(self._runtime),
+        }
+        command = [
+            *(sys.executable, "-I", "-S", str(Path(guardian.__file__)), json.dumps(settings)),
+            str(installation.binary),
+            f"--model-repository={repository.resolve()}",
+            f"--backend-directory={self._runtime / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            f"--exit-timeout-secs={exit_timeout_s}",
+            *flags,
+        ]
+        try:
+            installation.link(self._runtime)
+            # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
+            self._guardian = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=installation.environment(self._runtime, os.environ),
+                start_new_session=True,
+            )
+        except OSError as error:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            raise ServerError(
+                "tritonserver could not be launched", where=str(self._runtime), why=str(error)
+            ) from error
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, or None when it is not running."""
+        return next(iter(guardian.children(self._guardian.pid)), None)
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._guardian.poll()
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Ends the server and waits until nothing of it is left.
+
+        Args:
+            at_once: Do not wait for requests in flight.
+        """
+        pipe = self._guardian.stdin
+        # Both fail with a broken pipe when the guardian is already gone.
+        if pipe and not pipe.closed:
+            with contextlib.suppress(BrokenPipeError):
+                if at_once:
+                    pipe.write(guardian.KILL)
+                pipe.close()
+        try:
+            self._guardian.wait(self._grace_s + CLEAR_UP_S)
+        except subprocess.TimeoutExpired:
+            # The kernel then kills the server, whose parent this is.
+            self._guardian.kill()
+            self._guardian.wait()
+        guardian.remove_regions(self.shm_prefix)
+        shutil.rmtree(self._runtime, ignore_errors=True)

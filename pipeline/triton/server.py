@@ -1,0 +1,299 @@
+"""Supervises the tritonserver of the nvidia-pytriton wheel.
+
+A Python stub that dies takes its requests with it: clients wait for ever, and Triton reports
+itself healthy. Unloading and loading the model brings the model back, but not those clients, and it
+needs Triton's model control API, with which anyone who reaches the port can replace the models. So
+the watchdog restarts the whole server, on the same ports: requests in flight end with an error that
+clients understand, a crash of the server itself is mended in the same way, and the API stays off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal
+
+from pipeline.errors import PipelineError, ServerError
+from pipeline.triton.failure import find_cause
+from pipeline.triton.installation import Installation
+from pipeline.triton.ports import local_address, reserve
+from pipeline.triton.process import ServerProcess
+from pipeline.triton.stubs import is_alive, live_stubs
+from pipeline.triton.watchdog import RestartBudget, Watchdog
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.05
+State = Literal["stopped", "starting", "ready", "recovering", "failed"]
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the supervisor knows about its server.
+
+    Attributes:
+        state: ``failed`` means that the watchdog gave up; ``error`` says why.
+        pid: tritonserver's process id while it runs.
+        stubs: Model names of the Python processes, by process id.
+        restarts: How often the watchdog restarted the server.
+        error: Why it failed, or what the last recovery was about.
+    """
+
+    state: State
+    pid: int | None
+    stubs: Mapping[int, str]
+    restarts: int
+    error: str | None
+
+
+class TritonServer:
+    """A tritonserver that is ready inside a ``with`` block.
+
+    Args:
+        repository: The model repository; every model in it is loaded.
+        host: Address of all three endpoints; the default is reachable from this machine only.
+        grpc_port: 0 picks a free port, and so on for the others.
+        http_port: Health, metadata and the generate endpoints.
+        metrics_port: Prometheus metrics.
+        log_file: Receives the server's output, appended; None keeps it until the server stops.
+        exit_timeout_s: Seconds that a stopping server waits for requests in flight. The whole stop
+            takes up to four seconds more.
+        ready_timeout_s: Seconds that loading the models may take.
+        watchdog: Restart the server when it or one of its Python stubs dies, at most three times
+            within a minute.
+        flags: More tritonserver flags, such as those for TLS. Never secrets: other users of the
+            machine see them.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        host: str = "127.0.0.1",
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        log_file: Path | None = None,
+        exit_timeout_s: int = 5,
+        ready_timeout_s: float = 120.0,
+        watchdog: bool = True,
+        flags: Sequence[str] = (),
+    ) -> None:
+        self.repository, self.host, self.log_file = repository, host, log_file
+        self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
+        self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
+        self._extra_flags = tuple(flags)
+        self._watch = watchdog
+        self._watchdog: Watchdog | None = None
+        self._budget = RestartBudget()
+        self._process: ServerProcess | None = None
+        self._stubs: dict[int, str] = {}
+        self._log: IO[bytes] | None = None
+        self._state: State = "stopped"
+        self._error: str | None = None
+        self._restarts = 0
+        self._stopping, self._ended = threading.Event(), threading.Event()
+        self.ready_s: float | None = None
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` for gRPC clients on this machine."""
+        return f"{local_address(self.host)}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Base URL of the HTTP endpoint for clients on this machine."""
+        return f"http://{local_address(self.host)}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics for clients on this machine."""
+        return f"http://{local_address(self.host)}:{self.metrics_port}/metrics"
+
+    def start(self) -> TritonServer:
+        """Launches the server and waits until every model is ready.
+
+        Raises:
+            ServerError: A port is taken, or the server ended or did not become ready; the message
+                holds the cause from its log.
+            MissingDependencyError: nvidia-pytriton is not installed.
+        """
+        if not self.repository.is_dir():
+            raise ServerError(
+                "there is no such model repository",
+                where=str(self.repository),
+                fix="Build one first: trtllm-pipeline run RECIPE",
+            )
+        wanted = {"gRPC": self.grpc_port, "HTTP": self.http_port, "metrics": self.metrics_port}
+        self.grpc_port, self.http_port, self.metrics_port = reserve(self.host, wanted).values()
+        self._stopping.clear()
+        self._ended.clear()
+        self._log = self._open_log()
+        try:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+        if self._watch:
+            self._watchdog = Watchdog(self._fault, self._recover)
+            self._watchdog.start()
+        return self
+
+    def stop(self) -> None:
+        """Stops the server, with what it started, and waits until nothing of it is left.
+
+        Requests in flight get ``exit_timeout_s``; a client that merely keeps its stream open does
+        not hold the server up for longer. Stopping twice does nothing.
+        """
+        self._stopping.set()
+        if self._watchdog:
+            self._watchdog.stop()
+            self._watchdog = None
+        if self._process:
+            self._process.stop()
+            self._process = None
+        if self._log:
+            self._log.close()
+            self._log = None
+        self._stubs = {}
+        if self._state != "failed":
+            self._state = "stopped"
+        self._ended.set()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits until the server is stopped, or the time is up.
+
+        Raises:
+            ServerError: The watchdog gave up.
+        """
+        self._ended.wait(timeout_s)
+        if self._state == "failed":
+            raise ServerError(
+                "Triton was restarted too often and is stopped now",
+                where=self._place(),
+                why=self._error,
+                fix="Find the cause in the server's log and start it again",
+            )
+
+    def health(self) -> Health:
+        """What is known without asking the server."""
+        pid = self._process.pid if self._process else None
+        return Health(self._state, pid, dict(self._stubs), self._restarts, self._error)
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _flags(self) -> list[str]:
+        return [
+            f"--http-address={self.host}",
+            f"--http-port={self.http_port}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            "--model-control-mode=none",
+            # The configurations are complete; guessing at them would start every stub twice.
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            "--log-format=ISO8601",
+            *self._extra_flags,
+        ]
+
+    def _open_log(self) -> IO[bytes]:
+        if self.log_file is None:
+            return tempfile.TemporaryFile()
+        try:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            return self.log_file.open("a+b")
+        except OSError as error:
+            raise ServerError(
+                "the server's log cannot be written", where=str(self.log_file), why=error.strerror
+            ) from error
+
+    def _launch(self) -> None:
+        """Starts one process and waits for it; on failure the caller stops it."""
+        if self._log is None:
+            raise ServerError("the server is stopped", where=self._place())
+        started = time.monotonic()
+        offset = self._log.seek(0, 2)
+        self._state = "starting"
+        self._process = ServerProcess(
+            Installation.find(), self.repository, self._flags(), self._exit_timeout_s, self._log
+        )
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise self._failure("Triton did not start", offset)
+            if time.monotonic() - started > self._ready_timeout_s:
+                what = f"Triton was not ready after {self._ready_timeout_s:.0f} s"
+                raise self._failure(what, offset)
+            if self._stopping.wait(POLL_S):
+                raise ServerError("the server was stopped while it started", where=self._place())
+        self.ready_s = time.monotonic() - started
+        self._stubs = live_stubs(self._process.pid or 0)
+        self._state = "ready"
+
+    def _answers(self) -> bool:
+        address = local_address(self.host)
+        connection = http.client.HTTPConnection(address, self.http_port, timeout=1.0)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/v2/health/ready")
+                return connection.getresponse().status == http.client.OK
+            except (OSError, http.client.HTTPException):
+                return False
+
+    def _failure(self, what: str, offset: int) -> ServerError:
+        text = ""
+        if self._log:
+            self._log.seek(offset)
+            text = self._log.read().decode(errors="replace")
+        cause = find_cause(text)
+        return ServerError(what, where=self._place(), why=cause.why, fix=cause.fix)
+
+    def _place(self) -> str:
+        return str(self.log_file or self.repository)
+
+    def _fault(self) -> str | None:
+        if self._process is None or self._process.poll() is not None:
+            return "tritonserver ended by itself"
+        dead = sorted({name for pid, name in self._stubs.items() if not is_alive(pid)})
+        return f"the Python process of model {', '.join(dead)} died" if dead else None
+
+    def _recover(self, fault: str) -> bool:
+        """Runs in the watchdog's thread; False ends the watch."""
+        self._state, self._error = "recovering", fault
+        logger.warning("%s; restarting tritonserver", fault)
+        while not self._stopping.is_set():
+            if self._process:
+                # Requests of a dead stub never end; waiting for them is in vain.
+                self._process.stop(at_once=True)
+                self._process = None
+            if not self._budget.take():
+                self._state = "failed"
+                logger.error("%s; giving up after %d restarts", self._error, self._budget.limit)
+                self._ended.set()
+                return False
+            try:
+                self._launch()
+            except PipelineError as error:
+                self._state, self._error = "recovering", str(error)
+            else:
+                self._restarts += 1
+                return True
+        return False

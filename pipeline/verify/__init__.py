@@ -1,0 +1,22 @@
+"""Conformance of a running server, whoever started it.
+
+:func:`run_conformance` needs nothing but an address and the client.
+"""
+
+from pipeline.verify.catalogue import CHECKS
+from pipeline.verify.check import Plan
+from pipeline.verify.output import render_table, to_json, to_junit
+from pipeline.verify.report import CheckResult, Report, raise_for_failures
+from pipeline.verify.run import run_conformance
+
+__all__ = [
+    "CHECKS",
+    "CheckResult",
+    "Plan",
+    "Report",
+    "raise_for_failures",
+    "render_table",
+    "run_conformance",
+    "to_json",
+    "to_junit",
+]

@@ -1,0 +1,152 @@
+"""What a check is and what it gets to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
+from pipeline.triton.contract import BLS
+
+Details = dict[str, Any]
+
+
+class CheckFailed(Exception):  # noqa: N818 -- not an error of the program
+    """What a check was to prove does not hold."""
+
+    def __init__(self, reason: str, **details: Any) -> None:
+        super().__init__(reason)
+        self.details = details
+
+
+class CheckSkipped(Exception):  # noqa: N818 -- not an error of the program
+    """What a check was to prove could not be put to the test."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the checks ask for.
+
+    Attributes:
+        prompts: Plain prompts; their greedy continuations are compared.
+        multibyte_prompts: Prompts that lead to characters of several bytes.
+        max_tokens: Tokens per answer where the length does not matter.
+        long_tokens: Tokens of a request that must still run while others come and go.
+        streams: Streams that are open together.
+        patience: Seconds until a request counts as hanging.
+    """
+
+    prompts: tuple[str, ...] = (
+        "Once upon a time",
+        "The old man looked at the sea and",
+        "My friend has a dog. The dog",
+        "In the morning the sun",
+    )
+    multibyte_prompts: tuple[str, ...] = (
+        "😀 😃 😄 😀 😃 😄 😀 😃",
+        "é è ü ö ñ é è ü ö ñ é è",
+        "漢字 漢字 漢字 漢字",
+        "“Très bien!” said Zoë. “Très",
+    )
+    max_tokens: int = 32
+    long_tokens: int = 256
+    streams: int = 32
+    patience: float = 120.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """A server under test.
+
+    Attributes:
+        url: Its address.
+        model: The Triton model that takes the requests.
+        plan: What to ask for.
+        client: Connected to it; does not check requests, so that the server has to.
+        tls: Certificates.
+        headers: gRPC metadata sent with every call.
+    """
+
+    url: str
+    model: str
+    plan: Plan
+    client: Client
+    tls: Tls | None = None
+    headers: Mapping[str, str] | None = None
+
+    def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
+        """The most likely continuation, in one response."""
+        return self.client.generate(
+            prompt, max_tokens=max_tokens or self.plan.max_tokens, **{"top_k": 1, **fields}
+        )
+
+    def streamed(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> list[str]:
+        """The texts of the pieces of the most likely continuation."""
+        asked = {"top_k": 1, **fields}
+        with self.client.stream(
+            prompt, max_tokens=max_tokens or self.plan.max_tokens, **asked
+        ) as stream:
+            return [chunk.text for chunk in stream]
+
+    def has(self, model: str) -> bool:
+        """Whether the server has a model."""
+        try:
+            self.client.model_metadata(model)
+        except InvalidRequest:
+            return False
+        return True
+
+    def async_client(self) -> AsyncClient:
+        """A second connection, for many streams at once."""
+        return AsyncClient(
+            self.url,
+            model=self.model,
+            timeout=self.plan.patience,
+            stall_timeout=self.plan.patience,
+            tls=self.tls,
+            headers=self.headers,
+            validate=False,
+        )
+
+    def only_on_bls(self, reason: str) -> None:
+        """Skips the check on other models than ``tensorrt_llm_bls``."""
+        if self.model != BLS:
+            raise CheckSkipped(reason)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: Its name in reports.
+        proves: What holds when it passes, as a sentence.
+        run: Returns what it saw; raises CheckFailed, CheckSkipped or a ClientError.
+    """
+
+    name: str
+    proves: str
+    run: Callable[[Context], Details]
+
+
+def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
+    """Makes a check of a function, under its own name."""
+
+    def make(function: Callable[[Context], Details]) -> Check:
+        return Check(function.__name__, proves, function)
+
+    return make
+
+
+def first_difference(expected: str, got: str) -> str:
+    """Where two texts part, for a failure's reason."""
+    place = next(
+        (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
+        min(len(expected), len(got)),
+    )
+    start = max(place - 12, 0)
+    return (
+        f"at character {place}: expected {expected[start : place + 12]!r}, "
+        f"got {got[start : place + 12]!r}"
+    )

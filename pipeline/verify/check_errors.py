@@ -1,0 +1,124 @@
+"""Does a wrong request get a clear refusal, and does the server live on?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.client import (
+    ClientError,
+    GenerateRequest,
+    InvalidRequest,
+    add_input,
+    encode_request,
+)
+from pipeline.verify.check import CheckFailed, Context, Details, check
+
+Change = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A request that must be refused.
+
+    Attributes:
+        name: What is wrong with it.
+        request: The request.
+        change: Changes the message in a way that the client's types do not allow.
+        may_be_answered: Whether a more able engine may answer it instead.
+    """
+
+    name: str
+    request: GenerateRequest
+    change: Change | None = None
+    may_be_answered: bool = False
+
+
+def _with(name: str, values: list[Any], datatype: str | None = None) -> Change:
+    def change(message: Any) -> None:
+        for place, tensor in enumerate(message.inputs):
+            if tensor.name == name:
+                del message.inputs[place]
+                del message.raw_input_contents[place]
+                break
+        add_input(message, name, values, datatype=datatype)
+
+    return change
+
+
+def bad_input_table(prompt: str) -> tuple[BadInput, ...]:
+    """The requests that every server must refuse.
+
+    Args:
+        prompt: A prompt that by itself is fine.
+    """
+    good = GenerateRequest(prompt, max_tokens=4)
+    return (
+        BadInput("empty prompt", GenerateRequest("", max_tokens=4)),
+        BadInput("bytes that are not UTF-8", GenerateRequest(b"caf\xe9 \xff", max_tokens=4)),
+        BadInput("max_tokens missing", GenerateRequest(prompt, max_tokens=None)),
+        BadInput("max_tokens zero", GenerateRequest(prompt, max_tokens=0)),
+        BadInput("max_tokens negative", GenerateRequest(prompt, max_tokens=-5)),
+        BadInput("max_tokens beyond the engine", GenerateRequest(prompt, max_tokens=2**31 - 1)),
+        BadInput("prompt too long", GenerateRequest(f"{prompt} " * 40_000, max_tokens=4)),
+        BadInput("max_tokens as INT64", good, _with("max_tokens", [4], "INT64")),
+        BadInput("two values of max_tokens", good, _with("max_tokens", [4, 4])),
+        BadInput("two prompts", good, _with("text_input", [prompt, prompt])),
+        BadInput("unknown tensor", good, _with("no_such_tensor", [1], "INT32")),
+        BadInput("temperature negative", GenerateRequest(prompt, max_tokens=4, temperature=-1.0)),
+        BadInput("top_p above 1", GenerateRequest(prompt, max_tokens=4, top_p=1.5)),
+        BadInput("beam_width above the engine's", good, _with("beam_width", [64])),
+        BadInput(
+            "context logits of an engine without them",
+            good,
+            _with("return_context_logits", [True]),
+            may_be_answered=True,
+        ),
+        BadInput(
+            "bad_words where they cannot be kept",
+            GenerateRequest(prompt, max_tokens=4, bad_words=("the",)),
+            may_be_answered=True,
+        ),
+    )
+
+
+@check("wrong requests are refused with a clear error, and the next right one is answered")
+def bad_inputs(context: Context) -> Details:
+    """Each row of :func:`bad_input_table`, then a request whose answer is known."""
+    prompt = context.plan.prompts[0]
+    before = context.greedy(prompt).text
+    answers: dict[str, str] = {}
+    wrong = []
+    for row in bad_input_table(prompt):
+        started = time.monotonic()
+        answers[row.name], clear = _ask(context, row)
+        if not clear:
+            wrong.append(f"{row.name}: {answers[row.name]}")
+        if time.monotonic() - started > context.plan.patience / 2:
+            wrong.append(f"{row.name}: took {time.monotonic() - started:.0f} s to be refused")
+        if not context.client.is_ready():
+            raise CheckFailed(f"the server is not ready after {row.name}", answers=answers)
+    after = context.greedy(prompt).text
+    if after != before:
+        wrong.append(f"the next right request gave {after!r}, not {before!r}")
+    if wrong:
+        raise CheckFailed("; ".join(wrong), answers=answers)
+    return {"answers": answers}
+
+
+def _ask(context: Context, row: BadInput) -> tuple[str, bool]:
+    """What the server said, and whether that was a clear refusal or an allowed answer."""
+    message = encode_request(
+        row.request, model=context.model, request_id=f"bad {row.name}", stream=True
+    )
+    if row.change:
+        row.change(message)
+    try:
+        answer = context.client.send(message, timeout=context.plan.patience).completion()
+    except InvalidRequest as error:
+        return error.what, True
+    except ClientError as error:
+        return f"{type(error).__name__}: {error.what}", False
+    return f"answered with {answer.text!r}", row.may_be_answered

@@ -1,0 +1,204 @@
+"""Do many requests run together, and does a cancelled one make room?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pipeline.client import AsyncClient, AsyncStream, Cancelled, InvalidRequest
+from pipeline.triton.contract import BLS, ENGINE
+from pipeline.verify.check import (
+    CheckFailed,
+    CheckSkipped,
+    Context,
+    Details,
+    check,
+    first_difference,
+)
+
+NO_END = -1
+# Filling more slots than this would be a load test of a large GPU.
+_MOST_SLOTS = 128
+# A request with a slot starts about as fast as the others did; this many times longer is waiting.
+_SETTLE_FACTOR, _SHORTEST_SETTLE_S = 2.0, 0.1
+
+
+@check("many streams are generated together, each with the text it has alone")
+def interleaved_streams(context: Context) -> Details:
+    """All streams at once; their pieces must arrive mixed and their texts be those of one alone."""
+    prompts = [f"{prompt} {number}" for number in range(2) for prompt in context.plan.prompts]
+    alone = [context.greedy(prompt, end_id=NO_END).text for prompt in prompts]
+    count = context.plan.streams
+    order, texts = asyncio.run(
+        _together(context, [prompts[i % len(prompts)] for i in range(count)])
+    )
+    for number, text in enumerate(texts):
+        expected = alone[number % len(prompts)]
+        if text != expected:
+            raise CheckFailed(
+                f"stream {number} of {count} has another text than alone, "
+                f"{first_difference(expected, text)}"
+            )
+    switches = sum(a != b for a, b in pairwise(order))
+    # One after the other gives count - 1 switches.
+    if switches < 2 * count:
+        raise CheckFailed(
+            f"the streams came one after the other: {len(order)} pieces, {switches} switches",
+            switches=switches,
+        )
+    return {"streams": count, "pieces": len(order), "switches": switches}
+
+
+async def _together(context: Context, prompts: list[str]) -> tuple[list[int], list[str]]:
+    order: list[int] = []
+    async with context.async_client() as client:
+
+        async def one(number: int, prompt: str) -> str:
+            text = ""
+            async for chunk in client.stream(
+                prompt, max_tokens=context.plan.max_tokens, top_k=1, end_id=NO_END
+            ):
+                order.append(number)
+                text += chunk.text
+            return text
+
+        texts = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))
+    return order, list(texts)
+
+
+@dataclass
+class _Running:
+    """A long request and what became of it.
+
+    Attributes:
+        first_s: Seconds until its first piece.
+        finished_at: When it ended by itself, in ``time.monotonic`` seconds.
+    """
+
+    stream: AsyncStream
+    started_at: float = field(default_factory=time.monotonic)
+    first: asyncio.Event = field(default_factory=asyncio.Event)
+    first_s: float = 0.0
+    finished_at: float | None = None
+    task: asyncio.Task[None] | None = None
+
+    async def read(self) -> None:
+        """Reads to the end, or until it is cancelled."""
+        try:
+            async for _ in self.stream:
+                self.first_s = self.first_s or time.monotonic() - self.started_at
+                self.first.set()
+            self.finished_at = time.monotonic()
+        except Cancelled:
+            pass
+
+
+@check("cancelling a request frees its slot at once for one that waits")
+def cancel_frees_slot(context: Context) -> Details:
+    """Fills every slot, lets one more request wait, cancels one; the waiting one must start.
+
+    It must start while all the others still run, so only the cancelled slot can have been its own.
+    """
+    if not context.has(ENGINE):
+        raise CheckSkipped(f"the server has no model {ENGINE} that says how many slots there are")
+    slots = context.client.model_metadata(ENGINE).max_batch_size
+    if not 1 <= slots <= _MOST_SLOTS:
+        raise CheckSkipped(f"not exercised: the engine has {slots} slots")
+    details = asyncio.run(_cancel_one(context, slots, _long_tokens(context)))
+    # Whatever was cancelled, the next request finds a working server.
+    context.greedy(context.plan.prompts[0])
+    return details
+
+
+def _long_tokens(context: Context) -> int:
+    """The longest answer, up to the plan's, that the engine accepts."""
+    tokens = context.plan.long_tokens
+    while not _accepts(context, tokens):
+        tokens //= 2
+        if tokens < 16:
+            raise CheckSkipped("not exercised: the engine accepts no answer of 16 tokens")
+    return tokens
+
+
+def _accepts(context: Context, tokens: int) -> bool:
+    # To its end: a request that is cancelled here could take the slot whose freeing is in question.
+    try:
+        context.greedy(context.plan.prompts[0], tokens, end_id=NO_END)
+    except InvalidRequest:
+        return False
+    return True
+
+
+async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
+    async with context.async_client() as client:
+        running = [_start(client, context, tokens) for _ in range(slots)]
+        waiting = None
+        try:
+            if not await _all_started(running, context.plan.patience):
+                raise CheckSkipped(
+                    f"not exercised: fewer than {slots} requests run at once (KV cache?)"
+                )
+            waiting = _start(client, context, tokens)
+            slowest = max(request.first_s for request in running)
+            await asyncio.sleep(max(_SETTLE_FACTOR * slowest, _SHORTEST_SETTLE_S))
+            if waiting.first.is_set() or any(request.finished_at for request in running):
+                raise CheckSkipped(
+                    f"not exercised: {slots} long requests of {tokens} tokens do not fill the "
+                    "server"
+                )
+            cancelled_at = time.monotonic()
+            await _cancel(client, running.pop(0))
+            await asyncio.wait_for(waiting.first.wait(), context.plan.patience)
+            started_at = time.monotonic()
+        except asyncio.TimeoutError:
+            raise CheckFailed(
+                f"the waiting request did not start within {context.plan.patience:g} s"
+            ) from None
+        finally:
+            everything = [*running, *([waiting] if waiting else [])]
+            await asyncio.gather(*(_cancel(client, request) for request in everything))
+    ended = [r.finished_at for r in running if r.finished_at is not None]
+    if any(at <= started_at for at in ended):
+        raise CheckFailed(
+            "the waiting request started only when another one had finished, so the cancelled "
+            "one kept its slot",
+            waited_seconds=round(started_at - cancelled_at, 3),
+        )
+    return {"slots": slots, "waited_seconds": round(started_at - cancelled_at, 3)}
+
+
+def _start(client: AsyncClient, context: Context, tokens: int) -> _Running:
+    stream = client.stream(context.plan.prompts[0], max_tokens=tokens, top_k=1, end_id=NO_END)
+    running = _Running(stream)
+    running.task = asyncio.get_running_loop().create_task(running.read())
+    return running
+
+
+async def _all_started(running: list[_Running], patience: float) -> bool:
+    """Whether every request sent its first piece before any of them had finished."""
+    starts = asyncio.create_task(_first_pieces(running))
+    ends = [request.task for request in running if request.task]
+    await asyncio.wait([starts, *ends], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    complete = starts.done() and not any(task.done() for task in ends)
+    starts.cancel()
+    await asyncio.gather(starts, return_exceptions=True)
+    for task in ends:
+        if task.done():
+            task.result()
+    return complete
+
+
+async def _first_pieces(running: list[_Running]) -> None:
+    for request in running:
+        await request.first.wait()
+
+
+async def _cancel(client: AsyncClient, request: _Running) -> None:
+    request.stream.cancel()
+    if client.model != BLS:
+        # Triton does not tell the engine when a stream of the ensemble is cancelled.
+        await client.cancel(request.stream.request_id)
+    if request.task:
+        await request.task

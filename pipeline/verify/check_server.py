@@ -1,0 +1,66 @@
+"""Is it the server we think it is?"""
+
+from __future__ import annotations
+
+from pipeline.client import ModelMetadata
+from pipeline.triton.contract import MODELS, ModelContract
+from pipeline.verify.check import CheckFailed, Context, Details, check
+
+
+@check("the server and its text model are ready and say who they are")
+def readiness(context: Context) -> Details:
+    """Server and model readiness, and the server's own metadata."""
+    if not context.client.is_ready():
+        raise CheckFailed(f"the server or its model {context.model} is not ready")
+    server = context.client.metadata()
+    if not server.name or not server.version:
+        raise CheckFailed("the server does not say its name and version")
+    return {"name": server.name, "version": server.version}
+
+
+@check("every model has the tensors, types and shapes of the wire contract")
+def wire_contract(context: Context) -> Details:
+    """Metadata of all five models against :mod:`pipeline.triton.contract`.
+
+    A model may have more tensors than the contract, because NVIDIA's own repository has.
+    """
+    problems: list[str] = []
+    extra: list[str] = []
+    for name, contract in MODELS.items():
+        if not context.has(name):
+            problems.append(f"there is no model {name}")
+            continue
+        metadata = context.client.model_metadata(name)
+        problems += [f"{name}: {problem}" for problem in _problems(contract, metadata)]
+        extra += [f"{name}.{tensor}" for tensor in _extra(contract, metadata)]
+    if problems:
+        raise CheckFailed("; ".join(problems[:5]), problems=problems)
+    return {"models": list(MODELS), "tensors_beyond_the_contract": extra}
+
+
+def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
+    problems = []
+    for kind, wanted, found in (
+        ("input", contract.inputs, metadata.inputs),
+        ("output", contract.outputs, metadata.outputs),
+    ):
+        known = {tensor.name: tensor for tensor in found}
+        for tensor in wanted:
+            there = known.get(tensor.name)
+            if there is None:
+                problems.append(f"{kind} {tensor.name} is missing")
+                continue
+            datatype = tensor.data_type.removeprefix("TYPE_").replace("STRING", "BYTES")
+            if there.datatype != datatype:
+                problems.append(f"{kind} {tensor.name} is {there.datatype}, not {datatype}")
+            shape = there.shape[1:] if metadata.max_batch_size else there.shape
+            if shape != tensor.dims:
+                problems.append(f"{kind} {tensor.name} is {list(shape)}, not {list(tensor.dims)}")
+    if contract.decoupled and not metadata.decoupled:
+        problems.append("is not decoupled, so it cannot stream")
+    return problems
+
+
+def _extra(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
+    wanted = {tensor.name for tensor in (*contract.inputs, *contract.outputs)}
+    return sorted({t.name for t in (*metadata.inputs, *metadata.outputs)} - wanted)

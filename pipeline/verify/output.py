@@ -1,0 +1,86 @@
+"""A conformance report as JSON, as JUnit XML and as a table."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from typing import Any
+from xml.etree import ElementTree
+
+from pipeline.verify.report import Report
+
+# XML 1.0 has no way to write these, escaped or not.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as JSON values."""
+    return {
+        "url": report.url,
+        "model": report.model,
+        "server": report.server,
+        "passed": report.count("passed"),
+        "failed": report.count("failed"),
+        "skipped": report.count("skipped"),
+        "seconds": round(report.seconds, 3),
+        "checks": [asdict(result) for result in report.results],
+    }
+
+
+def to_junit(report: Report) -> str:
+    """The report as a JUnit XML document: one suite, a case per check."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"conformance of {report.model}",
+        hostname=_xml(report.url),
+        tests=str(len(report.results)),
+        failures=str(report.count("failed")),
+        skipped=str(report.count("skipped")),
+        errors="0",
+        time=f"{report.seconds:.3f}",
+    )
+    for result in report.results:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"conformance.{report.model}",
+            name=result.name,
+            time=f"{result.seconds:.3f}",
+        )
+        if result.status != "passed":
+            kind = "failure" if result.status == "failed" else "skipped"
+            ElementTree.SubElement(case, kind, message=_xml(result.reason or ""))
+        details = {"proves": result.proves, **result.details}
+        output = ElementTree.SubElement(case, "system-out")
+        output.text = _xml(json.dumps(details, ensure_ascii=False, indent=1))
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(
+        root, encoding="unicode"
+    )
+
+
+def _xml(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def render_table(report: Report) -> None:
+    """Prints the report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{report.url}  {report.server}  {report.model}", title_justify="left")
+    for heading in ("check", "result", "seconds", ""):
+        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    for result in report.results:
+        table.add_row(
+            result.name,
+            Text(result.status, style=_COLOURS[result.status]),
+            f"{result.seconds:.2f}",
+            Text(result.reason or result.proves),
+        )
+    Console().print(table)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from pipeline.checkpoint import CheckpointConfig
+from pipeline.errors import CheckpointError, UnsupportedError
+from tests.unit.checkpoint.support import AWQ, config
+
+WHERE = "config.json"
+
+
+def read(**changes: object) -> CheckpointConfig:
+    return CheckpointConfig.from_dict(config(**changes), WHERE)
+
+
+def test_rope_scaling_reaches_the_facts_whichever_key_names_its_type() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    old = read(rotary_base=5e5, rotary_scaling={"type": "llama3", **scaling})
+    new = read(rotary_base=5e5, rotary_scaling={"rope_type": "llama3", **scaling})
+    assert old.facts == new.facts
+    assert old.facts.rotary_base == 5e5
+    assert old.facts.rotary_scaling == {"rope_type": "llama3", **scaling}
+
+
+def test_a_lost_rotary_base_is_an_error_because_tensorrt_llm_would_assume_one() -> None:
+    incomplete = config()
+    del incomplete["rotary_base"]
+    with pytest.raises(CheckpointError, match="rotary_base is missing"):
+        CheckpointConfig.from_dict(incomplete, WHERE)
+
+
+def test_qwen_needs_the_keys_that_tensorrt_llm_defaults_silently() -> None:
+    qwen = {"architecture": "Qwen3ForCausalLM", "attn_bias": False, "seq_length": 8192}
+    assert read(**qwen, qwen_type="qwen3").facts.qk_layernorm
+    with pytest.raises(CheckpointError, match="qwen_type is missing"):
+        read(**qwen)
+    with pytest.raises(CheckpointError, match="qwen_type is 'qwen2' for Qwen3ForCausalLM"):
+        read(**qwen, qwen_type="qwen2")
+
+
+def test_an_unknown_quantization_key_is_refused_like_upstream() -> None:
+    with pytest.raises(CheckpointError, match="unknown quantization key groupsize"):
+        read(quantization={"quant_algo": None, "groupsize": 128})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"pre_quant_scale": False}, "pre-quant scales would be ignored"),
+        ({"has_zero_point": True}, "has_zero_point is not false"),
+        ({"group_size": 32}, "group_size is 32"),
+    ],
+)
+def test_awq_without_its_keys_would_load_wrong_and_is_refused(
+    change: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        read(quantization=AWQ | change)
+
+
+@pytest.mark.parametrize(
+    ("algo", "reason"),
+    [
+        ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "PER_TOKEN_PLUGIN is not supported.*q/k norms"),
+        ("W8A16", "quantizes weight-only formats itself"),
+        ("NVFP4", "NVFP4 is not supported.*W4A16_AWQ"),
+    ],
+)
+def test_other_formats_are_refused_by_name(algo: str, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        read(quantization={"quant_algo": algo})
+
+
+def test_a_quantized_lm_head_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="lm_head is quantized"):
+        read(quantization=AWQ | {"exclude_modules": []})
+
+
+def test_excluded_modules_stay_in_floating_point() -> None:
+    patterns = ["lm_head", "*.attention.dense"]
+    quantization = read(quantization=AWQ | {"exclude_modules": patterns}).quantization
+    assert quantization.algo_of("transformer.layers.1.attention.dense") == "NO_QUANT"
+    assert quantization.algo_of("transformer.layers.1.attention.qkv") == "W4A16_AWQ"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "reason"),
+    [
+        ({"world_size": 4, "tp_size": 2, "pp_size": 1}, "world_size 4, tp_size 2"),
+        ({"world_size": 3, "tp_size": 1, "pp_size": 3}, "2 layers cannot be divided"),
+        ({"world_size": 3, "tp_size": 3, "pp_size": 1}, "4 heads and 2 KV heads do not divide"),
+    ],
+)
+def test_impossible_mappings(mapping: dict[str, int], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        read(mapping=mapping)
+
+
+def test_a_missing_size_names_the_file() -> None:
+    incomplete = config()
+    del incomplete["intermediate_size"]
+    with pytest.raises(CheckpointError, match=r"config\.json: .*intermediate_size"):
+        CheckpointConfig.from_dict(incomplete, WHERE)

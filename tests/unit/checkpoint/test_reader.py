@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from pipeline.checkpoint.reader import TensorFile
+from pipeline.errors import CheckpointError
+from tests.unit.checkpoint.support import write_safetensors
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "rank0.safetensors"
+    write_safetensors(
+        path,
+        {
+            "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+            "b": np.array([1.5, -448.0, 0.0625], ml_dtypes.float8_e4m3fn),
+            "c": np.array([1.0, 3.0e38], ml_dtypes.bfloat16),
+            "empty": np.zeros((0, 4), np.float16),
+        },
+    )
+    return path
+
+
+def rewrite_header(path: Path, **changes: object) -> None:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length]) | changes
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+def test_every_dtype_reads_back(path: Path) -> None:
+    file = TensorFile(path)
+    assert file.read("a").tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert file.read("b").astype(np.float32).tolist() == [1.5, -448.0, 0.0625]
+    assert file.read("c").dtype == ml_dtypes.bfloat16
+    assert file.read("empty").shape == (0, 4)
+
+
+def test_it_agrees_with_the_reference_implementation(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    arrays = {"x": np.random.default_rng(0).normal(size=(5, 7)).astype(np.float16)}
+    safetensors.save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
+    assert np.array_equal(TensorFile(tmp_path / "x.safetensors").read("x"), arrays["x"])
+
+
+@pytest.mark.parametrize("kept", [0, 4, 8, 40, -1])
+def test_a_truncated_file_is_named(path: Path, kept: int) -> None:
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"rank0\.safetensors: .*not a complete safetensors"):
+        TensorFile(path)
+
+
+def test_bytes_after_the_last_tensor_are_refused(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="Its tensors end at byte"):
+        TensorFile(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 24]}, "a has 24 bytes"),
+        ({"dtype": "F32", "shape": [-2, -3], "data_offsets": [0, 24]}, "negative size"),
+        ({"dtype": "Q4", "shape": [6], "data_offsets": [0, 24]}, "entry of a is malformed"),
+        ({"dtype": "F32", "shape": [6]}, "entry of a is malformed"),
+        ({"dtype": "F32", "shape": [6], "data_offsets": [4, 28]}, "overlaps another|leaves a gap"),
+        (7, "entry of a is malformed"),
+    ],
+)
+def test_a_lying_header_is_refused(path: Path, entry: object, reason: str) -> None:
+    rewrite_header(path, a=entry)
+    with pytest.raises(CheckpointError, match=reason):
+        TensorFile(path)
+
+
+def test_a_pickle_is_not_mistaken_for_safetensors(path: Path) -> None:
+    path.write_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00hello" * 10)
+    with pytest.raises(CheckpointError, match="Its header claims"):
+        TensorFile(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors: the file cannot be read"):
+        TensorFile(tmp_path / "gone.safetensors")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.checkpoint import open_checkpoint, validate
+from pipeline.errors import CheckpointError
+from tests.unit.checkpoint.support import (
+    INT8,
+    config,
+    float16_tensors,
+    int8_tensors,
+    write_checkpoint,
+)
+
+QKV_WEIGHT = "transformer.layers.1.attention.qkv.weight"
+PROJ_SCALE = "transformer.layers.0.mlp.proj.weights_scaling_factor"
+
+
+def test_hand_written_checkpoints_pass(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "float16", config(), float16_tensors())
+    write_checkpoint(tmp_path / "int8", config(quantization=INT8), int8_tensors())
+    assert validate(tmp_path / "float16").quantization.algo == "NO_QUANT"
+    assert validate(tmp_path / "int8").quantization.kv_cache_algo == "INT8"
+
+
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
+    tensors = int8_tensors()
+    del tensors[PROJ_SCALE]
+    tensors["transformer.layers.0.mlp.proj.scales"] = np.ones(3, np.float32)
+    tensors[QKV_WEIGHT] = tensors[QKV_WEIGHT].astype(np.float16)
+    tensors["transformer.ln_f.weight"] = tensors["transformer.ln_f.weight"][:-1]
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    with pytest.raises(CheckpointError, match="has 4 problems") as caught:
+        validate(tmp_path)
+    reasons = caught.value.why or ""
+    assert f"{PROJ_SCALE} is missing" in reasons
+    assert "mlp.proj.scales does not belong here" in reasons
+    assert f"{QKV_WEIGHT} is float16, not int8" in reasons
+    assert "transformer.ln_f.weight has shape (255,), not (256,)" in reasons
+
+
+def test_opening_finds_wrong_headers_too(tmp_path: Path) -> None:
+    tensors = float16_tensors()
+    del tensors[QKV_WEIGHT]
+    write_checkpoint(tmp_path, config(), tensors)
+    with pytest.raises(CheckpointError, match=f"{QKV_WEIGHT} is missing"):
+        open_checkpoint(tmp_path)
+
+
+def test_kv_scales_are_required_when_the_cache_is_quantized(tmp_path: Path) -> None:
+    tensors = int8_tensors()
+    del tensors["transformer.layers.1.attention.kv_cache_scaling_factor"]
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.attention\.kv_cache.* is missing"):
+        validate(tmp_path)
+
+
+def test_kv_scales_are_extra_when_the_cache_is_not_quantized(tmp_path: Path) -> None:
+    settings = config(quantization=INT8 | {"kv_cache_quant_algo": None})
+    write_checkpoint(tmp_path, settings, int8_tensors())
+    with pytest.raises(CheckpointError, match="kv_cache_scaling_factor does not belong here"):
+        validate(tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    tensors = float16_tensors()
+    tensors[QKV_WEIGHT][3, 5] = value
+    write_checkpoint(tmp_path, config(), tensors)
+    with pytest.raises(CheckpointError, match=f"{QKV_WEIGHT} has NaN or infinite values"):
+        validate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        PROJ_SCALE,
+        "transformer.layers.0.attention.qkv.prequant_scaling_factor",
+        "transformer.layers.0.attention.qkv.activation_scaling_factor",
+        "transformer.layers.1.attention.kv_cache_scaling_factor",
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -0.5])
+def test_scales_must_be_positive(tmp_path: Path, name: str, value: float) -> None:
+    tensors = int8_tensors()
+    tensors[name][-1] = value
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    with pytest.raises(CheckpointError, match=f"{name} has scales that are zero or negative"):
+        validate(tmp_path)
+
+
+def test_rows_of_zero_weights_with_a_positive_scale_are_fine(tmp_path: Path) -> None:
+    tensors = int8_tensors()
+    tensors[QKV_WEIGHT][:8] = 0
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    validate(tmp_path)
+
+
+def test_a_tied_head_may_be_absent_and_is_then_the_embedding(tmp_path: Path) -> None:
+    tensors = float16_tensors()
+    del tensors["lm_head.weight"]
+    write_checkpoint(tmp_path / "untied", config(), tensors)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is missing"):
+        validate(tmp_path / "untied")
+    write_checkpoint(tmp_path / "tied", config(tie_word_embeddings=True), tensors)
+    weights = open_checkpoint(tmp_path / "tied").weights()
+    assert weights.lm_head.weight is weights.vocab_embedding
+
+
+def test_every_rank_needs_its_file_and_no_other_may_be_there(tmp_path: Path) -> None:
+    two_ranks = {"world_size": 2, "tp_size": 1, "pp_size": 2}
+    write_checkpoint(tmp_path / "few", config(mapping=two_ranks), float16_tensors())
+    with pytest.raises(CheckpointError, match=r"rank1\.safetensors is missing"):
+        validate(tmp_path / "few")
+    write_checkpoint(tmp_path / "many", config(), float16_tensors(), float16_tensors())
+    with pytest.raises(CheckpointError, match=r"rank1\.safetensors is of no rank"):
+        validate(tmp_path / "many")
+
+
+def test_a_directory_without_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no config\.json"):
+        validate(tmp_path)
+
+
+def test_a_broken_config(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, config(), float16_tensors())
+    (tmp_path / "config.json").write_text('{"architecture": ')
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        validate(tmp_path)

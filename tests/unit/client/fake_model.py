@@ -1,0 +1,290 @@
+"""A deterministic text model behind the fake server, whole or broken in one chosen way.
+
+It keeps the promises that the conformance checks test: slots, in-flight batching, stop words, end
+tokens, whole characters, clear refusals. Each name in ``BREAKS`` breaks one of them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from tests.unit.client.fake_triton import (
+    Asked,
+    FakeTriton,
+    add_output,
+    empty_final,
+    pb,
+    piece,
+    refusal,
+)
+
+WORDS = "the old man went home and saw a small dog near its red boat before noon while rain fell"
+PARTS = [b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9"]
+VOCABULARY = [*(f" {word}".encode() for word in WORDS.split()), *PARTS]
+END_ID = len(VOCABULARY)
+MAX_SEQ_LEN = 512
+STEP_S = 0.0005
+
+BREAKS = (
+    "accepts_bad_input",
+    "batch_dependent",
+    "broken_characters",
+    "cancel_keeps_slot",
+    "crashes_on_bad_input",
+    "ends_after_end_token",
+    "ensemble_differs",
+    "ignores_end_token",
+    "ignores_stop_words",
+    "keeps_stop_word",
+    "loses_spaces",
+    "max_tokens_plus_one",
+    "mixes_streams",
+    "never_streams",
+    "no_end_without_end_token",
+    "no_log_probs",
+    "no_token_counts",
+    "not_ready",
+    "one_at_a_time",
+    "positive_log_probs",
+    "random",
+    "restarts_at_length",
+    "stop_words_within_tokens",
+    "tensor_missing",
+    "tensor_type",
+    "vague_refusals",
+    "wrong_log_prob_count",
+    "wrong_log_prob_sum",
+)
+
+
+def token_ids(text: bytes) -> list[int]:
+    """The ids of a text, longest tokens first; other bytes have none."""
+    ids, place = [], 0
+    by_length = sorted(range(len(VOCABULARY)), key=lambda i: -len(VOCABULARY[i]))
+    while place < len(text):
+        match = next((i for i in by_length if text.startswith(VOCABULARY[i], place)), None)
+        if match is None:
+            place += 1
+            continue
+        ids.append(match)
+        place += len(VOCABULARY[match])
+    return ids
+
+
+def continuation(prompt: str, seed: int | None) -> Iterator[int]:
+    """Token ids after a prompt, endless; now and then a character of two tokens."""
+    chooser = random.Random(f"{prompt}/{seed}")
+    while True:
+        draw = chooser.random()
+        if draw < 0.1:
+            yield from (len(VOCABULARY) - 4, len(VOCABULARY) - 3)
+        elif draw < 0.2:
+            yield from (len(VOCABULARY) - 2, len(VOCABULARY) - 1)
+        elif draw < 0.23:
+            yield END_ID
+        else:
+            yield chooser.randrange(len(VOCABULARY) - 4)
+
+
+class FakeModel:
+    """Answers requests; give :meth:`answer` and :meth:`infer` to a :class:`FakeTriton`.
+
+    Args:
+        broken: One of ``BREAKS``, or None.
+        slots: Requests generated at once.
+        ascii_only: Writes no character of several bytes.
+    """
+
+    def __init__(
+        self, broken: str | None = None, *, slots: int = 4, ascii_only: bool = False
+    ) -> None:
+        assert broken is None or broken in BREAKS
+        self.broken, self.ascii_only = broken, ascii_only
+        self._slots = threading.BoundedSemaphore(1 if broken == "one_at_a_time" else slots)
+        self._count_lock = threading.Lock()
+        self._running = 0
+        self._served = 0
+
+    def serve(self) -> FakeTriton:
+        """A server with this model."""
+        server = FakeTriton(self.answer, infer=self.infer, workers=80)
+        server.ready = self.broken != "not_ready"
+        if self.broken in ("tensor_missing", "tensor_type"):
+            model = server.models["tensorrt_llm_bls"]
+            first, *others = model.inputs
+            kept = () if self.broken == "tensor_missing" else (replace(first, data_type="INT8"),)
+            server.models[model.name] = replace(model, inputs=(*kept, *others))
+        return server
+
+    def infer(self, asked: Asked) -> Any:
+        """``preprocessing``: text to ids."""
+        response = pb.ModelInferResponse()
+        ids = token_ids(asked.one("QUERY"))
+        add_output(response, "INPUT_ID", "INT32", [1, len(ids)], ids)
+        add_output(response, "REQUEST_INPUT_LEN", "INT32", [1, 1], [len(ids)])
+        return response
+
+    def answer(self, asked: Asked, context: Any) -> Iterator[Any]:
+        """One streamed request."""
+        if asked.one("stop"):
+            yield empty_final()
+            return
+        problem = self._problem(asked)
+        if problem and self.broken != "accepts_bad_input":
+            if self.broken == "crashes_on_bad_input":
+                context.abort(2, "the process died")
+            yield refusal("something went wrong" if self.broken == "vague_refusals" else problem)
+            return
+        with self._count_lock:
+            self._served += 1
+        while not self._slots.acquire(timeout=0.01):
+            if not context.is_active():
+                return
+        with self._count_lock:
+            self._running += 1
+        held_until = None
+        try:
+            yield from self._generate(asked, context)
+            if not context.is_active() and self.broken == "cancel_keeps_slot":
+                held_until = time.monotonic() + MAX_SEQ_LEN * STEP_S * 3
+        except GeneratorExit:
+            if self.broken == "cancel_keeps_slot":
+                held_until = time.monotonic() + MAX_SEQ_LEN * STEP_S * 3
+            raise
+        finally:
+            if held_until:
+                time.sleep(max(held_until - time.monotonic(), 0))
+            with self._count_lock:
+                self._running -= 1
+            self._slots.release()
+
+    def _problem(self, asked: Asked) -> str | None:
+        limits = {"text_input": 1, "max_tokens": 1}
+        allowed = {t.name for t in FakeTriton(self.answer).models["tensorrt_llm_bls"].inputs}
+        if extra := set(asked.values) - allowed:
+            return f"unexpected inference input '{extra.pop()}' for model '{asked.model}'"
+        if "max_tokens" not in asked.values:
+            return "missing required input(s) ['max_tokens']"
+        if asked.datatypes["max_tokens"] != "INT32":
+            return "inference input 'max_tokens' data-type is 'INT64', but model expects 'INT32'"
+        if any(len(asked.values[name]) != count for name, count in limits.items()):
+            return "unexpected shape for input. Expected [-1,1]"
+        text, tokens = asked.one("text_input"), asked.one("max_tokens")
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            return "text_input is not valid UTF-8"
+        if not text:
+            return "text_input is empty"
+        if tokens < 1:
+            return f"max_tokens must be at least 1, got {tokens}"
+        if tokens > MAX_SEQ_LEN or len(text) > 4000:
+            return f"the engine was compiled for at most {MAX_SEQ_LEN} tokens"
+        if asked.one("temperature", 0) < 0 or asked.one("top_p", 0) > 1:
+            return "temperature must be at least 0, top_p between 0 and 1"
+        for name in ("bad_words", "return_context_logits"):
+            if asked.one(name):
+                return f"{name} is not supported"
+        if asked.one("beam_width", 1) > 1:
+            return "beam_width must be 1"
+        return None
+
+    def _tokens(self, asked: Asked) -> Iterator[int]:
+        seed = asked.one("seed")
+        if self.broken == "random" or (self.broken == "ensemble_differs" and "ens" in asked.model):
+            seed = self._served
+        if self.broken == "batch_dependent" and self._running > 1:
+            seed = 99
+        if self.broken == "restarts_at_length":
+            seed = asked.one("max_tokens")
+        prompt = asked.one("text_input").decode(errors="replace")
+        ids = continuation(prompt, seed)
+        end_id = asked.one("end_id", END_ID)
+        most = asked.one("max_tokens", 1) + (self.broken == "max_tokens_plus_one")
+        if self.broken == "ignores_end_token":
+            end_id = END_ID if end_id >= 0 else end_id
+        if self.broken == "no_end_without_end_token" and end_id == -1:
+            end_id = END_ID
+        for _ in range(max(most, 1)):
+            token = next(ids)
+            if token == end_id:
+                if self.broken == "ends_after_end_token":
+                    yield token
+                return
+            while token == END_ID:
+                token = next(ids)
+            if self.ascii_only and token >= len(VOCABULARY) - 4:
+                token = 0
+            yield token
+
+    def _generate(self, asked: Asked, context: Any) -> Iterator[Any]:
+        stream = asked.one("stream", False) and self.broken != "never_streams"
+        words = [word.decode() for word in asked.values.get("stop_words", ())]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        sent = text = ""
+        count = new = 0
+        for token in self._tokens(asked):
+            time.sleep(STEP_S)
+            if not context.is_active() and self.broken != "cancel_keeps_slot":
+                return
+            count, new = count + 1, new + 1
+            data = VOCABULARY[token] if token < len(VOCABULARY) else b"<end>"
+            if self.broken == "broken_characters":
+                fresh = data.decode(errors="replace")
+            else:
+                fresh = decoder.decode(data)
+            text += fresh
+            cut = self._stop(text, fresh, words)
+            if cut is not None:
+                text = cut
+                break
+            safe = len(text) - self._undecided(text, words)
+            if stream and safe > len(sent):
+                yield self._piece(asked, text[len(sent) : safe], count, new)
+                sent, new = text[:safe], 0
+        else:
+            text += decoder.decode(b"", final=True)
+        if self.broken == "mixes_streams" and self._running > 2 and stream:
+            text += " mixed"
+        yield self._piece(asked, text[len(sent) :] if stream else text, count, new, final=True)
+
+    def _stop(self, text: str, fresh: str, words: list[str]) -> str | None:
+        if self.broken == "ignores_stop_words":
+            return None
+        where = fresh if self.broken == "stop_words_within_tokens" else text
+        found = [word for word in words if word in where]
+        if not found:
+            return None
+        place = min(text.index(word) for word in found)
+        return text if self.broken == "keeps_stop_word" else text[:place]
+
+    @staticmethod
+    def _undecided(text: str, words: list[str]) -> int:
+        longest = max((len(word) for word in words), default=0)
+        ends = (n for n in range(longest, 0, -1) if any(w.startswith(text[-n:]) for w in words))
+        return next(ends, 0) if text else 0
+
+    def _piece(self, asked: Asked, text: str, count: int, new: int, *, final: bool = False) -> Any:
+        if self.broken == "loses_spaces" and asked.one("stream"):
+            text = text.lstrip()
+        numbers = {
+            "num_input_tokens": 3,
+            "num_output_tokens": new if asked.one("stream") else count,
+        }
+        if self.broken == "no_token_counts":
+            numbers = {}
+        response = piece(text, final=final, **numbers)
+        if asked.one("return_log_probs") and self.broken != "no_log_probs":
+            new = numbers.get("num_output_tokens", new) + (self.broken == "wrong_log_prob_count")
+            one = 0.5 if self.broken == "positive_log_probs" else -0.5
+            total = one * count * (2 if self.broken == "wrong_log_prob_sum" else 1)
+            infer = response.infer_response
+            add_output(infer, "output_log_probs", "FP32", [1, 1, new], [one] * new)
+            add_output(infer, "cum_log_probs", "FP32", [1, 1], [total])
+        return response

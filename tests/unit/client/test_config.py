@@ -1,0 +1,124 @@
+"""Addresses, limits and certificates."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import grpc
+import pytest
+
+from pipeline.client import Client, ConnectionFailed, InvalidRequest, Tls
+from pipeline.client._config import parse_url
+from tests.unit.client.fake_triton import FakeTriton, piece
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "secure"),
+    [
+        ("127.0.0.1:8001", "127.0.0.1:8001", False),
+        ("grpc://host.example:8001", "host.example:8001", False),
+        ("grpcs://host.example:8001/", "host.example:8001", True),
+        ("[::1]:8001", "[::1]:8001", False),
+    ],
+)
+def test_addresses(url, target, secure):
+    endpoint = parse_url(url)
+    assert (endpoint.target, endpoint.secure) == (target, secure)
+    assert endpoint.url == f"{'grpcs' if secure else 'grpc'}://{target}"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://localhost:8000", "scheme http:// is not gRPC.*8001"),
+        ("localhost", "not a server address.*host:port"),
+        ("localhost:", "not a server address"),
+        ("localhost:0", "not a server address"),
+        ("localhost:65536", "not a server address"),
+        ("", "not a server address"),
+        ("grpc://a b:1", "not a server address"),
+        ("grpc://user@x:y:1", "not a server address"),
+    ],
+)
+def test_other_addresses_are_refused(url, message):
+    with pytest.raises(InvalidRequest, match=message.split(".*", maxsplit=1)[0]) as caught:
+        Client(url)
+    assert message.split(".*")[-1] in str(caught.value)
+
+
+def test_tls_options_with_a_plain_address_contradict_each_other():
+    with pytest.raises(InvalidRequest, match="need a TLS address"):
+        Client("grpc://localhost:8001", tls=Tls())
+
+
+@pytest.mark.parametrize("name", ["timeout", "stall_timeout"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_limits_must_be_above_zero(name, value):
+    with pytest.raises(InvalidRequest, match=f"{name} must be above 0 seconds"):
+        Client("localhost:8001", **{name: value})
+
+
+def test_certificates_that_cannot_be_read(tmp_path):
+    with pytest.raises(InvalidRequest, match="cannot be read"):
+        Client("grpcs://localhost:1", tls=Tls(root_certificates=tmp_path / "none.pem"))
+    (tmp_path / "der.crt").write_bytes(b"\x30\x82")
+    with pytest.raises(InvalidRequest, match="is not PEM"):
+        Client("grpcs://localhost:1", tls=Tls(root_certificates=tmp_path / "der.crt"))
+    with pytest.raises(InvalidRequest, match="needs its key"):
+        Client("grpcs://localhost:1", tls=Tls(private_key="key.pem"))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """A self-signed certificate for triton.test and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    subject = ["-subj", "/CN=triton.test", "-addext", "subjectAltName=DNS:triton.test"]
+    subprocess.run(
+        [openssl, *command.split(), "-keyout", str(key), "-out", str(certificate), *subject],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+def _serve(authority, *, mutual=False):
+    certificate, key = (path.read_bytes() for path in authority)
+    credentials = grpc.ssl_server_credentials(
+        [(key, certificate)], certificate if mutual else None, require_client_auth=mutual
+    )
+    return FakeTriton(lambda *_: [piece("Once", final=True)], credentials=credentials)
+
+
+def test_tls(authority):
+    tls = Tls(root_certificates=authority[0], server_name="triton.test")
+    with _serve(authority) as server:
+        with Client(server.url, tls=tls) as client:
+            assert client.url == f"grpcs://{server.url}"
+            assert client.generate("Hi").text == "Once"
+        with (
+            Client(f"grpcs://{server.url}") as stranger,
+            pytest.raises(ConnectionFailed, match="no Triton server answers here"),
+        ):
+            stranger.generate("Hi")
+        with (
+            Client(server.url) as plain,
+            pytest.raises(ConnectionFailed, match="no Triton server answers here"),
+        ):
+            plain.generate("Hi")
+
+
+def test_mutual_tls(authority):
+    certificate, key = authority
+    server_only = Tls(root_certificates=certificate, server_name="triton.test")
+    both = Tls(certificate, certificate, key, "triton.test")
+    with _serve(authority, mutual=True) as server:
+        with Client(server.url, tls=both) as client:
+            assert client.generate("Hi").text == "Once"
+        with Client(server.url, tls=server_only) as client:
+            assert not client.is_ready()

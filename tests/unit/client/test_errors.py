@@ -1,0 +1,100 @@
+"""Which error a server's words become."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.client import (
+    Cancelled,
+    ClientError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidRequest,
+    ServerBusy,
+    ServerFailed,
+)
+from pipeline.client._errors import error_from_message, error_from_status
+from pipeline.errors import PipelineError, ServerError, UsageError
+
+# Texts of Triton 2.51, TensorRT-LLM's executor and this repository's models.
+MESSAGES = [
+    (InvalidRequest, "expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['a'], but"),
+    (InvalidRequest, "expected number of inputs between 2 and 36 but got 1, missing required"),
+    (InvalidRequest, "unexpected inference input 'nope' for model 'ensemble'"),
+    (InvalidRequest, "inference input 'max_tokens' data-type is 'INT64', but expects 'INT32'"),
+    (InvalidRequest, "unexpected shape for input 'max_tokens'. Expected [-1,1], got [1,2]"),
+    (InvalidRequest, "Request for unknown model: 'zz' is not found"),
+    (InvalidRequest, "inference request batch-size must be <= 64 for 'ensemble'"),
+    (InvalidRequest, "unexpected total byte size 3 for input: input byte size mismatch"),
+    (InvalidRequest, "Streaming is only supported if model is deployed using decoupled mode."),
+    (InvalidRequest, "the prompt is empty: input_ids must hold at least one token"),
+    (InvalidRequest, "request_output_len (max_tokens) must be at least 1, got -5"),
+    (InvalidRequest, "input_ids holds the token id 9; this model's ids are 0 to 7"),
+    (InvalidRequest, "the prompt has 9 tokens; the engine was compiled for at most 8 (max_input"),
+    (InvalidRequest, "the request needs 9 KV cache blocks of 32 tokens; the cache has 8"),
+    (InvalidRequest, "min_tokens 9 is above request_output_len (max_tokens) 8"),
+    (InvalidRequest, "text_input is not valid UTF-8: byte 0xff at position 0"),
+    (InvalidRequest, "in ensemble 'ensemble', [request id: 7] temperature must be at least 0"),
+    (InvalidRequest, "[INVALID_ARG] something is odd"),
+    (ServerBusy, "[request id: 7] Exceeds maximum queue size"),
+    (ServerBusy, "Maximum queue size of 256 has been reached, please try again later"),
+    (DeadlineExceeded, "Request timeout expired"),
+    (Cancelled, "The request was cancelled"),
+    (ServerFailed, "Stub process 'tensorrt_llm_0_0' is not healthy."),
+    (ServerFailed, "Request for model 'm' has no available versions"),
+    (ServerFailed, "Failed to increase the shared memory pool size"),
+    (ServerFailed, "[INTERNAL] the value must be here"),
+]
+
+
+@pytest.mark.parametrize(("kind", "message"), MESSAGES)
+def test_streamed_errors(kind, message):
+    error = error_from_message(message, "grpc://h:1")
+    assert type(error) is kind
+    assert error.where == "grpc://h:1"
+    assert "request id" not in error.what
+    assert "in ensemble" not in error.what
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        ("UNAVAILABLE", "failed to connect; last error: UNKNOWN: ipv4:1.2.3.4:5: refused", None),
+        ("UNAVAILABLE", "Ssl handshake failed: certificate is invalid", None),
+        ("UNAVAILABLE", "Exceeds maximum queue size", ServerBusy),
+        ("UNAVAILABLE", "Server exiting", ServerFailed),
+        ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded),
+        ("RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 8)", InvalidRequest),
+        ("RESOURCE_EXHAUSTED", "no memory", ServerBusy),
+        ("NOT_FOUND", "Request for unknown model: 'm'", InvalidRequest),
+        ("INVALID_ARGUMENT", "no", InvalidRequest),
+        ("UNIMPLEMENTED", "", InvalidRequest),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded),
+        ("CANCELLED", "", Cancelled),
+        ("INTERNAL", "boom", ServerFailed),
+        ("DATA_LOSS", "", ServerFailed),
+    ],
+)
+def test_statuses(code, details, kind):
+    error = error_from_status(code, details, "grpc://h:1")
+    assert type(error) is (kind or ConnectionFailed)
+
+
+def test_the_reason_of_a_failed_connection_is_its_last_clause():
+    error = error_from_status(
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+        "Failed to connect to remote host: connect: Connection refused (111)",
+        "grpc://127.0.0.1:1",
+    )
+    assert error.why == "Failed to connect to remote host: connect: Connection refused (111)"
+
+
+def test_every_error_is_a_pipeline_error_with_an_exit_code():
+    for kind in (Cancelled, ConnectionFailed, DeadlineExceeded, ServerBusy, ServerFailed):
+        assert issubclass(kind, ClientError)
+        assert issubclass(kind, ServerError)
+        assert kind("x").exit_code == 6
+    assert issubclass(InvalidRequest, UsageError)
+    assert InvalidRequest("x").exit_code == 2
+    assert issubclass(ClientError, PipelineError)

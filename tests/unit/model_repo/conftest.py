@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.unit.model_repo.fake_triton import install
+
+install()

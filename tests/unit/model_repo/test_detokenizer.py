@@ -1,0 +1,146 @@
+"""Pieces joined must be what the tokenizer makes of all ids at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from model_repo.tensorrt_llm_bls.detokenizer import IncrementalDetokenizer
+
+TEXTS = [
+    "",
+    "Once upon a time, there was a cat.",
+    "  two leading spaces,\n\n a line\t tab ",
+    "smörgåsbord 你好，世界 żółć",
+    "👩‍👩‍👧‍👦 family 🇩🇪 flag 🤦🏽‍♂️ 1️⃣",
+    "a \ufffd replacement character of its own",
+    "😀" * 40,
+]
+
+
+def byte_level() -> Tokenizer:
+    """Byte-level BPE without merges: one token per byte, the hardest case (GPT-2, Llama 3, Qwen)."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"</s>": 0, **{letter: index for index, letter in enumerate(alphabet, 1)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("</s>", special=True)])
+    return tokenizer
+
+
+def byte_fallback() -> Tokenizer:
+    """Words with a leading mark, unknown characters as bytes, one leading space dropped (Llama 2)."""
+    words = ["▁", "▁a", "▁time", "▁there", "▁cat", "O", "nce", "▁Once", ",", ".", "▁upon", "▁was"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: index for index, piece in enumerate(pieces)},
+            [],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    return tokenizer
+
+
+TOKENIZERS = {"byte_level": byte_level(), "byte_fallback": byte_fallback()}
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int], sizes: random.Random | None) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    parts, start = [], 0
+    while start < len(ids):
+        size = sizes.randint(1, 5) if sizes else 1
+        parts.append(detokenizer.push(ids[start : start + size]))
+        start += size
+    return [*parts, detokenizer.finish()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_pieces_join_to_the_whole_text(name: str, text: str, seed: int | None) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    parts = pieces(tokenizer, ids, random.Random(seed) if seed else None)
+    assert "".join(parts) == tokenizer.decode(ids)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in part for part in parts)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_bytes_decode_as_they_would_at_once(seed: int) -> None:
+    tokenizer, draw = TOKENIZERS["byte_level"], random.Random(seed)
+    ids = [draw.randrange(257) for _ in range(200)]
+    assert "".join(pieces(tokenizer, ids, draw)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_words_in_any_order_keep_their_spaces(seed: int) -> None:
+    tokenizer, draw = TOKENIZERS["byte_fallback"], random.Random(seed)
+    vocabulary = tokenizer.get_vocab_size()
+    ids = [draw.choice([1, 2, *range(259, vocabulary)]) for _ in range(60)]
+    assert "".join(pieces(tokenizer, ids, draw)) == tokenizer.decode(ids)
+
+
+def test_a_character_appears_as_soon_as_its_last_byte() -> None:
+    detokenizer = IncrementalDetokenizer(TOKENIZERS["byte_level"])
+    ids = TOKENIZERS["byte_level"].encode("é😀", add_special_tokens=False).ids
+    assert [detokenizer.push([token]) for token in ids] == ["", "é", "", "", "", "😀"]
+    assert detokenizer.finish() == ""
+
+
+def test_an_incomplete_character_at_the_end_is_shown_as_one() -> None:
+    detokenizer = IncrementalDetokenizer(TOKENIZERS["byte_level"])
+    ids = TOKENIZERS["byte_level"].encode("a😀", add_special_tokens=False).ids
+    assert detokenizer.push(ids[:-1]) == "a"
+    assert detokenizer.finish() == "\ufffd"
+
+
+def test_special_tokens_can_be_kept() -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    assert IncrementalDetokenizer(tokenizer).push([0]) == ""
+    assert IncrementalDetokenizer(tokenizer, skip_special_tokens=False).push([0]) == "</s>"
+
+
+@pytest.mark.parametrize("token", [0, 150, 100_000])
+def test_the_cost_of_a_token_does_not_grow_with_the_text(token: int) -> None:
+    """Special, damaged and unknown ids give no text to move on with."""
+    detokenizer = IncrementalDetokenizer(TOKENIZERS["byte_level"])
+    started = time.perf_counter()
+    for _ in range(5000):
+        detokenizer.push([token])
+    assert time.perf_counter() - started < 5
+
+
+def test_a_real_tokenizer(stories_model: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(stories_model / "tokenizer.json"))
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert "".join(pieces(tokenizer, ids, random.Random(4))) == tokenizer.decode(ids)
+
+
+def test_the_demo_tokenizer(demo_model: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(demo_model / "tokenizer.json"))
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert "".join(pieces(tokenizer, ids, random.Random(4))) == tokenizer.decode(ids)

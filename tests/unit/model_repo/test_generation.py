@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repo.tensorrt_llm.generation import Generation
+from model_repo.tensorrt_llm.request import GenerationRequest, RequestError
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[int], list[float], bool]] = []
+
+    def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
+        self.calls.append((ids, log_probs, last))
+
+    def fail(self, error: RequestError) -> None:
+        raise error
+
+
+def generation(**changes: Any) -> tuple[Generation, Heard]:
+    heard = Heard()
+    request = GenerationRequest(
+        **{"prompt": np.array([9, 8]), "max_new_tokens": 5, "end_ids": frozenset((2,)), **changes}
+    )
+    return Generation(request, heard), heard
+
+
+def test_an_end_id_ends_the_text_and_is_not_part_of_it() -> None:
+    made, heard = generation(log_probs=True)
+    assert not made.accept([5], [-1.0])
+    assert made.accept([2], [-0.5])
+    assert heard.calls == [([5], [-1.0], False), ([], [], True)]
+
+
+def test_what_follows_the_end_is_dropped() -> None:
+    made, heard = generation(log_probs=True)
+    assert made.accept([5, 2, 6], [-1.0, -2.0, -3.0])
+    assert heard.calls == [([5], [-1.0], True)]
+
+
+def test_the_last_token_allowed_ends_the_text() -> None:
+    made, heard = generation(max_new_tokens=2)
+    assert not made.accept([5], [])
+    assert made.accept([6], [])
+    assert heard.calls[-1] == ([6], [], True)
+
+
+@pytest.mark.parametrize(
+    ("stop_words", "kept"),
+    [
+        (((6, 7),), [5, 6, 7]),
+        (((5,),), [5]),
+        (((7, 3), (6, 7)), [5, 6, 7]),
+        (((5, 7),), [5, 6, 7, 3, 4]),
+    ],
+)
+def test_stop_words_match_across_steps_and_stay(
+    stop_words: tuple[tuple[int, ...], ...], kept: list[int]
+) -> None:
+    made, _ = generation(stop_words=stop_words)
+    for token in (5, 6, 7, 3, 4):
+        if made.accept([token], []):
+            break
+    assert made.generated == kept
+
+
+def test_scores_are_only_passed_on_when_asked_for() -> None:
+    made, heard = generation()
+    made.accept([5], [-1.0])
+    assert heard.calls == [([5], [], False)]
+
+
+def test_what_was_generated_becomes_the_prompt_of_a_restart() -> None:
+    made, _ = generation()
+    assert made.prompt().tolist() == [[9, 8]]
+    made.accept([5, 6], [])
+    prompt = made.prompt()
+    assert (prompt.tolist(), prompt.dtype) == ([[9, 8, 5, 6]], np.int64)
+    assert made.remaining == 3

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from model_repo.tensorrt_llm.answer import Answer
+from model_repo.tensorrt_llm.request import RequestError
+from model_repo.tensorrt_llm.responses import Responder, ResponseStream
+from tests.unit.model_repo.fake_triton import InferenceResponse, Sender, TritonError
+
+WANTED = frozenset({"output_ids"})
+
+
+def ids(outputs: list[dict[str, np.ndarray]]) -> list[list[int]]:
+    return [one["output_ids"].reshape(-1).tolist() for one in outputs]
+
+
+def stream(streaming: bool = True) -> tuple[ResponseStream, Sender, list[ResponseStream]]:
+    ready: list[ResponseStream] = []
+    sender = Sender()
+    return ResponseStream(sender, Answer(streaming, WANTED), ready.append), sender, ready
+
+
+def test_tokens_that_pile_up_leave_in_one_response() -> None:
+    made, sender, _ = stream()
+    made.tokens([1], [], last=False)
+    made.send()
+    made.tokens([2], [], last=False)
+    made.tokens([3], [], last=False)
+    made.send()
+    made.send()
+    made.tokens([4], [], last=True)
+    made.send()
+    assert ids(sender.outputs()) == [[1], [2, 3], [4]]
+    assert [final for _, final in sender.sent] == [False, False, True]
+
+
+def test_an_answer_that_is_not_streamed_is_one_response() -> None:
+    made, sender, ready = stream(streaming=False)
+    made.tokens([1], [], last=False)
+    made.tokens([2], [], last=False)
+    assert ready == []
+    made.tokens([3], [], last=True)
+    ready[0].send()
+    assert ids(sender.outputs()) == [[1, 2, 3]]
+
+
+def test_nothing_is_sent_or_asked_after_the_end() -> None:
+    made, sender, _ = stream()
+    made.tokens([1], [], last=True)
+    made.send()
+    made.send()
+    assert not made.is_cancelled()
+    assert len(sender.sent) == 1
+
+
+def test_a_failure_ends_the_stream_with_its_code() -> None:
+    made, sender, _ = stream()
+    made.fail(RequestError("the cache is full", "UNAVAILABLE"))
+    made.send()
+    assert sender.failure() == "the cache is full"
+    response = sender.sent[-1][0]
+    assert response is not None
+    error = response.error()
+    assert error is not None
+    assert error.code() == TritonError.UNAVAILABLE
+
+
+def test_the_thread_sends_and_a_broken_client_does_not_stop_it() -> None:
+    class Broken(Sender):
+        def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+            raise RuntimeError("gone")
+
+    responder = Responder()
+    responder.start()
+    good, broken = Sender(), Broken()
+    for sender in (broken, good):
+        made = ResponseStream(sender, Answer(True, WANTED), responder.ready)
+        made.tokens([7], [], last=True)
+    responder.publish()
+    assert ids(good.outputs()) == [[7]]
+    responder.close()
+
+
+def test_the_engine_waits_for_responses_no_longer_than_half_a_step() -> None:
+    release = threading.Event()
+
+    class Slow(Sender):
+        def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+            release.wait(10)
+            super().send(response, flags)
+
+    responder = Responder()
+    responder.start()
+    made = ResponseStream(Slow(), Answer(True, WANTED), responder.ready)
+    made.tokens([7], [], last=True)
+    started = time.perf_counter()
+    responder.publish(step_seconds=0.1)
+    waited = time.perf_counter() - started
+    assert 0.04 < waited < 5
+    release.set()
+    responder.close()
+
+
+def test_periodic_work_is_done_while_nothing_is_sent() -> None:
+    done = threading.Event()
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            done.set()
+        raise RuntimeError("work may fail")
+
+    responder = Responder([(0.001, work)])
+    responder.start()
+    assert done.wait(10)
+    responder.close()
+
+
+@pytest.mark.parametrize("publish", [True, False])
+def test_closing_sends_what_is_left(publish: bool) -> None:
+    responder = Responder()
+    sender = Sender()
+    made = ResponseStream(sender, Answer(True, WANTED), responder.ready)
+    made.tokens([7], [], last=True)
+    responder.start()
+    if publish:
+        responder.publish()
+    responder.close()
+    assert ids(sender.outputs(timeout=0)) == [[7]]

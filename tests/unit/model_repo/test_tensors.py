@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repo.preprocessing.prompt import word_list as write_word_list
+from model_repo.tensorrt_llm.answer import Answer
+from model_repo.tensorrt_llm.request import RequestError
+from model_repo.tensorrt_llm.settings import EngineSettings
+from model_repo.tensorrt_llm.tensors import (
+    Inputs,
+    is_stop,
+    read_answer,
+    read_request,
+    word_list,
+)
+
+SETTINGS = EngineSettings(
+    engine_dir=Path("engine"),
+    vocab_size=100,
+    max_batch_size=2,
+    max_input_len=64,
+    max_seq_len=96,
+    num_kv_blocks=6,
+    max_num_batched_tokens=64,
+    end_ids=(2, 7),
+)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array([values], np.int32)
+
+
+def inputs(**more: np.ndarray) -> Inputs:
+    return Inputs(
+        {
+            "input_ids": ints(5, 6, 8, 9),
+            "input_lengths": ints(3),
+            "request_output_len": np.array([4], np.int32),  # a scalar has only the batch dimension
+            **more,
+        }
+    )
+
+
+def test_the_prompt_is_cut_at_its_length() -> None:
+    request = read_request(inputs(), "client", SETTINGS)
+    assert request.prompt.tolist() == [5, 6, 8]
+    assert request.prompt.dtype == np.int64
+    assert (request.max_new_tokens, request.client_id, request.log_probs) == (4, "client", False)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "ends", "stop_words"),
+    [
+        ({}, {2, 7}, ()),
+        ({"end_id": ints(2)}, {2, 7}, ()),  # what preprocessing sends by default
+        ({"end_id": ints(50)}, {50}, ()),
+        ({"end_id": ints(-1)}, set(), ()),
+        (
+            {"end_id": ints(-1), "stop_words_list": np.array([[[7, 5, 6], [1, 3, -1]]])},
+            {7},
+            ((5, 6),),
+        ),
+        ({"stop_words_list": np.array([[[7, 5], [2, -1]]])}, {2, 7}, ((7, 5),)),
+        ({"end_id": ints(50), "stop_words_list": np.array([[[50], [1]]])}, {50}, ()),
+    ],
+)
+def test_what_ends_a_text(
+    tensors: dict[str, np.ndarray], ends: set[int], stop_words: tuple[tuple[int, ...], ...]
+) -> None:
+    request = read_request(inputs(**tensors), "", SETTINGS)
+    assert request.end_ids == ends
+    assert request.stop_words == stop_words
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ()),
+        ([[5]], ((5,),)),
+        ([[5, 6], [], [7]], ((5, 6), (7,))),
+        ([[1, 2, 3], [4], [5, 6]], ((1, 2, 3), (4,), (5, 6))),
+    ],
+)
+def test_word_lists_read_back_as_they_were_written(
+    words: list[list[int]], expected: tuple[tuple[int, ...], ...]
+) -> None:
+    assert word_list(write_word_list([words]), "stop_words_list") == expected
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((1, 3, 2)), np.array([[[5, 6], [2, 1]]]), np.array([[[5, 6], [3, -1]]])]
+)
+def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(RequestError, match="stop_words_list"):
+        word_list(array.astype(np.int32), "stop_words_list")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("beam_width", ints(2), "beam_width 2: the CPU engine has no beam search"),
+        ("num_return_sequences", ints(2), "no several sequences"),
+        ("decoder_input_lengths", ints(2), "no decoder inputs"),
+        ("bad_words_list", np.array([[[5], [1]]], np.int32), "no bad words"),
+        ("embedding_bias", np.ones((1, 100), np.float32), "no embedding bias"),
+        ("return_context_logits", np.array([True]), "no context logits"),
+        ("return_generation_logits", np.array([True]), "no generation logits"),
+        ("prompt_embedding_table", np.ones((1, 2, 8), np.float16), "no prompt tuning"),
+        ("lora_task_id", np.array([1], np.uint64), "no LoRA"),
+        ("guided_decoding_guide", np.array([[b"{}"]], object), "no guided decoding"),
+        ("draft_input_ids", ints(5), "no draft tokens"),
+        ("runtime_top_p_decay", np.array([0.5], np.float32), "no decaying top_p"),
+        ("lookahead_window_size", ints(4), "no lookahead decoding"),
+        ("retention_token_range_starts", ints(0), "no KV cache retention"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_by_name(
+    name: str, array: np.ndarray, reason: str
+) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_request(inputs(**{name: array}), "", SETTINGS)
+    assert caught.value.code == "UNSUPPORTED"
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("beam_width", ints(1)),
+        ("decoder_input_lengths", ints(1)),
+        ("bad_words_list", np.empty((1, 2, 0), np.int32)),
+        ("bad_words_list", np.array([[[0], [-1]]], np.int32)),
+        ("embedding_bias", np.empty((1, 0), np.float32)),
+        ("return_context_logits", np.array([False])),
+        ("len_penalty", np.array([2.0], np.float32)),  # means nothing with one beam, as upstream
+    ],
+)
+def test_the_empty_form_of_what_it_cannot_do_is_accepted(name: str, array: np.ndarray) -> None:
+    read_request(inputs(**{name: array}), "", SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"input_ids": np.ones((2, 3), np.int32)}, r"one prompt \[1, n\], got the shape \[2, 3\]"),
+        ({"input_lengths": ints(5)}, "input_lengths is 5, but input_ids has 4"),
+        ({"input_lengths": ints(-1)}, "input_lengths is -1"),
+        ({"end_id": ints(100)}, "end_id is 100; this model's ids are 0 to 99"),
+        ({"temperature": np.array([0.5, 0.5], np.float32)}, "temperature must hold one value"),
+    ],
+)
+def test_malformed_tensors_are_refused(tensors: dict[str, np.ndarray], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        read_request(inputs(**tensors), "", SETTINGS)
+
+
+def test_a_missing_input_is_named() -> None:
+    with pytest.raises(RequestError, match="the input request_output_len is missing"):
+        read_request(Inputs({"input_ids": ints(5)}), "", SETTINGS)
+
+
+def test_stop_requests_are_told_apart() -> None:
+    assert is_stop(inputs(stop=np.array([True])))
+    assert not is_stop(inputs(stop=np.array([False])))
+    assert not is_stop(inputs())
+
+
+ALL = frozenset(
+    [
+        "output_ids",
+        "sequence_length",
+        "cum_log_probs",
+        "output_log_probs",
+        "num_input_tokens",
+        "num_output_tokens",
+        "kv_cache_alloc_total_blocks",
+        "arrival_time_ns",
+        "first_token_time_ns",
+        "last_token_time_ns",
+    ]
+)
+
+
+def answer(wanted: frozenset[str] = ALL, **tensors: np.ndarray) -> Answer:
+    read = inputs(**tensors)
+    return read_answer(read, wanted, read_request(read, "", SETTINGS), SETTINGS)
+
+
+def shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in outputs.items()}
+
+
+def test_the_prompt_is_part_of_the_output_unless_excluded() -> None:
+    assert answer().outputs([11], [], last=True)["output_ids"].tolist() == [[[5, 6, 8, 11]]]
+    without = answer(exclude_input_in_output=np.array([True])).outputs([11], [], last=True)
+    assert without["output_ids"].tolist() == [[[11]]]
+    assert without["sequence_length"].tolist() == [[1]]
+
+
+def test_a_stream_never_repeats_the_prompt_and_may_end_empty() -> None:
+    stream = answer(streaming=np.array([True]))
+    assert stream.outputs([11], [], last=False)["output_ids"].tolist() == [[[11]]]
+    last = stream.outputs([], [], last=True)
+    assert shapes(last) == {"output_ids": (1, 1, 0), "sequence_length": (1, 1)}
+
+
+def test_log_probs_come_when_asked_for_and_add_up() -> None:
+    stream = answer(streaming=np.array([True]), return_log_probs=np.array([True]))
+    first = stream.outputs([11, 12], [-0.5, -1.0], last=False)
+    assert first["output_log_probs"].tolist() == [[[-0.5, -1.0]]]
+    assert first["cum_log_probs"].tolist() == [[-1.5]]
+    assert stream.outputs([13], [-0.25], last=True)["cum_log_probs"].tolist() == [[-1.75]]
+
+
+def test_only_wanted_outputs_are_made() -> None:
+    asked = answer(frozenset({"output_ids"}), return_log_probs=np.array([True]))
+    assert set(asked.outputs([11], [-1.0], last=True)) == {"output_ids"}
+
+
+def test_counts_and_times() -> None:
+    yes = np.array([True])
+    counted = answer(
+        return_num_input_tokens=yes, return_num_output_tokens=yes, return_perf_metrics=yes
+    )
+    outputs = counted.outputs([11, 12], [], last=True)
+    assert outputs["num_input_tokens"].item() == 3
+    assert outputs["num_output_tokens"].item() == 2
+    assert outputs["kv_cache_alloc_total_blocks"].item() == 1
+    times = [outputs[f"{name}_time_ns"].item() for name in ("arrival", "first_token", "last_token")]
+    assert times == sorted(times)

@@ -1,0 +1,111 @@
+"""What the CPU target refuses before anything is done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UnsupportedError
+from pipeline.models import ModelFacts
+from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
+from pipeline.targets import get_target
+from tests.unit.openvino.test_rope import facts
+
+RECIPE = """\
+schema: 1
+name: test
+model: {source: somewhere}
+quantize:
+  format: int4_awq
+  calibration: {text: calibration.txt}
+compile:
+  target: openvino
+  max_seq_len: 2048
+"""
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE)
+    return load_recipe(path, overrides)
+
+
+def check(settings: Recipe, model: ModelFacts | None = None) -> None:
+    get_target("openvino").check(settings, model or facts())
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "int8_sq", "int4_awq"])
+def test_formats_that_run(tmp_path: Path, name: str) -> None:
+    check(recipe(tmp_path, f"quantize.format={name}"))
+
+
+@pytest.mark.parametrize("name", ["fp8", "w4a8_awq"])
+def test_float8_formats_are_refused_with_the_line_and_the_remedy(tmp_path: Path, name: str) -> None:
+    settings = recipe(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("int4_awq", name))
+    settings = load_recipe(path)
+    with pytest.raises(UnsupportedError, match=f"{name} is not executed by the CPU") as caught:
+        check(settings)
+    assert caught.value.exit_code == 3
+    assert caught.value.where == f"{path}:5 (quantize.format)"
+    assert "compile.target to tensorrt" in str(caught.value)
+
+
+def test_a_calibrated_kv_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="an int8 KV cache with calibrated scales"):
+        check(recipe(tmp_path, "quantize.kv_cache=int8"))
+
+
+def test_a_sequence_beyond_the_positions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="5000 is longer than the model's 4096 positions"):
+        check(recipe(tmp_path, "compile.max_seq_len=5000"))
+    check(
+        recipe(tmp_path, "compile.max_seq_len=5000"),
+        facts(rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    )
+
+
+def test_a_sliding_window_must_hold_the_whole_sequence(tmp_path: Path) -> None:
+    mistral: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
+    with pytest.raises(UnsupportedError, match=r"sliding window of 1024.*at most 1024"):
+        check(recipe(tmp_path), facts(**mistral, sliding_window=1024))
+    check(recipe(tmp_path), facts(**mistral, sliding_window=2048))
+
+
+@pytest.mark.parametrize(("arithmetic", "cache"), [("f32", "bf16"), ("bf16", "f32")])
+def test_kv_precisions_without_a_kernel_are_refused(
+    tmp_path: Path, arithmetic: str, cache: str
+) -> None:
+    settings = recipe(
+        tmp_path,
+        f"compile.openvino.inference_precision={arithmetic}",
+        f"compile.openvino.kv_cache_precision={cache}",
+    )
+    with pytest.raises(UnsupportedError, match=f"{cache} does not go with .* {arithmetic}"):
+        check(settings)
+
+
+def test_parallelism_is_no_obstacle_because_ranks_are_merged(tmp_path: Path) -> None:
+    check(recipe(tmp_path, "compile.tensor_parallel=2", "compile.pipeline_parallel=2"))
+
+
+def test_the_check_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipeline.targets import get_target; t = get_target('openvino'); "
+        "t.tools(); import pipeline.stages.compile, pipeline.stages.evaluate; "
+        "heavy = {'openvino', 'torch', 'numpy', 'transformers'} & set(sys.modules); "
+        "sys.exit(' '.join(heavy) or None)"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_cache_key_covers_tools_and_graph() -> None:
+    assert {"openvino", "openvino-genai", "numpy", "graph"} <= set(get_target("openvino").tools())

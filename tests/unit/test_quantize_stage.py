@@ -1,0 +1,89 @@
+"""What decides the key of a quantized checkpoint, and the surroundings it is made in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.progress import Silent
+from pipeline.quantize.surroundings import surroundings
+from pipeline.recipe import Recipe
+from pipeline.stages import quantize
+from tests.conftest import PROJECT
+
+
+def recipe(text: Path, **changes: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"source": "model"},
+            "quantize": {"format": "int4_awq", "calibration": {"text": str(text)}, **changes},
+        }
+    )
+
+
+def test_the_stage_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, pipeline.stages.quantize\n"
+        "heavy = {'numpy', 'torch', 'transformers', 'modelopt'} & set(sys.modules)\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PROJECT)
+
+
+def test_only_what_a_format_reads_is_in_its_key(tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    awq, other_group = recipe(text), recipe(text, group_size=64)
+    assert quantize.section(awq) != quantize.section(other_group)
+    assert quantize.section(awq) == quantize.section(recipe(text, smoothquant_alpha=0.5))
+    int8, other_alpha = (
+        recipe(text, format="int8_sq", smoothquant_alpha=alpha) for alpha in (1.0, 0.5)
+    )
+    assert quantize.section(int8) != quantize.section(other_alpha)
+    plain = quantize.section(recipe(text, format="float16"))
+    assert plain == quantize.section(recipe(text, format="float16", device="cpu"))
+
+
+def test_the_calibration_text_counts_by_contents(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text("a")
+    other.write_text("a")
+    assert quantize.section(recipe(one)) == quantize.section(recipe(other))
+    assert quantize.material(recipe(one)) == quantize.material(recipe(other))
+    before = quantize.material(recipe(one))
+    one.write_text("b")
+    assert quantize.material(recipe(one)) != before
+    assert "calibration_text" not in quantize.material(recipe(one, format="bfloat16"))
+
+
+def test_a_missing_calibration_text_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"quantize\.calibration\.text.*gone\.txt"):
+        quantize.material(recipe(tmp_path / "gone.txt"))
+
+
+def test_surroundings_pass_on_only_warnings_that_say_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with surroundings(Notes()):
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+        print("chatter")
+        warnings.warn("Enable lm_head quantization. It may lose accuracy.", stacklevel=1)
+        warnings.warn("Large KV activation detected: 0.7", stacklevel=1)
+        warnings.warn("Large KV activation detected: 0.7", stacklevel=1)
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert notes == ["warning: Large KV activation detected: 0.7"]
+    assert capsys.readouterr().out == ""

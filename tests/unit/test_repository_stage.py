@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RepositoryError
+from pipeline.progress import Silent
+from pipeline.stages import repository as stage
+from pipeline.stages.base import Artifact, StageContext
+from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
+
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "model_repo"
+    for model in MODELS:
+        (root / model / "__pycache__").mkdir(parents=True)
+        (root / model / "model.py").write_text(f"# {model}\n")
+        (root / model / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"cache")
+        (root / model / "notes.txt").write_text("not a module")
+    (root / "tensorrt_llm_bls" / "lib").mkdir()
+    (root / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# helper\n")
+    monkeypatch.setattr(stage, "model_sources", lambda: root)
+    return root
+
+
+@pytest.fixture
+def context(tmp_path: Path, sources: Path) -> StageContext:
+    snapshot = tmp_path / "source"
+    snapshot.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (snapshot / name).write_text("{}")
+    (snapshot / "config.json").write_text(
+        json.dumps({"eos_token_id": [2, 3], "bos_token_id": None})
+    )
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    engine = tmp_path / "engine"
+    write_engine(engine)
+    (engine / "artifact.json").write_text("{}")
+    output = tmp_path / "output"
+    output.mkdir()
+    inputs = {
+        name: Artifact(name, "key", "digest", path, {})
+        for name, path in (("source", snapshot), ("compile", engine))
+    }
+    return StageContext(demo_recipe(), inputs, output, Silent())
+
+
+def test_assembles_exactly_what_is_needed(context: StageContext) -> None:
+    facts = stage.run(context)
+    files = {
+        p.relative_to(context.output).as_posix() for p in context.output.rglob("*") if p.is_file()
+    }
+    assert files == {
+        *(f"{model}/config.pbtxt" for model in (*MODELS, "ensemble")),
+        *(f"{model}/1/model.py" for model in MODELS),
+        "tensorrt_llm_bls/1/lib/decode.py",
+        "ensemble/1/.keep",
+        "preprocessing/1/tokenizer/tokenizer.json",
+        "preprocessing/1/tokenizer/tokenizer_config.json",
+        "preprocessing/1/tokenizer/generation_config.json",
+        "tensorrt_llm/1/engine/config.json",
+        "tensorrt_llm/1/engine/openvino_model.xml",
+        "tensorrt_llm/1/engine/openvino_model.bin",
+    }
+    assert facts["files"] == len(files)
+    assert facts["models"] == sorted((*MODELS, "ensemble"))
+
+
+def test_special_ids_come_from_config_json_when_there_is_no_generation_config(
+    context: StageContext,
+) -> None:
+    stage.run(context)
+    path = context.output / "preprocessing/1/tokenizer/generation_config.json"
+    assert json.loads(path.read_text()) == {"eos_token_id": [2, 3]}
+
+
+def test_generation_config_is_taken_unchanged(context: StageContext) -> None:
+    text = '{"eos_token_id": 7}'
+    (context.inputs["source"].path / "generation_config.json").write_text(text)
+    stage.run(context)
+    path = context.output / "preprocessing/1/tokenizer/generation_config.json"
+    assert path.read_text() == text
+
+
+def test_a_missing_engine_file_fails_the_stage(context: StageContext) -> None:
+    (context.inputs["compile"].path / "openvino_model.bin").unlink()
+    with pytest.raises(RepositoryError, match=r"engine/openvino_model\.bin is missing"):
+        stage.run(context)
+
+
+def test_an_engine_without_config_fails_the_stage(context: StageContext) -> None:
+    (context.inputs["compile"].path / "config.json").unlink()
+    with pytest.raises(RepositoryError, match=r"the engine's config\.json cannot be read"):
+        stage.run(context)
+
+
+def test_a_changed_model_source_changes_the_key(sources: Path) -> None:
+    before = stage.material(demo_recipe())
+    (sources / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# changed\n")
+    assert stage.material(demo_recipe()) != before
+    (sources / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# helper\n")
+    (sources / "preprocessing" / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"other")
+    assert stage.material(demo_recipe()) == before
+
+
+def test_max_batch_size_follows_the_engine(context: StageContext) -> None:
+    smaller = {**ENGINE, "build_config": {"max_batch_size": 2}}
+    (context.inputs["compile"].path / "config.json").write_text(json.dumps(smaller))
+    stage.run(context)
+    assert "max_batch_size: 2\n" in (context.output / "ensemble/config.pbtxt").read_text()

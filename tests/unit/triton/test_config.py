@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.triton.config import render_configs
+from tests.unit.triton.demo import ENGINE, demo_recipe
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "triton"
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls", "ensemble")
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    return render_configs(demo_recipe(), ENGINE)
+
+
+def parse(text: str) -> proto.ModelConfig:
+    return text_format.Parse(text, proto.ModelConfig())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_golden_file(model: str, texts: dict[str, str]) -> None:
+    golden = GOLDEN / f"{model}.pbtxt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(texts[model])
+    assert texts[model] == golden.read_text(), "UPDATE_GOLDEN=1 writes the files again"
+
+
+def test_exactly_the_five_models(texts: dict[str, str]) -> None:
+    assert set(texts) == set(MODELS)
+
+
+def test_scalars_keep_an_empty_reshape(texts: dict[str, str]) -> None:
+    config = parse(texts["tensorrt_llm"])
+    lengths = next(t for t in config.input if t.name == "input_lengths")
+    assert list(lengths.dims) == [1]
+    assert lengths.HasField("reshape")
+    assert list(lengths.reshape.shape) == []
+
+
+def test_the_engine_model_runs_on_the_cpu_and_streams(texts: dict[str, str]) -> None:
+    config = parse(texts["tensorrt_llm"])
+    assert config.backend == "python"
+    assert config.model_transaction_policy.decoupled
+    assert [(g.count, g.kind) for g in config.instance_group] == [
+        (1, proto.ModelInstanceGroup.KIND_CPU)
+    ]
+    assert config.parameters["gpt_model_path"].string_value == "tensorrt_llm/1/engine"
+
+
+def test_serve_section_reaches_the_parameters() -> None:
+    recipe = demo_recipe(
+        max_queue_size=7,
+        max_tokens_in_paged_kv_cache=4096,
+        enable_kv_cache_reuse=False,
+        accumulate_tokens=False,
+        bls_instance_count=3,
+    )
+    texts = render_configs(recipe, ENGINE)
+    engine, bls = parse(texts["tensorrt_llm"]), parse(texts["tensorrt_llm_bls"])
+    assert engine.dynamic_batching.default_queue_policy.max_queue_size == 7
+    assert engine.parameters["max_queue_size"].string_value == "7"
+    assert engine.parameters["max_tokens_in_paged_kv_cache"].string_value == "4096"
+    assert engine.parameters["enable_kv_cache_reuse"].string_value == "false"
+    assert bls.parameters["accumulate_tokens"].string_value == "false"
+    assert bls.instance_group[0].count == 3
+
+
+def test_batch_size_is_the_engines_not_the_recipes() -> None:
+    texts = render_configs(demo_recipe(), {"build_config": {"max_batch_size": 4}})
+    assert {parse(text).max_batch_size for text in texts.values()} == {4}
+
+
+@pytest.mark.parametrize(
+    "engine", [{}, {"build_config": {}}, {"build_config": {"max_batch_size": 0}}]
+)
+def test_engine_without_a_batch_size(engine: dict[str, object]) -> None:
+    with pytest.raises(RepositoryError, match=r"build_config\.max_batch_size is"):
+        render_configs(demo_recipe(), engine)
+
+
+def test_target_without_a_repository() -> None:
+    recipe = demo_recipe()
+    compiled = recipe.compile.model_copy(update={"target": "tensorrt"})
+    with pytest.raises(UnsupportedError, match="no Triton repository for the target tensorrt"):
+        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)

@@ -1,0 +1,62 @@
+"""The contract against facts recorded from upstream's config.pbtxt files (TensorRT-LLM 1.2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.triton.contract import MODELS, Tensor
+
+# (model, inputs, outputs); preprocessing without 4 vision inputs and 9 vision outputs,
+# tensorrt_llm_bls without 4 vision inputs, ensemble without its duplicate output.
+COUNTS = [
+    ("preprocessing", 14 - 4, 20 - 9),
+    ("tensorrt_llm", 62, 21),
+    ("postprocessing", 2, 1),
+    ("tensorrt_llm_bls", 42 - 4, 19),
+    ("ensemble", 36, 20 - 1),
+]
+REQUIRED = {
+    "preprocessing": {"QUERY", "REQUEST_OUTPUT_LEN"},
+    "tensorrt_llm": {"input_lengths", "request_output_len"},
+    "postprocessing": {"TOKENS_BATCH", "SEQUENCE_LENGTH"},
+    "tensorrt_llm_bls": {"text_input", "max_tokens"},
+    "ensemble": {"text_input", "max_tokens"},
+}
+SAMPLES = [
+    ("tensorrt_llm", "seed", "TYPE_UINT64", (1,), ()),
+    ("tensorrt_llm", "stop_words_list", "TYPE_INT32", (2, -1), None),
+    ("tensorrt_llm", "runtime_top_p", "TYPE_FP32", (1,), ()),
+    ("tensorrt_llm", "prompt_table_extra_ids", "TYPE_UINT64", (-1,), None),
+    ("tensorrt_llm", "guided_decoding_guide", "TYPE_STRING", (1,), None),
+    ("tensorrt_llm_bls", "return_log_probs", "TYPE_BOOL", (1,), ()),
+    ("tensorrt_llm_bls", "stream", "TYPE_BOOL", (1,), None),
+    ("ensemble", "return_log_probs", "TYPE_BOOL", (1,), None),
+    ("ensemble", "lora_config", "TYPE_INT32", (-1, 3), None),
+    ("preprocessing", "EMBEDDING_BIAS_WEIGHTS", "TYPE_FP32", (-1,), None),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "outputs"), COUNTS)
+def test_number_of_tensors(model: str, inputs: int, outputs: int) -> None:
+    assert len(MODELS[model].inputs) == inputs
+    assert len(MODELS[model].outputs) == outputs
+
+
+@pytest.mark.parametrize("model", REQUIRED)
+def test_required_inputs(model: str) -> None:
+    assert {t.name for t in MODELS[model].inputs if not t.optional} == REQUIRED[model]
+
+
+@pytest.mark.parametrize(("model", "name", "data_type", "dims", "reshape"), SAMPLES)
+def test_tensor(
+    model: str, name: str, data_type: str, dims: tuple[int, ...], reshape: tuple[int, ...] | None
+) -> None:
+    tensor: Tensor = next(t for t in MODELS[model].inputs if t.name == name)
+    assert (tensor.data_type, tensor.dims, tensor.reshape) == (data_type, dims, reshape)
+
+
+def test_only_the_models_that_stream_are_decoupled() -> None:
+    assert {name for name, m in MODELS.items() if m.decoupled} == {
+        "tensorrt_llm",
+        "tensorrt_llm_bls",
+    }

@@ -1,0 +1,87 @@
+"""Causes out of logs that tritonserver 2.51 wrote (shortened)."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.triton.failure import find_cause
+
+
+def line(level: str, text: str) -> str:
+    """A log line as Triton writes it: messages are quoted and their line ends escaped."""
+    escaped = text.replace("\n", "\\n")
+    return f'2026-11-23T16:02:06Z {level} 34 some_file.cc:642] "{escaped}"\n'
+
+
+def failed(model: str, text: str) -> str:
+    noise = line("E", "CudaDriverHelper has not been initialized.")
+    end = "error: creating server: Internal - failed to load all models\n"
+    return noise + line("E", f"failed to load '{model}' version 1: {text}") + end
+
+
+UNFILLED = (
+    "[libprotobuf ERROR text_format.cc:337] Error parsing text-format inference.ModelConfig: 1:47: "
+    "Expected integer, got: $\n"
+) + line("E", "Poll failed for 'pre': failed to read text proto from /repo/pre/config.pbtxt")
+
+CASES = {
+    "exception": (
+        failed(
+            "eng",
+            "Internal: ValueError: no such engine\n\nAt:\n  /repo/eng/1/model.py(5): helper\n"
+            "  /repo/eng/1/model.py(4): initialize\n",
+        ),
+        "Model eng failed to load: ValueError: no such engine (/repo/eng/1/model.py:5, in helper)",
+    ),
+    "missing module": (
+        failed(
+            "pre",
+            "Internal: ModuleNotFoundError: No module named 'numpy'\n\nAt:\n"
+            "  /repo/pre/1/model.py(1): <module>\n  <frozen importlib._bootstrap>(241): _call\n",
+        ),
+        "No module named 'numpy' (/repo/pre/1/model.py:1, in <module>)",
+    ),
+    "syntax": (
+        failed("pre", "Internal: SyntaxError: invalid syntax (model.py, line 6)"),
+        "Model pre failed to load: SyntaxError: invalid syntax (model.py, line 6)",
+    ),
+    "stub died": (
+        failed("eng", "Internal: Stub process 'eng_0_0' is not healthy."),
+        "Model eng failed to load: its Python process ended by itself while it was starting",
+    ),
+    "no backend": (
+        failed("x", "Invalid argument: unable to find backend library for backend 'tensorrtllm'"),
+        "Model x failed to load: unable to find backend library for backend 'tensorrtllm'",
+    ),
+    "unfilled template": (
+        UNFILLED,
+        "/repo/pre/config.pbtxt is not a valid model configuration: 1:47: Expected integer, got: $",
+    ),
+    "port": (
+        line(
+            "E", "failed to start GRPC service: Unavailable - Socket '127.0.0.1:1' already in use "
+        ),
+        "The address 127.0.0.1:1 was taken by another program",
+    ),
+    "shared memory": (
+        failed("pre", "Internal: Unable to initialize shared memory key 'x' to requested size"),
+        "not enough room in /dev/shm",
+    ),
+    "library": (
+        "tritonserver: error while loading shared libraries: libnuma.so.1: cannot open\n",
+        "The shared library libnuma.so.1 is missing",
+    ),
+    "unknown": (line("I", "fine") + line("E", "on fire"), "Triton's last error was: on fire"),
+    "no log line": ("Segmentation fault\n\n", "The last line of its log is: Segmentation fault"),
+    "nothing": ("", "Its log is empty"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cause(name: str) -> None:
+    log, expected = CASES[name]
+    assert expected in find_cause(log).why
+
+
+def test_remedy_for_small_shared_memory() -> None:
+    assert "--shm-size" in str(find_cause("Failed to increase the shared memory pool size").fix)

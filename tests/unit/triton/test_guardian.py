@@ -1,0 +1,176 @@
+"""The guardian with small programs in the place of tritonserver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.triton import guardian
+from pipeline.triton.guardian import KILL, SHARED_MEMORY, children, remove_regions
+from pipeline.triton.stubs import is_alive
+
+GUARDIAN = (sys.executable, "-I", "-S", guardian.__file__)
+OBEDIENT = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + OBEDIENT
+# Its child ignores SIGTERM and outlives it, in the server's place a hung Python stub.
+WITH_STUB = (
+    "import subprocess, sys; "
+    f"p = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=subprocess.PIPE); "
+    f"p.stdout.readline(); {OBEDIENT}"
+)
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    path = tmp_path / "runtime"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def start(runtime: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(program: str, grace_s: float = 5.0, shm_prefix: str = "") -> subprocess.Popen[bytes]:
+        settings = {"grace_s": grace_s, "shm_prefix": shm_prefix, "runtime": str(runtime)}
+        process = subprocess.Popen(
+            [*GUARDIAN, json.dumps(settings), sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout
+        process.stdout.readline()
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe and not pipe.closed:
+                pipe.close()
+
+
+def gone(pid: int, within_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(pid)
+
+
+def test_end_of_input_stops_the_server(start: Start, runtime: Path) -> None:
+    process = start(OBEDIENT)
+    (server,) = children(process.pid)
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(5) == 128 + signal.SIGTERM
+    assert not is_alive(server)
+    assert not runtime.exists()
+
+
+def test_a_server_that_does_not_stop_is_killed_after_the_grace(start: Start) -> None:
+    process = start(STUBBORN, grace_s=0.3)
+    (server,) = children(process.pid)
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(5) == 128 + signal.SIGKILL
+    assert not is_alive(server)
+
+
+def test_the_kill_byte_does_not_wait(start: Start) -> None:
+    process = start(STUBBORN, grace_s=60.0)
+    assert process.stdin
+    process.stdin.write(KILL)
+    process.stdin.close()
+    assert process.wait(5) == 128 + signal.SIGKILL
+
+
+def test_sigterm_stops_the_server(start: Start) -> None:
+    process = start(OBEDIENT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 128 + signal.SIGTERM
+
+
+def test_the_servers_own_end_is_passed_on(start: Start, runtime: Path) -> None:
+    process = start("print('up', flush=True); raise SystemExit(7)")
+    assert process.wait(5) == 7
+    assert not runtime.exists()
+
+
+def test_processes_of_the_server_do_not_outlive_it(start: Start) -> None:
+    process = start(WITH_STUB)
+    (server,) = children(process.pid)
+    (stub,) = children(server)
+    assert process.stdin
+    process.stdin.close()
+    process.wait(8)
+    assert not is_alive(server)
+    assert not is_alive(stub)
+
+
+def test_shared_memory_is_removed_by_prefix(start: Start) -> None:
+    prefix = f"trtllm_test_{uuid.uuid4().hex}_"
+    other = SHARED_MEMORY / f"trtllm_other_{uuid.uuid4().hex}"
+    region = SHARED_MEMORY / f"{prefix}1"
+    region.touch()
+    other.touch()
+    try:
+        process = start(OBEDIENT, shm_prefix=prefix)
+        assert process.stdin
+        process.stdin.close()
+        process.wait(5)
+        assert not region.exists()
+        assert other.exists()
+    finally:
+        other.unlink()
+        remove_regions(prefix)
+
+
+def test_an_empty_prefix_removes_nothing() -> None:
+    region = SHARED_MEMORY / f"trtllm_test_{uuid.uuid4().hex}"
+    region.touch()
+    try:
+        remove_regions("")
+        assert region.exists()
+    finally:
+        region.unlink()
+
+
+def test_a_killed_guardian_takes_the_server_along(start: Start) -> None:
+    process = start(STUBBORN)
+    (server,) = children(process.pid)
+    process.kill()
+    assert gone(server)
+
+
+def test_a_killed_supervisor_ends_the_server(start: Start, runtime: Path, tmp_path: Path) -> None:
+    # A supervisor of its own holds the pipe, so that it can be killed.
+    settings = {"grace_s": 5.0, "shm_prefix": "", "runtime": str(runtime)}
+    command = [*GUARDIAN, json.dumps(settings)]
+    program = (
+        "import subprocess, sys, time; "
+        f"g = subprocess.Popen({[*command, sys.executable, '-c', OBEDIENT]!r}, "
+        "stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True); "
+        "g.stdout.readline(); print(g.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout
+        pid = int(supervisor.stdout.readline())
+        (server,) = children(pid)
+        os.kill(supervisor.pid, signal.SIGKILL)
+    assert gone(server)
+    assert gone(pid)
+    assert not runtime.exists()

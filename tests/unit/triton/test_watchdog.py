@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline.triton import watchdog
+from pipeline.triton.stubs import is_alive
+from pipeline.triton.watchdog import RestartBudget, Watchdog
+
+
+def test_budget_refills_as_time_passes() -> None:
+    now = 0.0
+    budget = RestartBudget(limit=3, window_s=60.0, clock=lambda: now)
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    now = 59.9
+    assert not budget.take()
+    now = 60.0
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_fault_is_reported_until_the_recovery_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
+    faults = iter([None, "first", None, "second", "never seen"])
+    seen: list[str] = []
+    done = threading.Event()
+
+    def recover(fault: str) -> bool:
+        seen.append(fault)
+        if fault == "second":
+            done.set()
+            return False
+        return True
+
+    guard = Watchdog(lambda: next(faults), recover)
+    guard.start()
+    assert done.wait(5)
+    guard.stop()
+    assert seen == ["first", "second"]
+
+
+def test_a_zombie_is_not_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(child.pid)
+    child.wait()
+    assert not is_alive(child.pid)
+    assert is_alive(os.getpid())
+
+
+def test_stop_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
+    before = threading.active_count()
+    guard = Watchdog(lambda: None, lambda _: True)
+    guard.start()
+    time.sleep(0.03)
+    guard.stop()
+    assert threading.active_count() == before
