@@ -241,8 +241,6 @@ class ServeSection(Section):
         enable_chunked_context: Splits long prompts over several steps.
         exclude_input_in_output: Returns generated tokens only.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
-        accumulate_tokens: Decodes each token with those before it, so that spaces and characters
-            split over tokens survive streaming.
     """
 
     max_queue_size: Annotated[int, Field(ge=0)] = 256
@@ -255,7 +253,6 @@ class ServeSection(Section):
     )
     exclude_input_in_output: bool = True
     cancellation_check_period_ms: Positive = 100
-    accumulate_tokens: bool = True
     preprocessing_instance_count: Positive = 1
     postprocessing_instance_count: Positive = 1
     bls_instance_count: Positive = 1

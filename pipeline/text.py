@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.dependencies import require
-from pipeline.errors import SourceError, UsageError
+from pipeline.digests import file_digest
+from pipeline.errors import RecipeError, SourceError, UsageError
+from pipeline.recipe import Recipe
 
 Rows = list[list[int]]
 
@@ -21,6 +23,30 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, /) -> list[int]:
         """Token ids with the model's own special tokens."""
+
+
+def text_digest(recipe: Recipe, key: str) -> str | None:
+    """The SHA-256 of a text file that the recipe names; None where it names none.
+
+    Args:
+        recipe: The recipe.
+        key: ``quantize.calibration.text`` or ``evaluate.text``.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    path = recipe.text_paths().get(key)
+    if path is None:
+        return None
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise RecipeError(
+            f"the text {path} cannot be read",
+            where=recipe.place(key),
+            why=error.strerror,
+            fix="Name a .txt or .jsonl file; relative paths start at the current directory",
+        ) from error
 
 
 def read_texts(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ from .settings import read_settings
 from .tensors import Inputs, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds a thread waits for the interpreter lock before it asks for it. Python's default of 5 ms is
+"""Seconds a thread waits for the interpreter lock before it asks for it. Python's default, 5 ms, is
 several steps of a small engine, and taking in one request needs the lock several times."""
 
 

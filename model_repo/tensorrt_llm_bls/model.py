@@ -3,6 +3,7 @@
 The ``preprocessing`` model is called once per request, so that there is one place where text
 becomes tokens. Its counterpart is not called: every call between models costs about as much as an
 engine step of a small model, and decoding needs the tokens before, so text is made in this process.
+That is upstream's ``accumulate_tokens``, which is therefore always on here.
 
 The stop words end the text at the first place where they appear in it, also when the engine's
 tokens spell them differently; they are not part of the text unless the parameter

@@ -180,7 +180,7 @@ def _measurement(streams: int, timelines: Sequence[Timeline]) -> Measurement:
         seconds=round(end - start, 4),
         tokens_per_second=round(tokens / (end - start), 2),
         requests_per_second=round(len(timelines) / (end - start), 3),
-        ttft_ms=summary_ms([timeline.first_token_s for timeline in timelines]),
+        ttft_ms=summary_ms([timeline.ttft_s for timeline in timelines]),
         itl_ms=summary_ms([wait for t in timelines for wait in t.inter_token_s]),
         latency_ms=summary_ms([timeline.latency_s for timeline in timelines]),
     )

@@ -29,7 +29,7 @@ class Timeline:
         return sum(tokens for _, tokens in self.arrivals)
 
     @property
-    def first_token_s(self) -> float:
+    def ttft_s(self) -> float:
         """Seconds until the first tokens came (TTFT)."""
         return self.arrivals[0][0] - self.sent_at
 

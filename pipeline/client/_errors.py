@@ -53,6 +53,7 @@ class Cancelled(ClientError, ServerError):
 _WRAPPING = re.compile(
     r"^(?:\[request id: [^\]]*\]\s*"
     r"|in ensemble '[^']*',\s*"
+    r"|Model \S+ - Error when running inference:\s*"
     r"|Failed to process the request\(s\) for model (?:instance )?'[^']*', message:\s*"
     r"|(?:\w+\.)*TritonModelException:\s*)+"
 )
@@ -77,7 +78,7 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|not implemented by|does not support|cannot (?:do|be)\b|\bneeds?\b"
             r"|\bat (?:most|least)\b"
             r"|\bmust (?:be|not|hold)\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
-            r"|not (?:valid )?utf-?8|model's ids are|is above",
+            r"|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b",
             re.I,
         ),
     ),

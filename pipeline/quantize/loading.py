@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.checkpoint.reader import TensorFile
 from pipeline.dependencies import require
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
+from pipeline.huggingface import load_causal_lm
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe import Recipe
 
@@ -32,33 +33,18 @@ def load_model(directory: Path, recipe: Recipe) -> Any:
         UnsupportedError: CUDA was asked for and there is none.
     """
     torch = require("torch", "quantize")
-    transformers = require("transformers", "quantize")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     device = choose_device(recipe)
     parameters = count_parameters(directory)
     dtype = torch.float32
     if parameters * 4 > FLOAT32_LIMIT_BYTES:
         dtype = getattr(torch, checkpoint_dtype(recipe))
-    placement: dict[str, Any] = {}
-    if device.type == "cuda":
-        placement["device_map"] = _device_map(parameters * dtype.itemsize, device)
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=recipe.model.trust_remote_code,
-            **placement,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SourceError(
-            "transformers cannot load the model",
-            where=str(directory),
-            why=str(error).strip().partition("\n")[0],
-        ) from error
-    return model.eval()
+    on_cuda = device.type == "cuda"
+    return load_causal_lm(
+        directory,
+        dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        device_map=_device_map(parameters * dtype.itemsize, device) if on_cuda else None,
+    )
 
 
 def choose_device(recipe: Recipe) -> Any:

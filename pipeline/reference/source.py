@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 
-from pipeline.errors import SourceError
-from pipeline.models import ModelFacts
+from pipeline.huggingface import load_causal_lm
 from pipeline.recipe import Recipe
 
 # Left for activations and logits beside the weights of both models.
@@ -23,29 +20,10 @@ def load_source(directory: Path, *, trust_remote_code: bool = False) -> torch.nn
     Raises:
         SourceError: transformers cannot load it.
     """
-    facts = ModelFacts.from_directory(directory)
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        # transformers 4 overlooks the rope keys that transformers 5 writes.
-        config.rope_theta, config.rope_scaling = facts.rotary_base, facts.rotary_scaling
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SourceError(
-            "transformers cannot load the model",
-            where=str(directory),
-            why=str(error).strip().partition("\n")[0],
-        ) from error
-    source: torch.nn.Module = model.eval()
-    return source
+    model: torch.nn.Module = load_causal_lm(
+        directory, torch.float32, trust_remote_code=trust_remote_code
+    )
+    return model
 
 
 def place_models(recipe: Recipe, *models: torch.nn.Module) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -42,34 +43,35 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def histogram(values: Sequence[float], *, unit: str, buckets: int = 24) -> str:
-    """How often values fall into equal ranges.
+    """How often positive values fall into ranges of equal ratio: the axis is logarithmic.
 
     Args:
-        values: The values; all finite.
+        values: The values; those that are not above zero are left out.
         unit: Written behind the ends of the axis.
         buckets: Number of ranges.
 
     Returns:
         An ``<svg>`` element, empty text for fewer than two values.
     """
-    if len(values) < 2:
+    exponents = [math.log10(value) for value in values if value > 0]
+    if len(exponents) < 2:
         return ""
-    low, high = min(values), max(values)
+    low, high = min(exponents), max(exponents)
     span = (high - low) or 1.0
     counts = [0] * buckets
-    for value in values:
-        counts[min(int((value - low) / span * buckets), buckets - 1)] += 1
+    for exponent in exponents:
+        counts[min(int((exponent - low) / span * buckets), buckets - 1)] += 1
     height, floor, step = 120, 100, WIDTH / buckets
     tallest = max(counts)
     parts = [f'<line x1="0" y1="{floor}" x2="{WIDTH}" y2="{floor}" class="axis"/>']
     for index, count in enumerate(counts):
         bar = (floor - 6) * count / tallest
-        start = low + index * span / buckets
+        start = 10 ** (low + index * span / buckets)
         parts.append(
             f'<rect x="{index * step + 1:.1f}" y="{floor - bar:.1f}" width="{step - 2:.1f}" '
             f'height="{bar:.1f}"><title>{count} from {start:.3g} {escape(unit)}</title></rect>'
         )
-    for x, anchor, value in ((0, "start", low), (WIDTH, "end", high)):
+    for x, anchor, value in ((0, "start", 10**low), (WIDTH, "end", 10**high)):
         parts.append(
             f'<text x="{x}" y="{height - 2}" style="text-anchor:{anchor}" class="tick">'
             f"{value:.3g} {escape(unit)}</text>"

@@ -67,8 +67,8 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
 def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
     windows = evaluation.pop("by_window")
     rows = [
-        {"name": "perplexity of the source", "value": figure(evaluation["source_perplexity"])},
-        {"name": "perplexity of the checkpoint", "value": figure(evaluation["perplexity"])},
+        {"name": "perplexity of the source", "value": f"{evaluation['source_perplexity']:.3f}"},
+        {"name": "perplexity of the checkpoint", "value": f"{evaluation['perplexity']:.3f}"},
         {
             "name": "perplexity increase",
             "value": f"{percent(evaluation['perplexity_increase'])} ± "
@@ -109,16 +109,20 @@ def _load(bench: dict[str, Any]) -> dict[str, Any]:
         "row, over gRPC, with client, server and engine on this one machine.",
         "rows": rows,
         "best": best["tokens_per_second"],
-        "best_concurrency": best["concurrency"],
+        "best_streams": _streams(best["concurrency"]),
         "bars": [
             (
-                f"{row['concurrency']} stream{'s' if row['concurrency'] > 1 else ''}",
+                _streams(row["concurrency"]),
                 row["tokens_per_second"],
                 f"{figure(row['tokens_per_second'])} tokens/s",
             )
             for row in rows
         ],
     }
+
+
+def _streams(count: int) -> str:
+    return "1 stream" if count == 1 else f"{count} streams"
 
 
 def _stage(artifact: Artifact) -> dict[str, Any]:

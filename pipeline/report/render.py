@@ -12,12 +12,12 @@ TEMPLATES = Path(__file__).parent
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The report for a terminal or a pull request."""
-    return _environment(html=False).get_template("report.md.j2").render(report=report)
+    return str(_environment(html=False).get_template("report.md.j2").render(report=report))
 
 
 def render_html(report: dict[str, Any]) -> str:
     """The report as one page without scripts or outside resources, safe to open and to archive."""
-    return _environment(html=True).get_template("report.html.j2").render(report=report)
+    return str(_environment(html=True).get_template("report.html.j2").render(report=report))
 
 
 def _environment(*, html: bool) -> Any:

@@ -8,11 +8,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from pipeline.digests import file_digest
-from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest
+from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
 RESULT_NAME = "bench.json"
@@ -29,21 +28,11 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
-    path = recipe.text_paths().get(TEXT_KEY)
-    try:
-        text = file_digest(path) if path else None
-    except OSError as error:
-        raise RecipeError(
-            f"the text {path} cannot be read",
-            where=recipe.place(TEXT_KEY),
-            why=error.strerror,
-            fix="Name a .txt or .jsonl file; relative paths start at the current directory",
-        ) from error
     return {
         "code": code_digest("client", "bench"),
         "tools": versions(TOOLS),
         "machine": machine(),
-        "text": text,
+        "text": text_digest(recipe, TEXT_KEY),
     }
 
 

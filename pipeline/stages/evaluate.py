@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.digests import file_digest
-from pipeline.errors import QualityGateError, RecipeError
+from pipeline.errors import QualityGateError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Gates, Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
 RESULT_NAME = "evaluation.json"
@@ -39,17 +39,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
-    path = recipe.text_paths()[TEXT_KEY]
-    try:
-        digest = file_digest(path)
-    except OSError as error:
-        raise RecipeError(
-            f"the evaluation text {path} cannot be read",
-            where=recipe.place(TEXT_KEY),
-            why=error.strerror,
-            fix="Name a .txt or .jsonl file; relative paths start at the current directory",
-        ) from error
-    return {"text": digest, "tools": versions(TOOLS)}
+    return {"text": text_digest(recipe, TEXT_KEY), "tools": versions(TOOLS)}
 
 
 def run(context: StageContext) -> dict[str, Any]:

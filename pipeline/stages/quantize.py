@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import require
-from pipeline.digests import file_digest
-from pipeline.errors import RecipeError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
+from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
 # Everything that decides the checkpoint's bytes.
@@ -49,19 +48,8 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The calibration text cannot be read.
     """
-    found: dict[str, Any] = {"tools": versions(TOOLS)}
-    path = recipe.text_paths().get(CALIBRATION_TEXT)
-    if path is not None:
-        try:
-            found["calibration_text"] = file_digest(path)
-        except OSError as error:
-            raise RecipeError(
-                f"the calibration text {path} cannot be read",
-                where=recipe.place(CALIBRATION_TEXT),
-                why=error.strerror,
-                fix="Name a .txt or .jsonl file; relative paths start at the current directory",
-            ) from error
-    return found
+    text = text_digest(recipe, CALIBRATION_TEXT)
+    return {"tools": versions(TOOLS), "calibration_text": text}
 
 
 def run(context: StageContext) -> dict[str, Any]:

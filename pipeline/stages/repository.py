@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pipeline.digests import file_digest, files_below
 from pipeline.errors import MissingDependencyError, RepositoryError
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
+from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
 TOKENIZER_FILES = (
@@ -60,7 +60,7 @@ def material(_recipe: Recipe) -> dict[str, Any]:
     sources = model_sources()
     return {
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
-        "tools": {name: _version(name) for name in ("protobuf", "tritonclient")},
+        "tools": versions(("protobuf", "tritonclient")),
     }
 
 
@@ -142,13 +142,6 @@ def _deliver_tokenizer(snapshot: Path, target: Path) -> None:
     config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
     ids = {name: config[name] for name in SPECIAL_IDS if config.get(name) is not None}
     generation.write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
 
 
 STAGE = Stage(

@@ -127,8 +127,8 @@ def _fill(entry: Any, tensor: Tensor) -> None:
 
 
 def _set_batching(config: proto.ModelConfig, max_queue_size: int) -> None:
-    if config.name == POSTPROCESSING:
-        config.dynamic_batching.SetInParent()
-    elif config.name in (PREPROCESSING, ENGINE):
+    # The C++ backend hands this queue's limit to its executor. The Python models bound their own
+    # queues, and Triton 2.51's batcher holds bursts of requests to them back for half a second.
+    if config.name == ENGINE and config.backend != "python":
         config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
         config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size

@@ -93,7 +93,8 @@ def _bls(recipe: Recipe) -> dict[str, str]:
     serve = recipe.serve
     parameters = {
         "tokenizer_dir": TOKENIZER_DIR,
-        "accumulate_tokens": _flag(serve.accumulate_tokens),
+        # The model always decodes a token with those before it; upstream leaves the choice.
+        "accumulate_tokens": "true",
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "tensorrt_llm_model_name": ENGINE,

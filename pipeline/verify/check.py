@@ -50,7 +50,7 @@ class Plan:
         "“Très bien!” said Zoë. “Très",
     )
     max_tokens: int = 32
-    long_tokens: int = 256
+    long_tokens: int = 400
     streams: int = 32
     patience: float = 120.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,8 +22,9 @@ from pipeline.verify.check import (
 NO_END = -1
 # Filling more slots than this would be a load test of a large GPU.
 _MOST_SLOTS = 128
-# A request with a slot starts about as fast as the others did; this many times longer is waiting.
-_SETTLE_FACTOR, _SHORTEST_SETTLE_S = 2.0, 0.1
+# A request with a slot starts faster than the slowest of those before it, which came all at once.
+_SETTLE_FACTOR, _SHORTEST_SETTLE_S = 1.0, 0.1
+_ATTEMPTS = 3
 
 
 @check("many streams are generated together, each with the text it has alone")
@@ -74,7 +76,7 @@ class _Running:
 
     Attributes:
         first_s: Seconds until its first piece.
-        finished_at: When it ended by itself, in ``time.monotonic`` seconds.
+        finished_at: When its last piece came, in ``time.monotonic`` seconds.
     """
 
     stream: AsyncStream
@@ -87,10 +89,11 @@ class _Running:
     async def read(self) -> None:
         """Reads to the end, or until it is cancelled."""
         try:
-            async for _ in self.stream:
+            async for chunk in self.stream:
                 self.first_s = self.first_s or time.monotonic() - self.started_at
                 self.first.set()
-            self.finished_at = time.monotonic()
+                if chunk.is_final:
+                    self.finished_at = time.monotonic()
         except Cancelled:
             pass
 
@@ -106,10 +109,18 @@ def cancel_frees_slot(context: Context) -> Details:
     slots = context.client.model_metadata(ENGINE).max_batch_size
     if not 1 <= slots <= _MOST_SLOTS:
         raise CheckSkipped(f"not exercised: the engine has {slots} slots")
-    details = asyncio.run(_cancel_one(context, slots, _long_tokens(context)))
+    details = _proof(context, slots, _long_tokens(context))
     # Whatever was cancelled, the next request finds a working server.
     context.greedy(context.plan.prompts[0])
     return details
+
+
+def _proof(context: Context, slots: int, tokens: int) -> Details:
+    """One attempt is enough; on a busy machine other requests may end by chance meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(CheckSkipped, CheckFailed):
+            return asyncio.run(_cancel_one(context, slots, tokens))
+    return asyncio.run(_cancel_one(context, slots, tokens))
 
 
 def _long_tokens(context: Context) -> int:
@@ -143,11 +154,10 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
             waiting = _start(client, context, tokens)
             slowest = max(request.first_s for request in running)
             await asyncio.sleep(max(_SETTLE_FACTOR * slowest, _SHORTEST_SETTLE_S))
-            if waiting.first.is_set() or any(request.finished_at for request in running):
-                raise CheckSkipped(
-                    f"not exercised: {slots} long requests of {tokens} tokens do not fill the "
-                    "server"
-                )
+            if waiting.first.is_set():
+                raise CheckSkipped(f"not exercised: {slots} requests do not fill the server")
+            if any(request.finished_at for request in running):
+                raise CheckSkipped(f"not exercised: {tokens} tokens are generated too fast")
             cancelled_at = time.monotonic()
             await _cancel(client, running.pop(0))
             await asyncio.wait_for(waiting.first.wait(), context.plan.patience)

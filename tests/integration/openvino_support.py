@@ -125,6 +125,8 @@ def greedy(
     for number, prompt in enumerate(prompts):
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = tokens
+        # The configuration is refused without an id, though none of them ends a sequence.
+        config.set_eos_token_id(0)
         config.ignore_eos = True
         ids = openvino.Tensor(np.asarray(prompt, np.int64).reshape(1, -1))
         handles.append(pipeline.add_request(number, ids, config))

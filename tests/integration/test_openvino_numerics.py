@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import Linear, open_checkpoint
+from pipeline.digests import file_digest
 from pipeline.reference import load_reference
 from pipeline.reference.linear import CheckpointLinear, whole_linear
 from pipeline.targets.openvino.linears import Linears
@@ -147,6 +148,22 @@ def test_int4_is_unpacked_inside_the_multiplication(
     # Activations stay in float32: no dynamic quantization.
     assert {node["inputs"][0] for node in packed} == {"f32"}
     assert [node["name"] for node in nodes if node not in packed] == ["lm_head"]
+
+
+@pytest.mark.parametrize("name", ["int8_sq", "int4_awq g128"])
+def test_ranks_are_merged_into_the_engine_of_one(
+    name: str, checkpoint: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    whole = checkpoint("Qwen2", name)
+    source = whole.parent / "Qwen2"
+    settings = recipe(source, samples=8, tp=2, pp=2, **SETTINGS[name])
+    run_stage(settings, source, tmp_path / "ranks")
+    engines = [
+        compile_engine(directory, tmp_path / f"engine {number}")
+        for number, directory in enumerate((whole, tmp_path / "ranks"))
+    ]
+    for file in ("openvino_model.xml", "openvino_model.bin"):
+        assert len({file_digest(engine / file) for engine in engines}) == 1
 
 
 def executed(directory: Path, folder: Path) -> list[dict[str, Any]]:

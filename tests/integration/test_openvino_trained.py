@@ -164,7 +164,8 @@ def test_batched_greedy_text_is_transformers_text(
     directory = checkpoint(name, format_name)
     engine = compile_engine(directory, tmp_path / "engine")
     rows = windows(name, source(name)).tolist()
-    prompts = [row[:length] for row, length in zip(rows, (1, 5, 20, 33, 64, 70, 120, 7))]
+    lengths = (1, 5, 20, 33, 64, 70, 120, 7)
+    prompts = [row[:length] for row, length in zip(rows, lengths, strict=True)]
     (tmp_path / "no tokenizer").mkdir()
     found = greedy(engine, prompts, NEW_TOKENS, tmp_path / "no tokenizer")
     assert found == reference_text(load_reference(directory), prompts)

@@ -131,6 +131,23 @@ def test_a_quantized_kv_cache_is_modelopts(
     assert relative_rms(found, wanted) < cost / 20
 
 
+@pytest.mark.parametrize(
+    ("name", "kv_cache"), [("int8_sq", "int8"), ("fp8", "fp8"), ("w4a8_awq", None)]
+)
+def test_formats_that_no_cpu_engine_runs_are_computed_too(
+    name: str, kv_cache: str | None, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    source = sources["Qwen2"]
+    settings = recipe(source, format=name, kv_cache=kv_cache, samples=8)
+    run_stage(settings, source, tmp_path / "checkpoint")
+    ids = torch.randint(0, 501, (2, 60), generator=torch.Generator().manual_seed(0))
+    found = logits(load_reference(tmp_path / "checkpoint"), ids)
+    error = relative_rms(found, logits(load_source(source), ids))
+    print(f"{name}, KV {kv_cache}: rel-rms to the source {error:.3f}")
+    # Quantization costs something, and far less than another model would (1.4).
+    assert 1e-3 < error < 0.5
+
+
 def rounded(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.half().float() for name, tensor in model.state_dict().items()}
 
@@ -161,7 +178,7 @@ def test_the_graphs_frequencies_are_transformers(scaling: Any, head_dim: int) ->
     kind = "default" if scaling is None else scaling["rope_type"]
     expected, attention_scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     found = inverse_frequencies(ModelFacts.from_config(config.to_dict(), "config.json"))
-    np.testing.assert_allclose(found, expected.numpy(), rtol=3e-7)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=5e-7)
     assert attention_scale == 1.0
 
 

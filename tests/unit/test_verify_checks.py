@@ -14,7 +14,7 @@ PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 CAUGHT = {
     "accepts_bad_input": ("bad_inputs", "empty prompt: answered with"),
     "batch_dependent": ("greedy_determinism", "differs with neighbours"),
-    "broken_characters": ("utf8_across_tokens", "broken character"),
+    "broken_characters": ("utf8_across_tokens", "every character of several tokens is broken"),
     "cancel_keeps_slot": ("cancel_frees_slot", "kept its slot"),
     "crashes_on_bad_input": ("bad_inputs", "empty prompt: ServerFailed: .*the process died"),
     "ends_after_end_token": ("end_token", "ended it where it comes first"),

@@ -35,6 +35,12 @@ MESSAGES = [
     (InvalidRequest, "min_tokens 9 is above request_output_len (max_tokens) 8"),
     (InvalidRequest, "text_input is not valid UTF-8: byte 0xff at position 0"),
     (InvalidRequest, "in ensemble 'ensemble', [request id: 7] temperature must be at least 0"),
+    (InvalidRequest, "beam_width 64: tensorrt_llm_bls has no beam search"),
+    (InvalidRequest, "bad_words_list: the CPU engine has no bad words"),
+    (
+        InvalidRequest,
+        "Model m - Error when running inference: [request id: <id_unknown>] x is empty",
+    ),
     (InvalidRequest, "[INVALID_ARG] something is odd"),
     (ServerBusy, "[request id: 7] Exceeds maximum queue size"),
     (ServerBusy, "Maximum queue size of 256 has been reached, please try again later"),
@@ -54,6 +60,7 @@ def test_streamed_errors(kind, message):
     assert error.where == "grpc://h:1"
     assert "request id" not in error.what
     assert "in ensemble" not in error.what
+    assert "Error when running" not in error.what
 
 
 @pytest.mark.parametrize(

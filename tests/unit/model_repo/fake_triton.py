@@ -10,7 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -155,7 +155,7 @@ class InferenceRequest:
 
 
 class Logger:
-    messages: list[str] = []
+    messages: ClassVar[list[str]] = []
 
     @classmethod
     def log_info(cls, message: str) -> None:
@@ -180,7 +180,7 @@ class Metric:
 
 class MetricFamily:
     GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
-    metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Metric] = {}
+    metrics: ClassVar[dict[tuple[str, tuple[tuple[str, str], ...]], Metric]] = {}
 
     def __init__(self, name: str, description: str, kind: str) -> None:
         assert description

@@ -72,7 +72,7 @@ def test_what_the_engine_would_not_survive_is_refused(
 def test_a_request_larger_than_the_whole_cache_is_refused() -> None:
     small = settings(num_kv_blocks=2)
     check_request(request(ids=32, max_new_tokens=32), small)
-    with pytest.raises(RequestError, match="needs 3 KV cache blocks .* the cache has 2"):
+    with pytest.raises(RequestError, match=r"needs 3 KV cache blocks .* the cache has 2"):
         check_request(request(ids=32, max_new_tokens=33), small)
 
 

@@ -16,7 +16,7 @@ TEXTS = [
     "",
     "Once upon a time, there was a cat.",
     "  two leading spaces,\n\n a line\t tab ",
-    "smörgåsbord 你好，世界 żółć",
+    "smörgåsbord 你好，世界 żółć",  # noqa: RUF001 - the text is the point
     "👩‍👩‍👧‍👦 family 🇩🇪 flag 🤦🏽‍♂️ 1️⃣",
     "a \ufffd replacement character of its own",
     "😀" * 40,
@@ -24,7 +24,7 @@ TEXTS = [
 
 
 def byte_level() -> Tokenizer:
-    """Byte-level BPE without merges: one token per byte, the hardest case (GPT-2, Llama 3, Qwen)."""
+    """Byte-level BPE (GPT-2, Llama 3, Qwen), without merges: one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"</s>": 0, **{letter: index for index, letter in enumerate(alphabet, 1)}}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
@@ -35,7 +35,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """Words with a leading mark, unknown characters as bytes, one leading space dropped (Llama 2)."""
+    """Llama 2: words with a leading mark, other characters as bytes, one leading space dropped."""
     words = ["▁", "▁a", "▁time", "▁there", "▁cat", "O", "nce", "▁Once", ",", ".", "▁upon", "▁was"]
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     tokenizer = Tokenizer(

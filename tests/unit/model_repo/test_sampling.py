@@ -70,7 +70,7 @@ def test_every_value_is_read() -> None:
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(RequestError, match=f"{name} must be"):
-        read_sampling({name: value, "runtime_top_k": 5, name: value}.get)
+        read_sampling({"runtime_top_k": 5, name: value}.get)
 
 
 class Config(SimpleNamespace):

@@ -170,7 +170,7 @@ def test_stop_requests_are_told_apart() -> None:
 
 
 ALL = frozenset(
-    [
+    (
         "output_ids",
         "sequence_length",
         "cum_log_probs",
@@ -181,7 +181,7 @@ ALL = frozenset(
         "arrival_time_ns",
         "first_token_time_ns",
         "last_token_time_ns",
-    ]
+    )
 )
 
 

@@ -1,0 +1,54 @@
+"""Loads the source model with transformers, minding what its pinned version overlooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.dependencies import require
+from pipeline.errors import SourceError
+from pipeline.models import ModelFacts
+
+
+def load_causal_lm(
+    directory: Path, dtype: Any, *, trust_remote_code: bool = False, device_map: Any = None
+) -> Any:
+    """A ``*ForCausalLM`` in evaluation mode, from safetensors on this machine alone.
+
+    Args:
+        directory: A Hugging Face snapshot.
+        dtype: The ``torch.dtype`` to load into.
+        trust_remote_code: Runs the snapshot's own Python.
+        device_map: As transformers takes it; None is the CPU.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        SourceError: transformers cannot load it.
+    """
+    transformers = require("transformers", "quantize")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    facts = ModelFacts.from_directory(directory)
+    placement = {} if device_map is None else {"device_map": device_map}
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        # transformers 4 overlooks the rope keys that transformers 5 writes.
+        config.rope_theta, config.rope_scaling = facts.rotary_base, facts.rotary_scaling
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **placement,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError(
+            "transformers cannot load the model",
+            where=str(directory),
+            why=str(error).strip().partition("\n")[0],
+        ) from error
+    return model.eval()

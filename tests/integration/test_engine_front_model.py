@@ -1,0 +1,173 @@
+"""``tensorrt_llm``'s model.py over the real engine, called as Triton would call it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import DEMO_MODEL
+from tests.integration.engine_front_support import write_engine
+from tests.unit.model_repo.fake_triton import MetricFamily, Request, install, model_args
+
+install()
+
+from model_repo.tensorrt_llm.model import TritonPythonModel  # noqa: E402 - needs install()
+from pipeline.triton.contract import MODELS  # noqa: E402
+
+OUTPUTS = [tensor.name for tensor in MODELS["tensorrt_llm"].outputs]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    engine = root / "tensorrt_llm" / "1" / "engine"
+    engine.mkdir(parents=True)
+    write_engine(DEMO_MODEL, engine)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(repository: Path) -> Iterator[TritonPythonModel]:
+    interval = sys.getswitchinterval()
+    made = TritonPythonModel()
+    parameters = {
+        "gpt_model_path": "tensorrt_llm/1/engine",
+        "exclude_input_in_output": "true",
+        "cancellation_check_period_ms": "5",
+        "stats_check_period_ms": "5",
+    }
+    made.initialize(model_args(repository, parameters))
+    yield made
+    made.finalize()
+    sys.setswitchinterval(interval)
+
+
+def request(
+    tokens: int = 8, *, request_id: str = "", wanted: list[str] | None = None, **inputs: Any
+) -> Request:
+    ids = np.arange(10, 30, dtype=np.int32)[None]
+    tensors = {
+        "input_ids": ids,
+        "input_lengths": np.array([ids.size], np.int32),
+        "request_output_len": np.array([tokens], np.int32),
+        **{name: np.array([value]) for name, value in inputs.items()},
+    }
+    return Request(tensors, wanted or OUTPUTS, request_id)
+
+
+def ids(outputs: list[dict[str, np.ndarray]]) -> list[int]:
+    return [token for one in outputs for token in one["output_ids"].reshape(-1).tolist()]
+
+
+def test_a_stream_gives_the_tokens_of_the_unstreamed_answer(model: TritonPythonModel) -> None:
+    whole, stream = request(40), request(40, streaming=True)
+    model.execute([whole])
+    model.execute([stream])
+    expected = ids(whole.sender.outputs())
+    assert len(expected) == 40
+    assert ids(stream.sender.outputs()) == expected
+    assert len(whole.sender.sent) == 1
+    assert len(stream.sender.sent) > 10
+    finals = [final for _, final in stream.sender.sent]
+    assert finals == [False] * (len(finals) - 1) + [True]
+
+
+def test_a_stream_that_ends_at_an_end_id_says_so_on_a_response(model: TritonPythonModel) -> None:
+    whole = request(40)
+    model.execute([whole])
+    generated = ids(whole.sender.outputs())
+    end = next(token for token in generated[3:] if generated.count(token) == 1)
+    stream = request(40, streaming=True, end_id=end)
+    model.execute([stream])
+    outputs = stream.sender.outputs()
+    assert ids(outputs) == generated[: generated.index(end)]
+    assert outputs[-1]["sequence_length"].item() == outputs[-1]["output_ids"].size
+
+
+def test_only_what_was_asked_for_is_sent(model: TritonPythonModel) -> None:
+    plain, scored = request(4), request(4, return_log_probs=True)
+    one = request(4, return_log_probs=True, wanted=["output_ids"])
+    model.execute([plain, scored, one])
+    assert set(plain.sender.outputs()[0]) == {"output_ids", "sequence_length"}
+    outputs = scored.sender.outputs()[0]
+    assert outputs["output_log_probs"].shape == (1, 1, 4)
+    assert outputs["cum_log_probs"].item() == pytest.approx(outputs["output_log_probs"].sum())
+    assert set(one.sender.outputs()[0]) == {"output_ids"}
+
+
+def test_a_stop_request_ends_the_request_with_its_id(model: TritonPythonModel) -> None:
+    long = request(400, request_id="x", streaming=True)
+    model.execute([long])
+    while not long.sender.sent:
+        time.sleep(0.001)
+    stop = request(1, request_id="x", stop=True)
+    model.execute([stop])
+    assert stop.sender.outputs() == [{}]
+    assert len(ids(long.sender.outputs())) < 400
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_goes_away_ends_its_request(
+    model: TritonPythonModel, streaming: bool
+) -> None:
+    long = request(400, streaming=streaming)
+    model.execute([long])
+    long.sender.cancelled = True
+    assert len(ids(long.sender.outputs())) < 400
+
+
+def test_bad_requests_get_an_error_each_and_spare_the_others(model: TritonPythonModel) -> None:
+    good, nameless = request(4), request(1, stop=True)
+    bad = request(4, beam_width=2)
+    broken = request(4, temperature=np.array(["hot"], object))
+    model.execute([bad, nameless, broken, good])
+    assert len(ids(good.sender.outputs())) == 4
+    assert bad.sender.failure() == "beam_width 2: the CPU engine has no beam search"
+    assert "must have the request id" in nameless.sender.failure()
+    assert "the request failed: " in broken.sender.failure()
+
+
+def test_metrics_have_upstreams_names(model: TritonPythonModel) -> None:
+    def value(name: str, **labels: str) -> float:
+        key = tuple(sorted({"model": "model", "version": "1", **labels}.items()))
+        return MetricFamily.metrics[name, key].value
+
+    before = value("nv_llm_generated_tokens_total")
+    done = request(8)
+    model.execute([done])
+    done.sender.outputs()
+    deadline = time.monotonic() + 10
+    while value("nv_llm_generated_tokens_total") < before + 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    assert value("nv_trt_llm_request_metrics", request_type="max") == 32
+    assert value("nv_trt_llm_request_metrics", request_type="active") == 0
+    assert value("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="tokens_per") == 32
+    assert value("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="used") == 0
+    key = ("nv_llm_time_to_first_token_ms", (("model", "model"), ("version", "1")))
+    assert min(MetricFamily.metrics[key].observed) > 0
+
+
+def test_unloading_ends_unfinished_requests(repository: Path) -> None:
+    made = TritonPythonModel()
+    interval = sys.getswitchinterval()
+    made.initialize(model_args(repository, {"gpt_model_path": "tensorrt_llm/1/engine"}))
+    long = request(400, streaming=True)
+    made.execute([long])
+    made.finalize()
+    sys.setswitchinterval(interval)
+    assert long.sender.done.is_set()
+
+
+def test_it_must_be_decoupled(repository: Path) -> None:
+    args = model_args(repository, {}, model_transaction_policy={})
+    assert json.loads(args["model_config"])["model_transaction_policy"] == {}
+    with pytest.raises(Exception, match="needs model_transaction_policy"):
+        TritonPythonModel().initialize(args)

@@ -1,0 +1,253 @@
+"""``tensorrt_llm_bls`` with the models behind it played by functions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repo.tensorrt_llm_bls.model import TritonPythonModel
+from tests.unit.model_repo.fake_triton import (
+    HANDLERS,
+    InferenceRequest,
+    InferenceResponse,
+    Request,
+    Tensor,
+    TritonError,
+    model_args,
+)
+from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+
+TOKENIZER = TOKENIZERS["byte_level"]
+
+
+def ids(text: str) -> list[int]:
+    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+class Engine:
+    """Answers with fixed texts, one response each; ends early when it is told to stop."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.calls: list[InferenceRequest] = []
+        self.stopped: list[str] = []
+        self.stop = threading.Event()
+        self.pause_after: int | None = None
+
+    def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        if "stop" in request.inputs:
+            self.stopped.append(request.request_id)
+            self.stop.set()
+            return
+        self.calls.append(request)
+        for number, text in enumerate(self.texts):
+            if self.stop.is_set():
+                break
+            yield self._response(ids(text))
+            if number == self.pause_after:
+                assert self.stop.wait(20), "nobody stopped the engine"
+        yield self._response([])
+
+    def _response(self, tokens: list[int]) -> InferenceResponse:
+        array = np.array([[tokens]], np.int32).reshape(1, 1, -1)
+        return InferenceResponse([Tensor("output_ids", array)])
+
+
+def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
+    text = request.inputs["QUERY"].item()
+    if not text:
+        yield InferenceResponse(error=TritonError("text_input is empty", TritonError.INVALID_ARG))
+        return
+    tokens = np.array([ids(text.decode())], np.int32)
+    yield InferenceResponse(
+        [
+            Tensor("INPUT_ID", tokens),
+            Tensor("REQUEST_INPUT_LEN", np.array([[tokens.size]], np.int32)),
+            Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
+            Tensor("BAD_WORDS_IDS", np.empty((1, 2, 0), np.int32)),
+        ]
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[TritonPythonModel]:
+    (tmp_path / "tokenizer").mkdir()
+    TOKENIZER.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    made = TritonPythonModel()
+    parameters = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
+    made.initialize(model_args(tmp_path, parameters))
+    HANDLERS["preprocessing"] = preprocessing
+    yield made
+    made.finalize()
+    HANDLERS.clear()
+
+
+def use(engine: Engine) -> Engine:
+    HANDLERS["tensorrt_llm"] = engine
+    return engine
+
+
+def request(text: str = "Hi", wanted: str = "text_output", **inputs: Any) -> Request:
+    tensors = {
+        "text_input": np.array([[text.encode()]], object),
+        "max_tokens": np.array([[100]], np.int32),
+        **inputs,
+    }
+    return Request(tensors, wanted.split(), "client")
+
+
+def texts(sent: Request) -> list[str]:
+    return [outputs["text_output"].item().decode() for outputs in sent.sender.outputs()]
+
+
+STREAM = {"stream": np.array([[True]])}
+
+
+def words(*values: str) -> np.ndarray:
+    return np.array([[value.encode() for value in values]], object)
+
+
+def test_a_stream_ends_with_the_final_flag_on_a_response(model: TritonPythonModel) -> None:
+    use(Engine("Hel", "lo ", "there"))
+    sent = request(**STREAM)
+    model.execute([sent])
+    assert texts(sent) == ["Hel", "lo ", "there", ""]
+    assert [final for _, final in sent.sender.sent] == [False, False, False, True]
+
+
+def test_the_last_allowed_token_needs_no_extra_response(model: TritonPythonModel) -> None:
+    use(Engine("Hel", "lo"))
+    sent = request(**STREAM, max_tokens=np.array([[5]], np.int32))
+    model.execute([sent])
+    assert texts(sent) == ["Hel", "lo"]
+
+
+def test_unstreamed_is_one_response(model: TritonPythonModel) -> None:
+    engine = use(Engine("Hello there"))
+    sent = request()
+    model.execute([sent])
+    assert texts(sent) == ["Hello there"]
+    assert not engine.calls[0].inputs["streaming"].item()
+
+
+def test_the_prompt_is_put_in_front_only_when_asked_for(model: TritonPythonModel) -> None:
+    engine = use(Engine(" there"))
+    sent = request("Hello", exclude_input_in_output=np.array([[False]]))
+    model.execute([sent])
+    assert texts(sent) == ["Hello there"]
+    assert engine.calls[0].inputs["exclude_input_in_output"].item()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_word_ends_the_text_and_the_engines_work(
+    model: TritonPythonModel, stream: bool
+) -> None:
+    engine = use(Engine("one ", "tw", "o thr", "ee four"))
+    engine.pause_after = 2
+    sent = request(stream=np.array([[stream]]), stop_words=words("two"))
+    model.execute([sent])
+    assert "".join(texts(sent)) == "one "
+    assert engine.stop.wait(20)
+    assert engine.stopped == [engine.calls[0].request_id]
+    assert engine.calls[0].inputs["streaming"].item()  # to see the word in time
+
+
+def test_a_client_that_goes_away_stops_the_engine(model: TritonPythonModel) -> None:
+    engine = use(Engine("one ", "two "))
+    engine.pause_after = 0
+    sent = request(**STREAM)
+    sent.sender.cancelled = True
+    model.execute([sent])
+    assert texts(sent)[0] == "one "
+    assert set(engine.stopped) == {engine.calls[0].request_id}
+
+
+def test_namesakes_are_told_apart(model: TritonPythonModel) -> None:
+    engine = use(Engine("a"))
+    both = [request(), request()]
+    model.execute(both)
+    assert [texts(sent) for sent in both] == [["a"], ["a"]]
+    first, second = (call.request_id for call in engine.calls)
+    assert first != second
+    assert first.startswith("client-")
+
+
+def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonModel) -> None:
+    engine = use(Engine("a"))
+    sent = request(
+        wanted="text_output cum_log_probs",
+        top_k=np.array([[5]], np.int32),
+        return_log_probs=np.array([True]),  # without its dimension, as Triton reshapes it
+    )
+    model.execute([sent])
+    texts(sent)
+    inputs = engine.calls[0].inputs
+    assert inputs["runtime_top_k"].tolist() == [[5]]
+    assert inputs["return_log_probs"].tolist() == [[True]]
+    assert "bad_words_list" not in inputs
+    assert engine.calls[0].wanted == ["output_ids", "cum_log_probs"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"beam_width": np.array([[2]])}, "beam_width 2: tensorrt_llm_bls has no beam search"),
+        ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
+        ({"text_input": words("a", "b")}, r"text_input must be one text, got the shape \[1, 2\]"),
+        ({"text_input": words("")}, "text_input is empty"),
+    ],
+)
+def test_a_bad_request_gets_a_clear_error(
+    model: TritonPythonModel, inputs: dict[str, np.ndarray], reason: str
+) -> None:
+    use(Engine("a"))
+    sent = request(**inputs)
+    model.execute([sent])
+    with pytest.raises(AssertionError, match=reason):
+        sent.sender.outputs()
+
+
+def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonModel) -> None:
+    def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        tokens = np.array([[ids("some")]], np.int32)
+        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield InferenceResponse(error=TritonError("the engine stopped", TritonError.INTERNAL))
+
+    HANDLERS["tensorrt_llm"] = failing
+    sent = request(**STREAM)
+    model.execute([sent])
+    assert sent.sender.failure() == "the engine stopped"
+    assert len(sent.sender.sent) == 2
+
+
+def test_more_requests_than_threads_are_refused(tmp_path: Path) -> None:
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    made = TritonPythonModel()
+    made.initialize(model_args(tmp_path, {"tokenizer_dir": ".", "max_concurrent_requests": "2"}))
+    HANDLERS["preprocessing"] = preprocessing
+    engine = use(Engine("one"))
+    engine.pause_after = 0
+    served, refused = [request(), request()], request()
+    made.execute([*served, refused])
+    assert "Maximum queue size of 2 has been reached" in refused.sender.failure()
+    engine.stop.set()
+    assert all(len(texts(sent)) == 1 for sent in served)
+    made.finalize()
+    HANDLERS.clear()
+
+
+def test_64_requests_are_served_at_once(model: TritonPythonModel) -> None:
+    engine = use(Engine("one"))
+    engine.pause_after = 0
+    sent = [request(**STREAM) for _ in range(64)]
+    model.execute(sent)
+    for one in sent:
+        while not one.sender.sent:
+            threading.Event().wait(0.001)
+    engine.stop.set()
+    assert all(texts(one) == ["one", ""] for one in sent)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from model_repo.tensorrt_llm_bls.completion import Completion
+from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+
+TOKENIZER = TOKENIZERS["byte_level"]
+
+
+def ids(text: str) -> list[int]:
+    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+def engine(tokens: list[int], **details: np.ndarray) -> dict[str, np.ndarray]:
+    return {"output_ids": np.array([[tokens]], np.int32).reshape(1, 1, -1), **details}
+
+
+def text(outputs: dict[str, Any] | None) -> str | None:
+    return None if outputs is None else outputs["text_output"].item().decode()
+
+
+def completion(**changes: Any) -> Completion:
+    return Completion(TOKENIZER, **{"streaming": True, "max_tokens": 100, **changes})
+
+
+def test_each_piece_of_text_is_sent_once() -> None:
+    made = completion()
+    assert text(made.take(engine(ids("Hello")))) == "Hello"
+    assert text(made.take(engine(ids(" there")))) == " there"
+    assert not made.complete
+    assert text(made.finish()) == ""
+
+
+def test_half_a_character_is_nothing_to_send_yet() -> None:
+    made, parts = completion(), ids("é")
+    assert made.take(engine(parts[:1])) is None
+    assert text(made.take(engine(parts[1:]))) == "é"
+
+
+def test_the_last_allowed_token_is_left_for_the_final_response() -> None:
+    made = completion(max_tokens=3)
+    assert text(made.take(engine(ids("ab")))) == "ab"
+    assert made.take(engine(ids("c"))) is None
+    assert made.complete
+    assert not made.stopped
+    assert text(made.finish()) == "c"
+
+
+def test_an_incomplete_character_at_the_end_is_not_swallowed() -> None:
+    made = completion(max_tokens=2)
+    made.take(engine([*ids("a"), ids("é")[0]]))
+    assert text(made.finish()) == "a\ufffd"
+
+
+def test_a_stop_word_over_several_responses_ends_the_text_before_it() -> None:
+    made = completion(stop_words=["END"])
+    assert text(made.take(engine(ids("fine E")))) == "fine "
+    assert made.take(engine(ids("N"))) is None
+    assert made.take(engine(ids("D and more"))) is None
+    assert made.stopped
+    assert made.complete
+    assert text(made.finish()) == ""
+
+
+def test_a_stop_word_can_be_part_of_the_text() -> None:
+    made = completion(stop_words=["END"], include_stop_word=True)
+    made.take(engine(ids("fine END and more")))
+    assert text(made.finish()) == "fine END"
+
+
+def test_a_beginning_of_a_stop_word_at_the_end_is_text() -> None:
+    made = completion(stop_words=["END"])
+    made.take(engine(ids("the E")))
+    assert text(made.finish()) == "E"
+
+
+def test_without_streaming_everything_comes_at_the_end() -> None:
+    made = completion(streaming=False, prompt=ids("Say: "))
+    assert made.take(engine(ids("Hel"))) is None
+    assert made.take(engine(ids("lo"))) is None
+    assert text(made.finish()) == "Say: Hello"
+
+
+def test_a_stop_word_in_the_prompt_does_not_count() -> None:
+    made = completion(streaming=False, prompt=ids("END "), stop_words=["END"])
+    made.take(engine(ids("Hello")))
+    assert text(made.finish()) == "END Hello"
+
+
+def test_details_of_held_back_text_are_not_lost() -> None:
+    made, parts = completion(), ids("é!")
+
+    def details(value: float) -> dict[str, np.ndarray]:
+        return {
+            "output_log_probs": np.array([[[value]]], np.float32),
+            "cum_log_probs": np.array([[value * 10]], np.float32),
+            "num_output_tokens": np.array([[1]], np.int32),
+            "sequence_length": np.array([[1]], np.int32),
+        }
+
+    assert made.take(engine(parts[:1], **details(-1))) is None
+    sent = made.take(engine(parts[1:2], **details(-2)))
+    assert sent is not None
+    assert sent["output_log_probs"].tolist() == [[[-1, -2]]]
+    assert sent["cum_log_probs"].tolist() == [[-20]]
+    assert sent["num_output_tokens"].tolist() == [[2]]
+    assert "sequence_length" not in sent
+    made.take(engine(parts[2:], **details(-3)))
+    assert set(made.finish()) == {"text_output"}

@@ -1,0 +1,171 @@
+"""``preprocessing`` and ``postprocessing``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repo.postprocessing.model import TritonPythonModel as Postprocessing
+from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
+from model_repo.preprocessing.prompt import pad, word_list
+from pipeline.triton.contract import MODELS
+from tests.unit.model_repo.fake_triton import Request, model_args
+from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+
+TOKENIZER = TOKENIZERS["byte_fallback"]
+OUTPUTS = [tensor.name for tensor in MODELS["preprocessing"].outputs]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    TOKENIZER.save(str(directory / "tokenizer.json"))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "</s>"}, "pad_token": "<unk>"})
+    )
+    return tmp_path
+
+
+def opened(repository: Path, **parameters: str) -> Preprocessing:
+    model = Preprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer", **parameters}))
+    return model
+
+
+def words(*values: bytes) -> np.ndarray:
+    return np.array([list(values)], object)
+
+
+def inputs(text: bytes = b"Once", **more: np.ndarray) -> dict[str, np.ndarray]:
+    return {"QUERY": words(text), "REQUEST_OUTPUT_LEN": np.array([[4]], np.int32), **more}
+
+
+def run(model: Any, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    (response,) = model.execute([Request(tensors, OUTPUTS)])
+    assert not response.has_error(), response.error().message()
+    return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+
+def test_outputs_have_the_contracts_names_types_and_dimensions(repository: Path) -> None:
+    got = run(opened(repository), inputs())
+    contract = {tensor.name: tensor for tensor in MODELS["preprocessing"].outputs}
+    # Upstream leaves this one out too when there is no prompt table.
+    assert set(got) == set(contract) - {"OUT_PROMPT_TABLE_EXTRA_IDS"}
+    for name, array in got.items():
+        tensor = contract[name]
+        assert array.dtype == {"TYPE_INT32": np.int32, "TYPE_FP32": np.float32}[tensor.data_type]
+        assert array.ndim == 1 + len(tensor.dims), name
+        assert all(
+            dim in (-1, size) for dim, size in zip(tensor.dims, array.shape[1:], strict=True)
+        ), name
+
+
+def test_tokens_are_the_tokenizers(repository: Path) -> None:
+    text = "Once upon a time 你好"
+    got = run(opened(repository), inputs(text.encode()))
+    assert got["INPUT_ID"].tolist() == [TOKENIZER.encode(text).ids]
+    assert got["REQUEST_INPUT_LEN"].tolist() == [[len(TOKENIZER.encode(text).ids)]]
+    assert got["OUT_PAD_ID"].tolist() == [[0]]
+
+
+def test_every_end_id_is_honoured_unless_the_client_brings_its_own(repository: Path) -> None:
+    model = opened(repository)
+    got = run(model, inputs())
+    assert got["OUT_END_ID"].tolist() == [[2]]
+    assert got["STOP_WORDS_IDS"].tolist() == [[[1], [1]]]
+    for own in (-1, 5):
+        got = run(model, inputs(END_ID=np.array([[own]], np.int32)))
+        assert got["OUT_END_ID"].tolist() == [[own]]
+        assert got["STOP_WORDS_IDS"].shape == (1, 2, 0)
+
+
+def test_the_tokenizer_names_the_end_id_where_no_generation_config_does(repository: Path) -> None:
+    (repository / "tokenizer" / "generation_config.json").unlink()
+    assert run(opened(repository), inputs())["OUT_END_ID"].tolist() == [[2]]
+
+
+def test_stop_words_are_tokenized_alone(repository: Path) -> None:
+    got = run(opened(repository), inputs(STOP_WORDS_DICT=words(b"cat", b"", b" was .")))
+    cat = TOKENIZER.encode("cat", add_special_tokens=False).ids
+    was = TOKENIZER.encode(" was .", add_special_tokens=False).ids
+    flat, ends = got["STOP_WORDS_IDS"][0].tolist()
+    assert flat == [*cat, *was, 1]
+    assert [end for end in ends if end != -1] == [len(cat), len(cat + was), len(cat + was) + 1]
+
+
+def test_prompts_of_a_batch_are_padded_at_their_end(repository: Path) -> None:
+    batch = {
+        "QUERY": np.array([[b"Once"], [b"Once upon a time"]], object),
+        "REQUEST_OUTPUT_LEN": np.array([[4], [5]], np.int32),
+    }
+    got = run(opened(repository), batch)
+    short, long = (TOKENIZER.encode(text).ids for text in ("Once", "Once upon a time"))
+    assert got["INPUT_ID"].tolist() == [short + [0] * (len(long) - len(short)), long]
+    assert got["REQUEST_INPUT_LEN"].tolist() == [[len(short)], [len(long)]]
+    assert got["REQUEST_OUTPUT_LEN"].tolist() == [[4], [5]]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        (inputs(b""), "text_input is empty"),
+        (inputs(b"ab\xff"), "text_input is not valid UTF-8: byte 0xff at position 2"),
+        (inputs(STOP_WORDS_DICT=words(b"\xc3")), "stop_words is not valid UTF-8: byte 0xc3"),
+        (inputs(DECODER_QUERY=words(b"x")), "decoder_text_input: this model has no encoder"),
+        (
+            inputs(EMBEDDING_BIAS_WORDS=words(b"x"), EMBEDDING_BIAS_WEIGHTS=np.ones((1, 2))),
+            "each word needs one weight",
+        ),
+    ],
+)
+def test_a_bad_text_gets_a_clear_error_and_spares_its_neighbours(
+    repository: Path, tensors: dict[str, np.ndarray], reason: str
+) -> None:
+    bad, good = opened(repository).execute([Request(tensors, OUTPUTS), Request(inputs(), OUTPUTS)])
+    assert reason in bad.error().message()
+    assert not good.has_error()
+
+
+def test_embedding_bias_names_tokens(repository: Path) -> None:
+    weights = np.array([[2.5]], np.float32)
+    got = run(
+        opened(repository),
+        inputs(EMBEDDING_BIAS_WORDS=words(b"cat"), EMBEDDING_BIAS_WEIGHTS=weights),
+    )
+    tokens = TOKENIZER.encode("cat", add_special_tokens=False).ids
+    assert got["EMBEDDING_BIAS"].shape == (1, TOKENIZER.get_vocab_size())
+    assert np.flatnonzero(got["EMBEDDING_BIAS"]).tolist() == sorted(set(tokens))
+    assert got["EMBEDDING_BIAS"][0, tokens[0]] == 2.5
+
+
+def test_word_lists_are_padded_as_upstream_pads_them() -> None:
+    assert word_list([[[5, 6], [7]], [[8]]]).tolist() == [
+        [[5, 6, 7], [2, 3, -1]],
+        [[8, 0, 0], [1, -1, -1]],
+    ]
+    assert word_list([[]]).shape == (1, 2, 0)
+    assert pad([[1], [2, 3]], 9).tolist() == [[1, 9], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("skip", "expected"), [("true", b"Once upon"), ("false", b"Once upon</s>")]
+)
+def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expected: bytes) -> None:
+    model = Postprocessing()
+    model.initialize(
+        model_args(repository, {"tokenizer_dir": "tokenizer", "skip_special_tokens": skip})
+    )
+    ids = [*TOKENIZER.encode("Once upon", add_special_tokens=False).ids, 2]
+    tokens = np.array([[[*ids, 5, 5]]], np.int32)
+    request = Request(
+        {"TOKENS_BATCH": tokens, "SEQUENCE_LENGTH": np.array([[len(ids)]], np.int32)}, ["OUTPUT"]
+    )
+    (response,) = model.execute([request])
+    (output,) = response.output_tensors()
+    assert output.as_numpy().tolist() == [[expected]]

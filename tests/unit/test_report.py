@@ -1,0 +1,111 @@
+"""The report's numbers, charts and safety."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.report import render_html, render_markdown
+from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
+from pipeline.report.render import figure, percent, size, spread
+
+
+def _report(**changes: Any) -> dict[str, Any]:
+    times = {"p50": 1.5, "p95": 20.25}
+    report = {
+        "name": "demo",
+        "version": "1",
+        "model": {
+            "architecture": "LlamaForCausalLM",
+            "parameters": 1234567,
+            "source": "model",
+            "bytes": 4 << 20,
+            "bytes_16bit": 2 << 20,
+        },
+        "checkpoint": {"format": "int4_awq", "quant_algo": None, "bytes": 1 << 20, "share": 0.5},
+        "engine": {"target": "openvino"},
+        "quality": None,
+        "load": {
+            "note": "a note",
+            "rows": [
+                {
+                    "concurrency": 8,
+                    "tokens_per_second": 123.456,
+                    "ttft_ms": times,
+                    "itl_ms": None,
+                    "latency_ms": times,
+                }
+            ],
+            "best": 123.456,
+            "best_streams": "8 streams",
+            "bars": [("8 streams", 123.456, "123.5 tokens/s")],
+        },
+        "conformance": {
+            "passed": 1,
+            "failed": 0,
+            "skipped": 0,
+            "server": "triton",
+            "checks": [
+                {"name": "readiness", "status": "passed", "proves": "it is up", "reason": None}
+            ],
+        },
+        "sizes": [("16 bit", 2.0, "2 MiB")],
+        "stages": [{"name": "source", "seconds": 1.0, "key": "k" * 64, "digest": "d" * 64}],
+        "tools": {"torch": "2"},
+    }
+    return report | changes
+
+
+def test_markdown_has_the_numbers_and_no_holes() -> None:
+    text = render_markdown(_report())
+    assert "| 8 | 123.5 | 1.5 / 20.25 | - | 1.5 / 20.25 |" in text
+    assert "1,234,567 parameters" in text
+    assert "{{" not in text
+    assert "Quality" not in text
+
+
+def test_html_escapes_what_users_wrote() -> None:
+    html = render_html(_report(name="<script>alert(1)</script>"))
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_html_is_well_formed_enough_to_parse() -> None:
+    html = render_html(_report()).replace("<!DOCTYPE html>", "")
+    html = re.sub(r"<(meta|br)([^>]*)>", r"<\1\2/>", html)
+    assert ElementTree.fromstring(html).tag == "html"
+
+
+def test_bars_are_proportional() -> None:
+    drawn = ElementTree.fromstring(bars([("a", 2.0, "two"), ("b", 1.0, "one")]))
+    widths = [float(bar.attrib["width"]) for bar in drawn.iter("rect")]
+    assert widths == [WIDTH - LABEL_WIDTH - VALUE_WIDTH, (WIDTH - LABEL_WIDTH - VALUE_WIDTH) / 2]
+    assert bars([]) == ""
+
+
+def test_a_histogram_counts_every_positive_value_once() -> None:
+    drawn = ElementTree.fromstring(histogram([0.0, 0.001, 0.01, 0.1, 0.1], unit="nats", buckets=3))
+    titles = [title.text or "" for title in drawn.iter("title")]
+    assert [int(title.split()[0]) for title in titles] == [1, 1, 2]
+    assert histogram([0.5], unit="nats") == ""
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(0.02), "2.00 %"),
+        (size(512), "512 B"),
+        (size(1536), "1.5 KiB"),
+        (size(16 << 30), "16.0 GiB"),
+        (figure(0.00012346), "0.0001235"),
+        (figure(12345.6), "12,346"),
+        (figure(7), "7"),
+        (figure(None), "-"),
+        (spread(None), "-"),
+    ],
+)
+def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
+    assert shown == expected
