@@ -153,8 +153,12 @@ def read_lock(path: Path) -> dict[str, Any]:
 
 
 def write_lock(path: Path, planned: Mapping[str, PlannedStage]) -> None:
-    """Records the keys of a run beside its outputs, by rename."""
-    stages = {
+    """Records the keys of a run beside its outputs, by rename.
+
+    Stages that the run did not get to keep what an earlier run recorded: their outputs are still
+    deployed.
+    """
+    stages = read_lock(path) | {
         name: {
             "key": line.key,
             "digest": line.artifact.digest if line.artifact else None,

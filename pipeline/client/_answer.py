@@ -18,12 +18,15 @@ class Answer:
 
     Args:
         address: The server's address, for errors.
+        expects_data: Whether an end without any data is an error. Triton's ensembles end so when a
+            required input is missing.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, expects_data: bool = True) -> None:
         self.received = 0
         self.complete = False
         self._address = address
+        self._expects_data = expects_data
         self._chunks = 0
 
     def feed(self, response: Message) -> Chunk | None:
@@ -38,6 +41,12 @@ class Answer:
         infer = response.infer_response
         self.complete = infer.parameters["triton_final_response"].bool_param
         if not infer.outputs:
+            if self.complete and self._expects_data and not self._chunks:
+                raise ServerFailed(
+                    "the server ended the request without an answer",
+                    where=self._address,
+                    fix="Check that the request has every required input, and the server's log",
+                )
             return None
         try:
             chunk = _chunk(infer, self._chunks, self.complete)

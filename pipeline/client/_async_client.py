@@ -87,8 +87,9 @@ class AsyncClient:
 
     async def cancel(self, request_id: str) -> None:
         """See :meth:`Client.cancel`."""
-        limit = INFO_TIMEOUT_S
-        async with self._start(Prepared(stop_request(request_id), limit, None)) as stream:
+        message = stop_request(request_id)
+        prepared = Prepared(message, INFO_TIMEOUT_S, None, expects_data=False)
+        async with self._start(prepared) as stream:
             async for _ in stream:
                 pass
 

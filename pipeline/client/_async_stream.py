@@ -29,7 +29,7 @@ class AsyncStream:
         self._call = call
         self._prepared = prepared
         self._address = address
-        self._answer = Answer(address)
+        self._answer = Answer(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
 
     def __aiter__(self) -> AsyncIterator[Chunk]:

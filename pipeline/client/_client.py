@@ -132,8 +132,9 @@ class Client:
         Raises:
             ClientError: The server did not take the call.
         """
-        limit = INFO_TIMEOUT_S
-        with self._start(Prepared(stop_request(request_id), limit, None)) as stream:
+        message = stop_request(request_id)
+        prepared = Prepared(message, INFO_TIMEOUT_S, None, expects_data=False)
+        with self._start(prepared) as stream:
             for _ in stream:
                 pass
 

@@ -29,12 +29,14 @@ class Prepared:
         timeout: Seconds for the whole call; None is no limit.
         stall_timeout: Seconds between two responses; None is no limit.
         max_tokens: The limit it runs under, if known.
+        expects_data: Whether an end without any data is an error.
     """
 
     message: Message
     timeout: float | None
     stall_timeout: float | None
     max_tokens: int | None = None
+    expects_data: bool = True
 
 
 @dataclass(frozen=True)

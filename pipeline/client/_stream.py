@@ -33,7 +33,7 @@ class Stream:
         self._prepared = prepared
         self._address = address
         self._watchdog = watchdog
-        self._answer = Answer(address)
+        self._answer = Answer(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
         if prepared.stall_timeout is not None:
             watchdog.watch(self, prepared.stall_timeout)

@@ -12,6 +12,9 @@ from pipeline.triton.contract import BLS
 Details = dict[str, Any]
 
 
+DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVIDIA's does"
+
+
 class CheckFailed(Exception):  # noqa: N818 -- not an error of the program
     """What a check was to prove does not hold."""
 
@@ -109,7 +112,7 @@ class Context:
             validate=False,
         )
 
-    def only_on_bls(self, reason: str) -> None:
+    def needs_bls(self, reason: str) -> None:
         """Skips the check on other models than ``tensorrt_llm_bls``."""
         if self.model != BLS:
             raise CheckSkipped(reason)

@@ -14,6 +14,7 @@ from pipeline.client import (
     add_input,
     encode_request,
 )
+from pipeline.triton.contract import BLS
 from pipeline.verify.check import CheckFailed, Context, Details, check
 
 Change = Callable[[Any], None]
@@ -28,12 +29,14 @@ class BadInput:
         request: The request.
         change: Changes the message in a way that the client's types do not allow.
         may_be_answered: Whether a more able engine may answer it instead.
+        ends_ensemble: Whether Triton's ensembles end it without a word, which only clients see.
     """
 
     name: str
     request: GenerateRequest
     change: Change | None = None
     may_be_answered: bool = False
+    ends_ensemble: bool = False
 
 
 def _with(name: str, values: list[Any], datatype: str | None = None) -> Change:
@@ -58,7 +61,9 @@ def bad_input_table(prompt: str) -> tuple[BadInput, ...]:
     return (
         BadInput("empty prompt", GenerateRequest("", max_tokens=4)),
         BadInput("bytes that are not UTF-8", GenerateRequest(b"caf\xe9 \xff", max_tokens=4)),
-        BadInput("max_tokens missing", GenerateRequest(prompt, max_tokens=None)),
+        BadInput(
+            "max_tokens missing", GenerateRequest(prompt, max_tokens=None), ends_ensemble=True
+        ),
         BadInput("max_tokens zero", GenerateRequest(prompt, max_tokens=0)),
         BadInput("max_tokens negative", GenerateRequest(prompt, max_tokens=-5)),
         BadInput("max_tokens beyond the engine", GenerateRequest(prompt, max_tokens=2**31 - 1)),
@@ -92,6 +97,8 @@ def bad_inputs(context: Context) -> Details:
     answers: dict[str, str] = {}
     wrong = []
     for row in bad_input_table(prompt):
+        if row.ends_ensemble and context.model != BLS:
+            continue
         started = time.monotonic()
         answers[row.name], clear = _ask(context, row)
         if not clear:

@@ -128,7 +128,7 @@ def test_gates_do_not_decide_the_cache_key_but_the_texts_bytes_do(
 
 
 def test_a_missing_text_names_the_key(source: Path) -> None:
-    with pytest.raises(RecipeError, match=r"evaluate\.text: the evaluation text .* cannot be read"):
+    with pytest.raises(RecipeError, match=r"evaluate\.text: the text .* cannot be read"):
         STAGE.material(with_text(source, "absent.txt"))
 
 

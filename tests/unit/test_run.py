@@ -144,6 +144,15 @@ def test_a_gate_stops_the_run_every_time_and_keeps_the_artifact(house: House) ->
     assert house.calls == ["source", "quantize"]
 
 
+def test_a_run_that_stops_early_forgets_nothing(house: House) -> None:
+    recipe = house.run().outputs / "lock.json"
+    before = read_lock(recipe)
+    house.run("quantize.smoothquant_alpha=0.5", until="quantize")
+    after = read_lock(recipe)
+    assert after["compile"] == before["compile"]
+    assert after["quantize"]["key"] != before["quantize"]["key"]
+
+
 def test_force_runs_a_cached_stage(house: House) -> None:
     house.run()
     house.calls.clear()

@@ -274,6 +274,16 @@ def test_a_server_that_holds_the_stream_open_after_the_end_does_not_hold_the_cli
         assert time.monotonic() - started < 5
 
 
+def test_an_end_without_any_answer_is_an_error():
+    # What an ensemble of Triton says to a request without a required input.
+    with (
+        FakeTriton(lambda *_: [empty_final()]) as server,
+        Client(server.url) as client,
+        pytest.raises(ServerFailed, match="ended the request without an answer"),
+    ):
+        client.generate("Hi")
+
+
 def test_text_that_is_not_utf8_is_an_error():
     with (
         FakeTriton(lambda *_: [piece(b"\xff", final=True)]) as server,
