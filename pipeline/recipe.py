@@ -68,7 +68,8 @@ class ModelSection(Section):
     Attributes:
         source: A local directory or a Hub id.
         revision: Hub revision; a commit hash pins it.
-        dtype: The precision of everything that is not quantized.
+        dtype: The precision of everything that is not quantized; the formats ``float16`` and
+            ``bfloat16`` imply it.
         trust_remote_code: Runs Python from the Hub repository; ``revision`` must be a commit hash.
     """
 
@@ -287,6 +288,18 @@ class Recipe(Section):
     compile: CompileSection = CompileSection()
     serve: ServeSection = ServeSection()
     bench: BenchSection = BenchSection()
+
+    @model_validator(mode="after")
+    def _one_dtype(self) -> Recipe:
+        name = self.quantize.format
+        unquantized = name in ("float16", "bfloat16")
+        if unquantized and "dtype" in self.model.model_fields_set and self.model.dtype != name:
+            msg = (
+                f"quantize.format {name} contradicts model.dtype {self.model.dtype}; "
+                "leave model.dtype out, or make them equal"
+            )
+            raise ValueError(msg)
+        return self
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 

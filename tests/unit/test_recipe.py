@@ -148,6 +148,12 @@ def test_place_falls_back_to_the_enclosing_section(recipe_path: Path) -> None:
     assert recipe.place("compile.max_batch_size").startswith("--set compile.max_batch_size=4")
 
 
+def test_an_unquantized_format_and_another_dtype_contradict(recipe_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"quantize\.format bfloat16 contradicts model\.dtype"):
+        load_recipe(recipe_path, ["quantize.format=bfloat16", "model.dtype=float16"])
+    assert load_recipe(recipe_path, ["quantize.format=bfloat16"]).quantize.format == "bfloat16"
+
+
 def test_a_kv_cache_needs_a_quantized_format(recipe_path: Path) -> None:
     with pytest.raises(RecipeError, match="kv_cache needs a quantized format"):
         load_recipe(recipe_path, ["quantize.format=float16", "quantize.kv_cache=int8"])
