@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO := build/tiny-llama-int4-awq
+PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
 .PHONY: demo test lint format clean help
 
@@ -14,11 +16,10 @@ $(STAMP): pyproject.toml constraints.txt scripts/install
 	@touch $@
 
 demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
-	$(BIN)/trtllm-pipeline run configs/demo.yaml
-	$(BIN)/trtllm-pipeline generate --repository build/tiny-llama-int4-awq/repository \
-		--max-tokens 120 "Once upon a time"
-	@echo "repository: build/tiny-llama-int4-awq/repository"
-	@echo "report:     build/tiny-llama-int4-awq/report.html (and .md, .json)"
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	@printf '\n%s' "$(PROMPT)"
+	@$(BIN)/trtllm-pipeline generate --repository $(DEMO)/repository --max-tokens 300 "$(PROMPT)"
+	@printf '\nrepository: %s/repository\nreport:     %s/report.html (and .md, .json)\n' $(DEMO) $(DEMO)
 
 test: $(STAMP)  ## Runs unit, integration and end-to-end tests
 	$(BIN)/python -m pytest

@@ -235,12 +235,21 @@ def _download(recipe: Recipe, context: StageContext) -> Path:
     if recipe.model.trust_remote_code:
         patterns.append("*.py")
     context.progress.note(f"fetching {recipe.model.source} from the Hub")
+    commit = _hub_commit(recipe)
     try:
+        # Asked for by its name, a branch is remembered and found again without a network.
         path = snapshot_download(
-            recipe.model.source, revision=_hub_commit(recipe), allow_patterns=patterns
+            recipe.model.source, revision=recipe.model.revision, allow_patterns=patterns
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise _hub_error(recipe, error) from error
+    if Path(path).name != commit:
+        raise SourceError(
+            f"{recipe.model.revision or 'main'} moved from {commit[:12]} to "
+            f"{Path(path).name[:12]} while it was fetched",
+            where=recipe.place("model.revision"),
+            fix="Run again, or pin model.revision to a commit hash",
+        )
     return Path(path)
 
 

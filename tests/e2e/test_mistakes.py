@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,28 @@ def test_a_corrupt_model_fails_its_stage(cli: Cli, tmp_path: Path) -> None:
     )  # fmt: skip
     assert failed.returncode == 5
     assert "model.safetensors: the safetensors file is damaged" in failed.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of nine megabytes: room for the snapshot, not for the checkpoint."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs more rights")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_published(cli: Cli, small_disk: Path) -> None:
+    build = ["--build-dir", str(small_disk / "build")]
+    failed = cli("run", "configs/demo-float16.yaml", *build, check=False)
+    assert failed.returncode == 5
+    assert "No space left on device" in failed.stderr
+    assert "source      done" in failed.stdout
+    assert "1 artifacts are whole" in cli("store", "verify", *build).stdout
+    assert list((small_disk / "build" / "store" / "tmp").iterdir()) == []
 
 
 def test_a_taken_port_is_named_before_the_launch(cli: Cli, repository: Path) -> None:

@@ -102,6 +102,18 @@ def test_damaged_weights_are_found_before_any_work(
     assert "model.safetensors" in str(caught.value)
 
 
+def test_a_file_without_read_permission_is_named(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root reads everything, so the refusal of the kernel is played.
+    def refused(_source: Path, _target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(source.shutil, "copyfile", refused)
+    with pytest.raises(SourceError, match=r"config\.json: a model file cannot be read.*permission"):
+        _run(tmp_path, model)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path, model: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))

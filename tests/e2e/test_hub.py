@@ -1,0 +1,151 @@
+"""A model from the Hub: the real huggingface_hub against a small Hub on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import DEMO_MODEL, PROJECT
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {path.name: path.read_bytes() for path in DEMO_MODEL.iterdir()} | {
+    "pytorch_model.bin": b"never to be fetched",
+    "modeling_custom.py": b"raise SystemExit",
+}
+TOKEN = "hf_test_secret"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers the three questions that a snapshot download asks."""
+
+    fetched: list[str]
+    gated = False
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        if self.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._send(401, b"", {"X-Error-Code": "GatedRepo"}, body=body)
+        elif self.path.startswith("/api/models/org/tiny/revision/"):
+            info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
+            self._send(200, json.dumps(info).encode(), {}, body=body)
+        elif self.path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            name = self.path.rpartition("/")[2]
+            if body:
+                type(self).fetched.append(name)
+            headers = {
+                "ETag": f'"{hashlib.sha256(FILES[name]).hexdigest()}"',
+                "X-Repo-Commit": COMMIT,
+            }
+            self._send(200, FILES[name], headers, body=body)
+        else:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body=body)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], *, body: bool) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Keeps the test's output clean."""
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[type[Hub], str]]:
+    handler = type("FreshHub", (Hub,), {"fetched": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def _run(
+    tmp_path: Path, endpoint: str, *arguments: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **env,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "run", "configs/demo.yaml", "--until", "source",
+         "--build-dir", str(tmp_path / "build"), "--set", "model.source=org/tiny", *arguments],
+        cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def _source(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["stages"][0])
+
+
+def test_a_hub_id_is_resolved_to_its_commit_and_fetched_once(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    first = _source(_run(tmp_path, endpoint, "--json"))
+    wanted = {path.name for path in DEMO_MODEL.iterdir()}
+    assert set(handler.fetched) == wanted
+    names = {path.name for path in Path(first["path"]).iterdir()} - {"artifact.json"}
+    assert names == wanted
+    handler.fetched.clear()
+    again = _source(_run(tmp_path, endpoint, "--json"))
+    assert again["status"] == "cached"
+    assert handler.fetched == []
+    # Once fetched, no network is needed: the cache knows which commit `main` was.
+    offline = _source(_run(tmp_path, "http://127.0.0.1:9", "--json"))
+    assert offline["key"] == first["key"]
+
+
+def test_a_hub_copy_and_a_local_copy_are_the_same_model(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    fetched = _source(_run(tmp_path, hub[1], "--json"))
+    local = _source(_run(tmp_path, hub[1], "--set", f"model.source={DEMO_MODEL}", "--json"))
+    assert fetched["key"] != local["key"]
+    # Later stages are keyed by the digest, so nothing is quantized twice.
+    assert fetched["digest"] == local["digest"]
+
+
+def test_a_gated_model_needs_the_token_from_the_environment(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    handler.gated = True
+    refused = _run(tmp_path, endpoint)
+    assert refused.returncode == 5
+    assert "org/tiny cannot be fetched from the Hub" in refused.stderr
+    assert "HF_TOKEN" in refused.stderr
+    allowed = _run(tmp_path, endpoint, HF_TOKEN=TOKEN)
+    assert allowed.returncode == 0, allowed.stderr
+    for path in (tmp_path / "build").rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+def test_an_unknown_id_is_named(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
+    failed = _run(tmp_path, hub[1], "--set", "model.source=org/absent")
+    assert failed.returncode == 5
+    assert "org/absent cannot be fetched from the Hub" in failed.stderr
+    assert "model.source" in failed.stderr
