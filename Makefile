@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test gpu-acceptance lint format clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 
 test: $(STAMP)  ## Runs unit, integration and end-to-end tests
 	$(BIN)/python -m pytest
+
+gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
+	scripts/gpu-acceptance
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

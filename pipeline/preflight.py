@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets import get_target
+
+if TYPE_CHECKING:
+    from pipeline.targets.tensorrt.preflight import Preflight
 
 
 def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
@@ -32,6 +36,20 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
         raise problem
     get_target(recipe.compile.target).check(recipe, facts)
     return facts
+
+
+def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
+    """What the engine will be; None for a target that builds exactly what it is asked for.
+
+    Args:
+        recipe: A recipe that :func:`check_model` has passed.
+        facts: The model's facts.
+    """
+    if recipe.compile.target != "tensorrt":
+        return None
+    from pipeline.targets.tensorrt.preflight import inspect
+
+    return inspect(recipe, facts)
 
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:

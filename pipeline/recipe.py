@@ -9,14 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from pipeline.recipe_compile import CompileSection
+from pipeline.recipe_section import Fraction, Positive, Section
 
 # ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
 FORMAT_ALIASES = {
@@ -40,9 +36,6 @@ REFUSED_FORMATS = {
 Format = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_awq"]
 Dtype = Literal["float16", "bfloat16"]
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-
 
 def canonical_format(value: object) -> object:
     """The stored name of a quantization format; raises ValueError for formats that mislead."""
@@ -54,12 +47,6 @@ def canonical_format(value: object) -> object:
             raise ValueError(msg)
         return FORMAT_ALIASES.get(name, name)
     return value
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys and silent conversions are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class ModelSection(Section):
@@ -172,64 +159,6 @@ class EvaluateSection(Section):
     gates: Gates = Gates()
 
 
-class OpenVinoSection(Section):
-    """Execution options of the CPU target; the defaults keep the checkpoint's exact numerics.
-
-    Attributes:
-        inference_precision: Arithmetic of the non-quantized operations.
-        dynamic_quantization_group_size: Features per INT8 activation group in weight-only layers;
-            0 keeps activations in floating point.
-        kv_cache_precision: Storage of keys and values; None is that of ``inference_precision``.
-    """
-
-    inference_precision: Literal["f32", "bf16"] = "f32"
-    dynamic_quantization_group_size: Literal[0, 32, 64, 128] = 0
-    kv_cache_precision: Literal["f32", "f16", "bf16", "u8"] | None = None
-
-
-class CompileSection(Section):
-    """What the engine is built for.
-
-    Attributes:
-        max_batch_size: Sequences decoded together.
-        max_input_len: Prompt tokens, at most.
-        max_seq_len: Prompt plus generated tokens, at most.
-        max_num_tokens: Tokens per engine step over all sequences.
-        tokens_per_block: Tokens per block of the paged KV cache.
-    """
-
-    target: Literal["openvino", "tensorrt"] = "openvino"
-    max_batch_size: Positive = 32
-    max_input_len: Positive = 1024
-    max_seq_len: Positive = 2048
-    max_num_tokens: Positive = 2048
-    max_beam_width: Literal[1] = 1
-    tokens_per_block: Literal[16, 32, 64, 128] = 32
-    tensor_parallel: Positive = 1
-    pipeline_parallel: Positive = 1
-    openvino: OpenVinoSection = OpenVinoSection()
-
-    @model_validator(mode="after")
-    def _sizes(self) -> CompileSection:
-        if self.max_input_len > self.max_seq_len:
-            msg = (
-                f"max_input_len {self.max_input_len} is larger than max_seq_len "
-                f"{self.max_seq_len}, which counts prompt and generated tokens; "
-                "raise max_seq_len or lower max_input_len"
-            )
-            raise ValueError(msg)
-        if self.max_num_tokens < self.tokens_per_block:
-            msg = (
-                f"max_num_tokens {self.max_num_tokens} is below tokens_per_block "
-                f"{self.tokens_per_block}; a step must hold at least one KV block"
-            )
-            raise ValueError(msg)
-        if self.target == "openvino" and self.tokens_per_block != 32:
-            msg = "the openvino target has KV blocks of 32 tokens; set tokens_per_block to 32"
-            raise ValueError(msg)
-        return self
-
-
 class ServeSection(Section):
     """How the Triton repository serves the engine.
 
@@ -268,7 +197,7 @@ class BenchSection(Section):
         output_tokens: Tokens generated per request.
     """
 
-    concurrency: list[Positive] = [1, 8]
+    concurrency: list[Positive] = Field(default=[1, 8])
     requests: Positive = 16
     output_tokens: Positive = 32
 

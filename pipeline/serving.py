@@ -6,17 +6,20 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST, check_files, read_manifest
 from pipeline.errors import RepositoryError, StoreError, UsageError
+from pipeline.launch.container import Endpoints
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from pipeline.launch.plan import Launch
+    from pipeline.launch.server import LaunchedServer
     from pipeline.triton.server import TritonServer
 
 
@@ -39,15 +42,7 @@ def check_custody(repository: Path) -> dict[str, Any]:
             where=str(repository),
             fix="Build one first: trtllm-pipeline run configs/demo.yaml",
         )
-    try:
-        manifest = read_manifest(repository)
-    except StoreError as error:
-        raise RepositoryError(
-            f"the repository has no {MANIFEST}",
-            where=str(repository),
-            why=error.why,
-            fix="Serve a repository that the pipeline built; its manifest travels with it",
-        ) from error
+    manifest = _manifest(repository)
     problems = check_files(repository, manifest, memo=None)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -60,23 +55,148 @@ def check_custody(repository: Path) -> dict[str, Any]:
     return manifest
 
 
+def _manifest(repository: Path) -> dict[str, Any]:
+    try:
+        return read_manifest(repository)
+    except StoreError as error:
+        raise RepositoryError(
+            f"the repository has no {MANIFEST}",
+            where=str(repository),
+            why=error.why,
+            fix="Serve a repository that the pipeline built; its manifest travels with it",
+        ) from error
+
+
+def open_server(
+    repository: Path,
+    log: Path,
+    *,
+    target: str | None = None,
+    devices: Sequence[int] | None = None,
+    orchestrator: bool = False,
+    **options: Any,
+) -> TritonServer | LaunchedServer:
+    """A server for a repository of any target, to be started with ``with``.
+
+    Args:
+        repository: The repository.
+        log: Where the server's own log goes.
+        target: Its compile target; None reads it from the repository's manifest.
+        devices: GPUs to use; None takes the first ones. Only for a ``tensorrt`` repository.
+        orchestrator: One server that spawns a worker per rank. Likewise.
+        options: ``host``, ``grpc_port``, ``http_port`` and ``metrics_port``; 0 picks a free port.
+
+    Raises:
+        RepositoryError: There is no manifest.
+        UsageError: A GPU option was given for a repository of the CPU.
+        UnsupportedError: This machine cannot serve it; the message has the command for one that
+            can.
+    """
+    if (target or target_of(repository)) == "tensorrt":
+        from pipeline.launch.plan import plan_launch
+        from pipeline.launch.server import LaunchedServer
+
+        launch = plan_launch(
+            repository, _endpoints(**options), devices=devices, orchestrator=orchestrator
+        )
+        return LaunchedServer(repository, launch, log_file=log)
+    if devices is not None or orchestrator:
+        raise _only_for_gpus(repository)
+    from pipeline.triton.server import TritonServer
+
+    return TritonServer(repository, log_file=log, **options)
+
+
+def serve_command(
+    repository: Path,
+    *,
+    devices: Sequence[int] | None = None,
+    orchestrator: bool = False,
+    **options: Any,
+) -> Launch:
+    """The command that serves a ``tensorrt`` repository, for this machine or another.
+
+    Raises:
+        RepositoryError: See :func:`check_custody`.
+        UsageError: The repository is one for the CPU.
+        UnsupportedError: No known image can read the engine.
+    """
+    check_custody(repository)
+    if target_of(repository) != "tensorrt":
+        raise _only_for_gpus(repository)
+    from pipeline.launch.plan import docker_launch, inside_container, local_launch
+
+    build = local_launch if inside_container() else docker_launch
+    endpoints = _endpoints(free=False, **options)
+    return build(repository, endpoints, devices=devices, orchestrator=orchestrator)
+
+
+def device_numbers(text: str | None) -> list[int] | None:
+    """GPU numbers from ``0,1``.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    if text is None:
+        return None
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(
+            f"--devices {text} does not name GPUs",
+            fix="Give their numbers as nvidia-smi counts them, e.g. --devices 0,1",
+        )
+    return [int(word) for word in words]
+
+
+def target_of(repository: Path) -> str:
+    """The compile target that a repository's manifest names.
+
+    Raises:
+        RepositoryError: There is no manifest.
+    """
+    return str(_manifest(repository)["facts"].get("target", "openvino"))
+
+
+def _endpoints(
+    host: str = "127.0.0.1",
+    grpc_port: int = 0,
+    http_port: int = 0,
+    metrics_port: int = 0,
+    *,
+    free: bool = True,
+) -> Endpoints:
+    from pipeline.triton.ports import reserve
+
+    ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
+    if free:
+        ports = reserve(host, ports)
+    return Endpoints(host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
+
+
+def _only_for_gpus(repository: Path) -> UsageError:
+    return UsageError(
+        "--devices, --orchestrator and --print-command are for repositories of the tensorrt target",
+        where=str(repository),
+        fix="Leave them out: this repository runs on the CPU, without a container",
+    )
+
+
 @contextmanager
-def serving(repository: Path, log: Path, **options: Any) -> Iterator[TritonServer]:
+def serving(repository: Path, log: Path, **options: Any) -> Iterator[TritonServer | LaunchedServer]:
     """A running server on a repository whose custody was checked.
 
     Args:
         repository: A deployed Triton repository.
         log: Where the server's own log goes.
-        options: Passed to :class:`~pipeline.triton.server.TritonServer`.
+        options: Passed to :func:`open_server`.
 
     Raises:
         RepositoryError: See :func:`check_custody`.
+        UnsupportedError: See :func:`open_server`.
         ServerError: The server did not start.
     """
     check_custody(repository)
-    from pipeline.triton.server import TritonServer
-
-    with TritonServer(repository, log_file=log, **options) as server:
+    with open_server(repository, log, **options) as server:
         yield server
 
 
@@ -116,10 +236,11 @@ def serve_forever(
         repository: A deployed Triton repository.
         log: Where the server's own log goes.
         on_ready: Called with the addresses by protocol and the seconds it took.
-        options: Passed to :class:`~pipeline.triton.server.TritonServer`.
+        options: Passed to :func:`open_server`.
 
     Raises:
         RepositoryError: See :func:`check_custody`.
+        UnsupportedError: See :func:`open_server`.
         ServerError: The server did not start, or died.
     """
     stop = threading.Event()

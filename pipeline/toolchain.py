@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from pipeline.errors import UnsupportedError
 
 TENSORRT_LLM = "1.2.1"
 TENSORRT = "10.14.1.48"
 MODELOPT = "0.37.0"
 TRANSFORMERS = "4.57.3"
+
+# The first pre-release whose package no longer depends on TensorRT.
+ENGINE_FLOW_REMOVED = "1.3.0rc22"
+WAY_OUT = (
+    "Later targets would be the LLM-API model of Triton (not for int8_sq) and TensorRT Edge-LLM; "
+    "the checkpoint and everything before it stay as they are"
+)
+
+# NVIDIA's CUDA compatibility guide: the oldest driver branch that runs any minor version.
+MINIMUM_DRIVER = {12: 525, 13: 580}
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,11 @@ class Container:
     tritonclient: str | None = None
 
     @property
+    def driver(self) -> int:
+        """The oldest driver branch that runs it; data-center GPUs may use forward compatibility."""
+        return MINIMUM_DRIVER[self.cuda]
+
+    @property
     def image(self) -> str:
         """The image's name in NVIDIA's catalog."""
         return f"nvcr.io/nvidia/tritonserver:{self.tag}-trtllm-python-py3"
@@ -55,6 +74,75 @@ CONTAINERS = (
     Container("26.07", "1.2.1", "10.14.1.48", 13, "2.71.0"),
 )
 DEFAULT_CONTAINER = next(container for container in CONTAINERS if container.tag == "26.06")
+
+
+@dataclass(frozen=True)
+class Bulletin:
+    """A published security notice about a pinned component.
+
+    Attributes:
+        component: What is affected.
+        number: NVIDIA's number of the bulletin.
+        fixed_in: The version it asks for; None where we know only that it is later than the pin.
+    """
+
+    component: str
+    number: int
+    fixed_in: str | None = None
+
+    def __str__(self) -> str:
+        asks = f"asks for {self.fixed_in}" if self.fixed_in else "is later than the pin"
+        return f"{self.component} bulletin {self.number} {asks}"
+
+
+# github.com/NVIDIA/product-security. No TensorRT-LLM both has the engine flow and satisfies them.
+BULLETINS = (
+    Bulletin("TensorRT-LLM", 5805, "1.3.0rc2"),
+    Bulletin("TensorRT-LLM", 5840),
+    Bulletin("TensorRT-LLM", 5883),
+    Bulletin("TensorRT", 5855, "11.0"),
+)
+
+
+def container_for(tensorrt_llm: str) -> Container | None:
+    """The newest container with that TensorRT-LLM; the default one for the pinned version."""
+    if tensorrt_llm == DEFAULT_CONTAINER.tensorrt_llm:
+        return DEFAULT_CONTAINER
+    return next((c for c in reversed(CONTAINERS) if c.tensorrt_llm == tensorrt_llm), None)
+
+
+def check_tensorrt_llm(version: str) -> None:
+    """Refuses a TensorRT-LLM that is not the pinned one.
+
+    Raises:
+        UnsupportedError: With the reason, the image to use and the way out.
+    """
+    if version == TENSORRT_LLM:
+        return
+    image = f"Use TensorRT-LLM {TENSORRT_LLM}: run inside {DEFAULT_CONTAINER.image}"
+    if _version_key(version) >= _version_key(ENGINE_FLOW_REMOVED):
+        raise UnsupportedError(
+            f"TensorRT-LLM {version} cannot build engines",
+            why="trtllm-build and the C++ Triton backend were removed upstream in July 2026; "
+            f"{TENSORRT_LLM} is the last stable version that has them",
+            fix=f"{image}. {WAY_OUT}",
+        )
+    raise UnsupportedError(
+        f"TensorRT-LLM {version} is not the pinned {TENSORRT_LLM}",
+        why="Checkpoint format, build options and engine plans differ between versions, and an "
+        "engine loads only in the version that built it",
+        fix=image,
+    )
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    """An order for versions such as 1.2.1, 1.3.0rc22 and 0.17.0.post1."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(?:(a|b|rc)(\d+))?", version)
+    if match is None:
+        return (0,)
+    major, minor, patch, phase, number = match.groups()
+    stage = {"a": 0, "b": 1, "rc": 2, None: 3}[phase]
+    return (int(major), int(minor), int(patch or 0), stage, int(number or 0))
 
 
 @dataclass(frozen=True)
@@ -112,17 +200,77 @@ def diagnose() -> list[Finding]:
         _present("nvidia-pytriton", "cpu", "the Triton server without a container"),
         _present("tritonclient", "client", "the gRPC client"),
     ]
-    engine = installed("tensorrt-llm")
-    findings.append(
+    return findings + _gpu_findings()
+
+
+def _gpu_findings() -> list[Finding]:
+    """Whether the GPU target can run here, and how, and what is known about its pin."""
+    from pipeline.targets.tensorrt.environment import inspect_machine
+
+    engine, machine = installed("tensorrt-llm"), inspect_machine()
+    docker = shutil.which("docker")
+    wanted, container = f"{DEFAULT_CONTAINER.driver} or later", DEFAULT_CONTAINER
+    branch = (machine.driver or "0").partition(".")[0]
+    driver_fits = branch.isdigit() and int(branch) >= container.driver
+    gpus = ", ".join(f"{gpu.name} (SM {gpu.sm})" for gpu in machine.gpus)
+    how = "absent"
+    if machine.gpus and engine == TENSORRT_LLM:
+        how = "in place"
+    elif machine.gpus and docker and driver_fits and engine is None:
+        how = "in the container"
+    return [
         Finding(
             "tensorrt-llm",
             engine or "absent",
             engine in (None, TENSORRT_LLM),
-            f"Use {TENSORRT_LLM}: later releases have no engine flow; "
-            f"the image is {DEFAULT_CONTAINER.image}",
-        )
-    )
-    return findings
+            f"Use {TENSORRT_LLM}: {ENGINE_FLOW_REMOVED} and later have no engine flow; "
+            f"the image is {container.image}",
+        ),
+        Finding(
+            "NVIDIA GPU",
+            gpus or "absent",
+            bool(machine.gpus),
+            f"{machine.problem}; plan and pre-flight need none, building and serving engines do",
+        ),
+        Finding(
+            "NVIDIA driver",
+            machine.driver or "absent",
+            driver_fits,
+            f"CUDA {container.cuda} of {container.tag} needs {wanted}, or forward compatibility "
+            "on a data-center GPU",
+        ),
+        Finding(
+            "docker",
+            docker or "absent",
+            docker is not None or engine == TENSORRT_LLM,
+            "Install Docker and the NVIDIA container toolkit to use the pinned container",
+        ),
+        Finding(
+            "target openvino",
+            *_can("openvino", "openvino-genai", "nvidia-pytriton"),
+            "pip install 'trtllm-pipeline[cpu]'",
+        ),
+        Finding(
+            "target tensorrt",
+            how,
+            how != "absent",
+            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image}",
+        ),
+        Finding(
+            "security",
+            f"{len(BULLETINS)} notices",
+            False,
+            f"TensorRT-LLM {TENSORRT_LLM} and TensorRT {TENSORRT} are known to be vulnerable: "
+            f"{'; '.join(map(str, BULLETINS))}. "
+            "Keep the ports on loopback or behind a gateway, load only engines you built, "
+            f"run as a user without rights. {WAY_OUT}",
+        ),
+    ]
+
+
+def _can(*packages: str) -> tuple[str, bool]:
+    missing = [package for package in packages if installed(package) is None]
+    return (f"needs {', '.join(missing)}", False) if missing else ("ready", True)
 
 
 def _pinned(package: str, wanted: str, extra: str, reason: str) -> Finding:

@@ -38,6 +38,8 @@ class EngineLoop:
         tensor: Makes the engine's tensor from an int64 [1, n] array.
         settings: The engine's limits.
         after_step: Called by the engine's thread after each round, with its step's seconds.
+        broken: Called last by the engine's thread, with the error, when the engine has failed and
+            every request was told so; not when it fails while being closed.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class EngineLoop:
         genai: Any,
         tensor: Callable[[Any], Any],
         settings: EngineSettings,
+        *,
         after_step: Callable[[float], None] = lambda _: None,
+        broken: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self.stats = EngineStats(settings)
         self._pipeline = pipeline
@@ -54,6 +58,7 @@ class EngineLoop:
         self._tensor = tensor
         self._settings = settings
         self._after_step = after_step
+        self._broken = broken
         self._capacity = Capacity(settings)
         # The engine is bricked by an id that is used twice, so clients' ids never reach it.
         self._engine_ids = itertools.count()
@@ -248,9 +253,10 @@ class EngineLoop:
     def _break(self, error: Exception) -> None:
         """Fails every request, now and later: after an exception the engine's state is unknown."""
         failure = RequestError(
-            f"the engine stopped working and its model must be loaded again: {error}", "INTERNAL"
+            f"the engine stopped working and its process ends: {error}", "INTERNAL"
         )
         with self._lock:
+            closing = self._closing
             self._failure = failure
             generations = [*self._waiting, *self._running]
             self._waiting.clear()
@@ -260,3 +266,5 @@ class EngineLoop:
             if not generation.done:
                 generation.sink.fail(failure)
         self._after_step(0.0)
+        if not closing:
+            self._broken(error)

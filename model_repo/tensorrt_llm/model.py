@@ -13,6 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
 from .generation import Generation
@@ -50,7 +51,12 @@ class TritonPythonModel:
             ]
         )
         self._loop = EngineLoop(
-            engine.pipeline, engine.genai, engine.tensor, self._settings, self._responder.publish
+            engine.pipeline,
+            engine.genai,
+            engine.tensor,
+            self._settings,
+            after_step=self._responder.publish,
+            broken=lambda error: end_process(error, self._responder.close),
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = EngineMetrics(self._loop.stats, labels)

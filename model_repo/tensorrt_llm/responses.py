@@ -43,6 +43,7 @@ class ResponseStream:
         self._ids: list[int] = []
         self._log_probs: list[float] = []
         self._last = False
+        self._started = False
         self._error: RequestError | None = None
         self._lock = threading.Lock()
 
@@ -69,9 +70,11 @@ class ResponseStream:
             self._ids, self._log_probs = [], []
         if self._error is not None:
             self.closed = True
-            send_error(self._sender, self._error)
+            pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
+            send_error(self._sender, self._error, started=self._started)
         elif ids or last:
             self.closed = last
+            self._started = True
             tensors = [
                 pb_utils.Tensor(name, value)
                 for name, value in self._answer.outputs(ids, log_probs, last=last).items()
@@ -90,13 +93,21 @@ class ResponseStream:
         return not self.closed and bool(self._sender.is_cancelled())
 
 
-def send_error(sender: Any, error: RequestError) -> None:
-    """Ends a request with an error."""
+def send_error(sender: Any, error: RequestError, *, started: bool = False) -> None:
+    """Ends a request with an error.
+
+    Args:
+        started: Whether it was sent something before. Triton 2.51 does not pass an error on to a
+            Python model that called this one when other responses came before it. If the error is
+            not the last response, that model at least gets the end, an empty response.
+    """
     code = getattr(pb_utils.TritonError, error.code)
-    sender.send(
-        pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code)),
-        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-    )
+    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    if started:
+        sender.send(response)
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    else:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 class Responder:

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from .keeper import Keeper
+
 Array = npt.NDArray[Any]
 
 _TO_PREPROCESSING = {
@@ -92,6 +94,7 @@ class Models:
 
     def __init__(self, engine: str) -> None:
         self._engine = engine
+        self._keeper = Keeper()
 
     def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The engine's token inputs from the client's text inputs.
@@ -118,7 +121,7 @@ class Models:
         request_id: str,
         streaming: bool,
     ) -> Iterator[dict[str, Array]]:
-        """The engine's responses, as they come.
+        """The engine's responses, as they come. All of them must be read.
 
         Args:
             inputs: The client's inputs.
@@ -147,10 +150,20 @@ class Models:
                 }
             ),
         )
-        for response in request.exec(decoupled=True):
+        ended = False
+        for response in self._keeper.iterate(request.exec(decoupled=True)):
             found = _outputs(response)
+            ended = not found
             if found:
                 yield found
+        if ended:
+            # An error that follows other responses is lost on the way here (Triton 2.51); what
+            # arrives is an end without outputs, and every other end has some.
+            raise CallError(
+                f"{self._engine} failed while it was serving the request; "
+                "the reason is in the server's log",
+                pb_utils.TritonError.INTERNAL,
+            )
 
     def stop(self, request_id: str) -> None:
         """Asks the engine to end a request early; harmless when it is over.
@@ -172,7 +185,7 @@ class Models:
                 }
             ),
         )
-        for response in request.exec(decoupled=True):
+        for response in self._keeper.iterate(request.exec(decoupled=True)):
             _outputs(response)
 
 

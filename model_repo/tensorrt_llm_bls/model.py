@@ -12,9 +12,11 @@ tokens spell them differently; they are not part of the text unless the paramete
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -119,21 +121,27 @@ class TritonPythonModel:
             # A stop word is only seen in time when the tokens come one by one.
             streaming=streaming or bool(stop_words),
         )
-        for outputs in responses:
-            response = completion.take(outputs)
-            if completion.complete:
-                break
-            if response is not None:
-                sender.send(_response(response, wanted))
-        with watched.closing():
-            sender.send(
-                _response(completion.finish(), wanted),
-                flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-            )
+        try:
+            for outputs in responses:
+                response = completion.take(outputs)
+                if completion.complete:
+                    break
+                if response is not None:
+                    sender.send(_response(response, wanted))
+            with watched.closing():
+                sender.send(
+                    _response(completion.finish(), wanted),
+                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+                )
+        except CallError:
+            raise  # the engine has ended the request itself
+        except Exception:
+            self._models.stop(engine_id)
+            _read_rest(responses)
+            raise
         if completion.stopped:
             self._models.stop(engine_id)
-        for _ in responses:
-            pass
+        _read_rest(responses)
 
     def _excludes_input(self, inputs: dict[str, Any]) -> bool:
         value = _scalar(inputs, "exclude_input_in_output")
@@ -157,6 +165,13 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
         if value is not None and value > most:
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
+
+
+def _read_rest(responses: Iterator[Any]) -> None:
+    """Reads what nobody needs any more: Triton keeps every response until it is read."""
+    with contextlib.suppress(CallError):
+        for _ in responses:
+            pass
 
 
 def _scalar(inputs: dict[str, Any], name: str) -> Any:

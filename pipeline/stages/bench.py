@@ -64,16 +64,18 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Raises:
         ServerError: The server did not start, or a request failed.
+        UnsupportedError: This machine cannot serve the target.
         MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
     """
     from pipeline.bench import Measurement, measure
-    from pipeline.triton.server import TritonServer
+    from pipeline.serving import open_server
 
     recipe, bench = context.recipe, context.recipe.bench
     prompts = prompts_from(recipe.text_paths().get(TEXT_KEY), recipe.compile.max_input_len)
-    repository = context.inputs["repository"].path
+    repository = context.inputs["repository"]
+    target = str(repository.facts.get("target", "openvino"))
     with (
-        TritonServer(repository, log_file=context.output / LOG_NAME) as server,
+        open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,
     ):
 

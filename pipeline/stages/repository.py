@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST, link_or_copy
 from pipeline.digests import file_digest, files_below
-from pipeline.errors import MissingDependencyError, RepositoryError
+from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
@@ -85,14 +85,16 @@ def run(context: StageContext) -> dict[str, Any]:
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
-    configs = render_configs(recipe, _engine_config(engine_source))
+    engine_config = _engine_config(engine_source)
+    configs = render_configs(recipe, engine_config)
+    engine = engine_model(recipe, engine_config)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
         (output / model / "config.pbtxt").write_text(text, encoding="utf-8")
     sources = model_sources()
     for name in python_files(sources):
         model = Path(name).parts[0]
-        native = model == ENGINE and engine_model(recipe).backend != "python"
+        native = model == ENGINE and engine.backend != "python"
         if model in configs and not native:
             target = output / model / "1" / Path(name).relative_to(model)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,12 +110,32 @@ def run(context: StageContext) -> dict[str, Any]:
             (version_folder / ".keep").touch()
     check_repository(output)
     files = files_below(output)
+    switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {
         "models": sorted(configs),
         "files": len(files),
         "bytes": sum((output / name).stat().st_size for name in files),
         "target": recipe.compile.target,
+        **switched_off,
     }
+
+
+def check(recipe: Recipe, artifact: Artifact) -> None:
+    """Refuses a setting that the recipe asks for by name and the engine cannot do.
+
+    A default that the engine cannot do is switched off instead, with the reason in the facts.
+
+    Raises:
+        UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
+    """
+    for name, reason in artifact.facts.get("switched_off", {}).items():
+        if name in recipe.serve.model_fields_set:
+            raise UnsupportedError(
+                f"{name} is asked for, but this engine cannot do it",
+                where=recipe.place(f"serve.{name}"),
+                why=reason[:1].upper() + reason[1:],
+                fix=f"Set serve.{name} to false, or leave it out",
+            )
 
 
 def _engine_config(engine: Path) -> dict[str, Any]:
@@ -152,4 +174,5 @@ STAGE = Stage(
     run=run,
     section=lambda recipe: recipe.section("name", "compile", "serve"),
     material=material,
+    check=check,
 )

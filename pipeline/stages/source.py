@@ -257,10 +257,16 @@ def _hub_error(recipe: Recipe, error: Exception) -> SourceError:
     return SourceError(
         f"{recipe.model.source} cannot be fetched from the Hub",
         where=recipe.place("model.source"),
-        why=str(error).strip().partition("\n")[0],
+        why=_hub_reason(error),
         fix="Check the id, the revision and the network; gated models need HF_TOKEN in the "
         "environment. A local directory needs no network",
     )
+
+
+def _hub_reason(error: Exception) -> str:
+    if "Max retries exceeded" in str(error) or isinstance(error, ConnectionError | TimeoutError):
+        return f"The Hub cannot be reached ({type(error).__name__})"
+    return str(error).strip().partition("\n")[0]
 
 
 STAGE = Stage(

@@ -46,13 +46,15 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Raises:
         ServerError: The server did not start.
+        UnsupportedError: This machine cannot serve the target.
         MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
     """
-    from pipeline.triton.server import TritonServer
+    from pipeline.serving import open_server
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
-    repository = context.inputs["repository"].path
-    with TritonServer(repository, log_file=context.output / LOG_NAME) as server:
+    repository = context.inputs["repository"]
+    target = str(repository.facts.get("target", "openvino"))
+    with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from pipeline.errors import UnsupportedError
 from pipeline.targets.base import Target
 
-__all__ = ["Target", "get_target"]
+__all__ = ["TARGETS", "Target", "get_target"]
+
+TARGETS = ("openvino", "tensorrt")
 
 
 def get_target(name: str) -> Target:
     """The target of that name.
 
     Raises:
-        UnsupportedError: There is no such target in this version.
+        UnsupportedError: There is no such target.
     """
     if name == "openvino":
         from pipeline.targets.openvino import OpenVinoTarget
 
         return OpenVinoTarget()
+    if name == "tensorrt":
+        from pipeline.targets.tensorrt import TensorRtTarget
+
+        return TensorRtTarget()
     raise UnsupportedError(
-        f"target {name} is not available in this version",
-        why="Only the CPU target compiles so far",
-        fix="Set compile.target to openvino",
+        f"there is no compile target {name}", fix=f"Targets: {', '.join(TARGETS)}"
     )

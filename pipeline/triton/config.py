@@ -37,8 +37,10 @@ def render_configs(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
             model, because the engine cannot hold more sequences than it was built for.
 
     Raises:
-        RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``.
-        UnsupportedError: The target has no Triton repository.
+        RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``, or the
+            engine cannot be served.
+        UnsupportedError: The target has no Triton repository, or the recipe asks for what the
+            engine cannot do.
     """
     max_batch_size = engine_batch_size(engine)
     serve = recipe.serve
@@ -48,8 +50,9 @@ def render_configs(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
         POSTPROCESSING: serve.postprocessing_instance_count,
         BLS: serve.bls_instance_count,
     }
-    backend = dict.fromkeys(instances, "python") | {ENGINE: engine_model(recipe).backend}
-    parameters = model_parameters(recipe)
+    native = engine_model(recipe, engine)
+    backend = dict.fromkeys(instances, "python") | {ENGINE: native.backend}
+    parameters = model_parameters(recipe, native)
     texts = {}
     for name, contract in MODELS.items():
         config = _message(contract, max_batch_size)

@@ -1,18 +1,21 @@
 """The ``parameters`` of each config.pbtxt, under NVIDIA's names, from a recipe.
 
 Only the engine model differs between compile targets; :data:`ENGINES` is where a target says how
-Triton runs its engine. Paths are relative to the repository's root, so that a repository can be
-moved or mounted anywhere.
+Triton runs its engine. Paths that Python models read are relative to the repository's root, so that
+a repository can be moved or mounted anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import UnsupportedError
 from pipeline.recipe import Recipe
+from pipeline.triton.tensorrtllm import BACKEND, build_parameters
 from pipeline.triton.tensors import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.trt_engine import TrtEngine
 
 TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
 ENGINE_DIR = f"{ENGINE}/1/engine"
@@ -25,13 +28,15 @@ class EngineModel:
     Attributes:
         backend: Triton backend; ``python`` needs a ``model.py``.
         parameters: ``string_value`` parameters of its config.pbtxt.
+        switched_off: Why a setting of ``serve`` is false although the recipe says true, by name.
     """
 
     backend: str
     parameters: Mapping[str, str]
+    switched_off: Mapping[str, str] = field(default_factory=dict)
 
 
-def openvino_engine(recipe: Recipe) -> EngineModel:
+def openvino_engine(recipe: Recipe, _engine: Mapping[str, Any]) -> EngineModel:
     """The Python front of the CPU engine.
 
     GPU-only parameters (memory fractions, CUDA graphs, LoRA caches) are left out rather than
@@ -55,15 +60,35 @@ def openvino_engine(recipe: Recipe) -> EngineModel:
     return EngineModel("python", parameters)
 
 
-ENGINES: Mapping[str, Callable[[Recipe], EngineModel]] = {"openvino": openvino_engine}
+def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
+    """The C++ backend of TensorRT-LLM."""
+    built = build_parameters(
+        recipe,
+        TrtEngine.from_config(engine),
+        engine_dir=ENGINE_DIR,
+        tokenizer_dir=TOKENIZER_DIR,
+    )
+    return EngineModel(BACKEND, built.values, built.switched_off)
+
+
+ENGINES: Mapping[str, Callable[[Recipe, Mapping[str, Any]], EngineModel]] = {
+    "openvino": openvino_engine,
+    "tensorrt": tensorrt_engine,
+}
 """How Triton runs the engine of each compile target."""
 
 
-def engine_model(recipe: Recipe) -> EngineModel:
+def engine_model(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
     """How Triton runs the engine of the recipe's compile target.
 
+    Args:
+        recipe: ``serve`` and ``compile`` are read.
+        engine: The engine directory's ``config.json``.
+
     Raises:
-        UnsupportedError: The target has no Triton repository yet.
+        UnsupportedError: The target has no Triton repository, or the recipe asks for what the
+            engine cannot do.
+        RepositoryError: The engine cannot be served.
     """
     target = recipe.compile.target
     if target not in ENGINES:
@@ -72,18 +97,14 @@ def engine_model(recipe: Recipe) -> EngineModel:
             where=recipe.place("compile.target"),
             fix=f"Targets with one: {', '.join(sorted(ENGINES))}",
         )
-    return ENGINES[target](recipe)
+    return ENGINES[target](recipe, engine)
 
 
-def model_parameters(recipe: Recipe) -> dict[str, Mapping[str, str]]:
-    """The parameters of every model that has some, by model name.
-
-    Raises:
-        UnsupportedError: See :func:`engine_model`.
-    """
+def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
+    """The parameters of every model that has some, by model name."""
     return {
         PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
-        ENGINE: engine_model(recipe).parameters,
+        ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
         BLS: _bls(recipe),
     }

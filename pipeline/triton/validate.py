@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as proto
@@ -12,7 +12,9 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
+from pipeline.triton.tensorrtllm import BACKEND, BATCHING, MANDATORY, local_path
 from pipeline.triton.tensors import ENGINE
+from pipeline.triton.trt_engine import TrtEngine
 
 # What preprocessing and postprocessing read; the other tokenizer files are optional.
 TOKENIZER_FILES = ("tokenizer.json",)
@@ -77,8 +79,7 @@ def _tokenizer(repository: Path, config: proto.ModelConfig) -> Iterator[str]:
     value = _parameter(config, "tokenizer_dir")
     if not value:
         return
-    # An absolute path replaces the repository's root here, as it does in the models.
-    directory = repository / value
+    directory = local_path(repository, value)
     for name in TOKENIZER_FILES:
         _content, problem = _read_json(directory / name)
         if problem:
@@ -91,7 +92,7 @@ def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[
     if not value:
         yield f"{place}: the parameter gpt_model_path is missing; it names the engine's folder"
         return
-    directory = repository / value
+    directory = local_path(repository, value)
     if not directory.is_dir():
         yield f"{place}: parameter gpt_model_path: {value} is not a folder"
         return
@@ -99,9 +100,12 @@ def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[
     if problem:
         yield f"{value}/config.json {problem}"
         return
-    for name in _engine_files(content):
-        if not (directory / name).is_file():
-            yield f"{value}/{name} is missing"
+    if models[ENGINE].backend == BACKEND:
+        yield from _native(models[ENGINE], directory, content)
+    else:
+        for name in _engine_files(content):
+            if not (directory / name).is_file():
+                yield f"{value}/{name} is missing"
     size = (content.get("build_config") or {}).get("max_batch_size")
     if not isinstance(size, int):
         yield f"{value}/config.json does not have build_config.max_batch_size"
@@ -119,6 +123,46 @@ def _engine_files(config: dict[str, Any]) -> tuple[str, ...]:
         return ("openvino_model.xml", "openvino_model.bin")
     mapping = (config.get("pretrained_config") or {}).get("mapping") or {}
     return tuple(f"rank{rank}.engine" for rank in range(int(mapping.get("world_size", 1))))
+
+
+def _native(config: proto.ModelConfig, directory: Path, content: dict[str, Any]) -> Iterator[str]:
+    """What the C++ backend would trip over, or correct without saying so."""
+    place, value = f"{ENGINE}/config.pbtxt", _parameter(config, "gpt_model_path")
+    if not PurePosixPath(value).is_absolute():
+        yield (
+            f"{place}: parameter gpt_model_path: {value} is relative; the C++ backend looks for it "
+            "below the directory it was started in"
+        )
+    for name in MANDATORY:
+        if name not in config.parameters:
+            yield f"{place}: the parameter {name} is missing; without it the backend does not load"
+    batching = _parameter(config, "gpt_model_type")
+    if batching not in BATCHING:
+        yield f"{place}: parameter gpt_model_type is {batching!r}, not {BATCHING[0]}"
+    try:
+        engine = TrtEngine.from_config(content)
+    except RepositoryError as error:
+        yield f"{value}/config.json: {error.what}: {error.why}"
+        return
+    yield from (f"{value}/config.json: {problem}" for problem in engine.problems())
+    present = {path.name for path in directory.glob("rank*.engine")}
+    for name in engine.rank_files:
+        if name not in present:
+            yield f"{value}/{name} is missing"
+    for name in sorted(present - set(engine.rank_files)):
+        yield f"{value}/{name} is not one of the engine's {engine.world_size} ranks"
+    beams = _parameter(config, "max_beam_width")
+    if not beams.isdecimal() or not 1 <= int(beams) <= engine.max_beam_width:
+        yield (
+            f"{place}: parameter max_beam_width is {beams!r}; the engine was built for 1 to "
+            f"{engine.max_beam_width}"
+        )
+    for name, obstacle in (
+        ("enable_kv_cache_reuse", engine.kv_reuse_obstacle()),
+        ("enable_chunked_context", engine.chunked_context_obstacle()),
+    ):
+        if obstacle and _parameter(config, name) != "false":
+            yield f"{place}: parameter {name} must be false: {obstacle}"
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:

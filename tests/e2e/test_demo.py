@@ -35,7 +35,7 @@ def test_the_plan_of_a_changed_recipe_names_the_change(cli: Cli, demo: dict[str,
         "plan", "configs/demo.yaml", "--build-dir", str(cli.build), "--set",
         "compile.max_batch_size=16", "--json",
     )  # fmt: skip
-    lines = {line["stage"]: line for line in json.loads(plan.stdout)}
+    lines = {line["stage"]: line for line in json.loads(plan.stdout)["stages"]}
     assert lines["quantize"]["status"] == "cached"
     assert lines["compile"]["reason"] == "compile.max_batch_size changed from 32 to 16"
     assert lines["repository"]["status"] == "waits"

@@ -144,6 +144,13 @@ def test_a_gated_model_needs_the_token_from_the_environment(
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
 
 
+def test_an_unreachable_hub_is_one_short_paragraph(tmp_path: Path) -> None:
+    failed = _run(tmp_path, "http://127.0.0.1:9")
+    assert failed.returncode == 5
+    assert "The Hub cannot be reached" in failed.stderr
+    assert len(failed.stderr) < 400
+
+
 def test_an_unknown_id_is_named(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
     failed = _run(tmp_path, hub[1], "--set", "model.source=org/absent")
     assert failed.returncode == 5

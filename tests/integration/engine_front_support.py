@@ -175,12 +175,35 @@ class Listener:
         return str(self.error)
 
 
+class Stubborn:
+    """A pipeline that goes wrong after some steps."""
+
+    def __init__(self, pipeline: Any, steps: int) -> None:
+        self._pipeline, self._steps = pipeline, steps
+
+    def step(self) -> None:
+        if self._steps == 0:
+            raise RuntimeError("out of order")
+        self._steps -= 1
+        self._pipeline.step()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
 class Front:
     """An engine loop with short calls for tests."""
 
     def __init__(self, engine: Engine, limits: EngineSettings, pipeline: Any = None) -> None:
         self.engine = engine
-        self.loop = EngineLoop(pipeline or engine.pipeline, engine.genai, engine.tensor, limits)
+        self.broken: list[Exception] = []
+        self.loop = EngineLoop(
+            pipeline or engine.pipeline,
+            engine.genai,
+            engine.tensor,
+            limits,
+            broken=self.broken.append,
+        )
         self.loop.start()
 
     def submit(

@@ -18,6 +18,7 @@ from tests.integration.engine_front_support import (
     Front,
     Listener,
     Plain,
+    Stubborn,
     front,
     settings,
     write_engine,
@@ -278,22 +279,6 @@ def test_what_the_engine_drops_is_started_again_with_what_it_had(
     assert dropped > 0, "the engine never dropped a request, so nothing was tested"
 
 
-class Stubborn:
-    """A pipeline that goes wrong after some steps."""
-
-    def __init__(self, pipeline: Any, steps: int) -> None:
-        self._pipeline, self._steps = pipeline, steps
-
-    def step(self) -> None:
-        if self._steps == 0:
-            raise RuntimeError("out of order")
-        self._steps -= 1
-        self._pipeline.step()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipeline, name)
-
-
 def test_an_exception_in_the_engine_fails_everyone_and_everything_after(
     engine_dir: Path,
 ) -> None:
@@ -301,10 +286,31 @@ def test_an_exception_in_the_engine_fails_everyone_and_everything_after(
     engine = Engine(limits)
     made = Front(engine, limits, Stubborn(engine.pipeline, steps=5))
     listeners = [made.submit(prompt, 50)[1] for prompt in prompts(3)]
-    assert all("model must be loaded again: out of order" in one.failure() for one in listeners)
+    assert all(
+        "the engine stopped working and its process ends: out of order" in one.failure()
+        for one in listeners
+    )
     with pytest.raises(RequestError, match=r"the engine stopped working.*: out of order"):
         made.submit(prompts(1)[0], 5)
     made.loop.close()
+    assert [str(error) for error in made.broken] == ["out of order"]
+
+
+def test_an_engine_that_fails_while_it_is_closed_is_just_closed(engine_dir: Path) -> None:
+    class Closing(Stubborn):
+        def has_non_finished_requests(self) -> bool:
+            raise RuntimeError("out of order")
+
+    limits = settings(engine_dir, max_batch_size=2)
+    engine = Engine(limits)
+    made = Front(engine, limits, Closing(engine.pipeline, steps=10_000))
+    listener = made.submit(prompts(1)[0], 400)[1]
+    listener.wait_first()
+    made.loop.close()
+    assert "shutting down" in listener.failure()
+    assert made.broken == []
+    while engine.pipeline.has_non_finished_requests():
+        engine.pipeline.step()
 
 
 def test_closing_fails_what_is_unfinished_and_frees_the_engine(engine_dir: Path) -> None:

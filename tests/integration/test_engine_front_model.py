@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import DEMO_MODEL
-from tests.integration.engine_front_support import write_engine
+from tests.integration.engine_front_support import Stubborn, write_engine
 from tests.unit.model_repo.fake_triton import MetricFamily, Request, install, model_args
 
 install()
 
-from model_repo.tensorrt_llm.model import TritonPythonModel  # noqa: E402 - needs install()
+import model_repo.tensorrt_llm.model as front  # noqa: E402 - needs install()
+from model_repo.tensorrt_llm.ending import EXIT_STATUS, end_process  # noqa: E402
+from model_repo.tensorrt_llm.model import TritonPythonModel  # noqa: E402
 from pipeline.triton.contract import MODELS  # noqa: E402
 
 OUTPUTS = [tensor.name for tensor in MODELS["tensorrt_llm"].outputs]
@@ -164,6 +168,34 @@ def test_unloading_ends_unfinished_requests(repository: Path) -> None:
     made.finalize()
     sys.setswitchinterval(interval)
     assert long.sender.done.is_set()
+
+
+def test_a_broken_engine_ends_the_process_after_every_request_has_its_error(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = [request(400, streaming=stream) for stream in (True, False, True)]
+    left = threading.Event()
+    unanswered: list[bool] = []
+
+    def leave(status: int) -> None:
+        assert status == EXIT_STATUS
+        unanswered.extend(not one.sender.done.is_set() for one in sent)
+        left.set()
+
+    monkeypatch.setattr(front, "end_process", partial(end_process, grace_s=0.0, leave=leave))
+    made = TritonPythonModel()
+    interval = sys.getswitchinterval()
+    made.initialize(model_args(repository, {"gpt_model_path": "tensorrt_llm/1/engine"}))
+    sys.setswitchinterval(interval)
+    made._loop._pipeline = Stubborn(made._loop._pipeline, steps=20)
+    made.execute(sent)
+    assert left.wait(20)
+    assert unanswered == [False] * 3
+    assert all("the engine stopped working" in one.sender.failure() for one in sent)
+    late = request(4)
+    made.execute([late])
+    assert "the engine stopped working" in late.sender.failure()
+    made.finalize()
 
 
 def test_it_must_be_decoupled(repository: Path) -> None:

@@ -58,6 +58,8 @@ def _check(tmp_path: Path, config: dict[str, Any], *overrides: str) -> Recipe:
         (LLAMA2_7B, ["compile.tensor_parallel=4", "quantize.format=int8_sq"]),
         (QWEN25_7B, ["compile.tensor_parallel=4"]),
         (QWEN25_7B, ["compile.pipeline_parallel=4"]),
+        (LLAMA2_7B, ["compile.target=tensorrt"]),
+        (LLAMA2_7B, ["compile.target=tensorrt", "compile.gpu=L4"]),
     ],
 )
 def test_combinations_that_work(
@@ -88,7 +90,11 @@ def test_combinations_that_work(
             "int8_sq cannot repeat 4 KV heads over 8 ranks",
         ),
         (LLAMA2_7B, ["compile.max_seq_len=8192"], "max_seq_len"),
-        (LLAMA2_7B, ["compile.target=tensorrt"], "target tensorrt is not available"),
+        (
+            LLAMA2_7B,
+            ["compile.target=tensorrt", "compile.gpu=B200"],
+            "W4A16_AWQ is refused on B200",
+        ),
     ],
 )
 def test_combinations_that_cannot_work(

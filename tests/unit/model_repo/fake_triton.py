@@ -92,9 +92,8 @@ class Sender:
 
     @property
     def error(self) -> str | None:
-        response = self.sent[-1][0] if self.sent else None
-        error = response.error() if response is not None else None
-        return error.message() if error is not None else None
+        errors = [response.error() for response, _ in self.sent if response is not None]
+        return next((error.message() for error in errors if error is not None), None)
 
     def failure(self, timeout: float = 20) -> str:
         assert self.done.wait(timeout), "no final response"

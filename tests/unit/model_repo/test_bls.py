@@ -225,6 +225,35 @@ def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonMode
     assert len(sent.sender.sent) == 2
 
 
+def test_an_end_without_outputs_is_an_error_that_was_lost(model: TritonPythonModel) -> None:
+    def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        tokens = np.array([[ids("some")]], np.int32)
+        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield InferenceResponse([])
+
+    HANDLERS["tensorrt_llm"] = failing
+    sent = request(**STREAM)
+    model.execute([sent])
+    assert sent.sender.failure() == (
+        "tensorrt_llm failed while it was serving the request; the reason is in the server's log"
+    )
+
+
+def test_an_engine_that_fails_after_the_answer_changes_nothing(model: TritonPythonModel) -> None:
+    def failing(request: InferenceRequest) -> Iterator[InferenceResponse]:
+        if "stop" not in request.inputs:
+            tokens = np.array([[ids("one two")]], np.int32)
+            yield InferenceResponse([Tensor("output_ids", tokens)])
+            yield InferenceResponse(error=TritonError("too late", TritonError.INTERNAL))
+
+    HANDLERS["tensorrt_llm"] = failing
+    sent = request(**STREAM, stop_words=words("two"))
+    model.execute([sent])
+    assert "".join(texts(sent)) == "one "
+    model.finalize()
+    assert len(sent.sender.sent) == 1
+
+
 def test_more_requests_than_threads_are_refused(tmp_path: Path) -> None:
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     made = TritonPythonModel()
@@ -251,3 +280,20 @@ def test_64_requests_are_served_at_once(model: TritonPythonModel) -> None:
             threading.Event().wait(0.001)
     engine.stop.set()
     assert all(texts(one) == ["one", ""] for one in sent)
+
+
+def test_a_response_that_cannot_be_sent_ends_the_engines_work(model: TritonPythonModel) -> None:
+    engine = use(Engine("one ", "two "))
+    engine.pause_after = 0
+    sent = request(**STREAM)
+    send = sent.sender.send
+
+    def broken(response: Any = None, flags: int = 0) -> None:
+        if not flags:
+            raise RuntimeError("no shared memory left")
+        send(response, flags)
+
+    sent.sender.send = broken
+    model.execute([sent])
+    assert "no shared memory left" in sent.sender.failure()
+    assert engine.stopped == [engine.calls[0].request_id]

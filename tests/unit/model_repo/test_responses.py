@@ -9,7 +9,7 @@ import pytest
 from model_repo.tensorrt_llm.answer import Answer
 from model_repo.tensorrt_llm.request import RequestError
 from model_repo.tensorrt_llm.responses import Responder, ResponseStream
-from tests.unit.model_repo.fake_triton import InferenceResponse, Sender, TritonError
+from tests.unit.model_repo.fake_triton import InferenceResponse, Logger, Sender, TritonError
 
 WANTED = frozenset({"output_ids"})
 
@@ -67,6 +67,18 @@ def test_a_failure_ends_the_stream_with_its_code() -> None:
     error = response.error()
     assert error is not None
     assert error.code() == TritonError.UNAVAILABLE
+
+
+def test_a_failure_after_tokens_is_followed_by_an_end_of_its_own() -> None:
+    made, sender, _ = stream()
+    made.tokens([1], [], last=False)
+    made.send()
+    made.fail(RequestError("the cache is full", "UNAVAILABLE"))
+    made.send()
+    assert sender.failure() == "the cache is full"
+    assert [final for _, final in sender.sent] == [False, False, True]
+    assert sender.sent[-1][0] is None
+    assert Logger.messages[-1] == "a request failed while it was served: the cache is full"
 
 
 def test_the_thread_sends_and_a_broken_client_does_not_stop_it() -> None:

@@ -41,7 +41,7 @@ def test_the_parameters_that_the_repository_stage_writes_are_understood(reposito
         max_tokens_in_paged_kv_cache=1000,
         cancellation_check_period_ms=250,
     )
-    settings = read_settings(repository, openvino_engine(recipe).parameters)
+    settings = read_settings(repository, openvino_engine(recipe, {}).parameters)
     assert settings.engine_dir == repository / "tensorrt_llm/1/engine"
     assert (settings.max_queue_size, settings.guaranteed_no_evict) == (7, False)
     assert (settings.exclude_input_in_output, settings.enable_prefix_caching) == (False, False)

@@ -84,8 +84,15 @@ def test_engine_without_a_batch_size(engine: dict[str, object]) -> None:
         render_configs(demo_recipe(), engine)
 
 
-def test_target_without_a_repository() -> None:
+def test_an_engine_of_another_target_is_refused() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "tensorrt"})
-    with pytest.raises(UnsupportedError, match="no Triton repository for the target tensorrt"):
+    with pytest.raises(RepositoryError, match="not that of a TensorRT-LLM engine"):
+        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
+
+
+def test_target_without_a_repository() -> None:
+    recipe = demo_recipe()
+    compiled = recipe.compile.model_copy(update={"target": "abacus"})
+    with pytest.raises(UnsupportedError, match="no Triton repository for the target abacus"):
         render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)

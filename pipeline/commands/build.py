@@ -1,0 +1,141 @@
+"""Commands about recipes and what they build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.options import BuildDirOption, JsonOption, RecipeArgument, SetOption
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    build_dir: BuildDirOption = Path("build"),
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Run a stage even if cached."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Run a recipe: every stage that is not cached, then deploy repository and report."""
+    from pipeline.console import print_json, progress_for, stage_dict, stage_line
+    from pipeline.plan import PlannedStage, stages_for
+    from pipeline.run import BuildDir, run_recipe
+
+    loaded = _recipe(recipe, overrides)
+    known = [stage.name for stage in stages_for(loaded)]
+    for name in [*(force or []), *([until] if until else [])]:
+        if name not in known:
+            raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
+    lines = []
+
+    def on_stage(line: PlannedStage, seconds: float) -> None:
+        lines.append(stage_dict(line, seconds))
+        if not json_output:
+            print(stage_line(line, seconds), flush=True)
+
+    result = run_recipe(
+        loaded,
+        BuildDir(build_dir),
+        progress_for(json_output),
+        force=frozenset(force or ()),
+        until=until,
+        on_stage=on_stage,
+    )
+    if json_output:
+        print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
+        return
+    for name in ("repository", "report"):
+        if name in result.stages:
+            shown = "report.html" if name == "report" else name
+            print(f"{name + ':':<12}{result.outputs / shown}")
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    build_dir: BuildDirOption = Path("build"),
+    json_output: JsonOption = False,
+) -> None:
+    """Show what a run would do, and why, without doing it."""
+    from pipeline.console import print_json, stage_dict, stage_line
+    from pipeline.plan import build_plan, read_lock
+    from pipeline.preflight import check_model, explain
+    from pipeline.run import BuildDir
+    from pipeline.stages.source import local_directory
+
+    loaded = _recipe(recipe, overrides)
+    build = BuildDir(build_dir)
+    directory = local_directory(loaded)
+    facts = check_model(loaded, directory) if directory else None
+    store = build.store
+    planned = build_plan(loaded, store, read_lock(build.outputs(loaded) / "lock.json"))
+    store.memo.save()
+    source = planned[0].artifact
+    if facts is None and source:
+        facts = check_model(loaded, source.path)
+    engine = explain(loaded, facts) if facts else None
+    if json_output:
+        print_json(
+            {
+                "recipe": loaded.name,
+                "stages": [stage_dict(line) for line in planned],
+                "engine": engine.as_dict() if engine else None,
+            }
+        )
+        return
+    print("\n".join(stage_line(line) for line in planned))
+    if engine:
+        print("\n" + "\n".join(engine.lines()))
+    elif facts is None:
+        print(f"\nThe model is on the Hub; fetch it to check more: run {recipe} --until source")
+
+
+def compare(
+    reports: Annotated[
+        list[Path], typer.Argument(help="report.json files, or the folders that hold them.")
+    ],
+    json_output: JsonOption = False,
+) -> None:
+    """Put the reports of several recipes side by side."""
+    from pipeline.compare import COLUMNS, comparison
+    from pipeline.console import print_json, print_table
+
+    rows = comparison(reports)
+    if json_output:
+        print_json(rows)
+    else:
+        print_table(list(COLUMNS), [[row[name] for name in COLUMNS] for row in rows])
+
+
+def doctor(json_output: JsonOption = False) -> None:
+    """Say what is installed here, what can run, and what to do about the rest."""
+    from dataclasses import asdict
+
+    from pipeline.console import print_json
+    from pipeline.toolchain import diagnose
+
+    findings = diagnose()
+    if json_output:
+        print_json([asdict(finding) for finding in findings])
+        return
+    for finding in findings:
+        mark = "ok " if finding.ok else "-- "
+        advice = "" if finding.ok else f"  {finding.advice}"
+        print(f"{mark} {finding.name:<16} {finding.value:<14}{advice}".rstrip())
+
+
+def _recipe(path: Path, overrides: list[str] | None) -> Recipe:
+    from pipeline.recipe_file import load_recipe
+
+    return load_recipe(path, overrides or ())

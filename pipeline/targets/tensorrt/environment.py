@@ -1,0 +1,187 @@
+"""The GPUs and the TensorRT-LLM of this machine: what an engine is bound to.
+
+A TensorRT engine runs only on the GPU model and with the TensorRT it was built for, so both are
+part of its cache key. Nothing here imports CUDA or TensorRT-LLM: the driver's ``nvidia-smi`` and
+package metadata answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline import toolchain
+from pipeline.targets.tensorrt.gpus import Gpu
+
+ABSENT = "absent"
+QUERY = "index,uuid,name,compute_cap,memory.total,driver_version"
+QUERY_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class InstalledGpu:
+    """One GPU of this machine.
+
+    Attributes:
+        index: Its number in ``nvidia-smi``.
+        uuid: Its identity, as ``CUDA_VISIBLE_DEVICES`` accepts it.
+        name: The product name.
+        sm: Compute capability times ten: 89 is Ada, 90 is Hopper.
+        memory_mib: Total memory.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    sm: int
+    memory_mib: int
+
+    @property
+    def model(self) -> Gpu:
+        """The same GPU, as the pre-flight knows GPUs."""
+        return Gpu(self.name, self.sm, self.memory_mib << 20)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The GPUs that CUDA will see.
+
+    Attributes:
+        gpus: Visible GPUs, in CUDA's order where ``CUDA_VISIBLE_DEVICES`` names them.
+        driver: The driver's version; None without one.
+        problem: Why there are no GPUs; empty when there are.
+    """
+
+    gpus: tuple[InstalledGpu, ...] = ()
+    driver: str | None = None
+    problem: str = ""
+
+    @property
+    def models(self) -> tuple[tuple[str, int], ...]:
+        """Distinct GPU models, as (name, sm)."""
+        return tuple(dict.fromkeys((gpu.name, gpu.sm) for gpu in self.gpus))
+
+
+def inspect_machine(environ: Mapping[str, str] = os.environ) -> Machine:
+    """Asks ``nvidia-smi`` for the GPUs; answers without any where there is no driver.
+
+    Args:
+        environ: ``CUDA_VISIBLE_DEVICES`` hides GPUs from the build as it does from CUDA.
+    """
+    binary = shutil.which("nvidia-smi")
+    if binary is None:
+        return Machine(problem="nvidia-smi is not installed")
+    try:
+        answer = subprocess.run(
+            [binary, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=QUERY_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Machine(problem=f"nvidia-smi does not answer: {error}")
+    if answer.returncode:
+        said = (answer.stdout + answer.stderr).strip().partition("\n")[0]
+        return Machine(problem=f"nvidia-smi fails: {said or answer.returncode}")
+    try:
+        gpus, driver = parse_query(answer.stdout)
+    except ValueError as error:
+        return Machine(problem=f"nvidia-smi cannot be understood: {error}")
+    visible = _visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
+    problem = "" if visible else "CUDA_VISIBLE_DEVICES hides every GPU"
+    return Machine(visible, driver, problem)
+
+
+def parse_query(text: str) -> tuple[tuple[InstalledGpu, ...], str]:
+    """Reads ``nvidia-smi --query-gpu --format=csv,noheader,nounits``.
+
+    Returns:
+        The GPUs and the driver's version.
+
+    Raises:
+        ValueError: A line is not of the queried form.
+    """
+    gpus, driver = [], ""
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) != len(QUERY.split(",")):
+            raise ValueError(f"{row!r} has not the fields {QUERY}")
+        index, uuid, name, capability, memory, driver = (field.strip() for field in row)
+        major, _, minor = capability.partition(".")
+        # Some integrated GPUs report "[N/A]" for memory that they share with the host.
+        mib = int(memory) if memory.isdigit() else 0
+        gpus.append(InstalledGpu(int(index), uuid, name, 10 * int(major) + int(minor), mib))
+    if not gpus:
+        raise ValueError("it lists no GPU")
+    return tuple(gpus), driver
+
+
+def _visible(gpus: tuple[InstalledGpu, ...], setting: str | None) -> tuple[InstalledGpu, ...]:
+    """CUDA's rule: names in order, until the first that does not exist."""
+    if setting is None:
+        return gpus
+    chosen: list[InstalledGpu] = []
+    for word in (part.strip() for part in setting.split(",")):
+        found = [
+            gpu
+            for gpu in gpus
+            if word == str(gpu.index) or (word.startswith("GPU-") and gpu.uuid.startswith(word))
+        ]
+        if len(found) != 1:
+            break
+        chosen += found
+    return tuple(chosen)
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """The TensorRT-LLM that a build would use.
+
+    Attributes:
+        tensorrt_llm: Its version.
+        tensorrt: The TensorRT it builds with; ``unknown`` for an installation we have no table for.
+        cuda: The CUDA version, as far as it is known.
+        image: The container to run it in; None when it is installed here.
+    """
+
+    tensorrt_llm: str
+    tensorrt: str
+    cuda: str
+    image: str | None
+
+
+def toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit:
+    """The installed TensorRT-LLM, or else the pinned container's."""
+    here = toolchain.installed("tensorrt-llm")
+    container = toolchain.DEFAULT_CONTAINER
+    if here is None:
+        tensorrt = container.tensorrt or "unknown"
+        version = container.tensorrt_llm or toolchain.TENSORRT_LLM
+        return Toolkit(version, tensorrt, str(container.cuda), container.image)
+    tensorrt = toolchain.installed("tensorrt") or environ.get("TRT_VERSION") or "unknown"
+    return Toolkit(here, tensorrt, environ.get("CUDA_VERSION", "unknown"), None)
+
+
+def engine_tools(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What decides an engine's bytes besides the checkpoint and the recipe: its cache key.
+
+    The driver counts by its branch: an engine survives a patch release of the driver, and a build
+    takes too long to be repeated for one.
+
+    Returns:
+        Versions by name; ``absent`` where there is no GPU.
+    """
+    machine, tools = inspect_machine(environ), toolkit(environ)
+    models = " + ".join(name for name, _ in machine.models)
+    return {
+        "gpu": models or ABSENT,
+        "sm": " + ".join(str(sm) for _, sm in machine.models) or ABSENT,
+        "driver": (machine.driver or ABSENT).partition(".")[0],
+        "tensorrt-llm": tools.tensorrt_llm,
+        "tensorrt": tools.tensorrt,
+        "cuda": tools.cuda,
+    }

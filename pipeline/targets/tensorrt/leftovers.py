@@ -1,0 +1,50 @@
+"""What a build leaves in the store besides its engine: the timing cache, the log of a failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.targets.tensorrt.environment import Machine, Toolkit
+
+LOG_NAME = "build.log"
+
+
+def timing_folder(output: Path) -> Path:
+    """Where timing caches are kept: in the store, beside its workspaces."""
+    workspace = output.absolute().parent
+    store = workspace.parent if workspace.name == "tmp" else workspace
+    return store / "timing"
+
+
+def cache_name(tools: Toolkit, machine: Machine) -> str:
+    """A file name per GPU model and TensorRT.
+
+    TensorRT rejects a cache of another GPU or version, and ``trtllm-build`` then fails at its very
+    end because there is none to save.
+    """
+    name, sm = machine.models[0] if machine.models else ("no-gpu", 0)
+    model = "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return f"{model}-sm{sm}-tensorrt-{tools.tensorrt}.cache"
+
+
+def keep_cache(written: Path, cache: Path) -> None:
+    """Moves the timing cache of a finished build into the store, by rename."""
+    if not written.is_file():
+        return
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    shutil.move(written, temporary)
+    temporary.replace(cache)
+
+
+def keep_log(log: Path, folder: Path) -> Path:
+    """Saves the log of a failed build, whose output directory is about to be removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"failed-{LOG_NAME}"
+    try:
+        shutil.copyfile(log, kept)
+    except OSError:
+        return log  # the disk may be what is full
+    return kept

@@ -1,0 +1,143 @@
+"""Runs the smoke test and the evaluation where the engine can run.
+
+In place where TensorRT-LLM is installed, else in the container that the engine's manifest names.
+Several ranks run under ``mpirun``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.digests import digest_of
+from pipeline.errors import MissingDependencyError, StageError
+from pipeline.targets.tensorrt import evaluate_engine, smoke
+from pipeline.targets.tensorrt.docker import bind, docker_run
+from pipeline.targets.tensorrt.engine import read_config, world_size
+from pipeline.targets.tensorrt.environment import toolkit
+from pipeline.targets.tensorrt.failures import diagnose
+from pipeline.targets.tensorrt.process import run_logged
+
+INSIDE = Path("/work")
+
+
+def run_smoke(
+    engine: Path, prompts: list[list[int]], *, max_new_tokens: int, end_id: int, pad_id: int
+) -> dict[str, Any]:
+    """Greedy generation on an engine.
+
+    Args:
+        engine: An engine directory.
+        prompts: Token ids.
+        max_new_tokens: Generated per prompt, at most.
+        end_id: Ends a sequence.
+        pad_id: Pads outputs.
+
+    Returns:
+        ``new_tokens``, ``seconds`` and ``problems``; see :mod:`pipeline.targets.tensorrt.smoke`.
+
+    Raises:
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+        StageError: The script failed, with the cause.
+    """
+    request = {
+        "prompts": prompts,
+        "max_new_tokens": max_new_tokens,
+        "end_id": end_id,
+        "pad_id": pad_id,
+    }
+    return run_script(Path(smoke.__file__), engine, request)
+
+
+def run_evaluation(
+    engine: Path, windows: list[list[int]], *, end_id: int, pad_id: int
+) -> dict[str, Any]:
+    """Perplexity of an engine that gathers context logits.
+
+    Args:
+        engine: A directory of :func:`pipeline.targets.tensorrt.build.build_engine` with
+            ``evaluation=True``.
+        windows: Token ids; the first of each window is context only.
+        end_id: Ends a sequence.
+        pad_id: Pads outputs.
+
+    Returns:
+        ``perplexity``, ``tokens``, ``nll``, ``seconds`` and ``by_window``; see
+        :mod:`pipeline.targets.tensorrt.evaluate_engine`.
+
+    Raises:
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+        StageError: The script failed, with the cause.
+    """
+    request = {"windows": windows, "end_id": end_id, "pad_id": pad_id}
+    return run_script(Path(evaluate_engine.__file__), engine, request)
+
+
+def run_script(script: Path, engine: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs one of the two scripts and reads its result.
+
+    Raises:
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+        StageError: It failed, with the cause.
+    """
+    ranks = world_size(read_config(engine))
+    with tempfile.TemporaryDirectory(prefix="trtllm-engine-") as name:
+        work = Path(name)
+        image = toolkit().image
+        seen = engine.resolve() if image is None else Path("/engine")
+        shutil.copyfile(script, work / script.name)
+        content = json.dumps({**request, "engine": str(seen)})
+        (work / "request.json").write_text(content, encoding="utf-8")
+        command = script_command(work, script.name, engine, ranks, image)
+        ending = run_logged(command, work / "log.txt", lambda _line: None)
+        result = work / "result.json"
+        if ending.returncode or not result.is_file():
+            failure = diagnose(ending.tail, ending.returncode)
+            raise StageError(
+                f"{script.stem} failed on the engine",
+                where=str(engine),
+                why=failure.why + (f". It said: {failure.line}" if failure.line else ""),
+                fix=failure.fix,
+            )
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+
+
+def script_command(
+    work: Path, script: str, engine: Path, ranks: int, image: str | None
+) -> list[str]:
+    """The command that runs a script of a work folder.
+
+    Args:
+        work: Holds the script and ``request.json``; receives ``result.json``.
+        script: Its file name.
+        engine: The engine directory; mounted read-only in a container.
+        ranks: Processes, one GPU each.
+        image: The container to run it in; None runs it in place.
+
+    Raises:
+        MissingDependencyError: Docker is needed and not installed.
+    """
+    base = work if image is None else INSIDE
+    python = sys.executable if image is None else "python3"
+    command = [python, *(str(base / name) for name in (script, "request.json", "result.json"))]
+    if ranks > 1:
+        # In a container the user is mapped; in place it may be root.
+        command = ["mpirun", "--allow-run-as-root", "-n", str(ranks), *command]
+    if image is None:
+        return command
+    if shutil.which("docker") is None:
+        raise MissingDependencyError(
+            "neither TensorRT-LLM nor Docker is installed here",
+            why="An engine runs only with the TensorRT it was built with",
+            fix="Run this pipeline on the GPU machine",
+        )
+    mounts = [bind(work, str(INSIDE)), bind(engine, "/engine", readonly=True)]
+    user = f"{os.getuid()}:{os.getgid()}"
+    name = f"trtllm-engine-{digest_of(str(work))[:12]}"
+    return [*docker_run(name, user, mounts, str(INSIDE)), image, *command]

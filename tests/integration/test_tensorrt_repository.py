@@ -1,0 +1,147 @@
+"""The repository of the TensorRT target on the real server, without a GPU.
+
+Two things are true of it: its other four models serve when the engine model is the CPU's, and with
+the engine model in place the server misses nothing but the C++ backend.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.client import Client
+from pipeline.digests import file_digest, files_below
+from pipeline.errors import ServerError
+from pipeline.launch.view import link_view
+from pipeline.progress import Silent
+from pipeline.recipe_file import load_recipe
+from pipeline.run import BuildDir, run_recipe
+from pipeline.serving import check_custody, serve_command
+from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.triton.server import TritonServer
+from tests.conftest import PROJECT
+from tests.doubles.trtllm_build.machine import pretend
+
+SHARED_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls", "ensemble")
+
+
+@dataclass(frozen=True)
+class Repositories:
+    """The same model for the two targets."""
+
+    cpu: Path
+    gpu: Path
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
+    """The demo model through the pipeline twice; a double stands in for ``trtllm-build``."""
+    root = tmp_path_factory.mktemp("tensorrt-repository")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(PROJECT)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        cpu = _build(root, "cpu", "openvino", 1)
+        pretend(patch, root / "machine", sm="90", gpus="2")
+        gpu = _build(root, "gpu", "tensorrt", 2)
+    return Repositories(cpu, gpu)
+
+
+def _build(root: Path, name: str, target: str, ranks: int) -> Path:
+    settings = [f"name={name}", f"compile.target={target}", f"compile.tensor_parallel={ranks}"]
+    recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
+    recipe = recipe.model_copy(update={"evaluate": None})
+    built = run_recipe(recipe, BuildDir(root / "build"), Silent(), until="repository")
+    return built.outputs / "repository"
+
+
+def digests(repository: Path, model: str) -> dict[str, str]:
+    folder = repository / model
+    return {name: file_digest(folder / name) for name in files_below(folder)}
+
+
+def test_four_models_are_the_cpus_byte_for_byte(repositories: Repositories) -> None:
+    for model in SHARED_MODELS:
+        found = digests(repositories.gpu, model)
+        assert "config.pbtxt" in found
+        assert found == digests(repositories.cpu, model), model
+
+
+def test_its_engine_model_is_complete_and_launches(repositories: Repositories) -> None:
+    check_custody(repositories.gpu)
+    engine = repositories.gpu / "tensorrt_llm/1/engine"
+    assert {"config.json", "engine.json", "rank0.engine", "rank1.engine"} <= {
+        path.name for path in engine.iterdir()
+    }
+    text = (repositories.gpu / "tensorrt_llm/config.pbtxt").read_text()
+    assert 'backend: "tensorrtllm"' in text
+    launch = serve_command(repositories.gpu)
+    assert launch.image == DEFAULT_CONTAINER.image
+    inside = list(launch.command)[list(launch.command).index(DEFAULT_CONTAINER.image) + 1 :]
+    assert inside.count("tritonserver") == 2
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["as it is", "through a view"])
+def test_they_serve_with_the_cpus_engine(
+    repositories: Repositories, tmp_path: Path, linked: bool
+) -> None:
+    hybrid = tmp_path / "hybrid"
+    shutil.copytree(repositories.gpu, hybrid, ignore=shutil.ignore_patterns("tensorrt_llm"))
+    shutil.copytree(repositories.cpu / "tensorrt_llm", hybrid / "tensorrt_llm")
+    served = hybrid
+    if linked:
+        served = tmp_path / "view"
+        served.mkdir()
+        link_view(hybrid, served)
+    with TritonServer(served, log_file=tmp_path / "triton.log") as server:
+        for model in ("tensorrt_llm_bls", "ensemble"):
+            with Client(server.grpc_url, model=model) as client:
+                answer = client.generate("Once upon a time", max_tokens=8)
+            assert answer.text.strip(), model
+
+
+def test_the_server_misses_the_backend_and_nothing_else(
+    repositories: Repositories, tmp_path: Path
+) -> None:
+    log = tmp_path / "triton.log"
+    server = TritonServer(repositories.gpu, log_file=log)
+    with pytest.raises(
+        ServerError,
+        match="Model tensorrt_llm failed to load: unable to find backend library for backend "
+        "'tensorrtllm'",
+    ):
+        server.start()
+    text = log.read_text()
+    assert set(re.findall(r"failed to load '([^']+)'", text)) == {"tensorrt_llm"}
+    assert set(re.findall(r"successfully loaded '([^']+)'", text)) == {
+        *("preprocessing", "postprocessing", "tensorrt_llm_bls")
+    }
+    # The ensemble waits for its step, which is the same complaint; a machine without a GPU also
+    # says so.
+    complaints = [line for line in text.splitlines() if re.match(r"\S+Z E \d+ ", line)]
+    assert complaints
+    for line in complaints:
+        assert "unable to find backend library for backend 'tensorrtllm'" in line or "Cuda" in line
+
+
+def test_serve_announces_itself_in_a_file(repositories: Repositories, tmp_path: Path) -> None:
+    # What scripts/gpu-acceptance waits for.
+    command = [sys.executable, "-m", "pipeline", "serve", str(repositories.cpu), "--json"]
+    command += ["--grpc-port=0", "--http-port=0", "--metrics-port=0", f"--log={tmp_path / 'log'}"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        text = ""
+        for line in server.stdout:
+            text += line
+            if line == "}\n":
+                break
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    assert set(json.loads(text)) == {"grpc", "http", "metrics", "ready_seconds"}

@@ -1,0 +1,187 @@
+"""The two scripts that run on an engine, with stand-ins for TensorRT-LLM."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from pipeline.errors import MissingDependencyError, StageError
+from pipeline.targets.tensorrt import evaluate_engine, on_engine, smoke
+from tests.doubles.trtllm_build.machine import pretend
+from tests.unit.tensorrt import fake_tensorrt_llm
+from tests.unit.tensorrt.fake_tensorrt_llm import MAX_SEQ_LEN, VOCABULARY
+
+ENDS = {"end_id": 0, "pad_id": 0}
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    """The configuration of an engine that gathers context logits."""
+    directory = tmp_path / "engine"
+    directory.mkdir()
+    build = {"max_seq_len": MAX_SEQ_LEN, "max_num_tokens": 12, "gather_context_logits": True}
+    config = {
+        "version": "1.2.1",
+        "pretrained_config": {"vocab_size": VOCABULARY, "mapping": {"world_size": 1}},
+        "build_config": build,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize("script", [smoke, evaluate_engine])
+def test_a_script_needs_nothing_of_this_package(script: Any) -> None:
+    tree = ast.parse(Path(script.__file__).read_text())
+    names = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    allowed = {"__future__", "json", "math", "sys", "time", "pathlib", "typing", "torch"}
+    assert names <= allowed | {"tensorrt_llm", "tensorrt_llm.runtime"}
+
+
+def test_smoke_generates_greedily(
+    monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path
+) -> None:
+    runner = fake_tensorrt_llm.install(monkeypatch)
+    request = {"engine": str(engine), "prompts": [[1, 2], [5]], "max_new_tokens": 3, **ENDS}
+    asked, answered = tmp_path / "request.json", tmp_path / "result.json"
+    asked.write_text(json.dumps(request))
+    assert smoke.main([str(asked), str(answered)]) == 0
+    result = json.loads(answered.read_text())
+    # 3x + 1 mod 10 from 2 is 7, 2, 7; from 5 it is 6, 9, 8.
+    assert result["new_tokens"] == [[7, 2, 7], [6, 9, 8]]
+    assert result["problems"] == []
+    assert runner.opened["kv_cache_enable_block_reuse"] is False
+    assert runner.opened["max_input_len"] == 2
+
+
+@pytest.mark.parametrize(
+    ("garbage", "problem"),
+    [(11, "token 11, outside the vocabulary of 10"), (3, "two different greedy answers")],
+)
+def test_smoke_names_what_is_wrong(
+    garbage: int, problem: str, monkeypatch: pytest.MonkeyPatch, engine: Path
+) -> None:
+    fake_tensorrt_llm.install(monkeypatch, garbage=garbage)
+    request = {"engine": str(engine), "prompts": [[1, 2]], "max_new_tokens": 3, **ENDS}
+    result = smoke.run(request)
+    assert result is not None
+    assert problem in " ".join(result["problems"])
+
+
+def test_smoke_refuses_prompts_that_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch, engine: Path
+) -> None:
+    fake_tensorrt_llm.install(monkeypatch)
+    request = {"engine": str(engine), "prompts": [[1] * 14], "max_new_tokens": 3, **ENDS}
+    with pytest.raises(ValueError, match="do not fit the engine's max_seq_len 16"):
+        smoke.run(request)
+
+
+@pytest.mark.parametrize("script", [smoke, evaluate_engine])
+def test_other_ranks_write_nothing(
+    script: Any, monkeypatch: pytest.MonkeyPatch, engine: Path
+) -> None:
+    runner = fake_tensorrt_llm.install(monkeypatch, rank=1)
+    rows = [[1, 2, 3]]
+    request = {"engine": str(engine), "prompts": rows, "windows": rows, "max_new_tokens": 2, **ENDS}
+    assert script.run(request) is None
+    assert runner.calls > 0
+
+
+def test_perplexity_by_hand(monkeypatch: pytest.MonkeyPatch, engine: Path) -> None:
+    fake_tensorrt_llm.install(monkeypatch)
+    # 1 -> 4 -> 3 -> 0 is what the model prefers; the last step of the second window is not.
+    request = {"engine": str(engine), "windows": [[1, 4, 3, 0], [1, 4, 5]], **ENDS}
+    result = evaluate_engine.run(request)
+    assert result is not None
+    total = math.exp(2.0) + 9 * math.exp(0.5)
+    likely, unlikely = math.log(total) - 2.0, math.log(total) - 0.5
+    assert [window["tokens"] for window in result["by_window"]] == [3, 2]
+    assert result["by_window"][0]["nll"] == pytest.approx(3 * likely, rel=1e-5)
+    assert result["by_window"][1]["nll"] == pytest.approx(likely + unlikely, rel=1e-5)
+    assert result["tokens"] == 5
+    assert result["perplexity"] == pytest.approx(math.exp((4 * likely + unlikely) / 5), rel=1e-5)
+
+
+def test_reused_blocks_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Path) -> None:
+    fake_tensorrt_llm.install(monkeypatch, reused=2)
+    with pytest.raises(ValueError, match="window 0 got positions without logits"):
+        evaluate_engine.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
+
+
+def test_missing_logits_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Path) -> None:
+    runner = fake_tensorrt_llm.install(monkeypatch)
+    whole = runner.generate
+
+    def short(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        outputs = whole(self, *arguments, **keywords)
+        outputs["context_logits"] = [logits[1:] for logits in outputs["context_logits"]]
+        return outputs
+
+    monkeypatch.setattr(runner, "generate", short)
+    with pytest.raises(ValueError, match=r"window 0 of 4 tokens got logits of shape \(3, 12\)"):
+        evaluate_engine.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest", "message"),
+    [
+        ({"gather_context_logits": False}, 4, "without --gather_context_logits"),
+        ({}, 16, "does not fit max_seq_len 16"),
+        ({}, 13, "does not fit max_num_tokens 12"),
+    ],
+)
+def test_an_engine_that_cannot_score(changes: dict[str, Any], longest: int, message: str) -> None:
+    build = {"max_seq_len": 16, "max_num_tokens": 12, "gather_context_logits": True}
+    with pytest.raises(ValueError, match=message):
+        evaluate_engine.check_engine(build | changes, longest)
+
+
+def test_the_script_runs_in_place(
+    monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path
+) -> None:
+    """As a process of its own, with the stand-ins on its path."""
+    pretend(monkeypatch, tmp_path / "machine")
+    package = tmp_path / "modules" / "tensorrt_llm"
+    package.mkdir(parents=True)
+    source = Path(fake_tensorrt_llm.__file__).parents[3]
+    (package / "__init__.py").write_text("def mpi_rank():\n    return 0\n")
+    (package / "runtime.py").write_text(
+        "from tests.unit.tensorrt.fake_tensorrt_llm import FakeRunner as ModelRunnerCpp\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}:{source}")
+    result = on_engine.run_smoke(engine, [[1, 2]], max_new_tokens=2, **ENDS)
+    assert result["new_tokens"] == [[7, 2]]
+    with pytest.raises(StageError, match="evaluate_engine failed on the engine") as caught:
+        on_engine.run_evaluation(engine, [[1] * 13], **ENDS)
+    assert "does not fit max_num_tokens 12" in str(caught.value.why)
+
+
+def test_two_ranks_run_under_mpirun_in_the_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", programs=("docker",), tensorrt_llm=None)
+    command = on_engine.script_command(tmp_path, "smoke.py", tmp_path / "e", 2, "image:1")
+    assert command[command.index("image:1") + 1 :] == [
+        *("mpirun", "--allow-run-as-root", "-n", "2", "python3"),
+        *("/work/smoke.py", "/work/request.json", "/work/result.json"),
+    ]
+    assert f"type=bind,source={tmp_path / 'e'},target=/engine,readonly" in command
+    assert f"type=bind,source={tmp_path},target=/work" in command
+
+
+def test_without_docker_and_tensorrt_llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pretend(monkeypatch, tmp_path / "machine", programs=(), tensorrt_llm=None)
+    with pytest.raises(MissingDependencyError, match="nor Docker is installed"):
+        on_engine.script_command(tmp_path, "smoke.py", tmp_path, 1, "image:1")

@@ -1,0 +1,240 @@
+"""What the GPU target refuses or warns of, from config.json and the recipe alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RecipeError, UnsupportedError
+from pipeline.recipe_file import load_recipe
+from pipeline.targets import get_target
+from pipeline.targets.tensorrt.facts import CheckpointFacts
+from pipeline.targets.tensorrt.gpus import GPUS, find_gpu
+from pipeline.targets.tensorrt.preflight import check, inspect, predict
+
+from ...conftest import PROJECT
+from .recipes import DATA, TEXT, found, model, preflight, recipe
+
+PLUGINS = "compile.tensorrt.plugin_config"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["quantize.format=fp8", "compile.gpu=A100-80GB"], "FP8 does not run on A100-80GB"),
+        (["quantize.format=w4a8_awq", "compile.gpu=A10"], "W4A8_AWQ does not run on A10.*SM 86"),
+        (["compile.gpu=B200"], "W4A16_AWQ is refused on B200.*SM 100 to 119"),
+        (["quantize.format=int8_sq", "compile.gpu=B200"], "W8A8_SQ_PER_CHANNEL is refused"),
+        (["quantize.format=w4a8_awq", "compile.gpu=B200"], "W4A8_AWQ is refused on B200"),
+        (
+            ["quantize.format=fp8", "quantize.kv_cache=int8", "compile.gpu=B200"],
+            "an INT8 KV cache is refused on B200",
+        ),
+        ([f"{PLUGINS}.gpt_attention_plugin=null"], "would not load.*In-flight batching"),
+        ([f"{PLUGINS}.remove_input_padding=false"], "would not load.*packed input"),
+        (["compile.tensorrt.kv_cache_type=continuous"], "would not load.*paged KV cache"),
+        ([f"{PLUGINS}.gemm_plugin=fp8"], "gemm_plugin fp8 does not go with W4A16_AWQ"),
+        ([f"{PLUGINS}.gemm_swiglu_plugin=fp8"], "gemm_swiglu_plugin is not available.*FP8 weights"),
+        (
+            [f"{PLUGINS}.gemm_swiglu_plugin=fp8", "quantize.format=fp8", "compile.gpu=L40S"],
+            "kernels for Hopper only",
+        ),
+        (
+            [f"{PLUGINS}.low_latency_gemm_plugin=fp8", "quantize.format=fp8", "compile.gpu=B200"],
+            "refuses it on SM 100",
+        ),
+        (["compile.max_seq_len=131073"], "longer than the model's 131072 positions"),
+        (["quantize.format=bfloat16", "compile.gpu=L4", "compile.max_seq_len=65536"], "not fit L4"),
+    ],
+)
+def test_refusals_name_key_reason_and_remedy(
+    tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=expected) as caught:
+        get_target("tensorrt").check(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
+    error = caught.value
+    assert error.exit_code == 3
+    assert "recipe.yaml" in str(error.where) or "--set" in str(error.where)
+    assert error.why
+    assert error.fix
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    overrides = (f"{PLUGINS}.remove_input_padding=false", "compile.gpu=B200")
+    with pytest.raises(UnsupportedError, match=r"refused on B200.*Also: the engine would not"):
+        check(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compile.gpu=A100-40GB"],
+        ["compile.gpu=l40s"],
+        ["quantize.format=int8_sq", "compile.gpu=A10"],
+        ["quantize.format=fp8", "quantize.kv_cache=fp8", "compile.gpu=H100-80GB"],
+        ["quantize.format=fp8", "compile.gpu=B200"],
+        ["quantize.format=w4a8_awq", "compile.gpu=L40S"],
+        ["quantize.format=float16", "compile.gpu=B200"],
+        ["quantize.format=int8_sq", "compile.gpu=RTX 5090"],
+        [
+            f"{PLUGINS}={{gemm_swiglu_plugin: fp8, gemm_plugin: fp8}}",
+            "quantize.format=fp8",
+            "compile.gpu=H200",
+        ],
+    ],
+)
+def test_combinations_that_work(tmp_path: Path, overrides: list[str]) -> None:
+    check(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
+
+
+def test_linear_rope_scaling_counts_and_llama3_does_not(tmp_path: Path) -> None:
+    linear = model("llama-3.1-8b", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    check(recipe(tmp_path, "compile.max_seq_len=262144"), linear)
+    with pytest.raises(UnsupportedError, match="131072 positions"):
+        check(recipe(tmp_path, "compile.max_seq_len=262144"), model("llama-3.1-8b"))
+
+
+def test_a_sliding_window_bounds_the_sequence(tmp_path: Path) -> None:
+    mistral = replace(model("llama-3.1-8b"), sliding_window=4096)
+    with pytest.raises(UnsupportedError, match="sliding window of 4096"):
+        check(recipe(tmp_path), mistral)
+
+
+@pytest.mark.parametrize(
+    "algo",
+    [
+        "W8A8_SQ_PER_TENSOR_PLUGIN",
+        "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
+        "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
+        "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN",
+    ],
+)
+def test_plugin_smoothquant_loses_the_norms_of_qwen3(tmp_path: Path, algo: str) -> None:
+    config = preflight(tmp_path).requested
+
+    def errors(name: str) -> list[str]:
+        facts = CheckpointFacts(model(name), "float16", algo, None, None, 1, 1)
+        findings = predict(config, facts, None).findings
+        return [finding.what for finding in findings if finding.severity == "error"]
+
+    assert errors("qwen3-8b") == [f"{algo} drops the q and k norms of Qwen3ForCausalLM"]
+    assert errors("llama-3.1-8b") == []
+
+
+def test_long_prompts_without_chunked_context(tmp_path: Path) -> None:
+    chunked = preflight(tmp_path, "compile.max_num_tokens=2048")
+    assert not [f for f in chunked.effective.findings if "refused" in f.what]
+    whole = preflight(tmp_path, "compile.max_num_tokens=2048", "serve.enable_chunked_context=false")
+    finding = found(whole, "prompts of more than 2048 tokens are refused")
+    assert "4096, or serve.enable_chunked_context to true" in finding.remedy
+    int8 = preflight(tmp_path, "compile.max_num_tokens=2048", "quantize.kv_cache=int8")
+    assert "enable_chunked_context" not in found(int8, "prompts of more than").remedy
+
+
+def test_prompt_logits_switch_reuse_off(tmp_path: Path) -> None:
+    result = preflight(tmp_path, "compile.tensorrt.gather_context_logits=true")
+    assert not result.effective.kv_cache_reuse
+    assert result.effective.chunked_context
+    assert found(result, "reuse is switched off at run time").severity == "warning"
+
+
+def test_a_full_gpu_is_warned_of_before_triton_refuses_it(tmp_path: Path) -> None:
+    # 16.1 GiB of weights and 1 GiB of KV cache fit 22 GiB, 8 GiB of activations do not.
+    result = preflight(
+        tmp_path, "quantize.format=float16", "compile.gpu=L4", "compile.max_num_tokens=65536"
+    )
+    assert result.memory.sequences == 0
+    assert found(result, "may not hold one sequence").severity == "warning"
+
+
+def test_an_unknown_gpu_names_the_near_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no GPU H10-80GB.*Did you mean H100-80GB\?") as caught:
+        inspect(recipe(tmp_path, "compile.gpu=H10-80GB"), model("llama-3.1-8b"))
+    assert caught.value.exit_code == 2
+    with pytest.raises(RecipeError, match="Known: A30, A100-40GB"):
+        find_gpu("TPU", "here")
+
+
+def test_gpu_names_are_forgiving() -> None:
+    assert find_gpu("h100 80gb", "") is GPUS["H100-80GB"]
+    assert find_gpu("rtx_4090", "") is GPUS["RTX-4090"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sm"),
+    [("A100-80GB", 80), ("A10", 86), ("L4", 89), ("H200", 90), ("B200", 100), ("RTX-5090", 120)],
+)
+def test_compute_capabilities(name: str, sm: int) -> None:
+    assert GPUS[name].sm == sm
+
+
+def test_the_plan_of_a_70b_takes_a_second_and_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((DATA / "llama-3.1-70b.json").read_text())
+    (tmp_path / "c.txt").write_text("text")
+    path = tmp_path / "recipe.yaml"
+    text = TEXT.replace("{source: m}", f"{{source: {tmp_path}}}")
+    path.write_text(text.replace("c.txt", str(tmp_path / "c.txt")).replace("{text: h.txt}", "null"))
+    code = (
+        "import sys, time\n"
+        f"sys.argv = ['trtllm-pipeline', 'plan', {str(path)!r}, '--json', '--build-dir',"
+        f" {str(tmp_path / 'build')!r}, '--set', 'quantize.format=fp8', '--set',"
+        " 'quantize.kv_cache=fp8', '--set', 'compile.tensor_parallel=4', '--set',"
+        " 'compile.gpu=H100-80GB']\n"
+        "from pipeline.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as exit: assert not exit.code\n"
+        "assert time.process_time() < 1, time.process_time()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'modelopt', 'tensorrt_llm'}\n"
+        "assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    engine = json.loads(answer.stdout)["engine"]
+    assert engine["memory"]["weights"] == 18_166_074_816
+    assert engine["memory"]["kv_bytes_per_token"] == 40_960
+    assert engine["build_config"]["plugin_config"]["use_fp8_context_fmha"] is True
+    assert engine["kv_cache_reuse"] is True
+    assert engine["world_size"] == 4
+
+
+def test_the_inspection_itself_takes_milliseconds(tmp_path: Path) -> None:
+    asked, facts = recipe(tmp_path, "compile.gpu=H200"), model("llama-3.1-70b")
+    started = time.process_time()
+    inspect(asked, facts)
+    assert time.process_time() - started < 0.1
+
+
+def test_the_plan_is_printed(tmp_path: Path) -> None:
+    text = "\n".join(preflight(tmp_path, "compile.gpu=L4", "quantize.kv_cache=int8").lines())
+    assert "engine: W4A16_AWQ, INT8 KV cache, 1 x L4 (SM 89)" in text
+    assert "use_paged_context_fmha off" in text
+    assert "KV cache reuse not possible, chunked context not possible" in text
+    assert "weights                 5.31 GiB" in text
+    assert "KV cache                64.0 KiB a token, 512.0 MiB a sequence" in text
+    assert "warning: use_paged_context_fmha is switched off" in text
+    assert "(quantize.kv_cache)" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in (PROJECT / "configs").glob("*.yaml") if not p.name.startswith("demo")),
+    ids=lambda path: path.stem,
+)
+def test_the_shipped_recipes_build_what_they_say(path: Path) -> None:
+    asked = load_recipe(path)
+    name = next(file.stem for file in DATA.glob("*.json") if path.stem.startswith(file.stem))
+    result = inspect(asked, model(name))
+    assert asked.compile.gpu
+    assert {finding.severity for finding in result.effective.findings} == {"note"}
+    assert result.effective.config == result.requested
+    assert result.effective.kv_cache_reuse
+    assert result.memory.sequences
+    assert result.memory.sequences >= 8

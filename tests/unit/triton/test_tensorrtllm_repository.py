@@ -1,0 +1,181 @@
+"""What the validator says about repositories for the C++ backend, each broken in one place."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.progress import Silent
+from pipeline.stages import repository as stage
+from pipeline.stages.base import Artifact, StageContext
+from pipeline.triton.tensorrtllm import local_path
+from pipeline.triton.validate import check_repository, problems
+from tests.unit.triton import tensorrt
+from tests.unit.triton.tensorrt import QWEN_7B
+
+ENGINE = "tensorrt_llm/1/engine"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tensorrt.write_repository(tmp_path_factory.mktemp("trt") / "repository", QWEN_7B)
+
+
+@pytest.fixture
+def repository(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "repository"))
+
+
+def test_the_generated_repository_is_accepted(repository: Path) -> None:
+    assert problems(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "relative"),
+    [
+        ("/models/tensorrt_llm/1/engine", "tensorrt_llm/1/engine"),
+        ("preprocessing/1/tokenizer", "preprocessing/1/tokenizer"),
+    ],
+)
+def test_the_mount_point_is_the_repository(tmp_path: Path, value: str, relative: str) -> None:
+    assert local_path(tmp_path, value) == tmp_path / relative
+
+
+def test_other_absolute_paths_stay(tmp_path: Path) -> None:
+    assert local_path(tmp_path, "/models-2/engine") == Path("/models-2/engine")
+
+
+def _parameter(name: str, value: str | None) -> Callable[[Path], object]:
+    def edit(repository: Path) -> None:
+        path = repository / "tensorrt_llm/config.pbtxt"
+        config = text_format.Parse(path.read_text(), proto.ModelConfig())
+        if value is None:
+            del config.parameters[name]
+        else:
+            config.parameters[name].string_value = value
+        path.write_text(text_format.MessageToString(config))
+
+    return edit
+
+
+def _engine(**changes: object) -> Callable[[Path], object]:
+    def edit(repository: Path) -> None:
+        path = repository / ENGINE / "config.json"
+        config = json.loads(path.read_text())
+        for name, value in changes.items():
+            for part in (
+                config,
+                config["pretrained_config"],
+                config["pretrained_config"]["mapping"],
+                config["build_config"],
+                config["build_config"]["plugin_config"],
+            ):
+                if name in part:
+                    part[name] = value
+        path.write_text(json.dumps(config))
+
+    return edit
+
+
+CASES: list[tuple[Callable[[Path], object], str]] = [
+    (
+        _parameter("gpt_model_path", ENGINE),
+        r"gpt_model_path: tensorrt_llm/1/engine is relative; the C\+\+ backend looks for it below",
+    ),
+    (
+        _parameter("gpt_model_path", "/models/tensorrt_llm/engine"),
+        r"gpt_model_path: /models/tensorrt_llm/engine is not a folder",
+    ),
+    (_parameter("gpt_model_path", None), r"the parameter gpt_model_path is missing"),
+    (_parameter("tokenizer_dir", None), r"the parameter tokenizer_dir is missing; without it"),
+    (_parameter("guided_decoding_backend", None), r"guided_decoding_backend is missing; without"),
+    (_parameter("xgrammar_tokenizer_info_path", None), r"xgrammar_tokenizer_info_path is missing"),
+    (_parameter("gpt_model_type", "inflight_fused"), r"gpt_model_type is 'inflight_fused', not"),
+    (_parameter("max_beam_width", "4"), r"max_beam_width is '4'; the engine was built for 1 to 1"),
+    (
+        _engine(use_paged_context_fmha=False),
+        r"enable_chunked_context must be false: the engine was built without use_paged_context",
+    ),
+    (
+        _engine(gather_context_logits=True),
+        r"enable_kv_cache_reuse must be false: the engine gathers context logits",
+    ),
+    (lambda r: (r / ENGINE / "rank1.engine").unlink(), r"engine/rank1\.engine is missing"),
+    (
+        lambda r: (r / ENGINE / "rank2.engine").write_text("of another engine"),
+        r"engine/rank2\.engine is not one of the engine's 2 ranks",
+    ),
+    (_engine(tp_size=4), r"world_size is 2, but tp_size 4 x pp_size 1 is 4"),
+    (_engine(version="1.0.0"), r"built with TensorRT-LLM 1\.0\.0, not 1\.2\.1"),
+    (_engine(max_batch_size=8), r"max_batch_size 64 is larger than the 8 sequences"),
+    (_engine(plugin_config={}), r"not that of a TensorRT-LLM engine: KeyError"),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), CASES, ids=[case[1][:40] for case in CASES])
+def test_wrong_repository(
+    repository: Path, damage: Callable[[Path], object], expected: str
+) -> None:
+    damage(repository)
+    with pytest.raises(RepositoryError, match="the Triton repository has"):
+        check_repository(repository)
+    found = problems(repository)
+    assert any(re.search(expected, problem) for problem in found), found
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    source, engine, output = (tmp_path / name for name in ("source", "engine", "output"))
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "config.json").write_text('{"eos_token_id": [7, 8]}')
+    tensorrt.write_engine(engine, tensorrt.engine_config(QWEN_7B))
+    (engine / "engine.json").write_text("{}")
+    output.mkdir()
+    inputs = {
+        name: Artifact(name, "key", "digest", path, {})
+        for name, path in (("source", source), ("compile", engine))
+    }
+    return StageContext(tensorrt.recipe(QWEN_7B), inputs, output, Silent())
+
+
+def test_the_stage_delivers_engine_and_python_models(context: StageContext) -> None:
+    facts = stage.run(context)
+    assert facts["target"] == "tensorrt"
+    assert "switched_off" not in facts
+    model = context.output / "tensorrt_llm"
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    # The C++ backend needs no Python, and a stray model.py would only mislead.
+    assert files == {
+        "config.pbtxt",
+        *(f"1/engine/{name}" for name in ("config.json", "engine.json")),
+        *(f"1/engine/rank{rank}.engine" for rank in range(2)),
+    }
+    for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
+        assert (context.output / name / "1" / "model.py").is_file()
+    ends = (context.output / "preprocessing/1/tokenizer/generation_config.json").read_text()
+    assert json.loads(ends) == {"eos_token_id": [7, 8]}
+
+
+def test_a_default_that_the_engine_cannot_do_is_a_fact(context: StageContext) -> None:
+    path = context.inputs["compile"].path / "config.json"
+    config = json.loads(path.read_text())
+    config["build_config"]["plugin_config"]["use_paged_context_fmha"] = False
+    path.write_text(json.dumps(config))
+    facts = stage.run(context)
+    assert set(facts["switched_off"]) == {"enable_kv_cache_reuse", "enable_chunked_context"}
+    artifact = Artifact("repository", "key", "digest", context.output, facts)
+    stage.check(context.recipe, artifact)
+    asked = tensorrt.recipe(QWEN_7B, enable_chunked_context=True)
+    with pytest.raises(
+        UnsupportedError, match=r"enable_chunked_context is asked for, .* cannot do it\. The engine"
+    ):
+        stage.check(asked, artifact)
