@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -53,8 +53,6 @@ def root(
 
 def main() -> None:
     """The console script: turns errors into one paragraph and an exit code."""
-    from pipeline.console import print_error
-
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or bool(os.environ.get("TRTLLM_PIPELINE_DEBUG"))
     json_output = "--json" in arguments
@@ -63,8 +61,7 @@ def main() -> None:
     except PipelineError as error:
         if debug:
             raise
-        print_error(error, json_output=json_output)
-        sys.exit(error.exit_code)
+        _fail(error, json_output=json_output)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -79,5 +76,12 @@ def main() -> None:
             f"unexpected {type(error).__name__}: {error}",
             fix="This is a defect: run again with --debug and report the traceback",
         )
-        print_error(failure, json_output=json_output)
-        sys.exit(failure.exit_code)
+        _fail(failure, json_output=json_output)
+
+
+def _fail(error: PipelineError, *, json_output: bool) -> NoReturn:
+    # Not at the top: what prints tables imports every stage, and --help needs none.
+    from pipeline.console import print_error
+
+    print_error(error, json_output=json_output)
+    sys.exit(error.exit_code)
