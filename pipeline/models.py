@@ -107,6 +107,18 @@ class ModelFacts:
             LinearShape("mlp.proj", hidden, inner, "row"),
         )
 
+    @property
+    def longest_sequence(self) -> int:
+        """Positions the rotary embedding is meant for, as TensorRT-LLM derives ``max_seq_len``.
+
+        ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a
+        linearly scaled one does not.
+        """
+        scaling = self.rotary_scaling
+        if scaling is None or scaling["rope_type"] != "linear":
+            return self.max_position_embeddings
+        return int(self.max_position_embeddings * float(scaling["factor"]))
+
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> ModelFacts:
         """Reads a Hugging Face ``config.json``, of transformers 4 or 5.

@@ -2,26 +2,36 @@
 
 The checkpoint is not the model that was calibrated in memory: the export merges pre-quant scales
 and rounds to the recipe's dtype. So the files are read back and compared with the source model.
+Where the recipe's target can run an engine on this machine, one is built and measured too.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import QualityGateError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Gates, Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.targets import get_target
 from pipeline.text import text_digest
 from pipeline.toolchain import versions
+
+if TYPE_CHECKING:
+    from pipeline.reference.comparison import WindowScore
 
 RESULT_NAME = "evaluation.json"
 TEXT_KEY = "evaluate.text"
 TOOLS = ("torch", "transformers")
+ENGINE_REMEDY = (
+    "The written files keep the gates, so look at how the engine executes them: leave "
+    "compile.tensorrt.plugin_config at its defaults, or loosen the gate"
+)
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
@@ -34,12 +44,18 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the tools, and the digest of the text.
+    """Versions of the tools and the digest of the text; and what an engine is measured with.
 
     Raises:
         RecipeError: The text cannot be read.
     """
-    return {"text": text_digest(recipe, TEXT_KEY), "tools": versions(TOOLS)}
+    engine = get_target(recipe.compile.target).engine_evaluation(recipe)
+    return {
+        "text": text_digest(recipe, TEXT_KEY),
+        "tools": versions(TOOLS),
+        # Only where one is measured: elsewhere neither target nor machine decides anything.
+        **({"engine": dict(engine.material)} if engine else {}),
+    }
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -49,45 +65,86 @@ def run(context: StageContext) -> dict[str, Any]:
         UsageError: The text is not usable.
         SourceError: The source model or its tokenizer cannot be loaded.
         CheckpointError: The checkpoint is not complete.
+        StageError: The engine could not be built or measured.
     """
     from pipeline.quantize.loading import count_parameters
     from pipeline.quantize.surroundings import deterministic, surroundings
-    from pipeline.reference import load_reference
-    from pipeline.reference.comparison import compare, summarize, token_windows
-    from pipeline.reference.source import load_source, place_models
+    from pipeline.reference.comparison import summarize
+
+    recipe, source = context.recipe, context.inputs["source"].path
+    target = get_target(recipe.compile.target)
+    engine = target.engine_evaluation(recipe)
+    with surroundings(context.progress), deterministic(count_parameters(source)):
+        windows = _windows(context, engine.longest_window if engine else None)
+        scores = _scores(context, windows)
+    summary = summarize(scores)
+    if engine:
+        _free_gpu()
+        checkpoint = context.inputs["quantize"].path
+        perplexity = target.engine_perplexity(
+            checkpoint, recipe, windows, context.output, context.progress
+        )
+        summary["engine_perplexity"] = perplexity
+        summary["engine_perplexity_difference"] = perplexity / summary["perplexity"] - 1.0
+    result = {**summary, "by_window": [asdict(score) for score in scores]}
+    text = json.dumps(result, indent=1, sort_keys=True)
+    (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
+    return summary
+
+
+def _windows(context: StageContext, longest: int | None) -> list[list[int]]:
+    """Windows of the recipe's text, no longer than the model and the engine take."""
+    from pipeline.reference.comparison import token_windows
     from pipeline.text import load_tokenizer, read_texts
 
-    recipe = context.recipe
+    recipe, source = context.recipe, context.inputs["source"].path
     assert recipe.evaluate is not None
-    source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
-    trust = recipe.model.trust_remote_code
-    with surroundings(context.progress), deterministic(count_parameters(source)):
-        tokenizer = load_tokenizer(source, trust_remote_code=trust)
-        length = min(
-            recipe.evaluate.sequence_length,
-            ModelFacts.from_directory(source).max_position_embeddings,
-        )
-        texts = read_texts(Path(recipe.evaluate.text))
-        windows = token_windows(texts, tokenizer, length, recipe.evaluate.tokens)
-        with context.progress.task("loading both models", 2) as task:
-            original = load_source(source, trust_remote_code=trust)
-            task.advance()
-            written = load_reference(checkpoint)
-            task.advance()
-        device = place_models(recipe, original, written)
-        total = sum(len(window) - 1 for window in windows)
-        with context.progress.task(f"scoring {total} tokens", total) as task:
-            scores = compare(original, written, windows, device, task.advance)
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    facts = ModelFacts.from_directory(source)
+    length = min(recipe.evaluate.sequence_length, facts.max_position_embeddings)
+    if longest is not None and longest < length:
+        context.progress.note(f"windows are of {longest} tokens, not {length}: for the engine")
+        length = longest
+    texts = read_texts(Path(recipe.evaluate.text))
+    windows = token_windows(texts, tokenizer, length, recipe.evaluate.tokens)
+    total = _scored_tokens(windows)
     if total < recipe.evaluate.tokens:
         context.progress.note(
             f"{recipe.evaluate.text} has {total} tokens to score, "
             f"{recipe.evaluate.tokens} were asked for"
         )
-    summary = summarize(scores)
-    result = {**summary, "by_window": [asdict(score) for score in scores]}
-    text = json.dumps(result, indent=1, sort_keys=True)
-    (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
-    return summary
+    return windows
+
+
+def _scores(context: StageContext, windows: list[list[int]]) -> list[WindowScore]:
+    """Every window under the source and under the written files."""
+    from pipeline.reference import load_reference
+    from pipeline.reference.comparison import compare
+    from pipeline.reference.source import load_source, place_models
+
+    recipe, progress = context.recipe, context.progress
+    source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
+    with progress.task("loading both models", 2) as task:
+        original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
+        task.advance()
+        written = load_reference(checkpoint)
+        task.advance()
+    device = place_models(recipe, original, written)
+    total = _scored_tokens(windows)
+    with progress.task(f"scoring {total} tokens", total) as task:
+        return compare(original, written, windows, device, task.advance)
+
+
+def _scored_tokens(windows: list[list[int]]) -> int:
+    return sum(len(window) - 1 for window in windows)
+
+
+def _free_gpu() -> None:
+    """Returns the memory of the models that were scored, which the engine's build needs."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def check(recipe: Recipe, artifact: Artifact) -> None:
@@ -97,13 +154,18 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
         QualityGateError: At least one is broken; the artifact stays in the store.
     """
     assert recipe.evaluate is not None
-    broken = dict(_broken_gates(recipe.evaluate.gates, artifact.facts))
-    if broken:
+    gates = recipe.evaluate.gates
+    broken = list(_broken_gates(gates, artifact.facts))
+    by_engine = list(_broken_by_engine(gates, artifact.facts))
+    if broken or by_engine:
+        every = [*broken, *by_engine]
         raise QualityGateError(
-            f"the checkpoint is worse than the recipe allows: {'; '.join(broken.values())}",
-            where=recipe.place(f"evaluate.gates.{next(iter(broken))}"),
-            why=f"Measured on the written files; every number is in {artifact.path / RESULT_NAME}",
-            fix=_remedy(recipe),
+            f"the {'checkpoint' if broken else 'engine'} is worse than the recipe allows: "
+            f"{'; '.join(words for _, words in every)}",
+            where=recipe.place(f"evaluate.gates.{every[0][0]}"),
+            why=f"Measured on {'the' if broken else 'an engine of the'} written files; every "
+            f"number is in {artifact.path / RESULT_NAME}",
+            fix=_remedy(recipe) if broken else ENGINE_REMEDY,
         )
 
 
@@ -127,6 +189,20 @@ def _broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str,
         yield (
             "kl_divergence",
             f"KL divergence is {measured:.4g} nats per token, allowed is {limit:.4g}",
+        )
+
+
+def _broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    limit, perplexity = gates.perplexity_increase, facts.get("engine_perplexity")
+    if limit is None or perplexity is None:
+        return
+    source = facts["source_perplexity"]
+    increase = perplexity / source - 1.0
+    if not increase <= limit:
+        change = f"{source:.4g} to {perplexity:.4g}"
+        yield (
+            "perplexity_increase",
+            f"the engine's perplexity rose by {increase:.2%} ({change}), allowed is {limit:.2%}",
         )
 
 

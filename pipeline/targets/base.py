@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class EngineEvaluation:
+    """That a target can measure the quality of an engine on this machine.
+
+    Attributes:
+        material: What decides the measurement besides checkpoint and windows; part of a cache key.
+        longest_window: Tokens of the longest window that the engine takes.
+    """
+
+    material: Mapping[str, Any]
+    longest_window: int
 
 
 class Target(Protocol):
@@ -39,4 +53,30 @@ class Target(Protocol):
 
         Raises:
             CompileError: The engine could not be built.
+        """
+
+    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:
+        """How engines are measured on this machine; None where they are not."""
+
+    def engine_perplexity(
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        windows: Sequence[Sequence[int]],
+        workspace: Path,
+        progress: Progress,
+    ) -> float:
+        """Builds an engine that is only measured, and measures it.
+
+        Args:
+            checkpoint: A validated TensorRT-LLM checkpoint directory.
+            recipe: The recipe; ``compile`` is the section that counts.
+            windows: Token ids, of :attr:`EngineEvaluation.longest_window` at most; the first of
+                each is context only.
+            workspace: Where the engine may lie meanwhile; nothing of it is left.
+            progress: Where it reports.
+
+        Raises:
+            UnsupportedError: This target measures no engines, or not on this machine.
+            StageError: The engine could not be built or measured.
         """

@@ -18,18 +18,6 @@ def check(recipe: Recipe, facts: ModelFacts) -> None:
     _check_precisions(recipe)
 
 
-def longest_sequence(facts: ModelFacts) -> int:
-    """Positions the rotary embedding is meant for, as TensorRT-LLM derives ``max_seq_len``.
-
-    ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a
-    linearly scaled one does not.
-    """
-    scaling = facts.rotary_scaling
-    if scaling is None or scaling["rope_type"] != "linear":
-        return facts.max_position_embeddings
-    return int(facts.max_position_embeddings * float(scaling["factor"]))
-
-
 def _check_format(recipe: Recipe) -> None:
     name = recipe.quantize.format
     if name not in EXECUTED_FORMATS:
@@ -53,7 +41,7 @@ def _check_format(recipe: Recipe) -> None:
 
 
 def _check_length(recipe: Recipe, facts: ModelFacts) -> None:
-    wanted, longest = recipe.compile.max_seq_len, longest_sequence(facts)
+    wanted, longest = recipe.compile.max_seq_len, facts.longest_sequence
     if wanted > longest:
         raise UnsupportedError(
             f"max_seq_len {wanted} is longer than the model's {longest} positions",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import require
+from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.openvino import preflight
 from pipeline.toolchain import versions
 
@@ -61,3 +63,24 @@ class OpenVinoTarget:
         from pipeline.targets.openvino.engine import write_engine
 
         return write_engine(checkpoint, recipe, output, progress)
+
+    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:  # noqa: ARG002
+        """None: the engine executes the arithmetic of the reference, which is measured."""
+        return None
+
+    def engine_perplexity(
+        self,
+        checkpoint: Path,  # noqa: ARG002
+        recipe: Recipe,
+        windows: Sequence[Sequence[int]],  # noqa: ARG002
+        workspace: Path,  # noqa: ARG002
+        progress: Progress,  # noqa: ARG002
+    ) -> float:
+        """Refuses; see :meth:`engine_evaluation`.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "the CPU target measures no engine", where=recipe.place("compile.target")
+        )

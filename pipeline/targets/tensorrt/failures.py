@@ -181,7 +181,7 @@ CAUSES = (
     _cause(
         r"contradict|kv_cache_type.*paged_kv_cache|plugin .*requires|AssertionError",
         "TensorRT-LLM refuses this combination of options",
-        "Read the last lines of build.log; report it with the recipe, since the pre-flight should "
+        "Read the last lines of the log; report it with the recipe, since the pre-flight should "
         "have said so",
     ),
 )
@@ -206,7 +206,7 @@ def diagnose(lines: Iterable[str], returncode: int) -> Failure:
     last = _last_error(log)
     how = _ending(returncode)
     why = f"It {how} with: {last}" if last else f"It {how} without a message"
-    return Failure(why, "Read build.log; this cause is not among the known ones", last)
+    return Failure(why, "Read the log; this cause is not among the known ones", last)
 
 
 def _first(pattern: re.Pattern[str], log: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a build leaves in the store besides its engine: the timing cache, the log of a failure."""
+"""What stays in the store besides an engine: the timing cache, the log of a failure."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def keep_cache(written: Path, cache: Path) -> None:
 
 
 def keep_log(log: Path, folder: Path) -> Path:
-    """Saves the log of a failed build, whose output directory is about to be removed."""
+    """Saves the log of a failure, whose directory is about to be removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"failed-{LOG_NAME}"
+    kept = folder / f"failed-{log.name}"
     try:
         shutil.copyfile(log, kept)
     except OSError:

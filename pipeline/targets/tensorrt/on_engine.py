@@ -22,21 +22,33 @@ from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.engine import read_config, world_size
 from pipeline.targets.tensorrt.environment import toolkit
 from pipeline.targets.tensorrt.failures import diagnose
+from pipeline.targets.tensorrt.leftovers import keep_log
 from pipeline.targets.tensorrt.process import run_logged
 
 INSIDE = Path("/work")
 
+# No token ends a sequence: an engine knows nothing of its tokenizer.
+NO_END = -1
+PAD = 0
+
 
 def run_smoke(
-    engine: Path, prompts: list[list[int]], *, max_new_tokens: int, end_id: int, pad_id: int
+    engine: Path,
+    prompts: list[list[int]],
+    logs: Path,
+    *,
+    max_new_tokens: int,
+    end_id: int,
+    pad_id: int,
 ) -> dict[str, Any]:
     """Greedy generation on an engine.
 
     Args:
         engine: An engine directory.
         prompts: Token ids.
+        logs: Where the log of a failure is kept.
         max_new_tokens: Generated per prompt, at most.
-        end_id: Ends a sequence.
+        end_id: Ends a sequence; :data:`NO_END` for none.
         pad_id: Pads outputs.
 
     Returns:
@@ -52,11 +64,11 @@ def run_smoke(
         "end_id": end_id,
         "pad_id": pad_id,
     }
-    return run_script(Path(smoke.__file__), engine, request)
+    return run_script(Path(smoke.__file__), engine, request, logs)
 
 
 def run_evaluation(
-    engine: Path, windows: list[list[int]], *, end_id: int, pad_id: int
+    engine: Path, windows: list[list[int]], logs: Path, *, end_id: int, pad_id: int
 ) -> dict[str, Any]:
     """Perplexity of an engine that gathers context logits.
 
@@ -64,6 +76,7 @@ def run_evaluation(
         engine: A directory of :func:`pipeline.targets.tensorrt.build.build_engine` with
             ``evaluation=True``.
         windows: Token ids; the first of each window is context only.
+        logs: Where the log of a failure is kept.
         end_id: Ends a sequence.
         pad_id: Pads outputs.
 
@@ -76,11 +89,13 @@ def run_evaluation(
         StageError: The script failed, with the cause.
     """
     request = {"windows": windows, "end_id": end_id, "pad_id": pad_id}
-    return run_script(Path(evaluate_engine.__file__), engine, request)
+    return run_script(Path(evaluate_engine.__file__), engine, request, logs)
 
 
-def run_script(script: Path, engine: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs one of the two scripts and reads its result.
+def run_script(
+    script: Path, engine: Path, request: Mapping[str, Any], logs: Path
+) -> dict[str, Any]:
+    """Runs one of the two scripts and reads its result; keeps its log in ``logs`` if it fails.
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
@@ -95,13 +110,14 @@ def run_script(script: Path, engine: Path, request: Mapping[str, Any]) -> dict[s
         content = json.dumps({**request, "engine": str(seen)})
         (work / "request.json").write_text(content, encoding="utf-8")
         command = script_command(work, script.name, engine, ranks, image)
-        ending = run_logged(command, work / "log.txt", lambda _line: None)
+        log = work / f"{script.stem}.log"
+        ending = run_logged(command, log, lambda _line: None)
         result = work / "result.json"
         if ending.returncode or not result.is_file():
             failure = diagnose(ending.tail, ending.returncode)
             raise StageError(
                 f"{script.stem} failed on the engine",
-                where=str(engine),
+                where=str(keep_log(log, logs)),
                 why=failure.why + (f". It said: {failure.line}" if failure.line else ""),
                 fix=failure.fix,
             )
@@ -121,7 +137,7 @@ def script_command(
         image: The container to run it in; None runs it in place.
 
     Raises:
-        MissingDependencyError: Docker is needed and not installed.
+        MissingDependencyError: Docker or mpirun is needed and not installed.
     """
     base = work if image is None else INSIDE
     python = sys.executable if image is None else "python3"
@@ -130,6 +146,12 @@ def script_command(
         # In a container the user is mapped; in place it may be root.
         command = ["mpirun", "--allow-run-as-root", "-n", str(ranks), *command]
     if image is None:
+        if shutil.which(command[0]) is None:
+            raise MissingDependencyError(
+                f"{command[0]} is not on the PATH",
+                why=f"An engine of {ranks} ranks runs under it",
+                fix="Install Open MPI, or run inside the container",
+            )
         return command
     if shutil.which("docker") is None:
         raise MissingDependencyError(

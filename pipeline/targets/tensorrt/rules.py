@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
@@ -123,7 +122,7 @@ def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Fi
             "that were provided but not required, and the text is wrong",
             "Set quantize.format to int8_sq, whose W8A8_SQ_PER_CHANNEL keeps them",
         )
-    longest = longest_sequence(model)
+    longest = model.longest_sequence
     if config.max_seq_len > longest:
         yield Finding(
             "error",
@@ -143,18 +142,6 @@ def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Fi
             "The engine attends to all earlier tokens, which is the same only within the window",
             f"Set compile.max_seq_len to at most {window}",
         )
-
-
-def longest_sequence(model: ModelFacts) -> int:
-    """Positions the rotary embedding is meant for, as ``_init_max_seq_len`` derives them.
-
-    ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a
-    linearly scaled one does not.
-    """
-    scaling = model.rotary_scaling
-    if scaling is None or scaling["rope_type"] != "linear":
-        return model.max_position_embeddings
-    return int(model.max_position_embeddings * float(scaling["factor"]))
 
 
 def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt import preflight
 from pipeline.targets.tensorrt.environment import engine_tools
 
@@ -34,7 +35,7 @@ class TensorRtTarget:
     def compile(
         self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
     ) -> dict[str, Any]:
-        """Writes ``rankN.engine``, ``config.json`` and the engine's own manifest.
+        """Writes ``rankN.engine``, ``config.json`` and the engine's own manifest, and tries them.
 
         Args:
             checkpoint: A validated TensorRT-LLM checkpoint directory.
@@ -43,12 +44,50 @@ class TensorRtTarget:
             progress: Where the build reports.
 
         Returns:
-            See :func:`pipeline.targets.tensorrt.build.build_engine`.
+            See :func:`pipeline.targets.tensorrt.build.build_engine`; and ``smoke``, the tokens
+            generated for a few prompts, where the engine could be tried.
 
         Raises:
-            CompileError: The build failed; its cause and its remedy are named.
+            CompileError: The build failed, or the engine generates nonsense; the cause and the
+                remedy are named.
+            StageError: The engine does not run.
             UnsupportedError: This machine cannot build the engine.
         """
         from pipeline.targets.tensorrt.build import build_engine
+        from pipeline.targets.tensorrt.trial import try_engine
 
-        return build_engine(checkpoint, recipe, output, progress)
+        facts = build_engine(checkpoint, recipe, output, progress)
+        generated = try_engine(output, progress)
+        return facts if generated is None else {**facts, "smoke": generated}
+
+    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:
+        """On a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
+        from pipeline.targets.tensorrt.quality import engine_evaluation
+
+        return engine_evaluation(recipe)
+
+    def engine_perplexity(
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        windows: Sequence[Sequence[int]],
+        workspace: Path,
+        progress: Progress,
+    ) -> float:
+        """Perplexity of an engine with context logits, which is removed afterwards.
+
+        Args:
+            checkpoint: A validated TensorRT-LLM checkpoint directory.
+            recipe: ``compile`` gives sizes and options.
+            windows: Token ids; the first of each window is context only.
+            workspace: Where the engine lies meanwhile.
+            progress: Where the build reports.
+
+        Raises:
+            UnsupportedError: This machine cannot build the engine.
+            CompileError: The build failed.
+            StageError: The engine could not be measured.
+        """
+        from pipeline.targets.tensorrt.quality import engine_perplexity
+
+        return engine_perplexity(checkpoint, recipe, windows, workspace, progress)

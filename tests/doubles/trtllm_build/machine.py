@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 BIN = Path(__file__).parent / "bin"
+RUNTIME = Path(__file__).parent / "runtime"
+PROJECT = Path(__file__).parents[3]
 
 
 def pretend(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     *,
-    programs: tuple[str, ...] = ("trtllm-build", "nvidia-smi"),
+    programs: tuple[str, ...] = ("trtllm-build", "nvidia-smi", "mpirun"),
     tensorrt_llm: str | None = "1.2.1",
     **settings: str,
 ) -> None:
@@ -44,3 +46,5 @@ def pretend(
             )
     if tensorrt_llm:
         monkeypatch.syspath_prepend(site)
+        # For the scripts that open an engine, not for this process.
+        monkeypatch.setenv("PYTHONPATH", f"{RUNTIME}:{PROJECT}")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.models import ModelFacts
-from pipeline.targets.openvino.preflight import longest_sequence
 from pipeline.targets.openvino.rope import inverse_frequencies
 
 LLAMA3 = {
@@ -66,4 +65,4 @@ def test_llama3_keeps_short_waves_stretches_long_ones_and_blends_between() -> No
     [(None, 4096), ({"rope_type": "linear", "factor": 2.0}, 8192), (LLAMA3, 4096)],
 )
 def test_the_longest_sequence_counts_linear_scaling_only(scaling: Any, longest: int) -> None:
-    assert longest_sequence(facts(rope_scaling=scaling)) == longest
+    assert facts(rope_scaling=scaling).longest_sequence == longest

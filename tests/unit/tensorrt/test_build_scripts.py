@@ -161,11 +161,13 @@ def test_the_script_runs_in_place(
         "from tests.unit.tensorrt.fake_tensorrt_llm import FakeRunner as ModelRunnerCpp\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}:{source}")
-    result = on_engine.run_smoke(engine, [[1, 2]], max_new_tokens=2, **ENDS)
+    result = on_engine.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
     assert result["new_tokens"] == [[7, 2]]
     with pytest.raises(StageError, match="evaluate_engine failed on the engine") as caught:
-        on_engine.run_evaluation(engine, [[1] * 13], **ENDS)
+        on_engine.run_evaluation(engine, [[1] * 13], tmp_path, **ENDS)
     assert "does not fit max_num_tokens 12" in str(caught.value.why)
+    assert caught.value.where == str(tmp_path / "failed-evaluate_engine.log")
+    assert "does not fit" in (tmp_path / "failed-evaluate_engine.log").read_text()
 
 
 def test_two_ranks_run_under_mpirun_in_the_container(

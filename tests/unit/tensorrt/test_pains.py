@@ -23,7 +23,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.launch.container import Endpoints, server_command
-from pipeline.launch.plan import check_gpus, container_for, docker_launch
+from pipeline.launch.plan import check_gpus, docker_launch, serving_container
 from pipeline.preflight import check_model
 from pipeline.recipe_file import load_recipe
 from pipeline.targets.tensorrt.build_config import BuildConfig
@@ -68,9 +68,9 @@ def test_01_an_engine_of_another_version_names_the_image(tmp_path: Path) -> None
     line = "Serialization assertion stdVersionRead == serializationVersion failed. Version tag does"
     failure = diagnose([f"[TRT] [E] {line} not match."], 1)
     assert DEFAULT_CONTAINER.image in failure.fix
-    assert container_for({"tensorrt_llm": "1.2.1", "tensorrt": TENSORRT}) == DEFAULT_CONTAINER
+    assert serving_container({"tensorrt_llm": "1.2.1", "tensorrt": TENSORRT}) == DEFAULT_CONTAINER
     with pytest.raises(UnsupportedError, match="no container is known with TensorRT-LLM 0"):
-        container_for({"tensorrt_llm": "0.9.0", "tensorrt": "9.3"})
+        serving_container({"tensorrt_llm": "0.9.0", "tensorrt": "9.3"})
     repository = _bound(write_repository(tmp_path / "r"))
     other = Machine((InstalledGpu(0, "GPU-0", "NVIDIA H100 80GB HBM3", 90, 81559),), "580.65")
     with pytest.raises(UnsupportedError, match=r"engine is for NVIDIA L4 \(SM 89\), GPU 0 is"):

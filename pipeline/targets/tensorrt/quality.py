@@ -1,0 +1,70 @@
+"""Perplexity of what TensorRT-LLM makes of a checkpoint, on an engine built only for that."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import StageError
+from pipeline.progress import Progress
+from pipeline.recipe import Recipe
+from pipeline.targets.base import EngineEvaluation
+from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
+
+
+def engine_evaluation(recipe: Recipe) -> EngineEvaluation | None:
+    """How engines are measured on this machine.
+
+    Returns:
+        None without a GPU for every rank, and without both TensorRT-LLM and Docker.
+    """
+    sizes = recipe.compile
+    ranks = sizes.tensor_parallel * sizes.pipeline_parallel
+    if len(inspect_machine().gpus) < ranks:
+        return None
+    if toolkit().image is not None and shutil.which("docker") is None:
+        return None
+    # One new token is generated behind each window.
+    longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
+    return EngineEvaluation({"tools": engine_tools(), **recipe.section("compile")}, longest)
+
+
+def engine_perplexity(
+    checkpoint: Path,
+    recipe: Recipe,
+    windows: Sequence[Sequence[int]],
+    workspace: Path,
+    progress: Progress,
+) -> float:
+    """Builds an engine that gathers context logits, measures it and removes it.
+
+    Args:
+        checkpoint: A validated TensorRT-LLM checkpoint directory.
+        recipe: ``compile`` gives sizes and options.
+        windows: Token ids; the first of each window is context only.
+        workspace: A directory of the store, where the engine lies meanwhile.
+        progress: Where the build reports.
+
+    Raises:
+        UnsupportedError: This machine cannot build the engine.
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+        CompileError: The build failed.
+        StageError: The engine could not be measured.
+    """
+    from pipeline.targets.tensorrt.build import build_engine
+    from pipeline.targets.tensorrt.leftovers import timing_folder
+    from pipeline.targets.tensorrt.on_engine import NO_END, PAD, run_evaluation
+
+    total = sum(len(window) - 1 for window in windows)
+    with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
+        engine, timing = Path(name), timing_folder(workspace)
+        build_engine(checkpoint, recipe, engine, progress, timing=timing, evaluation=True)
+        rows = [list(window) for window in windows]
+        with progress.task(f"scoring {total} tokens on the engine", total) as task:
+            result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
+            task.advance(total)
+    if result["tokens"] != total:
+        raise StageError(f"the engine scored {result['tokens']} of {total} tokens")
+    return float(result["perplexity"])
