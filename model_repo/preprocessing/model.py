@@ -16,6 +16,9 @@ import triton_python_backend_utils as pb_utils
 
 from .prompt import PromptEncoder, PromptError, pad, word_list
 
+ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
+"""Where the repository keeps the engine's limits, whatever the engine."""
+
 
 class TritonPythonModel:
     """What Triton's Python backend calls."""
@@ -24,9 +27,11 @@ class TritonPythonModel:
         """Opens the tokenizer."""
         parameters = json.loads(args["model_config"])["parameters"]
         special = parameters.get("add_special_tokens", {}).get("string_value", "true")
+        repository = Path(args["model_repository"]).parent
         self._encoder = PromptEncoder(
-            Path(args["model_repository"]).parent / parameters["tokenizer_dir"]["string_value"],
+            repository / parameters["tokenizer_dir"]["string_value"],
             add_special_tokens=special.lower() not in ("false", "0", "no"),
+            max_input_len=_max_input_len(repository / ENGINE_CONFIG),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -118,3 +123,13 @@ class TritonPythonModel:
         virtual = pad(ids, 0) >= self._encoder.vocab_size
         table = np.where(virtual, extra.reshape(-1, 1), 0).astype(np.uint64)
         return {"OUT_PROMPT_TABLE_EXTRA_IDS": table}
+
+
+def _max_input_len(path: Path) -> int | None:
+    """The engine's limit; None where the engine is kept elsewhere."""
+    if not path.is_file():
+        return None
+    limit = (
+        json.loads(path.read_text(encoding="utf-8")).get("build_config", {}).get("max_input_len")
+    )
+    return None if limit is None else int(limit)

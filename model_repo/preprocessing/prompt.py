@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+SHRINKING = 4
+"""A tokenizer may first shorten a text, to a third at most where it composes Unicode characters."""
+
 
 class PromptError(Exception):
     """A text that cannot be turned into tokens; the message goes to the client."""
@@ -23,6 +26,7 @@ class PromptEncoder:
         tokenizer_dir: Holds ``tokenizer.json``; ``generation_config.json`` and
             ``tokenizer_config.json`` are read for the end and pad ids where they are.
         add_special_tokens: Whether prompts get what the tokenizer puts around a text, such as bos.
+        max_input_len: Tokens of the longest prompt that the engine takes; None if it is not known.
 
     Attributes:
         end_ids: Every id that ends a text; empty when the model names none.
@@ -32,12 +36,17 @@ class PromptEncoder:
         ValueError: A file is damaged.
     """
 
-    def __init__(self, tokenizer_dir: Path, *, add_special_tokens: bool) -> None:
+    def __init__(
+        self, tokenizer_dir: Path, *, add_special_tokens: bool, max_input_len: int | None = None
+    ) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
         # Files saved while training may cut or pad every text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._add_special_tokens = add_special_tokens
+        self._max_input_len = max_input_len
+        longest = max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
+        self._max_bytes = None if max_input_len is None else SHRINKING * longest * max_input_len
         config = _read_json(tokenizer_dir / "tokenizer_config.json")
         self.end_ids = self._find_end_ids(
             _read_json(tokenizer_dir / "generation_config.json").get("eos_token_id"), config
@@ -57,10 +66,16 @@ class PromptEncoder:
             name: What to call the text in an error.
 
         Raises:
-            PromptError: It is empty or not UTF-8.
+            PromptError: It is empty, not UTF-8, or so long that it must have too many tokens.
         """
         if not text:
             raise PromptError(f"{name} is empty: give at least one character to continue")
+        # Finding the tokens of a megabyte takes seconds, in which everyone else's prompt waits.
+        if self._max_bytes is not None and len(text) > self._max_bytes:
+            raise PromptError(
+                f"{name} is too long: its {len(text)} bytes cannot fit into the "
+                f"{self._max_input_len} tokens (max_input_len) that the engine was compiled for"
+            )
         decoded = _decode(text, name)
         ids = self._tokenizer.encode(decoded, add_special_tokens=self._add_special_tokens).ids
         if not ids:

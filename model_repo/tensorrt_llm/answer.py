@@ -57,9 +57,10 @@ class Answer:
         self._first_token_time_ns = self._first_token_time_ns or time.monotonic_ns()
         tokens = [*self.prompt, *ids] if not self.streaming else list(ids)
         named: dict[str, Array] = {
-            "output_ids": np.array([[tokens]], np.int32).reshape(1, 1, -1),
-            "sequence_length": np.array([[len(tokens)]], np.int32),
+            "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
         }
+        if "sequence_length" in self.wanted:
+            named["sequence_length"] = _one(len(tokens))
         if self.log_probs:
             named["output_log_probs"] = np.array([[log_probs]], np.float32).reshape(1, 1, -1)
             named["cum_log_probs"] = np.array([[self._cum_log_prob]], np.float32)

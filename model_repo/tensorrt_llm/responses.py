@@ -3,8 +3,9 @@
 One response costs Triton and this process about a third of a millisecond together, mostly waiting
 for the server to copy it. So one thread does all the sending; tokens that pile up meanwhile leave
 in one response. An engine step holds Python's interpreter lock, which would leave that thread
-with one response per step, so the engine lets it work for a while between two steps: at most as
-long as the step took, which is nothing for a large model and shares the processor with a small one.
+with one response per step, so the engine lets it work for a while between two steps: as long as it
+needs, but at most a part of what the step took. That is ample beside the steps of a large model; a
+small one that serves many streams sends several tokens per response instead of waiting.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from .request import RequestError
 
 SHORTEST_PAUSE = 0.0005
 """Seconds the engine waits for responses to leave, however short its step was."""
+
+PAUSE_SHARE = 0.25
+"""The longest pause as a share of the step before it."""
 
 
 class ResponseStream:
@@ -143,7 +147,7 @@ class Responder:
             streams, self._ready = list(self._ready), {}
             self._idle.clear()
             self._queue.put(streams)
-        self._idle.wait(max(step_seconds / 2, SHORTEST_PAUSE))
+        self._idle.wait(max(step_seconds * PAUSE_SHARE, SHORTEST_PAUSE))
 
     def close(self, timeout: float = 10.0) -> None:
         """Sends what is left and ends the thread."""

@@ -65,8 +65,6 @@ _TO_ENGINE = {
             "return_context_logits",
             "return_generation_logits",
             "return_perf_metrics",
-            "return_num_input_tokens",
-            "return_num_output_tokens",
         )
     },
 }

@@ -14,10 +14,9 @@ from .stop_words import StopWordFilter
 
 Array = npt.NDArray[Any]
 
-# How a detail of several engine responses becomes one: joined along an axis, or added up. Any
-# other is replaced by the newest.
+# Along which axis a detail of several engine responses is joined. Any other is replaced by the
+# newest.
 _JOINED = {"output_log_probs": 2, "generation_logits": 2}
-_ADDED = frozenset({"num_output_tokens"})
 
 
 class Completion:
@@ -30,6 +29,8 @@ class Completion:
         streaming: New text as it comes; otherwise all of it at the end.
         max_tokens: Tokens after which no more can come.
         prompt: Token ids whose text is put in front; empty to leave the prompt out.
+        num_input_tokens: Goes with every answer; None to leave it out.
+        count_tokens: Whether every answer says how many tokens it is made of.
 
     Attributes:
         stopped: Whether a stop word ended the text, so that the engine's work is no longer needed.
@@ -44,6 +45,8 @@ class Completion:
         streaming: bool,
         max_tokens: int,
         prompt: Iterable[int] = (),
+        num_input_tokens: int | None = None,
+        count_tokens: bool = False,
     ) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._filter = StopWordFilter(stop_words, include_word=include_stop_word)
@@ -51,6 +54,10 @@ class Completion:
         self._tokens_left = max_tokens
         self._text = self._detokenizer.push(prompt)
         self._details: dict[str, Array] = {}
+        self._counts: dict[str, Array] = {}
+        if num_input_tokens is not None:
+            self._counts["num_input_tokens"] = np.array([[num_input_tokens]], np.int32)
+        self._count_tokens, self._new_tokens = count_tokens, 0
 
     @property
     def stopped(self) -> bool:
@@ -73,6 +80,7 @@ class Completion:
         """
         ids = outputs["output_ids"].reshape(-1).tolist()
         self._tokens_left -= len(ids)
+        self._new_tokens += len(ids)
         for name, value in outputs.items():
             if name not in ("output_ids", "sequence_length"):
                 self._details[name] = self._merge(name, value)
@@ -91,13 +99,18 @@ class Completion:
 
     def _merge(self, name: str, value: Array) -> Array:
         earlier = self._details.get(name)
-        if earlier is None:
+        if earlier is None or name not in _JOINED:
             return value
-        if name in _JOINED:
-            return np.concatenate((earlier, value), axis=_JOINED[name])
-        return earlier + value if name in _ADDED else value
+        return np.concatenate((earlier, value), axis=_JOINED[name])
 
     def _outputs(self) -> dict[str, Array]:
         text, self._text = self._text, ""
         details, self._details = self._details, {}
-        return {"text_output": np.array([[text.encode()]], dtype=np.object_), **details}
+        if self._count_tokens:
+            details["num_output_tokens"] = np.array([[self._new_tokens]], np.int32)
+            self._new_tokens = 0
+        return {
+            "text_output": np.array([[text.encode()]], dtype=np.object_),
+            **self._counts,
+            **details,
+        }

@@ -38,6 +38,9 @@ _DEFAULTS = {
     "max_concurrent_requests": "256",
 }
 
+# Each output that the engine need not send saves it and this process some time per token.
+_MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens"})
+
 
 class TritonPythonModel:
     """What Triton's Python backend calls."""
@@ -111,12 +114,18 @@ class TritonPythonModel:
             streaming=streaming,
             max_tokens=int(tokens["request_output_len"].item()),
             prompt=[] if streaming or self._excludes_input(inputs) else tokens["input_ids"].flat,
+            num_input_tokens=(
+                int(tokens["input_lengths"].item())
+                if _scalar(inputs, "return_num_input_tokens")
+                else None
+            ),
+            count_tokens=bool(_scalar(inputs, "return_num_output_tokens")),
         )
         wanted = request.requested_output_names()
         responses = self._models.generate(
             inputs,
             tokens,
-            ["output_ids", *(name for name in wanted if name != "text_output")],
+            ["output_ids", *(name for name in wanted if name not in _MADE_HERE)],
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
             streaming=streaming or bool(stop_words),

@@ -193,6 +193,25 @@ def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonMode
     assert engine.calls[0].wanted == ["output_ids", "cum_log_probs"]
 
 
+def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel) -> None:
+    engine = use(Engine("Hel", "lo ", "there"))
+    yes = np.array([[True]])
+    counted = request(
+        "Hi",
+        "text_output num_input_tokens num_output_tokens",
+        **STREAM,
+        return_num_input_tokens=yes,
+        return_num_output_tokens=yes,
+    )
+    model.execute([counted])
+    outputs = counted.sender.outputs()
+    new = [outputs_["num_output_tokens"].item() for outputs_ in outputs]
+    assert new == [len(ids(part)) for part in ("Hel", "lo ", "there")] + [0]
+    assert {one["num_input_tokens"].item() for one in outputs} == {len(ids("Hi"))}
+    assert engine.calls[0].wanted == ["output_ids"]
+    assert "return_num_output_tokens" not in engine.calls[0].inputs
+
+
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [

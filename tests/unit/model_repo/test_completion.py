@@ -97,7 +97,6 @@ def test_details_of_held_back_text_are_not_lost() -> None:
         return {
             "output_log_probs": np.array([[[value]]], np.float32),
             "cum_log_probs": np.array([[value * 10]], np.float32),
-            "num_output_tokens": np.array([[1]], np.int32),
             "sequence_length": np.array([[1]], np.int32),
         }
 
@@ -106,7 +105,18 @@ def test_details_of_held_back_text_are_not_lost() -> None:
     assert sent is not None
     assert sent["output_log_probs"].tolist() == [[[-1, -2]]]
     assert sent["cum_log_probs"].tolist() == [[-20]]
-    assert sent["num_output_tokens"].tolist() == [[2]]
     assert "sequence_length" not in sent
     made.take(engine(parts[2:], **details(-3)))
     assert set(made.finish()) == {"text_output"}
+
+
+def test_answers_count_the_tokens_they_are_made_of() -> None:
+    parts = ids("é!")
+    made = completion(num_input_tokens=7, count_tokens=True, max_tokens=len(parts))
+    assert made.take(engine(parts[:1])) is None
+    sent = made.take(engine(parts[1:2]))
+    assert sent is not None
+    assert sent["num_output_tokens"].tolist() == [[2]]
+    assert made.take(engine(parts[2:])) is None  # the last one waits for the end
+    last = made.finish()
+    assert (last["num_input_tokens"].tolist(), last["num_output_tokens"].tolist()) == ([[7]], [[1]])

@@ -38,6 +38,23 @@ def opened(repository: Path, **parameters: str) -> Preprocessing:
     return model
 
 
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(repository: Path) -> None:
+    engine = repository / "tensorrt_llm" / "1" / "engine"
+    engine.mkdir(parents=True)
+    (engine / "config.json").write_text(json.dumps({"build_config": {"max_input_len": 10}}))
+    longest = max(len(token.encode()) for token in TOKENIZER.get_vocab())
+    model = opened(repository)
+    fits = b"a" * (4 * longest * 10)
+    assert run(model, inputs(fits))["INPUT_ID"].shape[1] > 10
+    (response,) = model.execute([Request(inputs(fits + b"a"), OUTPUTS)])
+    assert response.error().message() == (
+        f"text_input is too long: its {len(fits) + 1} bytes cannot fit into the 10 tokens "
+        "(max_input_len) that the engine was compiled for"
+    )
+    (engine / "config.json").unlink()
+    assert run(opened(repository), inputs(fits + b"a"))["INPUT_ID"].shape[1] > 10
+
+
 def words(*values: bytes) -> np.ndarray:
     return np.array([list(values)], object)
 
