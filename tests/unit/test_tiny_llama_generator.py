@@ -160,3 +160,12 @@ def test_tokenizer_round_trips_and_adds_only_bos(tokenizer):
 def test_every_emoji_is_split_over_tokens(tokenizer):
     for emoji in generator.EMOJI:
         assert len(tokenizer.encode(emoji, add_special_tokens=False).ids) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "count"), [("calibration", "train", 64), ("heldout", "heldout", 120)]
+)
+def test_the_committed_texts_are_the_generators(name: str, split: str, count: int) -> None:
+    path = FOLDER / "data" / f"{name}.jsonl"
+    committed = [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
+    assert committed == list(generator.stories(split, count))
