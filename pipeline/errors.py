@@ -50,8 +50,8 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        sentences = [f"{place}{self.what}", self.why, self.fix]
-        return " ".join(_sentence(text) for text in sentences if text)
+        rest = [_capitalized(text.strip()) for text in (self.why, self.fix) if text]
+        return " ".join(_sentence(text) for text in (f"{place}{self.what}", *rest))
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The same facts for ``--json`` output."""
@@ -63,6 +63,11 @@ class PipelineError(Exception):
             "fix": self.fix,
             "exit_code": self.exit_code,
         }
+
+
+def _capitalized(text: str) -> str:
+    # Names such as int8_sq and paths stay as they are; only plain words begin a sentence.
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
 def _sentence(text: str) -> str:

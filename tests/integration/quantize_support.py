@@ -97,6 +97,7 @@ def recipe(source: Path, **changes: Any) -> Recipe:
     if not text.exists():
         text.write_text(calibration_words())
     dtype, tp, pp = (changes.pop(key, value) for key, value in _DEFAULTS.items())
+    unquantized = changes.get("format") in ("float16", "bfloat16")
     calibration = {
         "text": str(text),
         "samples": changes.pop("samples", 24),
@@ -106,7 +107,8 @@ def recipe(source: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "test",
-            "model": {"source": str(source), "dtype": dtype},
+            # An unquantized format is its own precision.
+            "model": {"source": str(source)} | ({} if unquantized else {"dtype": dtype}),
             "quantize": {"calibration": calibration, "device": "cpu", **changes},
             "compile": {"tensor_parallel": tp, "pipeline_parallel": pp},
         }
