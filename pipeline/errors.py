@@ -50,8 +50,9 @@ class PipelineError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
-        rest = [_capitalized(text.strip()) for text in (self.why, self.fix) if text]
-        return " ".join(_sentence(text) for text in (f"{place}{self.what}", *rest))
+        # A remedy may begin with a command, which stays as it is typed.
+        sentences = (f"{place}{self.what}", _capitalized(self.why or ""), self.fix)
+        return " ".join(_sentence(text) for text in sentences if text)
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The same facts for ``--json`` output."""

@@ -18,7 +18,7 @@ from tests.unit.client.fake_triton import Asked, piece
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": b""}, "prompt is empty"),
         ({"prompt": b"caf\xe9"}, "prompt is not valid UTF-8.*position 3"),
-        ({"prompt": "\ud83d"}, "prompt is not valid UTF-8.*surrogates"),
+        ({"prompt": "\ud83d"}, "prompt is not valid UTF-8.*Surrogates"),
         ({"prompt": 7}, "prompt must be text, not int"),
         ({"max_tokens": 0}, "max_tokens must be between 1 and 2147483647, not 0"),
         ({"max_tokens": -5}, "max_tokens must be between 1 and 2147483647, not -5"),

@@ -126,7 +126,7 @@ def test_recipe_and_build_configuration_have_the_same_options() -> None:
         ("use_paged_kv_fmha=true", r"Did you mean use_paged_context_fmha\?"),
         ("gemm_plugin=int4", "'int4' is not one of"),
         ("context_fmha=enable", "valid boolean"),
-        ("paged_kv_cache=true", "there is no paged_kv_cache: write compile.tensorrt.kv_cache_type"),
+        ("paged_kv_cache=true", "There is no paged_kv_cache: write compile.tensorrt.kv_cache_type"),
         ("use_inflight_batching=true", "in-flight batching is always on"),
         ("enable_xqa=true", "XQA kernels are always on"),
         ("smooth_quant_plugins=false", "from the checkpoint"),

@@ -232,7 +232,7 @@ def test_what_the_engine_cannot_do_is_off_with_the_reason(
         ({"gpt_attention_plugin": None}, r"in-flight batching needs gpt_attention_plugin,"),
         ({"remove_input_padding": False}, r"in-flight batching needs remove_input_padding,"),
         ({"kv_cache_type": "CONTINUOUS"}, r"in-flight batching needs kv_cache_type PAGED,"),
-        ({"logits_dtype": "float16"}, r"its logits are float16, .* TYPE_FP32"),
+        ({"logits_dtype": "float16"}, r"Its logits are float16, .* TYPE_FP32"),
         ({"speculative_decoding_mode": 2}, r"built for speculative decoding"),
         ({"max_beam_width": 0}, r"max_beam_width 1 is more than the 0 it was built for"),
     ],

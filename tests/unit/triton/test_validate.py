@@ -299,7 +299,7 @@ def test_wrong_files(repository: Path, damage: Callable[[Path], object], expecte
 
 
 def test_not_a_repository(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="there is no model folder in it"):
+    with pytest.raises(RepositoryError, match="There is no model folder in it"):
         check_repository(tmp_path)
     with pytest.raises(RepositoryError, match="cannot be read: No such file"):
         check_repository(tmp_path / "missing")
