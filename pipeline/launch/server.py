@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from pipeline.errors import ServerError
@@ -19,7 +17,7 @@ from pipeline.launch.docker import remove_container
 from pipeline.launch.failure import launch_cause
 from pipeline.launch.plan import Launch
 from pipeline.launch.view import link_view
-from pipeline.triton.ports import local_address
+from pipeline.triton.running import RunningServer
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
 READY_TIMEOUT_S = 1800.0
@@ -28,7 +26,7 @@ CLEAR_UP_S = 15
 POLL_S = 0.2
 
 
-class LaunchedServer:
+class LaunchedServer(RunningServer):
     """A server that is ready inside a ``with`` block.
 
     Args:
@@ -54,22 +52,9 @@ class LaunchedServer:
         self._held = contextlib.ExitStack()
         self._log: IO[bytes] | None = None
         self._offset = 0
-        self._address = local_address(launch.endpoints.host)
-
-    @property
-    def grpc_url(self) -> str:
-        """``host:port`` for gRPC clients on this machine."""
-        return f"{self._address}:{self.launch.endpoints.grpc}"
-
-    @property
-    def http_url(self) -> str:
-        """Base URL of the HTTP endpoint for clients on this machine."""
-        return f"http://{self._address}:{self.launch.endpoints.http}"
-
-    @property
-    def metrics_url(self) -> str:
-        """URL of the Prometheus metrics for clients on this machine."""
-        return f"http://{self._address}:{self.launch.endpoints.metrics}/metrics"
+        endpoints = launch.endpoints
+        self.host, self.grpc_port = endpoints.host, endpoints.grpc
+        self.http_port, self.metrics_port = endpoints.http, endpoints.metrics
 
     def start(self) -> LaunchedServer:
         """Launches the server and waits until every model is ready.
@@ -111,17 +96,6 @@ class LaunchedServer:
             return
         raise self._failure("the server ended by itself")
 
-    def __enter__(self) -> LaunchedServer:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _launch(self) -> None:
         try:
             self._log = self._held.enter_context(self._open_log())
@@ -157,7 +131,7 @@ class LaunchedServer:
 
     def _await_ready(self) -> None:
         started = time.monotonic()
-        while not self._answers():
+        while not self.answers():
             assert self._process is not None
             if self._process.poll() is not None:
                 raise self._failure("Triton did not start")
@@ -165,16 +139,6 @@ class LaunchedServer:
                 raise self._failure(f"Triton was not ready after {self._ready_timeout_s:.0f} s")
             time.sleep(POLL_S)
         self.ready_s = time.monotonic() - started
-
-    def _answers(self) -> bool:
-        port = self.launch.endpoints.http
-        connection = http.client.HTTPConnection(self._address, port, timeout=2.0)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/v2/health/ready")
-                return connection.getresponse().status == http.client.OK
-            except (OSError, http.client.HTTPException):
-                return False
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         if self.launch.name:

@@ -88,6 +88,14 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
             "gate": _gate(gates.kl_divergence, "at most {}", figure),
         },
     ]
+    if "engine_perplexity" in evaluation:
+        rows.append(
+            {
+                "name": "perplexity of the engine",
+                "value": f"{evaluation['engine_perplexity']:.3f}",
+                "gate": _gate(gates.perplexity_increase, "at most {} more", percent),
+            }
+        )
     return {
         **evaluation,
         # A report exists only when the gate let the run pass.

@@ -9,8 +9,6 @@ clients understand, a crash of the server itself is mended in the same way, and 
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import logging
 import tempfile
 import threading
@@ -18,14 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Literal
 
 from pipeline.errors import PipelineError, ServerError
 from pipeline.triton.failure import find_cause
 from pipeline.triton.installation import Installation
-from pipeline.triton.ports import local_address, reserve
+from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
+from pipeline.triton.running import RunningServer
 from pipeline.triton.stubs import is_alive, live_stubs
 from pipeline.triton.watchdog import RestartBudget, Watchdog
 
@@ -54,7 +52,7 @@ class Health:
     error: str | None
 
 
-class TritonServer:
+class TritonServer(RunningServer):
     """A tritonserver that is ready inside a ``with`` block.
 
     Args:
@@ -102,21 +100,6 @@ class TritonServer:
         self._restarts = 0
         self._stopping, self._ended = threading.Event(), threading.Event()
         self.ready_s: float | None = None
-
-    @property
-    def grpc_url(self) -> str:
-        """``host:port`` for gRPC clients on this machine."""
-        return f"{local_address(self.host)}:{self.grpc_port}"
-
-    @property
-    def http_url(self) -> str:
-        """Base URL of the HTTP endpoint for clients on this machine."""
-        return f"http://{local_address(self.host)}:{self.http_port}"
-
-    @property
-    def metrics_url(self) -> str:
-        """URL of the Prometheus metrics for clients on this machine."""
-        return f"http://{local_address(self.host)}:{self.metrics_port}/metrics"
 
     def start(self) -> TritonServer:
         """Launches the server and waits until every model is ready.
@@ -188,17 +171,6 @@ class TritonServer:
         pid = self._process.pid if self._process else None
         return Health(self._state, pid, dict(self._stubs), self._restarts, self._error)
 
-    def __enter__(self) -> TritonServer:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     def _flags(self) -> list[str]:
         return [
             f"--http-address={self.host}",
@@ -236,7 +208,7 @@ class TritonServer:
         self._process = ServerProcess(
             Installation.find(), self.repository, self._flags(), self._exit_timeout_s, self._log
         )
-        while not self._answers():
+        while not self.answers():
             if self._process.poll() is not None:
                 raise self._failure("Triton did not start", offset)
             if time.monotonic() - started > self._ready_timeout_s:
@@ -247,16 +219,6 @@ class TritonServer:
         self.ready_s = time.monotonic() - started
         self._stubs = live_stubs(self._process.pid or 0)
         self._state = "ready"
-
-    def _answers(self) -> bool:
-        address = local_address(self.host)
-        connection = http.client.HTTPConnection(address, self.http_port, timeout=1.0)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/v2/health/ready")
-                return connection.getresponse().status == http.client.OK
-            except (OSError, http.client.HTTPException):
-                return False
 
     def _failure(self, what: str, offset: int) -> ServerError:
         text = ""

@@ -185,29 +185,16 @@ def test_deployment_is_a_checked_copy(store: Store, tmp_path: Path) -> None:
 
 
 def test_the_chain_of_custody_names_every_ancestor(store: Store) -> None:
+    def descend(stage: str, key: str, inputs: dict[str, Artifact]) -> Artifact:
+        with store.workspace(stage, key) as directory:
+            (directory / "file").write_text(key)
+            return store.publish(
+                directory, stage=stage, key=key, material={}, inputs=inputs, facts={}, seconds=0
+            )
+
     parent = publish(store, "parent")
-    with store.workspace("child", "c") as directory:
-        (directory / "f").write_text("x")
-        child = store.publish(
-            directory,
-            stage="child",
-            key="c",
-            material={},
-            inputs={"stage": parent},
-            facts={},
-            seconds=0,
-        )
-    with store.workspace("grandchild", "g") as directory:
-        (directory / "f").write_text("y")
-        last = store.publish(
-            directory,
-            stage="grandchild",
-            key="g",
-            material={},
-            inputs={"child": child},
-            facts={},
-            seconds=0,
-        )
+    child = descend("child", "c", {"stage": parent})
+    last = descend("grandchild", "g", {"child": child})
     chain = read_manifest(last.path)["chain"]
     assert chain["stage"] == {"key": "parent", "digest": parent.digest}
     assert chain["child"] == {"key": "c", "digest": child.digest}

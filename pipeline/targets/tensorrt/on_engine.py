@@ -25,7 +25,7 @@ from pipeline.targets.tensorrt.failures import diagnose
 from pipeline.targets.tensorrt.leftovers import keep_log
 from pipeline.targets.tensorrt.process import run_logged
 
-INSIDE = Path("/work")
+INSIDE = Path("/job")
 
 # No token ends a sequence: an engine knows nothing of its tokenizer.
 NO_END = -1

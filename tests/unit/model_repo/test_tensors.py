@@ -140,7 +140,10 @@ def test_what_the_engine_cannot_do_is_refused_by_name(
     ],
 )
 def test_the_empty_form_of_what_it_cannot_do_is_accepted(name: str, array: np.ndarray) -> None:
-    read_request(inputs(**{name: array}), "", SETTINGS)
+    plain = read_request(inputs(), "", SETTINGS)
+    request = read_request(inputs(**{name: array}), "", SETTINGS)
+    assert request.prompt.tolist() == plain.prompt.tolist()
+    assert request.max_new_tokens == plain.max_new_tokens
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,10 @@ def test_two_ranks_run_under_mpirun_in_the_container(
     command = on_engine.script_command(tmp_path, "smoke.py", tmp_path / "e", 2, "image:1")
     assert command[command.index("image:1") + 1 :] == [
         *("mpirun", "--allow-run-as-root", "-n", "2", "python3"),
-        *("/work/smoke.py", "/work/request.json", "/work/result.json"),
+        *("/job/smoke.py", "/job/request.json", "/job/result.json"),
     ]
     assert f"type=bind,source={tmp_path / 'e'},target=/engine,readonly" in command
-    assert f"type=bind,source={tmp_path},target=/work" in command
+    assert f"type=bind,source={tmp_path},target=/job" in command
 
 
 def test_without_docker_and_tensorrt_llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""What a running Triton looks like to its users, however it was started."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from abc import ABC, abstractmethod
+from types import TracebackType
+
+from typing_extensions import Self
+
+from pipeline.triton.ports import local_address
+
+
+class RunningServer(ABC):
+    """A server that is ready inside a ``with`` block.
+
+    Attributes:
+        host: Address that the endpoints listen on.
+        grpc_port: Port of the gRPC endpoint, and so on for the others.
+        ready_s: Seconds it took to become ready; None until then.
+    """
+
+    host: str
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    ready_s: float | None
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Launches the server and waits until every model is ready.
+
+        Raises:
+            ServerError: It ended or did not become ready; the message holds the cause.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stops the server, with what it started; stopping twice does nothing."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits until the server ends, or the time is up.
+
+        Raises:
+            ServerError: It ended for a reason of its own.
+        """
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` for gRPC clients on this machine."""
+        return f"{local_address(self.host)}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Base URL of the HTTP endpoint for clients on this machine."""
+        return f"http://{local_address(self.host)}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the Prometheus metrics for clients on this machine."""
+        return f"http://{local_address(self.host)}:{self.metrics_port}/metrics"
+
+    def answers(self) -> bool:
+        """Whether the server says that every model is ready."""
+        connection = http.client.HTTPConnection(
+            local_address(self.host), self.http_port, timeout=2.0
+        )
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/v2/health/ready")
+                return connection.getresponse().status == http.client.OK
+            except (OSError, http.client.HTTPException):
+                return False
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
