@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.stages.source import local_directory
 from pipeline.targets import get_target
 
 if TYPE_CHECKING:
@@ -50,6 +51,21 @@ def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
     from pipeline.targets.tensorrt.preflight import inspect
 
     return inspect(recipe, facts)
+
+
+def check_local_model(recipe: Recipe) -> ModelFacts | None:
+    """Checks a recipe whose model is on this machine, before anything is copied.
+
+    Returns:
+        The model's facts; None for a model that has yet to be fetched from the Hub.
+
+    Raises:
+        RecipeError: ``model.source`` is neither a directory nor a Hub id.
+        SourceError: See :func:`check_model`.
+        UnsupportedError: See :func:`check_model`.
+    """
+    directory = local_directory(recipe)
+    return check_model(recipe, directory) if directory else None
 
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:

@@ -6,6 +6,7 @@ parameters of NVIDIA's ``inflight_batcher_llm`` configuration for ``serve``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +203,16 @@ class BenchSection(Section):
     output_tokens: Positive = 32
 
 
+def nearest_place(key: str, places: Mapping[str, str]) -> str | None:
+    """Where a dotted key, or the nearest key that encloses it, was set; None if nowhere."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        place = places.get(".".join(parts[:length]))
+        if place:
+            return place
+    return None
+
+
 class Recipe(Section):
     """A whole recipe.
 
@@ -238,12 +249,8 @@ class Recipe(Section):
         Args:
             key: Dotted key, such as ``compile.max_seq_len``.
         """
-        parts = key.split(".")
-        for length in range(len(parts), 0, -1):
-            place = self._places.get(".".join(parts[:length]))
-            if place:
-                return f"{place} ({key})"
-        return key
+        place = nearest_place(key, self._places)
+        return f"{place} ({key})" if place else key
 
     def section(self, *names: str) -> dict[str, Any]:
         """The named sections as plain JSON values, in a stable order."""

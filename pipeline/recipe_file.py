@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import RecipeError, UsageError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, nearest_place
 
 MAX_BYTES = 1 << 20
 
@@ -129,7 +129,7 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"])
-    place = _nearest(key, places) or str(path)
+    place = nearest_place(key, places) or str(path)
     why = first["msg"].removeprefix("Value error, ")
     fix: str | None = f"Set {key} to a value that is allowed" if key else "Correct the recipe"
     if first["type"] == "extra_forbidden":
@@ -145,15 +145,6 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
         fix = None
     more = f" ({len(problems) - 1} more below it)" if len(problems) > 1 else ""
     return RecipeError(f"{key or 'the recipe'} is wrong{more}", where=place, why=why, fix=fix)
-
-
-def _nearest(key: str, places: dict[str, str]) -> str | None:
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        place = places.get(".".join(parts[:length]))
-        if place:
-            return place
-    return None
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import Store, deploy
 from pipeline.errors import PipelineError, StageError
 from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
-from pipeline.preflight import check_model
+from pipeline.preflight import check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, StageContext
@@ -69,6 +69,7 @@ def run_recipe(
     Raises:
         PipelineError: The first failure; artifacts published before it stay.
     """
+    known = check_local_model(recipe)
     store, outputs = build.store, build.outputs(recipe)
     store.sweep()
     lock_path = outputs / "lock.json"
@@ -85,7 +86,7 @@ def run_recipe(
             done[stage.name] = line
             on_stage(line, time.monotonic() - started)
             artifact = _artifact(line)
-            if stage.name == "source":
+            if stage.name == "source" and known is None:
                 check_model(recipe, artifact.path)
             stage.check(recipe, artifact)
             _deploy(artifact, outputs, store)

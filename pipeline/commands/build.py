@@ -70,14 +70,12 @@ def plan(
     """Show what a run would do, and why, without doing it."""
     from pipeline.console import print_json, stage_dict, stage_line
     from pipeline.plan import build_plan, read_lock
-    from pipeline.preflight import check_model, explain
+    from pipeline.preflight import check_local_model, check_model, explain
     from pipeline.run import BuildDir
-    from pipeline.stages.source import local_directory
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)
-    directory = local_directory(loaded)
-    facts = check_model(loaded, directory) if directory else None
+    facts = check_local_model(loaded)
     store = build.store
     planned = build_plan(loaded, store, read_lock(build.outputs(loaded) / "lock.json"))
     store.memo.save()

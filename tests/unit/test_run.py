@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import plan, run
-from pipeline.errors import QualityGateError, StageError
+from pipeline.errors import QualityGateError, StageError, UnsupportedError
 from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
@@ -75,6 +75,7 @@ class House:
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
     monkeypatch.setattr(plan, "STAGES", house.stages())
+    monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
     monkeypatch.setattr(run, "check_model", lambda _recipe, _path: None)
     return house
 
@@ -171,3 +172,15 @@ def test_another_recipe_shares_the_store(house: House) -> None:
     result = house.run("name=other")
     assert house.calls == []
     assert result.outputs.name == "other"
+
+
+def test_what_cannot_work_is_refused_before_the_model_is_copied(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"schema: 1\nname: t\nmodel: {{source: '{tmp_path}'}}\nquantize: {{format: float16}}\n"
+    )
+    build = BuildDir(tmp_path / "build")
+    with pytest.raises(UnsupportedError, match="GPT2LMHeadModel is not supported"):
+        run_recipe(load_recipe(path), build, Silent())
+    assert not build.root.exists()
