@@ -27,6 +27,9 @@ from tests.integration.quantize_support import ARCHITECTURES, FORMATS, recipe, w
 QUANTIZED = tuple(name for name in FORMATS if name != "float16")
 # Group scales are float16 in TensorRT-LLM and in dequantize(): half a unit in the last place.
 FLOAT16_ROUNDING = 2.0**-11
+# A weight this close to the middle of two codes, in codes, may be rounded to either: the export
+# multiplies the pre-quant scale in again, and the last bit of it depends on the CPU.
+TIE = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,10 @@ def compare(linear: Linear, parts: list[Any]) -> None:
 
     expected = torch.cat([part.weight_quantizer(part.weight) for part in parts]).numpy()
     exact = dequantize(without_rounding(linear))
-    assert np.abs(exact - expected).max() <= 1e-6 * np.abs(expected).max(), linear.name
+    apart = np.abs(exact - expected) > 1e-6 * np.abs(expected).max()
+    weight = torch.cat([part.weight for part in parts]).numpy()
+    assert np.all(ties(exact, expected, weight)[apart]), linear.name
+    assert apart.mean() <= 1e-4, linear.name
     rounded = dequantize(linear)
     if linear.algo == "W4A16_AWQ":
         assert np.all(np.abs(rounded - exact) <= 1.01 * FLOAT16_ROUNDING * np.abs(exact) + 1e-7)
@@ -102,13 +108,19 @@ def compare(linear: Linear, parts: list[Any]) -> None:
 
     x = torch.randn(64, linear.in_features, generator=torch.Generator().manual_seed(3))
     outputs = torch.cat([part(x) for part in parts], dim=-1).numpy()
-    found = activations(linear, x.numpy()) @ exact.T
+    found = activations(linear, x.numpy()) @ expected.T
     if linear.bias is not None:
         # The model keeps its biases in float32.
         found += torch.cat([part.bias for part in parts]).numpy()
         assert np.allclose(linear.bias, torch.cat([part.bias for part in parts]), rtol=1e-3)
     error = np.linalg.norm(found - outputs) / np.linalg.norm(outputs)
     assert error <= 2e-6, linear.name
+
+
+def ties(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Where a weight is in the middle of the two values it was rounded to."""
+    step = np.abs(a - b)
+    return np.abs(weight - (a + b) / 2) <= TIE * step
 
 
 def without_rounding(linear: Linear) -> Linear:

@@ -124,11 +124,32 @@ def test_a_quantized_kv_cache_is_modelopts(
         layers.append(type(layer)(**{**vars(layer), "kv_cache_scaling_factor": scale}))
     weights = opened.weights()
     weights = type(weights)(**{**vars(weights), "layers": tuple(layers)})
-    found = logits(reference_model(weights, opened.facts, algo), ids)
-    wanted = logits(expected, ids)
-    cost = relative_rms(logits(plain, ids), wanted)
-    print(f"{algo}: rel-rms {relative_rms(found, wanted):.1e}, without rounding {cost:.1e}")
-    assert relative_rms(found, wanted) < cost / 20
+    found: Any = reference_model(weights, opened.facts, algo)
+    # On identical input, since a code that was moved by a last bit moves everything behind it. Even
+    # so a value between two codes may go either way; one such in FP8 costs a sixteenth of the rest.
+    for asked, written, unrounded in zip(
+        expected.model.layers, found.model.layers, plain.model.layers, strict=True
+    ):
+        given, wanted = attention_call(expected, asked.self_attn, ids)
+        with torch.inference_mode():
+            cost = relative_rms(unrounded.self_attn(**given)[0].numpy(), wanted)
+            error = relative_rms(written.self_attn(**given)[0].numpy(), wanted)
+        print(f"{algo}: rel-rms {error:.1e}, without rounding {cost:.1e}")
+        assert cost > 1e-3
+        assert error < cost / 4
+
+
+@torch.inference_mode()
+def attention_call(model: Any, attention: Any, ids: torch.Tensor) -> tuple[dict[str, Any], Any]:
+    """What an attention module of a model gets for token ids, and what it answers."""
+    calls = []
+    hook = attention.register_forward_hook(
+        lambda _module, _args, given, output: calls.append((given, output[0].numpy())),
+        with_kwargs=True,
+    )
+    model(ids, use_cache=False)
+    hook.remove()
+    return calls[0]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.triton.contract import BLS, ENSEMBLE, PREPROCESSING
 from pipeline.verify import CHECKS, Plan, run_conformance
+from pipeline.verify.check import CheckFailed, CheckSkipped
 from tests.unit.client.fake_model import BREAKS, FakeModel
 
 PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
@@ -86,6 +87,17 @@ def test_more_slots_than_the_server_says_leave_cancellation_unproven():
     result = verify(FakeModel(slots=9), "cancel_frees_slot")["cancel_frees_slot"]
     assert result.status == "skipped"
     assert "do not fill the server" in result.reason
+
+
+def test_a_slot_that_was_kept_stays_a_failure_when_later_attempts_prove_nothing(monkeypatch):
+    outcomes = iter([CheckSkipped("too fast"), CheckFailed("kept its slot"), CheckSkipped("busy")])
+
+    async def attempt(*_: object) -> dict[str, object]:
+        raise next(outcomes)
+
+    monkeypatch.setattr("pipeline.verify.check_load._cancel_one", attempt)
+    result = verify(FakeModel(), "cancel_frees_slot")["cancel_frees_slot"]
+    assert (result.status, result.reason) == ("failed", "kept its slot")
 
 
 def test_on_the_ensemble():
