@@ -123,16 +123,20 @@ def _proof(context: Context, slots: int, tokens: int) -> Details:
     An attempt that proves nothing does not take back what another one found: a slot that was kept
     may be missing in the next attempt, which then cannot fill the server.
     """
-    failure: CheckFailed | CheckSkipped = CheckSkipped("not exercised")
+    outcomes: list[CheckFailed | CheckSkipped] = []
     for _ in range(_ATTEMPTS):
-        try:
-            return asyncio.run(_cancel_one(context, slots, tokens))
-        except CheckFailed as found:
-            failure = found
-        except CheckSkipped as found:
-            if not isinstance(failure, CheckFailed):
-                failure = found
-    raise failure
+        outcome = _attempt(context, slots, tokens)
+        if isinstance(outcome, dict):
+            return outcome
+        outcomes.append(outcome)
+    raise next((o for o in outcomes if isinstance(o, CheckFailed)), outcomes[-1])
+
+
+def _attempt(context: Context, slots: int, tokens: int) -> Details | CheckFailed | CheckSkipped:
+    try:
+        return asyncio.run(_cancel_one(context, slots, tokens))
+    except (CheckFailed, CheckSkipped) as outcome:
+        return outcome
 
 
 def _long_tokens(context: Context) -> int:
