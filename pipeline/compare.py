@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.tables import print_table
 
-COLUMNS = (
-    "name",
+MEASURES = (
     "format",
     "MiB",
     "perplexity",
@@ -33,6 +33,14 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
         UsageError: A path is not a report.
     """
     return [_row(path / "report.json" if path.is_dir() else path) for path in paths]
+
+
+def print_side_by_side(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints one column per report, so that any terminal is wide enough for a few of them."""
+    print_table(
+        ["", *(row["name"] for row in rows)],
+        [[measure, *(row[measure] for row in rows)] for measure in MEASURES],
+    )
 
 
 def _row(path: Path) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""What the command line prints: tables and short lines, or JSON."""
+"""What the command line prints: progress, short lines, errors, or JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.errors import PipelineError
@@ -20,14 +19,20 @@ def progress_for(json_output: bool) -> Progress:
 
 
 def print_json(value: object) -> None:
-    """Prints a JSON value to stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints a JSON value to stdout, escaped where the stream cannot take it as it is."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    print(text)
 
 
 def print_error(error: PipelineError, *, json_output: bool) -> None:
     """One paragraph on stderr, or the same facts as JSON on stdout."""
     if json_output:
         print_json(error.as_dict())
+        sys.stdout.flush()
     else:
         print(f"error: {error}", file=sys.stderr)
 
@@ -53,30 +58,3 @@ def stage_dict(line: PlannedStage, seconds: float | None = None) -> dict[str, An
         "path": str(line.artifact.path) if line.artifact else None,
         "seconds": None if seconds is None else round(seconds, 3),
     }
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table on stdout; numbers are aligned to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = [list(row) for row in rows]
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(number(cell) for cell in row))
-    Console().print(table)
-
-
-def number(value: object) -> str:
-    """A value as people read it: floats with four significant digits, nothing for None."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)

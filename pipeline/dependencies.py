@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Iterable
 from types import ModuleType
 
 from pipeline.errors import MissingDependencyError
@@ -21,8 +23,54 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        package = _package(error.name or module)
+        asked_for = package == _package(module)
         raise MissingDependencyError(
-            f"the Python package {(error.name or module).partition('.')[0]} is not installed",
-            why=f"{module} needs it",
-            fix=f"Install it: pip install 'trtllm-pipeline[{extra}]'",
+            f"the Python package {package} is not installed",
+            why=None if asked_for else f"{module} needs it",
+            fix=install(extra),
         ) from error
+
+
+def missing(requirements: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Which packages are not installed; nothing is imported.
+
+    Args:
+        requirements: A module and the extra that installs it, each.
+
+    Returns:
+        Package and extra of each that is absent, once, in the order asked for.
+    """
+    wanted = dict.fromkeys((_package(module), extra) for module, extra in requirements)
+    return [(name, extra) for name, extra in wanted if importlib.util.find_spec(name) is None]
+
+
+def check_installed(requirements: Iterable[tuple[str, str]]) -> None:
+    """Refuses to begin what would end at the first import of an absent package.
+
+    Args:
+        requirements: As for :func:`missing`.
+
+    Raises:
+        MissingDependencyError: Naming all absent packages and the extras that install them.
+    """
+    absent = missing(requirements)
+    if not absent:
+        return
+    packages = list(dict.fromkeys(name for name, _ in absent))
+    extras = ",".join(dict.fromkeys(extra for _, extra in absent))
+    several = len(packages) > 1
+    raise MissingDependencyError(
+        f"the Python package{'s' * several} {', '.join(packages)} "
+        f"{'are' if several else 'is'} not installed",
+        fix=install(extras),
+    )
+
+
+def install(extras: str) -> str:
+    """How to install extras of this project, as the last sentence of an error."""
+    return f"Install: pip install 'trtllm-pipeline[{extras}]', or '.[{extras}]' in a checkout"
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

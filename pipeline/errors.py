@@ -21,6 +21,9 @@ exit codes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PipelineError(Exception):
     """An error a user can act on, printed as one paragraph.
@@ -30,6 +33,7 @@ class PipelineError(Exception):
         where: The file, key, tensor or address it concerns.
         why: The cause, when it is known.
         fix: What to do about it; a command when there is one.
+        found: What the command found before it failed: JSON values, shown with ``--json``.
     """
 
     exit_code = 5
@@ -41,11 +45,13 @@ class PipelineError(Exception):
         where: str | None = None,
         why: str | None = None,
         fix: str | None = None,
+        found: Mapping[str, Any] | None = None,
     ) -> None:
         self.what = what
         self.where = where
         self.why = why
         self.fix = fix
+        self.found = found or {}
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -54,9 +60,10 @@ class PipelineError(Exception):
         sentences = (f"{place}{self.what}", _capitalized(self.why or ""), self.fix)
         return " ".join(_sentence(text) for text in sentences if text)
 
-    def as_dict(self) -> dict[str, str | int | None]:
-        """The same facts for ``--json`` output."""
+    def as_dict(self) -> dict[str, Any]:
+        """The same facts for ``--json`` output, with what was found."""
         return {
+            **self.found,
             "error": type(self).__name__,
             "what": self.what,
             "where": self.where,

@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 # A log line more often than this tells a CI reader nothing new.
 LINE_INTERVAL_S = 10.0
@@ -125,13 +129,16 @@ class Bars:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with RichProgress(*columns, console=self._console, transient=True) as bars:
+        # Rich would show on the terminal what a stage keeps off standard output.
+        with RichProgress(
+            *columns, console=self._console, transient=True, redirect_stdout=False
+        ) as bars:
             yield _BarTask(bars, bars.add_task(description, total=total))
 
 
 class _BarTask:
-    def __init__(self, bars: object, task_id: object) -> None:
+    def __init__(self, bars: RichProgress, task_id: TaskID) -> None:
         self._bars, self._task_id = bars, task_id
 
     def advance(self, amount: float = 1.0) -> None:
-        self._bars.advance(self._task_id, amount)  # type: ignore[attr-defined]
+        self._bars.advance(self._task_id, amount)

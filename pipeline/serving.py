@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST, check_files, read_manifest
-from pipeline.errors import RepositoryError, StoreError, UsageError
+from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.launch.container import Endpoints
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def check_custody(repository: Path) -> dict[str, Any]:
         raise UsageError(
             "there is no such repository",
             where=str(repository),
-            fix="Build one first: trtllm-pipeline run configs/demo.yaml",
+            fix="Build one first: trtllm-pipeline run RECIPE",
         )
     manifest = _manifest(repository)
     problems = check_files(repository, manifest, memo=None)
@@ -131,6 +132,27 @@ def serve_command(
     return build(repository, endpoints, devices=devices, orchestrator=orchestrator)
 
 
+def check_ports(ports: Mapping[str, int]) -> None:
+    """Refuses ports that no server could open together; whether they are free is another matter.
+
+    Args:
+        ports: By the name that their option begins with; 0 picks a free one.
+
+    Raises:
+        UsageError: One is no port, or two are the same.
+    """
+    for name, port in ports.items():
+        if not 0 <= port <= 65535:
+            raise UsageError(f"--{name}-port must be between 0 and 65535, not {port}")
+    for port in filter(None, ports.values()):
+        options = [f"--{name}-port" for name, its in ports.items() if its == port]
+        if len(options) > 1:
+            raise UsageError(
+                f"{' and '.join(options)} are the same: {port}",
+                fix="Choose another; 0 picks a free one",
+            )
+
+
 def device_numbers(text: str | None) -> list[int] | None:
     """GPU numbers from ``0,1``.
 
@@ -204,24 +226,39 @@ def serving(repository: Path, log: Path, **options: Any) -> Iterator[TritonServe
 def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
     """The address of a server: the one given, or one started here for as long as it is needed.
 
+    The log of a server started here outlives it when it has something to explain.
+
     Raises:
         UsageError: Neither or both were given.
         ServerError: The server did not start.
     """
-    if (url is None) == (repository is None):
+    if url is not None and repository is not None:
         raise UsageError(
-            "say where the server is",
-            fix="Give --url HOST:PORT of a running one, or --repository DIR to start one",
+            "--url and --repository exclude each other",
+            fix="Give --url for a running server, or --repository to start one",
         )
     if url is not None:
         yield url
         return
-    assert repository is not None
-    with (
-        tempfile.TemporaryDirectory(prefix="trtllm-pipeline-") as folder,
-        serving(repository, Path(folder) / "triton.log") as server,
-    ):
-        yield server.grpc_url
+    if repository is None:
+        raise UsageError(
+            "say where the server is",
+            fix="Give --url HOST:PORT of a running one, or --repository DIR to start one",
+        )
+    folder = Path(tempfile.mkdtemp(prefix="trtllm-pipeline-"))
+    log = folder / "triton.log"
+    kept = False
+    try:
+        with serving(repository, log) as server:
+            yield server.grpc_url
+    except ServerError as error:
+        kept = log.is_file()
+        if kept and str(log) not in str(error):
+            error.fix = f"{error.fix or 'See the log'}; the server's log is {log}"
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def serve_forever(

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.bench.stats import Timeline, summary_ms
 from pipeline.client import AsyncClient, ServerFailed, Tls
 from pipeline.errors import UsageError
+from pipeline.tables import streams
 from pipeline.triton.contract import BLS
 
 # Streams end at the wished length, so that every request costs the same.
@@ -56,6 +57,9 @@ class Measurement:
     ttft_ms: Mapping[str, float] | None
     itl_ms: Mapping[str, float] | None
     latency_ms: Mapping[str, float] | None
+
+    def __str__(self) -> str:
+        return f"{streams(self.concurrency)}: {self.tokens_per_second:.1f} tokens/s"
 
 
 def measure(
@@ -106,12 +110,12 @@ def measure(
         async with AsyncClient(
             url, model=model, timeout=timeout, tls=tls, headers=headers
         ) as client:
-            for streams in concurrency:
+            for level in concurrency:
                 # The first requests of a level pay for what is set up once.
-                await _load(client, prompts, streams, streams, min(output_tokens, 8))
-                count = max(requests, streams)
+                await _load(client, prompts, level, level, min(output_tokens, 8))
+                count = max(requests, level)
                 result = _measurement(
-                    streams, await _load(client, prompts, streams, count, output_tokens)
+                    level, await _load(client, prompts, level, count, output_tokens)
                 )
                 results.append(result)
                 on_measured(result)
@@ -127,13 +131,11 @@ def measure(
 
 
 async def _load(
-    client: AsyncClient, prompts: Sequence[str], streams: int, requests: int, tokens: int
+    client: AsyncClient, prompts: Sequence[str], level: int, requests: int, tokens: int
 ) -> list[Timeline]:
     todo = islice(cycle(prompts), requests)
     timelines: list[Timeline] = []
-    workers = [
-        asyncio.create_task(_worker(client, todo, tokens, timelines)) for _ in range(streams)
-    ]
+    workers = [asyncio.create_task(_worker(client, todo, tokens, timelines)) for _ in range(level)]
     try:
         await asyncio.gather(*workers)
     finally:
@@ -168,12 +170,12 @@ async def _request(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
     return Timeline(sent_at, tuple(arrivals), input_tokens)
 
 
-def _measurement(streams: int, timelines: Sequence[Timeline]) -> Measurement:
+def _measurement(level: int, timelines: Sequence[Timeline]) -> Measurement:
     start = min(timeline.sent_at for timeline in timelines)
     end = max(timeline.arrivals[-1][0] for timeline in timelines)
     tokens = sum(timeline.output_tokens for timeline in timelines)
     return Measurement(
-        concurrency=streams,
+        concurrency=level,
         requests=len(timelines),
         input_tokens=sum(timeline.input_tokens for timeline in timelines),
         output_tokens=tokens,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.client._async_stream import AsyncStream
 from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
-from pipeline.client._errors import ClientError, error_from_status
+from pipeline.client._errors import ClientError, client_closed, error_from_status
 from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
 from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from pipeline.client._request import Completion, GenerateRequest
 from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
 from pipeline.client._wire import Outputs, decode_outputs, stop_request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pipeline.client._request import Sampling
 
 
 class AsyncClient:
@@ -46,6 +52,8 @@ class AsyncClient:
         self.model = model
         self._channel = open_channel(self._settings.endpoint, tls, grpc_aio)
         self._stub = GRPCInferenceServiceStub(self._channel)
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._closed = False
 
     async def generate(
         self,
@@ -53,7 +61,7 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion:
         """See :meth:`Client.generate`."""
         prepared = self._settings.prepare(
@@ -68,7 +76,7 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> AsyncStream:
         """See :meth:`Client.stream`."""
         return self._start(
@@ -115,23 +123,35 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection; running requests end as cancelled."""
+        self._closed = True
+        # grpc.aio lets the calls of a closed channel run on.
+        for stream in tuple(self._streams):
+            stream.cancel()
         await self._channel.close()
 
     def _start(self, prepared: Prepared) -> AsyncStream:
+        self._check_open()
         call = self._stub.ModelStreamInfer(
             iter([prepared.message]), timeout=prepared.timeout, metadata=self._settings.headers
         )
-        return AsyncStream(call, prepared, self.url)
+        stream = AsyncStream(call, prepared, self.url)
+        self._streams.add(stream)
+        return stream
 
     async def _call(
         self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S
     ) -> Message:
+        self._check_open()
         try:
             return await getattr(self._stub, method)(
                 request, timeout=timeout, metadata=self._settings.headers
             )
         except grpc.RpcError as error:
             raise error_from_status(error.code().name, error.details() or "", self.url) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise client_closed(self.url)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
-from pipeline.client._errors import ClientError, error_from_status
+from pipeline.client._errors import ClientError, client_closed, error_from_status
 from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, messages
 from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from pipeline.client._request import Completion, GenerateRequest
@@ -15,6 +15,11 @@ from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
 from pipeline.client._stream import Stream
 from pipeline.client._watchdog import Watchdog
 from pipeline.client._wire import Outputs, decode_outputs, stop_request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pipeline.client._request import Sampling
 
 
 class Client:
@@ -69,7 +74,7 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Completion:
         """The whole answer in one response.
 
@@ -94,7 +99,7 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Stream:
         """The answer in pieces, as it is generated; arguments as for :meth:`generate`.
 
@@ -172,9 +177,12 @@ class Client:
         self._channel.close()
 
     def _start(self, prepared: Prepared) -> Stream:
-        call = self._stub.ModelStreamInfer(
-            iter([prepared.message]), timeout=prepared.timeout, metadata=self._settings.headers
-        )
+        try:
+            call = self._stub.ModelStreamInfer(
+                iter([prepared.message]), timeout=prepared.timeout, metadata=self._settings.headers
+            )
+        except ValueError as error:  # so says gRPC of a closed channel
+            raise client_closed(self.url) from error
         return Stream(call, prepared, self.url, self._watchdog)
 
     def _call(
@@ -184,6 +192,8 @@ class Client:
             return getattr(self._stub, method)(
                 request, timeout=timeout, metadata=self._settings.headers
             )
+        except ValueError as error:  # so says gRPC of a closed channel
+            raise client_closed(self.url) from error
         except grpc.RpcError as error:
             raise error_from_status(error.code().name, error.details() or "", self.url) from error
 

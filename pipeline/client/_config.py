@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,34 +49,68 @@ class Tls:
         """gRPC channel credentials.
 
         Raises:
-            InvalidRequest: A file cannot be read, or only one half of certificate and key is given.
+            InvalidRequest: A file cannot be read or holds something else, or only one half of
+                certificate and key is given.
         """
         if (self.certificate_chain is None) != (self.private_key is None):
             raise InvalidRequest(
                 "a client certificate needs its key and the key its certificate",
                 fix="Give both, or neither",
             )
+        root = _read_certificates(self.root_certificates)
+        chain = _read_certificates(self.certificate_chain)
+        key = _read(self.private_key)
+        if key is not None:
+            _check_key(self.certificate_chain, self.private_key)
         return grpc.ssl_channel_credentials(
-            root_certificates=_read_pem(self.root_certificates),
-            private_key=_read_pem(self.private_key),
-            certificate_chain=_read_pem(self.certificate_chain),
+            root_certificates=root, private_key=key, certificate_chain=chain
         )
 
 
-def _read_pem(path: Path | str | None) -> bytes | None:
+def _read(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        content = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InvalidRequest(
             "the TLS file cannot be read", where=str(path), why=error.strerror
         ) from error
-    if b"-----BEGIN" not in content:
-        raise InvalidRequest(
-            "the TLS file is not PEM", where=str(path), fix="Convert it with openssl"
-        )
+
+
+def _read_certificates(path: Path | str | None) -> bytes | None:
+    content = _read(path)
+    if content is not None:
+        # gRPC would say of a damaged file that no server answers.
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+        except ssl.SSLError as error:
+            raise InvalidRequest(
+                "the TLS file holds no PEM certificate that can be read",
+                where=str(path),
+                why=error.reason,
+                fix="Convert it with openssl",
+            ) from error
     return content
+
+
+def _check_key(chain: Any, key: Any) -> None:
+    def no_password() -> str:
+        raise InvalidRequest(
+            "the key is encrypted, which gRPC cannot use",
+            where=str(key),
+            fix="Decrypt it into a file of its own: openssl pkey",
+        )
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(chain, key, no_password)
+    except ssl.SSLError as error:
+        raise InvalidRequest(
+            f"the TLS key is not the PEM key of {chain}",
+            where=str(key),
+            why=error.reason,
+            fix="Give the key that the certificate was made with",
+        ) from error
 
 
 @dataclass(frozen=True)

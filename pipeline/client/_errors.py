@@ -163,6 +163,11 @@ def error_from_status(code: str, details: str, address: str, *, answered: int = 
     return _refusal(_CODES.get(code, ServerFailed), details or code, address)
 
 
+def client_closed(address: str) -> InvalidRequest:
+    """The error for a call after ``close``."""
+    return InvalidRequest("this client was closed", where=address, fix="Make a new one")
+
+
 def _unreachable(details: str, address: str, answered: int) -> ConnectionFailed:
     # gRPC's text repeats each address with the same cause; the last clause is the cause itself.
     cause = details.rsplit("last error: ", 1)[-1].rsplit("; ", 1)[-1].strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pipeline.dependencies import install
 from pipeline.errors import MissingDependencyError
 
 # gRPC's C library writes its own account of every failed connection to stderr, next to the error
@@ -20,7 +21,7 @@ except ImportError as error:
     raise MissingDependencyError(
         "the client needs tritonclient",
         why=str(error),
-        fix="pip install 'trtllm-pipeline[client]'",
+        fix=install("client"),
     ) from error
 
 __all__ = ["INFER", "GRPCInferenceServiceStub", "Message", "grpc", "grpc_aio", "messages"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from pipeline.client._errors import InvalidRequest
 
 INT32_MAX = 2**31 - 1
+# Numbers travel as 32-bit floats.
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+# Not any sequence: a text is one of its own letters.
+Words = tuple[str, ...] | list[str]
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class GenerateRequest:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    stop_words: tuple[str, ...] = ()
-    bad_words: tuple[str, ...] = ()
+    stop_words: Words = ()
+    bad_words: Words = ()
     seed: int | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -85,10 +89,33 @@ class GenerateRequest:
             _check_float(name, getattr(self, name), -math.inf, math.inf)
         _check_words("stop_words", self.stop_words)
         _check_words("bad_words", self.bad_words)
-        if self.request_id is not None and (
-            not isinstance(self.request_id, str) or not self.request_id
-        ):
-            raise InvalidRequest(f"request_id must be a text, not {self.request_id!r}")
+        if self.request_id is not None:
+            if not isinstance(self.request_id, str) or not self.request_id:
+                raise InvalidRequest(f"request_id must be a text, not {self.request_id!r}")
+            _check_text("request_id", self.request_id)
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of :class:`GenerateRequest` after its prompt, as keyword arguments."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    stop_words: Words
+    bad_words: Words
+    seed: int | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    length_penalty: float | None
+    min_tokens: int | None
+    end_id: int | None
+    pad_id: int | None
+    exclude_input_in_output: bool | None
+    return_log_probs: bool
+    return_num_tokens: bool
+    request_id: str | None
 
 
 @dataclass(frozen=True)
@@ -155,9 +182,12 @@ def _check_text(name: str, value: object) -> None:
         ) from error
 
 
-def _check_words(name: str, words: Iterable[object]) -> None:
+def _check_words(name: str, words: object) -> None:
     if isinstance(words, str | bytes):
         raise InvalidRequest(f"{name} must be a list of texts, not one text")
+    # They are read twice, here and when they are sent, which a generator would not survive.
+    if not isinstance(words, tuple | list):
+        raise InvalidRequest(f"{name} must be a list of texts, not {type(words).__name__}")
     for word in words:
         _check_text(name, word)
         if not word:
@@ -176,8 +206,13 @@ def _check_int(name: str, value: object, low: int, high: int, *, required: bool 
 def _check_float(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidRequest(f"{name} must be a finite number, not {value!r}")
+    # Written so that NaN is refused too.
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not abs(value) <= FLOAT32_MAX
+    ):
+        raise InvalidRequest(f"{name} must be a finite 32-bit number, not {value!r}")
     if not low <= value <= high:
         limits = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
         raise InvalidRequest(f"{name} must be {limits}, not {value:g}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.client._config import Endpoint, Tls, parse_url
 from pipeline.client._errors import InvalidRequest
@@ -14,10 +16,18 @@ from pipeline.client._grpc import Message
 from pipeline.client._request import GenerateRequest
 from pipeline.client._wire import encode_request
 
+if TYPE_CHECKING:
+    from pipeline.client._request import Sampling
+
 # Everything but generation answers at once; longer than this is an outage.
 INFO_TIMEOUT_S = 10.0
 # The server closes the stream right after the final response; more than this is not waited for.
 CLOSE_TIMEOUT_S = 1.0
+# More than thirty years; gRPC's clock does not reach much further.
+LONGEST_TIMEOUT_S = 1e9
+# What gRPC takes as metadata; it has lower case names only.
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True)
@@ -74,21 +84,21 @@ class Settings:
         """Checks the arguments of a client.
 
         Raises:
-            InvalidRequest: The address or a limit is not usable.
+            InvalidRequest: The address, a limit or a header is not usable.
         """
         return cls(
             endpoint=parse_url(url, secure=tls is not None),
             model=model,
             timeout=_seconds("timeout", timeout),
             stall_timeout=_seconds("stall_timeout", stall_timeout),
-            headers=tuple((headers or {}).items()),
+            headers=tuple(_header(name, value) for name, value in (headers or {}).items()),
             validate=validate,
         )
 
     def prepare(
         self,
         request: GenerateRequest | str | bytes,
-        sampling: Mapping[str, Any],
+        sampling: Sampling,
         *,
         model: str | None,
         timeout: float | None,
@@ -121,7 +131,29 @@ class Settings:
 
 
 def _seconds(name: str, value: float | None) -> float | None:
-    # Written so that NaN is refused too.
-    if value is not None and not value > 0:
-        raise InvalidRequest(f"{name} must be above 0 seconds, not {value:g}")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InvalidRequest(f"{name} must be a number of seconds, not {value!r}")
+    if value == math.inf:
+        return None
+    if not 0 < value <= LONGEST_TIMEOUT_S:
+        raise InvalidRequest(
+            f"{name} must be above 0 seconds and at most {LONGEST_TIMEOUT_S:g}, not {value!r}",
+            fix="None is no limit",
+        )
     return value
+
+
+def _header(name: str, value: str) -> tuple[str, str]:
+    for what, text, allowed in (
+        ("name", str(name).lower(), _HEADER_NAME),
+        ("value", value, _HEADER_TEXT),
+    ):
+        if not isinstance(text, str) or not allowed.fullmatch(text):
+            # The value may be a secret, so it is not repeated.
+            raise InvalidRequest(
+                f"the header {name!r} has a {what} that gRPC cannot send",
+                fix="Use letters, digits and _.- in a name, and printable ASCII text in a value",
+            )
+    return name.lower(), value

@@ -35,8 +35,8 @@ class Stream:
         self._watchdog = watchdog
         self._answer = Answer(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
-        if prepared.stall_timeout is not None:
-            watchdog.watch(self, prepared.stall_timeout)
+        # The wait for the end of the stream is limited even where that for an answer is not.
+        watchdog.watch(self, min(prepared.stall_timeout or CLOSE_TIMEOUT_S, CLOSE_TIMEOUT_S))
 
     def __iter__(self) -> Iterator[Chunk]:
         return self

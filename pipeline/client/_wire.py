@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline.client._errors import ServerFailed
+from pipeline.client._errors import InvalidRequest, ServerFailed
 from pipeline.client._grpc import INFER, Message
 from pipeline.client._request import GenerateRequest
 from pipeline.triton.contract import BLS, ENGINE, MODELS
@@ -86,8 +86,16 @@ def new_message(model: str, *, request_id: str = "", outputs: Iterable[str] = ()
         model: Name of a Triton model.
         request_id: The id to run under.
         outputs: Names of the outputs to send; none is all.
+
+    Raises:
+        InvalidRequest: A name or the id is not text.
     """
-    message = INFER(model_name=model, id=request_id)
+    try:
+        message = INFER(model_name=model, id=request_id)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"the model {model!r} or the request id {request_id!r} cannot be sent", why=str(error)
+        ) from error
     # Without it Triton keeps an empty final response to itself and the end cannot be told.
     message.parameters["triton_enable_empty_final_response"].bool_param = True
     for name in outputs:
@@ -116,23 +124,26 @@ def add_input(
         datatype: KServe's name of the element type; None takes the wire contract's.
 
     Raises:
-        ValueError: The element type is not known, or a value does not fit into it.
+        InvalidRequest: The element type is not known, or a value does not fit into it.
     """
     if datatype is None:
         known = _INPUT_TYPES.get(name)
         if known is None:
-            msg = f"the wire contract has no input {name!r} of a type this client sends"
-            raise ValueError(msg)
+            raise InvalidRequest(
+                f"the wire contract has no input {name!r} of a type this client sends"
+            )
         datatype = known[0]
-    if datatype == "BYTES":
-        raw = b"".join(_frame(value) for value in values)
-    else:
-        try:
-            raw = struct.pack(f"<{len(values)}{_STRUCT_CODES[datatype]}", *values)
-        except struct.error as error:
-            msg = f"{name} {values!r} does not fit into {datatype}: {error}"
-            raise ValueError(msg) from error
-    message.inputs.add(name=name, datatype=datatype, shape=[1, len(values)])
+    try:
+        count = len(values)
+        if datatype == "BYTES":
+            raw = b"".join(_frame(value) for value in values)
+        else:
+            raw = struct.pack(f"<{count}{_STRUCT_CODES[datatype]}", *values)
+    except (struct.error, TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            f"{name} {values!r} does not fit into {datatype}", why=str(error)
+        ) from error
+    message.inputs.add(name=name, datatype=datatype, shape=[1, count])
     message.raw_input_contents.append(raw)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BuildDirOption, JsonOption, RecipeArgument, SetOption
+from pipeline.commands.options import BuildDirOption, Output, RecipeArgument, SetOption
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    *,
     recipe: RecipeArgument,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
@@ -25,7 +26,7 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
-    json_output: JsonOption = False,
+    output: Output,
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
@@ -41,18 +42,18 @@ def run(
 
     def on_stage(line: PlannedStage, seconds: float) -> None:
         lines.append(stage_dict(line, seconds))
-        if not json_output:
+        if not output.json:
             print(stage_line(line, seconds), flush=True)
 
     result = run_recipe(
         loaded,
         BuildDir(build_dir),
-        progress_for(json_output),
+        progress_for(output.json),
         force=frozenset(force or ()),
         until=until,
         on_stage=on_stage,
     )
-    if json_output:
+    if output.json:
         print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
         return
     for name in ("repository", "report"):
@@ -62,10 +63,11 @@ def run(
 
 
 def plan(
+    *,
     recipe: RecipeArgument,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
-    json_output: JsonOption = False,
+    output: Output,
 ) -> None:
     """Show what a run would do, and why, without doing it."""
     from pipeline.console import print_json, stage_dict, stage_line
@@ -83,7 +85,7 @@ def plan(
     if facts is None and source:
         facts = check_model(loaded, source.path)
     engine = explain(loaded, facts) if facts else None
-    if json_output:
+    if output.json:
         print_json(
             {
                 "recipe": loaded.name,
@@ -100,23 +102,24 @@ def plan(
 
 
 def compare(
+    *,
     reports: Annotated[
         list[Path], typer.Argument(help="report.json files, or the folders that hold them.")
     ],
-    json_output: JsonOption = False,
+    output: Output,
 ) -> None:
     """Put the reports of several recipes side by side."""
-    from pipeline.compare import COLUMNS, comparison
-    from pipeline.console import print_json, print_table
+    from pipeline.compare import comparison, print_side_by_side
+    from pipeline.console import print_json
 
     rows = comparison(reports)
-    if json_output:
+    if output.json:
         print_json(rows)
     else:
-        print_table(list(COLUMNS), [[row[name] for name in COLUMNS] for row in rows])
+        print_side_by_side(rows)
 
 
-def doctor(json_output: JsonOption = False) -> None:
+def doctor(output: Output) -> None:
     """Say what is installed here, what can run, and what to do about the rest."""
     from dataclasses import asdict
 
@@ -124,7 +127,7 @@ def doctor(json_output: JsonOption = False) -> None:
     from pipeline.toolchain import diagnose
 
     findings = diagnose()
-    if json_output:
+    if output.json:
         print_json([asdict(finding) for finding in findings])
         return
     for finding in findings:

@@ -2,10 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.client import Tls
+
+
+@dataclass
+class Invocation:
+    """How errors are to be shown; each option that says so notes it here while it is parsed.
+
+    Attributes:
+        json: As JSON on stdout.
+        debug: With a traceback.
+    """
+
+    json: bool = False
+    debug: bool = False
+
+
+def note(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
+    """Copies a flag to the field of the :class:`Invocation` that has its name."""
+    if value:
+        setattr(context.obj, str(parameter.name), True)
+    return value
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks.", callback=note, is_eager=True)
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What every command prints, and how.
+
+    Attributes:
+        json: One JSON document instead of text.
+        debug: Tracebacks instead of the paragraph for people.
+    """
+
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON to stdout.", callback=note, is_eager=True)
+    ] = False
+    debug: DebugOption = False
+
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 SetOption = Annotated[
@@ -17,11 +66,101 @@ SetOption = Annotated[
 BuildDirOption = Annotated[
     Path, typer.Option("--build-dir", help="Where the store and the outputs go.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-UrlOption = Annotated[
-    str | None, typer.Option("--url", help="gRPC address of a running server, e.g. localhost:8001.")
-]
-RepositoryOption = Annotated[
-    Path | None,
-    typer.Option("--repository", help="Start a server on this repository instead of using --url."),
-]
+
+
+def new_file(path: Path | None) -> Path | None:
+    """Refuses a file that could not be written, before the work that it is to record.
+
+    Raises:
+        UsageError: Its folder does not exist, or it is a folder itself.
+    """
+    if path is not None and path.is_dir():
+        raise UsageError("this is a folder", where=str(path), fix="Name a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(
+            "the folder of this file does not exist",
+            where=str(path),
+            fix=f"Create {path.parent} first, or name another file",
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a server is and how to talk to it.
+
+    Attributes:
+        url: A running server's address.
+        repository: What to start a server on instead.
+        model: The Triton model that takes the requests.
+        timeout: Seconds for one request.
+        tls_root: The authority to trust.
+        tls_cert: The client's certificate.
+        tls_key: The client's key.
+        tls_name: The name in the server's certificate.
+        header: gRPC metadata, as NAME=VALUE.
+    """
+
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="gRPC address of a running server, e.g. localhost:8001."),
+    ] = None
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            "--repository", help="Start a server on this repository instead of using --url."
+        ),
+    ] = None
+    model: Annotated[str, typer.Option(help="tensorrt_llm_bls or ensemble.")] = "tensorrt_llm_bls"
+    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0
+    tls_root: Annotated[Path | None, typer.Option(help="PEM of the authority to trust.")] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM of the client certificate.")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of the client's key.")] = None
+    tls_name: Annotated[
+        str | None, typer.Option(help="Name in the server's certificate, if not its host.")
+    ] = None
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", metavar="NAME=VALUE", help="gRPC metadata; repeatable."),
+    ] = None
+
+    @property
+    def tls(self) -> Tls | None:
+        """Certificates; None without any TLS option."""
+        from pipeline.client import Tls
+
+        given = (self.tls_root, self.tls_cert, self.tls_key, self.tls_name)
+        return Tls(*given) if any(given) else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """gRPC metadata by name.
+
+        Raises:
+            UsageError: One has no ``=``.
+        """
+        pairs = [text.partition("=") for text in self.header or ()]
+        for name, separator, _ in pairs:
+            if not separator:
+                # The text may be a secret, so it is not repeated.
+                raise UsageError("--header needs NAME=VALUE", fix="Write --header name=value")
+            del name
+        return {name: value for name, _, value in pairs}
+
+    @contextmanager
+    def address(self) -> Iterator[str]:
+        """The server's address, for as long as it is needed.
+
+        Raises:
+            UsageError: It is not clear where the server is or how to talk to it.
+            ServerError: The server did not start.
+        """
+        from pipeline.serving import reachable
+
+        if self.repository is not None and self.tls:
+            raise UsageError(
+                "a server started on --repository has no TLS",
+                fix="Leave the TLS options out, or start it with serve and give --url",
+            )
+        with reachable(self.url, self.repository) as address:
+            yield address

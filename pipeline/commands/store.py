@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BuildDirOption, JsonOption
+from pipeline.commands.options import BuildDirOption, Output
+from pipeline.errors import StoreError, UsageError
 
-
-def list_(build_dir: BuildDirOption = Path("build"), json_output: JsonOption = False) -> None:
-    """List the artifacts with their keys and sizes."""
-    from pipeline.console import print_json, print_table
-    from pipeline.retention import inventory
+if TYPE_CHECKING:
     from pipeline.run import BuildDir
 
-    rows = inventory(BuildDir(build_dir).store)
-    if json_output:
+
+def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
+    """List the artifacts with their keys and sizes."""
+    from pipeline.console import print_json
+    from pipeline.retention import inventory
+    from pipeline.tables import print_table
+
+    rows = inventory(_existing(build_dir).store)
+    if output.json:
         print_json(rows)
     else:
         columns = ["stage", "key", "created", "MiB", "seconds"]
@@ -28,40 +32,64 @@ def list_(build_dir: BuildDirOption = Path("build"), json_output: JsonOption = F
         print_table(columns, shown)
 
 
-def verify(build_dir: BuildDirOption = Path("build"), json_output: JsonOption = False) -> None:
+def verify(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """Read every byte of every artifact and compare it with its manifest."""
     from pipeline.console import print_json
-    from pipeline.errors import StoreError
-    from pipeline.run import BuildDir
 
-    store = BuildDir(build_dir).store
+    store = _existing(build_dir).store
     damaged = store.verify()
-    if json_output:
-        print_json([{"path": str(d.path), "problems": d.problems} for d in damaged])
-    else:
-        print(f"{len(store.artifacts()) - len(damaged)} artifacts are whole")
+    whole = len(store.artifacts()) - len(damaged)
+    found = {
+        "whole": whole,
+        "damaged": [{"path": str(d.path), "problems": d.problems} for d in damaged],
+    }
+    if not output.json:
+        print(f"{whole} artifact{' is' if whole == 1 else 's are'} whole")
     if damaged:
         raise StoreError(
             f"{len(damaged)} damaged artifact(s): {damaged[0].problems[0]}",
             where=str(damaged[0].path),
             fix="Run the recipe again, which rebuilds it, or remove it with store prune",
+            found=found,
         )
+    if output.json:
+        print_json(found)
 
 
 def prune(
+    *,
     build_dir: BuildDirOption = Path("build"),
     keep: Annotated[bool, typer.Option(help="Keep what the last run of each recipe uses.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    json_output: JsonOption = False,
+    output: Output,
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
     from pipeline.console import print_json
     from pipeline.retention import prune as remove
-    from pipeline.run import BuildDir
 
-    removed = remove(BuildDir(build_dir), keep=keep, dry_run=dry_run)
-    if json_output:
+    removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
+    if output.json:
         print_json([str(path) for path in removed])
     else:
         verb = "would remove" if dry_run else "removed"
         print("\n".join([*(f"{verb} {path}" for path in removed), f"{len(removed)} artifact(s)"]))
+
+
+def _existing(build_dir: Path) -> BuildDir:
+    """The build directory, which a mistyped name must not create."""
+    from pipeline.run import BuildDir
+
+    build = BuildDir(build_dir)
+    if not build_dir.is_dir():
+        raise UsageError(
+            "there is no such build directory",
+            where=str(build_dir),
+            fix="Name the --build-dir that recipes were run with",
+        )
+    if not build.store.root.is_dir():
+        raise UsageError(
+            "this directory holds no artifact store",
+            where=str(build_dir),
+            fix="Name the --build-dir that recipes were run with, or run one first",
+        )
+    return build

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, BAR_HEIGHT, GAP, LABEL_WIDTH, VALUE_WIDTH = 640, 22, 8, 150, 110
+PLOT_LEFT, PLOT_FLOOR, PLOT_HEIGHT = 44, 140, 116
+PLOT_WIDTH = WIDTH - PLOT_LEFT
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
@@ -42,12 +44,13 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return f'<svg class="bars" viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
 
 
-def histogram(values: Sequence[float], *, unit: str, buckets: int = 24) -> str:
+def histogram(values: Sequence[float], *, unit: str, counted: str, buckets: int = 24) -> str:
     """How often positive values fall into ranges of equal ratio: the axis is logarithmic.
 
     Args:
         values: The values; those that are not above zero are left out.
-        unit: Written behind the ends of the axis.
+        unit: Of the values; written behind the last tick.
+        counted: What is counted; written above the axis of counts.
         buckets: Number of ranges.
 
     Returns:
@@ -56,24 +59,60 @@ def histogram(values: Sequence[float], *, unit: str, buckets: int = 24) -> str:
     exponents = [math.log10(value) for value in values if value > 0]
     if len(exponents) < 2:
         return ""
-    low, high = min(exponents), max(exponents)
-    span = (high - low) or 1.0
+    low = math.floor(min(exponents))
+    decades = max(math.ceil(max(exponents)) - low, 1)
     counts = [0] * buckets
     for exponent in exponents:
-        counts[min(int((exponent - low) / span * buckets), buckets - 1)] += 1
-    height, floor, step = 120, 100, WIDTH / buckets
-    tallest = max(counts)
-    parts = [f'<line x1="0" y1="{floor}" x2="{WIDTH}" y2="{floor}" class="axis"/>']
+        counts[min(int((exponent - low) / decades * buckets), buckets - 1)] += 1
+    parts = _count_axis(max(counts), counted) + _decades(low, decades, unit)
+    step = PLOT_WIDTH / buckets
     for index, count in enumerate(counts):
-        bar = (floor - 6) * count / tallest
-        start = 10 ** (low + index * span / buckets)
+        bar = PLOT_HEIGHT * count / max(counts)
+        start = 10 ** (low + index * decades / buckets)
         parts.append(
-            f'<rect x="{index * step + 1:.1f}" y="{floor - bar:.1f}" width="{step - 2:.1f}" '
-            f'height="{bar:.1f}"><title>{count} from {start:.3g} {escape(unit)}</title></rect>'
+            f'<rect x="{PLOT_LEFT + index * step + 1:.1f}" y="{PLOT_FLOOR - bar:.1f}" '
+            f'width="{step - 2:.1f}" height="{bar:.1f}">'
+            f"<title>{count} from {start:.3g} {escape(unit)}</title></rect>"
         )
-    for x, anchor, value in ((0, "start", 10**low), (WIDTH, "end", 10**high)):
-        parts.append(
-            f'<text x="{x}" y="{height - 2}" style="text-anchor:{anchor}" class="tick">'
-            f"{value:.3g} {escape(unit)}</text>"
-        )
+    height = PLOT_FLOOR + 28
     return f'<svg class="hist" viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _count_axis(most: int, counted: str) -> list[str]:
+    """Horizontal lines at round counts."""
+    rough = most / 3
+    power = 10 ** math.floor(math.log10(max(rough, 1)))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
+    parts = [f'<text x="0" y="10" class="tick">{escape(counted)}</text>']
+    for count in range(0, most + 1, step):
+        y = PLOT_FLOOR - PLOT_HEIGHT * count / most
+        parts += [
+            f'<line x1="{PLOT_LEFT}" y1="{y:.1f}" x2="{WIDTH}" y2="{y:.1f}" class="axis"/>',
+            f'<text x="{PLOT_LEFT - 8}" y="{y + 4:.1f}" class="tick end">{count:,}</text>',
+        ]
+    return parts
+
+
+def _decades(low: int, decades: int, unit: str) -> list[str]:
+    """Ticks at the powers of ten, and short ones at their multiples."""
+    width = PLOT_WIDTH / decades
+    parts = []
+    for decade in range(decades + 1):
+        x = PLOT_LEFT + decade * width
+        last = decade == decades
+        label = f"{10.0 ** (low + decade):g}" + (f" {unit}" if last else "")
+        anchor = "end" if last else "middle"
+        parts += [
+            _tick(x, 7),
+            f'<text x="{x:.1f}" y="{PLOT_FLOOR + 22}" class="tick {anchor}">{escape(label)}</text>',
+        ]
+        if not last:
+            parts += [_tick(x + width * math.log10(multiple), 4) for multiple in range(2, 10)]
+    return parts
+
+
+def _tick(x: float, length: int) -> str:
+    return (
+        f'<line x1="{x:.1f}" y1="{PLOT_FLOOR}" x2="{x:.1f}" y2="{PLOT_FLOOR + length}" '
+        'class="axis"/>'
+    )

@@ -10,8 +10,9 @@ from typing import Any
 from pipeline import __version__
 from pipeline.artifacts import read_manifest
 from pipeline.recipe import Gates, Recipe
-from pipeline.report.render import figure, percent, size
+from pipeline.report.render import percent, size
 from pipeline.stages.base import Artifact
+from pipeline.tables import number, streams
 from pipeline.toolchain import versions
 
 TOOLS = (
@@ -36,10 +37,16 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     source, checkpoint = inputs["source"].facts, inputs["quantize"].facts
     engine = _directory_bytes(inputs["compile"].path)
     full = int(source["parameters"]) * BYTES_16BIT
+    bench = _read(inputs["bench"].path / "bench.json")
+    stages = [_stage(artifact) for artifact in inputs.values()]
     report: dict[str, Any] = {
         "schema": 1,
         "name": recipe.name,
         "version": __version__,
+        # Not the time of writing, so that the same artifacts always give the same report.
+        "created": max(stage["created"] for stage in stages),
+        "machine": bench["machine"],
+        "recipe": recipe.model_dump(mode="json", by_alias=True),
         "model": {"source": recipe.model.source, "bytes_16bit": full, **source},
         "checkpoint": {
             "format": recipe.quantize.format,
@@ -48,14 +55,14 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         },
         "engine": {"target": recipe.compile.target, **inputs["compile"].facts, "bytes": engine},
         "quality": None,
-        "load": _load(_read(inputs["bench"].path / "bench.json")),
+        "load": _load(bench),
         "conformance": _read(inputs["verify"].path / "verify.json"),
         "sizes": [
             ("16 bit", float(full), size(full)),
             ("checkpoint", float(checkpoint["bytes"]), size(checkpoint["bytes"])),
             ("engine", float(engine), size(engine)),
         ],
-        "stages": [_stage(artifact) for artifact in inputs.values()],
+        "stages": stages,
         "tools": versions(TOOLS),
     }
     if recipe.evaluate:
@@ -83,9 +90,9 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
         },
         {
             "name": "KL divergence (nats per token)",
-            "value": f"{figure(evaluation['kl_divergence'], 3)} ± "
-            f"{figure(evaluation['kl_divergence_standard_error'], 2)}",
-            "gate": _gate(gates.kl_divergence, "at most {}", figure),
+            "value": f"{number(evaluation['kl_divergence'], 3)} ± "
+            f"{number(evaluation['kl_divergence_standard_error'], 2)}",
+            "gate": _gate(gates.kl_divergence, "at most {}", number),
         },
     ]
     if "engine_perplexity" in evaluation:
@@ -117,29 +124,26 @@ def _load(bench: dict[str, Any]) -> dict[str, Any]:
         "row, over gRPC, with client, server and engine on this one machine.",
         "rows": rows,
         "best": best["tokens_per_second"],
-        "best_streams": _streams(best["concurrency"]),
+        "best_streams": streams(best["concurrency"]),
         "bars": [
             (
-                _streams(row["concurrency"]),
+                streams(row["concurrency"]),
                 row["tokens_per_second"],
-                f"{figure(row['tokens_per_second'])} tokens/s",
+                f"{number(row['tokens_per_second'])} tokens/s",
             )
             for row in rows
         ],
     }
 
 
-def _streams(count: int) -> str:
-    return "1 stream" if count == 1 else f"{count} streams"
-
-
 def _stage(artifact: Artifact) -> dict[str, Any]:
-    seconds = float(read_manifest(artifact.path)["seconds"])
+    manifest = read_manifest(artifact.path)
     return {
         "name": artifact.stage,
         "key": artifact.key,
         "digest": artifact.digest,
-        "seconds": seconds,
+        "created": manifest["created"],
+        "seconds": float(manifest["seconds"]),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import bars, histogram
+from pipeline.tables import number
 
 TEMPLATES = Path(__file__).parent
 
@@ -32,11 +33,15 @@ def _environment(*, html: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=percent, size=size, figure=figure, spread=spread)
+    environment.filters.update(
+        percent=percent, size=size, figure=number, spread=spread, yaml=as_yaml, facts=facts
+    )
     # The charts escape their own labels.
     environment.globals.update(
         bars=lambda rows: Markup(bars(rows)),  # noqa: S704
-        histogram=lambda values, unit: Markup(histogram(values, unit=unit)),  # noqa: S704
+        histogram=lambda values, unit, counted: Markup(  # noqa: S704
+            histogram(values, unit=unit, counted=counted)
+        ),
     )
     return environment
 
@@ -55,15 +60,18 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def figure(value: float | int | None, digits: int = 4) -> str:
-    """A number with so many significant digits; a dash for None."""
-    if value is None:
-        return "-"
-    if isinstance(value, int) or abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
 def spread(times: dict[str, float] | None) -> str:
     """Median and 95th percentile; a dash when nothing was measured."""
-    return "-" if times is None else f"{figure(times['p50'])} / {figure(times['p95'])}"
+    return "-" if times is None else f"{number(times['p50'])} / {number(times['p95'])}"
+
+
+def as_yaml(value: object) -> str:
+    """JSON values as YAML, in their own order."""
+    import yaml
+
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=88))
+
+
+def facts(values: dict[str, object]) -> str:
+    """Names and values on one line."""
+    return ", ".join(f"{name} {number(value)}" for name, value in values.items())

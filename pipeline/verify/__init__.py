@@ -5,7 +5,7 @@
 
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Plan
-from pipeline.verify.output import render_table, to_json, to_junit
+from pipeline.verify.output import print_report, to_json, to_junit
 from pipeline.verify.report import CheckResult, Report, raise_for_failures
 from pipeline.verify.run import run_conformance
 
@@ -14,8 +14,8 @@ __all__ = [
     "CheckResult",
     "Plan",
     "Report",
+    "print_report",
     "raise_for_failures",
-    "render_table",
     "run_conformance",
     "to_json",
     "to_junit",

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
+from pipeline.tables import print_table
 from pipeline.verify.report import Report
 
 # XML 1.0 has no way to write these, escaped or not.
@@ -67,20 +68,11 @@ def _xml(text: str) -> str:
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def render_table(report: Report) -> None:
+def print_report(report: Report) -> None:
     """Prints the report as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{report.url}  {report.server}  {report.model}", title_justify="left")
-    for heading in ("check", "result", "seconds", ""):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left")
-    for result in report.results:
-        table.add_row(
-            result.name,
-            Text(result.status, style=_COLOURS[result.status]),
-            f"{result.seconds:.2f}",
-            Text(result.reason or result.proves),
-        )
-    Console().print(table)
+    print_table(
+        ["check", "result", "seconds", "what it proves, or why it did not"],
+        [[r.name, r.status, r.seconds, r.reason or r.proves] for r in report.results],
+        title=f"{report.url}  {report.server}  {report.model}",
+        styles=_COLOURS,
+    )

@@ -1,0 +1,69 @@
+"""Tables on standard output, and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    caption: str = "",
+    styles: Mapping[str, str] | None = None,
+) -> None:
+    """Prints a table; columns with numbers are aligned to the right.
+
+    Args:
+        columns: Headings.
+        rows: One value per column each.
+        title: Written above.
+        caption: Written below.
+        styles: Rich's style of a cell by its text.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(row) for row in rows]
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for index, column in enumerate(columns):
+        numeric = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        shown = [number(cell) for cell in row]
+        table.add_row(*(Text(text, style=(styles or {}).get(text, "")) for text in shown))
+    Console().print(table)
+
+
+def number(value: object, digits: int = 4) -> str:
+    """A value as people read it.
+
+    Args:
+        value: Floats get significant digits, thousands are separated, None is a dash.
+        digits: How many are significant.
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        whole = abs(value) >= min(1000, 10**digits)
+        return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
+    return str(value)
+
+
+def streams(count: int) -> str:
+    """A number of streams in words."""
+    return "1 stream" if count == 1 else f"{count} streams"
