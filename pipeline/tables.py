@@ -35,6 +35,8 @@ def print_table(
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
     )
     for index, column in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)

@@ -25,11 +25,11 @@ def print_results(results: Mapping[str, Any]) -> None:
             for row in results["measurements"]
         ],
         title=f"{results['model']}, {tokens} token{'s' * (tokens != 1)} per request",
-        caption="times in ms, as p50 / p95 / p99",
+        caption="times in ms, as p50/p95/p99",
     )
 
 
 def _times(times: Mapping[str, float] | None) -> str:
     if times is None:
         return "-"
-    return " / ".join(f"{times[name]:.1f}" for name in ("p50", "p95", "p99"))
+    return "/".join(f"{times[name]:.1f}" for name in ("p50", "p95", "p99"))

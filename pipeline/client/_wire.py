@@ -5,6 +5,7 @@ The framing of a tensor is KServe's: little-endian numbers; a text is a 4-byte l
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -141,7 +142,7 @@ def add_input(
             raw = struct.pack(f"<{count}{_STRUCT_CODES[datatype]}", *values)
     except (struct.error, TypeError, ValueError, OverflowError) as error:
         raise InvalidRequest(
-            f"{name} {values!r} does not fit into {datatype}", why=str(error)
+            f"{name} {reprlib.repr(values)} does not fit into {datatype}", why=str(error)
         ) from error
     message.inputs.add(name=name, datatype=datatype, shape=[1, count])
     message.raw_input_contents.append(raw)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bench import measure, render_table
+from pipeline.bench import measure, print_results
 from pipeline.bench.stats import Timeline, percentile, summary_ms
 from pipeline.client import ConnectionFailed, InvalidRequest, ServerFailed
 from pipeline.errors import RecipeError, UsageError
@@ -80,6 +80,22 @@ def test_a_server_of_known_speed_is_measured_as_such():
     assert json.loads(json.dumps(results)) == results
 
 
+def test_what_was_measured_is_told_as_it_comes():
+    lines = []
+    with FakeTriton(steady) as server:
+        measure(
+            server.url,
+            concurrency=[1, 2],
+            requests=2,
+            output_tokens=2,
+            on_measured=lambda measurement: lines.append(str(measurement)),
+        )
+    one, two = lines
+    assert one.startswith("1 stream: ")
+    assert two.startswith("2 streams: ")
+    assert two.endswith(" tokens/s")
+
+
 def test_streams_really_overlap():
     seen = {"now": 0, "most": 0}
 
@@ -126,9 +142,9 @@ def test_wrong_numbers_and_nobody_there():
 
 def test_the_table(capsys):
     with FakeTriton(steady) as server:
-        render_table(measure(server.url, concurrency=[2], requests=2, output_tokens=1))
+        print_results(measure(server.url, concurrency=[2], requests=2, output_tokens=1))
     shown = capsys.readouterr().out
-    assert "1 tokens per request" in shown
+    assert "1 token per request" in shown
     assert " - " in shown
 
 

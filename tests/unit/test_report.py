@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.report import render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
-from pipeline.report.render import figure, percent, size, spread
+from pipeline.report.render import percent, size, spread
+from pipeline.tables import number
 
 
 def _report(**changes: Any) -> dict[str, Any]:
@@ -18,6 +19,9 @@ def _report(**changes: Any) -> dict[str, Any]:
     report = {
         "name": "demo",
         "version": "1",
+        "created": "2026-07-01T12:00:00Z",
+        "machine": {"architecture": "x86_64", "cpus": 2},
+        "recipe": {"name": "demo", "quantize": {"format": "int4_awq", "kv_cache": None}},
         "model": {
             "architecture": "LlamaForCausalLM",
             "parameters": 1234567,
@@ -65,12 +69,20 @@ def test_markdown_has_the_numbers_and_no_holes() -> None:
     assert "1,234,567 parameters" in text
     assert "{{" not in text
     assert "Quality" not in text
+    assert "Built 2026-07-01; measured on: architecture x86_64, cpus 2." in text
+    assert "quantize:\n  format: int4_awq\n  kv_cache: null\n```" in text
 
 
 def test_html_escapes_what_users_wrote() -> None:
     html = render_html(_report(name="<script>alert(1)</script>"))
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_html_has_the_recipe_folded_away() -> None:
+    html = render_html(_report(recipe={"name": "<b>"}))
+    folded = html[html.index("<details>") : html.index("</details>")]
+    assert "name: &lt;b&gt;" in folded
 
 
 def test_html_is_well_formed_enough_to_parse() -> None:
@@ -87,10 +99,33 @@ def test_bars_are_proportional() -> None:
 
 
 def test_a_histogram_counts_every_positive_value_once() -> None:
-    drawn = ElementTree.fromstring(histogram([0.0, 0.001, 0.01, 0.1, 0.1], unit="nats", buckets=3))
+    drawn = _histogram([0.0, 0.001, 0.01, 0.1, 0.1], buckets=3)
     titles = [title.text or "" for title in drawn.iter("title")]
     assert [int(title.split()[0]) for title in titles] == [1, 1, 2]
-    assert histogram([0.5], unit="nats") == ""
+    assert histogram([0.5], unit="nats", counted="windows") == ""
+
+
+def _histogram(values: list[float], buckets: int) -> ElementTree.Element:
+    return ElementTree.fromstring(
+        histogram(values, unit="nats", counted="windows", buckets=buckets)
+    )
+
+
+def test_the_axes_of_a_histogram_have_decades_and_round_counts() -> None:
+    drawn = _histogram([0.0002] * 1200 + [0.05], buckets=30)
+    texts = [text.text for text in drawn.iter("text")]
+    assert texts == [
+        "windows", "0", "500", "1,000", "0.0001", "0.001", "0.01", "0.1 nats",
+    ]  # fmt: skip
+    labels = {text.text: text.attrib for text in drawn.iter("text")}
+    bars_at = {
+        int((bar.find("title").text or "").split()[0]): float(bar.attrib["x"])  # type: ignore[union-attr]
+        for bar in drawn.iter("rect")
+    }
+    # The bar of 0.0002 stands right of the first tick, at log10(2) of a decade.
+    decade = float(labels["0.01"]["x"]) - float(labels["0.001"]["x"])
+    place = bars_at[1200] - float(labels["0.0001"]["x"])
+    assert place / decade == pytest.approx(0.3, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +135,13 @@ def test_a_histogram_counts_every_positive_value_once() -> None:
         (size(512), "512 B"),
         (size(1536), "1.5 KiB"),
         (size(16 << 30), "16.0 GiB"),
-        (figure(0.00012346), "0.0001235"),
-        (figure(12345.6), "12,346"),
-        (figure(7), "7"),
-        (figure(None), "-"),
+        (number(0.00012346), "0.0001235"),
+        (number(12345.6), "12,346"),
+        (number(1234.5), "1,234"),
+        (number(123.456, 2), "123"),
+        (number(7), "7"),
+        (number(20000), "20,000"),
+        (number(None), "-"),
         (spread(None), "-"),
     ],
 )

@@ -11,7 +11,7 @@ from pipeline.errors import UsageError, VerificationError
 from pipeline.verify import (
     CheckResult,
     Report,
-    render_table,
+    print_report,
     run_conformance,
     to_json,
     to_junit,
@@ -51,8 +51,9 @@ def test_junit_is_a_document_that_parsers_read_back():
 
 
 def test_the_table_shows_reasons_as_they_are(capsys):
-    render_table(REPORT)
+    print_report(REPORT)
     shown = capsys.readouterr().out
+    assert "what it proves" in shown
     assert "[bold]<x>" in shown
     assert "one holds" in shown
     assert "skipped" in shown

@@ -89,6 +89,37 @@ def test_cancel_wakes_the_task_that_waits():
     assert in_loop(silent, use) == []
 
 
+def test_closing_the_client_ends_what_runs():
+    async def use(client, server):
+        waiting, idle = client.stream("Hi"), client.stream("Ho")
+        for stream in (waiting, idle):
+            await anext(stream)
+        reading = asyncio.create_task(anext(waiting))
+        await asyncio.sleep(0.05)
+        await client.close()
+        for ended in (reading, anext(idle)):
+            with pytest.raises(Cancelled, match="the request was cancelled"):
+                await ended
+        await asyncio.to_thread(server.cancelled.wait, 5)
+        return server.cancelled.is_set()
+
+    assert in_loop(silent, use)
+
+
+def test_a_closed_client_says_so():
+    async def use(client, server):
+        await client.close()
+        await client.close()
+        for call in (client.generate("Hi"), client.metadata(), client.cancel("1")):
+            with pytest.raises(InvalidRequest, match="this client was closed"):
+                await call
+        with pytest.raises(InvalidRequest, match="this client was closed"):
+            client.stream("Hi")
+        return await client.is_ready()
+
+    assert in_loop(story, use) is False
+
+
 def test_silence_and_deadline():
     async def use(client, server):
         started = time.monotonic()

@@ -268,10 +268,13 @@ def test_a_server_that_holds_the_stream_open_after_the_end_does_not_hold_the_cli
         while context.is_active():
             time.sleep(0.01)
 
-    with FakeTriton(answer) as server, Client(server.url, stall_timeout=60) as client:
-        started = time.monotonic()
-        assert client.stream("Hi").completion().text == "Once"
-        assert time.monotonic() - started < 5
+    with FakeTriton(answer) as server, Client(server.url, timeout=60, stall_timeout=60) as client:
+        for ask in (client.generate, lambda prompt: client.stream(prompt).completion()):
+            started = time.monotonic()
+            assert ask("Hi").text == "Once"
+            assert time.monotonic() - started < 30
+    with FakeTriton(answer) as server, Client(server.url, stall_timeout=None) as client:
+        assert client.generate("Hi").text == "Once"
 
 
 def test_an_end_without_any_answer_is_an_error():
@@ -332,6 +335,27 @@ def test_what_the_server_says_about_itself():
             client.model_metadata("nope")
         server.ready = False
         assert not client.is_ready()
+
+
+def test_a_closed_client_says_so():
+    with FakeTriton(endless) as server:
+        client = Client(server.url)
+        running = client.stream("Hi")
+        next(running)
+        client.close()
+        client.close()
+        with pytest.raises(Cancelled, match="the request was cancelled"):
+            running.completion()
+        for call in (
+            lambda: client.generate("Hi"),
+            lambda: client.stream("Hi"),
+            client.metadata,
+            lambda: client.cancel("1"),
+        ):
+            with pytest.raises(InvalidRequest, match="this client was closed"):
+                call()
+        assert client.is_ready() is False
+        assert server.cancelled.wait(5)
 
 
 def test_cancel_by_id_asks_the_engine_to_stop():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 
@@ -53,18 +54,56 @@ def test_tls_options_with_a_plain_address_contradict_each_other():
 
 
 @pytest.mark.parametrize("name", ["timeout", "stall_timeout"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_limits_must_be_above_zero(name, value):
+@pytest.mark.parametrize("value", [0, -1, float("nan"), 1e12, 10**400])
+def test_limits_must_be_above_zero_and_sane(name, value):
     with pytest.raises(InvalidRequest, match=f"{name} must be above 0 seconds"):
         Client("localhost:8001", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["timeout", "stall_timeout"])
+@pytest.mark.parametrize("value", ["3", True, [1]])
+def test_limits_must_be_numbers(name, value):
+    with pytest.raises(InvalidRequest, match=f"{name} must be a number of seconds"):
+        Client("localhost:8001", **{name: value})
+
+
+def test_infinity_is_no_limit():
+    with FakeTriton(lambda *_: [piece("Once", final=True)]) as server:
+        with Client(server.url, timeout=math.inf, stall_timeout=math.inf) as client:
+            assert client.generate("Hi").text == "Once"
+        with Client(server.url, timeout=0.001) as client:
+            assert client.stream("Hi", timeout=math.inf).completion().text == "Once"
+
+
+@pytest.mark.parametrize(
+    ("headers", "what"),
+    [
+        ({"naïve": "x"}, "name"),
+        ({"two words": "x"}, "name"),
+        ({"": "x"}, "name"),
+        ({"authorization": "Bearer é"}, "value"),
+        ({"authorization": "two\nlines"}, "value"),
+        ({"authorization": 7}, "value"),
+    ],
+)
+def test_headers_that_grpc_cannot_send_are_refused_without_their_value(headers, what):
+    with pytest.raises(InvalidRequest, match=f"has a {what} that gRPC cannot send") as caught:
+        Client("localhost:8001", headers=headers)
+    assert "Bearer" not in str(caught.value)
 
 
 def test_certificates_that_cannot_be_read(tmp_path):
     with pytest.raises(InvalidRequest, match="cannot be read"):
         Client("grpcs://localhost:1", tls=Tls(root_certificates=tmp_path / "none.pem"))
-    (tmp_path / "der.crt").write_bytes(b"\x30\x82")
-    with pytest.raises(InvalidRequest, match="is not PEM"):
-        Client("grpcs://localhost:1", tls=Tls(root_certificates=tmp_path / "der.crt"))
+    for name, content in (
+        ("der.crt", b"\x30\x82"),
+        ("torn.pem", b"-----BEGIN CERTIFICATE-----\nMIIB"),
+        ("bent.pem", b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InvalidRequest, match="holds no PEM certificate") as caught:
+            Client("grpcs://localhost:1", tls=Tls(root_certificates=tmp_path / name))
+        assert caught.value.where == str(tmp_path / name)
     with pytest.raises(InvalidRequest, match="needs its key"):
         Client("grpcs://localhost:1", tls=Tls(private_key="key.pem"))
 
@@ -85,6 +124,27 @@ def authority(tmp_path_factory):
         capture_output=True,
     )
     return certificate, key
+
+
+def test_a_key_that_cannot_be_used_is_named(authority, tmp_path):
+    certificate, key = authority
+    openssl = shutil.which("openssl")
+    other, locked, bent = tmp_path / "other.pem", tmp_path / "locked.pem", tmp_path / "bent.pem"
+    curve = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+    for command in (
+        f"genpkey {curve} -out {other}",
+        f"pkey -in {key} -aes128 -passout pass:secret -out {locked}",
+    ):
+        subprocess.run([openssl, *command.split()], check=True, capture_output=True)
+    bent.write_text(key.read_text()[:80])
+    for wrong, message in (
+        (other, "not the PEM key of"),
+        (bent, "not the PEM key of"),
+        (locked, "the key is encrypted"),
+    ):
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            Client("grpcs://localhost:1", tls=Tls(certificate, certificate, wrong))
+        assert caught.value.where == str(wrong)
 
 
 def _serve(authority, *, mutual=False):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from typing import get_type_hints
 
 import pytest
 
 from pipeline.client import GenerateRequest, InvalidRequest, ServerFailed, encode_request
+from pipeline.client._request import Sampling
 from pipeline.client._wire import add_input, decode_outputs
 from tests.unit.client.fake_triton import Asked, piece
 
@@ -30,17 +33,25 @@ from tests.unit.client.fake_triton import Asked, piece
         ({"top_k": -1}, "top_k must be between"),
         ({"top_p": 1.01}, "top_p must be between 0 and 1, not 1.01"),
         ({"top_p": -0.1}, "top_p must be between 0 and 1, not -0.1"),
-        ({"top_p": math.nan}, "top_p must be a finite number, not nan"),
+        ({"top_p": math.nan}, "top_p must be a finite 32-bit number, not nan"),
         ({"temperature": -1}, "temperature must be at least 0, not -1"),
-        ({"temperature": math.inf}, "temperature must be a finite number, not inf"),
-        ({"temperature": "hot"}, "temperature must be a finite number, not 'hot'"),
+        ({"temperature": math.inf}, "temperature must be a finite 32-bit number, not inf"),
+        ({"temperature": "hot"}, "temperature must be a finite 32-bit number, not 'hot'"),
+        ({"temperature": 1e39}, "temperature must be a finite 32-bit number"),
+        ({"temperature": 10**400}, "temperature must be a finite 32-bit number"),
+        ({"presence_penalty": 1e300}, "presence_penalty must be a finite 32-bit number"),
+        ({"presence_penalty": -1e300}, "presence_penalty must be a finite 32-bit number"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
         ({"seed": -1}, "seed must be between 0 and 18446744073709551615, not -1"),
         ({"end_id": -2}, "end_id must be between -1"),
         ({"stop_words": "."}, "stop_words must be a list of texts"),
+        ({"stop_words": None}, "stop_words must be a list of texts, not NoneType"),
+        ({"stop_words": 3}, "stop_words must be a list of texts, not int"),
+        ({"stop_words": (w for w in ".")}, "stop_words must be a list of texts, not generator"),
         ({"stop_words": (".", "")}, "stop_words has an empty text"),
         ({"bad_words": (b"\xff",)}, "bad_words is not valid UTF-8"),
         ({"request_id": ""}, "request_id must be a text"),
+        ({"request_id": "\ud83d"}, "request_id is not valid UTF-8"),
     ],
 )
 def test_refused(fields, message):
@@ -58,6 +69,7 @@ def test_refused(fields, message):
         {"prompt": "\x00"},
         {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 2**64 - 1, "end_id": -1},
         {"min_tokens": 64, "presence_penalty": -2.0, "stop_words": (".", "\n\n")},
+        {"temperature": 3.4e38, "stop_words": (".",)},
     ],
 )
 def test_accepted(fields):
@@ -74,10 +86,36 @@ def test_accepted(fields):
 
 def test_a_value_that_does_not_fit_or_an_unknown_tensor_is_a_mistake_of_the_caller():
     message = encode_request(GenerateRequest("Hi"), model="m", request_id="1", stream=True)
-    with pytest.raises(ValueError, match="does not fit into INT32"):
+    with pytest.raises(InvalidRequest, match="does not fit into INT32"):
         add_input(message, "top_k", [2**31])
-    with pytest.raises(ValueError, match="no input 'nope'"):
+    with pytest.raises(InvalidRequest, match="no input 'nope'"):
         add_input(message, "nope", [1])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "\ud83d"},
+        {"prompt": None},
+        {"temperature": 1e39},
+        {"temperature": "hot"},
+        {"max_tokens": 2**31},
+        {"stop_words": 5},
+        {"stop_words": (w for w in ".")},
+        {"request_id": "\ud83d"},
+    ],
+)
+def test_what_was_not_checked_and_cannot_be_sent_is_refused_all_the_same(fields):
+    request = GenerateRequest(**{"prompt": "Hi", **fields})
+    with pytest.raises(InvalidRequest, match=r"does not fit into|cannot be sent"):
+        encode_request(request, model="m", request_id=request.request_id or "1", stream=True)
+
+
+def test_keyword_arguments_are_the_fields_of_a_request():
+    fields = {field.name for field in dataclasses.fields(GenerateRequest)}
+    assert set(Sampling.__annotations__) == fields - {"prompt"}
+    hints = get_type_hints(GenerateRequest)
+    assert get_type_hints(Sampling) == {name: hints[name] for name in fields - {"prompt"}}
 
 
 def test_outputs_are_decoded_by_their_type():
