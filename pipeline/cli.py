@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,6 +16,7 @@ from pipeline.commands import build, server, store
 from pipeline.commands.groups import grouped
 from pipeline.commands.options import DebugOption, Invocation
 from pipeline.errors import PipelineError, UsageError
+from pipeline.streams import OutputLostError, discard_unwritten, guard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ class Terminated(KeyboardInterrupt):
 
 def main() -> NoReturn:
     """The console script: turns errors into one paragraph and an exit code."""
-    _open_standard_streams()
+    guard_streams()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:]
@@ -87,9 +87,11 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OutputLostError):
             print("terminated" if terminated else "interrupted", file=sys.stderr)
         code = _TERMINATED if terminated else _INTERRUPTED
+    except OutputLostError as error:
+        code = 0 if error.reader_gone else _failed(error, invocation)
     except PipelineError as error:
         code = _failed(error, invocation)
     except typer.TyperException as error:
@@ -97,11 +99,8 @@ def main() -> NoReturn:
         invocation.json = "--json" in _before_dashes(arguments)
         code = _misused(error, invocation)
     except Exception as error:  # noqa: BLE001 -- it is shown, as a defect
-        lost = _unflushed(sys.stdout) or _unflushed(sys.stderr)
-        # The reader of our output may have gone away (for example `| head`); nothing is wrong.
-        gone = isinstance(lost, BrokenPipeError)
-        code = 0 if gone else _failed(_unwritten(lost) if lost else _defect(error), invocation)
-    _discard_unwritten()
+        code = _failed(_defect(error), invocation)
+    discard_unwritten()
     sys.exit(code)
 
 
@@ -121,10 +120,13 @@ def _failed(error: PipelineError, invocation: Invocation) -> int:
     # Not at the top: what prints tables imports every stage, and --help needs none.
     from pipeline.console import print_error
 
-    if invocation.debug:
-        traceback.print_exception(error)
-    with contextlib.suppress(OSError):  # the exit code says it where nothing can be written
+    try:
+        if invocation.debug:
+            traceback.print_exception(error)
         print_error(error, json_output=invocation.json)
+    except OutputLostError:
+        with contextlib.suppress(OutputLostError):  # the exit code alone has to say it then
+            print_error(error, json_output=False)
     return error.exit_code
 
 
@@ -138,10 +140,6 @@ def _misused(error: typer.TyperException, invocation: Invocation) -> int:
     return _failed(UsageError(what, where=place, fix=f"See {place} --help"), invocation)
 
 
-def _unwritten(error: OSError) -> PipelineError:
-    return PipelineError("the output cannot be written", why=error.strerror)
-
-
 def _defect(error: Exception) -> PipelineError:
     failure = PipelineError(
         f"unexpected {type(error).__name__}: {error}",
@@ -153,32 +151,6 @@ def _defect(error: Exception) -> PipelineError:
 
 def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
-
-
-def _open_standard_streams() -> None:
-    # The next file that is opened would get the number of a stream that was closed.
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode))  # noqa: PTH123, SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that knows no emoji shows a question mark; the text goes on.
-        sys.stdout.reconfigure(errors="replace")
-
-
-def _unflushed(stream: TextIO) -> OSError | None:
-    """What keeps a stream from being written; a flush that failed fails again."""
-    try:
-        stream.flush()
-    except OSError as error:
-        return error
-    return None
-
-
-def _discard_unwritten() -> None:
-    # Python would complain about it once more at its end, with an exit code of its own.
-    for stream in (sys.stdout, sys.stderr):
-        if _unflushed(stream):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -29,9 +29,9 @@ def print_table(
 
     rows = [list(row) for row in rows]
     table = Table(
-        title=title or None,
+        title=Text(title) if title else None,
         title_justify="left",
-        caption=caption or None,
+        caption=Text(caption) if caption else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -54,7 +54,9 @@ def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[st
 def test_the_store_is_whole_and_the_repository_matches_its_manifest(
     cli: Cli, repository: Path
 ) -> None:
-    assert json.loads(cli("store", "verify", "--build-dir", str(cli.build), "--json").stdout) == []
+    found = json.loads(cli("store", "verify", "--build-dir", str(cli.build), "--json").stdout)
+    assert found["damaged"] == []
+    assert found["whole"] >= len(STAGES)
     manifest = read_manifest(repository)
     assert check_files(repository, manifest, memo=None) == []
     assert set(manifest["chain"]) == {"source", "quantize", "compile"}
@@ -72,6 +74,9 @@ def test_the_reports_agree(demo: dict[str, Any]) -> None:
     for check in report["conformance"]["checks"]:
         assert check["name"] in markdown
         assert check["name"] in html
+    assert report["recipe"]["quantize"]["format"] == "int4_awq"
+    assert report["created"] == max(stage["created"] for stage in report["stages"])
+    assert "format: int4_awq" in html
     # Self-contained: nothing is loaded from elsewhere.
     assert "http" not in html.replace("http://www.w3.org", "")
     assert "<script" not in html

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..conftest import DEMO_MODEL
+from ..conftest import DEMO_MODEL, PROJECT
 from .conftest import Cli
 
 
@@ -90,8 +92,26 @@ def test_a_full_disk_keeps_what_was_published(cli: Cli, small_disk: Path) -> Non
     assert failed.returncode == 5
     assert "No space left on device" in failed.stderr
     assert "source      done" in failed.stdout
-    assert "1 artifacts are whole" in cli("store", "verify", *build).stdout
+    assert "1 artifact is whole" in cli("store", "verify", *build).stdout
     assert list((small_disk / "build" / "store" / "tmp").iterdir()) == []
+
+
+def test_nothing_is_left_of_a_server_that_sigterm_ended(repository: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "generate", "--repository", str(repository)]
+    running = subprocess.Popen(
+        [*command, "--max-tokens", "300", "Once there was a gentle boy"],
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert running.stdout
+    assert running.stdout.read(1)
+    assert len(list(tmp_path.glob("trtllm-pipeline-*/triton.log"))) == 1
+    running.terminate()
+    _, told = running.communicate(timeout=120)
+    assert (running.returncode, told) == (143, b"terminated\n")
+    assert list(tmp_path.glob("trtllm-pipeline-*")) == []
 
 
 def test_a_taken_port_is_named_before_the_launch(cli: Cli, repository: Path) -> None:

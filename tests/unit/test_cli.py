@@ -1,11 +1,13 @@
-"""The command line's surface: light start-up, help, and the README that shows it."""
+"""The command line's surface: start-up, help and the README that shows it, errors, streams."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +16,41 @@ from ..conftest import PROJECT
 HEAVY = ("torch", "transformers", "modelopt", "openvino", "numpy", "tritonclient", "grpc", "rich")
 
 
+ENVIRONMENT = {**os.environ, "COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1"}
+
+
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=PROJECT,
-        env={**os.environ, "COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,
+    )
+
+
+def _cli(*arguments: str | bytes) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command with streams that only a shell can make; ``$@`` stands for it."""
+    return subprocess.run(
+        ["sh", "-c", redirected, "sh", sys.executable, "-m", "pipeline", *arguments],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -54,7 +83,7 @@ def test_the_readme_shows_the_help_as_it_is() -> None:
     shown = re.search(r"```\n\$ trtllm-pipeline --help\n(.*?)```", readme, re.DOTALL)
     assert shown, "the README has no --help block"
     text = _python("-m", "pipeline", "--help").stdout
-    assert _words(shown[1]) == _words(text.replace("python -m pipeline", "trtllm-pipeline"))
+    assert _words(shown[1]) == _words(text)
 
 
 def _words(text: str) -> list[str]:
@@ -66,3 +95,116 @@ def test_the_version() -> None:
     from pipeline import __version__
 
     assert _python("-m", "pipeline", "--version").stdout.strip() == __version__
+
+
+MISUSES = [
+    (["nope"], "trtllm-pipeline: no such command 'nope'"),
+    (["run"], "trtllm-pipeline run: missing argument"),
+    (["run", "x.yaml", "--forse", "a"], "no such option: --forse"),
+    (["run", "x.yaml", "--until"], "--until"),
+    (["run", "x.yaml", "y.yaml"], "y.yaml"),
+    (["serve", "x", "--grpc-port", "many"], "--grpc-port"),
+    (["serve", "x", "--grpc-port", "99999"], "--grpc-port must be between 0 and 65535"),
+    (["serve", "x", "--grpc-port", "8000"], "--grpc-port and --http-port are the same: 8000"),
+    (["serve", "x", "--log", "no/such/triton.log"], "no/such/triton.log: the folder of this"),
+    (["verify", "--url", "h:1", "--junit", "no/such/x.xml"], "no/such/x.xml: the folder of"),
+    (["verify", "--url", "h:1", "--junit", "tests"], "tests: this is a folder"),
+    (["verify", "--url", "h:99999"], "not a server address"),
+    (["verify", "--url", "h:1", "--repository", "x"], "--url and --repository exclude each other"),
+    (["bench"], "say where the server is"),
+    (["bench", "--url", "h:1", "--header", "secret"], "--header needs NAME=VALUE"),
+    (["bench", "--repository", "x", "--tls-root", "y"], "has no TLS"),
+    (["generate", "hi", "--url", "h:1", "--timeout", "0"], "timeout must be above 0 seconds"),
+    (["generate", "-", "--url", "h:1"], "prompt is empty"),
+    (["store", "nope"], "trtllm-pipeline store: no such command 'nope'"),
+    (["store", "list", "--build-dir", "no/such"], "no/such: there is no such build directory"),
+    (["store", "verify", "--build-dir", "tests"], "tests: this directory holds no artifact store"),
+    (["store", "prune", "--build-dir", "tests"], "tests: this directory holds no artifact store"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISUSES)
+def test_a_misuse_is_one_paragraph_with_exit_code_2(arguments: list[str], expected: str) -> None:
+    failed = _cli(*arguments)
+    assert failed.returncode == 2, failed.stderr
+    assert failed.stdout == ""
+    *progress, error = failed.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert expected in error
+    assert all(line.endswith(" ...") for line in progress)
+    assert not Path(PROJECT, "no").exists()
+
+
+@pytest.mark.parametrize(("arguments", "expected"), MISUSES[:4] + MISUSES[-3:])
+def test_a_misuse_is_one_json_document_when_asked_for(arguments: list[str], expected: str) -> None:
+    # In front of the arguments, where an option without its value does not swallow it.
+    words = 2 if arguments[0] == "store" else 1
+    failed = _cli(*arguments[:words], "--json", *arguments[words:])
+    assert failed.returncode == 2
+    assert failed.stderr == ""
+    error = json.loads(failed.stdout)
+    assert error["exit_code"] == 2
+    assert expected in f"{error['where']}: {error['what']}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["store"]])
+def test_nothing_at_all_shows_the_help(arguments: list[str]) -> None:
+    done = _cli(*arguments)
+    assert done.returncode == 2
+    assert done.stderr == ""
+    assert "Usage: trtllm-pipeline" in done.stdout
+
+
+def test_an_argument_that_is_no_text_can_be_told_as_json() -> None:
+    failed = _cli("run", b"caf\xe9.yaml", "--json")
+    assert failed.returncode == 2
+    assert json.loads(failed.stdout)["where"] == "caf\udce9.yaml"
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["doctor", "--json"], ["--help"]])
+def test_a_reader_that_goes_away_is_no_error(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *command],
+            cwd=PROJECT,
+            env=ENVIRONMENT,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    failed = _shell('exec "$@" >/dev/full', "doctor")
+    assert failed.returncode == 5
+    assert failed.stderr == "error: the output cannot be written. No space left on device.\n"
+    # The error of a command is more than the error of its output.
+    assert _shell('exec "$@" >/dev/full 2>&1', "run", "x.yaml", "--json").returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_an_error_that_nobody_hears_has_its_exit_code(closed: str) -> None:
+    failed = _shell(f'exec "$@" {closed}', "run", "x.yaml")
+    assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", "")
+
+
+def test_a_closed_standard_input_is_an_empty_prompt() -> None:
+    failed = _shell('exec "$@" <&-', "generate", "-", "--url", "127.0.0.1:1")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: prompt is empty")
+
+
+def test_a_damaged_store_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "store" / "source" / ("a" * 64)).mkdir(parents=True)
+    failed = _cli("store", "verify", "--json", "--build-dir", str(tmp_path))
+    assert failed.returncode == 5
+    document = json.loads(failed.stdout)
+    assert document["error"] == "StoreError"
+    assert [Path(damage["path"]).name for damage in document["damaged"]] == ["a" * 64]

@@ -129,7 +129,7 @@ def test_ids_differ_between_requests():
 def test_headers_go_with_every_call():
     with (
         FakeTriton(story) as server,
-        Client(server.url, headers={"authorization": "Bearer x"}) as client,
+        Client(server.url, headers={"Authorization": "Bearer x"}) as client,
     ):
         client.generate("Hi")
     assert server.asked[0].metadata["authorization"] == "Bearer x"

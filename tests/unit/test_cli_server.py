@@ -1,0 +1,184 @@
+"""The commands that talk to a server, in processes of their own against a fake one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.client import ServerFailed
+from pipeline.errors import ServerError
+from pipeline.serving import reachable
+
+from ..conftest import PROJECT
+from .client.fake_model import FakeModel
+from .client.fake_triton import FakeTriton, piece
+from .client.test_client import silent
+
+# Whoever runs the tests may have made SIGINT ignored, as shells do for what runs behind them.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from pipeline.cli import main; main()"
+)
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", START, *arguments]
+
+
+def _cli(
+    *arguments: str, given: bytes = b"", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        _command(*arguments),
+        cwd=PROJECT,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        input=given,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def _emoji(_asked: Any, _context: Any) -> Any:
+    yield piece("né 😀", final=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n")],
+)
+def test_a_signal_ends_the_request_and_the_command(
+    number: signal.Signals, code: int, said: bytes
+) -> None:
+    with FakeTriton(silent) as server:
+        running = subprocess.Popen(
+            _command("generate", "--url", server.url, "Hi"),
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert running.stdout
+        assert running.stdout.read(4) == b"Once"
+        running.send_signal(number)
+        _, told = running.communicate(timeout=60)
+        assert (running.returncode, told) == (code, said)
+        assert server.cancelled.wait(10)
+
+
+def test_a_terminal_without_emoji_gets_question_marks() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "Hi", PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stdout) == (0, b"n? ?\n"), done.stderr
+        done = _cli("generate", "--url", server.url, "Hi", "--json", PYTHONIOENCODING="ascii")
+        assert json.loads(done.stdout)["text"] == "né 😀"
+
+
+def test_the_prompt_from_standard_input_is_checked_as_bytes() -> None:
+    with FakeTriton(_emoji) as server:
+        given = "Où est-il ?".encode()
+        assert _cli("generate", "--url", server.url, "-", given=given).returncode == 0
+        failed = _cli("generate", "--url", server.url, "-", given=b"caf\xe9")
+    assert [asked.prompt for asked in server.asked] == ["Où est-il ?"]
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(b"error: prompt is not valid UTF-8")
+
+
+def test_words_that_look_like_options_are_prompts_and_values_where_they_stand_for_them() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "--stop", "--json", "--", "--debug")
+    assert done.stdout.decode() == "né 😀\n"
+    assert server.asked[0].prompt == "--debug"
+    assert server.asked[0].values["stop_words"] == (b"--json",)
+
+
+def test_a_failed_verification_is_one_document_with_what_was_found(tmp_path: Path) -> None:
+    junit = tmp_path / "conformance.xml"
+    with FakeModel("not_ready").serve() as server:
+        failed = _cli("verify", "--url", server.url, "--json", "--junit", str(junit))
+    assert failed.returncode == 6
+    document = json.loads(failed.stdout)
+    assert document["error"] == "VerificationError"
+    assert document["failed"] == 1
+    assert document["checks"][0]["name"] == "readiness"
+    assert 'failures="1"' in junit.read_text()
+    assert failed.stderr.startswith(b"conformance checks ...\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "Hi"],
+        ["verify"],
+        ["bench", "--concurrency", "1", "--requests", "1", "--output-tokens", "2"],
+    ],
+)
+def test_every_command_sends_headers_and_takes_a_timeout(command: list[str]) -> None:
+    header = ["--header", "Authorization=Bearer a=b", "--timeout", "30"]
+    with FakeModel("not_ready").serve() as server:
+        done = _cli(*command, "--url", server.url, *header)
+        seen = [asked.metadata.get("authorization") for asked in server.asked]
+    if command[0] == "verify":
+        # Nothing is asked of a server that is not ready, but the options are understood.
+        assert done.returncode == 6
+        assert seen == []
+    else:
+        assert done.returncode == 0, done.stderr
+        assert set(seen) == {"Bearer a=b"}
+
+
+def test_measurements_are_told_while_they_are_made() -> None:
+    options = ["--concurrency", "1", "--requests", "1", "--output-tokens", "2"]
+    with FakeModel().serve() as server:
+        done = _cli("bench", "--url", server.url, *options, "--json")
+    assert json.loads(done.stdout)["measurements"][0]["output_tokens"] == 2
+    assert b"load test ...\n1 stream: " in done.stderr
+
+
+class _Server:
+    """Stands in for a server that writes a log."""
+
+    grpc_url = "127.0.0.1:1"
+
+    def __init__(self, _repository: Path, log: Path, **_options: Any) -> None:
+        log.write_text("the cause")
+
+    def __enter__(self) -> _Server:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("failure", [ServerError("it died"), ServerFailed("no", fix="Look")])
+def test_the_log_of_a_server_that_failed_is_kept_and_named(
+    failure: ServerError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("pipeline.serving.serving", _Server)
+    with pytest.raises(ServerError, match="the server's log is"), reachable(None, Path("x")):
+        raise failure
+    (log,) = tmp_path.glob("trtllm-pipeline-*/triton.log")
+    assert str(log) in str(failure)
+
+
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt("stop"), ValueError("mine")])
+def test_nothing_is_left_of_a_server_that_did_not_fail(
+    failure: BaseException | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("pipeline.serving.serving", _Server)
+    try:
+        with reachable(None, Path("x")) as address:
+            assert address == "127.0.0.1:1"
+            if failure:
+                raise failure
+    except (KeyboardInterrupt, ValueError) as error:
+        assert error is failure  # noqa: PT017 -- three outcomes, one of them no error
+    assert list(tmp_path.iterdir()) == []
