@@ -28,8 +28,8 @@ class Client:
     Args:
         url: ``host:port``, ``grpc://host:port`` or ``grpcs://host:port`` (TLS).
         model: The Triton model that takes text: ``tensorrt_llm_bls`` or ``ensemble``.
-        timeout: Seconds for a whole request; None is no limit.
-        stall_timeout: Seconds between two responses of a stream; None is no limit.
+        timeout: Seconds for a whole request; None and infinity are no limit.
+        stall_timeout: Seconds between two responses of a stream; likewise.
         tls: Certificates; also turns TLS on for an address without a scheme.
         headers: gRPC metadata sent with every call, such as an authorization.
         validate: Whether requests are checked before they are sent.

@@ -32,7 +32,7 @@ class Invocation:
 def note(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
     """Copies a flag to the field of the :class:`Invocation` that has its name."""
     if value:
-        setattr(context.obj, str(parameter.name), True)
+        setattr(context.ensure_object(Invocation), str(parameter.name), True)
     return value
 
 

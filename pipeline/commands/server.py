@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.commands.options import Connection, Output, new_file
+from pipeline.commands.options import Connection, Invocation, Output, new_file
 
 
 def serve(
@@ -62,7 +62,7 @@ def serve(
             print_json({**addresses, "ready_seconds": round(seconds, 3)})
             sys.stdout.flush()  # whoever reads the file or pipe waits for exactly this
             # It is the one document of this run; what may go wrong later is told on stderr.
-            context.obj.json = False
+            context.ensure_object(Invocation).json = False
         else:
             shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
             print(f"ready in {seconds:.1f} s: {shown}; stop with Ctrl-C", flush=True)
