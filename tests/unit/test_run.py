@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from pipeline import plan, run
-from pipeline.errors import QualityGateError, StageError, UnsupportedError
+from pipeline.errors import QualityGateError, StageError, StoreError, UnsupportedError
 from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
+from pipeline.retention import prune
 from pipeline.run import BuildDir, RunResult, run_recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 
@@ -152,6 +153,49 @@ def test_a_run_that_stops_early_forgets_nothing(house: House) -> None:
     after = read_lock(recipe)
     assert after["compile"] == before["compile"]
     assert after["quantize"]["key"] != before["quantize"]["key"]
+
+
+def test_what_a_running_stage_reads_is_in_use(house: House) -> None:
+    def pruned(artifact: Artifact) -> None:
+        assert prune(house.build, keep=True, dry_run=False) == []
+        assert artifact.path.is_dir()
+
+    house.gate = pruned
+    house.run()
+    assert house.calls == ["source", "quantize", "compile"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"stages": null}', '{"stages": [1]}', '{"stages": {"source": {}}}']
+)
+def test_a_damaged_lock_is_no_lock(house: House, content: str) -> None:
+    lock = house.run().outputs / "lock.json"
+    whole = read_lock(lock)
+    lock.write_text(content)
+    assert read_lock(lock) == {}
+    assert prune(house.build, keep=True, dry_run=True)
+    house.run()
+    assert read_lock(lock) == whole
+    assert house.calls == ["source", "quantize", "compile"]
+
+
+def test_a_cached_run_writes_nothing(house: House) -> None:
+    lock = house.run().outputs / "lock.json"
+    before = lock.stat()
+    house.run()
+    assert lock.stat().st_ino == before.st_ino
+
+
+def test_a_lock_that_cannot_be_written_is_named(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root writes everything, so the refusal of the kernel is played.
+    def full(path: Path, _content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(plan, "write_atomically", full)
+    with pytest.raises(StoreError, match=r"lock\.json: the build directory cannot be written"):
+        house.run()
 
 
 def test_force_runs_a_cached_stage(house: House) -> None:
