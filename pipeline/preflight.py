@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnsupportedError
+from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.stages.source import local_directory
@@ -66,6 +67,16 @@ def check_local_model(recipe: Recipe) -> ModelFacts | None:
     """
     directory = local_directory(recipe)
     return check_model(recipe, directory) if directory else None
+
+
+def check_hub_model(recipe: Recipe) -> ModelFacts:
+    """Checks a recipe whose model is on the Hub; only ``config.json`` is fetched.
+
+    Raises:
+        SourceError: It cannot be fetched, or see :func:`check_model`.
+        UnsupportedError: See :func:`check_model`.
+    """
+    return check_model(recipe, hub_config(recipe))
 
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:

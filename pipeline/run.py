@@ -12,7 +12,7 @@ from pipeline.deploy import deploy
 from pipeline.errors import PipelineError, StageError
 from pipeline.files import write_atomically
 from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
-from pipeline.preflight import check_local_model, check_model
+from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, StageContext
@@ -83,6 +83,8 @@ def run_recipe(
             started = time.monotonic()
             line = plan_stage(stage, recipe, inputs, store, lock)
             if line.artifact is None or stage.name in force:
+                if stage.name == "source" and known is None:
+                    known = check_hub_model(recipe)
                 context = StageContext(recipe, inputs, outputs, progress)
                 line = _build(line, context, store, forced=stage.name in force)
             done[stage.name] = line
