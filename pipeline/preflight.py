@@ -16,6 +16,9 @@ from pipeline.targets import get_target
 if TYPE_CHECKING:
     from pipeline.targets.tensorrt.preflight import Preflight
 
+# Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
+MOST_RANKS = 16
+
 
 def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     """Checks a recipe against the model it names.
@@ -81,18 +84,13 @@ def check_hub_model(recipe: Recipe) -> ModelFacts:
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
     tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-    if facts.num_attention_heads % tp:
-        yield UnsupportedError(
-            f"{facts.num_attention_heads} attention heads cannot be split over {tp} ranks",
-            where=recipe.place("compile.tensor_parallel"),
-            fix="Choose a tensor_parallel that divides the number of heads",
-        )
     kv_heads = facts.num_key_value_heads
-    if max(kv_heads, tp) % min(kv_heads, tp):
+    if problem := facts.split_problem(tp):
+        possible = [n for n in range(1, MOST_RANKS + 1) if facts.split_problem(n) is None]
         yield UnsupportedError(
-            f"{kv_heads} KV heads can be neither split nor repeated over {tp} ranks",
+            problem,
             where=recipe.place("compile.tensor_parallel"),
-            fix=f"Choose a tensor_parallel that divides {kv_heads} or is a multiple of it",
+            fix=f"Choose a tensor_parallel of {', '.join(map(str, possible))}",
         )
     if tp > kv_heads and recipe.quantize.format == "int8_sq":
         yield UnsupportedError(
