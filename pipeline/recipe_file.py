@@ -41,11 +41,9 @@ def _unique_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> dict[Any, 
         if key_node.tag == MERGE_TAG:
             continue
         if key_node.tag != TEXT_TAG:
+            key = repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "of this line"
             raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"the key {reprlib.repr(key_node.value)} is not plain text",
-                key_node.start_mark,
+                None, None, f"the key {key} is not plain text", key_node.start_mark
             )
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(

@@ -59,15 +59,16 @@ def check_texts(recipe: Recipe) -> None:
         RecipeError: A text is missing, of another kind, not UTF-8, malformed or empty.
     """
     for key, path in recipe.text_paths().items():
-        try:
-            read_texts(path)
-        except UsageError as error:
-            raise RecipeError(
-                f"{error.where}: {error.what}",
-                where=recipe.place(key),
-                why=error.why,
-                fix=error.fix,
-            ) from error
+        _check_text(path, recipe.place(key))
+
+
+def _check_text(path: Path, place: str) -> None:
+    try:
+        read_texts(path)
+    except UsageError as error:
+        raise RecipeError(
+            f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix
+        ) from error
 
 
 def read_texts(path: Path) -> list[str]:
@@ -124,7 +125,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Token
         )
     # The Rust library raises Exception itself for a tokenizer.json that it cannot parse, and the
     # Python around it whatever its files' contents break.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise SourceError(
             "the tokenizer cannot be loaded",
             where=str(directory),
