@@ -1,88 +1,17 @@
-"""What the pipeline knows about each model architecture, read from a Hugging Face ``config.json``.
+"""The facts of one model, read from a Hugging Face ``config.json``.
 
 Nothing here imports torch: ``plan`` and the pre-flight work from ``config.json`` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.architectures import ARCHITECTURES, Architecture, QwenType
 from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import SourceError, UnsupportedError
-
-QwenType = Literal["qwen2", "qwen3"]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What one Hugging Face architecture fixes, whatever its size.
-
-    Attributes:
-        name: The entry of ``architectures`` in ``config.json``.
-        defaults: What transformers takes for a key that ``config.json`` leaves out. Null has the
-            same meaning as in the file: to be derived from other keys, or none.
-        attention_bias: The ``attention_bias`` that is supported.
-        windows: Which layers ``sliding_window`` applies to.
-        qk_layernorm: Whether each q and k head is RMS-normalized before the rotation.
-        qwen_type: TensorRT-LLM's ``qwen_type``; it switches q/k norms in ``QWenForCausalLM``.
-    """
-
-    name: str
-    defaults: Mapping[str, Any]
-    attention_bias: bool = False
-    windows: Literal["none", "all", "some"] = "none"
-    qk_layernorm: bool = False
-    qwen_type: QwenType | None = None
-
-
-# Sizes have defaults in transformers too, those of one certain model; a file without them is not
-# taken for that model.
-_LLAMA_DEFAULTS: dict[str, Any] = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "rope_theta": 10000.0,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-}
-_QWEN_DEFAULTS = _LLAMA_DEFAULTS | {
-    "num_key_value_heads": 32,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-    "layer_types": None,
-}
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture("LlamaForCausalLM", _LLAMA_DEFAULTS),
-        Architecture(
-            "MistralForCausalLM",
-            _LLAMA_DEFAULTS | {"num_key_value_heads": 8, "sliding_window": 4096},
-            windows="all",
-        ),
-        Architecture(
-            "Qwen2ForCausalLM",
-            # Not a key of Qwen2's: its q, k and v have biases whatever the file says.
-            _QWEN_DEFAULTS | {"attention_bias": True},
-            attention_bias=True,
-            windows="some",
-            qwen_type="qwen2",
-        ),
-        Architecture(
-            "Qwen3ForCausalLM",
-            _QWEN_DEFAULTS | {"head_dim": 128},
-            windows="some",
-            qk_layernorm=True,
-            qwen_type="qwen3",
-        ),
-    )
-}
 
 # The rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone, and
 # the keys that they compute them from.
@@ -203,10 +132,8 @@ class ModelFacts:
         architecture = _architecture(ConfigValues(config, where, SourceError), where)
         values = ConfigValues({**architecture.defaults, **config}, where, SourceError)
         _refuse_quantized(values, where)
-        hidden, heads = (
-            values.positive_int("hidden_size"),
-            values.positive_int("num_attention_heads"),
-        )
+        hidden = values.positive_int("hidden_size")
+        heads = values.positive_int("num_attention_heads")
         base, scaling = _rope(values, where)
         facts = cls(
             architecture=architecture.name,
@@ -347,7 +274,7 @@ def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, 
         reasons.append("attention_bias is false, but the architecture always has these biases")
     if facts.num_attention_heads % facts.num_key_value_heads:
         reasons.append("num_attention_heads is not a multiple of num_key_value_heads")
-    if facts.head_size % 2:
+    if facts.head_size % 2 or not facts.head_size:
         reasons.append(f"heads have {facts.head_size} features, which rope cannot rotate in pairs")
     if reasons:
         raise UnsupportedError(

@@ -86,6 +86,7 @@ def test_architectures(name: str, bias: bool, norms: bool, qwen_type: str | None
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"attention_bias": True}, "attention_bias is true"),
         ({"num_key_value_heads": 5}, "not a multiple of num_key_value_heads"),
+        ({"hidden_size": 16}, "have 0 features, which rope"),
         ({"head_dim": 65}, "have 65 features, which rope"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 is not supported"),
         (
