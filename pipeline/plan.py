@@ -86,7 +86,8 @@ def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[Pl
         wanted = [name for name in stage.inputs if name in names]
         missing = [name for name in wanted if name not in done]
         if missing:
-            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing)}"))
+            more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing[:2])}{more}"))
             continue
         line = plan_stage(stage, recipe, {name: done[name] for name in wanted}, store, lock)
         planned.append(line)
@@ -141,10 +142,14 @@ def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str
     old, new = canonical_json(before), canonical_json(after)
     if path.startswith("inputs."):
         yield path, f"the {name.removeprefix('inputs.')} artifact changed"
-    elif isinstance(before, list) or isinstance(after, list) or max(len(old), len(new)) > 40:
+    elif not _is_short(old) or not _is_short(new):
         yield path, f"{name} changed"
     else:
         yield path, f"{name} changed from {old} to {new}"
+
+
+def _is_short(json_text: str) -> bool:
+    return len(json_text) <= 40 and json_text[0] not in "[{"
 
 
 def read_lock(path: Path) -> dict[str, Any]:

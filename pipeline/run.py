@@ -16,6 +16,7 @@ from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, StageContext
+from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
 
@@ -69,8 +70,10 @@ def run_recipe(
         on_stage: Called after each stage with its line and the seconds it took.
 
     Raises:
+        RecipeError: A text cannot be read; nothing was done yet.
         PipelineError: The first failure; artifacts published before it stay.
     """
+    check_texts(recipe)
     known = check_local_model(recipe)
     store, outputs = build.store, build.outputs(recipe)
     store.sweep()

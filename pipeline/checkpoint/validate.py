@@ -116,17 +116,20 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
         # A row or group of zero weights is no excuse: ModelOpt writes a scale of 1 for it.
         yield f"{name} has scales that are zero or negative"
     elif not loadable:
-        yield f"{name} has scales that become zero or infinite in {wanted.loaded_as}"
+        yield f"{name} has scales that become infinite in {wanted.loaded_as}"
 
 
 def _loadable(piece: Array, file: TensorFile, wanted: ExpectedTensor) -> bool:
-    """Whether scales are still finite and positive as TensorRT-LLM loads them."""
+    """Whether scales are still finite as TensorRT-LLM loads them.
+
+    One that becomes zero belongs to weights too small to matter.
+    """
     # A zero divisor is a problem of its own tensor.
     with np.errstate(all="ignore"):
         if wanted.divided_by is not None:
             piece = piece / file.read(wanted.divided_by).astype(np.float32)
         loaded = piece.astype(numpy_dtype(wanted.loaded_as or "float32")).astype(np.float32)
-    return bool(np.isfinite(loaded).all() and (loaded > 0).all())
+    return bool(np.isfinite(loaded).all())
 
 
 def _raise(problems: list[str], directory: Path) -> None:

@@ -102,7 +102,8 @@ def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
     Returns:
         ``tokens``, ``windows``, ``source_perplexity``, ``perplexity``, ``perplexity_increase``
         (relative), ``kl_divergence`` (nats per token), ``top1_agreement``, and
-        ``*_standard_error`` of the last three. A model that is broken gives infinity or NaN.
+        ``*_standard_error`` of the last three. What is not a finite number is None: JSON has no
+        other word for the numbers of a model that is broken.
     """
     counts = [score.tokens for score in scores]
     total = sum(counts)
@@ -112,9 +113,7 @@ def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
     differences = [score.nll - score.source_nll for score in scores]
     divergences = [score.kl for score in scores]
     agreements = [float(score.agreements) for score in scores]
-    return {
-        "tokens": total,
-        "windows": len(scores),
+    found = {
         "source_perplexity": _exp(source_nll),
         "perplexity": _exp(nll),
         "perplexity_increase": ratio - 1.0,
@@ -125,6 +124,13 @@ def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
         "top1_agreement": math.fsum(agreements) / total,
         "top1_agreement_standard_error": _ratio_error(agreements, counts),
     }
+    numbers = {name: finite_or_none(value) for name, value in found.items()}
+    return {"tokens": total, "windows": len(scores), **numbers}
+
+
+def finite_or_none(number: float) -> float | None:
+    """The number, or None for infinity and NaN, which JSON does not have."""
+    return number if math.isfinite(number) else None
 
 
 def _score(source_logits: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> WindowScore:

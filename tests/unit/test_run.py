@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import plan, run
-from pipeline.errors import QualityGateError, StageError, StoreError, UnsupportedError
+from pipeline.errors import QualityGateError, RecipeError, StageError, StoreError, UnsupportedError
 from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
@@ -114,6 +115,30 @@ def test_the_plan_says_why(house: House) -> None:
     assert artifact is not None
     (artifact.path / "out").unlink()
     assert "damaged: out is missing" in house.reasons()["compile"]
+
+
+def test_the_plan_says_first_what_the_recipe_changed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.run()
+    changed = tuple(
+        replace(stage, material=lambda _recipe: {"files": {"a": [1, 2]}, "tool": "2"})
+        for stage in house.stages()
+    )
+    monkeypatch.setattr(plan, "STAGES", changed)
+    reasons = house.reasons("model.revision=x")
+    assert reasons["source"] == (
+        'model.revision changed from null to "x"; files changed; tool changed from null to "2"'
+    )
+    reasons = house.reasons("model.source=y", "model.revision=x")
+    assert reasons["source"].endswith("; and 1 more")
+
+
+def test_texts_are_read_before_anything_is_done(house: House) -> None:
+    text = 'evaluate={text: "nowhere.txt"}'
+    with pytest.raises(RecipeError, match=r"nowhere\.txt: there is no such text file"):
+        house.run(text)
+    assert house.calls == []
 
 
 def test_a_failure_keeps_what_was_published(house: House) -> None:

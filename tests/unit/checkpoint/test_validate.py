@@ -145,12 +145,13 @@ def awq_tensors(scale: float, scale_2: float | None = None) -> dict[str, Any]:
     return tensors
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e9])
-def test_group_scales_must_survive_the_cast_to_the_models_dtype(
-    tmp_path: Path, scale: float
-) -> None:
+def test_group_scales_must_survive_the_cast_to_the_models_dtype(tmp_path: Path) -> None:
+    # A group of weights too small for float16 is nothing; one too large would be infinite.
+    write_checkpoint(tmp_path / "small", config(quantization=AWQ), awq_tensors(1e-12))
+    assert validate(tmp_path / "small").dtype == "float16"
+    scale = 1e9
     write_checkpoint(tmp_path, config(quantization=AWQ), awq_tensors(scale))
-    reason = f"{PROJ_SCALE} has scales that become zero or infinite in float16"
+    reason = f"{PROJ_SCALE} has scales that become infinite in float16"
     with pytest.raises(CheckpointError, match=reason):
         validate(tmp_path)
     tensors = awq_tensors(scale)
@@ -166,7 +167,7 @@ def test_group_scales_of_w4a8_are_cast_after_their_division(tmp_path: Path) -> N
     # 0.01 fits into float16 and 0.01 / 1e-8 does not; with 1e-9 it is the other way round.
     tensors = awq_tensors(1e-9, 1e-8)
     write_checkpoint(tmp_path / "large", settings, tensors)
-    with pytest.raises(CheckpointError, match="become zero or infinite in float16"):
+    with pytest.raises(CheckpointError, match="become infinite in float16"):
         validate(tmp_path / "large")
     for name in tensors:
         if name.endswith("weights_scaling_factor"):
