@@ -12,7 +12,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 
 LOG_NAME = "build.log"
-"""What a build said, in an engine directory. It stays in the store: it names places of the machine."""
+"""What a build said, in an engine directory. It stays in the store, as it names places here."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,21 @@ import pytest
 from tests.conftest import PROJECT
 
 SCRIPT = PROJECT / "scripts" / "gpu-acceptance"
-TOOLS = ("sh", "rm", "mkdir", "date", "tail", "sed", "grep", "sleep", "cp", "tar", "gzip", "uname")
+TOOLS = (
+    "sh",
+    "rm",
+    "mkdir",
+    "date",
+    "tail",
+    "sed",
+    "grep",
+    "sleep",
+    "cp",
+    "tar",
+    "gzip",
+    "uname",
+    "cat",
+)
 
 # Answers like trtllm-pipeline where the script looks: `run` leaves a repository, `serve` prints its
 # addresses and stays until it is told to stop.
@@ -23,13 +37,27 @@ run)
     case $2 in *int8*) name=tiny-llama-int8-sq ;; *) name=tiny-llama-int4-awq ;; esac
     mkdir -p "$BUILD/$name/repository/tensorrt_llm/1/engine"
     echo '{"schema": 1}' > "$BUILD/$name/repository/tensorrt_llm/1/engine/engine.json"
-    mkdir -p "$BUILD/store/compile/key-$name" "$BUILD/store/timing"
-    echo "$ trtllm-build $BUILD/store $PWD/configs $HOME/cache" > "$BUILD/store/compile/key-$name/build.log"
+    log=$BUILD/store/compile/key-$name
+    mkdir -p "$log" "$BUILD/store/timing"
+    echo "$ trtllm-build $BUILD/store $PWD/configs $HOME/cache" > "$log/build.log"
     echo "cause" > "$BUILD/store/timing/failed-build.log"
-    printf ' {\n  "compile": {\n   "digest": "d",\n   "key": "key-%s",\n   "material": {\n' "$name" \
-        > "$BUILD/$name/lock.json"
-    printf '    "recipe": {"compile": {"key": "other"}}\n  "source": {\n   "key": "no",\n' \
-        >> "$BUILD/$name/lock.json"
+    cat > "$BUILD/$name/lock.json" <<END
+{
+ "schema": 1,
+ "stages": {
+  "compile": {
+   "digest": "sha256",
+   "key": "key-$name",
+   "material": {
+    "key": "no"
+   }
+  },
+  "repository": {
+   "key": "neither"
+  }
+ }
+}
+END
     exit $RUN_CODE
     ;;
 serve)
