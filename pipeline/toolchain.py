@@ -138,8 +138,11 @@ def _shipped_in(tensorrt_llm: str) -> str:
     """Which containers hold a TensorRT-LLM, as a sentence without its full stop."""
     holding = [c for c in CONTAINERS if c.tensorrt_llm == tensorrt_llm]
     if not holding:
-        last = CONTAINERS[-1].tag
-        return f"No Triton container up to {last}, the last one with engines, holds {tensorrt_llm}"
+        first, last = CONTAINERS[0].tag, CONTAINERS[-1].tag
+        return (
+            f"No Triton container from {first} to {last}, the last one with engines, holds "
+            f"TensorRT-LLM {tensorrt_llm}"
+        )
     versions = " or ".join(dict.fromkeys(c.tensorrt for c in holding))
     tags = ", ".join(c.tag for c in holding)
     return f"Triton {tags} holds TensorRT-LLM {tensorrt_llm} with TensorRT {versions}"

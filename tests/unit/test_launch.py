@@ -199,7 +199,7 @@ def test_no_image_has_the_engines_tensorrt(repository: Path) -> None:
             {"tensorrt": "10.99.0.1"},
             r"Triton 26\.04, 26\.05, 26\.06, 26\.07 holds TensorRT-LLM 1\.2\.1 with TensorRT 10\.1",
         ),
-        ({"tensorrt_llm": "1.3.0rc15"}, r"No Triton container up to 26\.07, the last one with eng"),
+        ({"tensorrt_llm": "1.3.0rc15"}, r"No Triton container from 25\.08 to 26\.07, the last"),
     ],
 )
 def test_why_no_image_has_it(repository: Path, changes: dict[str, Any], why: str) -> None:
