@@ -123,8 +123,7 @@ def run_script(
             raise StageError(
                 f"{script.stem} did not end on the engine within {TIMEOUT_S:.0f} seconds",
                 where=str(keep_log(log, logs)),
-                why="It hangs: ranks that cannot reach each other through NCCL wait for ever, and "
-                "so does a GPU that another program holds",
+                why="It hangs; ranks that cannot reach each other through NCCL wait for ever",
                 fix="Look at the log, nvidia-smi and nvidia-smi topo -m; NCCL_DEBUG=INFO says what "
                 "NCCL waits for, and NCCL_P2P_DISABLE=1 avoids a broken link between GPUs",
             )

@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,10 +123,12 @@ def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterat
 def _stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is not None:
         return
-    # Docker's client passes the signal on to the container.
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    # It may end by itself meanwhile.
+    with suppress(ProcessLookupError):
+        # Docker's client passes the signal on to the container.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
