@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -389,7 +390,7 @@ def test_an_interrupted_build_leaves_no_process(
 
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run_logged(command, tmp_path / "log", interrupt)
-    assert _alive_in_group(pids[0]) == []
+    _await_end_of_group(pids[0])
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
@@ -397,7 +398,7 @@ def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
     ending = run_logged(command, tmp_path / "log", lambda _line: None, timeout_s=2)
     assert ending.timed_out
     assert ending.returncode == -signal.SIGTERM
-    assert _alive_in_group(int(ending.tail[0])) == []
+    _await_end_of_group(int(ending.tail[0]))
 
 
 def test_a_command_that_ends_in_time_is_not_called_late(tmp_path: Path) -> None:
@@ -405,6 +406,14 @@ def test_a_command_that_ends_in_time_is_not_called_late(tmp_path: Path) -> None:
                         directory=tmp_path, timeout_s=60)  # fmt: skip
     assert (ending.timed_out, ending.returncode) == (False, 3)
     assert ending.tail == (str(tmp_path),)
+
+
+def _await_end_of_group(group: int) -> None:
+    """A process closes its files, which is what is waited for, a moment before it is gone."""
+    deadline = time.monotonic() + 10
+    while (alive := _alive_in_group(group)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive == []
 
 
 def _alive_in_group(group: int) -> list[str]:
