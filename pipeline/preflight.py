@@ -52,9 +52,9 @@ def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
     """
     if recipe.compile.target != "tensorrt":
         return None
-    from pipeline.targets.tensorrt.preflight import inspect
+    from pipeline.targets.tensorrt.preflight import explain
 
-    return inspect(recipe, facts)
+    return explain(recipe, facts)
 
 
 def check_local_model(recipe: Recipe) -> ModelFacts | None:

@@ -73,7 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     recipe, source = context.recipe, context.inputs["source"].path
     target = get_target(recipe.compile.target)
-    engine = target.engine_evaluation(recipe)
+    engine = target.engine_evaluation(recipe, context.progress)
     with surroundings(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
         scores = _scores(context, windows)
