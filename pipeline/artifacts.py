@@ -52,13 +52,31 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["schema"] != SCHEMA or not isinstance(manifest["files"], dict):
+        if not _is_manifest(manifest):
             raise ValueError("not a manifest of this version")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             "there is no readable artifact.json", where=str(path), why=str(error)
         ) from error
     return dict(manifest)
+
+
+def _is_manifest(content: Any) -> bool:
+    kinds: dict[str, Any] = {
+        "digest": str,
+        "created": str,
+        "seconds": int | float,
+        "facts": dict,
+        "files": dict,
+    }
+    return (
+        content["schema"] == SCHEMA
+        and all(isinstance(content[name], kind) for name, kind in kinds.items())
+        and all(
+            isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)
+            for entry in content["files"].values()
+        )
+    )
 
 
 def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo | None) -> list[str]:
@@ -91,15 +109,6 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
     if digest_of(content) != manifest["digest"]:
         problems.append(f"{MANIFEST} itself was changed")
     return problems
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Gives ``target`` the bytes of ``source``: a hard link where the file system allows it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 class Store:
@@ -138,15 +147,20 @@ class Store:
     @contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:
         """Holds the key against other processes; waits while another one builds it."""
-        with self._guard(), FileLock(self._lock_path(f"{stage}-{key}")):
+        with self.writing():
+            lock = FileLock(self._lock_path(f"{stage}-{key}"))
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def workspace(self, stage: str, key: str) -> Iterator[Path]:
         """An empty directory to build in, on the store's own file system; removed afterwards."""
         name = f"{stage}-{key}-{uuid.uuid4().hex[:8]}"
         path = self.root / "tmp" / name
-        with self._guard():
+        with self.writing():
             path.mkdir(parents=True)
         try:
             yield path
@@ -182,11 +196,12 @@ class Store:
         Raises:
             StoreError: The disk is full or the store cannot be written.
         """
-        with self._guard():
+        with self.writing():
             files = {}
             for name in files_below(directory):
                 path = directory / name
-                path.chmod(0o444)
+                if path.stat().st_nlink == 1:  # a linked file belongs to the Hub's cache, too
+                    path.chmod(0o444)
                 _fsync(path)
                 files[name] = {"sha256": self.memo.digest(path), "bytes": path.stat().st_size}
             digest = digest_of({"files": files, "facts": facts})
@@ -243,18 +258,19 @@ class Store:
         removed = 0
         for path in self.root.glob("tmp/*"):
             name = path.name.rpartition("-")[0]
-            lock = FileLock(self._lock_path(name), timeout=0)
             try:
-                with lock:
+                with FileLock(self._lock_path(name), timeout=0):
                     shutil.rmtree(path, ignore_errors=True)
                     removed += 1
             except Timeout:
                 continue  # another process is building in it
+            except OSError:
+                break  # the store cannot be written, which only matters to who has to
         return removed
 
     def remove(self, path: Path) -> None:
         """Removes one artifact, out of sight first so that no reader sees half of it."""
-        with self._guard():
+        with self.writing():
             (self.root / "tmp").mkdir(parents=True, exist_ok=True)
             doomed = self.root / "tmp" / f"removed-{uuid.uuid4().hex[:8]}"
             path.rename(doomed)
@@ -266,8 +282,12 @@ class Store:
         return path
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Turns a full disk or a read-only store into an error that says so."""
+    def writing(self) -> Iterator[None]:
+        """Turns a full disk or a read-only build directory into an error that says so.
+
+        Raises:
+            StoreError: The block met an OSError.
+        """
         try:
             yield
         except OSError as error:
@@ -276,40 +296,12 @@ class Store:
     def _unwritable(self, error: OSError) -> StoreError:
         free = shutil.disk_usage(_existing(self.root)).free >> 20
         return StoreError(
-            "the artifact store cannot be written",
+            "the build directory cannot be written",
             where=error.filename or str(self.root),
             why=f"{error.strerror or error}; {free} MiB are free there",
             fix="Free space or correct the permissions, or choose another place with --build-dir; "
             "what was already published is kept",
         )
-
-
-def deploy(artifact: Artifact, target: Path, memo: DigestMemo) -> bool:
-    """Makes ``target`` a copy of an artifact, by rename; hard links where possible.
-
-    Returns:
-        False when ``target`` was already that artifact.
-    """
-    if target.is_dir():
-        try:
-            manifest = read_manifest(target)
-            if manifest["digest"] == artifact.digest and not check_files(target, manifest, memo):
-                return False
-        except StoreError:
-            pass  # not ours or half-written: replaced below
-    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    stale = target.with_name(f".{target.name}.old-{uuid.uuid4().hex[:8]}")
-    fresh.mkdir(parents=True)
-    try:
-        for name in [*files_below(artifact.path)]:
-            link_or_copy(artifact.path / name, fresh / name)
-        if target.exists():
-            target.rename(stale)
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
-    return True
 
 
 def _reference(artifact: Artifact) -> dict[str, str]:

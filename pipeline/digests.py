@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pipeline.files import write_atomically
 
 CHUNK_BYTES = 1 << 20
 
@@ -74,7 +76,7 @@ class DigestMemo:
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         name = str(path.absolute())
         entry = self._entries.get(name)
-        if isinstance(entry, list) and entry[:3] == mark:
+        if isinstance(entry, list) and len(entry) == 4 and entry[:3] == mark:
             return str(entry[3])
         value = file_digest(path)
         self._entries[name] = [*mark, value]
@@ -88,17 +90,12 @@ class DigestMemo:
             self._entries[str(new.absolute())] = entry
             self._changed = True
 
-    def digests(self, directory: Path, names: Iterable[str]) -> Mapping[str, str]:
-        """Digests of several files of one directory, by relative name."""
-        return {name: self.digest(directory / name) for name in names}
-
     def save(self) -> None:
-        """Writes what was learnt; two processes at once lose entries, never mix them."""
+        """Writes what was learnt, where it can be; two processes at once lose entries, not mix."""
         if not self._changed:
             return
         alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(canonical_json(alive), encoding="utf-8")
-        temporary.replace(self._path)
-        self._changed = False
+        # Without it the next run reads the files again, which a read-only directory may cost.
+        with contextlib.suppress(OSError):
+            write_atomically(self._path, canonical_json(alive).encode())
+            self._changed = False

@@ -45,7 +45,7 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             **placement,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SourceError(
             "transformers cannot load the model",
             where=str(directory),

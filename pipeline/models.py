@@ -1,49 +1,30 @@
-"""What the pipeline knows about each model architecture, read from a Hugging Face ``config.json``.
+"""The facts of one model, read from a Hugging Face ``config.json``.
 
 Nothing here imports torch: ``plan`` and the pre-flight work from ``config.json`` alone.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.architectures import ARCHITECTURES, Architecture, QwenType
+from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import SourceError, UnsupportedError
 
-QwenType = Literal["qwen2", "qwen3"]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What one Hugging Face architecture fixes, whatever its size.
-
-    Attributes:
-        name: The entry of ``architectures`` in ``config.json``.
-        attention_bias: Whether q, k and v have biases when ``config.json`` does not say.
-        qk_layernorm: Whether each q and k head is RMS-normalized before the rotation.
-        qwen_type: TensorRT-LLM's ``qwen_type``; it switches q/k norms in ``QWenForCausalLM``.
-    """
-
-    name: str
-    attention_bias: bool = False
-    qk_layernorm: bool = False
-    qwen_type: QwenType | None = None
-
-
-ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture("LlamaForCausalLM"),
-        Architecture("MistralForCausalLM"),
-        Architecture("Qwen2ForCausalLM", attention_bias=True, qwen_type="qwen2"),
-        Architecture("Qwen3ForCausalLM", qk_layernorm=True, qwen_type="qwen3"),
-    )
+# The rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone, and
+# the keys that they compute them from.
+ROPE_KEYS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
 }
-
-# Rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone.
-ROPE_TYPES = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True)
@@ -119,6 +100,23 @@ class ModelFacts:
             return self.max_position_embeddings
         return int(self.max_position_embeddings * float(scaling["factor"]))
 
+    def split_problem(self, ranks: int) -> str | None:
+        """Why the decoder's layers cannot be cut over tensor-parallel ranks; None if they can."""
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if heads % ranks:
+            return f"{heads} attention heads cannot be split over {ranks} ranks"
+        # With more ranks than KV heads each rank keeps a copy of one head.
+        if max(kv_heads, ranks) % min(kv_heads, ranks):
+            return f"{kv_heads} KV heads can be neither split nor repeated over {ranks} ranks"
+        # The first linear, qkv, is cut by heads.
+        for linear in self.linears[1:]:
+            column = linear.split == "column"
+            size = linear.out_features if column else linear.in_features
+            if size % ranks:
+                side = "out_features" if column else "in_features"
+                return f"{side} {size} of {linear.name} cannot be split over {ranks} ranks"
+        return None
+
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> ModelFacts:
         """Reads a Hugging Face ``config.json``, of transformers 4 or 5.
@@ -128,42 +126,42 @@ class ModelFacts:
             where: Its path, for error messages.
 
         Raises:
-            SourceError: A required key is missing or has the wrong type.
+            SourceError: A required key is missing, or a value is not what its key means.
             UnsupportedError: The architecture or one of its features is not supported.
         """
-        architecture = _architecture(config, where)
-        try:
-            hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            base, scaling = _rope(config, where)
-            facts = cls(
-                architecture=architecture.name,
-                hidden_size=hidden,
-                intermediate_size=int(config["intermediate_size"]),
-                num_hidden_layers=int(config["num_hidden_layers"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-                head_size=int(config.get("head_dim") or hidden // heads),
-                vocab_size=int(config["vocab_size"]),
-                max_position_embeddings=int(config["max_position_embeddings"]),
-                norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-                hidden_act=str(config.get("hidden_act", "silu")),
-                rotary_base=base,
-                rotary_scaling=scaling,
-                attention_bias=bool(config.get("attention_bias", architecture.attention_bias)),
-                mlp_bias=bool(config.get("mlp_bias", False)),
-                qk_layernorm=architecture.qk_layernorm,
-                qwen_type=architecture.qwen_type,
-                tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-                sliding_window=_sliding_window(config),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise SourceError(
-                "config.json is not a complete model configuration",
-                where=where,
-                why=f"{type(error).__name__}: {error}",
-                fix="Use the directory that save_pretrained() or the Hub wrote, unchanged",
-            ) from error
-        _refuse_unsupported_features(facts, where)
+        architecture = _architecture(ConfigValues(config, where, SourceError), where)
+        values = ConfigValues({**architecture.defaults, **config}, where, SourceError)
+        _refuse_quantized(values, where)
+        hidden = values.positive_int("hidden_size")
+        heads = values.positive_int("num_attention_heads")
+        base, scaling = _rope(values, where)
+        facts = cls(
+            architecture=architecture.name,
+            hidden_size=hidden,
+            intermediate_size=values.positive_int("intermediate_size"),
+            num_hidden_layers=values.positive_int("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=values.optional_positive_int("num_key_value_heads") or heads,
+            head_size=values.optional_positive_int("head_dim") or hidden // heads,
+            vocab_size=values.positive_int("vocab_size"),
+            max_position_embeddings=values.positive_int("max_position_embeddings"),
+            norm_epsilon=values.positive_float("rms_norm_eps"),
+            hidden_act=str(values.values["hidden_act"]),
+            rotary_base=base,
+            rotary_scaling=scaling,
+            attention_bias=values.flag("attention_bias"),
+            mlp_bias=values.flag("mlp_bias"),
+            qk_layernorm=architecture.qk_layernorm,
+            qwen_type=architecture.qwen_type,
+            tie_word_embeddings=values.flag("tie_word_embeddings"),
+            # Llama attends to everything, even where its config.json has such a key.
+            sliding_window=values.optional_positive_int("sliding_window")
+            if architecture.windows == "all"
+            else None,
+        )
+        _refuse_unsupported_features(facts, architecture, where)
+        if architecture.windows == "some":
+            _refuse_sliding_layers(values, facts, where)
         return facts
 
     @classmethod
@@ -171,75 +169,113 @@ class ModelFacts:
         """Reads ``directory/config.json``.
 
         Raises:
-            SourceError: The file is missing or is not JSON.
+            SourceError: The file is missing or is not JSON; or see :meth:`from_config`.
             UnsupportedError: See :meth:`from_config`.
         """
-        path = directory / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise SourceError(
-                "there is no config.json",
-                where=str(directory),
-                why="A Hugging Face checkpoint is a directory with config.json and *.safetensors",
-                fix="Point model.source at such a directory or at a Hub id",
-            ) from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise SourceError(
-                "config.json cannot be read", where=str(path), why=str(error)
-            ) from error
-        if not isinstance(config, dict):
-            raise SourceError("config.json is not a JSON object", where=str(path))
-        return cls.from_config(config, str(path))
+        config = read_config(
+            directory,
+            SourceError,
+            "A Hugging Face checkpoint is a directory with config.json and *.safetensors",
+            "Point model.source at such a directory or at a Hub id",
+        )
+        return cls.from_config(config, str(directory / "config.json"))
 
 
-def _architecture(config: dict[str, Any], where: str) -> Architecture:
-    names = config.get("architectures") or ["none"]
-    name = str(names[0])
-    if name not in ARCHITECTURES:
+def _architecture(values: ConfigValues, where: str) -> Architecture:
+    names = values.names("architectures") if values.values.get("architectures") else ["none"]
+    if names[0] not in ARCHITECTURES:
         raise UnsupportedError(
-            f"architecture {name} is not supported",
+            f"architecture {names[0]} is not supported",
             where=where,
             fix=f"Supported architectures: {', '.join(sorted(ARCHITECTURES))}",
         )
-    return ARCHITECTURES[name]
+    return ARCHITECTURES[names[0]]
 
 
-def _rope(config: dict[str, Any], where: str) -> tuple[float, dict[str, Any] | None]:
-    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    base = float(parameters.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
-    rope_type = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
-    parameters.pop("type", None)
-    if rope_type not in ROPE_TYPES:
+def _refuse_quantized(values: ConfigValues, where: str) -> None:
+    quantization = values.values.get("quantization_config")
+    if quantization:
+        named = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise UnsupportedError(
-            f"rope scaling of type {rope_type} is not supported",
+            f"the model is quantized already, by {named or 'a method it does not name'}",
             where=where,
-            fix=f"Supported rope types: {', '.join(ROPE_TYPES)}",
+            why="quantization_config says so, and the pipeline quantizes unquantized checkpoints "
+            "only",
+            fix="Set model.source to the checkpoint that this one was made from",
         )
-    if rope_type == "default":
-        return base, None
-    return base, {"rope_type": rope_type, **parameters}
 
 
-def _sliding_window(config: dict[str, Any]) -> int | None:
-    # Qwen2 configurations carry a window that use_sliding_window leaves switched off.
-    if not config.get("use_sliding_window", True) or not config.get("sliding_window"):
-        return None
-    return int(config["sliding_window"])
+def _rope(values: ConfigValues, where: str) -> tuple[float, dict[str, Any] | None]:
+    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
+    name = "rope_parameters" if values.values.get("rope_parameters") else "rope_scaling"
+    section = values.section(name)
+    parameters = dict(section.values)
+    in_section = parameters.pop("rope_theta", None) is not None
+    base = (section if in_section else values).positive_float("rope_theta")
+    kinds = [parameters.pop(key, None) for key in ("rope_type", "type")]
+    kind = kinds[0] if kinds[1] is None else kinds[1]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise section.wrong("type", f"the same as rope_type, {kinds[0]!r}")
+    partial = parameters.pop("partial_rotary_factor", values.values.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise UnsupportedError(
+            f"partial_rotary_factor {partial} is not supported",
+            where=where,
+            why="Only whole heads are rotated here",
+        )
+    if kind is None and parameters:
+        raise section.wrong("rope_type", f"one of {', '.join(ROPE_KEYS)}")
+    kind = str(kind or "default")
+    if kind not in ROPE_KEYS:
+        raise UnsupportedError(
+            f"rope scaling of type {kind} is not supported",
+            where=where,
+            fix=f"Supported rope types: {', '.join(ROPE_KEYS)}",
+        )
+    numbers = {key: section.positive_float(key) for key in ROPE_KEYS[kind]}
+    if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        raise section.wrong("high_freq_factor", "larger than low_freq_factor")
+    return base, None if kind == "default" else {"rope_type": kind, **parameters}
 
 
-def _refuse_unsupported_features(facts: ModelFacts, where: str) -> None:
+def _refuse_sliding_layers(values: ConfigValues, facts: ModelFacts, where: str) -> None:
+    """Refuses a window in Qwen's layers, which neither the graph nor the checkpoint has."""
+    layers = facts.num_hidden_layers
+    if values.values["layer_types"] is not None:
+        types = values.names("layer_types")
+        if len(types) != layers:
+            raise values.wrong("layer_types", f"a list with one name for each of {layers} layers")
+        sliding = sum(name != "full_attention" for name in types)
+    elif values.flag("use_sliding_window") and values.optional_positive_int("sliding_window"):
+        sliding = max(layers - values.index("max_window_layers"), 0)
+    else:
+        return
+    if sliding:
+        raise UnsupportedError(
+            f"{sliding} of {layers} layers attend to a sliding window",
+            where=where,
+            why="A window in some layers is not part of the checkpoint, so every target would "
+            "compute another model for longer texts",
+            fix="If no sequence is to be longer than the window, set use_sliding_window to false "
+            "and layer_types to null in the model's config.json",
+        )
+
+
+def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, where: str) -> None:
     reasons = []
     if facts.hidden_act != "silu":
         reasons.append(f"hidden_act is {facts.hidden_act}, only silu is supported")
     if facts.mlp_bias:
         reasons.append("mlp_bias is true; biased MLP linears are not in the checkpoint contract")
-    if facts.attention_bias and facts.qwen_type != "qwen2":
+    if facts.attention_bias and not architecture.attention_bias:
         # Llama's attention_bias also puts a bias on o_proj, which the Qwen2 layout does not have.
         reasons.append("attention_bias is true; only Qwen2 attention biases are supported")
+    if architecture.attention_bias and not facts.attention_bias:
+        reasons.append("attention_bias is false, but the architecture always has these biases")
     if facts.num_attention_heads % facts.num_key_value_heads:
         reasons.append("num_attention_heads is not a multiple of num_key_value_heads")
+    if facts.head_size % 2 or not facts.head_size:
+        reasons.append(f"heads have {facts.head_size} features, which rope cannot rotate in pairs")
     if reasons:
         raise UnsupportedError(
             f"{facts.architecture} cannot be used", where=where, why="; ".join(reasons)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts import Damage, Store
 from pipeline.digests import canonical_json, digest_of
+from pipeline.files import write_atomically
 from pipeline.recipe import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
@@ -85,7 +86,8 @@ def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[Pl
         wanted = [name for name in stage.inputs if name in names]
         missing = [name for name in wanted if name not in done]
         if missing:
-            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing)}"))
+            more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing[:2])}{more}"))
             continue
         line = plan_stage(stage, recipe, {name: done[name] for name in wanted}, store, lock)
         planned.append(line)
@@ -118,47 +120,58 @@ def _reason(
     before = lock.get(stage.name)
     if not before:
         return "never ran"
-    changes = _changes(before["material"], material)
+    changes = list(_changes(before["material"], material))
     if not changes:
         return "its artifact is gone from the store"
-    shown = "; ".join(changes[:3])
+    # What the recipe says comes first: other differences often follow from it.
+    changes.sort(key=lambda change: not change[0].startswith("recipe."))
+    shown = "; ".join(words for _, words in changes[:3])
     return shown if len(changes) <= 3 else f"{shown}; and {len(changes) - 3} more"
 
 
-def _changes(before: Any, after: Any, path: str = "") -> list[str]:
-    """Dotted differences between two JSON values, in words."""
+def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Differences between two JSON values: their dotted paths, and what changed in words."""
     if isinstance(before, dict) and isinstance(after, dict):
-        found = []
         for name in sorted(before.keys() | after.keys()):
-            found += _changes(before.get(name), after.get(name), f"{path}.{name}" if path else name)
-        return found
+            below = f"{path}.{name}" if path else name
+            yield from _changes(before.get(name), after.get(name), below)
+        return
     if before == after:
-        return []
+        return
     name = path.removeprefix("recipe.").removeprefix("material.")
-    if path.startswith("inputs."):
-        return [f"the {name.removeprefix('inputs.')} artifact changed"]
     old, new = canonical_json(before), canonical_json(after)
-    if max(len(old), len(new)) > 40:
-        return [f"{name} changed"]
-    return [f"{name} changed from {old} to {new}"]
+    if path.startswith("inputs."):
+        yield path, f"the {name.removeprefix('inputs.')} artifact changed"
+    elif not _is_short(old) or not _is_short(new):
+        yield path, f"{name} changed"
+    else:
+        yield path, f"{name} changed from {old} to {new}"
+
+
+def _is_short(json_text: str) -> bool:
+    return len(json_text) <= 40 and json_text[0] not in "[{"
 
 
 def read_lock(path: Path) -> dict[str, Any]:
     """What the last run of a recipe used, by stage; empty when there was none."""
     try:
-        lock = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        return {name: entry for name, entry in stages.items() if entry["key"] and entry["material"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return dict(lock.get("stages", {})) if isinstance(lock, dict) else {}
 
 
 def write_lock(path: Path, planned: Mapping[str, PlannedStage]) -> None:
-    """Records the keys of a run beside its outputs, by rename.
+    """Records the keys of a run beside its outputs, by rename, when they are others than before.
 
     Stages that the run did not get to keep what an earlier run recorded: their outputs are still
     deployed.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    stages = read_lock(path) | {
+    before = read_lock(path)
+    stages = before | {
         name: {
             "key": line.key,
             "digest": line.artifact.digest if line.artifact else None,
@@ -166,8 +179,6 @@ def write_lock(path: Path, planned: Mapping[str, PlannedStage]) -> None:
         }
         for name, line in planned.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    text = json.dumps({"schema": 1, "stages": stages}, indent=1, sort_keys=True)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    if stages != before:
+        text = json.dumps({"schema": 1, "stages": stages}, indent=1, sort_keys=True)
+        write_atomically(path, f"{text}\n".encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UnsupportedError
+from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.stages.source import local_directory
@@ -14,6 +15,9 @@ from pipeline.targets import get_target
 
 if TYPE_CHECKING:
     from pipeline.targets.tensorrt.preflight import Preflight
+
+# Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
+MOST_RANKS = 16
 
 
 def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
@@ -48,9 +52,9 @@ def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
     """
     if recipe.compile.target != "tensorrt":
         return None
-    from pipeline.targets.tensorrt.preflight import inspect
+    from pipeline.targets.tensorrt.preflight import explain
 
-    return inspect(recipe, facts)
+    return explain(recipe, facts)
 
 
 def check_local_model(recipe: Recipe) -> ModelFacts | None:
@@ -68,20 +72,25 @@ def check_local_model(recipe: Recipe) -> ModelFacts | None:
     return check_model(recipe, directory) if directory else None
 
 
+def check_hub_model(recipe: Recipe) -> ModelFacts:
+    """Checks a recipe whose model is on the Hub; only ``config.json`` is fetched.
+
+    Raises:
+        SourceError: It cannot be fetched, or see :func:`check_model`.
+        UnsupportedError: See :func:`check_model`.
+    """
+    return check_model(recipe, hub_config(recipe))
+
+
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
     tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-    if facts.num_attention_heads % tp:
-        yield UnsupportedError(
-            f"{facts.num_attention_heads} attention heads cannot be split over {tp} ranks",
-            where=recipe.place("compile.tensor_parallel"),
-            fix="Choose a tensor_parallel that divides the number of heads",
-        )
     kv_heads = facts.num_key_value_heads
-    if max(kv_heads, tp) % min(kv_heads, tp):
+    if problem := facts.split_problem(tp):
+        possible = [n for n in range(1, MOST_RANKS + 1) if facts.split_problem(n) is None]
         yield UnsupportedError(
-            f"{kv_heads} KV heads can be neither split nor repeated over {tp} ranks",
+            problem,
             where=recipe.place("compile.tensor_parallel"),
-            fix=f"Choose a tensor_parallel that divides {kv_heads} or is a multiple of it",
+            fix=f"Choose a tensor_parallel of {', '.join(map(str, possible))}",
         )
     if tp > kv_heads and recipe.quantize.format == "int8_sq":
         yield UnsupportedError(

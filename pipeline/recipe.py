@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from pipeline.recipe_compile import CompileSection
-from pipeline.recipe_section import Fraction, Positive, Section
+from pipeline.recipe_section import FileName, Fraction, Positive, Section, Whole
 
 # ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
 FORMAT_ALIASES = {
@@ -61,7 +61,7 @@ class ModelSection(Section):
         trust_remote_code: Runs Python from the Hub repository; ``revision`` must be a commit hash.
     """
 
-    source: Annotated[str, Field(min_length=1)]
+    source: FileName
     revision: str | None = None
     dtype: Dtype = "float16"
     trust_remote_code: bool = False
@@ -88,7 +88,7 @@ class Calibration(Section):
         seed: Chooses which texts are used.
     """
 
-    text: str
+    text: FileName
     samples: Positive = 32
     sequence_length: Positive = 512
     batch_size: Positive = 16
@@ -107,7 +107,7 @@ class QuantizeSection(Section):
     """
 
     format: Annotated[Format, BeforeValidator(canonical_format)]
-    group_size: Literal[64, 128] = 128
+    group_size: Annotated[Literal[64, 128], Whole] = 128
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     kv_cache: Literal["int8", "fp8"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -121,7 +121,10 @@ class QuantizeSection(Section):
     @model_validator(mode="after")
     def _complete(self) -> QuantizeSection:
         if self.needs_calibration and self.calibration is None:
-            msg = f"format {self.format} needs quantize.calibration.text"
+            msg = (
+                f"format {self.format} needs quantize.calibration.text; "
+                "name a .txt or .jsonl file of typical text there"
+            )
             raise ValueError(msg)
         if self.kv_cache and self.format in ("float16", "bfloat16"):
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
@@ -151,12 +154,12 @@ class EvaluateSection(Section):
     Attributes:
         text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
         tokens: Tokens scored, at most.
-        sequence_length: Tokens per window, at most.
+        sequence_length: Tokens per window, at most; the first of them is context only.
     """
 
-    text: str
+    text: FileName
     tokens: Positive = 20000
-    sequence_length: Positive = 512
+    sequence_length: Annotated[int, Field(ge=2)] = 512
     gates: Gates = Gates()
 
 
@@ -198,7 +201,7 @@ class BenchSection(Section):
         output_tokens: Tokens generated per request.
     """
 
-    concurrency: list[Positive] = Field(default=[1, 8])
+    concurrency: list[Positive] = Field(default=[1, 8], min_length=1)
     requests: Positive = 16
     output_tokens: Positive = 32
 
@@ -213,6 +216,17 @@ def nearest_place(key: str, places: Mapping[str, str]) -> str | None:
     return None
 
 
+def _output_folder(name: str) -> str:
+    # Some file systems ignore case.
+    if name.lower() == "store":
+        msg = (
+            f"{name} is the folder of the artifact store, which lies beside the outputs; "
+            "choose another name"
+        )
+        raise ValueError(msg)
+    return name
+
+
 class Recipe(Section):
     """A whole recipe.
 
@@ -220,8 +234,12 @@ class Recipe(Section):
         name: Names the output folder ``build/<name>``.
     """
 
-    schema_version: Annotated[Literal[1], Field(alias="schema")] = 1
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    schema_version: Annotated[Literal[1], Whole, Field(alias="schema")] = 1
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"),
+        AfterValidator(_output_folder),
+    ]
     model: ModelSection
     quantize: QuantizeSection
     evaluate: EvaluateSection | None = None

@@ -5,11 +5,11 @@ Names are those of TensorRT-LLM's ``BuildConfig`` and ``PluginConfig`` where the
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from pipeline.recipe_section import Positive, Section
+from pipeline.recipe_section import Positive, Section, Whole
 
 
 class OpenVinoSection(Section):
@@ -23,7 +23,7 @@ class OpenVinoSection(Section):
     """
 
     inference_precision: Literal["f32", "bf16"] = "f32"
-    dynamic_quantization_group_size: Literal[0, 32, 64, 128] = 0
+    dynamic_quantization_group_size: Annotated[Literal[0, 32, 64, 128], Whole] = 0
     kv_cache_precision: Literal["f32", "f16", "bf16", "u8"] | None = None
 
 
@@ -146,8 +146,8 @@ class CompileSection(Section):
     max_input_len: Positive = 1024
     max_seq_len: Positive = 2048
     max_num_tokens: Positive = 2048
-    max_beam_width: Literal[1] = 1
-    tokens_per_block: Literal[16, 32, 64, 128] = 32
+    max_beam_width: Annotated[Literal[1], Whole] = 1
+    tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole] = 32
     tensor_parallel: Positive = 1
     pipeline_parallel: Positive = 1
     gpu: str | None = None

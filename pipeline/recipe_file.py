@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,60 @@ from pipeline.recipe import Recipe, nearest_place
 MAX_BYTES = 1 << 20
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+# What a value of the wrong form makes PyYAML's constructors raise.
+CONSTRUCTION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+TEXT_TAG, MERGE_TAG, FLOAT_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "merge", "float"))
+
+
+class _RecipeLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, where YAML silently keeps the last."""
 
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except CONSTRUCTION_ERRORS as error:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} is given twice", key_node.start_mark
+                None, None, f"{reprlib.repr(node.value)} cannot be read: {error}", node.start_mark
+            ) from error
+
+
+def _unique_mapping(loader: _RecipeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == MERGE_TAG:
+            continue
+        if key_node.tag != TEXT_TAG:
+            key = repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "of this line"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key} is not plain text", key_node.start_mark
             )
-        seen.add(key)
+        if key_node.value in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
+            )
+        seen.add(key_node.value)
     return dict(loader.construct_mapping(node, deep=True))
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+_RecipeLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+# YAML 1.2 reads 1e-3 as a number, as everybody expects; PyYAML's YAML 1.1 takes it for text.
+_RecipeLoader.add_implicit_resolver(
+    FLOAT_TAG,
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes and the values of one document; raises yaml.YAMLError for whatever is not one."""
+    loader = _RecipeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        loader.dispose()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,16 +87,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     text = _read(path)
     try:
-        tree = yaml.compose(text, Loader=_UniqueKeyLoader)
-        # The loader above derives from SafeLoader.
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+        tree, data = _parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise RecipeError(
             "the recipe is not valid YAML",
             where=f"{path}{line}",
-            why=str(getattr(error, "problem", None) or error),
+            why=_problem(error),
             fix="Correct the line; a cut-off file or a missing bracket usually ends here",
         ) from error
     if not isinstance(data, dict):
@@ -78,10 +115,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _problem(error: yaml.YAMLError) -> str:
+    return str(getattr(error, "problem", None) or error)
+
+
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError("the recipe is larger than 1 MiB", where=str(path))
+            raise RecipeError(
+                "the recipe is larger than 1 MiB",
+                where=str(path),
+                fix="Name a recipe, not a model or a text",
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(
@@ -89,8 +134,14 @@ def _read(path: Path) -> str:
             where=str(path),
             fix="List the ones that come with the project: ls configs/",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("the recipe cannot be read", where=str(path), why=str(error)) from error
+    except (OSError, ValueError) as error:
+        # A name with a NUL character and bytes that are not UTF-8 are ValueErrors.
+        raise RecipeError(
+            "the recipe cannot be read",
+            where=str(path),
+            why=str(error),
+            fix="Name a YAML file in UTF-8, such as configs/demo.yaml",
+        ) from error
 
 
 def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -112,15 +163,28 @@ def _apply(data: dict[str, Any], override: str) -> str:
             fix="Write --set section.key=value, for example --set compile.max_batch_size=8",
         )
     try:
-        value = yaml.safe_load(text)
+        _, value = _parse(text)
     except yaml.YAMLError as error:
-        raise UsageError("the value is not valid YAML", where=f"--set {override}") from error
+        raise UsageError(
+            "the value is not valid YAML",
+            where=f"--set {override}",
+            why=_problem(error),
+            fix="Close its brackets and quotes, and quote it for the shell",
+        ) from error
     target = data
     for part in parts[:-1]:
-        child = target.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise UsageError(f"{part} is not a section", where=f"--set {override}")
-        target = child
+        child = target.get(part)
+        if not isinstance(child, dict | None):
+            raise UsageError(
+                f"{part} is not a section",
+                where=f"--set {override}",
+                why=f"The recipe says {part}: {reprlib.repr(child)}",
+                fix="Name the key with the sections that enclose it, such as compile.max_seq_len",
+            )
+        # A copy, because a YAML alias makes one object of two sections.
+        section = dict(child or {})
+        target[part] = section
+        target = section
     target[parts[-1]] = value
     return ".".join(parts)
 
@@ -140,6 +204,11 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
         fix = f"Add {key}"
     elif first["type"] == "literal_error":
         why = f"{first['input']!r} is not one of {first['ctx']['expected']}"
+    elif first["type"] == "model_type":
+        why = "it must be a section, that is keys of its own"
+        fix = f"Write the keys of {key} below it, indented"
+    elif first["type"] == "string_type":
+        fix = f"Put the value of {key} in quotes"
     elif first["type"] == "value_error":
         # The rule's own message names the remedy.
         fix = None

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _whole_number(value: object) -> object:
+    # Python's True equals 1 and 64.0 equals 64, which is all that Literal asks.
+    if isinstance(value, bool | float):
+        msg = f"{value} is not a whole number; write it without quotes, point or exponent"
+        raise ValueError(msg)
+    return value
+
+
+def _file_name(value: str) -> str:
+    if "\0" in value:
+        msg = "no file name has a NUL character; remove it"
+        raise ValueError(msg)
+    return value
+
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+# For a Literal of numbers.
+Whole = BeforeValidator(_whole_number)
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
 
 
 class Section(BaseModel):
     """A part of the recipe: unknown keys and silent conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        # A key with nothing below it is null in YAML; where a section has defaults they are meant.
+        if not isinstance(values, dict):
+            return values
+        defaulted = {
+            name for name, field in cls.model_fields.items() if isinstance(field.default, Section)
+        }
+        return {k: v for k, v in values.items() if v is not None or k not in defaulted}

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.artifacts import Store, deploy
+from pipeline.artifacts import Store
+from pipeline.deploy import deploy
 from pipeline.errors import PipelineError, StageError
+from pipeline.files import write_atomically
 from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
-from pipeline.preflight import check_local_model, check_model
+from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, StageContext
+from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
 
@@ -67,8 +70,10 @@ def run_recipe(
         on_stage: Called after each stage with its line and the seconds it took.
 
     Raises:
+        RecipeError: A text cannot be read; nothing was done yet.
         PipelineError: The first failure; artifacts published before it stay.
     """
+    check_texts(recipe)
     known = check_local_model(recipe)
     store, outputs = build.store, build.outputs(recipe)
     store.sweep()
@@ -81,9 +86,14 @@ def run_recipe(
             started = time.monotonic()
             line = plan_stage(stage, recipe, inputs, store, lock)
             if line.artifact is None or stage.name in force:
+                if stage.name == "source" and known is None:
+                    known = check_hub_model(recipe)
                 context = StageContext(recipe, inputs, outputs, progress)
                 line = _build(line, context, store, forced=stage.name in force)
             done[stage.name] = line
+            # At once: what is not in the lock may be pruned while the next stage reads it.
+            with store.writing():
+                write_lock(lock_path, done)
             on_stage(line, time.monotonic() - started)
             artifact = _artifact(line)
             if stage.name == "source" and known is None:
@@ -93,8 +103,6 @@ def run_recipe(
             if stage.name == until:
                 break
     finally:
-        if done:
-            write_lock(lock_path, done)
         store.memo.save()
     return RunResult(done, outputs)
 
@@ -135,13 +143,17 @@ def _build(
 
 def _deploy(artifact: Artifact, outputs: Path, store: Store) -> None:
     if artifact.stage == "repository":
-        deploy(artifact, outputs / "repository", store.memo)
+        deploy(artifact, outputs / "repository", store)
     elif artifact.stage == "report":
-        outputs.mkdir(parents=True, exist_ok=True)
         for name in ("report.json", "report.md", "report.html"):
-            temporary = outputs / f".{name}.new"
-            temporary.write_bytes((artifact.path / name).read_bytes())
-            temporary.replace(outputs / name)
+            content = (artifact.path / name).read_bytes()
+            if not _holds(outputs / name, content):
+                with store.writing():
+                    write_atomically(outputs / name, content)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def _artifact(line: PlannedStage) -> Artifact:

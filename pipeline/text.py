@@ -13,9 +13,12 @@ from typing import Protocol
 from pipeline.dependencies import require
 from pipeline.digests import file_digest
 from pipeline.errors import RecipeError, SourceError, UsageError
+from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 
 Rows = list[list[int]]
+# JSON joins the escapes of a whole pair into one character, so any that is left is alone.
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -49,6 +52,25 @@ def text_digest(recipe: Recipe, key: str) -> str | None:
         ) from error
 
 
+def check_texts(recipe: Recipe) -> None:
+    """Reads every text that the recipe names, before hours are spent on what comes before it.
+
+    Raises:
+        RecipeError: A text is missing, of another kind, not UTF-8, malformed or empty.
+    """
+    for key, path in recipe.text_paths().items():
+        _check_text(path, recipe.place(key))
+
+
+def _check_text(path: Path, place: str) -> None:
+    try:
+        read_texts(path)
+    except UsageError as error:
+        raise RecipeError(
+            f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix
+        ) from error
+
+
 def read_texts(path: Path) -> list[str]:
     """Reads a file of texts.
 
@@ -71,7 +93,11 @@ def read_texts(path: Path) -> list[str]:
         )
     texts = list(reader(_decode(path), path))
     if not texts:
-        raise UsageError("the file holds no text", where=str(path))
+        raise UsageError(
+            "the file holds no text",
+            where=str(path),
+            fix="Write paragraphs between blank lines, or one object with a text a line",
+        )
     return texts
 
 
@@ -84,23 +110,48 @@ def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a Hugging Face snapshot, from local files only.
 
+    Its ``encode`` raises SourceError for a token that the model has no embedding of: such a
+    token is only found in a text, because tokenizers with spare ids beyond the model's are common.
+
     Raises:
         MissingDependencyError: transformers is not installed.
         SourceError: The snapshot has no tokenizer that can be read.
     """
     transformers = require("transformers", "quantize")
+    rows = ModelFacts.from_directory(directory).vocab_size
     try:
         tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    # The Rust library raises Exception itself for a tokenizer.json that it cannot parse, and the
+    # Python around it whatever its files' contents break.
+    except Exception as error:
         raise SourceError(
             "the tokenizer cannot be loaded",
             where=str(directory),
             why=str(error).strip().partition("\n")[0],
             fix="The model directory needs tokenizer.json and tokenizer_config.json",
         ) from error
-    return tokenizer
+    return _TokenizerOfModel(tokenizer, rows, directory)
+
+
+class _TokenizerOfModel:
+    """A tokenizer whose tokens are rows of a model's embedding."""
+
+    def __init__(self, tokenizer: Tokenizer, rows: int, directory: Path) -> None:
+        self._tokenizer, self._rows, self._directory = tokenizer, rows, directory
+
+    def encode(self, text: str, /) -> list[int]:
+        ids = self._tokenizer.encode(text)
+        largest = max(ids, default=0)
+        if largest >= self._rows:
+            raise SourceError(
+                f"the tokenizer gives token {largest}, which the model has no row for",
+                where=str(self._directory),
+                why=f"vocab_size of its config.json is {self._rows}",
+                fix="Use the tokenizer that belongs to the model, or resize its embeddings",
+            )
+        return ids
 
 
 def token_rows(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Rows:
@@ -139,10 +190,18 @@ def _decode(path: Path) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise UsageError("there is no such text file", where=str(path)) from error
-    except OSError as error:
         raise UsageError(
-            "the text file cannot be read", where=str(path), why=error.strerror
+            "there is no such text file",
+            where=str(path),
+            fix="Correct the path; relative ones start at the current directory",
+        ) from error
+    except (OSError, ValueError) as error:
+        # A name with a NUL character is a ValueError.
+        raise UsageError(
+            "the text file cannot be read",
+            where=str(path),
+            why=str(error),
+            fix="Name a file that this user may read",
         ) from error
     try:
         return data.decode("utf-8-sig")
@@ -168,7 +227,7 @@ def _json_lines(content: str, path: Path) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 'the line is not a JSON object with a "text"',
                 where=f"{path}:{number}",
@@ -177,7 +236,15 @@ def _json_lines(content: str, path: Path) -> Iterator[str]:
             ) from error
         if not isinstance(text, str):
             raise UsageError(
-                f'"text" is {type(text).__name__}, not a string', where=f"{path}:{number}"
+                f'"text" is {type(text).__name__}, not a string',
+                where=f"{path}:{number}",
+                fix="Put the text in double quotes",
+            )
+        if not text.isascii() and SURROGATE.search(text):
+            raise UsageError(
+                '"text" has half of a surrogate pair, which is not a character',
+                where=f"{path}:{number}",
+                fix="Write the character itself, or both halves of its \\u escape",
             )
         if text := text.strip():
             yield text

@@ -38,15 +38,15 @@ class Container:
 
     Attributes:
         tag: Its year and month.
-        tensorrt_llm: The TensorRT-LLM inside; None where no engine flow is left.
+        tensorrt_llm: The TensorRT-LLM inside.
         tensorrt: The TensorRT inside.
         cuda: The CUDA major version.
-        tritonclient: The client released with it.
+        tritonclient: The client released with it; None where this project never used it.
     """
 
     tag: str
-    tensorrt_llm: str | None
-    tensorrt: str | None
+    tensorrt_llm: str
+    tensorrt: str
     cuda: int
     tritonclient: str | None = None
 
@@ -61,13 +61,17 @@ class Container:
         return f"nvcr.io/nvidia/tritonserver:{self.tag}-trtllm-python-py3"
 
 
-# From the Dockerfiles of tensorrtllm_backend's release branches.
+# From the Dockerfiles of tensorrtllm_backend's release branches: every image from the first with
+# TensorRT 10.11 to the last with the engine flow.
 CONTAINERS = (
+    Container("25.08", "0.21.0", "10.11.0.33", 12),
     Container("25.09", "1.0.0", "10.11.0.33", 12),
     Container("25.10", "1.0.0", "10.11.0.33", 12),
+    Container("25.11", "1.2.0rc2", "10.13.3.9", 13),
     Container("25.12", "1.1.0", "10.13.3.9", 13),
     Container("26.01", "1.1.0", "10.13.3.9", 13),
     Container("26.02", "1.1.0", "10.13.3.9", 13),
+    Container("26.03", "1.2.0rc8", "10.14.1.48", 13),
     Container("26.04", "1.2.1", "10.14.1.48", 13, "2.68.0"),
     Container("26.05", "1.2.1", "10.14.1.48", 13, "2.69.0"),
     Container("26.06", "1.2.1", "10.14.1.48", 13, "2.70.0"),
@@ -104,11 +108,44 @@ BULLETINS = (
 )
 
 
-def container_for(tensorrt_llm: str) -> Container | None:
-    """The newest container with that TensorRT-LLM; the default one for the pinned version."""
-    if tensorrt_llm == DEFAULT_CONTAINER.tensorrt_llm:
-        return DEFAULT_CONTAINER
-    return next((c for c in reversed(CONTAINERS) if c.tensorrt_llm == tensorrt_llm), None)
+def container_for(tensorrt_llm: str, tensorrt: str, *, built_in: str | None = None) -> Container:
+    """The container that reads an engine: it has the TensorRT-LLM and TensorRT that built it.
+
+    Args:
+        tensorrt_llm: The TensorRT-LLM that built it.
+        tensorrt: Its TensorRT.
+        built_in: The image it was built in, which is preferred; then the default one, then the
+            newest.
+
+    Raises:
+        UnsupportedError: There is none; names those with the same TensorRT-LLM.
+    """
+    fitting = [c for c in CONTAINERS if (c.tensorrt_llm, c.tensorrt) == (tensorrt_llm, tensorrt)]
+    if not fitting:
+        raise UnsupportedError(
+            f"no container is known with TensorRT-LLM {tensorrt_llm} and TensorRT {tensorrt}",
+            where="engine.json",
+            why="A TensorRT engine runs with the TensorRT that built it only. "
+            f"{_shipped_in(tensorrt_llm)}",
+            fix=f"Compile again in {DEFAULT_CONTAINER.image}",
+        )
+    named = [c for c in fitting if c.image == built_in]
+    default = [c for c in fitting if c == DEFAULT_CONTAINER]
+    return (named or default or fitting)[-1]
+
+
+def _shipped_in(tensorrt_llm: str) -> str:
+    """Which containers hold a TensorRT-LLM, as a sentence without its full stop."""
+    holding = [c for c in CONTAINERS if c.tensorrt_llm == tensorrt_llm]
+    if not holding:
+        first, last = CONTAINERS[0].tag, CONTAINERS[-1].tag
+        return (
+            f"No Triton container from {first} to {last}, the last one with engines, holds "
+            f"TensorRT-LLM {tensorrt_llm}"
+        )
+    versions = " or ".join(dict.fromkeys(c.tensorrt for c in holding))
+    tags = ", ".join(c.tag for c in holding)
+    return f"Triton {tags} holds TensorRT-LLM {tensorrt_llm} with TensorRT {versions}"
 
 
 def check_tensorrt_llm(version: str) -> None:
@@ -124,13 +161,14 @@ def check_tensorrt_llm(version: str) -> None:
         raise UnsupportedError(
             f"TensorRT-LLM {version} cannot build engines",
             why="trtllm-build and the C++ Triton backend were removed upstream in July 2026; "
-            f"{TENSORRT_LLM} is the last stable version that has them",
+            f"{TENSORRT_LLM} is the last stable version that has them, and Triton "
+            f"{CONTAINERS[-1].tag} the last container",
             fix=f"{image}. {WAY_OUT}",
         )
     raise UnsupportedError(
         f"TensorRT-LLM {version} is not the pinned {TENSORRT_LLM}",
         why="Checkpoint format, build options and engine plans differ between versions, and an "
-        "engine loads only in the version that built it",
+        f"engine loads only in the version that built it. {_shipped_in(version)}",
         fix=image,
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.quantization import NO_QUANT, Quantization
+from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
 from pipeline.models import ModelFacts
 
@@ -60,21 +60,32 @@ class CheckpointConfig:
             CheckpointError: A key is missing or contradicts another.
             UnsupportedError: The architecture, format or a feature is not supported.
         """
-        facts = _facts(config, where)
+        values = ConfigValues({**_DEFAULTS, **config}, where, CheckpointError)
+        facts = _facts(config, values, where)
         dtype = config.get("dtype")
         if dtype not in DTYPES:
             raise CheckpointError(
                 f"dtype is {dtype!r}", where=where, fix=f"Use one of {', '.join(DTYPES)}"
             )
-        tp_size, pp_size = _mapping(config, where)
+        tp_size, pp_size = _mapping(values.section("mapping"), where)
         if facts.num_hidden_layers % pp_size:
             raise CheckpointError(
                 f"{facts.num_hidden_layers} layers cannot be divided over pp_size {pp_size}",
                 where=where,
                 why="TensorRT-LLM gives every pipeline rank the same number of layers",
             )
-        _check_heads(facts, tp_size, where)
-        quantization = Quantization.from_dict(config.get("quantization") or {}, where)
+        use_parallel_embedding = values.flag("use_parallel_embedding")
+        embedding_sharding_dim = values.index("embedding_sharding_dim")
+        if embedding_sharding_dim > 1:
+            raise values.wrong("embedding_sharding_dim", "0 (by token) or 1 (by feature)")
+        problem = facts.split_problem(tp_size)
+        if use_parallel_embedding and embedding_sharding_dim and facts.hidden_size % tp_size:
+            problem = (
+                f"embeddings of {facts.hidden_size} features cannot be split over {tp_size} ranks"
+            )
+        if problem:
+            raise CheckpointError(problem, where=where, why=f"mapping says tp_size {tp_size}")
+        quantization = Quantization.from_dict(values.section("quantization").values, where)
         if quantization.algo_of("lm_head") != NO_QUANT:
             raise UnsupportedError(
                 "lm_head is quantized",
@@ -87,8 +98,8 @@ class CheckpointConfig:
             quantization=quantization,
             tp_size=tp_size,
             pp_size=pp_size,
-            use_parallel_embedding=bool(config.get("use_parallel_embedding", False)),
-            embedding_sharding_dim=int(config.get("embedding_sharding_dim", 0)),
+            use_parallel_embedding=use_parallel_embedding,
+            embedding_sharding_dim=embedding_sharding_dim,
             raw=dict(config),
         )
 
@@ -99,27 +110,37 @@ class CheckpointConfig:
         Raises:
             CheckpointError: The file is missing, is not JSON, or see :meth:`from_dict`.
         """
-        path = directory / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                "there is no config.json",
-                where=str(directory),
-                why="A checkpoint is a directory with config.json and rankN.safetensors",
-            ) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                "config.json cannot be read", where=str(path), why=str(error)
-            ) from error
-        if not isinstance(config, dict):
-            raise CheckpointError("config.json is not a JSON object", where=str(path))
-        return cls.from_dict(config, str(path))
+        config = read_config(
+            directory,
+            CheckpointError,
+            "A checkpoint is a directory with config.json and rankN.safetensors",
+        )
+        return cls.from_dict(config, str(directory / "config.json"))
 
 
-def _facts(config: Mapping[str, Any], where: str) -> ModelFacts:
+# TensorRT-LLM's own defaults, of the keys that may be left out.
+_DEFAULTS: dict[str, Any] = {
+    "attn_bias": False,
+    "mlp_bias": False,
+    "num_key_value_heads": None,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "share_embedding_table": False,
+    "use_parallel_embedding": False,
+    "embedding_sharding_dim": 0,
+}
+
+
+def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> ModelFacts:
     architecture = str(config.get("architecture"))
-    required = ["rotary_base", "norm_epsilon", "vocab_size", "head_size", "max_position_embeddings"]
+    required = [
+        "rotary_base",
+        "norm_epsilon",
+        "vocab_size",
+        "head_size",
+        "max_position_embeddings",
+        "hidden_act",
+    ]
     if architecture.startswith("Qwen"):
         required += ["qwen_type", "attn_bias", "seq_length"]
     missing = [key for key in required if key not in config]
@@ -130,24 +151,25 @@ def _facts(config: Mapping[str, Any], where: str) -> ModelFacts:
             why="TensorRT-LLM would take its own default without a word",
             fix="Export the checkpoint again with trtllm-pipeline run",
         )
-    rope = config.get("rotary_scaling")
     source_form = {
-        **{key: config[key] for key in _SAME_NAMES if key in config},
+        **{key: values.values[key] for key in _SAME_NAMES if key in values.values},
         "architectures": [architecture],
-        "head_dim": config["head_size"],
-        "rms_norm_eps": config["norm_epsilon"],
-        "rope_theta": config["rotary_base"],
-        "rope_scaling": rope,
-        "attention_bias": config.get("attn_bias", False),
-        "tie_word_embeddings": bool(
-            config.get("tie_word_embeddings") or config.get("share_embedding_table")
-        ),
+        # Read here, so that an error names the key of this file and not the source's.
+        "head_dim": values.positive_int("head_size"),
+        "rms_norm_eps": values.positive_float("norm_epsilon"),
+        "rope_theta": values.positive_float("rotary_base"),
+        "rope_scaling": values.section("rotary_scaling").values,
+        "attention_bias": values.flag("attn_bias"),
+        "tie_word_embeddings": values.flag("tie_word_embeddings")
+        or values.flag("share_embedding_table"),
     }
     try:
         facts = ModelFacts.from_config(source_form, where)
     except SourceError as error:
         raise CheckpointError(
-            "config.json is not a complete TensorRT-LLM configuration", where=where, why=error.why
+            "config.json is not a complete TensorRT-LLM configuration",
+            where=where,
+            why=f"As Hugging Face's keys: {error.what}",
         ) from error
     if facts.qwen_type != config.get("qwen_type"):
         raise CheckpointError(
@@ -172,25 +194,16 @@ _SAME_NAMES = (
 )
 
 
-def _mapping(config: Mapping[str, Any], where: str) -> tuple[int, int]:
-    mapping = config.get("mapping") or {}
-    tp_size, pp_size = int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))
-    world_size = int(mapping.get("world_size", tp_size * pp_size))
-    if min(tp_size, pp_size) < 1 or world_size != tp_size * pp_size:
+def _mapping(mapping: ConfigValues, where: str) -> tuple[int, int]:
+    tp_size, pp_size, world_size = (
+        mapping.positive_int(key) if key in mapping.values else None
+        for key in ("tp_size", "pp_size", "world_size")
+    )
+    tp_size, pp_size = tp_size or 1, pp_size or 1
+    if (world_size or tp_size * pp_size) != tp_size * pp_size:
         raise CheckpointError(
             f"mapping says world_size {world_size}, tp_size {tp_size}, pp_size {pp_size}",
             where=where,
             why="world_size must be tp_size * pp_size; context parallelism is not supported",
         )
     return tp_size, pp_size
-
-
-def _check_heads(facts: ModelFacts, tp_size: int, where: str) -> None:
-    kv_heads = facts.num_key_value_heads
-    # With more ranks than KV heads each rank keeps a copy of one head.
-    if facts.num_attention_heads % tp_size or max(kv_heads, tp_size) % min(kv_heads, tp_size):
-        raise CheckpointError(
-            f"{facts.num_attention_heads} heads and {kv_heads} KV heads do not divide over tp_size "
-            f"{tp_size}",
-            where=where,
-        )

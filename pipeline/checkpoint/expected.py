@@ -22,12 +22,16 @@ class ExpectedTensor:
         dtypes: NumPy dtype names that TensorRT-LLM accepts; ModelOpt writes the first.
         is_scale: Whether its values must all be positive.
         required: False for a tensor that may be absent.
+        loaded_as: The dtype that TensorRT-LLM casts it to when it loads it; None is its own.
+        divided_by: The tensor of one element that it is divided by before.
     """
 
     dtypes: tuple[str, ...]
     shape: tuple[int, ...]
     is_scale: bool = False
     required: bool = True
+    loaded_as: str | None = None
+    divided_by: str | None = None
 
 
 def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedTensor]:
@@ -130,7 +134,13 @@ def _linear(
     if algo in AWQ_ALGOS:
         group = config.quantization.group_size
         assert group is not None
-        scales = ExpectedTensor(("float32", config.dtype), (rows, columns // group), is_scale=True)
+        scales = ExpectedTensor(
+            ("float32", config.dtype),
+            (rows, columns // group),
+            is_scale=True,
+            loaded_as=config.dtype,
+            divided_by=f"{name}.weights_scaling_factor_2" if algo == W4A8 else None,
+        )
         # uint8 would be loaded without the interleaving that the kernels need.
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows // 2, columns))
         yield f"{name}.weights_scaling_factor", scales

@@ -76,12 +76,19 @@ class Quantization:
                 why="TensorRT-LLM's QuantConfig refuses keys it does not know",
                 fix=f"Known keys: {', '.join(sorted(QUANTIZATION_KEYS))}",
             )
+        excludes = section.get("exclude_modules")
+        if excludes is not None and not (
+            isinstance(excludes, list) and all(isinstance(name, str) for name in excludes)
+        ):
+            raise CheckpointError(
+                f"quantization.exclude_modules is {excludes!r}, not a list of patterns", where=where
+            )
         algo = section.get("quant_algo") or NO_QUANT
         if algo not in QUANT_ALGOS:
             raise UnsupportedError(
                 f"quant_algo {algo} is not supported",
                 where=where,
-                why=_reason(algo),
+                why=_reason(str(algo)),
                 fix=f"Supported: {', '.join(QUANT_ALGOS)}",
             )
         kv_cache_algo = section.get("kv_cache_quant_algo")
@@ -93,7 +100,6 @@ class Quantization:
             )
         if algo in AWQ_ALGOS:
             _check_awq(section, algo, where)
-        excludes = section.get("exclude_modules")
         return cls(
             algo=algo,
             kv_cache_algo=kv_cache_algo,

@@ -15,13 +15,14 @@ import numpy as np
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import ExpectedTensor, expected_tensors
 from pipeline.checkpoint.layout import Array
-from pipeline.checkpoint.reader import TensorFile
+from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
 
 # Problems spelled out in one error; the rest are counted.
 SHOWN_PROBLEMS = 8
 # Values are checked in pieces of this many elements, so that memory stays bounded.
 CHUNK = 1 << 24
+FLOAT8 = "float8_e4m3fn"
 
 
 def validate(directory: Path) -> CheckpointConfig:
@@ -42,7 +43,7 @@ def validate(directory: Path) -> CheckpointConfig:
         problems += [
             f"{file.path.name}: {problem}"
             for name in file.tensors
-            for problem in _value_problems(name, file.read(name), expected[name])
+            for problem in _value_problems(name, file, expected[name])
         ]
     _raise(problems, directory)
     return config
@@ -96,20 +97,39 @@ def _header_problems(file: TensorFile, expected: dict[str, ExpectedTensor]) -> I
             yield f"{name} does not belong here"
 
 
-def _value_problems(name: str, values: Array, wanted: ExpectedTensor) -> Iterator[str]:
+def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iterator[str]:
+    values = file.read(name)
+    if wanted.dtypes[0] == FLOAT8 and values.dtype == np.int8:
+        values = values.view(numpy_dtype(FLOAT8))
     if values.dtype.kind in "iub":
         return
     flat = values.reshape(-1)
-    finite = positive = True
+    finite = positive = loadable = True
     for start in range(0, flat.size, CHUNK):
         piece = flat[start : start + CHUNK].astype(np.float32)
         finite = finite and bool(np.isfinite(piece).all())
         positive = positive and bool((piece > 0).all())
+        loadable = loadable and (wanted.loaded_as is None or _loadable(piece, file, wanted))
     if not finite:
         yield f"{name} has NaN or infinite values"
     elif wanted.is_scale and not positive:
         # A row or group of zero weights is no excuse: ModelOpt writes a scale of 1 for it.
         yield f"{name} has scales that are zero or negative"
+    elif not loadable:
+        yield f"{name} has scales that become infinite in {wanted.loaded_as}"
+
+
+def _loadable(piece: Array, file: TensorFile, wanted: ExpectedTensor) -> bool:
+    """Whether scales are still finite as TensorRT-LLM loads them.
+
+    One that becomes zero belongs to weights too small to matter.
+    """
+    # A zero divisor is a problem of its own tensor.
+    with np.errstate(all="ignore"):
+        if wanted.divided_by is not None:
+            piece = piece / file.read(wanted.divided_by).astype(np.float32)
+        loaded = piece.astype(numpy_dtype(wanted.loaded_as or "float32")).astype(np.float32)
+    return bool(np.isfinite(loaded).all())
 
 
 def _raise(problems: list[str], directory: Path) -> None:

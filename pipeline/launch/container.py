@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -20,9 +21,13 @@ from pathlib import Path
 MOUNT = "/models"
 ENGINE = "tensorrt_llm"
 ENGINE_CONFIG = f"{ENGINE}/1/engine/config.json"
+ENGINE_MANIFEST = f"{ENGINE}/1/engine/engine.json"
 EXIT_TIMEOUT_S = 30
 CHECK_TIMEOUT_S = 3.0
 
+# Open MPI binds each of at most two processes to one core, which tritonserver's threads and Python
+# models would share.
+MPIRUN = ("mpirun", "--allow-run-as-root", "--bind-to", "none")
 ORCHESTRATOR_ENVIRONMENT = {
     "TRTLLM_ORCHESTRATOR": "1",
     "TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES": "1",
@@ -57,6 +62,31 @@ def world_size(repository: Path) -> int:
     return int(config["pretrained_config"]["mapping"]["world_size"])
 
 
+def tensorrt_problem(repository: Path, here: str) -> str | None:
+    """Why an image cannot read the repository's engine; None when nothing says so.
+
+    Without this Triton ends with TensorRT's own message on a version tag, in a loop of restarts.
+
+    Args:
+        repository: The repository.
+        here: The image's ``TRT_VERSION``.
+    """
+    try:
+        manifest = json.loads((repository / ENGINE_MANIFEST).read_text(encoding="utf-8"))
+        wanted, container = manifest["tensorrt"], manifest.get("container")
+        image = container["image"] if container else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    # Packages of one release are numbered behind it: 10.14.1.48.post1, 10.14.1.48-1+cuda13.0.
+    versions = [re.match(r"\d+(\.\d+)*", str(version)) for version in (wanted, here)]
+    if not all(versions) or len({version[0] for version in versions if version}) == 1:
+        return None
+    use = f"Use {image} (TRITON_IMAGE of docker compose)"
+    if image is None:
+        use = f"Use an image with TensorRT {wanted}; trtllm-pipeline serve --print-command names it"
+    return f"the engine was built with TensorRT {wanted}, this image has {here}. {use}"
+
+
 def server_command(
     ranks: int,
     repository: str = MOUNT,
@@ -69,15 +99,19 @@ def server_command(
     mpirun, of which rank 0 loads every model and listens, and the others load the engine only; they
     stay inside its loading for as long as rank 0 lives, so they never listen.
 
+    Only the plain server ends in order. ``mpirun`` answers SIGTERM with SIGTERM to every rank and
+    SIGKILL a moment later, whatever Triton's exit timeout is (open-mpi/ompi#12149), so take several
+    ranks out of the traffic before they are stopped.
+
     Args:
         ranks: ``world_size`` of the engine.
         repository: Where the repository is for the server.
         endpoints: Where rank 0 listens.
-        exit_timeout_s: Seconds that a stopping server gives to requests in flight.
+        exit_timeout_s: Seconds that a stopping server gives to requests in flight; one rank only.
     """
     if ranks == 1:
         return _rank(0, repository, endpoints, exit_timeout_s)
-    command = ["mpirun", "--allow-run-as-root"]
+    command = [*MPIRUN]
     for rank in range(ranks):
         command += [":"] if rank else []
         command += ["-n", "1", *_rank(rank, repository, endpoints, exit_timeout_s)]
@@ -93,16 +127,17 @@ def orchestrator_command(
     """The orchestrator mode: one tritonserver, which spawns a worker process per rank itself.
 
     Needs :data:`ORCHESTRATOR_ENVIRONMENT`. Works on one machine only. The server itself takes no
-    GPU memory, which leaves it to the workers.
+    GPU memory, which leaves it to the workers. It stops as several ranks do; see
+    :func:`server_command`.
 
     Args:
         gpus: GPUs that the server sees.
         repository: Where the repository is for the server.
         endpoints: Where it listens.
-        exit_timeout_s: Seconds that a stopping server gives to requests in flight.
+        exit_timeout_s: Seconds that Triton would give to requests in flight.
     """
     return [
-        *("mpirun", "--allow-run-as-root", "-n", "1"),
+        *(*MPIRUN, "-n", "1"),
         *_rank(0, repository, endpoints, exit_timeout_s),
         "--pinned-memory-pool-byte-size=0",
         "--enable-peer-access=false",
@@ -158,6 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fix = f"Mount a repository that trtllm-pipeline built at {MOUNT}."
         print(f"error: {reason}. {fix}", file=sys.stderr)
         return 5
+    here = os.environ.get("TRT_VERSION")
+    if here and (problem := tensorrt_problem(Path(MOUNT), here)):
+        print(f"error: {problem}.", file=sys.stderr)
+        return 3
     command = orchestrator_command(ranks) if options.orchestrator else server_command(ranks)
     environment = ORCHESTRATOR_ENVIRONMENT if options.orchestrator else {}
     print(" ".join(command), flush=True)

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import UnsupportedError
 from pipeline.launch.container import INSIDE, MOUNT, Endpoints
+from pipeline.targets.tensorrt.docker import bind, confined
 
 # The image's own unprivileged user, triton-server.
 USER = "1000:1000"
@@ -43,26 +43,15 @@ def docker_command(
     Raises:
         UnsupportedError: Docker cannot express the repository's path.
     """
-    source = str(repository.resolve())
-    if "," in source:
-        raise UnsupportedError(
-            "docker cannot mount a path with a comma",
-            where=source,
-            fix="Move the repository, or serve it through a symbolic link without one",
-        )
     host = f"[{published.host}]" if ":" in published.host else published.host
     numbers = ",".join(map(str, devices))
     # Docker reads the value as CSV, so a list needs quotes of its own.
     gpus = f"device={numbers}" if len(devices) == 1 else f'"device={numbers}"'
     variables = {"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108
     return [
-        *("docker", "run", "--rm", "--init", f"--name={name}"),
-        f"--gpus={gpus}",
-        # Python models and NCCL exchange tensors through /dev/shm and pin memory.
-        *("--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
-        *(f"--user={USER}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+        *confined(name, USER, gpus),
         *(f"--env={key}={value}" for key, value in {**variables, **(environment or {})}.items()),
-        f"--mount=type=bind,source={source},target={MOUNT},readonly",
+        f"--mount={bind(repository, MOUNT, readonly=True)}",
         *(
             f"--publish={host}:{outside}:{inside}"
             for outside, inside in (

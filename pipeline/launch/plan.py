@@ -22,12 +22,13 @@ from pipeline.launch.container import (
 from pipeline.launch.docker import USER, daemon_problem, docker_command, unreadable
 from pipeline.targets.tensorrt.engine import read_engine_manifest
 from pipeline.targets.tensorrt.environment import (
+    DEVICE_ORDER,
     InstalledGpu,
     Machine,
     inspect_machine,
     toolkit,
 )
-from pipeline.toolchain import CONTAINERS, Container
+from pipeline.toolchain import Container, container_for
 from pipeline.triton.parameters import ENGINE_DIR
 
 
@@ -91,19 +92,9 @@ def serving_container(manifest: Mapping[str, Any]) -> Container:
     Raises:
         UnsupportedError: No known image has that TensorRT-LLM and TensorRT.
     """
-    wanted = (manifest.get("tensorrt_llm"), manifest.get("tensorrt"))
-    fitting = [c for c in CONTAINERS if (c.tensorrt_llm, c.tensorrt) == wanted]
-    if not fitting:
-        raise UnsupportedError(
-            f"no container is known with TensorRT-LLM {wanted[0]} and TensorRT {wanted[1]}",
-            where="engine.json",
-            why="A TensorRT engine runs with the TensorRT that built it only",
-            fix=f"Compile again in {toolchain.DEFAULT_CONTAINER.image}",
-        )
     built_in = (manifest.get("container") or {}).get("image")
-    named = [c for c in fitting if c.image == built_in]
-    default = [c for c in fitting if c == toolchain.DEFAULT_CONTAINER]
-    return (named or default or fitting)[0]
+    wanted = (str(manifest.get(key)) for key in ("tensorrt_llm", "tensorrt"))
+    return container_for(*wanted, built_in=built_in)
 
 
 def inside_container() -> bool:
@@ -179,12 +170,10 @@ def local_launch(
         )
     ranks = engine_ranks(repository)
     build = orchestrator_command if orchestrator else server_command
-    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", **DEVICE_ORDER}
     if orchestrator:
         environment |= ORCHESTRATOR_ENVIRONMENT
     if devices is not None:
-        # CUDA's own order is by speed; the numbers are nvidia-smi's.
-        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     command = build(ranks, MOUNT, endpoints)
     link = () if at_mount(repository) else ("ln", "-sfn", str(repository.resolve()), MOUNT)

@@ -71,7 +71,11 @@ class LaunchedServer(RunningServer):
         return self
 
     def stop(self) -> None:
-        """Stops the server and waits until it is gone; requests in flight get their exit time."""
+        """Stops the server and waits until it is gone.
+
+        Requests in flight get their exit time from a server of one rank. Under mpirun, which runs
+        several ranks, they are cut: see :func:`pipeline.launch.container.server_command`.
+        """
         process, self._process = self._process, None
         if process and process.poll() is None:
             # docker run passes the signal on to the container, mpirun to its ranks.

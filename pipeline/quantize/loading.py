@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.reader import TensorFile
 from pipeline.dependencies import require
-from pipeline.errors import CheckpointError, SourceError, UnsupportedError
+from pipeline.errors import UnsupportedError
 from pipeline.huggingface import load_causal_lm
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe import Recipe
+from pipeline.snapshot import read_weights, weight_files
 
 # Below this the model is calibrated in float32: search and smoothing then work on unrounded
 # products, and it is also the fastest arithmetic of most CPUs. Above it memory decides.
@@ -66,19 +66,16 @@ def choose_device(recipe: Recipe) -> Any:
 
 
 def count_parameters(directory: Path) -> int:
-    """Elements of all safetensors files of a directory, from their headers.
+    """Elements of all tensors of a snapshot, from the files' headers.
 
     Raises:
         SourceError: A file is damaged.
     """
-    try:
-        return sum(
-            math.prod(tensor.shape)
-            for path in sorted(directory.glob("*.safetensors"))
-            for tensor in TensorFile(path).tensors.values()
-        )
-    except CheckpointError as error:
-        raise SourceError(error.what, where=error.where, why=error.why, fix=error.fix) from error
+    return sum(
+        math.prod(tensor.shape)
+        for path in weight_files(directory)
+        for tensor in read_weights(path, str(path)).values()
+    )
 
 
 def _device_map(size: int, device: Any) -> Any:

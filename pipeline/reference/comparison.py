@@ -102,29 +102,35 @@ def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
     Returns:
         ``tokens``, ``windows``, ``source_perplexity``, ``perplexity``, ``perplexity_increase``
         (relative), ``kl_divergence`` (nats per token), ``top1_agreement``, and
-        ``*_standard_error`` of the last three.
+        ``*_standard_error`` of the last three. What is not a finite number is None: JSON has no
+        other word for the numbers of a model that is broken.
     """
     counts = [score.tokens for score in scores]
     total = sum(counts)
-    source_nll = math.fsum(score.source_nll for score in scores) / total
-    nll = math.fsum(score.nll for score in scores) / total
-    ratio = math.exp(nll - source_nll)
+    source_nll = _sum([score.source_nll for score in scores]) / total
+    nll = _sum([score.nll for score in scores]) / total
+    ratio = _exp(nll - source_nll)
     differences = [score.nll - score.source_nll for score in scores]
     divergences = [score.kl for score in scores]
     agreements = [float(score.agreements) for score in scores]
-    return {
-        "tokens": total,
-        "windows": len(scores),
-        "source_perplexity": math.exp(source_nll),
-        "perplexity": math.exp(nll),
+    found = {
+        "source_perplexity": _exp(source_nll),
+        "perplexity": _exp(nll),
         "perplexity_increase": ratio - 1.0,
         # d exp(m) = exp(m) dm
         "perplexity_increase_standard_error": ratio * _ratio_error(differences, counts),
-        "kl_divergence": math.fsum(divergences) / total,
+        "kl_divergence": _sum(divergences) / total,
         "kl_divergence_standard_error": _ratio_error(divergences, counts),
         "top1_agreement": math.fsum(agreements) / total,
         "top1_agreement_standard_error": _ratio_error(agreements, counts),
     }
+    numbers = {name: finite_or_none(value) for name, value in found.items()}
+    return {"tokens": total, "windows": len(scores), **numbers}
+
+
+def finite_or_none(number: float) -> float | None:
+    """The number, or None for infinity and NaN, which JSON does not have."""
+    return number if math.isfinite(number) else None
 
 
 def _score(source_logits: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> WindowScore:
@@ -151,12 +157,25 @@ def _batches(windows: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list
     yield batch
 
 
+def _exp(nats: float) -> float:
+    """e to the power of ``nats``, infinite beyond the largest float."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Their sum; unlike math.fsum's, that of opposite infinities is NaN."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+
+
 def _ratio_error(sums: Sequence[float], counts: Sequence[int]) -> float:
     """Standard error of sum(sums) / sum(counts) over clusters (Cochran 1977, equation 6.4)."""
     clusters = len(sums)
     if clusters < 2:
         return math.nan
     total = sum(counts)
-    ratio = math.fsum(sums) / total
-    spread = math.fsum((s - ratio * n) ** 2 for s, n in zip(sums, counts, strict=True))
+    ratio = _sum(sums) / total
+    spread = _sum([(s - ratio * n) ** 2 for s, n in zip(sums, counts, strict=True)])
     return math.sqrt(spread * clusters / (clusters - 1)) / total

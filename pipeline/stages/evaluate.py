@@ -69,11 +69,11 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     from pipeline.quantize.loading import count_parameters
     from pipeline.quantize.surroundings import deterministic, surroundings
-    from pipeline.reference.comparison import summarize
+    from pipeline.reference.comparison import finite_or_none, summarize
 
     recipe, source = context.recipe, context.inputs["source"].path
     target = get_target(recipe.compile.target)
-    engine = target.engine_evaluation(recipe)
+    engine = target.engine_evaluation(recipe, context.progress)
     with surroundings(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
         scores = _scores(context, windows)
@@ -84,10 +84,16 @@ def run(context: StageContext) -> dict[str, Any]:
         perplexity = target.engine_perplexity(
             checkpoint, recipe, windows, context.output, context.progress
         )
-        summary["engine_perplexity"] = perplexity
-        summary["engine_perplexity_difference"] = perplexity / summary["perplexity"] - 1.0
-    result = {**summary, "by_window": [asdict(score) for score in scores]}
-    text = json.dumps(result, indent=1, sort_keys=True)
+        written = summary["perplexity"]
+        summary["engine_perplexity"] = finite_or_none(perplexity)
+        summary["engine_perplexity_difference"] = (
+            None if written is None else finite_or_none(perplexity / written - 1.0)
+        )
+    by_window = [
+        {name: finite_or_none(value) for name, value in asdict(score).items()} for score in scores
+    ]
+    result = {**summary, "by_window": by_window}
+    text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
     (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
     return summary
 
@@ -170,40 +176,48 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
 
 
 def _broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    # Written so that NaN breaks a gate.
     limit, measured = gates.perplexity_increase, facts["perplexity_increase"]
-    if limit is not None and not measured <= limit:
-        change = f"{facts['source_perplexity']:.4g} to {facts['perplexity']:.4g}"
-        yield (
-            "perplexity_increase",
-            f"perplexity rose by {measured:.2%} ({change}), allowed is {limit:.2%}",
-        )
+    if limit is not None and not _at_most(measured, limit):
+        rise = f"{_shown(measured, '.2%')} ({_change(facts, facts['perplexity'])})"
+        yield "perplexity_increase", f"perplexity rose by {rise}, allowed is {limit:.2%}"
     limit, measured = gates.top1_agreement, facts["top1_agreement"]
-    if limit is not None and not measured >= limit:
+    if limit is not None and (measured is None or not measured >= limit):
+        share = _shown(measured, ".4f")
         yield (
             "top1_agreement",
-            f"top-1 agreement is {measured:.4f}, required is at least {limit:.4f}",
+            f"top-1 agreement is {share}, required is at least {limit:.4f}",
         )
     limit, measured = gates.kl_divergence, facts["kl_divergence"]
-    if limit is not None and not measured <= limit:
-        yield (
-            "kl_divergence",
-            f"KL divergence is {measured:.4g} nats per token, allowed is {limit:.4g}",
-        )
+    if limit is not None and not _at_most(measured, limit):
+        divergence = f"{_shown(measured, '.4g')} nats per token"
+        yield "kl_divergence", f"KL divergence is {divergence}, allowed is {limit:.4g}"
 
 
 def _broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    limit, perplexity = gates.perplexity_increase, facts.get("engine_perplexity")
-    if limit is None or perplexity is None:
+    limit, source = gates.perplexity_increase, facts["source_perplexity"]
+    if limit is None or "engine_perplexity" not in facts:
         return
-    source = facts["source_perplexity"]
-    increase = perplexity / source - 1.0
-    if not increase <= limit:
-        change = f"{source:.4g} to {perplexity:.4g}"
+    perplexity = facts["engine_perplexity"]
+    measured = None if None in (perplexity, source) else perplexity / source - 1.0
+    if not _at_most(measured, limit):
+        rise = f"{_shown(measured, '.2%')} ({_change(facts, perplexity)})"
         yield (
             "perplexity_increase",
-            f"the engine's perplexity rose by {increase:.2%} ({change}), allowed is {limit:.2%}",
+            f"the engine's perplexity rose by {rise}, allowed is {limit:.2%}",
         )
+
+
+def _at_most(measured: float | None, limit: float) -> bool:
+    # None is a number that was not finite; NaN is neither above nor below a limit.
+    return measured is not None and measured <= limit
+
+
+def _change(facts: Mapping[str, Any], perplexity: float | None) -> str:
+    return f"{_shown(facts['source_perplexity'], '.4g')} to {_shown(perplexity, '.4g')}"
+
+
+def _shown(number: float | None, how: str) -> str:
+    return "no finite number" if number is None else format(number, how)
 
 
 def _remedy(recipe: Recipe) -> str:

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST, link_or_copy
+from pipeline.artifacts import MANIFEST
 from pipeline.digests import file_digest, files_below
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
+from pipeline.files import link_or_copy
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.targets.base import LOG_NAME
 from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
@@ -101,7 +103,7 @@ def run(context: StageContext) -> dict[str, Any]:
             shutil.copyfile(sources / name, target)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     for name in files_below(engine_source):
-        if name != MANIFEST:
+        if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)
     for model in configs:
         # Triton wants a version folder for the ensemble; an empty one would be lost in transit.
@@ -168,7 +170,7 @@ def _deliver_tokenizer(snapshot: Path, target: Path) -> None:
 
 STAGE = Stage(
     name="repository",
-    version=1,
+    version=2,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

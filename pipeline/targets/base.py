@@ -11,6 +11,9 @@ from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 
+LOG_NAME = "build.log"
+"""What a build said, in an engine directory. It stays in the store, as it names places here."""
+
 
 @dataclass(frozen=True)
 class EngineEvaluation:
@@ -55,8 +58,15 @@ class Target(Protocol):
             CompileError: The engine could not be built.
         """
 
-    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:
-        """How engines are measured on this machine; None where they are not."""
+    def engine_evaluation(
+        self, recipe: Recipe, progress: Progress | None = None
+    ) -> EngineEvaluation | None:
+        """How engines are measured on this machine; None where they are not.
+
+        Args:
+            recipe: The recipe; ``compile`` is the section that counts.
+            progress: Is told why an engine that could run here is not measured.
+        """
 
     def engine_perplexity(
         self,

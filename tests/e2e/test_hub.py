@@ -26,7 +26,7 @@ TOKEN = "hf_test_secret"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers the three questions that a snapshot download asks."""
+    """Answers the questions that a snapshot download asks."""
 
     fetched: list[str]
     gated = False
@@ -43,7 +43,7 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path.startswith("/api/models/org/tiny/revision/"):
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
             self._send(200, json.dumps(info).encode(), {}, body=body)
-        elif self.path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+        elif self.path.startswith((f"/org/tiny/resolve/{COMMIT}/", "/org/tiny/resolve/main/")):
             name = self.path.rpartition("/")[2]
             if body:
                 type(self).fetched.append(name)
@@ -127,6 +127,16 @@ def test_a_hub_copy_and_a_local_copy_are_the_same_model(
     assert fetched["key"] != local["key"]
     # Later stages are keyed by the digest, so nothing is quantized twice.
     assert fetched["digest"] == local["digest"]
+
+
+def test_what_cannot_work_is_refused_before_the_weights_are_fetched(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    refused = _run(tmp_path, endpoint, "--set", "compile.tensor_parallel=3")
+    assert refused.returncode == 3
+    assert "4 attention heads cannot be split over 3 ranks" in refused.stderr
+    assert handler.fetched == ["config.json"]
 
 
 def test_a_gated_model_needs_the_token_from_the_environment(

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import QualityGateError, RecipeError, UsageError
+from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
+from pipeline.reference import load_reference
 from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 from pipeline.reference.source import load_source
 from pipeline.stages.base import Artifact, StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
+from pipeline.text import load_tokenizer, token_rows
 from tests.integration.quantize_support import calibration_words, run_stage, write_source
 from tests.integration.quantize_support import recipe as quantize_recipe
 
@@ -97,11 +99,14 @@ def test_broken_gates_are_named_with_both_numbers(source: Path, tmp_path: Path) 
     assert (artifact.path / RESULT_NAME).is_file()
 
 
-def test_a_perplexity_that_is_not_a_number_breaks_the_gate(source: Path) -> None:
-    facts = {"perplexity_increase": math.nan, "source_perplexity": 3.0, "perplexity": math.nan}
+@pytest.mark.parametrize(("number", "shown"), [(None, "no finite number"), (math.nan, "nan%")])
+def test_a_perplexity_that_is_not_a_number_breaks_the_gate(
+    source: Path, number: float | None, shown: str
+) -> None:
+    facts = {"perplexity_increase": number, "source_perplexity": 3.0, "perplexity": number}
     artifact = Artifact("evaluate", "k", "d", source, {**facts, "top1_agreement": 1.0} | NO_KL)
     settings = gated(with_text(source), perplexity_increase=0.02)
-    with pytest.raises(QualityGateError, match="perplexity rose by nan%"):
+    with pytest.raises(QualityGateError, match=f"perplexity rose by {shown}"):
         STAGE.check(settings, artifact)
 
 
@@ -162,6 +167,69 @@ def test_scores_do_not_depend_on_padding(source: Path) -> None:
         assert one.nll == pytest.approx(other.nll, rel=1e-5)
         assert one.kl == pytest.approx(0.0, abs=1e-6)
         assert one.agreements == one.tokens
+
+
+def test_windows_of_text_may_be_longer_than_the_models_sliding_window(tmp_path: Path) -> None:
+    # Mistral's 64 tokens, of which both the source and the written files must make the same.
+    source = write_source("Mistral", tmp_path / "source")
+    run_stage(quantize_recipe(source, format="float16"), source, tmp_path / "checkpoint")
+    original, written = load_source(source), load_reference(tmp_path / "checkpoint")
+    ids = [number * 7 % 501 for number in range(200)]
+    cpu = torch.device("cpu")
+    (score,) = compare(original, written, [ids], cpu)
+    assert score.kl / score.tokens < 1e-5
+    assert score.nll == pytest.approx(score.source_nll, rel=1e-4)
+    # The window does count: without it the source itself is another model.
+    whole = json.loads((source / "config.json").read_text()) | {"sliding_window": None}
+    (source / "config.json").write_text(json.dumps(whole))
+    (other,) = compare(original, load_source(source), [ids], cpu)
+    assert other.kl / other.tokens > 100 * score.kl / score.tokens
+
+
+def test_tokens_that_the_model_has_no_row_for(source: Path, tmp_path: Path) -> None:
+    words = calibration_words().split("\n\n")
+    copy = tmp_path / "small"
+    copy.mkdir()
+    for path in source.glob("*.json"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((source / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"vocab_size": 300}))
+    tokenizer = load_tokenizer(copy)
+    assert tokenizer.encode("w299 w1") == [299, 1]
+    for use in (lambda: token_rows(words, tokenizer, 30), lambda: tokenizer.encode("w1 w300")):
+        with pytest.raises(SourceError, match=r"token \d+, which the model has no row for.* 300"):
+            use()
+    with pytest.raises(SourceError, match="has no row for"):
+        token_windows(words, tokenizer, 30, 500)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"model": 5}'])
+def test_a_tokenizer_that_cannot_be_read(source: Path, tmp_path: Path, content: str) -> None:
+    for path in source.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(SourceError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_model_beyond_repair_fails_the_gate(source: Path) -> None:
+    found = summarize([WindowScore(10, 20.0, 8000.0, 7980.0, 0), WindowScore(9, 1.0, 9e3, 9e3, 0)])
+    assert found["perplexity"] is None
+    assert found["perplexity_increase"] is None
+    assert found["source_perplexity"] == pytest.approx(math.exp(21 / 19))
+    settings = gated(with_text(source), perplexity_increase=0.02)
+    with pytest.raises(QualityGateError, match="perplexity rose by no finite number"):
+        STAGE.check(settings, Artifact("evaluate", "k", "d", source, found))
+
+
+def test_scores_that_are_not_finite_do_not_end_the_summary() -> None:
+    found = summarize(
+        [WindowScore(5, math.inf, 5.0, 1.0, 1), WindowScore(5, 5.0, math.inf, math.nan, 1)]
+    )
+    json.dumps(found, allow_nan=False)
+    assert found["perplexity"] is found["source_perplexity"] is None
+    assert found["perplexity_increase"] is found["kl_divergence"] is None
+    assert found["top1_agreement"] == pytest.approx(0.2)
 
 
 def test_the_summary_by_hand() -> None:

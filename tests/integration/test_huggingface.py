@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import transformers
 
 from pipeline.errors import SourceError
 from pipeline.huggingface import load_causal_lm
+from pipeline.models import ModelFacts
+from pipeline.snapshot import check_snapshot, expected_tensors
+from tests.integration.quantize_support import ARCHITECTURES, write_source
 
 HEAD, THETA = 64, 500_000.0
 SCALING = {
@@ -63,3 +67,18 @@ def test_what_transformers_cannot_load_is_a_source_error(model: Path, tmp_path: 
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     with pytest.raises(SourceError, match="transformers cannot load the model"):
         load_causal_lm(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_tensors_asked_for_are_those_that_transformers_saves(
+    architecture: str, tmp_path: Path
+) -> None:
+    source = write_source(architecture, tmp_path)
+    state = transformers.AutoModelForCausalLM.from_pretrained(source).state_dict()
+    expected = expected_tensors(ModelFacts.from_directory(source))
+    saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    tied = {"lm_head.weight"} if architecture == "Qwen2" else set()
+    assert expected.keys() == saved.keys() - tied
+    assert all(shape == saved[name] for name, shape in expected.items())
+    contents = check_snapshot(source, ModelFacts.from_directory(source), "here")
+    assert contents.parameters == sum(math.prod(shape) for shape in expected.values())

@@ -96,9 +96,7 @@ def regions(server: int) -> set[Path]:
 def test_serves_and_leaves_nothing_behind(repository: Path, log: Path) -> None:
     server = TritonServer(repository, log_file=log)
     assert server.health().state == "stopped"
-    started = time.monotonic()
     with server:
-        assert time.monotonic() - started < 5
         health = server.health()
         assert health.state == "ready"
         assert sorted(health.stubs.values()) == ["counter", "other"]

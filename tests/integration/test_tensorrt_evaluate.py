@@ -148,6 +148,19 @@ def test_what_decides_the_measurement_is_in_the_key(
         assert "engine" not in evaluate.material(settings(inputs, tensor_parallel=2))
 
 
+def test_pipeline_ranks_are_not_measured_and_the_run_says_so(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", gpus="2")
+    recipe, progress = settings(inputs, pipeline_parallel=2), Notes()
+    assert "engine" in evaluate.material(settings(inputs, tensor_parallel=2))
+    assert "engine" not in evaluate.material(recipe)
+    artifact = run(evaluate, recipe, inputs, tmp_path / "store", progress)
+    assert not ENGINE_KEYS & artifact.facts.keys()
+    (said,) = [note for note in progress.notes if "not measured" in note]
+    assert "no context logits with pipeline_parallel 2" in said
+
+
 @pytest.mark.parametrize(
     ("perplexity", "engine", "words"),
     [

@@ -21,6 +21,7 @@ from pipeline.client import Client
 from pipeline.digests import file_digest, files_below
 from pipeline.errors import ServerError
 from pipeline.launch.view import link_view
+from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
 from pipeline.run import BuildDir, run_recipe
@@ -86,6 +87,39 @@ def test_its_engine_model_is_complete_and_launches(repositories: Repositories) -
     assert launch.image == DEFAULT_CONTAINER.image
     inside = list(launch.command)[list(launch.command).index(DEFAULT_CONTAINER.image) + 1 :]
     assert inside.count("tritonserver") == 2
+
+
+def test_a_whole_run_in_the_pinned_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantized, measured on an engine, compiled and tried, where only Docker is installed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(PROJECT)
+    settings = [
+        *("compile.target=tensorrt", "compile.tensor_parallel=2", "evaluate.tokens=200"),
+        # The double's engine is another model than the demo.
+        "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
+    ]
+    recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
+    pretend(
+        *(monkeypatch, tmp_path / "machine"),
+        programs=("nvidia-smi", "docker"),
+        tensorrt_llm=None,
+        gpus="2",
+    )
+    built = run_recipe(recipe, BuildDir(tmp_path / "build"), Silent(), until="repository")
+    facts = {name: line.artifact.facts for name, line in built.stages.items() if line.artifact}
+    assert facts["evaluate"]["engine_perplexity"] > 1
+    vocabulary = ModelFacts.from_directory(PROJECT / str(recipe.model.source)).vocab_size
+    assert [len(tokens) for tokens in facts["compile"]["smoke"]] == [16, 16, 16]
+    assert facts["compile"]["smoke"][0][0] == (3 * (7919 % vocabulary) + 1) % vocabulary
+    engine = built.outputs / "repository/tensorrt_llm/1/engine"
+    files = {"config.json", "engine.json", "rank0.engine", "rank1.engine"}
+    assert {path.name for path in engine.iterdir()} == files
+    assert not [name for name in files if str(tmp_path) in (engine / name).read_text()]
+    manifest = json.loads((engine / "engine.json").read_text())
+    assert manifest["container"]["image"] == DEFAULT_CONTAINER.image
+    assert list((tmp_path / "build/store/compile").glob("*/build.log"))
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["as it is", "through a view"])

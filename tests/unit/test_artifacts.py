@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import artifacts
-from pipeline.artifacts import Store, check_files, deploy, read_manifest
+from pipeline.artifacts import Store, check_files, read_manifest
+from pipeline.deploy import deploy
 from pipeline.errors import StoreError
 from pipeline.stages.base import Artifact
 
@@ -67,10 +68,13 @@ def _add(path: Path) -> None:
     path.with_name("extra.txt").write_text("x")
 
 
+def _rewrite(path: Path, **changes: object) -> None:
+    manifest = path.parents[1] / "artifact.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+
+
 def _forge(path: Path) -> None:
-    manifest = json.loads((path.parents[1] / "artifact.json").read_text())
-    manifest["facts"]["size"] = 6
-    (path.parents[1] / "artifact.json").write_text(json.dumps(manifest))
+    _rewrite(path, facts={"size": 6})
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,10 @@ def _forge(path: Path) -> None:
         (_add, "sub/extra.txt is not listed"),
         (_forge, "artifact.json itself was changed"),
         (lambda path: (path.parents[1] / "artifact.json").write_text("{"), "no readable"),
+        (lambda path: _rewrite(path, facts=None), "no readable"),
+        (lambda path: _rewrite(path, files={"sub/file.txt": {"bytes": 5}}), "no readable"),
+        (lambda path: _rewrite(path, files={"sub/file.txt": 3}), "no readable"),
+        (lambda path: _rewrite(path, created=1), "no readable"),
     ],
 )
 def test_damage_is_a_miss_that_says_what_is_wrong(store: Store, harm, expected: str) -> None:
@@ -166,20 +174,53 @@ def test_a_disk_that_fills_while_a_stage_writes_is_named(store: Store) -> None:
 
 
 def test_other_errors_of_a_stage_pass_through(store: Store) -> None:
-    with pytest.raises(FileNotFoundError, match="gone"), store.workspace("stage", "k"):
+    with (
+        pytest.raises(FileNotFoundError, match="gone"),
+        store.lock("stage", "k"),
+        store.workspace("stage", "k"),
+    ):
         raise FileNotFoundError(2, "gone")
+
+
+def test_a_linked_file_keeps_its_mode_for_its_other_owner(store: Store, tmp_path: Path) -> None:
+    cached = tmp_path / "blob"
+    cached.write_text("x")
+    cached.chmod(0o644)
+    with store.workspace("stage", "k") as directory:
+        (directory / "linked").hardlink_to(cached)
+        (directory / "own").write_text("y")
+        made = store.publish(
+            directory, stage="stage", key="k", material={}, inputs={}, facts={}, seconds=0
+        )
+    assert cached.stat().st_mode & 0o777 == 0o644
+    assert (made.path / "own").stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"x": [1]}', "{", '{"PATH": [1, 2, 3]}'])
+def test_a_damaged_memo_costs_time_only(store: Store, content: str) -> None:
+    made = publish(store)
+    path = made.path / "sub" / "file.txt"
+    (store.root / "digests.json").write_text(content.replace("PATH", str(path)))
+    assert Store(store.root).get("stage", "k1")[0] == made
+
+
+def test_a_memo_that_cannot_be_written_stops_nothing(store: Store) -> None:
+    (store.root / "digests.json").mkdir(parents=True)
+    publish(store)
+    store.memo.save()
+    assert store.get("stage", "k1")[0] is not None
 
 
 def test_deployment_is_a_checked_copy(store: Store, tmp_path: Path) -> None:
     artifact = publish(store)
     target = tmp_path / "out" / "repository"
-    assert deploy(artifact, target, store.memo)
+    assert deploy(artifact, target, store)
     assert (target / "sub" / "file.txt").read_text() == "hello"
     assert check_files(target, read_manifest(target), memo=None) == []
-    assert not deploy(artifact, target, store.memo)
+    assert not deploy(artifact, target, store)
     (target / "sub" / "file.txt").unlink()
     (target / "sub" / "file.txt").write_text("edited")
-    assert deploy(artifact, target, store.memo)
+    assert deploy(artifact, target, store)
     assert (target / "sub" / "file.txt").read_text() == "hello"
     assert [path.name for path in target.parent.iterdir()] == ["repository"]
 

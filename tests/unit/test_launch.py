@@ -34,6 +34,7 @@ from pipeline.targets.tensorrt.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
 from pipeline.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
+from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.triton import demo, tensorrt
 from tests.unit.triton.tensorrt import LLAMA_8B, QWEN_7B
 
@@ -129,8 +130,9 @@ def test_addresses_and_devices(two_ranks: Path) -> None:
 
 def test_leader_layout() -> None:
     command = server_command(4)
-    assert command[:2] == ["mpirun", "--allow-run-as-root"]
-    ranks = " ".join(command[2:]).split(" : ")
+    # Bound to one core each, as Open MPI does for two processes, they would starve.
+    assert command[:4] == ["mpirun", "--allow-run-as-root", "--bind-to", "none"]
+    ranks = " ".join(command[4:]).split(" : ")
     assert len(ranks) == 4
     assert all(rank.startswith("-n 1 tritonserver --model-repository=/models") for rank in ranks)
     assert "--model-control-mode=none" in ranks[0]
@@ -143,7 +145,7 @@ def test_leader_layout() -> None:
 
 def test_orchestrator_leaves_the_gpus_to_its_workers() -> None:
     command = orchestrator_command(2)
-    assert command[:4] == ["mpirun", "--allow-run-as-root", "-n", "1"]
+    assert command[:6] == ["mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", "1"]
     assert ":" not in command
     assert command[-4:] == [
         "--pinned-memory-pool-byte-size=0",
@@ -171,7 +173,9 @@ def test_a_comma_in_the_path(tmp_path: Path) -> None:
         ({}, "26.06"),
         ({"container": {"image": "nvcr.io/nvidia/tritonserver:26.04-trtllm-python-py3"}}, "26.04"),
         ({"container": None}, "26.06"),
-        ({"tensorrt_llm": "1.0.0", "tensorrt": "10.11.0.33", "container": None}, "25.09"),
+        ({"tensorrt_llm": "1.0.0", "tensorrt": "10.11.0.33", "container": None}, "25.10"),
+        ({"tensorrt_llm": "1.2.0rc8", "container": None}, "26.03"),
+        ({"tensorrt_llm": "0.21.0", "tensorrt": "10.11.0.33"}, "25.08"),
     ],
 )
 def test_the_image_is_one_with_the_engines_tensorrt(changes: dict[str, Any], tag: str) -> None:
@@ -186,6 +190,21 @@ def test_no_image_has_the_engines_tensorrt(repository: Path) -> None:
         match=r"no container is known with .* TensorRT 10\.99\.0\.1.*26\.06-trtllm",
     ):
         docker_launch(repository, HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"tensorrt": "10.99.0.1"},
+            r"Triton 26\.04, 26\.05, 26\.06, 26\.07 holds TensorRT-LLM 1\.2\.1 with TensorRT 10\.1",
+        ),
+        ({"tensorrt_llm": "1.3.0rc15"}, r"No Triton container from 25\.08 to 26\.07, the last"),
+    ],
+)
+def test_why_no_image_has_it(repository: Path, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(UnsupportedError, match=why):
+        docker_launch(bind(repository, **changes), HERE)
 
 
 def test_an_engine_of_unknown_origin(tmp_path: Path) -> None:
@@ -280,8 +299,21 @@ def test_in_place_inside_the_container(inside: Any, repository: Path) -> None:
     assert launch.image is None
     assert launch.command[0] == "tritonserver"
     assert "--http-address=127.0.0.1" in launch.command
-    assert "CUDA_VISIBLE_DEVICES" not in launch.environment
+    assert launch.environment == {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     assert launch.text.startswith(f"ln -sfn {repository} /models && env PYTHONDONTWRITEBYTECODE=1")
+
+
+def test_in_place_with_the_wheel_of_the_engines_tensorrt(
+    monkeypatch: pytest.MonkeyPatch, repository: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", tensorrt=f"{toolchain.TENSORRT}.post1")
+    assert local_launch(repository, HERE).command[0] == "tritonserver"
+    pretend(monkeypatch, tmp_path / "other", tensorrt="10.13.3.9.post1")
+    with pytest.raises(UnsupportedError, match=r"has TensorRT 10\.13\.3\.9, not 10\.14\.1\.48"):
+        local_launch(repository, HERE)
 
 
 def test_in_place_with_devices_and_workers(inside: Any, two_ranks: Path) -> None:
@@ -482,6 +514,51 @@ def test_the_entry_point_becomes_the_server(
     assert (file, leading) == ("mpirun", server_command(2))
     assert "TRTLLM_ORCHESTRATOR" not in environment
     assert "mpirun --allow-run-as-root" in capsys.readouterr().out
+
+
+def test_the_entry_point_in_another_image(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(container, "MOUNT", str(repository))
+    monkeypatch.setattr(os, "execvpe", None)
+    monkeypatch.setenv("TRT_VERSION", "10.13.3.9")
+    assert container.main([]) == 3
+    assert capsys.readouterr().err == (
+        "error: the engine was built with TensorRT 10.14.1.48, this image has 10.13.3.9. "
+        f"Use {DEFAULT_CONTAINER.image} (TRITON_IMAGE of docker compose).\n"
+    )
+
+
+def test_an_engine_that_was_built_in_place_names_no_image(repository: Path) -> None:
+    bind(repository, container=None)
+    problem = container.tensorrt_problem(repository, "10.15.1.29-1+cuda13.1")
+    assert problem
+    assert "has 10.15.1.29-1+cuda13.1. Use an image with TensorRT 10.14.1.48; " in problem
+
+
+@pytest.mark.parametrize("image", [None, "10.14.1.48", "10.14.1.48.post1", "10.14.1.48-1+cuda13.1"])
+def test_the_entry_point_in_the_engines_image(
+    image: str | None, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MOUNT", str(repository))
+    started: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *arguments: started.append(arguments))
+    monkeypatch.delenv("TRT_VERSION", raising=False)
+    if image:
+        monkeypatch.setenv("TRT_VERSION", image)
+    container.main([])
+    assert started[0][0] == "tritonserver"
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", "[1]", '{"tensorrt": "unknown"}'])
+def test_an_engine_that_does_not_say_its_tensorrt_is_left_to_triton(
+    manifest: str | None, repository: Path
+) -> None:
+    path = repository / container.ENGINE_MANIFEST
+    path.unlink()
+    if manifest:
+        path.write_text(manifest)
+    assert container.tensorrt_problem(repository, "10.13.3.9") is None
 
 
 def test_the_entry_point_without_a_repository(

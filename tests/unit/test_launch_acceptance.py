@@ -13,7 +13,21 @@ import pytest
 from tests.conftest import PROJECT
 
 SCRIPT = PROJECT / "scripts" / "gpu-acceptance"
-TOOLS = ("sh", "rm", "mkdir", "date", "tail", "sed", "grep", "sleep", "cp", "tar", "gzip", "uname")
+TOOLS = (
+    "sh",
+    "rm",
+    "mkdir",
+    "date",
+    "tail",
+    "sed",
+    "grep",
+    "sleep",
+    "cp",
+    "tar",
+    "gzip",
+    "uname",
+    "cat",
+)
 
 # Answers like trtllm-pipeline where the script looks: `run` leaves a repository, `serve` prints its
 # addresses and stays until it is told to stop.
@@ -23,6 +37,27 @@ run)
     case $2 in *int8*) name=tiny-llama-int8-sq ;; *) name=tiny-llama-int4-awq ;; esac
     mkdir -p "$BUILD/$name/repository/tensorrt_llm/1/engine"
     echo '{"schema": 1}' > "$BUILD/$name/repository/tensorrt_llm/1/engine/engine.json"
+    log=$BUILD/store/compile/key-$name
+    mkdir -p "$log" "$BUILD/store/timing"
+    echo "$ trtllm-build $BUILD/store $PWD/configs $HOME/cache" > "$log/build.log"
+    echo "cause" > "$BUILD/store/timing/failed-build.log"
+    cat > "$BUILD/$name/lock.json" <<END
+{
+ "schema": 1,
+ "stages": {
+  "compile": {
+   "digest": "sha256",
+   "key": "key-$name",
+   "material": {
+    "key": "no"
+   }
+  },
+  "repository": {
+   "key": "neither"
+  }
+ }
+}
+END
     exit $RUN_CODE
     ;;
 serve)
@@ -62,6 +97,7 @@ def run(bin_dir: Path, **codes: str) -> subprocess.CompletedProcess[str]:
             "PATH": str(bin_dir),
             "PIPELINE": str(bin_dir / "trtllm-pipeline"),
             "BUILD": str(out / "build"),
+            "HOME": "/home/someone",
             "RUN_CODE": "0",
             "VERIFY_CODE": "0",
             **codes,
@@ -122,6 +158,16 @@ def test_every_step_passes(machine: Path) -> None:
         "report/tiny-llama-int8-sq/engine.json",
         "report/tiny-llama-int4-awq/verify.out",
     } <= names
+
+
+def test_the_archive_has_the_builds_log_and_no_directory_of_the_machine(machine: Path) -> None:
+    assert run(machine).returncode == 0
+    with tarfile.open(machine.parent / "out/gpu-acceptance.tar.gz") as archive:
+        for name in ("tiny-llama-int4-awq", "tiny-llama-int8-sq"):
+            log = archive.extractfile(f"report/{name}/build.log")
+            assert log
+            assert log.read() == b"$ trtllm-build OUTPUT/build/store PROJECT/configs ~/cache\n"
+        assert "report/tiny-llama-int8-sq/failed-build.log" in archive.getnames()
 
 
 def test_a_failed_verification_is_reported_and_the_rest_runs(machine: Path) -> None:

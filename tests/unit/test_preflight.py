@@ -89,6 +89,16 @@ def test_combinations_that_work(
             ["compile.tensor_parallel=8", "quantize.format=int8_sq"],
             "int8_sq cannot repeat 4 KV heads over 8 ranks",
         ),
+        (
+            LLAMA2_7B | {"intermediate_size": 251},
+            ["compile.tensor_parallel=2", "quantize.format=int8_sq"],
+            "out_features 251 of mlp.fc cannot be split over 2.*Choose a tensor_parallel of 1",
+        ),
+        (
+            LLAMA2_7B | {"intermediate_size": 250},
+            ["compile.tensor_parallel=4", "quantize.format=float16"],
+            "out_features 250 of mlp.fc cannot be split over 4.*Choose a tensor_parallel of 1, 2",
+        ),
         (LLAMA2_7B, ["compile.max_seq_len=8192"], "max_seq_len"),
         (
             LLAMA2_7B,

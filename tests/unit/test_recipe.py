@@ -69,6 +69,16 @@ def test_defaults_and_values_are_read(recipe_path: Path) -> None:
             r"recipe\.yaml:3: model.*commit hash of 40 digits",
         ),
         ("max_seq_len: 200", "tokens_per_block: 64", r"blocks of 32 tokens"),
+        ("name: test", "name: store", r"recipe\.yaml:2: name.*folder of the artifact store"),
+        ("name: test", "name: STORE", r"recipe\.yaml:2: name.*choose another name"),
+        ("schema: 1", "schema: true", r"recipe\.yaml:1: schema.*True is not a whole number"),
+        ("schema: 1", "schema: 1.0", r"recipe\.yaml:1: schema.*1\.0 is not a whole number"),
+        ("group_size: 64", "group_size: 64.0", r"recipe\.yaml:7: .*64\.0 is not a whole number"),
+        ("name: test", "name: 2025", r"recipe\.yaml:2: name.*Put the value of name in quotes"),
+        ("text: calibration.jsonl", "text: ''", r"recipe\.yaml:9: quantize\.calibration\.text"),
+        ("text: calibration.jsonl", r'text: "a\0.txt"', r"recipe\.yaml:9: .*NUL character"),
+        ("  source: some/model", "", r"recipe\.yaml:3: model.*must be a section.*indented"),
+        ("max_seq_len: 200", "openvino: {dynamic_quantization_group_size: false}", "whole number"),
     ],
 )
 def test_a_wrong_value_names_its_place(
@@ -89,6 +99,15 @@ def test_a_wrong_value_names_its_place(
         ("", "empty or not a mapping"),
         ("- a\n- b\n", "empty or not a mapping"),
         ("x: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("name: x\n? [a, b]\n: 1\n", r"recipe\.yaml:2: .*key of this line is not plain text"),
+        ("name: x\n? {a: b}\n: 1\n", r"recipe\.yaml:2: .*key of this line is not plain text"),
+        ("name: x\n1: y\n", r"recipe\.yaml:2: .*key '1' is not plain text"),
+        (f"a: 1\nname: {'9' * 5000}\n", r"recipe\.yaml:2: .*9' cannot be read"),
+        ("a: 1\nname: 2025-13-45\n", r"recipe\.yaml:2: .*'2025-13-45' cannot be read: month"),
+        ("a: 1\nname: !!timestamp x\n", r"recipe\.yaml:2: .*'x' cannot be read"),
+        ("a: " + "[" * 3000, "It is nested too deeply"),
+        ("a: &a {b: *a}\n", "unconstructable recursive node"),
+        ("name: x\n<<: 5\n", r"recipe\.yaml:2: .*merging"),
     ],
 )
 def test_a_broken_file_is_refused(recipe_path: Path, text: str, expected: str) -> None:
@@ -101,8 +120,64 @@ def test_a_missing_file_and_bytes_that_are_not_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="there is no such recipe"):
         load_recipe(tmp_path / "absent.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        load_recipe(tmp_path / "binary.yaml")
+    for path in (tmp_path / "binary.yaml", tmp_path, Path("a\0b.yaml")):
+        with pytest.raises(RecipeError, match=r"cannot be read\. .*Name a YAML file in UTF-8"):
+            load_recipe(path)
+
+
+def test_a_key_with_nothing_below_it_keeps_the_sections_defaults(recipe_path: Path) -> None:
+    text = BASE.replace("  max_input_len: 100\n  max_seq_len: 200\n", "  openvino:\n")
+    recipe_path.write_text(f"{text}serve:\nevaluate:\nbench: null\n")
+    recipe = load_recipe(recipe_path)
+    assert recipe.compile.openvino.inference_precision == "f32"
+    assert recipe.serve.max_queue_size == 256
+    assert recipe.bench.concurrency == [1, 8]
+    # Without defaults there is no section to keep.
+    assert recipe.evaluate is None
+
+
+def test_an_empty_section_can_be_set_from_the_command_line(recipe_path: Path) -> None:
+    recipe_path.write_text(f"{BASE}evaluate:\n")
+    recipe = load_recipe(recipe_path, ["evaluate.text=held.txt", "evaluate.gates.top1_agreement=1"])
+    assert recipe.evaluate is not None
+    assert recipe.evaluate.text == "held.txt"
+    assert recipe.evaluate.gates.top1_agreement == 1.0
+
+
+def test_merge_keys_are_read_and_their_own_keys_win(recipe_path: Path) -> None:
+    recipe_path.write_text(
+        BASE.replace("  max_input_len: 100", "  <<: {max_input_len: 50, max_seq_len: 90}")
+    )
+    recipe = load_recipe(recipe_path)
+    assert (recipe.compile.max_input_len, recipe.compile.max_seq_len) == (50, 200)
+    assert "recipe.yaml:11" in recipe.place("compile.max_input_len")
+    assert "recipe.yaml:12" in recipe.place("compile.max_seq_len")
+
+
+def test_an_override_of_an_aliased_section_leaves_its_other_use(recipe_path: Path) -> None:
+    text = BASE.replace("  calibration:\n    text: ", "  calibration: &t\n    text: ")
+    recipe_path.write_text(f"{text}evaluate: *t\n")
+    recipe = load_recipe(recipe_path, ["evaluate.text=held.txt"])
+    assert recipe.evaluate is not None
+    assert recipe.quantize.calibration is not None
+    assert recipe.evaluate.text == "held.txt"
+    assert recipe.quantize.calibration.text == "calibration.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [("1e-3", 0.001), ("2E1", 20.0), ("1.5e2", 150.0), (".5e-1", 0.05)]
+)
+def test_numbers_with_an_exponent_need_no_point(
+    recipe_path: Path, number: str, value: float
+) -> None:
+    recipe_path.write_text(
+        f"{BASE}evaluate: {{text: t.txt, gates: {{perplexity_increase: {number}}}}}\n"
+    )
+    overrides = [f"evaluate.gates.kl_divergence={number}"]
+    recipe = load_recipe(recipe_path, overrides)
+    assert recipe.evaluate is not None
+    assert recipe.evaluate.gates.perplexity_increase == value
+    assert recipe.evaluate.gates.kl_divergence == value
 
 
 def test_set_overrides_before_validation(recipe_path: Path) -> None:
@@ -120,8 +195,19 @@ def test_set_overrides_before_validation(recipe_path: Path) -> None:
     [
         ("compile.max_seq_len", UsageError, "not an assignment"),
         ("=3", UsageError, "not an assignment"),
-        ("name.x=3", UsageError, "name is not a section"),
-        ("compile.max_seq_len=[", UsageError, "not valid YAML"),
+        ("name.x=3", UsageError, "name is not a section.*says name: 'test'.*Name the key with"),
+        ("compile.max_seq_len=[", UsageError, "not valid YAML.*Close its brackets"),
+        ("compile.max_seq_len=2025-13-45", UsageError, "not valid YAML.*month must be in"),
+        (f"compile.max_seq_len={'9' * 5000}", UsageError, "not valid YAML.*4300 digits"),
+        (f"compile.max_seq_len={'[' * 3000}", UsageError, "nested too deeply"),
+        ("bench.concurrency=[]", RecipeError, "at least 1 item"),
+        ("serve.kv_cache_free_gpu_mem_fraction=.nan", RecipeError, "finite number"),
+        ("evaluate={text: t.txt, sequence_length: 1}", RecipeError, "greater than or equal to 2"),
+        (
+            "evaluate={text: t.txt, gates: {kl_divergence: .inf}}",
+            RecipeError,
+            r"evaluate\.gates\.kl_divergence is wrong\. .*finite number",
+        ),
         ("compile.max_seq_len=50", RecipeError, "larger than max_seq_len"),
         ("compile.max_sequence_len=50", RecipeError, r"Did you mean max_seq_len\?"),
     ],

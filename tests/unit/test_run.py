@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import plan, run
-from pipeline.errors import QualityGateError, StageError, UnsupportedError
+from pipeline.errors import QualityGateError, RecipeError, StageError, StoreError, UnsupportedError
 from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
+from pipeline.retention import prune
 from pipeline.run import BuildDir, RunResult, run_recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 
@@ -76,6 +78,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
     monkeypatch.setattr(plan, "STAGES", house.stages())
     monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
+    monkeypatch.setattr(run, "check_hub_model", lambda _recipe: None)
     monkeypatch.setattr(run, "check_model", lambda _recipe, _path: None)
     return house
 
@@ -112,6 +115,30 @@ def test_the_plan_says_why(house: House) -> None:
     assert artifact is not None
     (artifact.path / "out").unlink()
     assert "damaged: out is missing" in house.reasons()["compile"]
+
+
+def test_the_plan_says_first_what_the_recipe_changed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.run()
+    changed = tuple(
+        replace(stage, material=lambda _recipe: {"files": {"a": [1, 2]}, "tool": "2"})
+        for stage in house.stages()
+    )
+    monkeypatch.setattr(plan, "STAGES", changed)
+    reasons = house.reasons("model.revision=x")
+    assert reasons["source"] == (
+        'model.revision changed from null to "x"; files changed; tool changed from null to "2"'
+    )
+    reasons = house.reasons("model.source=y", "model.revision=x")
+    assert reasons["source"].endswith("; and 1 more")
+
+
+def test_texts_are_read_before_anything_is_done(house: House) -> None:
+    text = 'evaluate={text: "nowhere.txt"}'
+    with pytest.raises(RecipeError, match=r"nowhere\.txt: there is no such text file"):
+        house.run(text)
+    assert house.calls == []
 
 
 def test_a_failure_keeps_what_was_published(house: House) -> None:
@@ -152,6 +179,49 @@ def test_a_run_that_stops_early_forgets_nothing(house: House) -> None:
     after = read_lock(recipe)
     assert after["compile"] == before["compile"]
     assert after["quantize"]["key"] != before["quantize"]["key"]
+
+
+def test_what_a_running_stage_reads_is_in_use(house: House) -> None:
+    def pruned(artifact: Artifact) -> None:
+        assert prune(house.build, keep=True, dry_run=False) == []
+        assert artifact.path.is_dir()
+
+    house.gate = pruned
+    house.run()
+    assert house.calls == ["source", "quantize", "compile"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"stages": null}', '{"stages": [1]}', '{"stages": {"source": {}}}']
+)
+def test_a_damaged_lock_is_no_lock(house: House, content: str) -> None:
+    lock = house.run().outputs / "lock.json"
+    whole = read_lock(lock)
+    lock.write_text(content)
+    assert read_lock(lock) == {}
+    assert prune(house.build, keep=True, dry_run=True)
+    house.run()
+    assert read_lock(lock) == whole
+    assert house.calls == ["source", "quantize", "compile"]
+
+
+def test_a_cached_run_writes_nothing(house: House) -> None:
+    lock = house.run().outputs / "lock.json"
+    before = lock.stat()
+    house.run()
+    assert lock.stat().st_ino == before.st_ino
+
+
+def test_a_lock_that_cannot_be_written_is_named(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root writes everything, so the refusal of the kernel is played.
+    def full(path: Path, _content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(plan, "write_atomically", full)
+    with pytest.raises(StoreError, match=r"lock\.json: the build directory cannot be written"):
+        house.run()
 
 
 def test_force_runs_a_cached_stage(house: House) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,39 @@ CONFIG = {
     "intermediate_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "vocab_size": 32,
     "max_position_embeddings": 64,
 }
 
 
-def safetensors_bytes(names: tuple[str, ...] = ("a",)) -> bytes:
-    """A valid file of 2 x 2 float32 tensors, by the format's own definition."""
-    header = {
-        name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [16 * i, 16 * i + 16]}
-        for i, name in enumerate(names)
-    }
+# A Llama of CONFIG's sizes, by hand.
+TENSORS = {
+    "model.embed_tokens.weight": [32, 8],
+    "model.layers.0.input_layernorm.weight": [8],
+    "model.layers.0.self_attn.q_proj.weight": [8, 8],
+    "model.layers.0.self_attn.k_proj.weight": [8, 8],
+    "model.layers.0.self_attn.v_proj.weight": [8, 8],
+    "model.layers.0.self_attn.o_proj.weight": [8, 8],
+    "model.layers.0.post_attention_layernorm.weight": [8],
+    "model.layers.0.mlp.gate_proj.weight": [16, 8],
+    "model.layers.0.mlp.up_proj.weight": [16, 8],
+    "model.layers.0.mlp.down_proj.weight": [8, 16],
+    "model.norm.weight": [8],
+    "lm_head.weight": [32, 8],
+}
+PARAMETERS = 2 * 32 * 8 + 4 * 8 * 8 + 3 * 16 * 8 + 3 * 8
+
+
+def safetensors_bytes(tensors: dict[str, list[int]] = TENSORS, dtype: str = "F32") -> bytes:
+    """A valid file of zeros, by the format's own definition."""
+    header, position = {}, 0
+    for name, shape in tensors.items():
+        end = position + math.prod(shape) * {"F32": 4, "I8": 1}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(16 * len(names))
+    return struct.pack("<Q", len(text)) + text + bytes(position)
 
 
 @pytest.fixture
@@ -68,7 +90,7 @@ def test_a_snapshot_is_copied_without_strangers(tmp_path: Path, model: Path) -> 
         (model / stranger).write_text("x")
     facts, names = _run(tmp_path, model)
     assert names == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert facts["parameters"] == 4
+    assert facts["parameters"] == PARAMETERS
     assert facts["dtypes"] == ["F32"]
 
 
@@ -84,8 +106,8 @@ def test_pickled_weights_are_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda data: data[:-3], "should have"),
-        (lambda data: data + b"x", "should have"),
+        (lambda data: data[:-3], "end at byte"),
+        (lambda data: data + b"x", "end at byte"),
         (lambda data: data[:20], "header claims"),
         (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "header claims"),
         (lambda data: data[:8] + b"!" + data[9:], "damaged"),
@@ -115,10 +137,87 @@ def test_a_file_without_read_permission_is_named(
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, model: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SourceError, match="1 tensors of the index are in no file, the first is b"):
+    _write_index(model, {"a": "model.safetensors", "b": "model-2.safetensors"})
+    with pytest.raises(SourceError, match="2 tensors of the index are in no file, the first is a"):
         _run(tmp_path, model)
+
+
+def test_only_the_weights_that_transformers_reads_are_taken(tmp_path: Path, model: Path) -> None:
+    half = len(TENSORS) // 2
+    shards = dict(list(TENSORS.items())[:half]), dict(list(TENSORS.items())[half:])
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    for name, shard in zip(names, shards, strict=True):
+        (model / name).write_bytes(safetensors_bytes(shard))
+    _write_index(model, {t: n for n, s in zip(names, shards, strict=True) for t in s})
+    facts, found = _run(tmp_path, model)
+    assert [name for name in found if name.endswith(".safetensors")] == names
+    assert facts["parameters"] == PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "has no weight_map"),
+        ('{"weight_map": {"a": "../../elsewhere.safetensors"}}', "leads out of the directory"),
+        ('{"weight_map": {"a": 3}}', "has no weight_map"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path: Path, model: Path, content: str, reason: str) -> None:
+    (model / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(SourceError, match=rf"index of the weights is damaged.*{reason}"):
+        _run(tmp_path, model)
+
+
+def _write_index(model: Path, weight_map: dict[str, str]) -> None:
+    text = json.dumps({"weight_map": weight_map})
+    (model / "model.safetensors.index.json").write_text(text)
+
+
+def _without(name: str) -> dict[str, list[int]]:
+    return {known: shape for known, shape in TENSORS.items() if known != name}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        (
+            _without("model.layers.0.mlp.up_proj.weight"),
+            r"1 tensors are missing, the first is model\.layers\.0\.mlp\.up_proj\.weight.*random",
+        ),
+        (_without("lm_head.weight"), r"the first is lm_head\.weight"),
+        (
+            {f"base.{name}": shape for name, shape in TENSORS.items()},
+            "12 tensors are missing",
+        ),
+        (
+            TENSORS | {"model.layers.1.input_layernorm.weight": [8]},
+            r"model\.layers\.1\.input_layernorm\.weight does not belong.*num_hidden_layers",
+        ),
+        (TENSORS | {"model.layers.0.self_attn.q_proj.bias": [8]}, "q_proj.bias does not belong"),
+        (TENSORS | {"model.norm.weight": [9]}, r"has shape \[9\], and config\.json says \[8\]"),
+    ],
+)
+def test_tensors_that_the_architecture_does_not_have_are_refused(
+    tmp_path: Path, model: Path, tensors: dict[str, list[int]], expected: str
+) -> None:
+    (model / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+    with pytest.raises(SourceError, match=expected):
+        _run(tmp_path, model)
+
+
+def test_weights_that_are_quantized_already_are_refused(tmp_path: Path, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(safetensors_bytes(dtype="I8"))
+    with pytest.raises(SourceError, match=r"is I8, not floating point.*original checkpoint"):
+        _run(tmp_path, model)
+
+
+def test_buffers_and_a_tied_head_may_be_there(tmp_path: Path, model: Path) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
+    buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": [2]}
+    (model / "model.safetensors").write_bytes(safetensors_bytes(TENSORS | buffers))
+    assert _run(tmp_path, model)[0]["parameters"] == PARAMETERS + 2
 
 
 def test_a_missing_tokenizer_and_an_empty_directory(tmp_path: Path, model: Path) -> None:
@@ -155,6 +254,15 @@ def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SourceError, match=r"org/name cannot be fetched.*local directory"):
         source.material(_recipe(tmp_path, "org/name"))
+
+
+def test_other_bytes_of_equal_size_and_time_change_the_key(tmp_path: Path, model: Path) -> None:
+    recipe = _recipe(tmp_path, str(model))
+    path = model / "tokenizer.json"
+    before, stat = source.material(recipe), path.stat()
+    path.write_text("[]")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert source.material(recipe) != before
 
 
 def test_touching_a_file_changes_the_key_only(tmp_path: Path, model: Path) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.text import batches, read_texts, sample, token_rows
+from pipeline.errors import RecipeError, UsageError
+from pipeline.recipe import Recipe
+from pipeline.text import batches, check_texts, read_texts, sample, token_rows
 
 
 class Letters:
@@ -34,6 +35,8 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"txt": "x"}', r't\.jsonl:3: .*"text"'),
         ('["x"]', r't\.jsonl:3: .*"text"'),
         ('{"text": 5}', r't\.jsonl:3: "text" is int'),
+        ('{"text": "x\\ud800y"}', r"t\.jsonl:3: .*half of a surrogate pair"),
+        ("[" * 100000, r't\.jsonl:3: .*"text"'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
@@ -66,6 +69,58 @@ def test_missing_files_directories_and_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "d.txt").mkdir()
     with pytest.raises(UsageError, match="the text file cannot be read"):
         read_texts(tmp_path / "d.txt")
+
+
+def test_both_halves_of_a_surrogate_pair_are_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(r'{"text": "\ud83d\ude00"}')
+    assert read_texts(path) == ["\U0001f600"]
+
+
+def test_a_name_that_no_file_has() -> None:
+    with pytest.raises(UsageError, match=r"cannot be read\. .*null"):
+        read_texts(Path("a\0.txt"))
+
+
+def recipe(calibration: Path, evaluation: Path, **changes: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "t",
+            "model": {"source": "m"},
+            "quantize": {
+                "format": "int8_sq",
+                "calibration": {"text": str(calibration)},
+                **changes,
+            },
+            "evaluate": {"text": str(evaluation)},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("gone.txt", None, "there is no such text file"),
+        ("t.csv", b"x", r"cannot be read from a \.csv file"),
+        ("t.jsonl", b'{"text": "a"}\n{"text"\n', r"t\.jsonl:2: the line is not a JSON object"),
+        ("t.txt", b"caf\xe9", r"t\.txt:1: the text file is not UTF-8"),
+        ("t.txt", b"\n\n", "the file holds no text"),
+    ],
+)
+def test_texts_are_checked_with_the_recipes_place(
+    tmp_path: Path, name: str, content: bytes | None, expected: str
+) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / name
+    good.write_text("words")
+    if content is not None:
+        bad.write_bytes(content)
+    check_texts(recipe(good, good))
+    with pytest.raises(RecipeError, match=rf"^evaluate\.text: .*{expected}"):
+        check_texts(recipe(good, bad))
+    with pytest.raises(RecipeError, match=rf"^quantize\.calibration\.text: .*{expected}"):
+        check_texts(recipe(bad, good))
+    # An unquantized format reads no calibration text.
+    check_texts(recipe(bad, good, format="float16"))
 
 
 def test_samples_depend_on_the_seed_only() -> None:

@@ -53,12 +53,12 @@ def test_the_default_container_holds_the_pins() -> None:
 
 
 def test_containers_by_what_they_hold() -> None:
-    assert container_for("1.2.1") is DEFAULT_CONTAINER
-    old = container_for("1.0.0")
-    assert old
+    assert container_for("1.2.1", "10.14.1.48") is DEFAULT_CONTAINER
+    old = container_for("1.0.0", "10.11.0.33")
     assert (old.tag, old.cuda, old.driver) == ("25.10", 12, 525)
-    assert container_for("0.21.0") is None
-    assert [c.tag for c in CONTAINERS] == sorted(c.tag for c in CONTAINERS)
+    assert container_for("1.0.0", "10.11.0.33", built_in=CONTAINERS[1].image).tag == "25.09"
+    months = [f"{year}.{month:02}" for year in (25, 26) for month in range(1, 13)]
+    assert [c.tag for c in CONTAINERS] == months[months.index("25.08") : months.index("26.07") + 1]
 
 
 def test_the_pinned_version_passes() -> None:

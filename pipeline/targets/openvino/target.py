@@ -64,7 +64,11 @@ class OpenVinoTarget:
 
         return write_engine(checkpoint, recipe, output, progress)
 
-    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:  # noqa: ARG002
+    def engine_evaluation(
+        self,
+        recipe: Recipe,  # noqa: ARG002
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> EngineEvaluation | None:
         """None: the engine executes the arithmetic of the reference, which is measured."""
         return None
 

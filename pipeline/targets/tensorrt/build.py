@@ -6,6 +6,7 @@ This was written against the recorded contract of TensorRT-LLM 1.2.1 and is test
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.targets.base import LOG_NAME
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.build_log import BuildLog
 from pipeline.targets.tensorrt.docker import image_digest
@@ -26,22 +28,28 @@ from pipeline.targets.tensorrt.engine import (
     world_size,
     write_manifest,
 )
-from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
+from pipeline.targets.tensorrt.environment import (
+    DEVICE_ORDER,
+    engine_tools,
+    inspect_machine,
+    toolkit,
+)
 from pipeline.targets.tensorrt.failures import diagnose
 from pipeline.targets.tensorrt.leftovers import (
-    LOG_NAME,
     cache_name,
     keep_cache,
     keep_log,
+    lend_cache,
     timing_folder,
 )
 from pipeline.targets.tensorrt.process import run_logged
 from pipeline.targets.tensorrt.suitability import (
     check_machine,
     check_same_model,
+    other_model,
     predict_here,
 )
-from pipeline.targets.tensorrt.trtllm_build import CACHE_NAME, Build, command_for
+from pipeline.targets.tensorrt.trtllm_build import Build, command_for
 from pipeline.toolchain import check_tensorrt_llm
 
 # trtllm-build sets it from the number of ranks, whatever it is asked for.
@@ -55,9 +63,11 @@ def build_engine(
     progress: Progress,
     *,
     timing: Path | None = None,
-    evaluation: bool = False,
+    longest_window: int | None = None,
 ) -> dict[str, Any]:
     """Writes ``rankN.engine``, ``config.json``, ``engine.json`` and ``build.log``.
+
+    The log names directories of this machine; the repository leaves it behind in the store.
 
     Args:
         checkpoint: A validated TensorRT-LLM checkpoint directory.
@@ -65,8 +75,8 @@ def build_engine(
         output: An empty directory.
         progress: Where the ranks are counted and TensorRT-LLM's telling warnings are noted.
         timing: Folder of timing caches; None is ``timing`` in the store that ``output`` is in.
-        evaluation: Gathers the logits of prompt tokens, for perplexity. Such an engine reuses no
-            KV blocks and is not one to serve.
+        longest_window: Tokens of the longest prompt whose logits are gathered, for perplexity. Such
+            an engine reuses no KV blocks and is not one to serve. None builds the one to serve.
 
     Returns:
         JSON values: ``target``, ``quant_algo``, ``engine_bytes``, ``world_size``, the effective
@@ -80,22 +90,26 @@ def build_engine(
     """
     pretrained = CheckpointConfig.from_directory(checkpoint)
     wanted = BuildConfig.from_recipe(recipe)
-    if evaluation:
-        wanted = wanted.for_evaluation()
+    if longest_window is not None:
+        wanted = wanted.for_evaluation(longest_window)
     tools, machine = toolkit(), inspect_machine()
     check_tensorrt_llm(tools.tensorrt_llm)
     cache = (timing or timing_folder(output)) / cache_name(tools, machine)
-    build = Build(checkpoint, output, wanted, cache)
+    build = Build(checkpoint.absolute(), output.absolute(), wanted)
     check_machine(machine, pretrained.world_size, build, tools)
+    lend_cache(cache, output)
     command = command_for(build, tools)
     prediction = predict_here(recipe, wanted, pretrained, machine)
     predicted = prediction.config
+    if unlike := other_model(recipe, machine):
+        progress.note(unlike)
 
     progress.note(f"running {shlex.join(command)}")
     ranks = pretrained.world_size
     with progress.task(f"building {ranks} engine{'s'[: ranks > 1]}", ranks) as task:
         log = BuildLog(progress, task, ranks)
-        ending = run_logged(command, output / LOG_NAME, log)
+        environ = {**os.environ, **DEVICE_ORDER}
+        ending = run_logged(command, output / LOG_NAME, log, environ, directory=output)
     if ending.returncode:
         failure = diagnose(ending.tail, ending.returncode)
         kept = keep_log(output / LOG_NAME, cache.parent)
@@ -108,7 +122,7 @@ def build_engine(
             why=f"{failure.why}.{said}",
             fix=failure.fix,
         )
-    keep_cache(output / CACHE_NAME, cache)
+    keep_cache(output, cache)
 
     try:
         config = read_config(output)
@@ -138,7 +152,6 @@ def build_engine(
             "checkpoint": checkpoint_digest(checkpoint),
             "world_size": ranks,
             "flags": wanted.flags(),
-            "command": command,
             "key": engine_tools(),
         },
     )

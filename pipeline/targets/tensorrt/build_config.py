@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.recipe import Recipe
 from pipeline.recipe_compile import PluginSection
+from pipeline.targets.tensorrt.facts import FP8_ALGOS, QUANT_ALGOS
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
 
@@ -113,7 +114,7 @@ class BuildConfig:
     def from_recipe(cls, recipe: Recipe) -> BuildConfig:
         """The configuration a recipe asks for, before any of upstream's overrides."""
         section, options = recipe.compile, recipe.compile.tensorrt
-        fp8_weights = recipe.quantize.format in ("fp8", "w4a8_awq")
+        fp8_weights = QUANT_ALGOS[recipe.quantize.format] in FP8_ALGOS
         plugins = PluginConfig.from_section(
             options.plugin_config,
             tokens_per_block=section.tokens_per_block,
@@ -142,9 +143,25 @@ class BuildConfig:
         """The same build, reading and writing these timing caches."""
         return replace(self, input_timing_cache=source, output_timing_cache=target)
 
-    def for_evaluation(self) -> BuildConfig:
-        """The same engine with prompt logits, for perplexity; it reuses no KV blocks."""
-        return replace(self, gather_context_logits=True)
+    def for_evaluation(self, longest: int) -> BuildConfig:
+        """An engine with prompt logits, for perplexity; it reuses no KV blocks.
+
+        It is no larger than one window needs: a logit of the vocabulary in float32 for each of
+        ``max_num_tokens`` is gigabytes, which a GPU that the serving engine fills does not have.
+
+        Args:
+            longest: Tokens of the longest window.
+        """
+        return replace(
+            self,
+            max_batch_size=1,
+            max_input_len=longest,
+            # One new token is generated, because a request for none is refused.
+            max_seq_len=longest + 1,
+            max_num_tokens=max(longest, self.plugin_config.tokens_per_block),
+            opt_num_tokens=None,
+            gather_context_logits=True,
+        )
 
     def flags(self) -> list[str]:
         """The ``trtllm-build`` arguments, without the checkpoint and output directories."""

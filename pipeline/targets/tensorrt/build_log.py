@@ -14,11 +14,10 @@ MILESTONES = (
     (re.compile(r"Total time of constructing network from module object"), 0.10),
     (re.compile(r"Build TensorRT engine "), 0.05),
     (re.compile(r"Engine generation completed in"), 0.60),
-    (re.compile(r"Total time of building "), 0.05),
+    (re.compile(r"Total time of building (?!all engines)"), 0.05),
     (re.compile(r"Serializing engine to "), 0.05),
     (re.compile(r"Engine serialized\. Total time"), 0.10),
 )
-FINISHED = re.compile(r"Total time of building all engines")
 # Warnings that change what the engine does; the rest is only in build.log.
 TELLING = re.compile(
     r"\[W\].*(is disabled|not required tensors|clipping|Overriding"
@@ -41,13 +40,9 @@ class BuildLog:
         self._progress, self._task, self._ranks = progress, task, ranks
         self._seen: Counter[int] = Counter()
         self.warnings: list[str] = []
-        self.finished = False
 
     def __call__(self, line: str) -> None:
         """Takes one line of the log."""
-        if FINISHED.search(line):
-            self.finished = True
-            return
         if image := FETCHING.search(line):
             self._progress.note(f"fetching {image[1]}, which is many gigabytes")
             return

@@ -1,13 +1,37 @@
-"""Running the pinned container with the GPUs, through the Docker client."""
+"""Running the pinned container with the GPUs, through the Docker client.
+
+:func:`confined` is the one place that says what a container may do, whether it builds, tries or
+serves an engine.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
 
+from pipeline.errors import UnsupportedError
+from pipeline.targets.tensorrt.environment import DEVICE_ORDER
+
+
+def confined(name: str, user: str, gpus: str) -> list[str]:
+    """``docker run`` with GPUs and shared memory, and without any privilege.
+
+    Args:
+        name: Of the container, to find one that was left behind.
+        user: ``uid:gid`` of the process.
+        gpus: As ``--gpus`` takes them.
+    """
+    return [
+        *("docker", "run", "--rm", "--init", f"--name={name}", f"--gpus={gpus}"),
+        # MPI ranks, NCCL and Python models talk through shared memory, of which Docker's default is
+        # 64 MB, and pin memory.
+        *("--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
+        *(f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+    ]
+
 
 def docker_run(name: str, user: str, mounts: list[str], workdir: str) -> list[str]:
-    """``docker run`` up to the image.
+    """``docker run`` up to the image, for a program that works on mounted directories.
 
     Args:
         name: Of the container, to find one that was left behind.
@@ -16,24 +40,32 @@ def docker_run(name: str, user: str, mounts: list[str], workdir: str) -> list[st
         workdir: The working directory inside.
     """
     return [
-        *("docker", "run", "--rm", "--init", "--name", name, "--gpus", "all"),
-        # MPI ranks and NCCL talk through shared memory; 64 MB is Docker's default.
-        *("--shm-size=2g", "--ulimit", "memlock=-1", "--ulimit", "stack=67108864"),
-        *("--user", user),
+        *confined(name, user, "all"),
         # The mapped user has no entry in the image's passwd: PyTorch asks for its name, and
         # several libraries for a home to keep caches in.
-        *("--env", "HOME=/tmp", "--env", "USER=trtllm"),
+        *("--env=HOME=/tmp", "--env=USER=trtllm"),
         # By name only: handed on where it is set.
-        *("--env", "CUDA_VISIBLE_DEVICES"),
-        *(part for mount in mounts for part in ("--mount", mount)),
-        *("--workdir", workdir),
+        "--env=CUDA_VISIBLE_DEVICES",
+        *(f"--env={key}={value}" for key, value in DEVICE_ORDER.items()),
+        *(f"--mount={mount}" for mount in mounts),
+        f"--workdir={workdir}",
     ]
 
 
 def bind(source: Path, target: str, *, readonly: bool = False) -> str:
-    """A ``--mount`` value; unlike ``--volume`` it fails when the source is not there."""
-    option = ",readonly" if readonly else ""
-    return f"type=bind,source={source.resolve()},target={target}{option}"
+    """A ``--mount`` value; unlike ``--volume`` it fails when the source is not there.
+
+    Raises:
+        UnsupportedError: Docker cannot express the path.
+    """
+    path, option = source.resolve(), ",readonly" if readonly else ""
+    if "," in str(path):
+        raise UnsupportedError(
+            "docker cannot mount a path with a comma",
+            where=str(path),
+            fix="Move it, or name it through a symbolic link without one",
+        )
+    return f"type=bind,source={path},target={target}{option}"
 
 
 def image_digest(image: str) -> str | None:

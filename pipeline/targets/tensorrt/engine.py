@@ -31,7 +31,6 @@ SERVICE_OPTIONS = frozenset(
         "max_beam_width",
         "kv_cache_type",
         "gather_context_logits",
-        "max_prompt_embedding_table_size",
         "plugin_config.gpt_attention_plugin",
         "plugin_config.remove_input_padding",
         "plugin_config.context_fmha",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ from pipeline import toolchain
 from pipeline.targets.tensorrt.gpus import Gpu
 
 ABSENT = "absent"
+UNKNOWN = "unknown"
+# nvidia-smi counts GPUs in PCI order, CUDA the fastest first unless it is told otherwise.
+DEVICE_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 QUERY = "index,uuid,name,compute_cap,memory.total,driver_version"
 QUERY_TIMEOUT_S = 30
 
@@ -51,7 +55,7 @@ class Machine:
     """The GPUs that CUDA will see.
 
     Attributes:
-        gpus: Visible GPUs, in CUDA's order where ``CUDA_VISIBLE_DEVICES`` names them.
+        gpus: Visible GPUs, as CUDA counts them under :data:`DEVICE_ORDER`.
         driver: The driver's version; None without one.
         problem: Why there are no GPUs; empty when there are.
     """
@@ -157,13 +161,30 @@ class Toolkit:
 def toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit:
     """The installed TensorRT-LLM, or else the pinned container's."""
     here = toolchain.installed("tensorrt-llm")
-    container = toolchain.DEFAULT_CONTAINER
     if here is None:
-        tensorrt = container.tensorrt or "unknown"
-        version = container.tensorrt_llm or toolchain.TENSORRT_LLM
-        return Toolkit(version, tensorrt, str(container.cuda), container.image)
-    tensorrt = toolchain.installed("tensorrt") or environ.get("TRT_VERSION") or "unknown"
-    return Toolkit(here, tensorrt, environ.get("CUDA_VERSION", "unknown"), None)
+        pinned = toolchain.DEFAULT_CONTAINER
+        return Toolkit(pinned.tensorrt_llm, pinned.tensorrt, str(pinned.cuda), pinned.image)
+    tensorrt = toolchain.installed("tensorrt") or environ.get("TRT_VERSION") or UNKNOWN
+    return Toolkit(here, _release(tensorrt), environ.get("CUDA_VERSION", UNKNOWN), None)
+
+
+def _release(version: str) -> str:
+    """A version without its packaging: a wheel is 10.14.1.48.post1 where the image is 10.14.1.48.
+
+    Both read the engines of the other, and the table of containers has the release.
+    """
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return numbers[0] if numbers else version
+
+
+def missing_to_build() -> list[str]:
+    """What a build would miss here, as clauses; found without starting any program."""
+    missing = []
+    if shutil.which("nvidia-smi") is None:
+        missing.append("there is no NVIDIA GPU (nvidia-smi is not installed)")
+    if toolchain.installed("tensorrt-llm") is None and shutil.which("docker") is None:
+        missing.append("neither TensorRT-LLM nor Docker is installed")
+    return missing
 
 
 def engine_tools(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

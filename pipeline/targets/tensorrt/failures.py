@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.targets.tensorrt.gpus import MIN_SM
+from pipeline.targets.tensorrt.overrides import MIN_FP8_SM
 from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT_LLM
 
 # Exit codes of a process that the kernel killed, seen directly and through a shell or Docker.
@@ -70,7 +72,8 @@ CAUSES = (
         r"CUDA driver version is insufficient|driver on your system is too old"
         r"|forward compatibility was attempted|Error 803|unsatisfied condition: cuda",
         "The GPU driver is older than this CUDA needs",
-        "Update the driver to branch 580 or later, or use a container with an older CUDA",
+        "Update the driver to branch 580 or later; data-center GPUs may use CUDA forward "
+        "compatibility",
     ),
     _cause(
         r"could not select device driver|unknown flag: --gpus|nvidia-container-cli",
@@ -113,7 +116,7 @@ CAUSES = (
         r"|no kernel image is available|FP8 .*(only supported|not supported).*(SM|Ada|Hopper)"
         r"|Target GPU SM \d+ is not supported",
         "This GPU has no kernel for the format or a plugin",
-        "fp8 and w4a8_awq need SM 89 or later, everything needs SM 80 or later; "
+        f"fp8 and w4a8_awq need SM {MIN_FP8_SM} or later, everything needs SM {MIN_SM} or later; "
         "choose another quantize.format or GPU",
     ),
     _cause(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import RecipeError
 
 GIB = 1 << 30
+MIN_SM = 80
+"""The oldest compute capability with kernels in TensorRT-LLM 1.2: Ampere."""
 
 # Share of the product's size that a process sees. Reported by the driver: A100 40 GB 39.4 GiB,
 # H100 80 GB 79.1 GiB, L4 and A10 22.0 GiB (inline ECC), RTX 4090 23.6 GiB; rounded down.
@@ -34,16 +37,30 @@ class Gpu:
         """Memory in GiB."""
         return self.memory / GIB
 
+    def is_like(self, device: Gpu) -> bool:
+        """Whether a device, with the driver's name and all of its memory, is this model.
+
+        Names differ in what they say besides the model ("NVIDIA A100-SXM4-80GB", "NVIDIA H100
+        NVL" for the one with 94 GB), so sizes are compared instead of read from them; a size of 0
+        is not known.
+        """
+        words = [word for word in _words(self.name) if not word.endswith("gb")]
+        close = not device.memory or 0.9 < self.memory / device.memory < 1.02
+        return close and set(words) <= set(_words(device.name))
+
 
 def _gpu(name: str, sm: int, size: int, kind: Literal["hbm", "gddr-ecc", "gddr"]) -> Gpu:
     return Gpu(name, sm, int(size * USABLE[kind] * GIB))
 
 
 # Compute capabilities: NVIDIA's table at developer.nvidia.com/cuda-gpus. Sizes: NVIDIA's MIG user
-# guide (A30, A100, H100, H200, B200) and the products' data sheets.
+# guide (A30, A100, H100, H200, B200, GB200; for B300 the profile of a whole GPU, 7g.269gb) and the
+# products' data sheets. V100 and T4 are here to be refused with the reason.
 GPUS = {
     gpu.name: gpu
     for gpu in (
+        _gpu("V100", 70, 32, "hbm"),
+        _gpu("T4", 75, 16, "gddr-ecc"),
         _gpu("A30", 80, 24, "hbm"),
         _gpu("A100-40GB", 80, 40, "hbm"),
         _gpu("A100-80GB", 80, 80, "hbm"),
@@ -61,11 +78,12 @@ GPUS = {
         _gpu("H100-94GB", 90, 94, "hbm"),
         _gpu("H200", 90, 141, "hbm"),
         _gpu("B200", 100, 180, "hbm"),
+        _gpu("GB200", 100, 186, "hbm"),
+        _gpu("B300", 103, 269, "hbm"),
         _gpu("RTX-5090", 120, 32, "gddr"),
         _gpu("RTX-PRO-6000", 120, 96, "gddr-ecc"),
     )
 }
-_BY_FOLDED_NAME = {name.lower().replace("-", ""): gpu for name, gpu in GPUS.items()}
 
 
 def find_gpu(name: str, where: str) -> Gpu:
@@ -78,18 +96,25 @@ def find_gpu(name: str, where: str) -> Gpu:
     Raises:
         RecipeError: The table has no such GPU.
     """
+    by_folded = {_fold(known): gpu for known, gpu in GPUS.items()}
     folded = _fold(name)
-    gpu = _BY_FOLDED_NAME.get(folded)
-    if gpu:
+    if gpu := by_folded.get(folded):
         return gpu
-    close = difflib.get_close_matches(folded, _BY_FOLDED_NAME, n=1)
-    hint = f"Did you mean {_BY_FOLDED_NAME[close[0]].name}? " if close else ""
+    usable = {known: gpu.name for known, gpu in by_folded.items() if gpu.sm >= MIN_SM}
+    # A model without its memory is all of its variants; a slip of the pen is the nearest name.
+    near = [known for known in usable if folded and known.startswith(folded)]
+    near = near or difflib.get_close_matches(folded, usable, n=1)
+    hint = f"Did you mean {' or '.join(usable[known] for known in near)}? " if near else ""
     raise RecipeError(
         f"there is no GPU {name} in the table",
         where=where,
-        fix=f"{hint}Known: {', '.join(GPUS)}",
+        fix=f"{hint}Known: {', '.join(usable.values())}",
     )
 
 
 def _fold(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    return "".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower())

@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.targets.tensorrt.environment import Machine, Toolkit
-
-LOG_NAME = "build.log"
+from pipeline.targets.tensorrt.trtllm_build import CACHE_NAME, PREVIOUS_CACHE
 
 
 def timing_folder(output: Path) -> Path:
@@ -29,8 +28,16 @@ def cache_name(tools: Toolkit, machine: Machine) -> str:
     return f"{model}-sm{sm}-tensorrt-{tools.tensorrt}.cache"
 
 
-def keep_cache(written: Path, cache: Path) -> None:
+def lend_cache(cache: Path, output: Path) -> None:
+    """Copies the kept timing cache, if there is one, to where a build starts from it."""
+    if cache.is_file():
+        shutil.copyfile(cache, output / PREVIOUS_CACHE)
+
+
+def keep_cache(output: Path, cache: Path) -> None:
     """Moves the timing cache of a finished build into the store, by rename."""
+    (output / PREVIOUS_CACHE).unlink(missing_ok=True)
+    written = output / CACHE_NAME
     if not written.is_file():
         return
     cache.parent.mkdir(parents=True, exist_ok=True)

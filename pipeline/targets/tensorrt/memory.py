@@ -17,7 +17,7 @@ context, library handles, decoder and runtime buffers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.recipe import ServeSection
 from pipeline.targets.tensorrt.build_config import BuildConfig
@@ -88,12 +88,8 @@ def plan_memory(
     blocks = int(free * serve.kv_cache_free_gpu_mem_fraction) // (block * per_token)
     if serve.max_tokens_in_paged_kv_cache is not None:
         blocks = min(blocks, serve.max_tokens_in_paged_kv_cache // block)
-    return MemoryPlan(
-        weights=plan.weights,
-        activations=plan.activations,
-        runtime=plan.runtime,
-        kv_bytes_per_token=per_token,
-        kv_bytes_per_sequence=plan.kv_bytes_per_sequence,
+    return replace(
+        plan,
         gpu_memory=gpu.memory,
         kv_pool=blocks * block * per_token,
         kv_tokens=blocks * block,

@@ -17,15 +17,20 @@ from typing import Any
 
 from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError, StageError
+from pipeline.launch.container import MPIRUN
 from pipeline.targets.tensorrt import evaluate_engine, smoke
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.engine import read_config, world_size
-from pipeline.targets.tensorrt.environment import toolkit
+from pipeline.targets.tensorrt.environment import DEVICE_ORDER, toolkit
 from pipeline.targets.tensorrt.failures import diagnose
 from pipeline.targets.tensorrt.leftovers import keep_log
 from pipeline.targets.tensorrt.process import run_logged
 
 INSIDE = Path("/job")
+
+# Loading a 70B engine from a slow disk takes minutes, and scoring 100,000 tokens on it as long.
+# What takes an hour is a rank that waits for another one for ever.
+TIMEOUT_S = 3600.0
 
 # No token ends a sequence: an engine knows nothing of its tokenizer.
 NO_END = -1
@@ -56,7 +61,7 @@ def run_smoke(
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
-        StageError: The script failed, with the cause.
+        StageError: The script failed, with the cause, or did not end.
     """
     request = {
         "prompts": prompts,
@@ -86,7 +91,7 @@ def run_evaluation(
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
-        StageError: The script failed, with the cause.
+        StageError: The script failed, with the cause, or did not end.
     """
     request = {"windows": windows, "end_id": end_id, "pad_id": pad_id}
     return run_script(Path(evaluate_engine.__file__), engine, request, logs)
@@ -99,7 +104,7 @@ def run_script(
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
-        StageError: It failed, with the cause.
+        StageError: It failed, with the cause, or did not end.
     """
     ranks = world_size(read_config(engine))
     with tempfile.TemporaryDirectory(prefix="trtllm-engine-") as name:
@@ -111,8 +116,17 @@ def run_script(
         (work / "request.json").write_text(content, encoding="utf-8")
         command = script_command(work, script.name, engine, ranks, image)
         log = work / f"{script.stem}.log"
-        ending = run_logged(command, log, lambda _line: None)
+        environ = {**os.environ, **DEVICE_ORDER}
+        ending = run_logged(command, log, lambda _line: None, environ, timeout_s=TIMEOUT_S)
         result = work / "result.json"
+        if ending.timed_out:
+            raise StageError(
+                f"{script.stem} did not end on the engine within {TIMEOUT_S:.0f} seconds",
+                where=str(keep_log(log, logs)),
+                why="It hangs; ranks that cannot reach each other through NCCL wait for ever",
+                fix="Look at the log, nvidia-smi and nvidia-smi topo -m; NCCL_DEBUG=INFO says what "
+                "NCCL waits for, and NCCL_P2P_DISABLE=1 avoids a broken link between GPUs",
+            )
         if ending.returncode or not result.is_file():
             failure = diagnose(ending.tail, ending.returncode)
             raise StageError(
@@ -143,8 +157,7 @@ def script_command(
     python = sys.executable if image is None else "python3"
     command = [python, *(str(base / name) for name in (script, "request.json", "result.json"))]
     if ranks > 1:
-        # In a container the user is mapped; in place it may be root.
-        command = ["mpirun", "--allow-run-as-root", "-n", str(ranks), *command]
+        command = [*MPIRUN, "-n", str(ranks), *command]
     if image is None:
         if shutil.which(command[0]) is None:
             raise MissingDependencyError(

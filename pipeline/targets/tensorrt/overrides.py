@@ -137,7 +137,11 @@ def _bound_step(
                 f"Set {key} to {LARGE_STEP} or less; long prompts run with chunked context",
             ),
         )
-    if config.opt_num_tokens is not None and config.opt_num_tokens > tokens:
+    if config.opt_num_tokens is None:
+        if not plugins.multiple_profiles:
+            most = config.max_batch_size * config.max_beam_width
+            yield {"opt_num_tokens": min(most, asked, tokens)}, None
+    elif config.opt_num_tokens > tokens:
         yield (
             {"opt_num_tokens": tokens},
             Finding(

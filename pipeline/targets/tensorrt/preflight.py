@@ -7,7 +7,7 @@ machine.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.errors import UnsupportedError
@@ -15,6 +15,7 @@ from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt import rules
 from pipeline.targets.tensorrt.build_config import BuildConfig
+from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
@@ -123,13 +124,31 @@ def inspect(recipe: Recipe, facts: ModelFacts) -> Preflight:
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )
     order = ("error", "warning", "note")
-    effective = Effective(
-        effective.config,
-        tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
-        effective.kv_cache_reuse,
-        effective.chunked_context,
-    )
+    ordered = tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+    effective = replace(effective, findings=ordered)
     return Preflight(requested, effective, checkpoint, gpu, memory)
+
+
+def explain(recipe: Recipe, facts: ModelFacts) -> Preflight:
+    """The pre-flight, and what this machine lacks to compile: for who plans on another one.
+
+    Raises:
+        RecipeError: ``compile.gpu`` is not in the table.
+    """
+    preflight = inspect(recipe, facts)
+    missing = missing_to_build()
+    if not missing:
+        return preflight
+    finding = Finding(
+        "note",
+        "compile.target",
+        "the compile stage cannot run on this machine",
+        f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
+        "command that builds the engine elsewhere",
+        "Run on the GPU machine, or set compile.target to openvino to serve on this one",
+    )
+    findings = (*preflight.effective.findings, finding)
+    return replace(preflight, effective=replace(preflight.effective, findings=findings))
 
 
 def check(recipe: Recipe, facts: ModelFacts) -> None:

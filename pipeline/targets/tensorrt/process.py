@@ -6,9 +6,10 @@ import os
 import shlex
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,12 @@ class Ending:
     Attributes:
         returncode: As ``subprocess`` gives it.
         tail: The last lines of the log.
+        timed_out: Whether it was ended because its time was up.
     """
 
     returncode: int
     tail: tuple[str, ...]
+    timed_out: bool = False
 
 
 def run_logged(
@@ -35,6 +38,9 @@ def run_logged(
     log: Path,
     on_line: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
+    *,
+    directory: Path | None = None,
+    timeout_s: float | None = None,
 ) -> Ending:
     """Runs a command to its end, whatever that is.
 
@@ -43,11 +49,16 @@ def run_logged(
         log: File that receives every line as it comes.
         on_line: Is called with every line.
         environ: The command's environment.
+        directory: Its working directory; None is this process's.
+        timeout_s: Seconds after which it is ended; None waits for as long as it takes.
     """
     tail: deque[str] = deque(maxlen=LOG_TAIL)
     with log.open("w", encoding="utf-8", buffering=1) as file:
         file.write(f"$ {shlex.join(command)}\n")
-        with _process(command, environ) as process:
+        with (
+            _process(command, environ, directory) as process,
+            _deadline(process, timeout_s) as passed,
+        ):
             assert process.stdout is not None
             for text in process.stdout:
                 line = text.rstrip("\n")
@@ -55,11 +66,13 @@ def run_logged(
                 tail.append(line)
                 on_line(line)
             returncode = process.wait()
-    return Ending(returncode, tuple(tail))
+    return Ending(returncode, tuple(tail), passed.is_set())
 
 
 @contextmanager
-def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def _process(
+    command: list[str], environ: Mapping[str, str], directory: Path | None
+) -> Iterator[subprocess.Popen[str]]:
     """The process; on the way out of an exception nothing of it is left running."""
     # A session of its own, so that the workers that build the ranks are stopped with it.
     process = subprocess.Popen(
@@ -71,18 +84,51 @@ def _process(command: list[str], environ: Mapping[str, str]) -> Iterator[subproc
         encoding="utf-8",
         errors="replace",
         env={**environ, "PYTHONUNBUFFERED": "1"},
+        cwd=directory,
         start_new_session=True,
     )
     try:
         yield process
     finally:
-        if process.poll() is None:
-            # Docker's client passes the signal on to the container.
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        _stop(process)
         if process.stdout:
             process.stdout.close()
+
+
+@contextmanager
+def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterator[threading.Event]:
+    """Ends the process when its time is up, and says whether that was needed.
+
+    A thread, because who reads the output of a process that hangs waits for the next line.
+    """
+    passed = threading.Event()
+    if timeout_s is None:
+        yield passed
+        return
+
+    def end() -> None:
+        if process.poll() is None:
+            passed.set()
+            _stop(process)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
+    try:
+        yield passed
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        return
+    # It may end by itself meanwhile.
+    with suppress(ProcessLookupError):
+        # Docker's client passes the signal on to the container.
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

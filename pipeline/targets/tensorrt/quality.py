@@ -14,17 +14,30 @@ from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 
 
-def engine_evaluation(recipe: Recipe) -> EngineEvaluation | None:
+def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
     """How engines are measured on this machine.
 
+    Args:
+        recipe: ``compile`` gives sizes and options.
+        progress: Is told why an engine that could run here is not measured.
+
     Returns:
-        None without a GPU for every rank, and without both TensorRT-LLM and Docker.
+        None without a GPU for every rank, without both TensorRT-LLM and Docker, and with pipeline
+        parallelism: ``ModelRunnerCpp`` then has rank 0 wait for the context logits of the last
+        pipeline rank, which returned without sending any.
     """
     sizes = recipe.compile
     ranks = sizes.tensor_parallel * sizes.pipeline_parallel
     if len(inspect_machine().gpus) < ranks:
         return None
     if toolkit().image is not None and shutil.which("docker") is None:
+        return None
+    if sizes.pipeline_parallel > 1:
+        if progress:
+            progress.note(
+                "the engine's perplexity is not measured: TensorRT-LLM returns no context logits "
+                f"with pipeline_parallel {sizes.pipeline_parallel}; the written files are measured"
+            )
         return None
     # One new token is generated behind each window.
     longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
@@ -60,8 +73,9 @@ def engine_perplexity(
     total = sum(len(window) - 1 for window in windows)
     with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
         engine, timing = Path(name), timing_folder(workspace)
-        build_engine(checkpoint, recipe, engine, progress, timing=timing, evaluation=True)
         rows = [list(window) for window in windows]
+        longest = max(map(len, rows))
+        build_engine(checkpoint, recipe, engine, progress, timing=timing, longest_window=longest)
         with progress.task(f"scoring {total} tokens on the engine", total) as task:
             result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
             task.advance(total)

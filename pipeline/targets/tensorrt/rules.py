@@ -13,7 +13,7 @@ from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
 from pipeline.targets.tensorrt.findings import Finding
-from pipeline.targets.tensorrt.gpus import Gpu
+from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.overrides import MIN_FP8_SM, PLUGINS
 
 INT_ALGOS = INT4_ALGOS | {"W8A8_SQ_PER_CHANNEL"}
@@ -32,6 +32,15 @@ def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]
             "nothing that depends on the GPU was checked",
             "compile.gpu is not set",
             "Set compile.gpu, for example to H100-80GB",
+        )
+        return
+    if gpu.sm < MIN_SM:
+        yield Finding(
+            "error",
+            "compile.gpu",
+            f"TensorRT-LLM 1.2 does not run on {gpu.name}",
+            f"Its kernels need SM {MIN_SM} (Ampere) or later; {gpu.name} is SM {gpu.sm}",
+            "Build on an Ampere, Ada, Hopper or Blackwell GPU and name it in compile.gpu",
         )
         return
     if gpu.sm < MIN_FP8_SM and algo in FP8_ALGOS:

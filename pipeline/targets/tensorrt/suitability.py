@@ -70,6 +70,23 @@ def predict_here(
     return prediction
 
 
+def other_model(recipe: Recipe, machine: Machine) -> str | None:
+    """What to say where the recipe names another GPU of the same compute capability.
+
+    It is no error: the engine is built for the GPU that is here, and its cache key says so.
+    """
+    if recipe.compile.gpu is None:
+        return None
+    named, here = find_gpu(recipe.compile.gpu, recipe.place("compile.gpu")), machine.gpus[0].model
+    if named.is_like(here):
+        return None
+    return (
+        f"the recipe is for {named.name} ({named.memory_gib:.1f} GiB), this machine has "
+        f"{here.name} ({here.memory_gib:.1f} GiB): the engine is for the latter only, the memory "
+        "plan was for the former"
+    )
+
+
 def check_same_model(
     config: dict[str, Any], pretrained: CheckpointConfig, tools: Toolkit, output: Path
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import toolchain
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -24,8 +25,11 @@ class TensorRtTarget:
 
         Raises:
             RecipeError: ``compile.gpu`` is not in the table.
-            UnsupportedError: Naming the recipe's key, the reason and the remedy.
+            UnsupportedError: Naming the recipe's key, the reason and the remedy; or the
+                TensorRT-LLM that is installed here is not the pinned one.
         """
+        if (installed := toolchain.installed("tensorrt-llm")) is not None:
+            toolchain.check_tensorrt_llm(installed)
         preflight.check(recipe, facts)
 
     def tools(self) -> Mapping[str, str]:
@@ -60,11 +64,13 @@ class TensorRtTarget:
         generated = try_engine(output, progress)
         return facts if generated is None else {**facts, "smoke": generated}
 
-    def engine_evaluation(self, recipe: Recipe) -> EngineEvaluation | None:
+    def engine_evaluation(
+        self, recipe: Recipe, progress: Progress | None = None
+    ) -> EngineEvaluation | None:
         """On a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
         from pipeline.targets.tensorrt.quality import engine_evaluation
 
-        return engine_evaluation(recipe)
+        return engine_evaluation(recipe, progress)
 
     def engine_perplexity(
         self,

@@ -20,7 +20,10 @@ from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.environment import Toolkit
 
 EXECUTABLE = "trtllm-build"
+# In the working directory, which is the output directory: the engine's config.json records both,
+# and a repository should not tell where it was built.
 CACHE_NAME = "model.cache"
+PREVIOUS_CACHE = "previous.cache"
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,18 @@ class Build:
 
     Attributes:
         checkpoint: The checkpoint; mounted read-only in a container.
-        output: The directory the engine goes to.
+        output: The directory the engine goes to, in which the command runs. A
+            :data:`PREVIOUS_CACHE` in it is the timing cache to start from.
         config: What is built.
-        timing: A timing cache to start from; it need not exist.
     """
 
     checkpoint: Path
     output: Path
     config: BuildConfig
-    timing: Path
 
     def in_place(self, executable: str = EXECUTABLE) -> list[str]:
         """The command with the paths of this machine."""
-        return self._command(executable, self.checkpoint, self.output, self.timing)
+        return self._command(executable, self.checkpoint, self.output)
 
     def in_container(self, image: str, user: str) -> list[str]:
         """The ``docker run`` command.
@@ -51,11 +53,7 @@ class Build:
             user: ``uid:gid`` that the engine's files shall belong to.
         """
         mounts = [bind(self.checkpoint, "/checkpoint", readonly=True), bind(self.output, "/engine")]
-        if self.timing.is_file():
-            mounts.append(bind(self.timing.parent, "/timing", readonly=True))
-        inside = self._command(
-            EXECUTABLE, Path("/checkpoint"), Path("/engine"), Path("/timing", self.timing.name)
-        )
+        inside = self._command(EXECUTABLE, Path("/checkpoint"), Path("/engine"))
         return [*docker_run(self.container_name, user, mounts, "/engine"), image, *inside]
 
     def to_copy(self, image: str | None) -> str:
@@ -63,16 +61,13 @@ class Build:
         build = replace(self, output=Path("engine"))
         if image is None:
             return shlex.join(build.in_place())
-        engine = "$PWD/engine"
+        there = {
+            "--user=USER": '--user="$(id -u):$(id -g)"',
+            f"--mount={bind(build.output, '/engine')}": '--mount="type=bind,source=$PWD/engine,'
+            'target=/engine"',
+        }
         words = build.in_container(image, "USER")
-        quoted = [
-            '"$(id -u):$(id -g)"'
-            if word == "USER"
-            else f'"type=bind,source={engine},target=/engine"'
-            if word.endswith(",target=/engine")
-            else shlex.quote(word)
-            for word in words
-        ]
+        quoted = [there.get(word) or shlex.quote(word) for word in words]
         return f"mkdir -p engine && {' '.join(quoted)}"
 
     @property
@@ -80,9 +75,9 @@ class Build:
         """A name per output directory, so that a build which was left behind can be found."""
         return f"trtllm-build-{digest_of(str(self.output))[:12]}"
 
-    def _command(self, executable: str, checkpoint: Path, output: Path, timing: Path) -> list[str]:
-        source = timing if self.timing.is_file() else None
-        config = self.config.with_timing_cache(source, output / CACHE_NAME)
+    def _command(self, executable: str, checkpoint: Path, output: Path) -> list[str]:
+        previous = Path(PREVIOUS_CACHE) if (self.output / PREVIOUS_CACHE).is_file() else None
+        config = self.config.with_timing_cache(previous, Path(CACHE_NAME))
         return [
             *(executable, "--checkpoint_dir", str(checkpoint), "--output_dir", str(output)),
             *config.flags(),

@@ -40,6 +40,7 @@ def main() -> int:
     """Runs the command; the exit code is that of the process."""
     arguments = command_line.parser().parse_args()
     print(f"[TensorRT-LLM] TensorRT LLM version: {VERSION}", flush=True)
+    log("I", f"CUDA_DEVICE_ORDER={os.environ.get('CUDA_DEVICE_ORDER')}")
     if GPUS == 0:
         print("ValueError: max_workers must be greater than 0", file=sys.stderr)
         return 1
@@ -58,6 +59,9 @@ def _build(arguments: Any) -> int:
         config["logits_dtype"] = arguments.logits_dtype
     if arguments.multiple_profiles == "enable" and arguments.opt_num_tokens is not None:
         raise RuntimeError("multiple_profiles is enabled, while opt_num_tokens is set.")
+    if arguments.input_timing_cache:
+        cache = Path(arguments.input_timing_cache).read_bytes()
+        log("I", f"Read {len(cache)} bytes of timing cache from {arguments.input_timing_cache}")
     plugins = command_line.plugin_config(arguments, config["dtype"])
     for name, value in plugins.items():
         log("I", f"Set PluginConfig.{name} to {value}.")

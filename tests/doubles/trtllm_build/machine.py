@@ -18,6 +18,7 @@ def pretend(
     *,
     programs: tuple[str, ...] = ("trtllm-build", "nvidia-smi", "mpirun"),
     tensorrt_llm: str | None = "1.2.1",
+    tensorrt: str | None = "10.14.1.48",
     **settings: str,
 ) -> None:
     """Replaces the PATH and the installed TensorRT-LLM until the end of the test.
@@ -26,6 +27,7 @@ def pretend(
         folder: An empty directory.
         programs: The doubles on the PATH; nothing else is.
         tensorrt_llm: The version that seems to be installed; None for none.
+        tensorrt: That of TensorRT beside it; None for none.
         settings: The double's environment without its prefix, such as ``sm="89"``.
     """
     path, site = folder / "bin", folder / "site"
@@ -37,7 +39,7 @@ def pretend(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(f"TRTLLM_BUILD_DOUBLE_{name.upper()}", value)
-    for name, version in {"tensorrt-llm": tensorrt_llm, "tensorrt": "10.14.1.48"}.items():
+    for name, version in {"tensorrt-llm": tensorrt_llm, "tensorrt": tensorrt}.items():
         if version and tensorrt_llm:
             info = site / f"{name.replace('-', '_')}-{version}.dist-info"
             info.mkdir(parents=True)

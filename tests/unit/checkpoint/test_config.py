@@ -14,7 +14,12 @@ def read(**changes: object) -> CheckpointConfig:
 
 
 def test_rope_scaling_reaches_the_facts_whichever_key_names_its_type() -> None:
-    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     old = read(rotary_base=5e5, rotary_scaling={"type": "llama3", **scaling})
     new = read(rotary_base=5e5, rotary_scaling={"rope_type": "llama3", **scaling})
     assert old.facts == new.facts
@@ -88,7 +93,10 @@ def test_excluded_modules_stay_in_floating_point() -> None:
     [
         ({"world_size": 4, "tp_size": 2, "pp_size": 1}, "world_size 4, tp_size 2"),
         ({"world_size": 3, "tp_size": 1, "pp_size": 3}, "2 layers cannot be divided"),
-        ({"world_size": 3, "tp_size": 3, "pp_size": 1}, "4 heads and 2 KV heads do not divide"),
+        (
+            {"world_size": 3, "tp_size": 3, "pp_size": 1},
+            "4 attention heads cannot be split over 3.*tp_size 3",
+        ),
     ],
 )
 def test_impossible_mappings(mapping: dict[str, int], reason: str) -> None:
@@ -101,3 +109,62 @@ def test_a_missing_size_names_the_file() -> None:
     del incomplete["intermediate_size"]
     with pytest.raises(CheckpointError, match=r"config\.json: .*intermediate_size"):
         CheckpointConfig.from_dict(incomplete, WHERE)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mapping": [1]}, r"mapping is \[1\], not an object"),
+        ({"mapping": {"tp_size": "x"}}, r"mapping\.tp_size is 'x', not a positive integer"),
+        ({"mapping": {"pp_size": 0}}, r"mapping\.pp_size is 0"),
+        ({"mapping": {"world_size": True}}, r"mapping\.world_size is True"),
+        ({"quantization": [1]}, r"quantization is \[1\]"),
+        ({"quantization": AWQ | {"exclude_modules": 5}}, "exclude_modules is 5, not a list"),
+        ({"quantization": AWQ | {"exclude_modules": ["a", 5]}}, "not a list of patterns"),
+        ({"embedding_sharding_dim": 7}, "embedding_sharding_dim is 7"),
+        ({"embedding_sharding_dim": "0"}, "embedding_sharding_dim is '0'"),
+        ({"use_parallel_embedding": "no"}, "use_parallel_embedding is 'no'"),
+        ({"head_size": 0}, "head_size is 0"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon is nan"),
+        ({"rotary_base": float("inf")}, "rotary_base is inf"),
+        ({"rotary_scaling": 8}, "rotary_scaling is 8"),
+        ({"rotary_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"hidden_size": 256.0}, r"hidden_size is 256\.0"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        read(**change)
+
+
+def test_a_quant_algo_that_is_no_name_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="quant_algo 5 is not supported"):
+        read(quantization={"quant_algo": 5})
+
+
+def test_every_linear_must_be_divisible_over_the_ranks() -> None:
+    mapping = {"world_size": 2, "tp_size": 2, "pp_size": 1}
+    with pytest.raises(CheckpointError, match=r"251 of mlp\.fc cannot be split over 2"):
+        read(mapping=mapping, intermediate_size=251)
+    split = {"hidden_size": 255, "use_parallel_embedding": True, "embedding_sharding_dim": 1}
+    with pytest.raises(CheckpointError, match="embeddings of 255 features cannot be split over 2"):
+        read(mapping=mapping, **split)
+
+
+def test_a_mistral_checkpoint_without_a_window_attends_to_everything() -> None:
+    # Unlike in a Hugging Face config.json, where a missing key means a window of 4096.
+    assert read(architecture="MistralForCausalLM").facts.sliding_window is None
+    assert read(architecture="MistralForCausalLM", sliding_window=64).facts.sliding_window == 64
+
+
+def test_a_missing_number_of_kv_heads_means_as_many_as_heads() -> None:
+    settings = config(architecture="MistralForCausalLM")
+    del settings["num_key_value_heads"]
+    assert CheckpointConfig.from_dict(settings, WHERE).facts.num_key_value_heads == 4
+
+
+def test_a_missing_activation_is_an_error_because_tensorrt_llm_would_take_gelu() -> None:
+    settings = config()
+    del settings["hidden_act"]
+    with pytest.raises(CheckpointError, match="hidden_act is missing"):
+        CheckpointConfig.from_dict(settings, WHERE)

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from pipeline.checkpoint import open_checkpoint, validate
 from pipeline.errors import CheckpointError
 from tests.unit.checkpoint.support import (
+    AWQ,
     INT8,
     config,
     float16_tensors,
@@ -90,6 +94,88 @@ def test_scales_must_be_positive(tmp_path: Path, name: str, value: float) -> Non
     write_checkpoint(tmp_path, config(quantization=INT8), tensors)
     with pytest.raises(CheckpointError, match=f"{name} has scales that are zero or negative"):
         validate(tmp_path)
+
+
+def quantized_tensors(per_linear: Callable[[str, int, int], dict[str, Any]]) -> dict[str, Any]:
+    """``float16_tensors`` with the tensors of every linear replaced."""
+    tensors: dict[str, Any] = {}
+    for name, array in float16_tensors().items():
+        if array.ndim == 1 or not name.startswith("transformer.layers."):
+            tensors[name] = array
+        else:
+            tensors |= per_linear(name.removesuffix(".weight"), *array.shape)
+    return tensors
+
+
+def fp8_linear(name: str, rows: int, columns: int) -> dict[str, Any]:
+    return {
+        f"{name}.weight": np.full((rows, columns), 0x38, np.int8),
+        f"{name}.weights_scaling_factor": np.full(1, 0.01, np.float32),
+        f"{name}.activation_scaling_factor": np.full(1, 0.02, np.float32),
+    }
+
+
+@pytest.mark.parametrize("byte", [0x7F, -1])
+def test_float8_weights_stored_as_bytes_have_nan_too(tmp_path: Path, byte: int) -> None:
+    tensors = quantized_tensors(fp8_linear)
+    settings = config(quantization={"quant_algo": "FP8", "exclude_modules": ["lm_head"]})
+    write_checkpoint(tmp_path, settings, tensors)
+    validate(tmp_path)
+    # 0x7F and 0xFF are the NaNs of float8_e4m3fn.
+    tensors[QKV_WEIGHT][3, 5] = byte
+    write_checkpoint(tmp_path, settings, tensors)
+    with pytest.raises(CheckpointError, match=f"{QKV_WEIGHT} has NaN or infinite values"):
+        validate(tmp_path)
+
+
+def awq_tensors(scale: float, scale_2: float | None = None) -> dict[str, Any]:
+    def linear(name: str, rows: int, columns: int) -> dict[str, Any]:
+        found = {
+            f"{name}.weight": np.zeros((rows // 2, columns), np.int8),
+            f"{name}.weights_scaling_factor": np.full((rows, columns // 128), 0.01, np.float32),
+            f"{name}.prequant_scaling_factor": np.ones(columns, np.float16),
+        }
+        if scale_2 is not None:
+            found[f"{name}.weights_scaling_factor_2"] = np.full(1, scale_2, np.float32)
+            found[f"{name}.activation_scaling_factor"] = np.full(1, 0.02, np.float32)
+        return found
+
+    tensors = quantized_tensors(linear)
+    tensors[PROJ_SCALE][3, 1] = scale
+    return tensors
+
+
+def test_group_scales_must_survive_the_cast_to_the_models_dtype(tmp_path: Path) -> None:
+    # A group of weights too small for float16 is nothing; one too large would be infinite.
+    write_checkpoint(tmp_path / "small", config(quantization=AWQ), awq_tensors(1e-12))
+    assert validate(tmp_path / "small").dtype == "float16"
+    scale = 1e9
+    write_checkpoint(tmp_path, config(quantization=AWQ), awq_tensors(scale))
+    reason = f"{PROJ_SCALE} has scales that become infinite in float16"
+    with pytest.raises(CheckpointError, match=reason):
+        validate(tmp_path)
+    tensors = awq_tensors(scale)
+    for name, array in tensors.items():
+        if array.dtype == np.float16:
+            tensors[name] = array.astype(ml_dtypes.bfloat16)
+    write_checkpoint(tmp_path / "wide", config(quantization=AWQ, dtype="bfloat16"), tensors)
+    assert validate(tmp_path / "wide").dtype == "bfloat16"
+
+
+def test_group_scales_of_w4a8_are_cast_after_their_division(tmp_path: Path) -> None:
+    settings = config(quantization=AWQ | {"quant_algo": "W4A8_AWQ"})
+    # 0.01 fits into float16 and 0.01 / 1e-8 does not; with 1e-9 it is the other way round.
+    tensors = awq_tensors(1e-9, 1e-8)
+    write_checkpoint(tmp_path / "large", settings, tensors)
+    with pytest.raises(CheckpointError, match="become infinite in float16"):
+        validate(tmp_path / "large")
+    for name in tensors:
+        if name.endswith("weights_scaling_factor"):
+            tensors[name] = np.full_like(tensors[name], 1e-9)
+        if name.endswith("weights_scaling_factor_2"):
+            tensors[name] = np.full_like(tensors[name], 1e-8)
+    write_checkpoint(tmp_path / "fine", settings, tensors)
+    assert validate(tmp_path / "fine").quantization.algo == "W4A8_AWQ"
 
 
 def test_rows_of_zero_weights_with_a_positive_scale_are_fine(tmp_path: Path) -> None:

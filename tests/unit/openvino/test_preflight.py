@@ -72,7 +72,7 @@ def test_a_sequence_beyond_the_positions_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_sliding_window_must_hold_the_whole_sequence(tmp_path: Path) -> None:
-    mistral: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
+    mistral: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 4}
     with pytest.raises(UnsupportedError, match=r"sliding window of 1024.*at most 1024"):
         check(recipe(tmp_path), facts(**mistral, sliding_window=1024))
     check(recipe(tmp_path), facts(**mistral, sliding_window=2048))

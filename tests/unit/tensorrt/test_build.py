@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def test_the_manifest_says_what_the_engine_is_bound_to(
     manifest = json.loads((output / "engine.json").read_text())
     names = ("config.json", "rank0.safetensors")
     digest = digest_of({name: file_digest(checkpoint / name) for name in names})
-    flags, command = manifest.pop("flags"), manifest.pop("command")
+    flags = manifest.pop("flags")
     assert manifest == {
         "schema": 1,
         "target": "tensorrt",
@@ -113,9 +115,30 @@ def test_the_manifest_says_what_the_engine_is_bound_to(
         "world_size": 1,
         "key": engine_tools(),
     }
-    assert command[0].endswith("/trtllm-build")
-    start = command.index("--max_batch_size")
-    assert command[start : start + len(flags)] == flags
+    said = (output / "build.log").read_text().splitlines()[0]
+    assert f" {' '.join(flags)} " in said
+
+
+def test_only_the_log_says_where_an_engine_was_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path, store: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", sm="90")
+    for _ in range(2):  # the second build starts from the first one's timing cache
+        build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    files = {path.name: path.read_text() for path in output.iterdir()}
+    assert [name for name, text in files.items() if str(tmp_path) in text] == ["build.log"]
+    build = json.loads(files["config.json"])["build_config"]
+    assert build["input_timing_cache"] == "previous.cache"
+    assert build["output_timing_cache"] == "model.cache"
+
+
+def test_gpus_are_counted_as_nvidia_smi_counts_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    assert "[I] CUDA_DEVICE_ORDER=PCI_BUS_ID" in (output / "build.log").read_text()
 
 
 def test_the_timing_cache_lives_in_the_store_by_gpu_and_tensorrt(
@@ -126,20 +149,25 @@ def test_the_timing_cache_lives_in_the_store_by_gpu_and_tensorrt(
     cache = store / "timing" / "nvidia-l40s-sm89-tensorrt-10.14.1.48.cache"
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
     assert "--input_timing_cache" not in (output / "build.log").read_text()
+    cache.write_text("of an earlier build\n")
     second = store / "tmp" / "second"
     second.mkdir()
     build_engine(checkpoint, recipe("int8_sq"), second, Silent())
-    assert f"--input_timing_cache {cache}" in (second / "build.log").read_text()
+    assert "Read 20 bytes of timing cache from previous.cache" in (second / "build.log").read_text()
+    assert not list(second.glob("*.cache"))
 
 
 def test_an_evaluation_engine_gathers_logits_and_reuses_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine")
-    facts = build_engine(checkpoint, recipe("int8_sq"), output, Silent(), evaluation=True)
-    config = json.loads((output / "config.json").read_text())
-    assert config["build_config"]["gather_context_logits"] is True
+    facts = build_engine(checkpoint, recipe("int8_sq"), output, Silent(), longest_window=200)
+    build = json.loads((output / "config.json").read_text())["build_config"]
+    assert build["gather_context_logits"] is True
+    assert (build["max_batch_size"], build["max_seq_len"]) == (1, 201)
+    assert (build["max_num_tokens"], build["opt_num_tokens"]) == (200, 1)
     assert facts["kv_cache_reuse"] is False
+    assert facts["differences"] == []
 
 
 def test_without_tensorrt_llm_the_pinned_container_builds(
@@ -157,30 +185,28 @@ def test_without_tensorrt_llm_the_pinned_container_builds(
 
 def test_the_container_command_word_for_word(tmp_path: Path) -> None:
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "engine"
-    timing = tmp_path / "timing" / "gpu.cache"
-    timing.parent.mkdir()
-    timing.touch()
+    output.mkdir()
+    (output / "previous.cache").touch()
     config = BuildConfig.from_recipe(recipe("int4_awq", tensor_parallel=2))
-    build = Build(checkpoint, output, config, timing)
+    build = Build(checkpoint, output, config)
     command = build.in_container(IMAGE, "1000:1001")
     name = build.container_name
     assert name.startswith("trtllm-build-")
     expected = f"""
-        docker run --rm --init --name {name} --gpus all --shm-size=2g --ulimit memlock=-1
-        --ulimit stack=67108864 --user 1000:1001 --env HOME=/tmp --env USER=trtllm
-        --env CUDA_VISIBLE_DEVICES
-        --mount type=bind,source={checkpoint},target=/checkpoint,readonly
-        --mount type=bind,source={output},target=/engine
-        --mount type=bind,source={timing.parent},target=/timing,readonly
-        --workdir /engine {IMAGE}
+        docker run --rm --init --name={name} --gpus=all --shm-size=2g --ulimit=memlock=-1
+        --ulimit=stack=67108864 --user=1000:1001 --cap-drop=ALL --security-opt=no-new-privileges
+        --env=HOME=/tmp --env=USER=trtllm --env=CUDA_VISIBLE_DEVICES
+        --env=CUDA_DEVICE_ORDER=PCI_BUS_ID
+        --mount=type=bind,source={checkpoint},target=/checkpoint,readonly
+        --mount=type=bind,source={output},target=/engine --workdir=/engine {IMAGE}
         trtllm-build --checkpoint_dir /checkpoint --output_dir /engine
         --max_batch_size 8 --max_input_len 512 --max_seq_len 1024 --max_num_tokens 2048
         --max_beam_width 1 --kv_cache_type paged --opt_num_tokens 8 --tokens_per_block 32
         --gpt_attention_plugin auto --gemm_plugin auto --context_fmha enable
         --remove_input_padding enable --use_paged_context_fmha enable
         --use_fp8_context_fmha disable --multiple_profiles disable --reduce_fusion disable
-        --workers 2 --input_timing_cache /timing/gpu.cache
-        --output_timing_cache /engine/model.cache --log_level info
+        --workers 2 --input_timing_cache previous.cache --output_timing_cache model.cache
+        --log_level info
     """
     assert command == expected.split()
 
@@ -194,9 +220,9 @@ def test_without_a_gpu_the_command_to_copy_is_given(
     assert caught.value.exit_code == 3
     assert caught.value.fix is not None
     assert "mkdir -p engine && docker run --rm --init" in caught.value.fix
-    assert '--user "$(id -u):$(id -g)"' in caught.value.fix
-    assert '--mount "type=bind,source=$PWD/engine,target=/engine"' in caught.value.fix
-    assert f"--mount type=bind,source={checkpoint},target=/checkpoint,readonly" in caught.value.fix
+    assert '--user="$(id -u):$(id -g)"' in caught.value.fix
+    assert '--mount="type=bind,source=$PWD/engine,target=/engine"' in caught.value.fix
+    assert f"--mount=type=bind,source={checkpoint},target=/checkpoint,readonly" in caught.value.fix
     assert f"{IMAGE} trtllm-build --checkpoint_dir /checkpoint" in caught.value.fix
 
 
@@ -221,7 +247,7 @@ def test_another_tensorrt_llm_is_refused(
 
 def test_mixed_gpus_are_refused(tmp_path: Path) -> None:
     gpus = (InstalledGpu(0, "GPU-a", "NVIDIA L4", 89, 1), InstalledGpu(1, "GPU-b", "A100", 80, 1))
-    build = Build(tmp_path, tmp_path, BuildConfig.from_recipe(recipe()), tmp_path / "cache")
+    build = Build(tmp_path, tmp_path, BuildConfig.from_recipe(recipe()))
     with pytest.raises(UnsupportedError, match=r"NVIDIA L4 \(SM 89\), A100 \(SM 80\)"):
         check_machine(Machine(gpus, "580.1"), 2, build, toolkit())
 
@@ -232,6 +258,19 @@ def test_a_recipe_for_another_gpu_is_refused(
     pretend(monkeypatch, tmp_path / "machine", sm="89")
     with pytest.raises(UnsupportedError, match=r"recipe is for H200 \(SM 90\).*L40S \(SM 89\)"):
         build_engine(checkpoint, recipe("int8_sq", gpu="H200"), output, Silent())
+
+
+def test_a_recipe_for_another_gpu_of_the_same_kind_is_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", sm="90")
+    progress = Recorder()
+    build_engine(checkpoint, recipe("int8_sq", gpu="H200"), output, progress)
+    (said,) = [note for note in progress.notes if "the recipe is for" in note]
+    assert "for H200 (138.2 GiB), this machine has NVIDIA H100 80GB HBM3 (79.6 GiB)" in said
+    right = Recorder()
+    build_engine(checkpoint, recipe("int8_sq", gpu="H100-80GB"), output, right)
+    assert not [note for note in right.notes if "the recipe is for" in note]
 
 
 def test_this_gpu_is_held_against_the_checkpoint_before_the_build(
@@ -251,7 +290,7 @@ REPLAYS = {
     "worker-killed": ("out-of-memory killer", "compile.tensorrt.workers: 1"),
     "killed": ("out-of-memory killer", "compile.tensorrt.workers: 1"),
     "disk-full": ("disk is full", "--build-dir"),
-    "old-driver": ("driver is older", "branch 580"),
+    "old-driver": ("driver is older", "branch 580 or later; data-center GPUs may use CUDA forward"),
     "plugin-sm": ("no kernel for the format", "SM 89"),
     "version": ("built by another TensorRT", IMAGE),
     "timing-cache": ("timing cache belongs to another", "timing folder"),
@@ -351,7 +390,30 @@ def test_an_interrupted_build_leaves_no_process(
 
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run_logged(command, tmp_path / "log", interrupt)
-    assert _alive_in_group(pids[0]) == []
+    _await_end_of_group(pids[0])
+
+
+def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo $$; sleep 60 & sleep 60"]
+    ending = run_logged(command, tmp_path / "log", lambda _line: None, timeout_s=2)
+    assert ending.timed_out
+    assert ending.returncode == -signal.SIGTERM
+    _await_end_of_group(int(ending.tail[0]))
+
+
+def test_a_command_that_ends_in_time_is_not_called_late(tmp_path: Path) -> None:
+    ending = run_logged(["sh", "-c", "pwd; exit 3"], tmp_path / "log", print,
+                        directory=tmp_path, timeout_s=60)  # fmt: skip
+    assert (ending.timed_out, ending.returncode) == (False, 3)
+    assert ending.tail == (str(tmp_path),)
+
+
+def _await_end_of_group(group: int) -> None:
+    """A process closes its files, which is what is waited for, a moment before it is gone."""
+    deadline = time.monotonic() + 10
+    while (alive := _alive_in_group(group)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert alive == []
 
 
 def _alive_in_group(group: int) -> list[str]:

@@ -108,10 +108,22 @@ def test_one_worker_per_rank_unless_said_otherwise(tmp_path: Path) -> None:
     assert BuildConfig.from_recipe(recipe(tmp_path, *overrides)).workers == 8
 
 
-def test_the_evaluation_engine_differs_by_its_logits_alone(tmp_path: Path) -> None:
+def test_the_evaluation_engine_is_the_same_for_one_window(tmp_path: Path) -> None:
     config = BuildConfig.from_recipe(recipe(tmp_path))
-    changed = set(config.for_evaluation().flags()) ^ set(config.flags())
-    assert changed == {"--gather_context_logits"}
+    asked, plain = _pairs(config.for_evaluation(2048).flags()), _pairs(config.flags())
+    assert asked.keys() ^ plain.keys() == {"--gather_context_logits", "--opt_num_tokens"}
+    assert {flag: value for flag, value in asked.items() if value != plain.get(flag, "")} == {
+        "--gather_context_logits": None,
+        "--max_batch_size": "1",
+        "--max_input_len": "2048",
+        "--max_seq_len": "2049",
+        "--max_num_tokens": "2048",
+    }
+
+
+def test_a_short_window_still_fills_a_block(tmp_path: Path) -> None:
+    config = BuildConfig.from_recipe(recipe(tmp_path)).for_evaluation(10)
+    assert (config.max_seq_len, config.max_num_tokens) == (11, 32)
 
 
 def test_recipe_and_build_configuration_have_the_same_options() -> None:

@@ -176,11 +176,39 @@ def test_two_ranks_run_under_mpirun_in_the_container(
     pretend(monkeypatch, tmp_path / "machine", programs=("docker",), tensorrt_llm=None)
     command = on_engine.script_command(tmp_path, "smoke.py", tmp_path / "e", 2, "image:1")
     assert command[command.index("image:1") + 1 :] == [
-        *("mpirun", "--allow-run-as-root", "-n", "2", "python3"),
+        *("mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", "2", "python3"),
         *("/job/smoke.py", "/job/request.json", "/job/result.json"),
     ]
-    assert f"type=bind,source={tmp_path / 'e'},target=/engine,readonly" in command
-    assert f"type=bind,source={tmp_path},target=/job" in command
+    assert f"--mount=type=bind,source={tmp_path / 'e'},target=/engine,readonly" in command
+    assert f"--mount=type=bind,source={tmp_path},target=/job" in command
+    assert {"--cap-drop=ALL", "--security-opt=no-new-privileges"} <= set(command)
+    assert "--env=CUDA_DEVICE_ORDER=PCI_BUS_ID" in command
+
+
+def test_a_script_that_hangs_ends_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", hang="1")
+    (engine / "rank0.engine").write_text("A test double")
+    monkeypatch.setattr(on_engine, "TIMEOUT_S", 0.1)
+    with pytest.raises(StageError, match="smoke did not end on the engine within 0 s") as caught:
+        on_engine.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
+    assert "NCCL wait for ever" in str(caught.value.why)
+    assert "NCCL_DEBUG=INFO" in str(caught.value.fix)
+    assert caught.value.where == str(tmp_path / "failed-smoke.log")
+
+
+def test_scripts_count_gpus_as_nvidia_smi_does(
+    monkeypatch: pytest.MonkeyPatch, engine: Path, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine")
+    script = tmp_path / "order.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "order = os.environ.get('CUDA_DEVICE_ORDER')\n"
+        "json.dump({'order': order}, open(sys.argv[2], 'w'))\n"
+    )
+    assert on_engine.run_script(script, engine, {}, tmp_path) == {"order": "PCI_BUS_ID"}
 
 
 def test_without_docker_and_tensorrt_llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

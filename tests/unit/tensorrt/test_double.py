@@ -99,6 +99,36 @@ def test_prediction_and_double_agree(
             assert found["plugin_config"]["nccl_plugin"] == (None if tp == 1 else config["dtype"])
 
 
+@pytest.mark.parametrize("plugins", PLUGINS)
+@pytest.mark.parametrize(("longest", "max_seq_len"), [(512, 1024), (15, 16), (4095, 4096)])
+def test_prediction_and_double_agree_on_the_evaluation_engine(
+    longest: int, max_seq_len: int, plugins: dict[str, Any], tmp_path: Path
+) -> None:
+    config, facts = load_config(tmp_path, quantization="float16")
+    requested = BuildConfig.from_recipe(
+        recipe("float16", plugins=plugins, max_seq_len=max_seq_len, max_input_len=8)
+    ).for_evaluation(longest)
+    expected = effective(requested, facts, 90).config.as_dict()
+    del expected["plugin_config"]["nccl_plugin"]
+    found = upstream(requested, config, 90)
+    assert compare(found, expected) == []
+    assert found["max_num_tokens"] >= longest
+    assert found["max_seq_len"] >= longest + 1
+
+
+@pytest.mark.parametrize("sm", [70, 75])
+@pytest.mark.parametrize("quantization", ALGOS)
+def test_the_preflight_alone_knows_that_old_gpus_have_no_kernels(
+    quantization: str, sm: int, tmp_path: Path
+) -> None:
+    """Upstream's own checks pass them; the build then ends in a kernel that is not there."""
+    config, facts = load_config(tmp_path, quantization=quantization)
+    requested = BuildConfig.from_recipe(recipe(quantization))
+    upstream(requested, config, sm)
+    (error,) = [f for f in effective(requested, facts, sm).findings if f.severity == "error"]
+    assert f"SM 80 (Ampere) or later; some is SM {sm}" in error.why
+
+
 def effective(requested: BuildConfig, facts: CheckpointFacts, sm: int) -> Effective:
     """The prediction for a GPU of that compute capability."""
     return predict(requested, facts, Gpu("some", sm, 80 * GIB))

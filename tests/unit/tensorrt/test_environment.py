@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, parse_query
+from pipeline.targets.tensorrt.environment import (
+    engine_tools,
+    inspect_machine,
+    parse_query,
+    toolkit,
+)
 from tests.doubles.trtllm_build.machine import pretend
 
 TWO_GPUS = """\
@@ -69,6 +74,26 @@ def test_the_key_on_a_gpu_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "tensorrt": "10.14.1.48",
         "cuda": "13",
     }
+
+
+@pytest.mark.parametrize(
+    ("wheel", "release"),
+    [("10.14.1.48.post1", "10.14.1.48"), ("10.14.1.48", "10.14.1.48"), ("nightly", "nightly")],
+)
+def test_a_wheels_own_number_is_not_tensorrts(
+    wheel: str, release: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, tensorrt=wheel)
+    assert toolkit().tensorrt == release
+    assert engine_tools()["tensorrt"] == release
+
+
+def test_the_images_tensorrt_where_no_wheel_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path, tensorrt=None)
+    assert toolkit({"TRT_VERSION": "10.14.1.48-1+cuda13.0"}).tensorrt == "10.14.1.48"
+    assert toolkit({}).tensorrt == "unknown"
 
 
 def test_the_key_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

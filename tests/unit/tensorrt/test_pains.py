@@ -241,11 +241,11 @@ def test_15_context_logits_come_from_an_engine_of_their_own(tmp_path: Path) -> N
     assert "reuse is switched off" in found(result, "at run time").what
     built = BuildConfig.from_recipe(recipe(tmp_path))
     assert not built.gather_context_logits
-    check_engine(built.for_evaluation().as_dict(), 8191)
+    check_engine(built.for_evaluation(8191).as_dict(), 8191)
     with pytest.raises(ValueError, match="without --gather_context_logits"):
         check_engine(built.as_dict(), 100)
     with pytest.raises(ValueError, match="8192 tokens does not fit max_seq_len"):
-        check_engine(built.for_evaluation().as_dict(), 8192)
+        check_engine(built.for_evaluation(8191).as_dict(), 8192)
     with pytest.raises(ValueError, match="window 3 of 5 tokens got logits of shape"):
         _score(torch.ones(4, 8), [1, 2, 3, 4, 5], 8, 3)
     with pytest.raises(ValueError, match="positions without logits"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,9 @@ from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.facts import CheckpointFacts
-from pipeline.targets.tensorrt.gpus import GPUS, find_gpu
-from pipeline.targets.tensorrt.preflight import check, inspect, predict
+from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
+from pipeline.targets.tensorrt.preflight import check, explain, inspect, predict
+from tests.doubles.trtllm_build.machine import pretend
 
 from ...conftest import PROJECT
 from .recipes import DATA, TEXT, found, model, preflight, recipe
@@ -30,6 +33,9 @@ PLUGINS = "compile.tensorrt.plugin_config"
         (["quantize.format=fp8", "compile.gpu=A100-80GB"], "FP8 does not run on A100-80GB"),
         (["quantize.format=w4a8_awq", "compile.gpu=A10"], "W4A8_AWQ does not run on A10.*SM 86"),
         (["compile.gpu=B200"], "W4A16_AWQ is refused on B200.*SM 100 to 119"),
+        (["compile.gpu=B300"], "W4A16_AWQ is refused on B300.*B300 is SM 103"),
+        (["compile.gpu=T4"], r"does not run on T4.*SM 80 \(Ampere\) or later; T4 is SM 75"),
+        (["quantize.format=float16", "compile.gpu=V100"], "does not run on V100.*V100 is SM 70"),
         (["quantize.format=int8_sq", "compile.gpu=B200"], "W8A8_SQ_PER_CHANNEL is refused"),
         (["quantize.format=w4a8_awq", "compile.gpu=B200"], "W4A8_AWQ is refused on B200"),
         (
@@ -63,6 +69,50 @@ def test_refusals_name_key_reason_and_remedy(
     assert "recipe.yaml" in str(error.where) or "--set" in str(error.where)
     assert error.why
     assert error.fix
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (
+            "1.3.0rc22",
+            "TensorRT-LLM 1.3.0rc22 cannot build engines.*Triton 26.07 the last container",
+        ),
+        ("1.1.0", "1.1.0 is not the pinned 1.2.1.*Triton 25.12, 26.01, 26.02 holds"),
+    ],
+)
+def test_the_installed_tensorrt_llm_is_looked_at_first(
+    version: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", tensorrt_llm=version)
+    with pytest.raises(UnsupportedError, match=expected):
+        get_target("tensorrt").check(recipe(tmp_path), model("llama-3.1-8b"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "why"),
+    [
+        ({"programs": (), "tensorrt_llm": None}, "no NVIDIA GPU.* and neither TensorRT-LLM nor"),
+        ({"programs": ("nvidia-smi",), "tensorrt_llm": None}, "Here, neither TensorRT-LLM nor"),
+        ({"programs": ("docker",), "tensorrt_llm": None}, r"installed\); the stages before"),
+        ({"programs": ("nvidia-smi", "docker"), "tensorrt_llm": None}, None),
+        ({"programs": ("nvidia-smi",)}, None),
+    ],
+)
+def test_the_plan_says_what_this_machine_lacks(
+    machine: dict[str, Any], why: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path / "machine", **machine)
+    monkeypatch.setattr(subprocess, "run", None)  # nothing is started to find out
+    result = explain(recipe(tmp_path), model("llama-3.1-8b"))
+    notes = [f for f in result.effective.findings if f.key == "compile.target"]
+    if why is None:
+        assert notes == []
+        return
+    (note,) = notes
+    assert note.severity == "note"
+    assert re.search(why, note.why)
+    assert "set compile.target to openvino" in note.remedy
 
 
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
@@ -157,8 +207,47 @@ def test_an_unknown_gpu_names_the_near_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no GPU H10-80GB.*Did you mean H100-80GB\?") as caught:
         inspect(recipe(tmp_path, "compile.gpu=H10-80GB"), model("llama-3.1-8b"))
     assert caught.value.exit_code == 2
-    with pytest.raises(RecipeError, match="Known: A30, A100-40GB"):
-        find_gpu("TPU", "here")
+    with pytest.raises(RecipeError, match=r"table\. Known: A30, A100-40GB"):
+        find_gpu("quantum", "here")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("A100", "A100-40GB or A100-80GB"),
+        ("h100", "H100-80GB or H100-94GB"),
+        ("RTX", "RTX-3090 or RTX-A6000 or RTX-4090 or RTX-6000-Ada or RTX-5090 or RTX-PRO-6000"),
+        ("A100-80G", "A100-80GB"),
+        ("H10O-80GB", "H100-80GB"),
+    ],
+)
+def test_a_name_that_is_nearly_one(typed: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match=rf"Did you mean {meant}\?"):
+        find_gpu(typed, "here")
+
+
+# As nvidia-smi gives them: name and MiB.
+DEVICES = {
+    "A100-40GB": ("NVIDIA A100-SXM4-40GB", 40960),
+    "A100-80GB": ("NVIDIA A100 80GB PCIe", 81920),
+    "A10": ("NVIDIA A10", 23028),
+    "L4": ("NVIDIA L4", 23034),
+    "L40S": ("NVIDIA L40S", 46068),
+    "H100-80GB": ("NVIDIA H100 80GB HBM3", 81559),
+    "H100-94GB": ("NVIDIA H100 NVL", 95830),
+    "H200": ("NVIDIA H200", 143771),
+    "RTX-4090": ("NVIDIA GeForce RTX 4090", 24564),
+    "RTX-6000-Ada": ("NVIDIA RTX 6000 Ada Generation", 49140),
+    "RTX-PRO-6000": ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 97887),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_is_known_by_its_name_and_size(name: str) -> None:
+    device, mib = DEVICES[name]
+    alike = [gpu.name for gpu in GPUS.values() if gpu.is_like(Gpu(device, 0, mib << 20))]
+    assert alike == [name]
+    assert GPUS[name].is_like(Gpu(device, 0, 0))
 
 
 def test_gpu_names_are_forgiving() -> None:
@@ -168,7 +257,16 @@ def test_gpu_names_are_forgiving() -> None:
 
 @pytest.mark.parametrize(
     ("name", "sm"),
-    [("A100-80GB", 80), ("A10", 86), ("L4", 89), ("H200", 90), ("B200", 100), ("RTX-5090", 120)],
+    [
+        ("GB200", 100),
+        ("B300", 103),
+        ("A100-80GB", 80),
+        ("A10", 86),
+        ("L4", 89),
+        ("H200", 90),
+        ("B200", 100),
+        ("RTX-5090", 120),
+    ],
 )
 def test_compute_capabilities(name: str, sm: int) -> None:
     assert GPUS[name].sm == sm
