@@ -74,8 +74,8 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
 def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
     windows = evaluation.pop("by_window")
     rows = [
-        {"name": "perplexity of the source", "value": f"{evaluation['source_perplexity']:.3f}"},
-        {"name": "perplexity of the checkpoint", "value": f"{evaluation['perplexity']:.3f}"},
+        {"name": "perplexity of the source", "value": number(evaluation["source_perplexity"])},
+        {"name": "perplexity of the checkpoint", "value": number(evaluation["perplexity"])},
         {
             "name": "perplexity increase",
             "value": f"{percent(evaluation['perplexity_increase'])} ± "
@@ -99,7 +99,7 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
         rows.append(
             {
                 "name": "perplexity of the engine",
-                "value": f"{evaluation['engine_perplexity']:.3f}",
+                "value": number(evaluation["engine_perplexity"]),
                 "gate": _gate(gates.perplexity_increase, "at most {} more", percent),
             }
         )
@@ -108,7 +108,7 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
         # A report exists only when the gate let the run pass.
         "verdict": "passed",
         "rows": [{"gate": "-", **row} for row in rows],
-        "kl_by_window": [window["kl"] / window["tokens"] for window in windows],
+        "kl_by_window": [w["kl"] / w["tokens"] for w in windows if w["kl"] is not None],
     }
 
 

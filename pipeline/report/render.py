@@ -46,9 +46,9 @@ def _environment(*, html: bool) -> Any:
     return environment
 
 
-def percent(value: float, digits: int = 2) -> str:
-    """A share as a percentage."""
-    return f"{value * 100:.{digits}f} %"
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as a percentage; a dash for what is no number."""
+    return "-" if value is None else f"{value * 100:.{digits}f} %"
 
 
 def size(count: float) -> str:

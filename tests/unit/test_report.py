@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.report import render_html, render_markdown
+from pipeline.recipe import Recipe
+from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread
+from pipeline.stages.base import Artifact
 from pipeline.tables import number
 
 
@@ -147,3 +151,83 @@ def test_the_axes_of_a_histogram_have_decades_and_round_counts() -> None:
 )
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def _artifact(root: Path, stage: str, facts: dict[str, Any], name: str, content: Any) -> Artifact:
+    """An artifact of one file, made on the day of the month that is the length of its name."""
+    folder = root / stage
+    folder.mkdir()
+    manifest = {
+        "schema": 1,
+        "digest": "d" * 64,
+        "facts": facts,
+        "files": {},
+        "created": f"2026-07-{len(stage):02}T12:00:00Z",
+        "seconds": 1.5,
+    }
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    (folder / name).write_text(json.dumps(content))
+    return Artifact(stage, "k" * 64, "d" * 64, folder, facts)
+
+
+def _artifacts(root: Path, evaluation: dict[str, Any]) -> dict[str, Artifact]:
+    times = {"p50": 1.5, "p95": 20.25}
+    row = {
+        "concurrency": 1,
+        "tokens_per_second": 1234.5,
+        "ttft_ms": times,
+        "itl_ms": None,
+        "latency_ms": times,
+    }
+    bench = {
+        "requests": 4,
+        "output_tokens": 8,
+        "measurements": [row],
+        "machine": {"architecture": "x86_64", "cpus": 2},
+    }
+    source = {"parameters": 10, "bytes": 20, "architecture": "LlamaForCausalLM"}
+    conformance = {"passed": 0, "failed": 0, "skipped": 0, "server": "triton", "checks": []}
+    made = (
+        ("source", source, "model", 0),
+        ("quantize", {"bytes": 10, "quant_algo": None}, "config.json", 0),
+        ("evaluate", {}, "evaluation.json", evaluation),
+        ("compile", {}, "engine.bin", 0),
+        ("repository", {}, "config.pbtxt", 0),
+        ("verify", {}, "verify.json", conformance),
+        ("bench", bench, "bench.json", bench),
+    )
+    return {stage: _artifact(root, stage, facts, *file) for stage, facts, *file in made}
+
+
+@pytest.mark.parametrize("value", [1.0, None])
+def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
+    value: float | None, tmp_path: Path
+) -> None:
+    names = [
+        "source_perplexity", "perplexity", "engine_perplexity", "perplexity_increase",
+        "perplexity_increase_standard_error", "top1_agreement", "top1_agreement_standard_error",
+        "kl_divergence", "kl_divergence_standard_error",
+    ]  # fmt: skip
+    windows = [{"kl": value, "tokens": 4}, {"kl": value, "tokens": 4}]
+    evaluation = {**dict.fromkeys(names, value), "tokens": 20, "by_window": windows}
+    recipe = Recipe.model_validate(
+        {
+            "schema": 1,
+            "name": "t",
+            "model": {"source": "m"},
+            "quantize": {"format": "float16"},
+            "evaluate": {"text": "t.txt"},
+        }
+    )
+    report = collect(recipe, _artifacts(tmp_path, evaluation))
+    # The repository has the longest name and so the latest day.
+    assert report["created"] == "2026-07-10T12:00:00Z"
+    assert report["machine"] == {"architecture": "x86_64", "cpus": 2}
+    assert report["recipe"]["quantize"]["format"] == "float16"
+    assert report["load"]["best_streams"] == "1 stream"
+    shown = "1" if value else "-"
+    for text in (render_markdown(report), render_html(report)):
+        assert "1,234" in text
+        assert "None" not in text
+    assert f"| perplexity of the engine | {shown} |" in render_markdown(report)
+    assert len(report["quality"]["kl_by_window"]) == (2 if value else 0)
