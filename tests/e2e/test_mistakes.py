@@ -25,7 +25,11 @@ from .conftest import Cli
         (["run", "configs/demo.yaml", "--set", "model.source=./nowhere"], 2, "does not exist"),
         (["run", "configs/demo.yaml", "--set", "quantize.groupsize=64"], 2, "Did you mean"),
         (["run", "configs/demo.yaml", "--until", "ship"], 2, "there is no stage ship"),
-        (["run", "configs/demo.yaml", "--set", "evaluate.text=no.txt"], 2, "no.txt cannot be read"),
+        (
+            ["run", "configs/demo.yaml", "--set", "evaluate.text=no.txt"],
+            2,
+            "no.txt: there is no such text file",
+        ),
         (["plan", "configs/demo.yaml", "--set", "compile.tensor_parallel=3"], 3, "cannot be split"),
         (["plan", "configs/demo.yaml", "--set", "compile.max_seq_len=4096"], 3, "max_seq_len"),
         (["generate", "hello", "--url", "127.0.0.1:1"], 6, "127.0.0.1:1"),
