@@ -9,6 +9,9 @@ from types import ModuleType
 
 from pipeline.errors import MissingDependencyError
 
+Requirements = Iterable[tuple[str, str]]
+"""Modules of optional packages, each with the extra that installs it."""
+
 
 def require(module: str, extra: str) -> ModuleType:
     """Imports a module of an optional package.
@@ -32,11 +35,11 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def missing(requirements: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def missing(requirements: Requirements) -> list[tuple[str, str]]:
     """Which packages are not installed; nothing is imported.
 
     Args:
-        requirements: A module and the extra that installs it, each.
+        requirements: What is wanted.
 
     Returns:
         Package and extra of each that is absent, once, in the order asked for.
@@ -45,11 +48,11 @@ def missing(requirements: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(name, extra) for name, extra in wanted if importlib.util.find_spec(name) is None]
 
 
-def check_installed(requirements: Iterable[tuple[str, str]]) -> None:
+def check_installed(requirements: Requirements) -> None:
     """Refuses to begin what would end at the first import of an absent package.
 
     Args:
-        requirements: As for :func:`missing`.
+        requirements: What will be imported.
 
     Raises:
         MissingDependencyError: Naming all absent packages and the extras that install them.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.artifacts import Store
+from pipeline.dependencies import check_installed
 from pipeline.deploy import deploy
 from pipeline.errors import PipelineError, StageError
 from pipeline.files import write_atomically
@@ -15,7 +16,7 @@ from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write
 from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
@@ -71,6 +72,7 @@ def run_recipe(
 
     Raises:
         RecipeError: A text cannot be read; nothing was done yet.
+        MissingDependencyError: A package that a stage needs is not installed; likewise.
         PipelineError: The first failure; artifacts published before it stay.
     """
     check_texts(recipe)
@@ -80,12 +82,16 @@ def run_recipe(
     lock_path = outputs / "lock.json"
     lock = read_lock(lock_path)
     done: dict[str, PlannedStage] = {}
+    stages = _until(stages_for(recipe), until)
     try:
-        for stage in stages_for(recipe):
+        for index, stage in enumerate(stages):
             inputs = {name: _artifact(done[name]) for name in stage.inputs if name in done}
             started = time.monotonic()
             line = plan_stage(stage, recipe, inputs, store, lock)
             if line.artifact is None or stage.name in force:
+                if all(earlier.status == "cached" for earlier in done.values()):
+                    # This is the first work, and none should be done in vain.
+                    _check_packages(stages[index:], recipe)
                 if stage.name == "source" and known is None:
                     known = check_hub_model(recipe)
                 context = StageContext(recipe, inputs, outputs, progress)
@@ -100,11 +106,18 @@ def run_recipe(
                 check_model(recipe, artifact.path)
             stage.check(recipe, artifact)
             _deploy(artifact, outputs, store)
-            if stage.name == until:
-                break
     finally:
         store.memo.save()
     return RunResult(done, outputs)
+
+
+def _until(stages: Sequence[Stage], last: str | None) -> Sequence[Stage]:
+    names = [stage.name for stage in stages]
+    return stages if last is None else stages[: names.index(last) + 1]
+
+
+def _check_packages(stages: Sequence[Stage], recipe: Recipe) -> None:
+    check_installed(need for stage in stages for need in stage.needs(recipe))
 
 
 def _build(

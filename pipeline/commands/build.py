@@ -72,19 +72,21 @@ def plan(
     """Show what a run would do, and why, without doing it."""
     from pipeline.console import print_json, stage_dict, stage_line
     from pipeline.plan import build_plan, read_lock
-    from pipeline.preflight import check_local_model, check_model, explain
+    from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
     from pipeline.run import BuildDir
+    from pipeline.text import check_texts
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)
+    check_texts(loaded)
     facts = check_local_model(loaded)
     store = build.store
     planned = build_plan(loaded, store, read_lock(build.outputs(loaded) / "lock.json"))
     store.memo.save()
     source = planned[0].artifact
-    if facts is None and source:
-        facts = check_model(loaded, source.path)
-    engine = explain(loaded, facts) if facts else None
+    if facts is None:
+        facts = check_model(loaded, source.path) if source else check_hub_model(loaded)
+    engine = explain(loaded, facts)
     if output.json:
         print_json(
             {
@@ -97,8 +99,6 @@ def plan(
     print("\n".join(stage_line(line) for line in planned))
     if engine:
         print("\n" + "\n".join(engine.lines()))
-    elif facts is None:
-        print(f"\nThe model is on the Hub; fetch it to check more: run {recipe} --until source")
 
 
 def compare(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.validate import rank_path
-from pipeline.dependencies import require
+from pipeline.dependencies import install, require
 from pipeline.errors import StageError
 from pipeline.models import ModelFacts
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
@@ -124,7 +124,7 @@ def _check_label(exported: Mapping[str, Any], recipe: Recipe) -> None:
                 f"ModelOpt exported {key} {exported.get(key)} where the recipe asks for "
                 f"{wanted.get(key)}",
                 where=recipe.place("quantize.format"),
-                fix="Install the pinned versions: pip install 'trtllm-pipeline[quantize]'",
+                fix=install("quantize"),
             )
 
 

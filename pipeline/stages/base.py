@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import Requirements
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 
@@ -60,6 +61,7 @@ class Stage:
         section: The part of the recipe that decides its bytes.
         material: Digests of files outside the store, and versions of tools, that decide its bytes.
         check: Runs after publication; raises when the artifact must stop the run (a gate).
+        needs: What ``run`` imports of optional packages.
     """
 
     name: str
@@ -70,3 +72,4 @@ class Stage:
     section: Callable[[Recipe], dict[str, Any]]
     material: Callable[[Recipe], dict[str, Any]] = lambda _recipe: {}
     check: Callable[[Recipe, Artifact], None] = lambda _recipe, _artifact: None
+    needs: Callable[[Recipe], Requirements] = lambda _recipe: ()

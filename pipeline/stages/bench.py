@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest
+from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
@@ -81,9 +81,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
         def note(measurement: Measurement) -> None:
             task.advance()
-            context.progress.note(
-                f"{measurement.concurrency} streams: {measurement.tokens_per_second:.1f} tokens/s"
-            )
+            context.progress.note(str(measurement))
 
         results = measure(
             server.grpc_url,
@@ -107,4 +105,5 @@ STAGE = Stage(
     run=run,
     section=lambda recipe: recipe.section("bench"),
     material=material,
+    needs=needs,
 )

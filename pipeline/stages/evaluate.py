@@ -239,4 +239,5 @@ STAGE = Stage(
     section=section,
     material=material,
     check=check,
+    needs=lambda _recipe: [("torch", "quantize"), ("transformers", "quantize")],
 )

@@ -14,6 +14,7 @@ from pipeline.toolchain import versions
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
+PACKAGES = ("torch", "transformers", "modelopt", "ml_dtypes")
 CALIBRATION_TEXT = "quantize.calibration.text"
 
 
@@ -135,4 +136,5 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
+    needs=lambda _recipe: [(name, "quantize") for name in PACKAGES],
 )

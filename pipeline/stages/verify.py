@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import Requirements
 from pipeline.digests import digest_of, file_digest, files_below
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.targets import get_target
 from pipeline.toolchain import versions
 
 JSON_NAME = "verify.json"
@@ -39,6 +41,11 @@ def code_digest(*packages: str) -> str:
 def material(_recipe: Recipe) -> dict[str, Any]:
     """The checks and the versions of the server and the client."""
     return {"code": code_digest("client", "verify"), "tools": versions(TOOLS)}
+
+
+def needs(recipe: Recipe) -> Requirements:
+    """The client's package and those that the target is served with."""
+    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs]
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -104,4 +111,5 @@ STAGE = Stage(
     section=lambda _recipe: {},
     material=material,
     check=check,
+    needs=needs,
 )

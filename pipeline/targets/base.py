@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.dependencies import Requirements
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -32,6 +33,10 @@ class Target(Protocol):
     """Something that compiles a TensorRT-LLM checkpoint and says how Triton runs the result."""
 
     name: str
+
+    @property
+    def needs(self) -> Requirements:
+        """What it compiles and serves with in this Python."""
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses what cannot work, from the recipe and config.json alone, in under a second.

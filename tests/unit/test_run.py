@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from pipeline import plan, run
-from pipeline.errors import QualityGateError, RecipeError, StageError, StoreError, UnsupportedError
+from pipeline.errors import (
+    MissingDependencyError,
+    QualityGateError,
+    RecipeError,
+    StageError,
+    StoreError,
+    UnsupportedError,
+)
 from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
@@ -139,6 +146,24 @@ def test_texts_are_read_before_anything_is_done(house: House) -> None:
     with pytest.raises(RecipeError, match=r"nowhere\.txt: there is no such text file"):
         house.run(text)
     assert house.calls == []
+
+
+def test_missing_packages_of_later_stages_stop_the_first_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, *others, last = house.stages()
+    needy = replace(last, needs=lambda _recipe: [("no_such_package.part", "cpu")])
+    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    with pytest.raises(MissingDependencyError, match="no_such_package is not installed"):
+        house.run()
+    assert house.calls == []
+    house.run(until="quantize")
+    monkeypatch.setattr(plan, "STAGES", house.stages())
+    house.run()
+    # What is cached needs no package.
+    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    house.run()
+    assert house.calls == ["source", "quantize", "compile"]
 
 
 def test_a_failure_keeps_what_was_published(house: House) -> None:

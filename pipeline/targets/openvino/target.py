@@ -24,6 +24,7 @@ class OpenVinoTarget:
     """Compiles for the CPU with OpenVINO."""
 
     name = "openvino"
+    needs = tuple((name, "cpu") for name in ("openvino", "openvino_genai", "ml_dtypes", "pytriton"))
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses formats, lengths and precisions that the CPU target cannot serve faithfully.

@@ -19,6 +19,8 @@ class TensorRtTarget:
     """Compiles for an NVIDIA GPU with TensorRT-LLM."""
 
     name = "tensorrt"
+    # It builds and serves in place or in a container, and says itself what is missing for either.
+    needs = ()
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses what ``trtllm-build`` or Triton's backend would refuse later.
