@@ -101,7 +101,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             "the recipe is empty or not a mapping of keys",
             where=str(path),
-            fix="Start from configs/demo.yaml",
+            fix="Start from one of the recipes in the project's configs/",
         )
     places = {key: f"{path}:{line}" for key, line in _lines(tree)}
     for override in overrides:
@@ -132,7 +132,7 @@ def _read(path: Path) -> str:
         raise RecipeError(
             "there is no such recipe",
             where=str(path),
-            fix="List the ones that come with the project: ls configs/",
+            fix="The project's repository has recipes in configs/",
         ) from error
     except (OSError, ValueError) as error:
         # A name with a NUL character and bytes that are not UTF-8 are ValueErrors.
@@ -140,7 +140,7 @@ def _read(path: Path) -> str:
             "the recipe cannot be read",
             where=str(path),
             why=str(error),
-            fix="Name a YAML file in UTF-8, such as configs/demo.yaml",
+            fix="Name a YAML file in UTF-8",
         ) from error
 
 

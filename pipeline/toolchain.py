@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.dependencies import install
 from pipeline.errors import UnsupportedError
 
 TENSORRT_LLM = "1.2.1"
@@ -286,7 +287,7 @@ def _gpu_findings() -> list[Finding]:
         Finding(
             "target openvino",
             *_can("openvino", "openvino-genai", "nvidia-pytriton"),
-            "pip install 'trtllm-pipeline[cpu]'",
+            install("cpu"),
         ),
         Finding(
             "target tensorrt",
@@ -313,11 +314,11 @@ def _can(*packages: str) -> tuple[str, bool]:
 
 def _pinned(package: str, wanted: str, extra: str, reason: str) -> Finding:
     found = installed(package)
-    advice = f"pip install 'trtllm-pipeline[{extra}]' for {wanted}: {reason}"
+    advice = f"{wanted} is wanted: {reason}. {install(extra)}"
     return Finding(package, found or "absent", found == wanted, advice)
 
 
 def _present(package: str, extra: str, use: str) -> Finding:
     found = installed(package)
-    advice = f"pip install 'trtllm-pipeline[{extra}]' for {use}"
+    advice = f"For {use}. {install(extra)}"
     return Finding(package, found or "absent", found is not None, advice)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.options import BuildDirOption, Output, RecipeArgument, SetOption
-from pipeline.errors import UsageError
+from pipeline.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -74,11 +74,9 @@ def plan(
     from pipeline.plan import build_plan, read_lock
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
     from pipeline.run import BuildDir
-    from pipeline.text import check_texts
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)
-    check_texts(loaded)
     facts = check_local_model(loaded)
     store = build.store
     planned = build_plan(loaded, store, read_lock(build.outputs(loaded) / "lock.json"))
@@ -87,18 +85,33 @@ def plan(
     if facts is None:
         facts = check_model(loaded, source.path) if source else check_hub_model(loaded)
     engine = explain(loaded, facts)
+    obstacle = _obstacle(loaded)
     if output.json:
         print_json(
             {
                 "recipe": loaded.name,
                 "stages": [stage_dict(line) for line in planned],
                 "engine": engine.as_dict() if engine else None,
+                "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
         return
     print("\n".join(stage_line(line) for line in planned))
     if engine:
         print("\n" + "\n".join(engine.lines()))
+    if obstacle:
+        print(f"\nobstacle: a run would stop at once: {obstacle}")
+
+
+def _obstacle(recipe: Recipe) -> RecipeError | None:
+    """A text that is missing here, which is no reason not to plan for another machine."""
+    from pipeline.text import check_texts
+
+    try:
+        check_texts(recipe)
+    except RecipeError as error:
+        return error
+    return None
 
 
 def compare(

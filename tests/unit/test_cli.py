@@ -70,6 +70,18 @@ def test_the_client_needs_tritonclient_only() -> None:
     assert loaded.isdisjoint(unwanted), loaded & unwanted
 
 
+def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> None:
+    arguments = ("plan", "configs/demo.yaml", "--build-dir", str(tmp_path), "--set")
+    done = _cli(*arguments, "evaluate.text=no.txt", "--json")
+    assert done.returncode == 0
+    plan = json.loads(done.stdout)
+    assert plan["stages"][0]["status"] == "run"
+    assert plan["obstacle"]["what"] == "no.txt: there is no such text file"
+    assert plan["obstacle"]["where"] == "--set evaluate.text=no.txt (evaluate.text)"
+    assert "obstacle: a run would stop at once" in _cli(*arguments, "evaluate.text=no.txt").stdout
+    assert json.loads(_cli(*arguments, "name=x", "--json").stdout)["obstacle"] is None
+
+
 def test_help_names_every_command() -> None:
     text = _python("-m", "pipeline", "--help").stdout
     for command in (
