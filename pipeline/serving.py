@@ -280,19 +280,30 @@ def serve_forever(
         UnsupportedError: See :func:`open_server`.
         ServerError: The server did not start, or died.
     """
-    stop = threading.Event()
+    started, stop = time.monotonic(), threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    started = time.monotonic()
+    with (
+        _kept_handlers(signal.SIGINT, signal.SIGTERM) as numbers,
+        serving(repository, log, **options) as server,
+    ):
+        # From here on to stop is no failure; a server that still starts is interrupted.
+        for number in numbers:
+            signal.signal(number, ask)
+        addresses = {"grpc": server.grpc_url, "http": server.http_url}
+        on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
+        while not stop.is_set():
+            server.wait(0.2)
+
+
+@contextmanager
+def _kept_handlers(*numbers: signal.Signals) -> Iterator[tuple[signal.Signals, ...]]:
+    """Gives signals back the handlers that they have now."""
+    previous = [signal.getsignal(number) for number in numbers]
     try:
-        with serving(repository, log, **options) as server:
-            addresses = {"grpc": server.grpc_url, "http": server.http_url}
-            on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
-            while not stop.is_set():
-                server.wait(0.2)
+        yield numbers
     finally:
-        for number, handler in previous.items():
+        for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)

@@ -72,6 +72,54 @@ def test_a_signal_ends_the_request_and_the_command(
         assert server.cancelled.wait(10)
 
 
+# A server that takes a minute to start, and says what becomes of it.
+SLOW_SERVER = """
+import contextlib, time
+from pipeline import serving
+
+@contextlib.contextmanager
+def slow(*_arguments, **_options):
+    try:
+        print("starting", flush=True)
+        time.sleep({before})
+        yield type("Server", (), dict.fromkeys(("grpc_url", "http_url", "metrics_url"), "here")
+                   | {{"wait": staticmethod(time.sleep)}})
+    finally:
+        print("stopped", flush=True)
+
+serving.serving = slow
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "last_line", "number", "code"),
+    [
+        (60, b"starting\n", signal.SIGINT, 130),
+        (60, b"starting\n", signal.SIGTERM, 143),
+        (0, b"ready in", signal.SIGINT, 0),
+        (0, b"ready in", signal.SIGTERM, 0),
+    ],
+)
+def test_serve_can_be_stopped_before_and_after_it_is_ready(
+    tmp_path: Path, before: int, last_line: bytes, number: signal.Signals, code: int
+) -> None:
+    program = SLOW_SERVER.format(before=before) + START
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, "serve", str(tmp_path), "--log", str(tmp_path / "log")],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert running.stdout
+    for line in running.stdout:
+        if line.startswith(last_line):
+            break
+    running.send_signal(number)
+    told, _ = running.communicate(timeout=30)
+    assert running.returncode == code
+    assert told == b"stopped\n"
+
+
 def test_a_terminal_without_emoji_gets_question_marks() -> None:
     with FakeTriton(_emoji) as server:
         done = _cli("generate", "--url", server.url, "Hi", PYTHONIOENCODING="ascii")
