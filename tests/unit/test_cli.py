@@ -98,6 +98,24 @@ def test_the_readme_shows_the_help_as_it_is() -> None:
     assert _words(shown[1]) == _words(text)
 
 
+README_ERRORS = re.findall(
+    r"^\$ trtllm-pipeline (.+)\n(error: [^$]+)\$ echo \$\?\n(\d+)$",
+    (PROJECT / "README.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize(("arguments", "error", "code"), README_ERRORS)
+def test_the_readme_shows_errors_as_they_are(arguments: str, error: str, code: str) -> None:
+    done = _cli(*arguments.split())
+    assert done.stderr.split() == error.split()
+    assert done.returncode == int(code)
+
+
+def test_the_readme_shows_errors() -> None:
+    assert len(README_ERRORS) == 3
+
+
 def _words(text: str) -> list[str]:
     # Box-drawing characters and widths depend on the terminal, the words do not.
     return re.findall(r"[\w\-.,;:/`'()]+", text)
