@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from .end_ids import read_end_ids
+from .parameters import flag, number
 
 TOKENS_PER_BLOCK = 32
 """Tokens per KV block, fixed by OpenVINO's CPU plugin."""
@@ -90,7 +92,11 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
         enable_prefix_caching=flag(parameters, "enable_kv_cache_reuse", default=True),
         dynamic_split_fuse=chunked,
         exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
-        end_ids=_end_ids(repository, parameters),
+        end_ids=(
+            read_end_ids(repository / parameters["tokenizer_dir"])
+            if parameters.get("tokenizer_dir")
+            else ()
+        ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
@@ -100,30 +106,6 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
 def blocks(tokens: int) -> int:
     """KV blocks that hold ``tokens`` tokens."""
     return -(-tokens // TOKENS_PER_BLOCK)
-
-
-def flag(parameters: Mapping[str, str], name: str, default: bool) -> bool:
-    """A boolean parameter; upstream accepts true, false, 1 and 0.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    text = parameters.get(name, "").lower()
-    if text not in ("", "true", "false", "1", "0"):
-        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use true or false")
-    return text in ("true", "1") if text else default
-
-
-def number(parameters: Mapping[str, str], name: str, default: int) -> int:
-    """A parameter that is a whole number of at least 0.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    text = parameters.get(name, "")
-    if text and not text.isdecimal():
-        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use a whole number")
-    return int(text) if text else default
 
 
 def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: int) -> int:
@@ -137,13 +119,3 @@ def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: 
             "compile the engine with a smaller max_seq_len"
         )
     return total
-
-
-def _end_ids(repository: Path, parameters: Mapping[str, str]) -> tuple[int, ...]:
-    """``eos_token_id`` of the generation_config.json beside the tokenizer, if there is one."""
-    if not parameters.get("tokenizer_dir"):
-        return ()
-    path = repository / parameters["tokenizer_dir"] / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    ids = config.get("eos_token_id")
-    return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
