@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .end_ids import read_end_ids
 from .parameters import flag, number
@@ -16,6 +17,9 @@ TOKENS_PER_BLOCK = 32
 SHORT_STEP_TOKENS = 256
 """Tokens per step: a step holds Python's interpreter lock, so it is kept short."""
 
+_KV_PRECISION = "KV_CACHE_PRECISION"
+_KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -24,6 +28,7 @@ class EngineSettings:
     Attributes:
         max_seq_len: Prompt plus generated tokens, at most.
         num_kv_blocks: Blocks of the paged KV cache, :data:`TOKENS_PER_BLOCK` tokens each.
+        kv_block_bytes: Bytes of one of them over all layers; 0 if the engine does not say.
         max_num_batched_tokens: Tokens per engine step.
         max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
         guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
@@ -49,6 +54,12 @@ class EngineSettings:
     cancellation_check_period: float = 0.1
     stats_check_period: float = 0.1
     properties: Mapping[str, str] | None = None
+    kv_block_bytes: int = 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the whole KV cache."""
+        return self.num_kv_blocks * self.kv_block_bytes
 
 
 def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSettings:
@@ -100,6 +111,7 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
+        kv_block_bytes=_kv_block_bytes(engine),
     )
 
 
@@ -119,3 +131,15 @@ def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: 
             "compile the engine with a smaller max_seq_len"
         )
     return total
+
+
+def _kv_block_bytes(engine: Mapping[str, Any]) -> int:
+    model, precision = engine["pretrained_config"], (engine.get("runtime") or {}).get(_KV_PRECISION)
+    if "head_size" not in model or precision not in _KV_BYTES:
+        return 0
+    size = int(model["head_size"])
+    per_head = TOKENS_PER_BLOCK * 2 * size * _KV_BYTES[precision]
+    if precision == "u8":
+        # A float32 scale and zero point for each token's values, and for each feature of the keys.
+        per_head += 8 * (TOKENS_PER_BLOCK + size)
+    return per_head * int(model["num_hidden_layers"]) * int(model["num_key_value_heads"])

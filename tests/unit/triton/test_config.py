@@ -8,8 +8,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
-from pipeline.triton.config import render_configs
-from tests.unit.triton.demo import ENGINE, demo_recipe
+from tests.unit.triton.demo import ENGINE, demo_recipe, render
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls", "ensemble")
@@ -17,7 +16,7 @@ MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls",
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return render_configs(demo_recipe(), ENGINE)
+    return render(demo_recipe(), ENGINE)
 
 
 def parse(text: str) -> proto.ModelConfig:
@@ -61,7 +60,7 @@ def test_serve_section_reaches_the_parameters() -> None:
         enable_kv_cache_reuse=False,
         bls_instance_count=3,
     )
-    texts = render_configs(recipe, ENGINE)
+    texts = render(recipe, ENGINE)
     engine, bls = parse(texts["tensorrt_llm"]), parse(texts["tensorrt_llm_bls"])
     # Triton's own batcher holds bursts back; the Python front bounds the queue itself.
     assert not engine.HasField("dynamic_batching")
@@ -72,7 +71,7 @@ def test_serve_section_reaches_the_parameters() -> None:
 
 
 def test_batch_size_is_the_engines_not_the_recipes() -> None:
-    texts = render_configs(demo_recipe(), {"build_config": {"max_batch_size": 4}})
+    texts = render(demo_recipe(), {"build_config": {"max_batch_size": 4}})
     assert {parse(text).max_batch_size for text in texts.values()} == {4}
 
 
@@ -81,18 +80,18 @@ def test_batch_size_is_the_engines_not_the_recipes() -> None:
 )
 def test_engine_without_a_batch_size(engine: dict[str, object]) -> None:
     with pytest.raises(RepositoryError, match=r"build_config\.max_batch_size is"):
-        render_configs(demo_recipe(), engine)
+        render(demo_recipe(), engine)
 
 
 def test_an_engine_of_another_target_is_refused() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "tensorrt"})
     with pytest.raises(RepositoryError, match="not that of a TensorRT-LLM engine"):
-        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
+        render(recipe.model_copy(update={"compile": compiled}), ENGINE)
 
 
 def test_target_without_a_repository() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "abacus"})
     with pytest.raises(UnsupportedError, match="no Triton repository for the target abacus"):
-        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
+        render(recipe.model_copy(update={"compile": compiled}), ENGINE)
