@@ -1,8 +1,8 @@
 """Ends the model's process when the server that started it is gone.
 
-A stub that waits for an answer of a server that was killed waits for ever: the engine's when it
-publishes a metric, a model's that calls another for the response. Only the supervisor would end
-it, and it may have been killed as well.
+A stub that waits for a server that was killed waits for ever: the engine's when it publishes a
+metric, any when it sends a response. Only the supervisor would end it, and it may have been killed
+as well.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
+from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 
 
@@ -23,6 +24,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the tokenizer."""
+        end_with_parent()
         parameters = read_parameters(args)
         directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

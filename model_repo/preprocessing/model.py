@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
 from .request_parameters import unknown_parameters
@@ -30,6 +31,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the tokenizer."""
+        end_with_parent()
         parameters = read_parameters(args)
         repository = Path(args["model_repository"]).parent
         self._encoder = PromptEncoder(

@@ -32,8 +32,8 @@ def live_stubs(server: int) -> dict[int, str]:
 class LoadingStubs:
     """The stubs of a server that is loading its models.
 
-    Triton notices one that says that it failed. For one that is killed it waits for ever, and the
-    dead process stays what the kernel calls a zombie.
+    Triton notices one that ends before it has opened its model. Later than that it does not, and
+    goes on waiting for it; the dead process stays what the kernel calls a zombie.
 
     Args:
         clock: Monotonic seconds.
@@ -59,7 +59,7 @@ class LoadingStubs:
             return None
         names = sorted({self._names[pid] for pid in lost if pid in self._names})
         model = f"model {', '.join(names)}" if names else "a model"
-        return f"the Python process of {model} died while it was loading"
+        return f"the Python process of {model} died while the models were loading"
 
 
 def is_alive(pid: int) -> bool:

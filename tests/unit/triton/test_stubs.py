@@ -16,10 +16,12 @@ from pipeline.triton.guardian import STUB, end_stubs
 from pipeline.triton.stubs import NOTICED_S, LoadingStubs, is_alive
 
 # Starts what its arguments say and never collects it.
-SERVER = (
-    "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); print('up', flush=True); "
-    "time.sleep(60)"
-)
+SERVER = """
+import subprocess, sys, time
+subprocess.Popen(sys.argv[1:])
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
 @contextmanager
@@ -66,7 +68,10 @@ def test_a_stub_that_dies_unnoticed_while_loading_is_lost_after_a_while(tmp_path
         now += NOTICED_S / 2
         assert loading.lost(pid) is None
         now += NOTICED_S
-        assert loading.lost(pid) == "the Python process of model eng died while it was loading"
+        assert (
+            loading.lost(pid)
+            == "the Python process of model eng died while the models were loading"
+        )
 
 
 def test_a_stub_that_died_before_it_was_seen_has_no_name(tmp_path: Path) -> None:
@@ -76,7 +81,9 @@ def test_a_stub_that_died_before_it_was_seen_has_no_name(tmp_path: Path) -> None
         assert dead(child)
         assert loading.lost(pid) is None
         now = NOTICED_S
-        assert loading.lost(pid) == "the Python process of a model died while it was loading"
+        assert (
+            loading.lost(pid) == "the Python process of a model died while the models were loading"
+        )
 
 
 def test_stubs_are_ended_by_the_prefix_of_their_server(tmp_path: Path) -> None:
