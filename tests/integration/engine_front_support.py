@@ -78,7 +78,12 @@ def write_engine(model: Path, output: Path) -> Path:
     )
     config = {
         "target": "openvino",
-        "pretrained_config": {"vocab_size": facts.vocab_size},
+        "pretrained_config": {
+            "vocab_size": facts.vocab_size,
+            "num_hidden_layers": facts.num_hidden_layers,
+            "num_key_value_heads": facts.num_key_value_heads,
+            "head_size": facts.head_size,
+        },
         "build_config": BUILD,
         "runtime": PROPERTIES,
     }

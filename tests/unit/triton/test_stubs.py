@@ -81,9 +81,7 @@ def test_a_stub_that_died_before_it_was_seen_has_no_name(tmp_path: Path) -> None
         assert dead(child)
         assert loading.lost(pid) is None
         now = NOTICED_S
-        assert (
-            loading.lost(pid) == "the Python process of a model died while the models were loading"
-        )
+        assert "process of a model died while the models" in str(loading.lost(pid))
 
 
 def test_stubs_are_ended_by_the_prefix_of_their_server(tmp_path: Path) -> None:
