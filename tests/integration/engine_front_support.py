@@ -149,10 +149,8 @@ class Listener:
         self.error: RequestError | None = None
         self._name, self._log = name, log
         self._first, self._done = threading.Event(), threading.Event()
-        self.begun = 0
 
-    def scheduled(self) -> None:
-        self.begun += 1
+    def scheduled(self) -> None: ...
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         assert not self._done.is_set(), "tokens after the end"

@@ -90,13 +90,15 @@ def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
         return
     left = max(there - weights, 0) // per_token // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
     sized = recipe.serve.max_tokens_in_paged_kv_cache is not None
-    remedy = (
-        f"Set serve.max_tokens_in_paged_kv_cache to at most {left}"
-        if left >= recipe.compile.max_seq_len
-        else "Use a machine with more memory, or a smaller compile.max_seq_len"
-    )
-    if not sized:
-        remedy += ", or lower compile.max_batch_size or compile.max_seq_len"
+    if weights >= there:
+        remedy = "Use a machine with more memory, or a smaller model"
+    elif left < recipe.compile.max_seq_len:
+        remedy = "Lower compile.max_seq_len, of which one sequence must fit"
+    else:
+        remedy = f"Set serve.max_tokens_in_paged_kv_cache to at most {left}"
+        remedy += "" if sized else ", or lower compile.max_batch_size or compile.max_seq_len"
+    if weights < there and precision == "f32":
+        remedy += "; compile.openvino.kv_cache_precision: f16 or u8 makes the cache smaller"
     raise UnsupportedError(
         f"the engine needs {weights + tokens * per_token:,} bytes, and this machine has {there:,}",
         where=recipe.place(
@@ -104,7 +106,5 @@ def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
         ),
         why=f"A KV cache of {tokens:,} tokens takes {tokens * per_token:,} bytes ({per_token:,} "
         f"per token in {precision}), the weights at least {weights:,}",
-        fix=f"{remedy}; compile.openvino.kv_cache_precision chooses a smaller cache"
-        if precision == "f32"
-        else remedy,
+        fix=remedy,
     )

@@ -119,12 +119,20 @@ def test_a_cache_that_the_machine_cannot_hold_is_refused_before_any_work(
     check(recipe(tmp_path, "compile.openvino.kv_cache_precision=f16"))
 
 
+@pytest.mark.parametrize(
+    ("memory", "remedy"),
+    [
+        (10**6, "Lower compile.max_seq_len, of which one sequence must fit; compile.openvino.kv"),
+        (400_000, "Use a machine with more memory, or a smaller model."),
+    ],
+)
 def test_a_machine_without_room_for_one_sequence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, remedy: str
 ) -> None:
-    monkeypatch.setattr(preflight, "machine_memory", lambda: 10**6)
-    with pytest.raises(UnsupportedError, match="a machine with more memory") as caught:
+    monkeypatch.setattr(preflight, "machine_memory", lambda: memory)
+    with pytest.raises(UnsupportedError, match="this machine has") as caught:
         check(recipe(tmp_path, "serve.max_tokens_in_paged_kv_cache=4096"))
+    assert remedy in str(caught.value)
     assert "serve.max_tokens_in_paged_kv_cache" in str(caught.value.where)
 
 

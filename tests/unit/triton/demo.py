@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pipeline.recipe import Recipe
 from pipeline.triton.config import render_configs
-from pipeline.triton.parameters import engine_model
 
 ENGINE = {
     "version": "0",
@@ -39,14 +36,9 @@ def write_engine(directory: Path) -> None:
     (directory / "openvino_model.bin").write_bytes(b"\0" * 8)
 
 
-def render(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
-    """Every config.pbtxt of an engine, by model name."""
-    return render_configs(recipe, engine, engine_model(recipe, engine))
-
-
 def write_repository(root: Path) -> Path:
     """A repository that the validator accepts; tests break one thing in it."""
-    for name, text in render(demo_recipe(), ENGINE).items():
+    for name, text in render_configs(demo_recipe(), ENGINE).items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(text)
         if name != "ensemble":

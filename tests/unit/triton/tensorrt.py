@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
-from tests.unit.triton.demo import render
+from pipeline.triton.config import render_configs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton" / "tensorrt"
 
@@ -62,7 +62,7 @@ def write_engine(directory: Path, config: dict[str, Any]) -> None:
 def write_repository(root: Path, name: str = LLAMA_8B) -> Path:
     """A repository that the validator accepts; tests break one thing in it."""
     config = engine_config(name)
-    for model, text in render(recipe(name), config).items():
+    for model, text in render_configs(recipe(name), config).items():
         (root / model / "1").mkdir(parents=True)
         (root / model / "config.pbtxt").write_text(text)
         if model not in ("ensemble", "tensorrt_llm"):

@@ -8,7 +8,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
-from tests.unit.triton.demo import ENGINE, demo_recipe, render
+from pipeline.triton.config import render_configs
+from tests.unit.triton.demo import ENGINE, demo_recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls", "ensemble")
@@ -16,7 +17,7 @@ MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls",
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return render(demo_recipe(), ENGINE)
+    return render_configs(demo_recipe(), ENGINE)
 
 
 def parse(text: str) -> proto.ModelConfig:
@@ -60,7 +61,7 @@ def test_serve_section_reaches_the_parameters() -> None:
         enable_kv_cache_reuse=False,
         bls_instance_count=3,
     )
-    texts = render(recipe, ENGINE)
+    texts = render_configs(recipe, ENGINE)
     engine, bls = parse(texts["tensorrt_llm"]), parse(texts["tensorrt_llm_bls"])
     # Triton's own batcher holds bursts back; the Python front bounds the queue itself.
     assert not engine.HasField("dynamic_batching")
@@ -71,7 +72,7 @@ def test_serve_section_reaches_the_parameters() -> None:
 
 
 def test_batch_size_is_the_engines_not_the_recipes() -> None:
-    texts = render(demo_recipe(), {"build_config": {"max_batch_size": 4}})
+    texts = render_configs(demo_recipe(), {"build_config": {"max_batch_size": 4}})
     assert {parse(text).max_batch_size for text in texts.values()} == {4}
 
 
@@ -80,18 +81,26 @@ def test_batch_size_is_the_engines_not_the_recipes() -> None:
 )
 def test_engine_without_a_batch_size(engine: dict[str, object]) -> None:
     with pytest.raises(RepositoryError, match=r"build_config\.max_batch_size is"):
-        render(demo_recipe(), engine)
+        render_configs(demo_recipe(), engine)
 
 
 def test_an_engine_of_another_target_is_refused() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "tensorrt"})
     with pytest.raises(RepositoryError, match="not that of a TensorRT-LLM engine"):
-        render(recipe.model_copy(update={"compile": compiled}), ENGINE)
+        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
 
 
 def test_target_without_a_repository() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "abacus"})
     with pytest.raises(UnsupportedError, match="no Triton repository for the target abacus"):
-        render(recipe.model_copy(update={"compile": compiled}), ENGINE)
+        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
+
+
+@pytest.mark.parametrize(("queue", "threads"), [(0, 32 + 256), (7, 32 + 7)])
+def test_the_text_model_has_a_thread_for_all_that_the_engine_admits(
+    queue: int, threads: int
+) -> None:
+    config = parse(render_configs(demo_recipe(max_queue_size=queue), ENGINE)["tensorrt_llm_bls"])
+    assert config.parameters["max_concurrent_requests"].string_value == str(threads)

@@ -10,11 +10,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.triton.config import render_configs
 from pipeline.triton.contract import MODELS
 from pipeline.triton.parameters import engine_model
 from tests.unit.triton import tensorrt
 from tests.unit.triton.demo import ENGINE as CPU_ENGINE
-from tests.unit.triton.demo import render
 from tests.unit.triton.tensorrt import GOLDEN, LLAMA_8B, LLAMA_70B, NAMES, QWEN_7B
 
 # Parameter, its value for all three engines (None for absent), and why. The keys are those of
@@ -95,7 +95,7 @@ def parse(text: str) -> proto.ModelConfig:
 
 
 def rendered(name: str = LLAMA_8B, **serve: object) -> proto.ModelConfig:
-    configs = render(tensorrt.recipe(name, **serve), tensorrt.engine_config(name))
+    configs = render_configs(tensorrt.recipe(name, **serve), tensorrt.engine_config(name))
     return parse(configs["tensorrt_llm"])
 
 
@@ -105,7 +105,7 @@ def values(config: proto.ModelConfig) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_file(name: str) -> None:
-    text = render(tensorrt.recipe(name), tensorrt.engine_config(name))["tensorrt_llm"]
+    text = render_configs(tensorrt.recipe(name), tensorrt.engine_config(name))["tensorrt_llm"]
     golden = GOLDEN / name / "config.pbtxt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
@@ -152,10 +152,10 @@ def test_what_surrounds_the_parameters(name: str, batch: int) -> None:
 
 def test_the_other_four_models_are_those_of_the_cpu_target() -> None:
     recipe = tensorrt.recipe(LLAMA_8B)
-    on_gpu = render(recipe, tensorrt.engine_config(LLAMA_8B))
+    on_gpu = render_configs(recipe, tensorrt.engine_config(LLAMA_8B))
     compiled = recipe.compile.model_copy(update={"target": "openvino"})
     cpu_engine = {**CPU_ENGINE, "build_config": {"max_batch_size": 64}}
-    on_cpu = render(recipe.model_copy(update={"compile": compiled}), cpu_engine)
+    on_cpu = render_configs(recipe.model_copy(update={"compile": compiled}), cpu_engine)
     for model in MODELS:
         assert (on_gpu[model] == on_cpu[model]) is (model != "tensorrt_llm"), model
 
@@ -239,7 +239,7 @@ def test_what_the_engine_cannot_do_is_off_with_the_reason(
 )
 def test_engines_that_the_backend_cannot_serve(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RepositoryError, match=reason):
-        render(tensorrt.recipe(), _changed(**changes))
+        render_configs(tensorrt.recipe(), _changed(**changes))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_engines_that_the_backend_cannot_serve(changes: dict[str, Any], reason: 
 )
 def test_configurations_that_are_not_an_engines(config: dict[str, Any], reason: str) -> None:
     with pytest.raises(RepositoryError, match=rf"not that of a TensorRT-LLM engine.*{reason}"):
-        render(tensorrt.recipe(), config)
+        render_configs(tensorrt.recipe(), config)
 
 
 def test_a_kv_cache_that_holds_no_sequence_is_refused() -> None:
