@@ -236,7 +236,8 @@ class TritonServer(RunningServer):
             if self._stopping.wait(POLL_S):
                 raise ServerError("the server was stopped while it started", where=self._place())
         self.ready_s = time.monotonic() - started
-        self._stubs = live_stubs(self._process.pid or 0)
+        # One that died just before is among them, so the watchdog notices.
+        self._stubs = stubs.names | live_stubs(self._process.pid or 0)
         self._state = "ready"
 
     def _explained(self, what: str, offset: int, seen: str | None = None) -> ServerError:

@@ -37,11 +37,14 @@ class LoadingStubs:
 
     Args:
         clock: Monotonic seconds.
+
+    Attributes:
+        names: The models of all stubs that were seen alive, by process id.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._names: dict[int, str] = {}
+        self.names: dict[int, str] = {}
         self._died: dict[int, float] = {}
 
     def lost(self, server: int) -> str | None:
@@ -50,14 +53,14 @@ class LoadingStubs:
         Args:
             server: The process id of tritonserver.
         """
-        self._names |= live_stubs(server)
+        self.names |= live_stubs(server)
         dead = {pid for pid in children(server) if not is_alive(pid)}
         now = self._clock()
         self._died = {pid: self._died.get(pid, now) for pid in dead}
         lost = [pid for pid, since in self._died.items() if now - since >= NOTICED_S]
         if not lost:
             return None
-        names = sorted({self._names[pid] for pid in lost if pid in self._names})
+        names = sorted({self.names[pid] for pid in lost if pid in self.names})
         model = f"model {', '.join(names)}" if names else "a model"
         return f"the Python process of {model} died while the models were loading"
 
