@@ -75,7 +75,11 @@ def _supervisor(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[
         "print(server.health().pid, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as supervisor:
+    # Nobody is left to remove the private folder when the guardian is killed as well.
+    environment = {**os.environ, "TMPDIR": str(repository.parent)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=PROJECT, env=environment
+    ) as supervisor:
         assert supervisor.stdout
         yield supervisor, int(supervisor.stdout.readline())
 
