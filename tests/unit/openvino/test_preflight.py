@@ -36,11 +36,6 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(path, overrides)
 
 
-@pytest.fixture(autouse=True)
-def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "machine_memory", lambda: 10**15)
-
-
 def check(settings: Recipe, model: ModelFacts | None = None) -> None:
     get_target("openvino").check(settings, model or facts())
 
