@@ -8,7 +8,6 @@ and is exact.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,20 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
+from .orphan import end_with_parent
+from .parameters import flag, read_parameters
+
 
 class TritonPythonModel:
     """What Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the tokenizer."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        tokenizer_dir = parameters["tokenizer_dir"]["string_value"]
-        path = Path(args["model_repository"]).parent / tokenizer_dir / "tokenizer.json"
-        self._tokenizer = Tokenizer.from_file(str(path))
-        skip = parameters.get("skip_special_tokens", {}).get("string_value", "true")
-        self._skip_special_tokens = skip.lower() not in ("false", "0", "no")
+        end_with_parent()
+        parameters = read_parameters(args)
+        directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._skip_special_tokens = flag(parameters, "skip_special_tokens", default=True)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""

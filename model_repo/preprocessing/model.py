@@ -3,6 +3,9 @@
 Every end id of the model's generation_config.json is honoured: the first one is ``OUT_END_ID`` and
 the others join the stop words, which is how the C++ backend can be told about them. A request that
 brings its own ``END_ID`` gets that one only, and -1 for none.
+
+There are no virtual tokens here: they come from images, or from clients of ``tensorrt_llm`` that
+write ids above the vocabulary themselves. So ``OUT_PROMPT_TABLE_EXTRA_IDS`` is never made.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .orphan import end_with_parent
+from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
+from .request_parameters import unknown_parameters
 
 ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
 """Where the repository keeps the engine's limits, whatever the engine."""
@@ -25,12 +31,12 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the tokenizer."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        special = parameters.get("add_special_tokens", {}).get("string_value", "true")
+        end_with_parent()
+        parameters = read_parameters(args)
         repository = Path(args["model_repository"]).parent
         self._encoder = PromptEncoder(
-            repository / parameters["tokenizer_dir"]["string_value"],
-            add_special_tokens=special.lower() not in ("false", "0", "no"),
+            repository / parameters["tokenizer_dir"],
+            add_special_tokens=flag(parameters, "add_special_tokens", default=True),
             max_input_len=_max_input_len(repository / ENGINE_CONFIG),
         )
 
@@ -42,6 +48,8 @@ class TritonPythonModel:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         wanted = request.requested_output_names()
         try:
+            if reason := unknown_parameters(request):
+                raise PromptError(reason)
             outputs = self._outputs(inputs)
         except PromptError as error:
             invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
@@ -59,6 +67,8 @@ class TritonPythonModel:
         decoder_query = inputs.get("DECODER_QUERY")
         if decoder_query is not None and any(decoder_query.reshape(-1)):
             raise PromptError("decoder_text_input: this model has no encoder to pair it with")
+        if np.any(inputs.get("PROMPT_TABLE_EXTRA_ID", 0)):
+            raise PromptError("prompt_table_extra_id: a text has no virtual tokens to give it to")
         ids = [encoder.encode(row[0], "text_input") for row in queries]
         end_id, pad_id = inputs.get("END_ID"), inputs.get("PAD_ID")
         own_end = encoder.end_ids[0] if encoder.end_ids else -1
@@ -78,7 +88,6 @@ class TritonPythonModel:
             "REQUEST_OUTPUT_LEN": inputs["REQUEST_OUTPUT_LEN"],
             "OUT_END_ID": np.full((batch, 1), own_end, np.int32) if end_id is None else end_id,
             "OUT_PAD_ID": pad_ids,
-            **self._prompt_table(inputs, ids),
         }
 
     def _words(
@@ -92,17 +101,16 @@ class TritonPythonModel:
         rows = inputs.get(name)
         texts = [[]] * batch if rows is None else rows
         return word_list(
-            [
-                [*(self._encoder.word_ids(word, client_name) for word in row), *(more or [])]
-                for row in texts
-            ]
+            [[*self._encoder.word_ids(row, client_name), *(more or [])] for row in texts]
         )
 
     def _embedding_bias(self, inputs: dict[str, Any], batch: int) -> Any:
         """float32 [batch, vocabulary], or [batch, 0] when no word is to be favoured."""
         words, weights = inputs.get("EMBEDDING_BIAS_WORDS"), inputs.get("EMBEDDING_BIAS_WEIGHTS")
-        if words is None or weights is None:
+        if words is None and weights is None:
             return np.empty((batch, 0), np.float32)
+        if words is None or weights is None:
+            raise PromptError("embedding_bias_words needs embedding_bias_weights, and vice versa")
         if words.shape != weights.shape:
             raise PromptError(
                 f"embedding_bias_words has the shape {list(words.shape)} and "
@@ -110,19 +118,11 @@ class TritonPythonModel:
             )
         bias = np.zeros((batch, self._encoder.vocab_size), np.float32)
         for row in range(batch):
-            for word, weight in zip(words[row], weights[row], strict=True):
-                for token in self._encoder.word_ids(word, "embedding_bias_words"):
+            tokens = self._encoder.word_ids(words[row], "embedding_bias_words")
+            for word, weight in zip(tokens, weights[row], strict=True):
+                for token in word:
                     bias[row, token] += weight
         return bias
-
-    def _prompt_table(self, inputs: dict[str, Any], ids: list[list[int]]) -> dict[str, Any]:
-        """The extra id of every virtual token (an id above the vocabulary), 0 for the others."""
-        extra = inputs.get("PROMPT_TABLE_EXTRA_ID")
-        if extra is None:
-            return {}
-        virtual = pad(ids, 0) >= self._encoder.vocab_size
-        table = np.where(virtual, extra.reshape(-1, 1), 0).astype(np.uint64)
-        return {"OUT_PROMPT_TABLE_EXTRA_IDS": table}
 
 
 def _max_input_len(path: Path) -> int | None:

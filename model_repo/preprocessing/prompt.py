@@ -11,8 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from .end_ids import read_end_ids
+
 SHRINKING = 4
 """A tokenizer may first shorten a text, to a third at most where it composes Unicode characters."""
+
+MAX_WORDS = 1024
+"""Words of one list. Each costs a call of the tokenizer, and ends a text or is looked for in it."""
 
 
 class PromptError(Exception):
@@ -47,11 +52,8 @@ class PromptEncoder:
         self._max_input_len = max_input_len
         longest = max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
         self._max_bytes = None if max_input_len is None else SHRINKING * longest * max_input_len
-        config = _read_json(tokenizer_dir / "tokenizer_config.json")
-        self.end_ids = self._find_end_ids(
-            _read_json(tokenizer_dir / "generation_config.json").get("eos_token_id"), config
-        )
-        pad = self._id_of(config.get("pad_token"))
+        self.end_ids = read_end_ids(tokenizer_dir)
+        pad = self._id_of(_read_json(tokenizer_dir / "tokenizer_config.json").get("pad_token"))
         self.pad_id = pad if pad is not None else self.end_ids[0] if self.end_ids else 0
 
     @property
@@ -70,31 +72,37 @@ class PromptEncoder:
         """
         if not text:
             raise PromptError(f"{name} is empty: give at least one character to continue")
-        # Finding the tokens of a megabyte takes seconds, in which everyone else's prompt waits.
-        if self._max_bytes is not None and len(text) > self._max_bytes:
-            raise PromptError(
-                f"{name} is too long: its {len(text)} bytes cannot fit into the "
-                f"{self._max_input_len} tokens (max_input_len) that the engine was compiled for"
-            )
+        self._check_size(len(text), name)
         decoded = _decode(text, name)
         ids = self._tokenizer.encode(decoded, add_special_tokens=self._add_special_tokens).ids
         if not ids:
             raise PromptError(f"{name} has no tokens: it holds only what the tokenizer drops")
         return list(ids)
 
-    def word_ids(self, word: bytes, name: str) -> list[int]:
-        """The token ids of a word on its own, without special tokens.
+    def word_ids(self, words: Sequence[bytes], name: str) -> list[list[int]]:
+        """The token ids of each word on its own, without special tokens.
+
+        Args:
+            name: What to call the list in an error.
 
         Raises:
-            PromptError: It is not UTF-8.
+            PromptError: One is not UTF-8, there are too many, or they are together too long.
         """
-        return list(self._tokenizer.encode(_decode(word, name), add_special_tokens=False).ids)
+        if len(words) > MAX_WORDS:
+            raise PromptError(f"{name} has {len(words)} words; it may have at most {MAX_WORDS}")
+        self._check_size(sum(map(len, words)), name)
+        return [
+            list(self._tokenizer.encode(_decode(word, name), add_special_tokens=False).ids)
+            for word in words
+        ]
 
-    def _find_end_ids(self, generation_eos: Any, config: dict[str, Any]) -> tuple[int, ...]:
-        if isinstance(generation_eos, list):
-            return tuple(int(token) for token in generation_eos)
-        end = self._id_of(config.get("eos_token")) if generation_eos is None else generation_eos
-        return () if end is None else (int(end),)
+    def _check_size(self, size: int, name: str) -> None:
+        # Finding the tokens of a megabyte takes seconds, in which everyone else's prompt waits.
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise PromptError(
+                f"{name} is too long: its {size} bytes cannot fit into the "
+                f"{self._max_input_len} tokens (max_input_len) that the engine was compiled for"
+            )
 
     def _id_of(self, token: Any) -> int | None:
         content = token.get("content") if isinstance(token, dict) else token

@@ -15,6 +15,25 @@ Array = npt.NDArray[np.generic]
 
 
 @dataclass
+class Times:
+    """When things happened to a request, in nanoseconds of the monotonic clock; 0 is never."""
+
+    arrival: int = field(default_factory=time.monotonic_ns)
+    first_scheduled: int = 0
+    first_token: int = 0
+    last_token: int = 0
+
+    def scheduled(self) -> None:
+        """The engine has begun with it; only the first time counts."""
+        self.first_scheduled = self.first_scheduled or time.monotonic_ns()
+
+    def generated(self) -> None:
+        """The engine has made one or more tokens."""
+        self.last_token = time.monotonic_ns()
+        self.first_token = self.first_token or self.last_token
+
+
+@dataclass
 class Answer:
     """What one client wants back.
 
@@ -22,7 +41,9 @@ class Answer:
         streaming: New tokens as they come; otherwise all of them in one response.
         wanted: Names of the outputs the client asked for (Triton names all when it did not say).
         prompt: Token ids put before the output when not streaming; empty to leave the prompt out.
-        perf_metrics: Times of the request, in the last response.
+        perf_metrics: What the request cost, in the last response.
+        shares_blocks: Whether it may have found blocks of its prompt in the KV cache. The engine
+            does not say how many, so the numbers of new and of reused blocks are then left out.
     """
 
     streaming: bool
@@ -33,8 +54,8 @@ class Answer:
     perf_metrics: bool = False
     num_input_tokens: bool = False
     num_output_tokens: bool = False
-    arrival_time_ns: int = field(default_factory=time.monotonic_ns)
-    _first_token_time_ns: int = 0
+    shares_blocks: bool = False
+    times: Times = field(default_factory=Times)
     _generated: int = 0
     _cum_log_prob: float = 0.0
 
@@ -54,7 +75,6 @@ class Answer:
         """
         self._generated += len(ids)
         self._cum_log_prob += sum(log_probs)
-        self._first_token_time_ns = self._first_token_time_ns or time.monotonic_ns()
         tokens = [*self.prompt, *ids] if not self.streaming else list(ids)
         named: dict[str, Array] = {
             "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
@@ -69,13 +89,24 @@ class Answer:
         if self.num_output_tokens:
             named["num_output_tokens"] = _one(len(ids))
         if self.perf_metrics and last:
-            named |= {
-                "kv_cache_alloc_total_blocks": _one(blocks(self.input_tokens + self._generated)),
-                "arrival_time_ns": _time(self.arrival_time_ns),
-                "first_token_time_ns": _time(self._first_token_time_ns),
-                "last_token_time_ns": _time(time.monotonic_ns()),
-            }
+            named |= self._metrics()
         return {name: value for name, value in named.items() if name in self.wanted}
+
+    def _metrics(self) -> dict[str, Array]:
+        total = _one(blocks(self.input_tokens + self._generated))
+        of_its_own = {"kv_cache_alloc_new_blocks": total, "kv_cache_reused_blocks": _one(0)}
+        return {
+            "kv_cache_alloc_total_blocks": total,
+            **({} if self.shares_blocks else of_its_own),
+            "arrival_time_ns": _time(self.times.arrival),
+            "first_scheduled_time_ns": _time(self.times.first_scheduled),
+            "first_token_time_ns": _time(self.times.first_token),
+            "last_token_time_ns": _time(self.times.last_token),
+            # This engine drafts no tokens.
+            "acceptance_rate": np.zeros((1, 1), np.float32),
+            "total_accepted_draft_tokens": _one(0),
+            "total_draft_tokens": _one(0),
+        }
 
 
 def _one(value: int) -> Array:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from .request import GenerationRequest, RequestError
 from .sampling import generation_config
-from .settings import EngineSettings
+from .settings import TOKENS_PER_BLOCK, EngineSettings
 
 
 class Engine:
@@ -21,6 +21,7 @@ class Engine:
 
     Raises:
         RuntimeError: OpenVINO cannot load the engine.
+        MemoryError: The machine has less memory than the KV cache takes.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -38,9 +39,20 @@ class Engine:
         # Text never reaches the engine; it accepts a tokenizer made from an empty directory.
         with tempfile.TemporaryDirectory() as empty:
             tokenizer = openvino_genai.Tokenizer(empty)
-        self.pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
-            settings.engine_dir, tokenizer, scheduler, "CPU", **(settings.properties or {})
-        )
+        try:
+            self.pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+                settings.engine_dir, tokenizer, scheduler, "CPU", **(settings.properties or {})
+            )
+        except RuntimeError as error:
+            if "total_available_memory" not in str(error):
+                raise
+            size = "more bytes" if not settings.kv_block_bytes else f"{settings.kv_bytes:,} bytes"
+            raise MemoryError(
+                f"the KV cache of {settings.num_kv_blocks} blocks of {TOKENS_PER_BLOCK} tokens "
+                f"takes {size}, more than this machine's memory: lower "
+                "serve.max_tokens_in_paged_kv_cache (config.pbtxt: max_tokens_in_paged_kv_cache), "
+                "compile.max_batch_size or compile.max_seq_len"
+            ) from error
 
     def tensor(self, ids: npt.NDArray[np.int64]) -> Any:
         """The engine's tensor of int64 [1, n] token ids."""

@@ -174,6 +174,7 @@ class EngineLoop:
                 self._fail(generation, RequestError(f"the engine refused the request: {error}"))
                 continue
             generation.promised = promised
+            generation.sink.scheduled()
             with self._lock:
                 self._waiting.popleft()
                 self._running.append(generation)

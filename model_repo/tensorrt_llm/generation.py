@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,13 @@ class Generation:
     done: bool = False
     arrived: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
+    _stop_words: dict[int, list[list[int]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # By their last token: a token that ends none of them, as nearly all do, costs one look-up.
+        self._stop_words = defaultdict(list)
+        for word in self.request.stop_words:
+            self._stop_words[word[-1]].append(list(word))
 
     @property
     def remaining(self) -> int:
@@ -70,4 +78,5 @@ class Generation:
         return complete
 
     def _at_stop_word(self) -> bool:
-        return any(tuple(self.generated[-len(word) :]) == word for word in self.request.stop_words)
+        ending_so = self._stop_words.get(self.generated[-1], ())
+        return any(self.generated[-len(word) :] == word for word in ending_so)

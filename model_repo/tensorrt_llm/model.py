@@ -18,7 +18,10 @@ from .engine import Engine
 from .engine_loop import EngineLoop
 from .generation import Generation
 from .metrics import EngineMetrics
+from .orphan import end_with_parent
+from .parameters import read_parameters
 from .request import RequestError
+from .request_parameters import unknown_parameters
 from .responses import Responder, ResponseStream, empty_response, send_error
 from .settings import read_settings
 from .tensors import Inputs, is_stop, read_answer, read_request
@@ -33,14 +36,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the engine and warms it up; the model is ready when this returns."""
+        end_with_parent()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        config = json.loads(args["model_config"])
-        if not pb_utils.using_decoupled_model_transaction_policy(config):
+        if not pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"])):
             raise pb_utils.TritonModelException(
                 "config.pbtxt: tensorrt_llm needs model_transaction_policy { decoupled: true }"
             )
-        parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
-        self._settings = read_settings(Path(args["model_repository"]).parent, parameters)
+        repository = Path(args["model_repository"]).parent
+        self._settings = read_settings(repository, read_parameters(args))
         engine = Engine(self._settings)
         engine.warm_up(self._settings)
         self._open: dict[ResponseStream, Generation] = {}
@@ -85,6 +88,8 @@ class TritonPythonModel:
         self._responder.close()
 
     def _take(self, request: Any, sender: Any) -> None:
+        if reason := unknown_parameters(request):
+            raise RequestError(reason)
         inputs, client_id = Inputs.of(request), request.request_id()
         if is_stop(inputs):
             if not client_id:

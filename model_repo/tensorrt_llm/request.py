@@ -27,7 +27,7 @@ class Sampling:
     """How the next token is chosen, in TensorRT-LLM's terms; None means not given.
 
     ``greedy`` is TensorRT-LLM's rule: without ``top_k`` and ``top_p`` the most likely token wins
-    whatever the temperature, ``top_k`` 1 is greedy, and so is temperature 0.
+    whatever the temperature, ``top_k`` 1 is greedy, and so is a temperature of (nearly) 0.
 
     Attributes:
         top_k: 0 keeps every token.
@@ -71,6 +71,9 @@ class GenerationRequest:
 
 class Sink(Protocol):
     """Takes what one request generates. Called by the engine's thread: it must not block."""
+
+    def scheduled(self) -> None:
+        """The engine has begun with it; called again when it begins anew after an eviction."""
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """New tokens, possibly none when ``last``; ``log_probs`` is empty unless asked for."""

@@ -51,8 +51,14 @@ class ResponseStream:
         self._error: RequestError | None = None
         self._lock = threading.Lock()
 
+    def scheduled(self) -> None:
+        """See :class:`request.Sink`."""
+        self._answer.times.scheduled()
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """See :class:`request.Sink`."""
+        if ids:
+            self._answer.times.generated()
         with self._lock:
             self._ids += ids
             self._log_probs += log_probs

@@ -2,6 +2,7 @@
 
 TensorRT-LLM's meaning is kept: nothing given is greedy, ``top_k`` 0 keeps every token, ``top_p`` 0
 is not given, and a request without a seed uses seed 0, so equal requests get equal answers.
+A temperature below :data:`COLDEST` is greedy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from .request import GenerationRequest, RequestError, Sampling
+
+COLDEST = 1e-5
+"""The lowest temperature that is sampled with. Below, only the most likely token has a chance, and
+far below the scores divided by it no longer fit into float32, which gives any token at all."""
 
 Scalar = Callable[[str], Any]
 """The value of an optional one-element tensor, or None."""
@@ -29,7 +34,7 @@ def read_sampling(scalar: Scalar) -> Sampling:
     top_k = _whole(scalar, "runtime_top_k")
     top_p = _real(scalar, "runtime_top_p", 0.0, low=0.0, high=1.0)
     return Sampling(
-        greedy=temperature == 0 or top_k == 1 or (top_k == 0 and top_p == 0),
+        greedy=temperature < COLDEST or top_k == 1 or (top_k == 0 and top_p == 0),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p or 1.0,

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .end_ids import read_end_ids
+from .parameters import flag, number
+
 TOKENS_PER_BLOCK = 32
 """Tokens per KV block, fixed by OpenVINO's CPU plugin."""
 
 SHORT_STEP_TOKENS = 256
 """Tokens per step: a step holds Python's interpreter lock, so it is kept short."""
+
+_KV_PRECISION = "KV_CACHE_PRECISION"
+_KV_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "u8": 1}
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class EngineSettings:
     Attributes:
         max_seq_len: Prompt plus generated tokens, at most.
         num_kv_blocks: Blocks of the paged KV cache, :data:`TOKENS_PER_BLOCK` tokens each.
+        kv_block_bytes: Bytes of one of them over all layers; 0 if the engine does not say.
         max_num_batched_tokens: Tokens per engine step.
         max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
         guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
@@ -47,6 +54,12 @@ class EngineSettings:
     cancellation_check_period: float = 0.1
     stats_check_period: float = 0.1
     properties: Mapping[str, str] | None = None
+    kv_block_bytes: int = 0
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the whole KV cache."""
+        return self.num_kv_blocks * self.kv_block_bytes
 
 
 def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSettings:
@@ -90,40 +103,21 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
         enable_prefix_caching=flag(parameters, "enable_kv_cache_reuse", default=True),
         dynamic_split_fuse=chunked,
         exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
-        end_ids=_end_ids(repository, parameters),
+        end_ids=(
+            read_end_ids(repository / parameters["tokenizer_dir"])
+            if parameters.get("tokenizer_dir")
+            else ()
+        ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
+        kv_block_bytes=_kv_block_bytes(engine),
     )
 
 
 def blocks(tokens: int) -> int:
     """KV blocks that hold ``tokens`` tokens."""
     return -(-tokens // TOKENS_PER_BLOCK)
-
-
-def flag(parameters: Mapping[str, str], name: str, default: bool) -> bool:
-    """A boolean parameter; upstream accepts true, false, 1 and 0.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    text = parameters.get(name, "").lower()
-    if text not in ("", "true", "false", "1", "0"):
-        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use true or false")
-    return text in ("true", "1") if text else default
-
-
-def number(parameters: Mapping[str, str], name: str, default: int) -> int:
-    """A parameter that is a whole number of at least 0.
-
-    Raises:
-        ValueError: It is something else.
-    """
-    text = parameters.get(name, "")
-    if text and not text.isdecimal():
-        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use a whole number")
-    return int(text) if text else default
 
 
 def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: int) -> int:
@@ -139,11 +133,13 @@ def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: 
     return total
 
 
-def _end_ids(repository: Path, parameters: Mapping[str, str]) -> tuple[int, ...]:
-    """``eos_token_id`` of the generation_config.json beside the tokenizer, if there is one."""
-    if not parameters.get("tokenizer_dir"):
-        return ()
-    path = repository / parameters["tokenizer_dir"] / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    ids = config.get("eos_token_id")
-    return tuple(ids) if isinstance(ids, list) else () if ids is None else (int(ids),)
+def _kv_block_bytes(engine: Mapping[str, Any]) -> int:
+    model, precision = engine["pretrained_config"], (engine.get("runtime") or {}).get(_KV_PRECISION)
+    if "head_size" not in model or precision not in _KV_BYTES:
+        return 0
+    size = int(model["head_size"])
+    per_head = TOKENS_PER_BLOCK * 2 * size * _KV_BYTES[precision]
+    if precision == "u8":
+        # A float32 scale and zero point for each token's values, and for each feature of the keys.
+        per_head += 8 * (TOKENS_PER_BLOCK + size)
+    return per_head * int(model["num_hidden_layers"]) * int(model["num_key_value_heads"])

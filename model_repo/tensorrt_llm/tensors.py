@@ -42,11 +42,12 @@ _UNSUPPORTED_FLAGS = {
     "return_context_logits": "context logits",
     "return_generation_logits": "generation logits",
 }
-_AT_MOST_ONE = {
-    "beam_width": "beam search",
-    "num_return_sequences": "several sequences per request",
+# The values that leave things as they are.
+_UNSUPPORTED_NUMBERS = {
+    "beam_width": ((1,), "beam search"),
+    "num_return_sequences": ((1,), "several sequences per request"),
     # The preprocessing model always sends one pad token for a decoder-only model, as upstream's.
-    "decoder_input_lengths": "decoder inputs",
+    "decoder_input_lengths": ((0, 1), "decoder inputs"),
 }
 
 
@@ -105,13 +106,13 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
     Raises:
         RequestError: A value is wrong, or the CPU engine cannot do what is asked.
     """
-    _refuse_unsupported(inputs)
     ids = inputs.required("input_ids")
     if ids.ndim != 2 or ids.shape[0] != 1:
         raise RequestError(
             f"input_ids must be one prompt [1, n], got the shape {list(ids.shape)}: send a request "
             "per prompt, the engine batches them in flight"
         )
+    _refuse_unsupported(inputs)
     length = inputs.scalar("input_lengths")
     if length is not None and not 0 <= length <= ids.shape[1]:
         raise RequestError(f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens")
@@ -143,6 +144,7 @@ def read_answer(
         perf_metrics=bool(inputs.scalar("return_perf_metrics")),
         num_input_tokens=bool(inputs.scalar("return_num_input_tokens")),
         num_output_tokens=bool(inputs.scalar("return_num_output_tokens")),
+        shares_blocks=settings.enable_prefix_caching,
     )
 
 
@@ -166,7 +168,9 @@ def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
         if end == -1:
             continue
         if not start < end <= len(ids):
-            raise RequestError(f"{name}: the word ends {ends} do not rise from 1 to {len(ids)}")
+            raise RequestError(
+                f"{name}: the word ends must rise from 1 to {len(ids)}, but {end} follows {start}"
+            )
         words.append(tuple(ids[start:end]))
         start = end
     return tuple(words)
@@ -177,14 +181,15 @@ def _ends(
 ) -> tuple[frozenset[int], tuple[tuple[int, ...], ...]]:
     """End ids and stop words.
 
-    A request that names no end id, or one of the model's own, ends at any of the model's; -1 is
-    upstream's way to ask for no end id at all. A stop word that is one of the model's end ids is
-    treated as such, so it is left out of the output.
+    A request that names no end id ends at any of the model's, one that names an id at that one
+    only; -1 is upstream's way to ask for none at all. A stop word that is one of the model's end
+    ids is treated as such, so it is left out of the output: that is how the preprocessing model
+    names all of them.
     """
     words = word_list(inputs.array("stop_words_list"), "stop_words_list")
     own = frozenset(settings.end_ids)
     end_id = inputs.scalar("end_id")
-    if end_id is None or end_id in own:
+    if end_id is None:
         ends = own
     elif end_id == -1:
         ends = frozenset()
@@ -209,7 +214,7 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     for name, what in _UNSUPPORTED_FLAGS.items():
         if inputs.scalar(name):
             raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
-    for name, what in _AT_MOST_ONE.items():
+    for name, (harmless, what) in _UNSUPPORTED_NUMBERS.items():
         value = inputs.scalar(name)
-        if value is not None and value > 1:
+        if value is not None and value not in harmless:
             raise RequestError(f"{name} {value}: the CPU engine has no {what}", "UNSUPPORTED")

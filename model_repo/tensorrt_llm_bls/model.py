@@ -13,7 +13,6 @@ tokens spell them differently; they are not part of the text unless the paramete
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -27,15 +26,17 @@ from tokenizers import Tokenizer
 
 from .calls import CallError, Models
 from .completion import Completion
+from .orphan import end_with_parent
+from .parameters import flag, number, read_parameters
+from .request_parameters import unknown_parameters
 from .watcher import Watched, Watcher
 
-_DEFAULTS = {
-    "tokenizer_dir": "preprocessing/1/tokenizer",
-    "tensorrt_llm_model_name": "tensorrt_llm",
-    "exclude_input_in_output": "true",
-    "include_stop_str_in_output": "false",
-    "cancellation_check_period_ms": "100",
-    "max_concurrent_requests": "256",
+# What leaves things as they are; whatever the engine can do, this model makes one text per request.
+_ONLY = {
+    "beam_width": (1, "beam search"),
+    "num_return_sequences": (1, "several sequences per request"),
+    "num_draft_tokens": (0, "draft tokens"),
+    "use_draft_logits": (False, "draft tokens"),
 }
 
 # Each output that the engine need not send saves it and this process some time per token.
@@ -47,20 +48,20 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Opens the tokenizer and starts the threads; a thread serves one request at a time."""
-        config = json.loads(args["model_config"])
-        given = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
-        parameters = {**_DEFAULTS, **{name: value for name, value in given.items() if value}}
-        path = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
-        self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        self._exclude_input = parameters["exclude_input_in_output"].lower() in ("true", "1")
-        self._include_stop_word = parameters["include_stop_str_in_output"].lower() in ("true", "1")
-        self._models = Models(parameters["tensorrt_llm_model_name"])
-        self._capacity = int(parameters["max_concurrent_requests"])
+        end_with_parent()
+        parameters = read_parameters(args)
+        tokenizer_dir = parameters.get("tokenizer_dir", "preprocessing/1/tokenizer")
+        path = Path(args["model_repository"]).parent / tokenizer_dir / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
+        self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
+        self._models = Models(parameters.get("tensorrt_llm_model_name", "tensorrt_llm"))
+        self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")
-        period = int(parameters["cancellation_check_period_ms"]) / 1000
-        self._watcher = Watcher(self._models.stop, period)
+        period = number(parameters, "cancellation_check_period_ms", default=100)
+        self._watcher = Watcher(self._models.stop, period / 1000)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -71,8 +72,10 @@ class TritonPythonModel:
                 full = self._unfinished >= self._capacity
                 self._unfinished += not full
             if full:
-                limit = f"Maximum queue size of {self._capacity} has been reached"
-                message = f"{limit}, please try again later"
+                message = (
+                    f"tensorrt_llm_bls serves {self._capacity} requests at a time "
+                    "(max_concurrent_requests), please try again later"
+                )
                 _send_error(sender, message, pb_utils.TritonError.UNAVAILABLE)
             else:
                 self._pool.submit(self._serve, request, sender)
@@ -102,6 +105,8 @@ class TritonPythonModel:
                 self._unfinished -= 1
 
     def _answer(self, request: Any, sender: Any, engine_id: str, watched: Watched) -> None:
+        if reason := unknown_parameters(request):
+            raise CallError(reason)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         _refuse_unsupported(inputs)
         tokens = self._models.preprocess(inputs)
@@ -164,14 +169,9 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
             f"text_input must be one text, got the shape {shape}: send a request per prompt, "
             "the engine batches them in flight"
         )
-    for name, most, what in (
-        ("beam_width", 1, "beam search"),
-        ("num_return_sequences", 1, "several sequences per request"),
-        ("num_draft_tokens", 0, "draft tokens"),
-        ("use_draft_logits", 0, "draft tokens"),
-    ):
+    for name, (only, what) in _ONLY.items():
         value = _scalar(inputs, name)
-        if value is not None and value > most:
+        if value not in (None, only):
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
 

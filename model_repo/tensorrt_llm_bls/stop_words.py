@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 
 
@@ -19,7 +20,8 @@ class StopWordFilter:
     """
 
     def __init__(self, words: Iterable[str], *, include_word: bool = False) -> None:
-        self._words = tuple(word for word in words if word)
+        self._words = sorted({word for word in words if word})
+        self._longest = max(map(len, self._words), default=0)
         self._include_word = include_word
         self._held = ""
         self.stopped = False
@@ -50,9 +52,10 @@ class StopWordFilter:
 
     def _undecided(self, text: str) -> int:
         """Length of the longest end of ``text`` that is the beginning of a word."""
-        longest = min(len(text), max(map(len, self._words)) - 1)
-        for length in range(longest, 0, -1):
+        for length in range(min(len(text), self._longest - 1), 0, -1):
             end = text[-length:]
-            if any(word.startswith(end) for word in self._words):
+            # Words that begin so are the first of those that are not before it.
+            place = bisect_left(self._words, end)
+            if place < len(self._words) and self._words[place].startswith(end):
                 return length
         return 0

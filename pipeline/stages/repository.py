@@ -88,8 +88,8 @@ def run(context: StageContext) -> dict[str, Any]:
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
-    configs = render_configs(recipe, engine_config)
     engine = engine_model(recipe, engine_config)
+    configs = render_configs(recipe, engine_config, engine)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
         (output / model / "config.pbtxt").write_text(text, encoding="utf-8")

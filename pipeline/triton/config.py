@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError
 from pipeline.recipe import Recipe
 from pipeline.triton.contract import MODELS
-from pipeline.triton.parameters import engine_model, model_parameters
+from pipeline.triton.parameters import EngineModel, engine_model, model_parameters
 from pipeline.triton.tensors import (
     BLS,
     ENGINE,
@@ -28,19 +28,21 @@ from pipeline.triton.tensors import (
 HEADER = "# Written by the repository stage: change the recipe, not this file.\n"
 
 
-def render_configs(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
+def render_configs(
+    recipe: Recipe, engine: Mapping[str, Any], native: EngineModel | None = None
+) -> dict[str, str]:
     """The text of config.pbtxt for the five models, by model name.
 
     Args:
         recipe: ``serve`` and ``compile`` are read.
         engine: The engine directory's ``config.json``; ``build_config.max_batch_size`` limits every
             model, because the engine cannot hold more sequences than it was built for.
+        native: How Triton runs that engine, where the caller knows it already.
 
     Raises:
         RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``, or the
             engine cannot be served.
-        UnsupportedError: The target has no Triton repository, or the recipe asks for what the
-            engine cannot do.
+        UnsupportedError: See :func:`engine_model`.
     """
     max_batch_size = engine_batch_size(engine)
     serve = recipe.serve
@@ -50,7 +52,7 @@ def render_configs(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
         POSTPROCESSING: serve.postprocessing_instance_count,
         BLS: serve.bls_instance_count,
     }
-    native = engine_model(recipe, engine)
+    native = native or engine_model(recipe, engine)
     backend = dict.fromkeys(instances, "python") | {ENGINE: native.backend}
     parameters = model_parameters(recipe, native)
     texts = {}

@@ -8,6 +8,10 @@ Deviations, each on purpose:
   models here are text-only. A declared input that nothing reads would be ignored in silence; an
   undeclared one is refused by Triton by name.
 * ``ensemble`` lists ``kv_cache_alloc_total_blocks`` once; upstream lists it twice.
+* ``return_perf_metrics`` on the CPU leaves ``kv_cache_alloc_new_blocks`` and
+  ``kv_cache_reused_blocks`` out while prompts may share blocks (``enable_kv_cache_reuse``):
+  OpenVINO does not say how many they did.
+* ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).

@@ -14,6 +14,12 @@ _FAILED_MODEL = re.compile(
 )
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
 _PLACE = re.compile(r"^\s+(\S+\.py)\((\d+)\): (\S+)", re.MULTILINE)
+# What every server says on a machine without a GPU, whatever it ends from.
+_NO_GPU = re.compile(
+    r"CudaDriverHelper has not been initialized|CUDA driver version is insufficient"
+    r"|no CUDA-capable device|Failed to initialize NVML|[Dd]cgm|DCGM"
+    r"|Unable to allocate pinned system memory|pinned memory pool disabled"
+)
 
 
 class Cause(NamedTuple):
@@ -56,11 +62,12 @@ _KNOWN = (
 )
 
 
-def find_cause(log: str) -> Cause:
+def find_cause(log: str, seen: str | None = None) -> Cause:
     """The most telling reason in a server's log.
 
     Args:
         log: What the server wrote, with ``--log-format=ISO8601``.
+        seen: What was seen from outside; the reason if the log does not name one for certain.
     """
     log = log.replace("\\n", "\n").replace('\\"', '"')
     for pattern, why, fix in _KNOWN:
@@ -68,6 +75,9 @@ def find_cause(log: str) -> Cause:
             return Cause(why.format(*match.groups()), fix)
     if match := _FAILED_MODEL.search(log):
         return Cause(f"Model {match['model']} failed to load: {_reason(match['cause'])}", None)
+    if seen:
+        return Cause(seen, None)
+    log = "\n".join(line for line in log.splitlines() if not _NO_GPU.search(line))
     lines = [text for level, text in _LINE.findall(log) if level in "EF"]
     if lines:
         return Cause(f"Triton's last error was: {lines[-1].strip(chr(34))}", None)

@@ -14,6 +14,7 @@ server's, or 128 + the number of the signal that ended it. Standard library only
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -30,6 +31,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 KILL = b"k"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+STUB = "triton_python_backend_stub"
 
 
 def remove_regions(prefix: str) -> None:
@@ -38,6 +40,23 @@ def remove_regions(prefix: str) -> None:
         return
     for path in SHARED_MEMORY.glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
+
+
+def end_stubs(prefix: str) -> None:
+    """Kills the Python stubs of one server, by the unique prefix in their command lines.
+
+    A stub whose server was killed ends by itself unless it is just waiting for the server.
+    """
+    if not prefix:
+        return
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            program, *words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if program.endswith(STUB) and any(word.startswith(prefix) for word in words):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import MissingDependencyError, ServerError
-
-_STUB = "triton_python_backend_stub"
+from pipeline.triton.guardian import STUB
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Installation:
         package = Path(spec.origin).parent
         root = package / "tritonserver"
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        stub = root / "python_backend_stubs" / version / _STUB
+        stub = root / "python_backend_stubs" / version / STUB
         if not stub.is_file():
             known = sorted(p.name for p in stub.parent.parent.glob("*"))
             raise ServerError(

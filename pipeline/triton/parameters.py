@@ -17,6 +17,9 @@ from pipeline.triton.tensorrtllm import BACKEND, build_parameters
 from pipeline.triton.tensors import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.triton.trt_engine import TrtEngine
 
+# Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.
+UNLIMITED_QUEUE = 256
+
 TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
 ENGINE_DIR = f"{ENGINE}/1/engine"
 
@@ -112,19 +115,17 @@ def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[s
 
 def _bls(recipe: Recipe) -> dict[str, str]:
     serve = recipe.serve
-    parameters = {
+    # What the engine admits must also find a thread in the model before it.
+    waiting = serve.max_queue_size or UNLIMITED_QUEUE
+    return {
         "tokenizer_dir": TOKENIZER_DIR,
         # The model always decodes a token with those before it; upstream leaves the choice.
         "accumulate_tokens": "true",
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "tensorrt_llm_model_name": ENGINE,
+        "max_concurrent_requests": str(recipe.compile.max_batch_size + waiting),
     }
-    if serve.max_queue_size:
-        # What the engine admits must also find a thread in the model before it.
-        admitted = recipe.compile.max_batch_size + serve.max_queue_size
-        parameters["max_concurrent_requests"] = str(admitted)
-    return parameters
 
 
 def _flag(value: bool) -> str:

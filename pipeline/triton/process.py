@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,13 +24,17 @@ HANG_S = 1.5
 # Room for the guardian to end stray stubs and remove shared memory.
 CLEAR_UP_S = 5.0
 
+# Triton starts its Python stubs through a shell and does not quote the paths that it passes on.
+SAFE_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
+
 
 class ServerProcess:
     """A running tritonserver.
 
     Args:
         installation: Where the server is.
-        repository: The model repository.
+        repository: The model repository. The server reaches it through a symbolic link, so its own
+            path may hold anything.
         flags: Command line flags beyond those that every server here gets.
         exit_timeout_s: How long a stopping server waits for requests in flight.
         log: Open file that receives the server's output.
@@ -48,7 +53,8 @@ class ServerProcess:
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
-        self._runtime = Path(tempfile.mkdtemp(prefix="tritonserver-"))
+        self._runtime = _private_folder()
+        self._repository, self._link = repository.resolve(), self._runtime / "repository"
         settings = {
             "grace_s": self._grace_s,
             "shm_prefix": self.shm_prefix,
@@ -57,7 +63,7 @@ class ServerProcess:
         command = [
             *(sys.executable, "-I", "-S", str(Path(guardian.__file__)), json.dumps(settings)),
             str(installation.binary),
-            f"--model-repository={repository.resolve()}",
+            f"--model-repository={self._link}",
             f"--backend-directory={self._runtime / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             f"--exit-timeout-secs={exit_timeout_s}",
@@ -65,6 +71,7 @@ class ServerProcess:
         ]
         try:
             installation.link(self._runtime)
+            self._link.symlink_to(self._repository)
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
             self._guardian = subprocess.Popen(
                 command,
@@ -84,6 +91,10 @@ class ServerProcess:
     def pid(self) -> int | None:
         """The server's process id, or None when it is not running."""
         return next(iter(guardian.children(self._guardian.pid)), None)
+
+    def real_paths(self, text: str) -> str:
+        """What the server wrote, with the repository's real path in it."""
+        return text.replace(str(self._link), str(self._repository))
 
     def poll(self) -> int | None:
         """The exit code, or None while it runs."""
@@ -108,5 +119,25 @@ class ServerProcess:
             # The kernel then kills the server, whose parent this is.
             self._guardian.kill()
             self._guardian.wait()
+        guardian.end_stubs(self.shm_prefix)
         guardian.remove_regions(self.shm_prefix)
         shutil.rmtree(self._runtime, ignore_errors=True)
+
+
+def _private_folder() -> Path:
+    """A new folder with a path that a shell takes as it is.
+
+    Raises:
+        ServerError: There is no place for one.
+    """
+    wanted = tempfile.gettempdir()
+    parent = wanted if SAFE_PATH.fullmatch(wanted) else "/tmp"  # noqa: S108
+    try:
+        return Path(tempfile.mkdtemp(prefix="tritonserver-", dir=parent))
+    except OSError as error:
+        raise ServerError(
+            "there is no room for the server's private folder",
+            where=parent,
+            why=str(error),
+            fix="Make it writable, or name another folder in TMPDIR, of letters, digits and ._+-/",
+        ) from error

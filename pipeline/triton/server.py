@@ -10,6 +10,7 @@ clients understand, a crash of the server itself is mended in the same way, and 
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 import threading
 import time
@@ -24,12 +25,18 @@ from pipeline.triton.installation import Installation
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.running import RunningServer
-from pipeline.triton.stubs import is_alive, live_stubs
+from pipeline.triton.stubs import LoadingStubs, is_alive, live_stubs
 from pipeline.triton.watchdog import RestartBudget, Watchdog
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
+STUBS_S = 0.5
+"""Seconds between two looks at the processes of a loading server."""
+
+CLOSED_APIS = "shared-memory,model-repository,logging,trace"
+"""What a client could reconfigure the server or read its machine's memory with."""
+
 State = Literal["stopped", "starting", "ready", "recovering", "failed"]
 
 
@@ -97,6 +104,7 @@ class TritonServer(RunningServer):
         self._log: IO[bytes] | None = None
         self._state: State = "stopped"
         self._error: str | None = None
+        self._failure: str | None = None
         self._restarts = 0
         self._stopping, self._ended = threading.Event(), threading.Event()
         self.ready_s: float | None = None
@@ -119,6 +127,7 @@ class TritonServer(RunningServer):
         self.grpc_port, self.http_port, self.metrics_port = reserve(self.host, wanted).values()
         self._stopping.clear()
         self._ended.clear()
+        self._failure = None
         self._log = self._open_log()
         try:
             self._launch()
@@ -126,7 +135,7 @@ class TritonServer(RunningServer):
             self.stop()
             raise
         if self._watch:
-            self._watchdog = Watchdog(self._fault, self._recover)
+            self._watchdog = Watchdog(self._fault, self._recover, self._watch_failed)
             self._watchdog.start()
         return self
 
@@ -155,12 +164,12 @@ class TritonServer(RunningServer):
         """Waits until the server is stopped, or the time is up.
 
         Raises:
-            ServerError: The watchdog gave up.
+            ServerError: The watchdog gave up or failed.
         """
         self._ended.wait(timeout_s)
-        if self._state == "failed":
+        if self._failure is not None:
             raise ServerError(
-                "Triton was restarted too often and is stopped now",
+                self._failure,
                 where=self._place(),
                 why=self._error,
                 fix="Find the cause in the server's log and start it again",
@@ -172,7 +181,12 @@ class TritonServer(RunningServer):
         return Health(self._state, pid, dict(self._stubs), self._restarts, self._error)
 
     def _flags(self) -> list[str]:
+        # A key that nobody knows closes an API for everyone. It is in the command line, so the
+        # users of this machine can read it; it is there to keep out those beyond.
+        key = f"{CLOSED_APIS}:closed={secrets.token_hex(16)}"
         return [
+            f"--http-restricted-api={key}",
+            f"--grpc-restricted-protocol={key}",
             f"--http-address={self.host}",
             f"--http-port={self.http_port}",
             f"--grpc-address={self.host}",
@@ -208,25 +222,33 @@ class TritonServer(RunningServer):
         self._process = ServerProcess(
             Installation.find(), self.repository, self._flags(), self._exit_timeout_s, self._log
         )
+        stubs, next_look = LoadingStubs(), started
         while not self.answers():
-            if self._process.poll() is not None:
-                raise self._failure("Triton did not start", offset)
-            if time.monotonic() - started > self._ready_timeout_s:
+            now = time.monotonic()
+            lost, pid = None, self._process.pid if now >= next_look else None
+            if pid is not None:
+                lost, next_look = stubs.lost(pid), now + STUBS_S
+            if lost or self._process.poll() is not None:
+                raise self._explained("Triton did not start", offset, lost)
+            if now - started > self._ready_timeout_s:
                 what = f"Triton was not ready after {self._ready_timeout_s:.0f} s"
-                raise self._failure(what, offset)
+                raise self._explained(what, offset)
             if self._stopping.wait(POLL_S):
                 raise ServerError("the server was stopped while it started", where=self._place())
         self.ready_s = time.monotonic() - started
-        self._stubs = live_stubs(self._process.pid or 0)
+        # One that died just before is among them, so the watchdog notices.
+        self._stubs = stubs.names | live_stubs(self._process.pid or 0)
         self._state = "ready"
 
-    def _failure(self, what: str, offset: int) -> ServerError:
+    def _explained(self, what: str, offset: int, seen: str | None = None) -> ServerError:
+        """The error for a start that failed, with the reason out of the log."""
         text = ""
         if self._log:
             self._log.seek(offset)
             text = self._log.read().decode(errors="replace")
-        cause = find_cause(text)
-        return ServerError(what, where=self._place(), why=cause.why, fix=cause.fix)
+        cause = find_cause(text, seen)
+        why = self._process.real_paths(cause.why) if self._process else cause.why
+        return ServerError(what, where=self._place(), why=why, fix=cause.fix)
 
     def _place(self) -> str:
         return str(self.log_file or self.repository)
@@ -247,15 +269,23 @@ class TritonServer(RunningServer):
                 self._process.stop(at_once=True)
                 self._process = None
             if not self._budget.take():
-                self._state = "failed"
                 logger.error("%s; giving up after %d restarts", self._error, self._budget.limit)
-                self._ended.set()
+                self._fail("Triton was restarted too often and is stopped now")
                 return False
             try:
                 self._launch()
-            except PipelineError as error:
+            except (PipelineError, OSError) as error:
                 self._state, self._error = "recovering", str(error)
             else:
                 self._restarts += 1
                 return True
         return False
+
+    def _watch_failed(self, error: Exception) -> None:
+        self._error = repr(error)
+        self._fail("nobody watches over Triton any more: the watchdog failed")
+
+    def _fail(self, failure: str) -> None:
+        """Lets whoever waits for the server know that it is beyond recovery."""
+        self._state, self._failure = "failed", failure
+        self._ended.set()

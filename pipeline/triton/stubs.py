@@ -5,11 +5,14 @@ A stub that dies stays dead: Triton neither restarts it nor reports it as unheal
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.triton.guardian import children
+from pipeline.triton.guardian import STUB, children
 
-_STUB = "triton_python_backend_stub"
+# Between the death of a stub and the moment at which Triton has noticed it by itself.
+NOTICED_S = 2.0
 
 
 def live_stubs(server: int) -> dict[int, str]:
@@ -24,6 +27,42 @@ def live_stubs(server: int) -> dict[int, str]:
         if model and is_alive(pid):
             found[pid] = model
     return found
+
+
+class LoadingStubs:
+    """The stubs of a server that is loading its models.
+
+    Triton notices one that ends before it has opened its model. Later than that it does not, and
+    goes on waiting for it; the dead process stays what the kernel calls a zombie.
+
+    Args:
+        clock: Monotonic seconds.
+
+    Attributes:
+        names: The models of all stubs that were seen alive, by process id.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.names: dict[int, str] = {}
+        self._died: dict[int, float] = {}
+
+    def lost(self, server: int) -> str | None:
+        """What died without Triton's noticing it, as a sentence; None while nothing did.
+
+        Args:
+            server: The process id of tritonserver.
+        """
+        self.names |= live_stubs(server)
+        dead = {pid for pid in children(server) if not is_alive(pid)}
+        now = self._clock()
+        self._died = {pid: self._died.get(pid, now) for pid in dead}
+        lost = [pid for pid, since in self._died.items() if now - since >= NOTICED_S]
+        if not lost:
+            return None
+        names = sorted({self.names[pid] for pid in lost if pid in self.names})
+        model = f"model {', '.join(names)}" if names else "a model"
+        return f"the Python process of {model} died while the models were loading"
 
 
 def is_alive(pid: int) -> bool:
@@ -42,6 +81,6 @@ def _model(pid: int) -> str | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return None
-    if not words[0].endswith(_STUB) or len(words) < 2:
+    if not words[0].endswith(STUB) or len(words) < 2:
         return None
     return Path(words[1]).parent.parent.name

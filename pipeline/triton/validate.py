@@ -16,8 +16,8 @@ from pipeline.triton.tensorrtllm import BACKEND, BATCHING, MANDATORY, local_path
 from pipeline.triton.tensors import ENGINE
 from pipeline.triton.trt_engine import TrtEngine
 
-# What preprocessing and postprocessing read; the other tokenizer files are optional.
-TOKENIZER_FILES = ("tokenizer.json",)
+# The one tokenizer file that every text model needs; the others are optional.
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def problems(repository: Path) -> list[str]:
@@ -79,11 +79,9 @@ def _tokenizer(repository: Path, config: proto.ModelConfig) -> Iterator[str]:
     value = _parameter(config, "tokenizer_dir")
     if not value:
         return
-    directory = local_path(repository, value)
-    for name in TOKENIZER_FILES:
-        _content, problem = _read_json(directory / name)
-        if problem:
-            yield f"parameter tokenizer_dir: {value}/{name} {problem}"
+    _content, problem = _read_json(local_path(repository, value) / TOKENIZER_FILE)
+    if problem:
+        yield f"parameter tokenizer_dir: {value}/{TOKENIZER_FILE} {problem}"
 
 
 def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[str]:

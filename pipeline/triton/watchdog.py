@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 INTERVAL_S = 0.5
 MAX_RESTARTS = 3
@@ -46,10 +49,16 @@ class Watchdog:
     Args:
         fault: What is wrong with the server now, or None.
         recover: Mends it; called with the fault. Returning False ends the watch.
+        broken: Called with an error that neither of them should have raised; it ends the watch.
     """
 
-    def __init__(self, fault: Callable[[], str | None], recover: Callable[[str], bool]) -> None:
-        self._fault, self._recover = fault, recover
+    def __init__(
+        self,
+        fault: Callable[[], str | None],
+        recover: Callable[[str], bool],
+        broken: Callable[[Exception], None],
+    ) -> None:
+        self._fault, self._recover, self._broken = fault, recover, broken
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="triton-watchdog", daemon=True)
 
@@ -64,7 +73,11 @@ class Watchdog:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(INTERVAL_S):
-            fault = self._fault()
-            if fault and not self._recover(fault):
-                return
+        try:
+            while not self._stop.wait(INTERVAL_S):
+                fault = self._fault()
+                if fault and not self._recover(fault):
+                    return
+        except Exception as error:  # whoever waits for the server must not wait for ever
+            logger.exception("the watchdog failed")
+            self._broken(error)

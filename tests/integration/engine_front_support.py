@@ -78,7 +78,12 @@ def write_engine(model: Path, output: Path) -> Path:
     )
     config = {
         "target": "openvino",
-        "pretrained_config": {"vocab_size": facts.vocab_size},
+        "pretrained_config": {
+            "vocab_size": facts.vocab_size,
+            "num_hidden_layers": facts.num_hidden_layers,
+            "num_key_value_heads": facts.num_key_value_heads,
+            "head_size": facts.head_size,
+        },
         "build_config": BUILD,
         "runtime": PROPERTIES,
     }
@@ -144,6 +149,8 @@ class Listener:
         self.error: RequestError | None = None
         self._name, self._log = name, log
         self._first, self._done = threading.Event(), threading.Event()
+
+    def scheduled(self) -> None: ...
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         assert not self._done.is_set(), "tokens after the end"

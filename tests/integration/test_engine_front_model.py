@@ -25,6 +25,8 @@ from model_repo.tensorrt_llm.ending import EXIT_STATUS, end_process  # noqa: E40
 from model_repo.tensorrt_llm.model import TritonPythonModel  # noqa: E402
 from pipeline.triton.contract import MODELS  # noqa: E402
 
+front.end_with_parent = lambda: None  # it would end the tests' own process
+
 OUTPUTS = [tensor.name for tensor in MODELS["tensorrt_llm"].outputs]
 
 
@@ -148,11 +150,13 @@ def test_metrics_have_upstreams_names(model: TritonPythonModel) -> None:
     model.execute([done])
     done.sender.outputs()
     deadline = time.monotonic() + 10
-    while value("nv_llm_generated_tokens_total") < before + 8:
+    while (
+        value("nv_llm_generated_tokens_total") < before + 8
+        or value("nv_trt_llm_request_metrics", request_type="active") > 0
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert value("nv_trt_llm_request_metrics", request_type="max") == 32
-    assert value("nv_trt_llm_request_metrics", request_type="active") == 0
     assert value("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="tokens_per") == 32
     assert value("nv_trt_llm_kv_cache_block_metrics", kv_cache_block_type="used") == 0
     key = ("nv_llm_time_to_first_token_ms", (("model", "model"), ("version", "1")))
@@ -196,6 +200,31 @@ def test_a_broken_engine_ends_the_process_after_every_request_has_its_error(
     made.execute([late])
     assert "the engine stopped working" in late.sender.failure()
     made.finalize()
+
+
+def test_a_cache_larger_than_the_machine_is_explained(repository: Path) -> None:
+    tokens = 32 * 10**9
+    parameters = {
+        "gpt_model_path": "tensorrt_llm/1/engine",
+        "max_tokens_in_paged_kv_cache": str(tokens),
+    }
+    interval = sys.getswitchinterval()
+    with pytest.raises(MemoryError, match=r"KV cache of 1000000000 blocks of 32 tokens") as caught:
+        TritonPythonModel().initialize(model_args(repository, parameters))
+    sys.setswitchinterval(interval)
+    # 4 layers with 2 heads of 64 features, keys and values in float32.
+    assert f"takes {tokens * 4 * 2 * 64 * 2 * 4:,} bytes" in str(caught.value)
+    assert "lower serve.max_tokens_in_paged_kv_cache" in str(caught.value)
+
+
+def test_performance_metrics_are_in_the_order_of_events(model: TritonPythonModel) -> None:
+    whole = request(8, return_perf_metrics=True)
+    model.execute([whole])
+    (outputs,) = whole.sender.outputs()
+    names = ("arrival", "first_scheduled", "first_token", "last_token")
+    times = [outputs[f"{name}_time_ns"].item() for name in names]
+    assert 0 < times[0] < times[1] < times[2] < times[3]
+    assert outputs["kv_cache_alloc_total_blocks"].item() == 1
 
 
 def test_it_must_be_decoupled(repository: Path) -> None:

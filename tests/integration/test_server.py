@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 from pipeline.errors import ServerError
 from pipeline.triton.guardian import SHARED_MEMORY, children
@@ -29,11 +32,56 @@ from tests.integration.echo_models import write_counter
 
 REGIONS = "trtllm_pipeline_*"
 
+# Waits for the server nearly all the time, as the engine's stub does when it publishes metrics.
+WAITING = """
+import threading
+import triton_python_backend_utils as pb_utils
+
+
+def publish():
+    family = pb_utils.MetricFamily(
+        name="waits_total", description="waits", kind=pb_utils.MetricFamily.COUNTER
+    )
+    metric = family.Metric(labels={"model": "waiting"})
+    while True:
+        metric.increment(1)
+
+
+threading.Thread(target=publish, daemon=True).start()
+"""
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     write_counter(tmp_path / "repository", "counter")
     return write_counter(tmp_path / "repository", "other")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    root = tmp_path_factory.mktemp("served")
+    write_counter(root / "repository", "counter")
+    with TritonServer(root / "repository", log_file=root / "server.log") as server:
+        yield server
+
+
+@contextmanager
+def _supervisor(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A supervisor that can be killed, and the process id of its server."""
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from pipeline.triton.server import TritonServer\n"
+        f"server = TritonServer(Path({str(repository)!r}), log_file=Path({str(log)!r})).start()\n"
+        "print(server.health().pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program]
+    # Nobody is left to remove the private folder when the guardian is killed as well.
+    environment = {**os.environ, "TMPDIR": str(repository.parent)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=PROJECT, env=environment
+    ) as supervisor:
+        assert supervisor.stdout
+        yield supervisor, int(supervisor.stdout.readline())
 
 
 @pytest.fixture
@@ -130,7 +178,7 @@ def test_listens_on_loopback_only_and_without_model_control(repository: Path, lo
         request = urllib.request.Request(
             f"{server.http_url}/v2/repository/models/counter/unload", data=b"{}"
         )
-        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error (400|503)"):
+        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 403"):
             urllib.request.urlopen(request)
         assert numbers(server.grpc_url, 1) == [0]
 
@@ -146,6 +194,58 @@ for name in ("tcp", "tcp6"):
         if words[3] == "0A" and f"socket:[{words[9]}]" in links:
             print(words[1])
 """
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "v2/systemsharedmemory/status",
+        "v2/systemsharedmemory/region/x/register",
+        "v2/cudasharedmemory/status",
+        "v2/repository/index",
+        "v2/logging",
+        "v2/trace/setting",
+    ],
+)
+def test_nobody_reconfigures_the_server(served: TritonServer, path: str) -> None:
+    body = b"{}" if path.endswith(("register", "index")) else None
+    with pytest.raises(urllib.error.HTTPError, match="HTTP Error 403"):
+        urllib.request.urlopen(urllib.request.Request(f"{served.http_url}/{path}", data=body))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "get_system_shared_memory_status",
+        "get_cuda_shared_memory_status",
+        "get_model_repository_index",
+        "get_log_settings",
+        "get_trace_settings",
+    ],
+)
+def test_nobody_reconfigures_the_server_over_grpc(served: TritonServer, name: str) -> None:
+    with (
+        grpcclient.InferenceServerClient(served.grpc_url) as client,
+        pytest.raises(InferenceServerException, match="This protocol is restricted"),
+    ):
+        getattr(client, name)()
+
+
+def test_what_clients_and_monitoring_need_is_open(served: TritonServer) -> None:
+    with grpcclient.InferenceServerClient(served.grpc_url) as client:
+        assert client.is_server_ready()
+        assert client.get_server_metadata().name == "triton"
+        assert client.get_model_metadata("counter").name == "counter"
+        assert client.get_model_config("counter").config.name == "counter"
+        assert len(client.get_inference_statistics("counter").model_stats) == 1
+    for path in ("v2/health/live", "v2", "v2/models/counter/config", "v2/models/stats"):
+        assert urllib.request.urlopen(f"{served.http_url}/{path}").status == 200
+    # The key that would open the rest is not in the log.
+    words = Path(f"/proc/{served.health().pid}/cmdline").read_text().split("\0")
+    keys = {word.rpartition("=")[2] for word in words if "restricted" in word}
+    assert len(keys) == 1
+    assert served.log_file
+    assert keys.pop() not in served.log_file.read_text()
 
 
 def test_port_in_use(repository: Path, log: Path) -> None:
@@ -186,6 +286,32 @@ def test_cause_of_an_unfilled_template(repository: Path, log: Path) -> None:
         ServerError, match=r"other/config\.pbtxt is not a valid model conf.*got: \$"
     ):
         TritonServer(repository, log_file=log).start()
+
+
+@pytest.mark.parametrize("name", ["with space", "a$(touch injected)'\"`;&", "naïve 漢字", "a\nb"])
+def test_the_repositorys_path_may_hold_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    repository = write_counter(tmp_path / name, "counter")
+    with TritonServer(repository, log_file=tmp_path / "server.log") as server:
+        assert numbers(server.grpc_url, 2) == [0, 1]
+    assert {path.name for path in tmp_path.iterdir()} == {name, "server.log"}
+    write_counter(repository, "broken", 'raise RuntimeError("no engine here")\n')
+    with pytest.raises(ServerError, match="no engine here") as caught:
+        TritonServer(repository, log_file=tmp_path / "server.log").start()
+    assert f"({repository}/broken/1/model.py:1, in" in str(caught.value)
+
+
+def test_a_stub_that_dies_while_another_model_loads(repository: Path, log: Path) -> None:
+    timer = "threading.Timer(0.5, lambda: os.kill(os.getpid(), 9)).start()"
+    write_counter(repository, "doomed", f"import os, threading; {timer}\n")
+    write_counter(repository, "slow", "import time; time.sleep(600)\n")
+    server = TritonServer(repository, log_file=log, ready_timeout_s=600, exit_timeout_s=1)
+    with pytest.raises(ServerError, match="Triton did not start") as caught:
+        server.start()
+    assert "process of model doomed died while the models were loading" in str(caught.value)
+    assert server.health().pid is None
 
 
 def test_models_that_load_too_slowly(repository: Path, log: Path) -> None:
@@ -232,6 +358,20 @@ def test_recovers_from_a_killed_server_and_a_killed_guardian(repository: Path, l
         assert numbers(server.grpc_url, 2) == [0, 1]
 
 
+def test_a_killed_guardian_leaves_no_stub_that_waits_for_the_server(
+    repository: Path, log: Path
+) -> None:
+    write_counter(repository, "waiting", WAITING)
+    with TritonServer(repository, log_file=log, watchdog=False) as server:
+        health = server.health()
+        shared = regions(health.pid or 0)
+        os.kill(_guardian_of(health.pid or 0), signal.SIGKILL)
+        assert wait_for(lambda: not is_alive(health.pid or 0), 10)
+    assert len(health.stubs) == len(shared) == 3
+    assert wait_for(lambda: not any(is_alive(pid) for pid in health.stubs), 10)
+    assert not any(path.exists() for path in shared)
+
+
 def _guardian_of(server: int) -> int:
     stat = Path(f"/proc/{server}/stat").read_text()
     return int(stat.rpartition(")")[2].split()[1])
@@ -249,17 +389,53 @@ def test_gives_up_when_the_model_cannot_come_back(repository: Path, log: Path) -
         assert server.health().pid is None
 
 
+def test_a_restart_that_the_machine_refuses_counts_as_one_that_failed(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with TritonServer(repository, log_file=log) as server:
+        monkeypatch.setattr("pipeline.triton.server.ServerProcess", refused)
+        os.kill(server.health().pid or 0, signal.SIGKILL)
+        with pytest.raises(ServerError, match="restarted too often") as caught:
+            server.wait(60)
+    assert "No space left on device" in str(caught.value)
+
+
+def test_a_watchdog_that_fails_ends_the_wait(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken() -> None:
+        raise ZeroDivisionError("a mistake")
+
+    with TritonServer(repository, log_file=log) as server:
+        pid = server.health().pid or 0
+        # Where the watchdog, which is running already, looks every time.
+        monkeypatch.setattr("pipeline.triton.server.is_alive", lambda _pid: mistaken())
+        with pytest.raises(ServerError, match="the watchdog failed") as caught:
+            server.wait(60)
+        assert server.health().state == "failed"
+    assert "a mistake" in str(caught.value)
+    assert not is_alive(pid)
+
+
+def test_a_stub_that_nobody_is_left_to_end_ends_itself(repository: Path, log: Path) -> None:
+    write_counter(repository, "waiting", f"import orphan; orphan.end_with_parent()\n{WAITING}")
+    shutil.copy(PROJECT / "model_repo/common/orphan.py", repository / "waiting" / "1")
+    with _supervisor(repository, log) as (supervisor, server):
+        guardian, stubs = _guardian_of(server), live_stubs(server)
+        shared = regions(server)
+        os.kill(supervisor.pid, signal.SIGKILL)
+        os.kill(guardian, signal.SIGKILL)
+    assert len(stubs) == 3
+    assert wait_for(lambda: not any(is_alive(pid) for pid in [server, *stubs]), 20)
+    for path in shared:
+        path.unlink(missing_ok=True)
+
+
 def test_a_killed_supervisor_leaves_nothing(repository: Path, log: Path) -> None:
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from pipeline.triton.server import TritonServer\n"
-        f"server = TritonServer(Path({str(repository)!r}), log_file=Path({str(log)!r})).start()\n"
-        "print(server.health().pid, flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as supervisor:
-        assert supervisor.stdout
-        server = int(supervisor.stdout.readline())
+    with _supervisor(repository, log) as (supervisor, server):
         guardian = _guardian_of(server)
         stubs, shared = live_stubs(server), regions(server)
         assert len(stubs) == len(shared) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
@@ -97,6 +98,26 @@ def test_an_engine_without_config_fails_the_stage(context: StageContext) -> None
     (context.inputs["compile"].path / "config.json").unlink()
     with pytest.raises(RepositoryError, match=r"the engine's config\.json cannot be read"):
         stage.run(context)
+
+
+def test_the_models_are_whole_without_the_package(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real files: what a model imports beside it is beside it, as a file of its own."""
+    monkeypatch.undo()
+    stage.run(context)
+    modules = list(context.output.rglob("*.py"))
+    assert {path.parent.parent.name for path in modules} == set(MODELS)
+    for path in modules:
+        assert not path.is_symlink()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1
+                assert (path.parent / f"{node.module}.py").is_file(), f"{path}: {node.module}"
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                names = [node.module] if isinstance(node, ast.ImportFrom) else []
+                names += [alias.name for alias in node.names]
+                assert not any(str(name).startswith("pipeline") for name in names)
 
 
 def test_a_changed_model_source_changes_the_key(sources: Path) -> None:

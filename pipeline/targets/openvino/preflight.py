@@ -5,6 +5,13 @@ from __future__ import annotations
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.targets.openvino.memory import (
+    TOKENS_PER_BLOCK,
+    kv_bytes_per_token,
+    kv_cache_tokens,
+    machine_memory,
+    weight_bytes,
+)
 
 EXECUTED_FORMATS = ("float16", "bfloat16", "int8_sq", "int4_awq")
 # What the CPU plugin's paged attention accepts with each arithmetic; it throws on the others.
@@ -16,6 +23,7 @@ def check(recipe: Recipe, facts: ModelFacts) -> None:
     _check_format(recipe)
     _check_length(recipe, facts)
     _check_precisions(recipe)
+    _check_memory(recipe, facts)
 
 
 def _check_format(recipe: Recipe) -> None:
@@ -71,3 +79,32 @@ def _check_precisions(recipe: Recipe) -> None:
             why="OpenVINO's paged attention has no kernel for the pair",
             fix=f"Leave it out, or set it to one of {', '.join(allowed)}",
         )
+
+
+def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
+    options = recipe.compile.openvino
+    precision = options.kv_cache_precision or options.inference_precision
+    tokens, per_token = kv_cache_tokens(recipe), kv_bytes_per_token(facts, precision)
+    weights, there = weight_bytes(facts, recipe), machine_memory()
+    if there is None or weights + tokens * per_token <= there:
+        return
+    left = max(there - weights, 0) // per_token // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
+    sized = recipe.serve.max_tokens_in_paged_kv_cache is not None
+    if weights >= there:
+        remedy = "Use a machine with more memory, or a smaller model"
+    elif left < recipe.compile.max_seq_len:
+        remedy = "Lower compile.max_seq_len, of which one sequence must fit"
+    else:
+        remedy = f"Set serve.max_tokens_in_paged_kv_cache to at most {left}"
+        remedy += "" if sized else ", or lower compile.max_batch_size or compile.max_seq_len"
+    if weights < there and precision == "f32":
+        remedy += "; compile.openvino.kv_cache_precision: f16 or u8 makes the cache smaller"
+    raise UnsupportedError(
+        f"the engine needs {weights + tokens * per_token:,} bytes, and this machine has {there:,}",
+        where=recipe.place(
+            "serve.max_tokens_in_paged_kv_cache" if sized else "compile.max_batch_size"
+        ),
+        why=f"A KV cache of {tokens:,} tokens takes {tokens * per_token:,} bytes ({per_token:,} "
+        f"per token in {precision}), the weights at least {weights:,}",
+        fix=remedy,
+    )

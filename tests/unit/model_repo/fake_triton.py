@@ -109,9 +109,14 @@ class Request:
         inputs: Mapping[str, np.ndarray],
         wanted: Iterable[str],
         request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.sender = Sender()
         self._inputs, self._wanted, self._id = inputs, list(wanted), request_id
+        self._parameters = json.dumps(parameters or {})
+
+    def parameters(self) -> str:
+        return self._parameters
 
     def inputs(self) -> list[Tensor]:
         return [Tensor(name, array) for name, array in self._inputs.items()]

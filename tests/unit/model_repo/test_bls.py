@@ -93,12 +93,13 @@ def use(engine: Engine) -> Engine:
 
 
 def request(text: str = "Hi", wanted: str = "text_output", **inputs: Any) -> Request:
+    parameters = inputs.pop("parameters", None)
     tensors = {
         "text_input": np.array([[text.encode()]], object),
         "max_tokens": np.array([[100]], np.int32),
         **inputs,
     }
-    return Request(tensors, wanted.split(), "client")
+    return Request(tensors, wanted.split(), "client", parameters)
 
 
 def texts(sent: Request) -> list[str]:
@@ -216,7 +217,11 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
     ("inputs", "reason"),
     [
         ({"beam_width": np.array([[2]])}, "beam_width 2: tensorrt_llm_bls has no beam search"),
+        ({"beam_width": np.array([[0]])}, "beam_width 0: tensorrt_llm_bls has no beam search"),
+        ({"num_return_sequences": np.array([[-3]])}, "num_return_sequences -3: .* no several"),
         ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
+        ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
+        ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
         ({"text_input": words("a", "b")}, r"text_input must be one text, got the shape \[1, 2\]"),
         ({"text_input": words("")}, "text_input is empty"),
     ],
@@ -282,11 +287,35 @@ def test_more_requests_than_threads_are_refused(tmp_path: Path) -> None:
     engine.pause_after = 0
     served, refused = [request(), request()], request()
     made.execute([*served, refused])
-    assert "Maximum queue size of 2 has been reached" in refused.sender.failure()
+    assert refused.sender.failure() == (
+        "tensorrt_llm_bls serves 2 requests at a time (max_concurrent_requests), "
+        "please try again later"
+    )
     engine.stop.set()
     assert all(len(texts(sent)) == 1 for sent in served)
     made.finalize()
     HANDLERS.clear()
+
+
+@pytest.mark.parametrize("name", ["exclude_input_in_output", "include_stop_str_in_output"])
+def test_a_parameter_that_is_neither_true_nor_false_is_refused(tmp_path: Path, name: str) -> None:
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=f"the parameter {name} is 'maybe'; use true or false"):
+        TritonPythonModel().initialize(model_args(tmp_path, {"tokenizer_dir": ".", name: "maybe"}))
+
+
+def test_what_leaves_things_as_they_are_is_accepted(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    one = np.array([[1]], np.int32)
+    sent = request(
+        beam_width=one,
+        num_return_sequences=one,
+        num_draft_tokens=one * 0,
+        use_draft_logits=np.array([False]),
+        parameters={"id": "client", "priority": 1, "triton_enable_empty_final_response": True},
+    )
+    model.execute([sent])
+    assert texts(sent) == ["a"]
 
 
 def test_64_requests_are_served_at_once(model: TritonPythonModel) -> None:

@@ -13,6 +13,8 @@ class Heard:
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], list[float], bool]] = []
 
+    def scheduled(self) -> None: ...
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         self.calls.append((ids, log_probs, last))
 
@@ -55,6 +57,8 @@ def test_the_last_token_allowed_ends_the_text() -> None:
         (((5,),), [5]),
         (((7, 3), (6, 7)), [5, 6, 7]),
         (((5, 7),), [5, 6, 7, 3, 4]),
+        (((5, 6, 7, 3), (7, 3), (6, 3)), [5, 6, 7, 3]),
+        (((9, 8, 5),), [5, 6, 7, 3, 4]),  # the prompt is not looked at
     ],
 )
 def test_stop_words_match_across_steps_and_stay(

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from model_repo.tensorrt_llm.settings import EngineSettings, blocks, read_settings
+from pipeline.targets.openvino.memory import kv_bytes_per_token
 from pipeline.triton.parameters import openvino_engine
+from tests.unit.openvino.test_rope import facts
 from tests.unit.triton.demo import demo_recipe
 
 BUILD = {"max_batch_size": 4, "max_input_len": 64, "max_seq_len": 100, "max_num_tokens": 2048}
@@ -70,6 +72,34 @@ def test_end_ids_come_from_the_generation_config(
     )
     assert read(repository, tokenizer_dir="tokenizer").end_ids == ids
     assert read(repository, tokenizer_dir="elsewhere").end_ids == ()
+
+
+def test_the_tokenizer_names_the_end_id_where_no_generation_config_does(repository: Path) -> None:
+    directory = repository / "tokenizer"
+    directory.mkdir()
+    added = [{"id": 1, "content": "<s>"}, {"id": 9, "content": "</s>"}]
+    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    for token in ("</s>", {"content": "</s>"}):
+        (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        assert read(repository, tokenizer_dir="tokenizer").end_ids == (9,)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    assert read(repository, tokenizer_dir="tokenizer").end_ids == ()
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "u8"])
+def test_the_cache_takes_what_the_compile_target_plans_with(
+    repository: Path, precision: str
+) -> None:
+    path = repository / "tensorrt_llm/1/engine/config.json"
+    engine = json.loads(path.read_text())
+    assert read(repository).kv_bytes == 0
+    engine["runtime"]["KV_CACHE_PRECISION"] = precision
+    model = {"head_size": 64, "num_hidden_layers": 4, "num_key_value_heads": 2}
+    engine["pretrained_config"] |= model
+    path.write_text(json.dumps(engine))
+    planned = kv_bytes_per_token(facts(num_hidden_layers=4, num_key_value_heads=2), precision)
+    assert facts().head_size == 64
+    assert read(repository).kv_bytes == 16 * 32 * planned
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from model_repo.tensorrt_llm.tensors import (
     read_request,
     word_list,
 )
+from pipeline.triton.contract import MODELS
 
 SETTINGS = EngineSettings(
     engine_dir=Path("engine"),
@@ -56,7 +58,8 @@ def test_the_prompt_is_cut_at_its_length() -> None:
     ("tensors", "ends", "stop_words"),
     [
         ({}, {2, 7}, ()),
-        ({"end_id": ints(2)}, {2, 7}, ()),  # what preprocessing sends by default
+        ({"end_id": ints(2)}, {2}, ()),
+        ({"end_id": ints(2), "stop_words_list": np.array([[[7], [1]]])}, {2, 7}, ()),
         ({"end_id": ints(50)}, {50}, ()),
         ({"end_id": ints(-1)}, set(), ()),
         (
@@ -103,6 +106,8 @@ def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
     ("name", "array", "reason"),
     [
         ("beam_width", ints(2), "beam_width 2: the CPU engine has no beam search"),
+        ("beam_width", ints(0), "beam_width 0: the CPU engine has no beam search"),
+        ("num_return_sequences", ints(-3), "num_return_sequences -3: .* no several sequences"),
         ("num_return_sequences", ints(2), "no several sequences"),
         ("decoder_input_lengths", ints(2), "no decoder inputs"),
         ("bad_words_list", np.array([[[5], [1]]], np.int32), "no bad words"),
@@ -150,6 +155,10 @@ def test_the_empty_form_of_what_it_cannot_do_is_accepted(name: str, array: np.nd
     ("tensors", "reason"),
     [
         ({"input_ids": np.ones((2, 3), np.int32)}, r"one prompt \[1, n\], got the shape \[2, 3\]"),
+        (
+            {"input_ids": np.ones((2, 3), np.int32), "decoder_input_lengths": ints(1, 1)},
+            r"input_ids must be one prompt \[1, n\], got the shape \[2, 3\]",
+        ),
         ({"input_lengths": ints(5)}, "input_lengths is 5, but input_ids has 4"),
         ({"input_lengths": ints(-1)}, "input_lengths is -1"),
         ({"end_id": ints(100)}, "end_id is 100; this model's ids are 0 to 99"),
@@ -172,6 +181,12 @@ def test_stop_requests_are_told_apart() -> None:
     assert not is_stop(inputs())
 
 
+PERF_METRICS = {
+    tensor.name
+    for tensor in MODELS["tensorrt_llm"].outputs
+    if tensor.name.startswith("kv_cache_") or tensor.name.endswith(("_time_ns", "_rate"))
+} | {"total_accepted_draft_tokens", "total_draft_tokens"}
+
 ALL = frozenset(
     (
         "output_ids",
@@ -180,17 +195,16 @@ ALL = frozenset(
         "output_log_probs",
         "num_input_tokens",
         "num_output_tokens",
-        "kv_cache_alloc_total_blocks",
-        "arrival_time_ns",
-        "first_token_time_ns",
-        "last_token_time_ns",
+        *PERF_METRICS,
     )
 )
 
 
-def answer(wanted: frozenset[str] = ALL, **tensors: np.ndarray) -> Answer:
+def answer(
+    wanted: frozenset[str] = ALL, settings: EngineSettings = SETTINGS, **tensors: np.ndarray
+) -> Answer:
     read = inputs(**tensors)
-    return read_answer(read, wanted, read_request(read, "", SETTINGS), SETTINGS)
+    return read_answer(read, wanted, read_request(read, "", settings), settings)
 
 
 def shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -233,5 +247,35 @@ def test_counts_and_times() -> None:
     assert outputs["num_input_tokens"].item() == 3
     assert outputs["num_output_tokens"].item() == 2
     assert outputs["kv_cache_alloc_total_blocks"].item() == 1
-    times = [outputs[f"{name}_time_ns"].item() for name in ("arrival", "first_token", "last_token")]
-    assert times == sorted(times)
+    # How many blocks were shared with other requests is not known.
+    assert PERF_METRICS - set(outputs) == {"kv_cache_alloc_new_blocks", "kv_cache_reused_blocks"}
+
+
+def test_every_declared_performance_metric_is_there_when_no_blocks_are_shared() -> None:
+    asked = answer(
+        settings=replace(SETTINGS, enable_prefix_caching=False), return_perf_metrics=np.array([1])
+    )
+    contract = {tensor.name: tensor.data_type for tensor in MODELS["tensorrt_llm"].outputs}
+    names = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
+    assert not PERF_METRICS & set(asked.outputs([11], [], last=False))
+    outputs = asked.outputs(list(range(40)), [], last=True)
+    assert set(outputs) >= PERF_METRICS
+    for name in PERF_METRICS:
+        assert outputs[name].dtype == names[contract[name]]
+        assert outputs[name].shape == (1, 1)
+    blocks = [outputs[f"kv_cache_{name}_blocks"].item() for name in ("alloc_total", "alloc_new")]
+    assert blocks == [2, 2]  # 3 + 41 tokens, 32 each
+    assert outputs["kv_cache_reused_blocks"].item() == 0
+
+
+def test_times_are_those_of_the_engine_and_not_of_sending() -> None:
+    times = answer().times
+    times.scheduled()
+    first_scheduled = times.first_scheduled
+    times.generated()
+    first_token = times.first_token
+    assert times.last_token == first_token
+    times.scheduled()  # anew, after an eviction
+    times.generated()
+    assert (times.first_scheduled, times.first_token) == (first_scheduled, first_token)
+    assert 0 < times.arrival <= first_scheduled <= first_token < times.last_token

@@ -55,6 +55,49 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(repository: Pa
     assert run(opened(repository), inputs(fits + b"a"))["INPUT_ID"].shape[1] > 10
 
 
+@pytest.mark.parametrize("name", ["stop_words", "bad_words", "embedding_bias_words"])
+def test_words_that_would_hold_up_everybody_else_are_refused(repository: Path, name: str) -> None:
+    engine = repository / "tensorrt_llm" / "1" / "engine"
+    engine.mkdir(parents=True)
+    (engine / "config.json").write_text(json.dumps({"build_config": {"max_input_len": 1000}}))
+    model = opened(repository)
+    longest = 4 * max(len(token.encode()) for token in TOKENIZER.get_vocab()) * 1000
+    tensor = name.upper() if name.startswith("embedding") else f"{name.upper()}_DICT"
+
+    def answer(*texts: bytes) -> str:
+        weights = np.ones((1, len(texts)), np.float32)
+        more = {"EMBEDDING_BIAS_WEIGHTS": weights} if name.startswith("embedding") else {}
+        (response,) = model.execute([Request(inputs(**{tensor: words(*texts)}, **more), OUTPUTS)])
+        return response.error().message() if response.has_error() else "fine"
+
+    assert answer(*[b"a"] * 1024) == "fine"
+    assert answer(*[b"a"] * 1025) == f"{name} has 1025 words; it may have at most 1024"
+    assert answer(b"a" * (longest // 2), b"b" * (longest // 2)) == "fine"
+    assert answer(b"a" * (longest // 2), b"b" * (longest // 2), b"c") == (
+        f"{name} is too long: its {longest + 1} bytes cannot fit into the 1000 tokens "
+        "(max_input_len) that the engine was compiled for"
+    )
+
+
+def test_a_parameter_that_nothing_reads_is_refused(repository: Path) -> None:
+    model = opened(repository)
+    (response,) = model.execute([Request(inputs(), OUTPUTS, parameters={"id": "a", "top_q": 1})])
+    assert response.error().message() == (
+        "invalid parameter top_q: there is no such input; check its spelling"
+    )
+    tritons = {"id": "a", "priority": 1, "sequence_id": 0, "triton_trace": "x"}
+    (response,) = model.execute([Request(inputs(), OUTPUTS, parameters=tritons)])
+    assert not response.has_error()
+
+
+@pytest.mark.parametrize("model", [Preprocessing, Postprocessing])
+def test_a_flag_is_true_or_false(repository: Path, model: Any) -> None:
+    name = "add_special_tokens" if model is Preprocessing else "skip_special_tokens"
+    for wrong in ("maybe", "no", "yes"):
+        with pytest.raises(ValueError, match=f"the parameter {name} is '{wrong}'; use true or"):
+            model().initialize(model_args(repository, {"tokenizer_dir": "tokenizer", name: wrong}))
+
+
 def words(*values: bytes) -> np.ndarray:
     return np.array([list(values)], object)
 
@@ -138,6 +181,12 @@ def test_prompts_of_a_batch_are_padded_at_their_end(repository: Path) -> None:
         (
             inputs(EMBEDDING_BIAS_WORDS=words(b"x"), EMBEDDING_BIAS_WEIGHTS=np.ones((1, 2))),
             "each word needs one weight",
+        ),
+        (inputs(EMBEDDING_BIAS_WORDS=words(b"x")), "embedding_bias_words needs embedding_bias_w"),
+        (inputs(EMBEDDING_BIAS_WEIGHTS=np.ones((1, 2))), "embedding_bias_words needs embedding_"),
+        (
+            inputs(PROMPT_TABLE_EXTRA_ID=np.array([[5]], np.uint64)),
+            "prompt_table_extra_id: a text has no virtual tokens",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
+from pipeline.targets.openvino import preflight
 from tests.unit.openvino.test_rope import facts
 
 RECIPE = """\
@@ -89,6 +90,45 @@ def test_kv_precisions_without_a_kernel_are_refused(
     )
     with pytest.raises(UnsupportedError, match=f"{cache} does not go with .* {arithmetic}"):
         check(settings)
+
+
+def test_a_cache_that_the_machine_cannot_hold_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = 327_680 + 102_400
+    per_token = 2 * 4 * 64 * 4
+    needed = weights + 32 * 2048 * per_token
+    monkeypatch.setattr(preflight, "machine_memory", lambda: needed)
+    check(recipe(tmp_path))
+    monkeypatch.setattr(preflight, "machine_memory", lambda: needed - 1)
+    with pytest.raises(UnsupportedError, match=f"the engine needs {needed:,} bytes") as caught:
+        check(recipe(tmp_path))
+    text = str(caught.value)
+    assert f"this machine has {needed - 1:,}" in text
+    assert "A KV cache of 65,536 tokens takes 134,217,728 bytes (2,048 per token in f32)" in text
+    assert "Set serve.max_tokens_in_paged_kv_cache to at most 65504, or lower" in text
+    assert "compile.max_batch_size" in text
+    # The remedies work.
+    check(recipe(tmp_path, "serve.max_tokens_in_paged_kv_cache=65504"))
+    check(recipe(tmp_path, "compile.max_batch_size=31"))
+    check(recipe(tmp_path, "compile.openvino.kv_cache_precision=f16"))
+
+
+@pytest.mark.parametrize(
+    ("memory", "remedy"),
+    [
+        (10**6, "Lower compile.max_seq_len, of which one sequence must fit; compile.openvino.kv"),
+        (400_000, "Use a machine with more memory, or a smaller model."),
+    ],
+)
+def test_a_machine_without_room_for_one_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, remedy: str
+) -> None:
+    monkeypatch.setattr(preflight, "machine_memory", lambda: memory)
+    with pytest.raises(UnsupportedError, match="this machine has") as caught:
+        check(recipe(tmp_path, "serve.max_tokens_in_paged_kv_cache=4096"))
+    assert remedy in str(caught.value)
+    assert "serve.max_tokens_in_paged_kv_cache" in str(caught.value.where)
 
 
 def test_parallelism_is_no_obstacle_because_ranks_are_merged(tmp_path: Path) -> None:

@@ -96,3 +96,11 @@ def test_target_without_a_repository() -> None:
     compiled = recipe.compile.model_copy(update={"target": "abacus"})
     with pytest.raises(UnsupportedError, match="no Triton repository for the target abacus"):
         render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
+
+
+@pytest.mark.parametrize(("queue", "threads"), [(0, 32 + 256), (7, 32 + 7)])
+def test_the_text_model_has_a_thread_for_all_that_the_engine_admits(
+    queue: int, threads: int
+) -> None:
+    config = parse(render_configs(demo_recipe(max_queue_size=queue), ENGINE)["tensorrt_llm_bls"])
+    assert config.parameters["max_concurrent_requests"].string_value == str(threads)

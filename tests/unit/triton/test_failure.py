@@ -74,6 +74,18 @@ CASES = {
     "unknown": (line("I", "fine") + line("E", "on fire"), "Triton's last error was: on fire"),
     "no log line": ("Segmentation fault\n\n", "The last line of its log is: Segmentation fault"),
     "nothing": ("", "Its log is empty"),
+    "no GPU": (
+        line("I", "loading: preprocessing:1")
+        + line("E", "CudaDriverHelper has not been initialized.")
+        + line("E", "unable to create stream for ensemble: CUDA driver version is insufficient "),
+        "loading: preprocessing:1",
+    ),
+    "nothing but no GPU": (
+        line("W", "Unable to allocate pinned system memory, pinned memory pool will not be there")
+        + line("E", "CudaDriverHelper has not been initialized."),
+        "Its log is empty",
+    ),
+    "a GPU's own error": (line("E", "CUDA error: out of memory"), "CUDA error: out of memory"),
 }
 
 
@@ -85,3 +97,10 @@ def test_cause(name: str) -> None:
 
 def test_remedy_for_small_shared_memory() -> None:
     assert "--shm-size" in str(find_cause("Failed to increase the shared memory pool size").fix)
+
+
+def test_what_was_seen_from_outside_is_the_cause_unless_the_log_is_certain() -> None:
+    noise = line("E", "something else")
+    assert find_cause(noise, "its process died").why == "its process died"
+    certain = failed("eng", "Internal: ValueError: no such engine")
+    assert "ValueError" in find_cause(certain, "its process died").why

@@ -13,6 +13,10 @@ from pipeline.triton.stubs import is_alive
 from pipeline.triton.watchdog import RestartBudget, Watchdog
 
 
+def _fails(error: Exception) -> None:
+    raise AssertionError(error)
+
+
 def test_budget_refills_as_time_passes() -> None:
     now = 0.0
     budget = RestartBudget(limit=3, window_s=60.0, clock=lambda: now)
@@ -36,7 +40,7 @@ def test_a_fault_is_reported_until_the_recovery_gives_up(monkeypatch: pytest.Mon
             return False
         return True
 
-    guard = Watchdog(lambda: next(faults), recover)
+    guard = Watchdog(lambda: next(faults), recover, _fails)
     guard.start()
     assert done.wait(5)
     guard.stop()
@@ -55,8 +59,27 @@ def test_a_zombie_is_not_alive() -> None:
 def test_stop_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
     before = threading.active_count()
-    guard = Watchdog(lambda: None, lambda _: True)
+    guard = Watchdog(lambda: None, lambda _: True, _fails)
     guard.start()
     time.sleep(0.03)
     guard.stop()
     assert threading.active_count() == before
+
+
+def test_an_error_of_its_own_is_told_to_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "INTERVAL_S", 0.01)
+    told: list[Exception] = []
+    done = threading.Event()
+
+    def recover(_fault: str) -> bool:
+        raise ZeroDivisionError("a mistake in the recovery")
+
+    def broken(error: Exception) -> None:
+        told.append(error)
+        done.set()
+
+    guard = Watchdog(lambda: "a fault", recover, broken)
+    guard.start()
+    assert done.wait(5)
+    guard.stop()
+    assert [str(error) for error in told] == ["a mistake in the recovery"]

@@ -1,0 +1,85 @@
+"""Whether an engine with its KV cache fits into this machine's memory.
+
+OpenVINO reserves the whole cache when it opens an engine and refuses more than the machine has. A
+container may have less than its machine, which OpenVINO does not look at: there the kernel ends the
+process once the cache fills up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.models import ModelFacts
+from pipeline.recipe import Recipe
+
+TOKENS_PER_BLOCK = 32
+_KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0}
+_WEIGHT_BYTES = {"float16": 2.0, "bfloat16": 2.0, "int8_sq": 1.0, "int4_awq": 0.5}
+
+
+def kv_bytes_per_token(facts: ModelFacts, precision: str) -> int:
+    """Bytes of one token's keys and values in all layers.
+
+    Exactly what OpenVINO reserves, as the largest cache that it grants shows. The 8-bit cache
+    has a float32 scale and zero point for each token's values of a head, and for each of a head's
+    key features per block.
+    """
+    size = facts.head_size
+    per_head = 2 * size * _KV_BYTES[precision]
+    if precision == "u8":
+        per_head += 8 + 8 * size / TOKENS_PER_BLOCK
+    return round(facts.num_hidden_layers * facts.num_key_value_heads * per_head)
+
+
+def kv_cache_tokens(recipe: Recipe) -> int:
+    """Tokens that the cache has room for, as the engine's front sizes it."""
+    asked = recipe.serve.max_tokens_in_paged_kv_cache
+    if asked is not None:
+        return asked // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
+    blocks = -(-recipe.compile.max_seq_len // TOKENS_PER_BLOCK)
+    return recipe.compile.max_batch_size * blocks * TOKENS_PER_BLOCK
+
+
+def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:
+    """Bytes of the weights as they are stored; in memory they take at least that."""
+    linears = sum(linear.out_features * linear.in_features for linear in facts.linears)
+    tables = 2 * facts.vocab_size * facts.hidden_size
+    return round(
+        facts.num_hidden_layers * linears * _WEIGHT_BYTES[recipe.quantize.format] + 2 * tables
+    )
+
+
+def machine_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can ever have; None where the system does not say.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
+    return min(_limits(root), default=None)
+
+
+def _limits(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            yield int(line.split()[1]) * 1024
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Every group around this one has its limit too; in a container they may be out of sight.
+        group = base / path.strip("/")
+        for place in (group, *group.parents):
+            if place.is_relative_to(base):
+                yield from (int(text) for text in _lines(place / name) if text.isdecimal())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
