@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .exactness import exact_properties
 from .request import GenerationRequest, RequestError
 from .sampling import generation_config
 from .settings import TOKENS_PER_BLOCK, EngineSettings
@@ -18,6 +19,10 @@ class Engine:
 
     Args:
         settings: Where the engine is and how its scheduler is set.
+
+    Attributes:
+        saturates: Whether INT8 is multiplied in float32, because this processor's own INT8
+            products would not be exact.
 
     Raises:
         RuntimeError: OpenVINO cannot load the engine.
@@ -30,6 +35,9 @@ class Engine:
 
         self.genai: Any = openvino_genai
         self._openvino = openvino
+        exact = exact_properties(openvino) if settings.int8_products else {}
+        self.saturates = bool(exact)
+        properties = {**(settings.properties or {}), **exact}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
         scheduler.max_num_seqs = settings.max_batch_size
@@ -41,7 +49,7 @@ class Engine:
             tokenizer = openvino_genai.Tokenizer(empty)
         try:
             self.pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
-                settings.engine_dir, tokenizer, scheduler, "CPU", **(settings.properties or {})
+                settings.engine_dir, tokenizer, scheduler, "CPU", **properties
             )
         except RuntimeError as error:
             if "total_available_memory" not in str(error):

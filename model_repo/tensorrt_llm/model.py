@@ -46,6 +46,11 @@ class TritonPythonModel:
         self._settings = read_settings(repository, read_parameters(args))
         engine = Engine(self._settings)
         engine.warm_up(self._settings)
+        if engine.saturates:
+            pb_utils.Logger.log_warn(
+                "INT8 products saturate on this processor (it has no VNNI), so they are computed "
+                "in float32: exactly, and more slowly"
+            )
         self._open: dict[ResponseStream, Generation] = {}
         self._responder = Responder(
             [

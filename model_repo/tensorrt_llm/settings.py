@@ -36,6 +36,7 @@ class EngineSettings:
         cancellation_check_period: Seconds.
         stats_check_period: Seconds.
         properties: Properties of OpenVINO's CPU plugin.
+        int8_products: Whether the engine multiplies INT8 by INT8.
     """
 
     engine_dir: Path
@@ -55,6 +56,7 @@ class EngineSettings:
     stats_check_period: float = 0.1
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
+    int8_products: bool = False
 
     @property
     def kv_bytes(self) -> int:
@@ -112,6 +114,7 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),
+        int8_products=_quant_algo(engine).startswith("W8A8"),
     )
 
 
@@ -131,6 +134,10 @@ def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: 
             "compile the engine with a smaller max_seq_len"
         )
     return total
+
+
+def _quant_algo(engine: Mapping[str, Any]) -> str:
+    return str((engine["pretrained_config"].get("quantization") or {}).get("quant_algo") or "")
 
 
 def _kv_block_bytes(engine: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from model_repo.tensorrt_llm.exactness import exact_properties
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.targets import get_target
@@ -40,9 +41,20 @@ def core() -> Any:
 
 
 def runtime(engine: Path) -> dict[str, str]:
-    """The properties that the engine asks to be opened with."""
-    properties: dict[str, str] = json.loads((engine / "config.json").read_text())["runtime"]
+    """The properties that the engine is opened with on this processor."""
+    config = json.loads((engine / "config.json").read_text())
+    properties: dict[str, str] = config["runtime"]
+    if config["pretrained_config"]["quantization"]["quant_algo"] == "W8A8_SQ_PER_CHANNEL":
+        properties |= processor()
     return properties
+
+
+@cache
+def processor() -> dict[str, str]:
+    """The properties that this processor needs to multiply INT8 exactly."""
+    import openvino
+
+    return exact_properties(openvino)
 
 
 def open_engine(engine: Path, **properties: str) -> Any:

@@ -52,6 +52,25 @@ def test_the_parameters_that_the_repository_stage_writes_are_understood(reposito
     assert settings.properties == {"INFERENCE_PRECISION_HINT": "f32"}
 
 
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        ({"quant_algo": "W8A8_SQ_PER_CHANNEL"}, True),
+        ({"quant_algo": "W4A16_AWQ"}, False),
+        ({"quant_algo": None}, False),
+        (None, False),
+    ],
+)
+def test_engines_that_multiply_int8_are_told_from_others(
+    repository: Path, quantization: object, expected: bool
+) -> None:
+    path = repository / "tensorrt_llm/1/engine/config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_config"]["quantization"] = quantization
+    path.write_text(json.dumps(config))
+    assert read(repository).int8_products is expected
+
+
 def test_the_cache_holds_a_full_batch_by_default(repository: Path) -> None:
     assert read(repository).num_kv_blocks == 4 * blocks(100) == 16
 

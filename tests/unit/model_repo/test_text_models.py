@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, processors
 
 from model_repo.postprocessing.model import TritonPythonModel as Postprocessing
 from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
@@ -157,6 +158,23 @@ def test_stop_words_are_tokenized_alone(repository: Path) -> None:
     flat, ends = got["STOP_WORDS_IDS"][0].tolist()
     assert flat == [*cat, *was, 1]
     assert [end for end in ends if end != -1] == [len(cat), len(cat + was), len(cat + was) + 1]
+
+
+def test_prompts_begin_with_the_models_special_token_and_stop_words_do_not(
+    repository: Path,
+) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
+    cat = TOKENIZER.encode("cat").ids
+    asked = inputs(b"cat", STOP_WORDS_DICT=words(b"cat"), END_ID=np.array([[-1]], np.int32))
+    got = run(opened(repository), asked)
+    assert got["INPUT_ID"].tolist() == [[1, *cat]]
+    assert got["STOP_WORDS_IDS"][0, 0].tolist() == cat
+    plain = run(opened(repository, add_special_tokens="false"), asked)
+    assert plain["INPUT_ID"].tolist() == [cat]
 
 
 def test_prompts_of_a_batch_are_padded_at_their_end(repository: Path) -> None:
