@@ -167,8 +167,8 @@ class ServeSection(Section):
     """How the Triton repository serves the engine.
 
     Attributes:
-        max_queue_size: Requests waiting for a slot before new ones are refused; 0 is no limit of the
-            engine, while tensorrt_llm_bls serves at most max_batch_size + 256 of them at once.
+        max_queue_size: Requests waiting for a slot before new ones are refused; 0 is no limit of
+            the engine, while tensorrt_llm_bls takes at most max_batch_size + 256 of them at once.
         max_tokens_in_paged_kv_cache: Tokens the KV cache holds; None sizes it for max_batch_size
             sequences of max_seq_len on the CPU and leaves it to the free-memory fraction on a GPU.
         kv_cache_free_gpu_mem_fraction: Share of free GPU memory for the KV cache (GPU targets).
