@@ -167,11 +167,10 @@ def test_serves_and_leaves_nothing_behind(repository: Path, log: Path) -> None:
 
 def test_listens_on_loopback_only_and_without_model_control(repository: Path, log: Path) -> None:
     with TritonServer(repository, log_file=log) as server:
-        pid = server.health().pid
-        listening = subprocess.run(
-            [sys.executable, "-c", LISTENERS, str(pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        assert len(listening) == 3
+        pid = str(server.health().pid)
+        # The port for metrics opens last, after the server is ready.
+        assert wait_for(lambda: len(listeners(pid)) == 3, 10)
+        listening = listeners(pid)
         # 127.0.0.1, as IPv4 and as an IPv6 socket that maps it.
         loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
         assert {address.split(":")[0] for address in listening} <= loopback
@@ -183,7 +182,13 @@ def test_listens_on_loopback_only_and_without_model_control(repository: Path, lo
         assert numbers(server.grpc_url, 1) == [0]
 
 
-# Local addresses of the listening TCP sockets of a process, as /proc/net/tcp writes them.
+def listeners(pid: str) -> list[str]:
+    """Local addresses of a process's listening TCP sockets, as /proc/net/tcp writes them."""
+    return subprocess.run(
+        [sys.executable, "-c", LISTENERS, pid], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
 LISTENERS = """
 import os, sys
 pid = sys.argv[1]
