@@ -118,6 +118,8 @@ def engine_logits(
     which read the cache back."""
     import openvino
 
+    from model_repo.tensorrt_llm.exactness import exact_properties
+    from pipeline.checkpoint.quantization import W8A8
     from pipeline.progress import Silent
     from pipeline.targets import get_target
 
@@ -126,7 +128,10 @@ def engine_logits(
     settings = recipe("float16", arguments, **dict(zip(names, options, strict=True)))
     output.mkdir()
     get_target("openvino").compile(checkpoint, settings, output, Silent())
-    properties = json.loads((output / "config.json").read_text())["runtime"]
+    config = json.loads((output / "config.json").read_text())
+    properties = config["runtime"]
+    if config["pretrained_config"]["quantization"]["quant_algo"] == W8A8:
+        properties |= exact_properties(openvino)
     compiled = openvino.Core().compile_model(output / "openvino_model.xml", "CPU", properties)
     request = compiled.create_infer_request()
     batch, length = ids.shape

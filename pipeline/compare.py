@@ -27,12 +27,13 @@ def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """One row per report.
 
     Args:
-        paths: ``report.json`` files or folders that hold one.
+        paths: ``report.json`` files, folders that hold one, or build directories, which stand for
+            all their reports.
 
     Raises:
         UsageError: A path is not a report.
     """
-    return [_row(path / "report.json" if path.is_dir() else path) for path in paths]
+    return [_row(report) for path in paths for report in _reports(path)]
 
 
 def print_side_by_side(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -41,6 +42,13 @@ def print_side_by_side(rows: Sequence[Mapping[str, Any]]) -> None:
         ["", *(row["name"] for row in rows)],
         [[measure, *(row[measure] for row in rows)] for measure in MEASURES],
     )
+
+
+def _reports(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    own = path / "report.json"
+    return [own] if own.is_file() else sorted(path.glob("*/report.json")) or [own]
 
 
 def _row(path: Path) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def _obstacle(recipe: Recipe) -> RecipeError | None:
 def compare(
     *,
     reports: Annotated[
-        list[Path], typer.Argument(help="report.json files, or the folders that hold them.")
+        list[Path],
+        typer.Argument(help="report.json files, folders that hold one, or a build directory."),
     ],
     output: Output,
 ) -> None:
