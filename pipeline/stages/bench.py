@@ -37,8 +37,26 @@ def material(recipe: Recipe) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor architecture and the CPUs this process may use."""
-    return {"architecture": platform.machine(), "cpus": len(os.sched_getaffinity(0))}
+    """What the numbers depend on: the processor, and how many CPUs this process may use."""
+    return {
+        "processor": processor(Path("/proc/cpuinfo")),
+        "architecture": platform.machine(),
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+
+
+def processor(cpuinfo: Path) -> str:
+    """The processor's own name; ``unknown`` where the kernel does not say.
+
+    Args:
+        cpuinfo: The kernel's list of processors.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
 
 
 def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
