@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ class AsyncStream:
         self.request_id: str = prepared.message.id
         self._call = call
         self._prepared = prepared
+        self._deadline = prepared.deadline()
         self._address = address
         self._answer = Answer(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
@@ -82,7 +84,7 @@ class AsyncStream:
             # gRPC raises it for a cancelled call as well as for a cancelled task.
             if self._answer.complete and self._stalled:
                 raise StopAsyncIteration from None
-            if self._stalled or self._cancelled:
+            if self._stalled or self._cancelled or self._cancelled_late():
                 raise self._failure(None) from error
             raise
         except grpc.RpcError as error:
@@ -102,15 +104,26 @@ class AsyncStream:
         self._stalled = True
         self._call.cancel()
 
+    def _cancelled_late(self) -> bool:
+        """Whether gRPC cancelled the call by itself: its deadline passed while it was set up.
+
+        Python 3.10 cannot tell that from a task that was cancelled at the same moment.
+        """
+        cancelling = getattr(asyncio.current_task(), "cancelling", None)
+        return cancelling is not None and not cancelling() and self._late()
+
+    def _late(self) -> bool:
+        return time.monotonic() >= self._deadline
+
     def _failure(self, error: Any) -> ClientError:
+        """The error for a call that ended with a gRPC error; None stands for a cancelled call."""
         received = self._answer.received
         if self._stalled:
             return went_silent(self._address, self._prepared.stall_timeout, received)
-        if self._cancelled or error is None:
+        if self._cancelled:
             return Cancelled("the request was cancelled", where=self._address)
-        return error_from_status(
-            error.code().name, error.details() or "", self._address, answered=received
-        )
+        code, details = ("DEADLINE_EXCEEDED", "") if error is None else _status(error)
+        return error_from_status(code, details, self._address, answered=received, late=self._late())
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -122,3 +135,7 @@ class AsyncStream:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _status(error: Any) -> tuple[str, str]:
+    return error.code().name, error.details() or ""

@@ -118,6 +118,10 @@ def _kind_of_text(message: str) -> type[ClientError] | None:
     return next((kind for kind, pattern in _TEXT_RULES if pattern.search(message)), None)
 
 
+# What gRPC says of a deadline that passes while the call is being set up.
+_LATE = ("INTERNAL", "Internal error from Core")
+
+
 def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError:
     fixes = {
         ServerBusy: "Try again later, or raise serve.max_queue_size in the recipe",
@@ -127,7 +131,9 @@ def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError
     return kind(f"the server refused: {message}", where=address, fix=fixes.get(kind))
 
 
-def error_from_status(code: str, details: str, address: str, *, answered: int = 0) -> ClientError:
+def error_from_status(
+    code: str, details: str, address: str, *, answered: int = 0, late: bool = False
+) -> ClientError:
     """The error for a gRPC call that ended with a status other than OK.
 
     Args:
@@ -135,7 +141,10 @@ def error_from_status(code: str, details: str, address: str, *, answered: int = 
         details: The status's text.
         address: The server's address, for ``where``.
         answered: Responses that had arrived before the call ended.
+        late: Whether the call's deadline has passed.
     """
+    if late and (code, details) == _LATE:
+        code = "DEADLINE_EXCEEDED"
     if code == "UNAVAILABLE":
         # Triton says so for a full queue and a timeout in the queue as well.
         kind = _kind_of_text(details)

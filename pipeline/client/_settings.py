@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class Prepared:
     stall_timeout: float | None
     max_tokens: int | None = None
     expects_data: bool = True
+
+    def deadline(self) -> float:
+        """When a call that starts now must be finished, in ``time.monotonic`` seconds."""
+        return math.inf if self.timeout is None else time.monotonic() + self.timeout
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Stream:
         self.give_up_at: float | None = None
         self._call = call
         self._prepared = prepared
+        self._deadline = prepared.deadline()
         self._address = address
         self._watchdog = watchdog
         self._answer = Answer(address, expects_data=prepared.expects_data)
@@ -106,7 +107,11 @@ class Stream:
         if self._cancelled:
             return Cancelled("the request was cancelled", where=self._address)
         return error_from_status(
-            error.code().name, error.details() or "", self._address, answered=received
+            error.code().name,
+            error.details() or "",
+            self._address,
+            answered=received,
+            late=time.monotonic() >= self._deadline,
         )
 
     def __enter__(self) -> Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from itertools import pairwise
 
@@ -17,6 +18,9 @@ from pipeline.client import (
     ServerBusy,
     ServerFailed,
 )
+from pipeline.client._async_stream import AsyncStream
+from pipeline.client._settings import Prepared
+from pipeline.client._wire import new_message
 from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
 from tests.unit.client.test_client import endless, silent, story
 
@@ -205,3 +209,44 @@ def test_streams_interleave():
     order = in_loop(echo, use)
     assert sorted(order) == sorted("abcdef" * 10)
     assert sum(a != b for a, b in pairwise(order)) > 20
+
+
+class CancelledByItself:
+    """A call that gRPC cancels by itself, which looks like a cancelled task."""
+
+    async def read(self):
+        raise asyncio.CancelledError
+
+    def cancel(self):
+        pass
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 cannot tell the two apart")
+def test_a_call_that_is_cancelled_at_its_deadline_did_not_cancel_the_task():
+    async def read(timeout):
+        prepared = Prepared(new_message("m"), timeout, None)
+        stream = AsyncStream(CancelledByItself(), prepared, "here")
+        await asyncio.sleep(0.01)
+        await anext(stream)
+
+    with pytest.raises(DeadlineExceeded, match="no answer in time"):
+        asyncio.run(read(0.001))
+    # Before the deadline it can only have been the task.
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(read(60.0))
+
+
+def test_a_task_that_is_cancelled_after_the_deadline_stays_cancelled():
+    class Slow(CancelledByItself):
+        async def read(self):
+            await asyncio.sleep(60)
+
+    async def main():
+        prepared = Prepared(new_message("m"), 0.001, None)
+        task = asyncio.create_task(AsyncStream(Slow(), prepared, "here").__anext__())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())

@@ -105,3 +105,18 @@ def test_every_error_is_a_pipeline_error_with_an_exit_code():
     assert issubclass(InvalidRequest, UsageError)
     assert InvalidRequest("x").exit_code == 2
     assert issubclass(ClientError, PipelineError)
+
+
+@pytest.mark.parametrize(
+    ("late", "details", "kind"),
+    [
+        (True, "Internal error from Core", DeadlineExceeded),
+        (False, "Internal error from Core", ServerFailed),
+        (True, "the engine is out of order", ServerFailed),
+    ],
+)
+def test_a_deadline_that_passes_while_a_call_is_set_up_is_one(
+    late: bool, details: str, kind: type[ClientError]
+) -> None:
+    error = error_from_status("INTERNAL", details, "here", late=late)
+    assert type(error) is kind
