@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from pipeline.dependencies import install
 from pipeline.errors import UnsupportedError
+from pipeline.processor import has_vnni
 
 TENSORRT_LLM = "1.2.1"
 TENSORRT = "10.14.1.48"
@@ -284,6 +285,7 @@ def _gpu_findings() -> list[Finding]:
             docker is not None or engine == TENSORRT_LLM,
             "Install Docker and the NVIDIA container toolkit to use the pinned container",
         ),
+        _int8_products(has_vnni()),
         Finding(
             "target openvino",
             *_can("openvino", "openvino-genai", "nvidia-pytriton"),
@@ -305,6 +307,16 @@ def _gpu_findings() -> list[Finding]:
             f"run as a user without rights. {WAY_OUT}",
         ),
     ]
+
+
+def _int8_products(vnni: bool | None) -> Finding:
+    if vnni is None:
+        return Finding("INT8 products", "not known", True, "")
+    advice = (
+        "This processor has no VNNI, so int8_sq is computed in float32: exactly, and more slowly "
+        "than INT8. int4_awq needs none"
+    )
+    return Finding("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
 
 
 def _can(*packages: str) -> tuple[str, bool]:

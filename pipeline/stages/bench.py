@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest, needs
@@ -39,24 +40,10 @@ def material(recipe: Recipe) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """What the numbers depend on: the processor, and how many CPUs this process may use."""
     return {
-        "processor": processor(Path("/proc/cpuinfo")),
+        "processor": processor_name(),
         "architecture": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
     }
-
-
-def processor(cpuinfo: Path) -> str:
-    """The processor's own name; ``unknown`` where the kernel does not say.
-
-    Args:
-        cpuinfo: The kernel's list of processors.
-    """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def prompts_from(path: Path | None, max_input_len: int) -> list[str]:

@@ -174,14 +174,6 @@ def test_prompts_are_the_beginnings_of_the_held_out_texts(tmp_path):
     assert len(bench.prompts_from(None, 384)) == 8
 
 
-def test_the_processor_is_named(tmp_path):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast: 9000 @ 3 GHz\n\nmodel name\t: b\n")
-    assert bench.processor(cpuinfo) == "Fast: 9000 @ 3 GHz"
-    cpuinfo.write_text("processor\t: 0\nFeatures\t: asimd\n")  # Arm has no such line
-    assert bench.processor(cpuinfo) == bench.processor(tmp_path / "gone") == "unknown"
-
-
 def test_the_key_covers_load_text_and_machine(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("one", encoding="utf-8")

@@ -44,6 +44,19 @@ def _doctor(
     return {finding.name: finding for finding in diagnose()}
 
 
+@pytest.mark.parametrize(
+    ("vnni", "value", "ok"),
+    [(True, "VNNI", True), (False, "in float32", False), (None, "not known", True)],
+)
+def test_doctor_says_how_int8_is_multiplied_here(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, value: str, ok: bool
+) -> None:
+    monkeypatch.setattr(toolchain, "has_vnni", lambda: vnni)
+    finding = next(f for f in diagnose() if f.name == "INT8 products")
+    assert (finding.value, finding.ok) == (value, ok)
+    assert ("int4_awq needs none" in finding.advice) == (vnni is not None)
+
+
 def test_the_default_container_holds_the_pins() -> None:
     assert DEFAULT_CONTAINER.tensorrt_llm == toolchain.TENSORRT_LLM
     assert DEFAULT_CONTAINER.tensorrt == toolchain.TENSORRT
