@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 # The start of a log line with --log-format=ISO8601: time, level, process, source.
 _LINE = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ([IWEF]) \d+ \S+\] (.*)$", re.MULTILINE)
+_LAST_WORDS = re.compile(r"^error: creating server: ", re.MULTILINE)
 _FAILED_MODEL = re.compile(
     r"failed to load '(?P<model>[^']+)' version \d+: \w[\w ]*?: (?P<cause>.*?)"
     r"(?=\n\d{4}-\d\d-\d\dT|\Z)",
@@ -60,6 +61,14 @@ _KNOWN = (
         "Start again, or choose another port",
     ),
 )
+
+
+def has_given_up(log: str) -> bool:
+    """Whether the server said that it ends without having started.
+
+    Triton 2.51 sometimes hangs in its own exit after these, its last words.
+    """
+    return _LAST_WORDS.search(log) is not None
 
 
 def find_cause(log: str, seen: str | None = None) -> Cause:

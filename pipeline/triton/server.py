@@ -10,6 +10,7 @@ clients understand, a crash of the server itself is mended in the same way, and 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.errors import PipelineError, ServerError
-from pipeline.triton.failure import find_cause
+from pipeline.triton.failure import find_cause, has_given_up
 from pipeline.triton.installation import Installation
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
@@ -225,10 +226,11 @@ class TritonServer(RunningServer):
         stubs, next_look = LoadingStubs(), started
         while not self.answers():
             now = time.monotonic()
-            lost, pid = None, self._process.pid if now >= next_look else None
+            lost, gave_up, pid = None, False, self._process.pid if now >= next_look else None
             if pid is not None:
-                lost, next_look = stubs.lost(pid), now + STUBS_S
-            if lost or self._process.poll() is not None:
+                lost, gave_up = stubs.lost(pid), has_given_up(self._said_since(offset))
+                next_look = now + STUBS_S
+            if lost or gave_up or self._process.poll() is not None:
                 raise self._explained("Triton did not start", offset, lost)
             if now - started > self._ready_timeout_s:
                 what = f"Triton was not ready after {self._ready_timeout_s:.0f} s"
@@ -242,13 +244,17 @@ class TritonServer(RunningServer):
 
     def _explained(self, what: str, offset: int, seen: str | None = None) -> ServerError:
         """The error for a start that failed, with the reason out of the log."""
-        text = ""
-        if self._log:
-            self._log.seek(offset)
-            text = self._log.read().decode(errors="replace")
-        cause = find_cause(text, seen)
+        cause = find_cause(self._said_since(offset), seen)
         why = self._process.real_paths(cause.why) if self._process else cause.why
         return ServerError(what, where=self._place(), why=why, fix=cause.fix)
+
+    def _said_since(self, offset: int) -> str:
+        if self._log is None:
+            return ""
+        # The server writes through the same open file, whose position must stay where it is.
+        number = self._log.fileno()
+        size = os.fstat(number).st_size - offset
+        return os.pread(number, max(size, 0), offset).decode(errors="replace")
 
     def _place(self) -> str:
         return str(self.log_file or self.repository)

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.errors import ServerError
 from pipeline.triton.guardian import SHARED_MEMORY, children
+from pipeline.triton.process import ServerProcess
 from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import is_alive, live_stubs
 from tests.conftest import PROJECT
@@ -282,6 +283,15 @@ def test_cause_of_a_broken_model(repository: Path, log: Path) -> None:
     assert "Model broken failed to load: RuntimeError: no engine here" in str(caught.value)
     assert "broken/1/model.py:1" in str(caught.value)
     assert server.health().pid is None
+
+
+def test_a_server_that_hangs_in_its_own_exit_is_not_waited_for(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_counter(repository, "broken", 'raise RuntimeError("no engine here")\n')
+    monkeypatch.setattr(ServerProcess, "poll", lambda _self: None)
+    with pytest.raises(ServerError, match=r"Triton did not start.*no engine here"):
+        TritonServer(repository, log_file=log, ready_timeout_s=60).start()
 
 
 def test_cause_of_an_unfilled_template(repository: Path, log: Path) -> None:

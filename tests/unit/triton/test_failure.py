@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.triton.failure import find_cause
+from pipeline.triton.failure import find_cause, has_given_up
 
 
 def line(level: str, text: str) -> str:
@@ -104,3 +104,10 @@ def test_what_was_seen_from_outside_is_the_cause_unless_the_log_is_certain() -> 
     assert find_cause(noise, "its process died").why == "its process died"
     certain = failed("eng", "Internal: ValueError: no such engine")
     assert "ValueError" in find_cause(certain, "its process died").why
+
+
+def test_last_words_are_told_from_other_errors() -> None:
+    loading = "2026-11-25T22:13:32Z E 1 model_lifecycle.cc:642] \"failed to load 'm' version 1\"\n"
+    assert not has_given_up(loading)
+    assert not has_given_up(f"{loading}a model prints error: creating server: x\n")
+    assert has_given_up(f"{loading}error: creating server: Internal - failed to load all models\n")
