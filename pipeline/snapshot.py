@@ -158,12 +158,7 @@ def read_weights(path: Path, place: str) -> dict[str, StoredTensor]:
     try:
         return read_header(path)
     except OSError as error:
-        raise SourceError(
-            "a model file cannot be read",
-            where=place,
-            why=error.strerror,
-            fix="Give the user who runs the pipeline permission to read it",
-        ) from error
+        raise unreadable(place, error) from error
     except BrokenHeaderError as error:
         raise SourceError(
             "the safetensors file is damaged",
@@ -171,6 +166,16 @@ def read_weights(path: Path, place: str) -> dict[str, StoredTensor]:
             why=str(error),
             fix="Download or save it again; a broken transfer usually cuts it short",
         ) from error
+
+
+def unreadable(place: str, error: OSError) -> SourceError:
+    """The error for a file of the model that the operating system does not give."""
+    return SourceError(
+        "a model file cannot be read",
+        where=place,
+        why=error.strerror,
+        fix="Give the user who runs the pipeline permission to read it",
+    )
 
 
 def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:

@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError, SourceError
+from pipeline.errors import RecipeError
 from pipeline.files import link_or_copy
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.snapshot import check_snapshot, refuse_without_safetensors, snapshot_files
+from pipeline.snapshot import (
+    check_snapshot,
+    refuse_without_safetensors,
+    snapshot_files,
+    unreadable,
+)
 from pipeline.stages.base import Stage, StageContext
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -81,12 +86,7 @@ def run(context: StageContext) -> dict[str, Any]:
             try:
                 deliver(path, context.output / path.name)
             except PermissionError as error:
-                raise SourceError(
-                    "a model file cannot be read",
-                    where=str(path),
-                    why=error.strerror,
-                    fix="Give the user who runs the pipeline permission to read it",
-                ) from error
+                raise unreadable(str(path), error) from error
             task.advance(path.stat().st_size)
     return {
         "architecture": facts.architecture,

@@ -225,12 +225,12 @@ class TritonServer(RunningServer):
         )
         stubs, next_look = LoadingStubs(), started
         while not self.answers():
-            now = time.monotonic()
-            lost, gave_up, pid = None, False, self._process.pid if now >= next_look else None
-            if pid is not None:
-                lost, gave_up = stubs.lost(pid), has_given_up(self._said_since(offset))
+            now, lost, ended = time.monotonic(), None, self._process.poll() is not None
+            if now >= next_look and (pid := self._process.pid) is not None:
+                lost = stubs.lost(pid)
+                ended = ended or has_given_up(self._said_since(offset))
                 next_look = now + STUBS_S
-            if lost or gave_up or self._process.poll() is not None:
+            if lost or ended:
                 raise self._explained("Triton did not start", offset, lost)
             if now - started > self._ready_timeout_s:
                 what = f"Triton was not ready after {self._ready_timeout_s:.0f} s"
