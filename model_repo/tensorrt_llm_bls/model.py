@@ -13,6 +13,7 @@ tokens spell them differently; they are not part of the text unless the paramete
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ _ONLY = {
     "use_draft_logits": (False, "draft tokens"),
 }
 
+_ANSWERS_ONCE = (
+    "stream: this model answers once per request (its model_transaction_policy is not decoupled); "
+    "send stream false, or call a model that streams: tensorrt_llm_bls of a repository with "
+    "serve.decoupled: true or both"
+)
+
 # Each output that the engine need not send saves it and this process some time per token.
 _MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens"})
 
@@ -55,7 +62,13 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
         self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
-        self._models = Models(parameters.get("tensorrt_llm_model_name", "tensorrt_llm"))
+        self._decoupled = pb_utils.using_decoupled_model_transaction_policy(
+            json.loads(args["model_config"])
+        )
+        self._models = Models(
+            parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
+            decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
+        )
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -109,6 +122,8 @@ class TritonPythonModel:
             raise CallError(reason)
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         _refuse_unsupported(inputs)
+        if not self._decoupled and _scalar(inputs, "stream"):
+            raise CallError(_ANSWERS_ONCE)
         tokens = self._models.preprocess(inputs)
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
@@ -133,7 +148,7 @@ class TritonPythonModel:
             ["output_ids", *(name for name in wanted if name not in _MADE_HERE)],
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
-            streaming=streaming or bool(stop_words),
+            streaming=self._models.decoupled and (streaming or bool(stop_words)),
         )
         try:
             for outputs in responses:
