@@ -176,6 +176,9 @@ class ServeSection(Section):
         enable_chunked_context: Splits long prompts over several steps.
         exclude_input_in_output: Returns generated tokens only.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
+        decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
+            streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
+            keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
     """
 
     max_queue_size: Annotated[int, Field(ge=0)] = 256
@@ -188,6 +191,7 @@ class ServeSection(Section):
     )
     exclude_input_in_output: bool = True
     cancellation_check_period_ms: Positive = 100
+    decoupled: bool | Literal["both"] = True
     preprocessing_instance_count: Positive = 1
     postprocessing_instance_count: Positive = 1
     bls_instance_count: Positive = 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
-from pipeline.triton.contract import BLS
+from pipeline.triton.contract import BLS, answering_model
 
 Details = dict[str, Any]
 
@@ -99,6 +100,19 @@ class Context:
         except InvalidRequest:
             return False
         return True
+
+    @cached_property
+    def answers_once(self) -> bool:
+        """Whether the model gives one response per request, so that nothing can be streamed."""
+        model = answering_model(self.model)
+        return self.has(model) and not self.client.model_metadata(model).decoupled
+
+    def needs_streams(self) -> None:
+        """Skips the check on a model that answers once."""
+        if self.answers_once:
+            raise CheckSkipped(
+                f"{self.model} answers once per request (serve.decoupled), so it cannot stream"
+            )
 
     def async_client(self) -> AsyncClient:
         """A second connection, for many streams at once."""

@@ -65,6 +65,7 @@ def end_token(context: Context) -> Details:
 @check("a stop word ends the text before it, also where it is split over tokens")
 def stop_words(context: Context) -> Details:
     """Stop words are cut from the model's own greedy text, some across the borders of pieces."""
+    context.needs_streams()
     context.needs_bls(
         "the ensemble compares stop words token by token and keeps them, as NVIDIA's does"
     )
