@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.unit.model_repo.fake_triton import (
     model_args,
 )
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+from tests.unit.model_repo.upstream import text_of
 
 TOKENIZER = TOKENIZERS["byte_level"]
 
@@ -54,37 +56,53 @@ class Engine:
         yield self._response([])
 
     def _response(self, tokens: list[int]) -> InferenceResponse:
-        array = np.array([[tokens]], np.int32).reshape(1, 1, -1)
-        return InferenceResponse([Tensor("output_ids", array)])
+        return answer(tokens)
 
 
-def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
-    text = request.inputs["QUERY"].item()
-    if not text:
-        yield InferenceResponse(error=TritonError("text_input is empty", TritonError.INVALID_ARG))
-        return
-    tokens = np.array([ids(text.decode())], np.int32)
-    yield InferenceResponse(
+def answer(tokens: list[int], **details: np.ndarray) -> InferenceResponse:
+    return InferenceResponse(
         [
-            Tensor("INPUT_ID", tokens),
-            Tensor("REQUEST_INPUT_LEN", np.array([[tokens.size]], np.int32)),
-            Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
-            Tensor("BAD_WORDS_IDS", np.empty((1, 2, 0), np.int32)),
+            Tensor("output_ids", np.array([[tokens]], np.int32).reshape(1, 1, -1)),
+            Tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
+            *(Tensor(name, value) for name, value in details.items()),
         ]
     )
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Iterator[TritonPythonModel]:
-    (tmp_path / "tokenizer").mkdir()
-    TOKENIZER.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
+    rows = [ids(text.decode()) for text in request.inputs["QUERY"].flat]
+    if not all(rows):
+        yield InferenceResponse(error=TritonError("text_input is empty", TritonError.INVALID_ARG))
+        return
+    longest = max(map(len, rows))
+    tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
+    yield InferenceResponse(
+        [
+            Tensor("INPUT_ID", tokens),
+            Tensor("REQUEST_INPUT_LEN", np.array([[len(row)] for row in rows], np.int32)),
+            Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
+            Tensor("BAD_WORDS_IDS", np.empty((len(rows), 2, 0), np.int32)),
+        ]
+    )
+
+
+@contextmanager
+def opened(directory: Path, **parameters: str) -> Iterator[TritonPythonModel]:
+    (directory / "tokenizer").mkdir(exist_ok=True)
+    TOKENIZER.save(str(directory / "tokenizer" / "tokenizer.json"))
     made = TritonPythonModel()
-    parameters = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
-    made.initialize(model_args(tmp_path, parameters))
+    own = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
+    made.initialize(model_args(directory, own | parameters))
     HANDLERS["preprocessing"] = preprocessing
     yield made
     made.finalize()
     HANDLERS.clear()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[TritonPythonModel]:
+    with opened(tmp_path) as made:
+        yield made
 
 
 def use(engine: Engine) -> Engine:
@@ -103,7 +121,7 @@ def request(text: str = "Hi", wanted: str = "text_output", **inputs: Any) -> Req
 
 
 def texts(sent: Request) -> list[str]:
-    return [outputs["text_output"].item().decode() for outputs in sent.sender.outputs()]
+    return [text_of(outputs) for outputs in sent.sender.outputs()]
 
 
 STREAM = {"stream": np.array([[True]])}
@@ -191,7 +209,7 @@ def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonMode
     assert inputs["runtime_top_k"].tolist() == [[5]]
     assert inputs["return_log_probs"].tolist() == [[True]]
     assert "bad_words_list" not in inputs
-    assert engine.calls[0].wanted == ["output_ids", "cum_log_probs"]
+    assert engine.calls[0].wanted == ["output_ids", "sequence_length", "cum_log_probs"]
 
 
 def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel) -> None:
@@ -209,7 +227,7 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
     new = [outputs_["num_output_tokens"].item() for outputs_ in outputs]
     assert new == [len(ids(part)) for part in ("Hel", "lo ", "there")] + [0]
     assert {one["num_input_tokens"].item() for one in outputs} == {len(ids("Hi"))}
-    assert engine.calls[0].wanted == ["output_ids"]
+    assert engine.calls[0].wanted == ["output_ids", "sequence_length"]
     assert "return_num_output_tokens" not in engine.calls[0].inputs
 
 
@@ -222,7 +240,6 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
         ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
         ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
         ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
-        ({"text_input": words("a", "b")}, r"text_input must be one text, got the shape \[1, 2\]"),
         ({"text_input": words("")}, "text_input is empty"),
     ],
 )
@@ -238,8 +255,7 @@ def test_a_bad_request_gets_a_clear_error(
 
 def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonModel) -> None:
     def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
-        tokens = np.array([[ids("some")]], np.int32)
-        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield answer(ids("some"))
         yield InferenceResponse(error=TritonError("the engine stopped", TritonError.INTERNAL))
 
     HANDLERS["tensorrt_llm"] = failing
@@ -251,8 +267,7 @@ def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonMode
 
 def test_an_end_without_outputs_is_an_error_that_was_lost(model: TritonPythonModel) -> None:
     def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
-        tokens = np.array([[ids("some")]], np.int32)
-        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield answer(ids("some"))
         yield InferenceResponse([])
 
     HANDLERS["tensorrt_llm"] = failing
@@ -266,8 +281,7 @@ def test_an_end_without_outputs_is_an_error_that_was_lost(model: TritonPythonMod
 def test_an_engine_that_fails_after_the_answer_changes_nothing(model: TritonPythonModel) -> None:
     def failing(request: InferenceRequest) -> Iterator[InferenceResponse]:
         if "stop" not in request.inputs:
-            tokens = np.array([[ids("one two")]], np.int32)
-            yield InferenceResponse([Tensor("output_ids", tokens)])
+            yield answer(ids("one two"))
             yield InferenceResponse(error=TritonError("too late", TritonError.INTERNAL))
 
     HANDLERS["tensorrt_llm"] = failing

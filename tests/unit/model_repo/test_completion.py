@@ -6,6 +6,7 @@ import numpy as np
 
 from model_repo.tensorrt_llm_bls.completion import Completion
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+from tests.unit.model_repo.upstream import text_of
 
 TOKENIZER = TOKENIZERS["byte_level"]
 
@@ -19,7 +20,7 @@ def engine(tokens: list[int], **details: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def text(outputs: dict[str, Any] | None) -> str | None:
-    return None if outputs is None else outputs["text_output"].item().decode()
+    return None if outputs is None else text_of(outputs)
 
 
 def completion(**changes: Any) -> Completion:
@@ -78,14 +79,14 @@ def test_a_beginning_of_a_stop_word_at_the_end_is_text() -> None:
 
 
 def test_without_streaming_everything_comes_at_the_end() -> None:
-    made = completion(streaming=False, prompt=ids("Say: "))
+    made = completion(streaming=False, prompt=ids("Say: "), echo=True)
     assert made.take(engine(ids("Hel"))) is None
     assert made.take(engine(ids("lo"))) is None
     assert text(made.finish()) == "Say: Hello"
 
 
 def test_a_stop_word_in_the_prompt_does_not_count() -> None:
-    made = completion(streaming=False, prompt=ids("END "), stop_words=["END"])
+    made = completion(streaming=False, prompt=ids("END "), echo=True, stop_words=["END"])
     made.take(engine(ids("Hello")))
     assert text(made.finish()) == "END Hello"
 
@@ -107,12 +108,16 @@ def test_details_of_held_back_text_are_not_lost() -> None:
     assert sent["cum_log_probs"].tolist() == [[-20]]
     assert "sequence_length" not in sent
     made.take(engine(parts[2:], **details(-3)))
-    assert set(made.finish()) == {"text_output"}
+    # What describes the whole answer is in the last response too, and nothing is in two.
+    last = made.finish()
+    assert set(last) == {"text_output", "cum_log_probs"}
+    assert last["cum_log_probs"].tolist() == [[-30]]
 
 
 def test_answers_count_the_tokens_they_are_made_of() -> None:
     parts = ids("é!")
-    made = completion(num_input_tokens=7, count_tokens=True, max_tokens=len(parts))
+    facts = {"num_input_tokens": np.array([[7]], np.int32)}
+    made = completion(facts=facts, count_tokens=True, max_tokens=len(parts))
     assert made.take(engine(parts[:1])) is None
     sent = made.take(engine(parts[1:2]))
     assert sent is not None

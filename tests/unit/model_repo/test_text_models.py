@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from model_repo.postprocessing.model import TritonPythonModel as Postprocessing
 from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
@@ -78,6 +79,37 @@ def test_words_that_would_hold_up_everybody_else_are_refused(repository: Path, n
         f"{name} is too long: its {longest + 1} bytes cannot fit into the 1000 tokens "
         "(max_input_len) that the engine was compiled for"
     )
+
+
+def test_what_nvidias_clients_send_is_taken(repository: Path) -> None:
+    (response,) = opened(repository).execute(
+        [Request(inputs(), OUTPUTS, parameters={"Streaming": True})]
+    )
+    assert not response.has_error()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["streaming"], "invalid parameter streaming: there is no such input; check its spelling"),
+        (["random_seed"], "invalid parameter random_seed: this input is called seed"),
+        (
+            ["min_length", "Streaming", "x", "return_kv_cache_reuse_stats", "y"],
+            "invalid parameter min_length: this input is called min_tokens; "
+            "invalid parameter return_kv_cache_reuse_stats: this input is called "
+            "return_perf_metrics; "
+            "invalid parameter x, y: there is no such input; check its spelling",
+        ),
+    ],
+)
+def test_an_input_of_the_old_contract_is_named_with_its_new_name(
+    repository: Path, names: list[str], message: str
+) -> None:
+    sent = Request(inputs(), OUTPUTS, parameters=dict.fromkeys(names, 1))
+    (response,) = opened(repository).execute([sent])
+    assert response.error().message() == message
+    inputs_of_today = {tensor.name for tensor in MODELS["ensemble"].inputs}
+    assert {"seed", "min_tokens", "return_perf_metrics"} <= inputs_of_today
 
 
 def test_a_parameter_that_nothing_reads_is_refused(repository: Path) -> None:
@@ -177,6 +209,22 @@ def test_prompts_begin_with_the_models_special_token_and_stop_words_do_not(
     assert plain["INPUT_ID"].tolist() == [cat]
 
 
+def test_an_empty_prompt_is_what_the_tokenizer_makes_of_it(repository: Path) -> None:
+    """Upstream's model refuses none: it calls ``tokenizer.encode`` with special tokens."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
+    got = run(opened(repository), inputs(b""))
+    assert got["INPUT_ID"].tolist() == [PreTrainedTokenizerFast(tokenizer_object=tokenizer)("").input_ids]
+    assert got["INPUT_ID"].tolist() == [[1]]
+    (response,) = opened(repository, add_special_tokens="false").execute(
+        [Request(inputs(b""), OUTPUTS)]
+    )
+    assert response.error().message().startswith("text_input is empty, and this tokenizer puts no ")
+
+
 def test_prompts_of_a_batch_are_padded_at_their_end(repository: Path) -> None:
     batch = {
         "QUERY": np.array([[b"Once"], [b"Once upon a time"]], object),
@@ -238,7 +286,7 @@ def test_word_lists_are_padded_as_upstream_pads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skip", "expected"), [("true", b"Once upon"), ("false", b"Once upon</s>")]
+    ("skip", "expected"), [("true", b" Once upon"), ("false", b" Once upon</s>")]
 )
 def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expected: bytes) -> None:
     model = Postprocessing()
@@ -252,4 +300,4 @@ def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expec
     )
     (response,) = model.execute([request])
     (output,) = response.output_tensors()
-    assert output.as_numpy().tolist() == [[expected]]
+    assert output.as_numpy().tolist() == [expected]
