@@ -31,8 +31,8 @@ class IncrementalDetokenizer:
         prompt: Token ids that the sequence continues. What the prompt has after its last special
             token is one text with the sequence: it keeps the space in front of its first word.
             After a special token, such as the last one of a chat template, a text begins anew.
-            A character that the prompt leaves incomplete, which no text can make it do, belongs to
-            the prompt: neither its bytes nor their completion are in the sequence's text.
+            A character that it leaves incomplete, which the tokens of a text never do, stays so:
+            the bytes that would complete it are replacement characters.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from model_repo.tensorrt_llm_bls.model import TritonPythonModel
 from tests.unit.model_repo.fake_triton import (
@@ -87,9 +88,11 @@ def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
 
 
 @contextmanager
-def opened(directory: Path, **parameters: str) -> Iterator[TritonPythonModel]:
+def opened(
+    directory: Path, tokenizer: Tokenizer = TOKENIZER, **parameters: str
+) -> Iterator[TritonPythonModel]:
     (directory / "tokenizer").mkdir(exist_ok=True)
-    TOKENIZER.save(str(directory / "tokenizer" / "tokenizer.json"))
+    tokenizer.save(str(directory / "tokenizer" / "tokenizer.json"))
     made = TritonPythonModel()
     own = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
     made.initialize(model_args(directory, own | parameters))
@@ -359,3 +362,210 @@ def test_a_response_that_cannot_be_sent_ends_the_engines_work(model: TritonPytho
     model.execute([sent])
     assert "no shared memory left" in sent.sender.failure()
     assert engine.stopped == [engine.calls[0].request_id]
+
+
+class Prompts:
+    """An engine that spells out each prompt backwards, a letter at a time, in step with others."""
+
+    def __init__(self, rows: int) -> None:
+        self.calls: list[InferenceRequest] = []
+        self.stopped: list[str] = []
+        self.fails: str | None = None
+        self._step = threading.Barrier(rows, timeout=20)
+        self._stop: dict[str, threading.Event] = {}
+
+    def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        stop = self._stop.setdefault(request.request_id, threading.Event())
+        if "stop" in request.inputs:
+            self.stopped.append(request.request_id)
+            stop.set()
+            return
+        self.calls.append(request)
+        prompt = TOKENIZER.decode(request.inputs["input_ids"][0].tolist())
+        self._step.wait()
+        for place, letter in enumerate(reversed(prompt)):
+            if place == 1 and prompt == self.fails:
+                yield InferenceResponse(error=TritonError("no", TritonError.INTERNAL))
+                return
+            if place == 2 and self.fails is not None:
+                assert stop.wait(20), "the other prompt failed and nobody stopped this one"
+                return
+            yield answer(ids(letter))
+        yield answer([])
+
+
+def several(*texts: str, **inputs: Any) -> Request:
+    """A request of several prompts, as end_to_end_grpc_client.py --batch-inputs makes it."""
+    rows = len(texts)
+    return request(
+        wanted="text_output batch_index num_input_tokens",
+        text_input=np.array([[text.encode()] for text in texts], object),
+        max_tokens=np.full((rows, 1), 100, np.int32),
+        stream=np.full((rows, 1), True),
+        **inputs,
+    )
+
+
+def by_prompt(sent: Request) -> dict[int, str]:
+    """What end_to_end_grpc_client.py puts together from the responses."""
+    texts: dict[int, str] = {}
+    for outputs in sent.sender.outputs():
+        index = int(outputs["batch_index"][0][0])
+        texts[index] = texts.get(index, "") + text_of(outputs)
+    return texts
+
+
+def test_each_prompt_of_a_batch_is_answered_under_its_index(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several("abc", "world", return_num_input_tokens=np.array([True, True]))
+    model.execute([sent])
+    assert by_prompt(sent) == {0: "cba", 1: "dlrow"}
+    assert [final for _, final in sent.sender.sent].count(True) == 1
+    assert sent.sender.sent[-1][1]
+    lengths = {outputs["num_input_tokens"].item() for outputs in sent.sender.outputs()}
+    assert lengths == {3, 5}
+    assert len({call.request_id for call in engine.calls}) == 2
+    shapes = sorted(call.inputs["input_ids"].shape for call in engine.calls)
+    assert shapes == [(1, 3), (1, 5)]  # without the padding of the shorter one
+
+
+def test_one_prompt_has_no_batch_index(model: TritonPythonModel) -> None:
+    """As upstream's engine: ``requestData.batchSize > 1`` in model_instance_state.cc."""
+    use(Engine("a"))
+    sent = request(wanted="text_output batch_index")
+    model.execute([sent])
+    assert [set(outputs) for outputs in sent.sender.outputs()] == [{"text_output"}]
+
+
+def test_each_prompt_of_a_batch_has_its_own_inputs(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several(
+        "abcd",
+        "wxyz",
+        stop_words=np.array([[b"b"], [b""]], object),
+        top_k=np.array([[3], [5]], np.int32),
+    )
+    model.execute([sent])
+    assert by_prompt(sent) == {0: "dc", 1: "zyxw"}
+    top_k = {
+        TOKENIZER.decode(call.inputs["input_ids"][0].tolist()): call.inputs[
+            "runtime_top_k"
+        ].tolist()
+        for call in engine.calls
+    }
+    assert top_k == {"abcd": [[3]], "wxyz": [[5]]}
+
+
+def test_a_prompt_that_fails_ends_the_whole_batch(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    engine.fails = "bad"
+    sent = several("bad", "good")
+    model.execute([sent])
+    assert sent.sender.failure() == "no"
+    model.finalize()
+    assert [final for _, final in sent.sender.sent].count(True) == 1
+    good = next(call.request_id for call in engine.calls if call.inputs["input_ids"].shape[1] == 4)
+    assert set(engine.stopped) == {good}
+
+
+def test_a_batch_that_is_refused_is_refused_as_one(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    sent = several("fine", "not", beam_width=np.array([[1], [2]], np.int32))
+    model.execute([sent])
+    assert sent.sender.failure() == "beam_width 2: tensorrt_llm_bls has no beam search"
+    assert len(sent.sender.sent) == 1
+
+
+def test_prompts_of_a_batch_count_as_requests(tmp_path: Path) -> None:
+    with opened(tmp_path, max_concurrent_requests="2") as made:
+        use(Engine("one"))
+        sent = several("a", "b", "c")
+        made.execute([sent])
+        assert "serves 2 requests at a time" in sent.sender.failure()
+        HANDLERS["tensorrt_llm"] = Prompts(2)
+        fits = several("ab", "cd")
+        made.execute([fits])
+        assert by_prompt(fits) == {0: "ba", 1: "dc"}
+
+
+def test_a_client_that_goes_away_stops_every_prompt(model: TritonPythonModel) -> None:
+    engine = use(Engine("one ", "two "))
+    engine.pause_after = 0
+    sent = several("a", "b")
+    sent.sender.cancelled = True
+    model.execute([sent])
+    sent.sender.done.wait(20)
+    assert set(engine.stopped) == {call.request_id for call in engine.calls}
+    assert len(engine.calls) == 2
+
+
+def test_accumulated_text_is_a_parameter(tmp_path: Path) -> None:
+    with opened(tmp_path, accumulate_tokens="true") as made:
+        use(Engine("Hel", "lo ", "there"))
+        sent = request(**STREAM)
+        made.execute([sent])
+        assert texts(sent) == ["Hel", "Hello ", "Hello there", "Hello there"]
+
+
+def test_a_stop_word_can_be_kept_by_a_parameter(tmp_path: Path) -> None:
+    with opened(tmp_path, include_stop_str_in_output="true") as made:
+        use(Engine("one ", "tw", "o three"))
+        sent = request(stop_words=words("two"))
+        made.execute([sent])
+        assert texts(sent) == ["one two"]
+
+
+def test_a_parameter_that_nvidias_clients_send_is_taken(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    sent = request(parameters={"Streaming": True})
+    model.execute([sent])
+    assert texts(sent) == ["a"]
+
+
+def test_metrics_of_the_engine_reach_every_response(model: TritonPythonModel) -> None:
+    def engine(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        for number, letter in enumerate("abc"):
+            yield answer(ids(letter), last_token_time_ns=np.array([[number]], np.int64))
+        yield answer([], last_token_time_ns=np.array([[3]], np.int64))
+
+    HANDLERS["tensorrt_llm"] = engine
+    sent = request(wanted="text_output last_token_time_ns", **STREAM)
+    model.execute([sent])
+    found = [outputs["last_token_time_ns"][0][0] for outputs in sent.sender.outputs()]
+    assert found == [0, 1, 2, 3]
+
+
+def test_the_text_continues_the_prompts(tmp_path: Path) -> None:
+    """With Llama 2's kind of decoder, which drops the space in front of a text."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+
+    def encode(request: InferenceRequest) -> Iterator[InferenceResponse]:
+        tokens = tokenizer.encode(request.inputs["QUERY"].item().decode()).ids
+        yield InferenceResponse(
+            [
+                Tensor("INPUT_ID", np.array([tokens], np.int32)),
+                Tensor("REQUEST_INPUT_LEN", np.array([[len(tokens)]], np.int32)),
+                Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
+            ]
+        )
+
+    def engine(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        yield answer([tokenizer.token_to_id("▁time")])
+        yield answer([tokenizer.token_to_id("▁there"), 2])
+        yield answer([])
+
+    with opened(tmp_path, tokenizer) as made:
+        HANDLERS.update(preprocessing=encode, tensorrt_llm=engine)
+        sent = [
+            request("Once upon a"),
+            request("Once upon a", **STREAM),
+            request("Once upon a", exclude_input_in_output=np.array([[False]])),
+            request("Once upon a</s>"),
+        ]
+        made.execute(sent)
+        assert ["".join(texts(one)) for one in sent] == [
+            " time there",
+            " time there",
+            "Once upon a time there",
+            "time there",
+        ]

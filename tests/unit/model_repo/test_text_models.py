@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
 
 from model_repo.postprocessing.model import TritonPythonModel as Postprocessing
 from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
@@ -217,7 +216,6 @@ def test_an_empty_prompt_is_what_the_tokenizer_makes_of_it(repository: Path) -> 
     )
     tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
     got = run(opened(repository), inputs(b""))
-    assert got["INPUT_ID"].tolist() == [PreTrainedTokenizerFast(tokenizer_object=tokenizer)("").input_ids]
     assert got["INPUT_ID"].tolist() == [[1]]
     (response,) = opened(repository, add_special_tokens="false").execute(
         [Request(inputs(b""), OUTPUTS)]
@@ -301,3 +299,60 @@ def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expec
     (response,) = model.execute([request])
     (output,) = response.output_tensors()
     assert output.as_numpy().tolist() == [expected]
+
+
+def postprocessed(repository: Path, *pieces: list[int]) -> list[str]:
+    """The texts of one response for each piece, as upstream's clients take them."""
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    requests = [
+        Request(
+            {
+                "TOKENS_BATCH": np.array([[piece]], np.int32),
+                "SEQUENCE_LENGTH": np.array([[len(piece)]], np.int32),
+            },
+            ["OUTPUT"],
+        )
+        for piece in pieces
+    ]
+    texts = []
+    for response in model.execute(requests):
+        (output,) = response.output_tensors()
+        assert output.as_numpy().shape == (1,)
+        texts.append(output.as_numpy()[0].decode("utf-8"))
+    return texts
+
+
+def test_texts_of_a_batch_and_its_beams_are_flat(repository: Path) -> None:
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    there, cat = (TOKENIZER.token_to_id(piece) for piece in ("▁there", "▁cat"))
+    tokens = np.array([[[there], [cat]], [[cat], [cat]]], np.int32)
+    lengths = np.array([[1, 1], [1, 0]], np.int32)
+    (response,) = model.execute(
+        [Request({"TOKENS_BATCH": tokens, "SEQUENCE_LENGTH": lengths}, ["OUTPUT"])]
+    )
+    (output,) = response.output_tensors()
+    assert output.as_numpy().tolist() == [b" there", b" cat", b" cat", b""]
+
+
+def test_a_stream_of_the_ensemble_keeps_every_space(repository: Path) -> None:
+    ids = [TOKENIZER.token_to_id(piece) for piece in ("▁Once", "▁upon", "▁a", "▁time", ",", "▁a")]
+    assert TOKENIZER.decode(ids) == "Once upon a time, a"
+    pieces = postprocessed(repository, *([token] for token in ids[1:]))
+    assert pieces == [" upon", " a", " time", ",", " a"]
+    assert postprocessed(repository, ids[1:]) == [" upon a time, a"]
+
+
+def test_an_answer_with_its_prompt_begins_as_a_text_does(repository: Path) -> None:
+    ids = TOKENIZER.encode("Once upon a time", add_special_tokens=False).ids
+    assert postprocessed(repository, [1, *ids]) == ["Once upon a time"]
+
+
+def test_a_character_split_over_responses_of_the_ensemble_is_two_replacements(
+    repository: Path,
+) -> None:
+    ids = TOKENIZER.encode("é", add_special_tokens=False).ids[1:]
+    assert len(ids) == 2
+    assert postprocessed(repository, ids[:1], ids[1:]) == ["\ufffd", "\ufffd"]
+    assert postprocessed(repository, ids) == ["é"]
