@@ -177,8 +177,8 @@ class ServeSection(Section):
         exclude_input_in_output: Returns generated tokens only.
         accumulate_tokens: Each response of a stream of tensorrt_llm_bls has the whole text so far,
             for clients that overwrite what they have, instead of what is new.
-        include_stop_str_in_output: A stop word is the end of the text of tensorrt_llm_bls; otherwise
-            the text ends before it.
+        include_stop_str_in_output: The text of tensorrt_llm_bls ends with the stop word that ended
+            it, not before it.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
     """
 

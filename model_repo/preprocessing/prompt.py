@@ -68,8 +68,8 @@ class PromptEncoder:
             name: What to call the text in an error.
 
         Raises:
-            PromptError: It is not UTF-8, has no token (an empty text has one where the tokenizer puts
-                bos in front), or is so long that it must have too many.
+            PromptError: It is not UTF-8, is so long that it must have too many tokens, or has none;
+                an empty text has one where the tokenizer puts bos in front.
         """
         self._check_size(len(text), name)
         decoded = _decode(text, name)

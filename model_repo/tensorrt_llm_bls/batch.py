@@ -16,12 +16,12 @@ def size(inputs: Mapping[str, Array]) -> int:
     return int(inputs["text_input"].shape[0])
 
 
-def row(arrays: Mapping[str, Array], number: int) -> dict[str, Array]:
+def row(arrays: Mapping[str, Array], index: int) -> dict[str, Array]:
     """One prompt's part of each array, with a batch dimension of 1 in front.
 
     Triton sees to it that all inputs of a request have the same batch size.
     """
-    return {name: array[number : number + 1] for name, array in arrays.items()}
+    return {name: array[index : index + 1] for name, array in arrays.items()}
 
 
 def prompt_ids(tokens: Mapping[str, Array]) -> Array:
@@ -29,9 +29,9 @@ def prompt_ids(tokens: Mapping[str, Array]) -> Array:
     return tokens["input_ids"][:, : int(tokens["input_lengths"].item())]
 
 
-def batch_index(number: int, prompts: int) -> dict[str, Array]:
+def batch_index(index: int, prompts: int) -> dict[str, Array]:
     """What says which prompt a response answers, where there are several: int32 [1, 1].
 
     Upstream's engine leaves it out of the answer to a single prompt, too.
     """
-    return {"batch_index": np.array([[number]], np.int32)} if prompts > 1 else {}
+    return {"batch_index": np.array([[index]], np.int32)} if prompts > 1 else {}

@@ -46,7 +46,7 @@ class Completion:
         include_stop_word: Whether the stop word is part of the text.
         streaming: Text as it comes; otherwise all of it at the end.
         accumulate: Whether each response of a stream has the whole text so far, not what is new.
-            Token counts and log-probabilities are those of the new tokens either way, as upstream's.
+            Token counts and log-probabilities are of the new tokens either way, as upstream's.
         max_tokens: Tokens after which no more can come.
         prompt: Token ids that the answer continues.
         echo: Whether the prompt's text is put in front.

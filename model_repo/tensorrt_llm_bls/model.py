@@ -23,8 +23,8 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class TritonPythonModel:
         try:
             if reason := unknown_parameters(request):
                 raise CallError(reason)
-            rows = [batch.row(inputs, number) for number in range(prompts)]
+            rows = [batch.row(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
             tokens = self._models.preprocess(inputs)
@@ -135,24 +135,24 @@ class TritonPythonModel:
             self._fail(shared, 0, error)
             self._end(shared)
             return
-        for number in range(1, prompts):
+        for index in range(1, prompts):
             self._pool.submit(
-                self._serve_prompt, shared, number, rows[number], batch.row(tokens, number)
+                self._serve_prompt, shared, index, rows[index], batch.row(tokens, index)
             )
         self._serve_prompt(shared, 0, rows[0], batch.row(tokens, 0))
 
     def _serve_prompt(
-        self, shared: _Request, number: int, inputs: dict[str, Any], tokens: dict[str, Any]
+        self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
     ) -> None:
         try:
-            self._answer(shared, number, inputs, tokens)
+            self._answer(shared, index, inputs, tokens)
         except Exception as error:
-            self._fail(shared, number, error)
+            self._fail(shared, index, error)
         finally:
             self._end(shared)
 
-    def _fail(self, shared: _Request, number: int, error: Exception) -> None:
-        engine_id = shared.engine_ids[number]
+    def _fail(self, shared: _Request, index: int, error: Exception) -> None:
+        engine_id = shared.engine_ids[index]
         if isinstance(error, CallError):
             failed = shared.reply.fail(str(error), error.code)
         else:
@@ -183,13 +183,13 @@ class TritonPythonModel:
         )
 
     def _answer(
-        self, shared: _Request, number: int, inputs: dict[str, Any], tokens: dict[str, Any]
+        self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
     ) -> None:
-        reply, engine_id = shared.reply, shared.engine_ids[number]
+        reply, engine_id = shared.reply, shared.engine_ids[index]
         tokens = {**tokens, "input_ids": batch.prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
-        facts = batch.batch_index(number, len(shared.engine_ids))
+        facts = batch.batch_index(index, len(shared.engine_ids))
         if _scalar(inputs, "return_num_input_tokens"):
             facts["num_input_tokens"] = tokens["input_lengths"]
         completion = Completion(

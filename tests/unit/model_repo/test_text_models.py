@@ -94,10 +94,12 @@ def test_what_nvidias_clients_send_is_taken(repository: Path) -> None:
         (["random_seed"], "invalid parameter random_seed: this input is called seed"),
         (
             ["min_length", "Streaming", "x", "return_kv_cache_reuse_stats", "y"],
-            "invalid parameter min_length: this input is called min_tokens; "
-            "invalid parameter return_kv_cache_reuse_stats: this input is called "
-            "return_perf_metrics; "
-            "invalid parameter x, y: there is no such input; check its spelling",
+            (
+                "invalid parameter min_length: this input is called min_tokens; "
+                "invalid parameter return_kv_cache_reuse_stats: this input is called "
+                "return_perf_metrics; "
+                "invalid parameter x, y: there is no such input; check its spelling"
+            ),
         ),
     ],
 )
