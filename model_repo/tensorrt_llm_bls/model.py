@@ -96,15 +96,7 @@ class TritonPythonModel:
             if self._reserve(1):
                 self._pool.submit(self._serve, request, sender)
             else:
-                sender.send(
-                    pb_utils.InferenceResponse(
-                        output_tensors=[],
-                        error=pb_utils.TritonError(
-                            self._no_room(), pb_utils.TritonError.UNAVAILABLE
-                        ),
-                    ),
-                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-                )
+                _refuse(sender, self._no_room(), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
         """Waits for the requests still being served."""
@@ -113,8 +105,14 @@ class TritonPythonModel:
 
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        prompts = batch.size(inputs)
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            prompts = batch.size(inputs)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
+            self._release()
+            _refuse(sender, f"the request failed: {error!r}", pb_utils.TritonError.INTERNAL)
+            return
         # Clients' ids need not be unique, and stopping one request must not stop its namesake.
         engine_ids = tuple(
             f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}" for _ in range(prompts)
@@ -162,11 +160,14 @@ class TritonPythonModel:
         if failed:
             for other in shared.engine_ids:
                 if other != engine_id:
-                    self._models.stop(other)
+                    self._watcher.stop(other)
 
     def _end(self, shared: _Request) -> None:
         if shared.reply.over:
             self._watcher.forget(shared.watched)
+        self._release()
+
+    def _release(self) -> None:
         with self._lock:
             self._unfinished -= 1
 
@@ -186,6 +187,8 @@ class TritonPythonModel:
         self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
     ) -> None:
         reply, engine_id = shared.reply, shared.engine_ids[index]
+        if reply.over:
+            return  # another prompt has failed
         tokens = {**tokens, "input_ids": batch.prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
@@ -255,3 +258,10 @@ def _read_rest(responses: Iterator[Any]) -> None:
 
 def _scalar(inputs: dict[str, Any], name: str) -> Any:
     return inputs[name].item() if name in inputs else None
+
+
+def _refuse(sender: Any, message: str, code: Any) -> None:
+    sender.send(
+        pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code)),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )
