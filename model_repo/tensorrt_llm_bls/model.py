@@ -32,7 +32,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from . import batch
+from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models
 from .completion import Completion
 from .orphan import end_with_parent
@@ -107,7 +107,7 @@ class TritonPythonModel:
         """Prepares a request and answers its first prompt; other threads answer the others."""
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            prompts = batch.size(inputs)
+            prompts = count_prompts(inputs)
         except Exception as error:
             pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
             self._release()
@@ -123,7 +123,7 @@ class TritonPythonModel:
         try:
             if reason := unknown_parameters(request):
                 raise CallError(reason)
-            rows = [batch.row(inputs, index) for index in range(prompts)]
+            rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
             tokens = self._models.preprocess(inputs)
@@ -134,10 +134,8 @@ class TritonPythonModel:
             self._end(shared)
             return
         for index in range(1, prompts):
-            self._pool.submit(
-                self._serve_prompt, shared, index, rows[index], batch.row(tokens, index)
-            )
-        self._serve_prompt(shared, 0, rows[0], batch.row(tokens, 0))
+            self._pool.submit(self._serve_prompt, shared, index, rows[index], row_of(tokens, index))
+        self._serve_prompt(shared, 0, rows[0], row_of(tokens, 0))
 
     def _serve_prompt(
         self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
@@ -189,10 +187,10 @@ class TritonPythonModel:
         reply, engine_id = shared.reply, shared.engine_ids[index]
         if reply.over:
             return  # another prompt has failed
-        tokens = {**tokens, "input_ids": batch.prompt_ids(tokens)}
+        tokens = {**tokens, "input_ids": prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
-        facts = batch.batch_index(index, len(shared.engine_ids))
+        facts = index_of(index, len(shared.engine_ids))
         if _scalar(inputs, "return_num_input_tokens"):
             facts["num_input_tokens"] = tokens["input_lengths"]
         completion = Completion(
