@@ -155,11 +155,14 @@ class EvaluateSection(Section):
         text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
         tokens: Tokens scored, at most.
         sequence_length: Tokens per window, at most; the first of them is context only.
+        dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
+            checkpoint's own dtype, as a GPU does.
     """
 
     text: FileName
     tokens: Positive = 20000
     sequence_length: Annotated[int, Field(ge=2)] = 512
+    dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
 
 
@@ -265,6 +268,18 @@ class Recipe(Section):
             )
             raise ValueError(msg)
         return self
+
+    @property
+    def dtype(self) -> Dtype:
+        """The precision of what is not quantized; an unquantized format is that precision."""
+        name = self.quantize.format
+        return name if name in ("float16", "bfloat16") else self.model.dtype
+
+    @property
+    def dtype_key(self) -> str:
+        """The key that decides :attr:`dtype`."""
+        unquantized = self.quantize.format in ("float16", "bfloat16")
+        return "quantize.format" if unquantized else "model.dtype"
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
