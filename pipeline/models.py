@@ -5,6 +5,7 @@ Nothing here imports torch: ``plan`` and the pre-flight work from ``config.json`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from pipeline.architectures import ARCHITECTURES, Architecture, QwenType
 from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import SourceError, UnsupportedError
 
+ORIGINAL_POSITIONS = "original_max_position_embeddings"
 # The rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone, and
 # the keys that they compute them from.
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
@@ -22,7 +24,7 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
         "factor",
         "low_freq_factor",
         "high_freq_factor",
-        "original_max_position_embeddings",
+        ORIGINAL_POSITIONS,
     ),
 }
 
@@ -52,6 +54,8 @@ class ModelFacts:
         rotary_base: Rope theta.
         rotary_scaling: Hugging Face's ``rope_scaling`` with ``rope_type``; None for plain rope.
         sliding_window: Tokens each position attends to; None for full attention.
+        dtype: What ``config.json`` says that the weights are, such as ``bfloat16``; None where it
+            does not say.
     """
 
     architecture: str
@@ -73,6 +77,7 @@ class ModelFacts:
     qwen_type: QwenType | None
     tie_word_embeddings: bool
     sliding_window: int | None
+    dtype: str | None = None
 
     @property
     def linears(self) -> tuple[LinearShape, ...]:
@@ -93,12 +98,14 @@ class ModelFacts:
         """Positions the rotary embedding is meant for, as TensorRT-LLM derives ``max_seq_len``.
 
         ``max_position_embeddings`` of a llama3-scaled model already counts the scaling; that of a
-        linearly scaled one does not.
+        linearly scaled one does not, unless ``original_max_position_embeddings`` says what it was
+        before.
         """
         scaling = self.rotary_scaling
         if scaling is None or scaling["rope_type"] != "linear":
             return self.max_position_embeddings
-        return int(self.max_position_embeddings * float(scaling["factor"]))
+        unscaled = scaling.get(ORIGINAL_POSITIONS, self.max_position_embeddings)
+        return int(int(unscaled) * float(scaling["factor"]))
 
     def split_problem(self, ranks: int) -> str | None:
         """Why the decoder's layers cannot be cut over tensor-parallel ranks; None if they can."""
@@ -158,6 +165,7 @@ class ModelFacts:
             sliding_window=values.optional_positive_int("sliding_window")
             if architecture.windows == "all"
             else None,
+            dtype=_dtype(config),
         )
         _refuse_unsupported_features(facts, architecture, where)
         if architecture.windows == "some":
@@ -230,12 +238,42 @@ def _rope(values: ConfigValues, where: str) -> tuple[float, dict[str, Any] | Non
         raise UnsupportedError(
             f"rope scaling of type {kind} is not supported",
             where=where,
-            fix=f"Supported rope types: {', '.join(ROPE_KEYS)}",
+            why=f"Supported rope types: {', '.join(ROPE_KEYS)}",
+            fix=_without_scaling(kind, name, section.values, values.values),
         )
     numbers = {key: section.positive_float(key) for key in ROPE_KEYS[kind]}
+    if kind == "linear" and ORIGINAL_POSITIONS in parameters:
+        section.positive_int(ORIGINAL_POSITIONS)
     if kind == "llama3" and numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
         raise section.wrong("high_freq_factor", "larger than low_freq_factor")
     return base, None if kind == "default" else {"rope_type": kind, **parameters}
+
+
+def _without_scaling(
+    kind: str, name: str, section: Mapping[str, Any], config: Mapping[str, Any]
+) -> str | None:
+    """How a model may do without a scaling that is there for longer texts only."""
+    if kind not in ("yarn", "dynamic"):
+        return None
+    # Both leave a text alone that is no longer than the model was trained on: dynamic scaling by
+    # its formula, yarn where it was only added to config.json.
+    positions = section.get(ORIGINAL_POSITIONS) or config.get("max_position_embeddings")
+    condition = (
+        ""
+        if kind == "dynamic"
+        else ", unless the model was trained with it (Qwen2.5 and Qwen3 were not)"
+    )
+    return (
+        f"Remove {name} from config.json in a local copy of the model, and set "
+        f"max_position_embeddings to {positions} there{condition}. Texts of up to {positions} "
+        "tokens need no scaling; longer ones are then out of range and refused"
+    )
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    """``dtype`` of transformers 5, ``torch_dtype`` of 4; some files spell out the module."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return named.removeprefix("torch.") if isinstance(named, str) else None
 
 
 def _refuse_sliding_layers(values: ConfigValues, facts: ModelFacts, where: str) -> None:

@@ -155,11 +155,14 @@ class EvaluateSection(Section):
         text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
         tokens: Tokens scored, at most.
         sequence_length: Tokens per window, at most; the first of them is context only.
+        dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
+            checkpoint's own dtype, as a GPU does.
     """
 
     text: FileName
     tokens: Positive = 20000
     sequence_length: Annotated[int, Field(ge=2)] = 512
+    dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
 
 
@@ -175,6 +178,10 @@ class ServeSection(Section):
         enable_kv_cache_reuse: Shares KV blocks between prompts with a common prefix.
         enable_chunked_context: Splits long prompts over several steps.
         exclude_input_in_output: Returns generated tokens only.
+        accumulate_tokens: Each response of a stream of tensorrt_llm_bls has the whole text so far,
+            for clients that overwrite what they have, instead of what is new.
+        include_stop_str_in_output: The text of tensorrt_llm_bls ends with the stop word that ended
+            it, not before it.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
         decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
             streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
@@ -190,6 +197,8 @@ class ServeSection(Section):
         "guaranteed_no_evict"
     )
     exclude_input_in_output: bool = True
+    accumulate_tokens: bool = False
+    include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Positive = 100
     decoupled: bool | Literal["both"] = True
     preprocessing_instance_count: Positive = 1
@@ -263,6 +272,18 @@ class Recipe(Section):
             )
             raise ValueError(msg)
         return self
+
+    @property
+    def dtype(self) -> Dtype:
+        """The precision of what is not quantized; an unquantized format is that precision."""
+        name = self.quantize.format
+        return name if name in ("float16", "bfloat16") else self.model.dtype
+
+    @property
+    def dtype_key(self) -> str:
+        """The key that decides :attr:`dtype`."""
+        unquantized = self.quantize.format in ("float16", "bfloat16")
+        return "quantize.format" if unquantized else "model.dtype"
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config_json import read_config
 from pipeline.errors import SourceError
 from pipeline.models import ModelFacts
 from pipeline.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 
 WEIGHTS = "model*.safetensors"
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -36,7 +39,11 @@ COMPANIONS = (
 CODE = "*.py"
 # Formats that run code, or may, when they are read.
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".msgpack", ".h5")
-FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MERGE = (
+    "Merge an adapter once: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
+    ".save_pretrained(OUT)"
+)
 # Buffers of old checkpoints, computed from config.json today.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -48,10 +55,12 @@ class Contents:
     Attributes:
         parameters: Elements of all tensors.
         dtypes: Names in the headers, sorted.
+        dtype: That of most elements, by torch's name.
     """
 
     parameters: int
     dtypes: tuple[str, ...]
+    dtype: str
 
 
 def patterns(*, code: bool) -> list[str]:
@@ -71,17 +80,68 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
         for path in directory.glob(pattern)
         if path.is_file()
     }
+    if (directory / SINGLE).is_file():
+        # Nobody reads an index beside it, and some programs would believe a left-over one.
+        found.discard(directory / INDEX)
     return sorted(found | set(weight_files(directory)))
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights: those of the index, or the only one.
+    """The files that hold the weights: the single one, or else those of the index.
+
+    The order is that of ``_get_resolved_checkpoint_files`` in transformers 4.57's modeling_utils.
+    Variants such as model.fp16.safetensors are read only where one is asked for, which nothing here
+    does.
 
     Raises:
         SourceError: The index is damaged.
     """
-    names = set(_index(directory).values()) or {"model.safetensors"}
+    single = directory / SINGLE
+    if single.is_file():
+        return [single]
+    names = set(_index(directory).values())
     return sorted(directory / name for name in names if (directory / name).is_file())
+
+
+def refuse_ambiguous_weights(directory: Path, place: str) -> None:
+    """Refuses a directory with more than one set of weights that a program may read.
+
+    Args:
+        directory: The snapshot.
+        place: Its name in error messages.
+
+    Raises:
+        SourceError: Names both, the one that transformers takes, and what to remove.
+    """
+    shards = sorted(set(_index(directory).values()) - {SINGLE})
+    if (directory / SINGLE).is_file() and any((directory / name).is_file() for name in shards):
+        raise SourceError(
+            f"there are two sets of weights: {SINGLE}, and {len(shards)} files of {INDEX}, the "
+            f"first is {shards[0]}",
+            where=place,
+            why=f"A save over an older one leaves both; transformers takes {SINGLE}, other "
+            "programs the files of the index, and only one of them is the model that is meant",
+            fix=f"Remove {INDEX} and its files, or {SINGLE}",
+        )
+    config = read_config(directory, SourceError, "A Hugging Face checkpoint has one")
+    named = config.get("transformers_weights")
+    taken = SINGLE if (directory / SINGLE).is_file() else INDEX
+    if named not in (None, taken):
+        raise SourceError(
+            f"config.json names {named!r} as the file of the weights",
+            where=f"{place}/config.json (transformers_weights)",
+            why=f"That file is what transformers takes, and {taken} what other programs take",
+            fix="Save the model once without it: AutoModelForCausalLM.from_pretrained(DIR)"
+            ".save_pretrained(OUT)",
+        )
+    if (directory / ADAPTER).is_file():
+        raise SourceError(
+            f"{ADAPTER} lies beside {taken}",
+            where=place,
+            why="Where peft is installed transformers loads the model that the adapter is for and "
+            f"puts the adapter on it, elsewhere it takes {taken}",
+            fix=f"Remove {ADAPTER} if {taken} is the model that is meant. {MERGE}",
+        )
 
 
 def refuse_without_safetensors(directory: Path, place: str) -> None:
@@ -96,6 +156,12 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
     """
     if weight_files(directory) or _index(directory):
         return
+    if (directory / ADAPTER).is_file():
+        raise SourceError(
+            "this is an adapter, which is no model of its own",
+            where=f"{place}/{ADAPTER}",
+            fix=MERGE,
+        )
     unsafe = sorted(p.name for p in directory.iterdir() if p.suffix in UNSAFE_SUFFIXES)
     if unsafe:
         raise SourceError(
@@ -106,11 +172,21 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT, "
             "safe_serialization=True)",
         )
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
     raise SourceError(
-        f"this is not a Hugging Face checkpoint: there is neither model.safetensors nor {INDEX}",
+        f"this is not a Hugging Face checkpoint: there is neither {SINGLE} nor {INDEX}",
         where=place,
+        why=f"There is {others[0]}, and transformers reads no weights of that name"
+        if others
+        else None,
         fix="Point model.source at a directory written by save_pretrained()",
     )
+
+
+def left_out(directory: Path) -> list[str]:
+    """Names of weight files that look like the model's own and are not read, sorted."""
+    taken = weight_files(directory)
+    return sorted(path.name for path in directory.glob(WEIGHTS) if path not in taken)
 
 
 def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
@@ -132,13 +208,14 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
             why="Triton's models use the tokenizers library, which reads only this file",
             fix="Write it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
-    tensors: dict[str, StoredTensor] = {}
-    for path in weight_files(directory):
-        tensors |= read_weights(path, f"{place}/{path.name}")
-    missing = sorted(_index(directory).keys() - tensors.keys())
+    tensors = stored_tensors(directory, place)
+    # transformers does not open an index beside the single file.
+    index = {} if (directory / SINGLE).is_file() else _index(directory)
+    missing = sorted(index.keys() - tensors.keys())
     if missing:
         raise SourceError(
-            f"{len(missing)} tensors of the index are in no file, the first is {missing[0]}",
+            f"{len(missing)} tensors of the index are in no file, the first is {missing[0]} of "
+            f"{index[missing[0]]}",
             where=f"{place}/{INDEX}",
             fix="Download the missing shards again",
         )
@@ -146,7 +223,29 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
     return Contents(
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
+        dtype=main_dtype(tensors),
     )
+
+
+def stored_tensors(directory: Path, place: str) -> dict[str, StoredTensor]:
+    """Every tensor of the weight files, by name, from their headers.
+
+    Raises:
+        SourceError: A file cannot be read or is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in weight_files(directory):
+        tensors |= read_weights(path, f"{place}/{path.name}")
+    return tensors
+
+
+def main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    """The dtype of most elements, by torch's name."""
+    elements: dict[str, int] = {}
+    for tensor in tensors.values():
+        elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    largest = max(elements, key=lambda name: elements[name])
+    return FLOATING.get(largest, largest)
 
 
 def read_weights(path: Path, place: str) -> dict[str, StoredTensor]:

@@ -93,9 +93,10 @@ def read_settings(
     build = engine["build_config"]
     max_batch_size, max_seq_len = int(build["max_batch_size"]), int(build["max_seq_len"])
     chunked = flag(parameters, "enable_chunked_context", default=True)
+    vocab_size = int(engine["pretrained_config"]["vocab_size"])
     return EngineSettings(
         engine_dir=engine_dir,
-        vocab_size=int(engine["pretrained_config"]["vocab_size"]),
+        vocab_size=vocab_size,
         max_batch_size=max_batch_size,
         max_input_len=int(build["max_input_len"]),
         max_seq_len=max_seq_len,
@@ -111,7 +112,7 @@ def read_settings(
         dynamic_split_fuse=chunked,
         exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
         end_ids=(
-            read_end_ids(repository / parameters["tokenizer_dir"])
+            read_end_ids(repository / parameters["tokenizer_dir"], vocab_size)
             if parameters.get("tokenizer_dir")
             else ()
         ),

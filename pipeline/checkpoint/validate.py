@@ -23,6 +23,14 @@ SHOWN_PROBLEMS = 8
 # Values are checked in pieces of this many elements, so that memory stays bounded.
 CHUNK = 1 << 24
 FLOAT8 = "float8_e4m3fn"
+_INFINITE = "has values that are infinite in"
+_INFINITE_SCALES = "has scales that become infinite in"
+_EXPORT_AGAIN = "Export it again; a checkpoint cannot be repaired by hand"
+_OTHER_DTYPE = (
+    "Set model.dtype to bfloat16 (without quantization, quantize.format): the source has values "
+    "beyond 65504, the largest float16. If they are infinite in the source itself, its files are "
+    "broken"
+)
 
 
 def validate(directory: Path) -> CheckpointConfig:
@@ -45,7 +53,7 @@ def validate(directory: Path) -> CheckpointConfig:
             for name in file.tensors
             for problem in _value_problems(name, file, expected[name])
         ]
-    _raise(problems, directory)
+    _raise(problems, directory, _OTHER_DTYPE if _is_of_range(problems, config) else _EXPORT_AGAIN)
     return config
 
 
@@ -104,19 +112,22 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
     if values.dtype.kind in "iub":
         return
     flat = values.reshape(-1)
-    finite = positive = loadable = True
+    finite = number = positive = loadable = True
     for start in range(0, flat.size, CHUNK):
         piece = flat[start : start + CHUNK].astype(np.float32)
         finite = finite and bool(np.isfinite(piece).all())
+        number = number and not bool(np.isnan(piece).any())
         positive = positive and bool((piece > 0).all())
         loadable = loadable and (wanted.loaded_as is None or _loadable(piece, file, wanted))
-    if not finite:
+    if not number:
         yield f"{name} has NaN or infinite values"
+    elif not finite:
+        yield f"{name} {_INFINITE} {values.dtype.name}"
     elif wanted.is_scale and not positive:
         # A row or group of zero weights is no excuse: ModelOpt writes a scale of 1 for it.
         yield f"{name} has scales that are zero or negative"
     elif not loadable:
-        yield f"{name} has scales that become infinite in {wanted.loaded_as}"
+        yield f"{name} {_INFINITE_SCALES} {wanted.loaded_as}"
 
 
 def _loadable(piece: Array, file: TensorFile, wanted: ExpectedTensor) -> bool:
@@ -132,7 +143,13 @@ def _loadable(piece: Array, file: TensorFile, wanted: ExpectedTensor) -> bool:
     return bool(np.isfinite(loaded).all())
 
 
-def _raise(problems: list[str], directory: Path) -> None:
+def _is_of_range(problems: list[str], config: CheckpointConfig) -> bool:
+    """Whether values that float16 does not hold are all that is wrong."""
+    words = f" {_INFINITE} float16", f" {_INFINITE_SCALES} float16"
+    return config.dtype == "float16" and all(problem.endswith(words) for problem in problems)
+
+
+def _raise(problems: list[str], directory: Path, fix: str = _EXPORT_AGAIN) -> None:
     if not problems:
         return
     more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -140,5 +157,5 @@ def _raise(problems: list[str], directory: Path) -> None:
         f"the checkpoint has {len(problems)} problem{'s' if len(problems) > 1 else ''}",
         where=str(directory),
         why="; ".join(problems[:SHOWN_PROBLEMS]) + more,
-        fix="Export it again; a checkpoint cannot be repaired by hand",
+        fix=fix,
     )

@@ -70,10 +70,16 @@ def plan(
     output: Output,
 ) -> None:
     """Show what a run would do, and why, without doing it."""
+    from dataclasses import asdict
+
     from pipeline.console import print_json, stage_dict, stage_line
+    from pipeline.end_ids import read_end_ids
+    from pipeline.findings import finding_lines
     from pipeline.plan import build_plan, read_lock
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
+    from pipeline.remarks import remarks
     from pipeline.run import BuildDir
+    from pipeline.stages.source import local_directory
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)
@@ -85,18 +91,25 @@ def plan(
     if facts is None:
         facts = check_model(loaded, source.path) if source else check_hub_model(loaded)
     engine = explain(loaded, facts)
+    directory = source.path if source else local_directory(loaded)
+    end_ids = read_end_ids(directory, loaded.model.source) if directory else None
+    found = remarks(loaded, facts, directory)
     obstacle = _obstacle(loaded)
     if output.json:
         print_json(
             {
                 "recipe": loaded.name,
                 "stages": [stage_dict(line) for line in planned],
+                "end_ids": end_ids.as_dict() if end_ids else None,
+                "findings": [asdict(finding) for finding in found],
                 "engine": engine.as_dict() if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
         return
     print("\n".join(stage_line(line) for line in planned))
+    named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
+    print("\n".join(["", *named, *finding_lines(found)]))
     if engine:
         print("\n" + "\n".join(engine.lines()))
     if obstacle:

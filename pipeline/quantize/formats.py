@@ -43,9 +43,7 @@ def is_awq(section: QuantizeSection) -> bool:
 
 def checkpoint_dtype(recipe: Recipe) -> str:
     """The precision of what is not quantized; an unquantized format is that precision itself."""
-    if QUANT_ALGOS[recipe.quantize.format] == NO_QUANT:
-        return recipe.quantize.format
-    return recipe.model.dtype
+    return recipe.dtype
 
 
 def pass_costs(section: QuantizeSection) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from pipeline.artifacts import read_manifest
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.stages.base import Artifact
+from pipeline.stages.evaluate import beyond_range
 from pipeline.tables import number, streams
 from pipeline.toolchain import versions
 
@@ -95,6 +96,14 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
             "gate": _gate(gates.kl_divergence, "at most {}", number),
         },
     ]
+    activations = evaluation["activations"]
+    rows.append(
+        {
+            "name": f"largest activation, of {number(activations['limit'])} in "
+            f"{activations['dtype']}",
+            "value": number(activations["largest"]),
+        }
+    )
     if "engine_perplexity" in evaluation:
         rows.append(
             {
@@ -107,6 +116,7 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
         **evaluation,
         # A report exists only when the gate let the run pass.
         "verdict": "passed",
+        "warning": beyond_range(activations),
         "rows": [{"gate": "-", **row} for row in rows],
         "kl_by_window": [w["kl"] / w["tokens"] for w in windows if w["kl"] is not None],
     }

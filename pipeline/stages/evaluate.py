@@ -23,6 +23,7 @@ from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
 if TYPE_CHECKING:
+    from pipeline.reference.activations import Activations
     from pipeline.reference.comparison import WindowScore
 
 RESULT_NAME = "evaluation.json"
@@ -76,8 +77,10 @@ def run(context: StageContext) -> dict[str, Any]:
     engine = target.engine_evaluation(recipe, context.progress)
     with surroundings(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
-        scores = _scores(context, windows)
-    summary = summarize(scores)
+        scores, activations = _scores(context, windows)
+    summary = {**summarize(scores), "activations": activations.as_dict()}
+    if warning := beyond_range(summary["activations"]):
+        context.progress.note(f"warning: {warning}")
     if engine:
         _free_gpu()
         checkpoint = context.inputs["quantize"].path
@@ -122,9 +125,36 @@ def _windows(context: StageContext, longest: int | None) -> list[list[int]]:
     return windows
 
 
-def _scores(context: StageContext, windows: list[list[int]]) -> list[WindowScore]:
-    """Every window under the source and under the written files."""
+def beyond_range(activations: Mapping[str, Any]) -> str | None:
+    """What to say of activations that the checkpoint's dtype does not hold; None if there are none.
+
+    Args:
+        activations: See :meth:`pipeline.reference.activations.Activations.as_dict`.
+    """
+    if not activations["beyond"]:
+        return None
+    largest, dtype = activations["largest"], activations["dtype"]
+    return (
+        f"{activations['beyond']:,} activations are beyond {activations['limit']:.5g}, the range "
+        f"of {dtype}; the largest is {'infinite' if largest is None else f'{largest:.4g}'}, at "
+        f"{activations['where']}. On a GPU they are infinite, and the text is nonsense from there "
+        "on. "
+        + (
+            "Set model.dtype to bfloat16 (without quantization, quantize.format), whose range is "
+            "that of float32"
+            if dtype == "float16"
+            else "Look at the source model, which is broken"
+        )
+    )
+
+
+def _scores(
+    context: StageContext, windows: list[list[int]]
+) -> tuple[list[WindowScore], Activations]:
+    """Every window under the source and under the written files, and the latter's activations."""
+    from pipeline.checkpoint import CheckpointConfig
     from pipeline.reference import load_reference
+    from pipeline.reference.activations import ActivationWatch
     from pipeline.reference.comparison import compare
     from pipeline.reference.source import load_source, place_models
 
@@ -137,8 +167,15 @@ def _scores(context: StageContext, windows: list[list[int]]) -> list[WindowScore
         task.advance()
     device = place_models(recipe, original, written)
     total = _scored_tokens(windows)
-    with progress.task(f"scoring {total} tokens", total) as task:
-        return compare(original, written, windows, device, task.advance)
+    assert recipe.evaluate is not None
+    watch = ActivationWatch(
+        written,
+        CheckpointConfig.from_directory(checkpoint).dtype,
+        rounded=recipe.evaluate.dtype == "model",
+    )
+    with watch, progress.task(f"scoring {total} tokens", total) as task:
+        scores = compare(original, written, windows, device, task.advance)
+    return scores, watch.found()
 
 
 def _scored_tokens(windows: list[list[int]]) -> int:
@@ -232,7 +269,7 @@ def _remedy(recipe: Recipe) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     title="measure the written checkpoint",
     inputs=("source", "quantize"),
     run=run,

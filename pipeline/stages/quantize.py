@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.dependencies import require
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.remarks import check_dtype, source_dtype
 from pipeline.stages.base import Stage, StageContext
 from pipeline.text import text_digest
 from pipeline.toolchain import versions
@@ -72,6 +73,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     recipe, source = context.recipe, context.inputs["source"].path
     facts = ModelFacts.from_directory(source)
+    for finding in check_dtype(recipe, source_dtype(facts, source)):
+        context.progress.note(f"{finding.severity}: {finding.what}. {finding.why}")
     texts = _calibration_texts(context)
     tokens = 0
     with surroundings(context.progress), deterministic(count_parameters(source)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST
 from pipeline.digests import file_digest, files_below
+from pipeline.end_ids import read_end_ids
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.files import link_or_copy
 from pipeline.recipe import Recipe
@@ -16,15 +17,16 @@ from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets.base import LOG_NAME
 from pipeline.toolchain import versions
 
-# What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
+# What a tokenizer needs at run time.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "generation_config.json",
     "chat_template.jinja",
 )
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION = "generation_config.json"
+# Older checkpoints keep them in config.json alone, where transformers reads them.
+SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 
 
 def model_sources() -> Path:
@@ -103,6 +105,7 @@ def run(context: StageContext) -> dict[str, Any]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sources / name, target)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
+    _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)
@@ -160,13 +163,25 @@ def _deliver_tokenizer(snapshot: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (snapshot / name).is_file():
             shutil.copyfile(snapshot / name, target / name)
-    generation = target / "generation_config.json"
-    if generation.is_file() or not (snapshot / "config.json").is_file():
-        return
-    # Older checkpoints keep the special ids in config.json alone, where transformers reads them.
-    config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-    ids = {name: config[name] for name in SPECIAL_IDS if config.get(name) is not None}
-    generation.write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _deliver_generation_config(snapshot: Path, target: Path) -> None:
+    """Writes generation_config.json with every end id, which the models read from there alone.
+
+    Raises:
+        SourceError: An end id is not one; the source stage has found it already.
+    """
+    path = snapshot / GENERATION
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        values = {name: config[name] for name in SPECIAL_IDS if config.get(name) is not None}
+    values.pop("eos_token_id", None)
+    if ids := read_end_ids(snapshot).ids:
+        values["eos_token_id"] = ids
+    text = json.dumps(values, indent=2, sort_keys=True)
+    (target / GENERATION).write_text(f"{text}\n", encoding="utf-8")
 
 
 STAGE = Stage(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.end_ids import read_end_ids
 from pipeline.errors import RecipeError
 from pipeline.files import link_or_copy
 from pipeline.hub import hub_commit, hub_snapshot
@@ -14,6 +15,8 @@ from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.snapshot import (
     check_snapshot,
+    left_out,
+    refuse_ambiguous_weights,
     refuse_without_safetensors,
     snapshot_files,
     unreadable,
@@ -78,7 +81,14 @@ def run(context: StageContext) -> dict[str, Any]:
         directory = hub_snapshot(recipe)
     refuse_without_safetensors(directory, place)
     facts = ModelFacts.from_directory(directory)
+    refuse_ambiguous_weights(directory, place)
     contents = check_snapshot(directory, facts, place)
+    end_ids = read_end_ids(directory, place)
+    if ignored := left_out(directory):
+        context.progress.note(
+            f"left out, as no index names it and transformers does not read it: {ignored[0]}"
+            + (f", and {len(ignored) - 1} more" if len(ignored) > 1 else "")
+        )
     paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
     with context.progress.task("copying the snapshot", size) as task:
@@ -93,6 +103,8 @@ def run(context: StageContext) -> dict[str, Any]:
         "parameters": contents.parameters,
         "bytes": size,
         "dtypes": list(contents.dtypes),
+        "dtype": contents.dtype,
+        "end_ids": end_ids.as_dict(),
         "vocab_size": facts.vocab_size,
         "num_hidden_layers": facts.num_hidden_layers,
         "hidden_size": facts.hidden_size,
@@ -101,7 +113,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="source",
-    version=1,
+    version=2,
     title="resolve the model snapshot",
     inputs=(),
     run=run,

@@ -79,7 +79,7 @@ def hub() -> Iterator[tuple[type[Hub], str]]:
 
 
 def _run(
-    tmp_path: Path, endpoint: str, *arguments: str, **env: str
+    tmp_path: Path, endpoint: str, *arguments: str, command: str = "run", **env: str
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
@@ -90,7 +90,8 @@ def _run(
         **env,
     }
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", "run", "configs/demo.yaml", "--until", "source",
+        [sys.executable, "-m", "pipeline", command, "configs/demo.yaml",
+         *(["--until", "source"] if command == "run" else []),
          "--build-dir", str(tmp_path / "build"), "--set", "model.source=org/tiny", *arguments],
         cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
@@ -117,6 +118,20 @@ def test_a_hub_id_is_resolved_to_its_commit_and_fetched_once(
     # Once fetched, no network is needed: the cache knows which commit `main` was.
     offline = _source(_run(tmp_path, "http://127.0.0.1:9", "--json"))
     assert offline["key"] == first["key"]
+
+
+def test_plan_reads_end_ids_of_what_is_there_and_fetches_config_json_alone(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    before = _run(tmp_path, endpoint, command="plan")
+    assert before.returncode == 0, before.stderr
+    assert "end ids: read when the model is fetched" in before.stdout
+    assert handler.fetched == ["config.json"]
+    _source(_run(tmp_path, endpoint, "--json"))
+    after = json.loads(_run(tmp_path, endpoint, "--json", command="plan").stdout)
+    assert [end["id"] for end in after["end_ids"]["ends"]] == [1]
+    assert after["findings"] == []
 
 
 def test_a_hub_copy_and_a_local_copy_are_the_same_model(

@@ -186,6 +186,29 @@ def test_a_stream_is_refused_with_the_reason(once: TritonServer, model: str, inp
         client.infer(model, inputs)
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (
+            "tensorrt_llm_bls",
+            [
+                tensor("text_input", np.array([[b"One"], [b"Two"]], object)),
+                tensor("max_tokens", np.array([[4], [4]], np.int32)),
+            ],
+        ),
+        ("tensorrt_llm", token_inputs([[5, 6], [7, 8]], 4, streaming=False)),
+    ],
+)
+def test_a_batch_is_refused_by_what_answers_once(
+    once: TritonServer, model: str, inputs: list[grpcclient.InferInput]
+) -> None:
+    with (
+        grpcclient.InferenceServerClient(once.grpc_url) as client,
+        pytest.raises(InferenceServerException, match=r"2 prompts: .*serve.decoupled: true"),
+    ):
+        client.infer(model, inputs)
+
+
 def test_unary_requests_run_together_and_end_with_their_client(once: TritonServer) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     with grpcclient.InferenceServerClient(once.grpc_url) as client:
@@ -216,7 +239,10 @@ def test_a_unary_stop_request(once: TritonServer) -> None:
 
     with grpcclient.InferenceServerClient(once.grpc_url) as client:
         inputs = token_inputs([prompt_ids()], 450, streaming=False)
-        client.async_infer("tensorrt_llm", inputs, request_id="21", callback=note)
+        parameters = {"Streaming": False}
+        client.async_infer(
+            "tensorrt_llm", inputs, request_id="21", callback=note, parameters=parameters
+        )
         deadline = time.monotonic() + 20
         while active(once) < 1:
             assert time.monotonic() < deadline
@@ -226,7 +252,7 @@ def test_a_unary_stop_request(once: TritonServer) -> None:
             stop_inputs(),
             request_id="21",
             callback=note,
-            parameters={"Streaming": False},
+            parameters=parameters,
         )
         found = [answers.get(timeout=20) for _ in range(2)]
     assert sum(one is None for one in found) == 1, found

@@ -81,7 +81,33 @@ def test_architectures(name: str, bias: bool, norms: bool, qwen_type: str | None
             "GPT2LMHeadModel is not supported.*LlamaForCausalLM",
         ),
         ({"architectures": None}, "architecture none is not supported"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4}}, "type yarn is not supported"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4}},
+            r"type yarn is not supported.*set max_position_embeddings to 131072",
+        ),
+        # As Qwen2.5's README adds it; the model was trained on 32768 positions.
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {
+                    "type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32768,
+                },
+            },
+            (
+                r"Remove rope_scaling .*max_position_embeddings to 32768 .*Qwen2\.5 .*"
+                r"up to 32768 tokens need no scaling; longer .* refused"
+            ),
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            r"type dynamic is not supported.*Remove rope_scaling .* up to 131072 tokens",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            r"type longrope is not supported\. Supported rope types: default, linear, llama3\.$",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is gelu"),
         ({"mlp_bias": True}, "mlp_bias is true"),
         ({"attention_bias": True}, "attention_bias is true"),

@@ -115,6 +115,34 @@ def test_combinations_that_cannot_work(
     assert caught.value.exit_code == 3
 
 
+# open_llama_3b: 32 heads of 100 features, which the TensorRT-LLM project refused in its issue 679.
+OPEN_LLAMA_3B = LLAMA2_7B | {
+    "hidden_size": 3200,
+    "intermediate_size": 8640,
+    "num_hidden_layers": 26,
+    "max_position_embeddings": 2048,
+}
+
+
+def test_heads_without_a_kernel_are_refused_for_the_gpu_alone(tmp_path: Path) -> None:
+    float16 = "quantize.format=float16"
+    assert _check(tmp_path, OPEN_LLAMA_3B, float16).compile.target == "openvino"
+    with pytest.raises(
+        UnsupportedError,
+        match=r"compile\.target\): heads of 100 features do not run on TensorRT-LLM.*"
+        r"heads of 32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224 and 256 features only\. "
+        r"Set compile\.target to openvino",
+    ):
+        _check(tmp_path, OPEN_LLAMA_3B, float16, "compile.target=tensorrt")
+
+
+@pytest.mark.parametrize("head", [64, 96, 128, 256])
+def test_heads_of_the_usual_models_have_kernels(tmp_path: Path, head: int) -> None:
+    config = OPEN_LLAMA_3B | {"head_dim": head}
+    target = ["quantize.format=float16", "compile.target=tensorrt"]
+    assert _check(tmp_path, config, *target).compile.target == "tensorrt"
+
+
 def test_the_refusal_names_line_and_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"recipe\.yaml:4 \(quantize\.group_size\)"):
         _check(tmp_path, LLAMA2_7B, "compile.tensor_parallel=4")

@@ -209,7 +209,16 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
         "kl_divergence", "kl_divergence_standard_error",
     ]  # fmt: skip
     windows = [{"kl": value, "tokens": 4}, {"kl": value, "tokens": 4}]
-    evaluation = {**dict.fromkeys(names, value), "tokens": 20, "by_window": windows}
+    activations = {
+        "dtype": "float16", "limit": 65504.0, "largest": value and 7e4, "beyond": 3,
+        "where": "model.layers.1.mlp.down_proj", "rounded": False,
+    }  # fmt: skip
+    evaluation = {
+        **dict.fromkeys(names, value),
+        "tokens": 20,
+        "by_window": windows,
+        "activations": activations,
+    }
     recipe = Recipe.model_validate(
         {
             "schema": 1,
@@ -229,5 +238,11 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
     for text in (render_markdown(report), render_html(report)):
         assert "1,234" in text
         assert "None" not in text
+        largest = "7e+04" if value else "infinite"
+        assert (
+            f"3 activations are beyond 65504, the range of float16; the largest is {largest}"
+            in (text)
+        )
+        assert "Set model.dtype to bfloat16" in text
     assert f"| perplexity of the engine | {shown} |" in render_markdown(report)
     assert len(report["quality"]["kl_by_window"]) == (2 if value else 0)

@@ -33,10 +33,11 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def context(tmp_path: Path, sources: Path) -> StageContext:
     snapshot = tmp_path / "source"
     snapshot.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (snapshot / name).write_text("{}")
+    added = [{"id": id_, "content": f"<end{id_}>"} for id_ in (2, 3, 7, 8)]
+    (snapshot / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (snapshot / "tokenizer_config.json").write_text("{}")
     (snapshot / "config.json").write_text(
-        json.dumps({"eos_token_id": [2, 3], "bos_token_id": None})
+        json.dumps({"eos_token_id": [2, 3], "bos_token_id": None, "vocab_size": 10})
     )
     (snapshot / "model.safetensors").write_bytes(b"weights")
     engine = tmp_path / "engine"
@@ -80,12 +81,27 @@ def test_special_ids_come_from_config_json_when_there_is_no_generation_config(
     assert json.loads(path.read_text()) == {"eos_token_id": [2, 3]}
 
 
-def test_generation_config_is_taken_unchanged(context: StageContext) -> None:
-    text = '{"eos_token_id": 7}'
-    (context.inputs["source"].path / "generation_config.json").write_text(text)
+def test_generation_config_gets_every_end_id_and_keeps_the_rest(context: StageContext) -> None:
+    source = context.inputs["source"].path
+    text = '{"eos_token_id": 7, "temperature": 0.6, "pad_token_id": 2}'
+    (source / "generation_config.json").write_text(text)
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<end8>"}')
     stage.run(context)
     path = context.output / "preprocessing/1/tokenizer/generation_config.json"
-    assert path.read_text() == text
+    # vLLM's rule: those of generation_config.json and the tokenizer's own.
+    assert json.loads(path.read_text()) == {
+        "eos_token_id": [7, 2, 3, 8],
+        "temperature": 0.6,
+        "pad_token_id": 2,
+    }
+
+
+def test_a_model_without_end_ids_names_none(context: StageContext) -> None:
+    source = context.inputs["source"].path
+    (source / "config.json").write_text('{"eos_token_id": null, "bos_token_id": 3}')
+    stage.run(context)
+    path = context.output / "preprocessing/1/tokenizer/generation_config.json"
+    assert json.loads(path.read_text()) == {"bos_token_id": 3}
 
 
 def test_a_missing_engine_file_fails_the_stage(context: StageContext) -> None:

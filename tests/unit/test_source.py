@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,17 @@ TENSORS = {
 PARAMETERS = 2 * 32 * 8 + 4 * 8 * 8 + 3 * 16 * 8 + 3 * 8
 
 
-def safetensors_bytes(tensors: dict[str, list[int]] = TENSORS, dtype: str = "F32") -> bytes:
-    """A valid file of zeros, by the format's own definition."""
+def safetensors_bytes(
+    tensors: dict[str, list[int]] = TENSORS,
+    dtype: str = "F32",
+    dtypes: Mapping[str, str] | None = None,
+) -> bytes:
+    """A valid file of zeros, by the format's own definition; ``dtypes`` are exceptions."""
     header, position = {}, 0
     for name, shape in tensors.items():
-        end = position + math.prod(shape) * {"F32": 4, "I8": 1}[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        own = (dtypes or {}).get(name, dtype)
+        end = position + math.prod(shape) * {"F32": 4, "BF16": 2, "I8": 1}[own]
+        header[name] = {"dtype": own, "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(position)
@@ -137,9 +143,109 @@ def test_a_file_without_read_permission_is_named(
 
 
 def test_a_missing_shard_is_named(tmp_path: Path, model: Path) -> None:
-    _write_index(model, {"a": "model.safetensors", "b": "model-2.safetensors"})
-    with pytest.raises(SourceError, match="2 tensors of the index are in no file, the first is a"):
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
+    _write_index(
+        model, dict.fromkeys(TENSORS, "model-1.safetensors") | {"b": "model-2.safetensors"}
+    )
+    with pytest.raises(
+        SourceError, match=r"1 tensors of the index are in no file, the first is b of model-2\."
+    ):
         _run(tmp_path, model)
+
+
+def _shards(model: Path) -> list[str]:
+    """A second, sharded set of the weights."""
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    half = len(TENSORS) // 2
+    files = dict(zip(names, (list(TENSORS)[:half], list(TENSORS)[half:]), strict=True))
+    for name, tensors in files.items():
+        (model / name).write_bytes(safetensors_bytes({t: TENSORS[t] for t in tensors}))
+    _write_index(model, {tensor: name for name, tensors in files.items() for tensor in tensors})
+    return names
+
+
+def test_an_older_save_beside_a_newer_one_is_ambiguous(tmp_path: Path, model: Path) -> None:
+    _shards(model)
+    with pytest.raises(
+        SourceError,
+        match=r"two sets of weights: model\.safetensors, and 2 files of model\.safetensors\.index"
+        r"\.json.*transformers takes model\.safetensors.*Remove model\.safetensors\.index\.json",
+    ):
+        _run(tmp_path, model)
+
+
+def test_an_index_that_is_left_without_its_files_is_not_taken(tmp_path: Path, model: Path) -> None:
+    for name in _shards(model):
+        (model / name).unlink()
+    assert _run(tmp_path, model)[1] == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_shard_that_the_index_does_not_name_is_left_out_and_said(
+    tmp_path: Path, model: Path
+) -> None:
+    names = _shards(model)
+    (model / "model.safetensors").rename(model / "model-00003-of-00003.safetensors")
+    recipe, notes = _recipe(tmp_path, str(model)), Notes()
+    output = tmp_path / "output"
+    output.mkdir()
+    source.run(StageContext(recipe, {}, output, notes))
+    assert [path.name for path in sorted(output.glob("*.safetensors"))] == names
+    assert notes.texts == [
+        (
+            "left out, as no index names it and transformers does not read it: "
+            "model-00003-of-00003.safetensors"
+        )
+    ]
+
+
+class Notes(Silent):
+    """Keeps what a stage says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_variant_is_named_when_it_is_all_there_is(tmp_path: Path, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model.fp16.safetensors")
+    with pytest.raises(SourceError, match=r"There is model\.fp16\.safetensors, and transformers"):
+        _run(tmp_path, model)
+
+
+def test_an_adapter_is_no_model_and_makes_one_ambiguous(tmp_path: Path, model: Path) -> None:
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"adapter_config\.json lies beside.*peft.*merge_and"):
+        _run(tmp_path, model)
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    with pytest.raises(SourceError, match=r"this is an adapter.*merge_and_unload\(\)"):
+        source.run(StageContext(_recipe(tmp_path, str(model)), {}, tmp_path, Silent()))
+
+
+def test_weights_that_config_json_names_are_refused(tmp_path: Path, model: Path) -> None:
+    config = CONFIG | {"transformers_weights": "model.other.safetensors"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=r"names 'model\.other\.safetensors'.*save_pretrained"):
+        _run(tmp_path, model)
+
+
+def test_an_end_id_that_is_none_is_refused_at_the_source(tmp_path: Path, model: Path) -> None:
+    (model / "generation_config.json").write_text('{"eos_token_id": 32}')
+    with pytest.raises(SourceError, match=r"eos_token_id is 32\. The last token .* is 31"):
+        _run(tmp_path, model)
+
+
+@pytest.mark.parametrize(("main", "expected"), [("BF16", "bfloat16"), ("F32", "float32")])
+def test_the_dtype_of_most_weights_is_a_fact(
+    tmp_path: Path, model: Path, main: str, expected: str
+) -> None:
+    norms = {name for name in TENSORS if "norm" in name}
+    data = safetensors_bytes(dtype="F32", dtypes=dict.fromkeys(TENSORS.keys() - norms, main))
+    (model / "model.safetensors").write_bytes(data)
+    facts, _ = _run(tmp_path, model)
+    assert facts["dtype"] == expected
+    assert facts["dtypes"] == sorted({"F32", main})
 
 
 def test_only_the_weights_that_transformers_reads_are_taken(tmp_path: Path, model: Path) -> None:

@@ -13,7 +13,7 @@ PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 
 # What each defect must be caught by, and a part of what must be said about it.
 CAUGHT = {
-    "accepts_bad_input": ("bad_inputs", "empty prompt: answered with"),
+    "accepts_bad_input": ("bad_inputs", "max_tokens zero: answered with"),
     "batch_dependent": ("greedy_determinism", "differs with neighbours"),
     "broken_characters": ("utf8_across_tokens", "every character of several tokens is broken"),
     "cancel_keeps_slot": ("cancel_frees_slot", "kept its slot"),

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from pipeline.findings import Finding
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.facts import FP8_ALGOS, CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import Gpu
 
 PLUGINS = "compile.tensorrt.plugin_config"

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.errors import UnsupportedError
+from pipeline.findings import Finding
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt import rules
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.facts import CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
 from pipeline.targets.tensorrt.memory import MemoryPlan, plan_memory
 from pipeline.targets.tensorrt.overrides import apply_overrides

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.findings import Finding
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.overrides import MIN_FP8_SM, PLUGINS
 
 INT_ALGOS = INT4_ALGOS | {"W8A8_SQ_PER_CHANNEL"}
 DATA_CENTER_BLACKWELL = range(100, 120)
 """Compute capabilities on which ``build()`` refuses every INT8 and INT4 format."""
+HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
+"""Features of a head that masked multi-head attention, which generates, has kernels for:
+``MMHA_SUPPORTED_HEAD_SIZES`` of cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention.cu. The
+attention plugin refuses any other as soon as it is set up, in common/attentionOp.cpp."""
 FP8_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")
 
 
@@ -130,6 +134,15 @@ def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Fi
             "SmoothQuantAttention has no parameters for them; the build only warns of tensors "
             "that were provided but not required, and the text is wrong",
             "Set quantize.format to int8_sq, whose W8A8_SQ_PER_CHANNEL keeps them",
+        )
+    if model.head_size not in HEAD_SIZES:
+        yield Finding(
+            "error",
+            "compile.target",
+            f"heads of {model.head_size} features do not run on TensorRT-LLM",
+            "Its attention has kernels for heads of "
+            f"{', '.join(map(str, HEAD_SIZES[:-1]))} and {HEAD_SIZES[-1]} features only",
+            "Set compile.target to openvino, which runs heads of any size, or choose another model",
         )
     longest = model.longest_sequence
     if config.max_seq_len > longest:

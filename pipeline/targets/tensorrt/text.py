@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.targets.tensorrt.findings import Finding
+from pipeline.findings import finding_lines
 from pipeline.targets.tensorrt.gpus import GIB
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ SHOWN_PLUGINS = (
 
 def preflight_lines(preflight: Preflight) -> list[str]:
     """Effective build configuration, memory plan and findings."""
-    return [*_engine(preflight), "", *_memory(preflight), *_findings(preflight)]
+    findings = finding_lines(preflight.effective.findings)
+    return [*_engine(preflight), "", *_memory(preflight), *findings]
 
 
 def _engine(preflight: Preflight) -> Iterator[str]:
@@ -68,18 +69,6 @@ def _memory(preflight: Preflight) -> Iterator[str]:
         f"  sequences          {memory.sequences:9d}      of max_seq_len together "
         f"(max_batch_size {preflight.effective.config.max_batch_size})"
     )
-
-
-def _findings(preflight: Preflight) -> Iterator[str]:
-    for finding in preflight.effective.findings:
-        yield ""
-        yield from _finding(finding)
-
-
-def _finding(finding: Finding) -> Iterator[str]:
-    yield f"{finding.severity}: {finding.what} ({finding.key})"
-    yield f"  {finding.why}."
-    yield f"  {finding.remedy}."
 
 
 def _amount(size: int) -> str:

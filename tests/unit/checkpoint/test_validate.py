@@ -69,12 +69,32 @@ def test_kv_scales_are_extra_when_the_cache_is_not_quantized(tmp_path: Path) -> 
         validate(tmp_path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
+def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     tensors = float16_tensors()
-    tensors[QKV_WEIGHT][3, 5] = value
+    tensors[QKV_WEIGHT][3, 5] = np.nan
+    tensors[QKV_WEIGHT][3, 6] = np.inf
     write_checkpoint(tmp_path, config(), tensors)
-    with pytest.raises(CheckpointError, match=f"{QKV_WEIGHT} has NaN or infinite values"):
+    with pytest.raises(
+        CheckpointError, match=rf"{QKV_WEIGHT} has NaN or infinite.*Export it again"
+    ):
+        validate(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e5, -1e5])
+def test_values_beyond_float16_need_another_dtype(tmp_path: Path, value: float) -> None:
+    tensors = float16_tensors()
+    with np.errstate(over="ignore"):
+        tensors[QKV_WEIGHT][3, 5] = np.float32(value).astype(np.float16)
+    write_checkpoint(tmp_path, config(), tensors)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{QKV_WEIGHT} has values that are infinite in float16\. Set model\.dtype to bf",
+    ):
+        validate(tmp_path)
+    # Where something else is wrong as well, another dtype would not be the remedy.
+    tensors["transformer.ln_f.weight"][0] = np.nan
+    write_checkpoint(tmp_path, config(), tensors)
+    with pytest.raises(CheckpointError, match=r"has 2 problems.*Export it again"):
         validate(tmp_path)
 
 
@@ -151,7 +171,7 @@ def test_group_scales_must_survive_the_cast_to_the_models_dtype(tmp_path: Path) 
     assert validate(tmp_path / "small").dtype == "float16"
     scale = 1e9
     write_checkpoint(tmp_path, config(quantization=AWQ), awq_tensors(scale))
-    reason = f"{PROJ_SCALE} has scales that become infinite in float16"
+    reason = rf"{PROJ_SCALE} has scales that become infinite in float16\. Set model\.dtype"
     with pytest.raises(CheckpointError, match=reason):
         validate(tmp_path)
     tensors = awq_tensors(scale)

@@ -93,6 +93,20 @@ def test_end_ids_come_from_the_generation_config(
     assert read(repository, tokenizer_dir="elsewhere").end_ids == ()
 
 
+@pytest.mark.parametrize(
+    ("eos", "named"),
+    [([2, None], "null"), ("2", '"2"'), (True, "true"), ([2, 4096], "4096"), (-1, "-1")],
+)
+def test_an_end_id_that_is_none_stops_the_model_and_not_each_request(
+    repository: Path, eos: object, named: str
+) -> None:
+    (repository / "tokenizer").mkdir()
+    path = repository / "tokenizer" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ValueError, match=rf"{path}: eos_token_id has {named}, .* no token id"):
+        read(repository, tokenizer_dir="tokenizer")
+
+
 def test_the_tokenizer_names_the_end_id_where_no_generation_config_does(repository: Path) -> None:
     directory = repository / "tokenizer"
     directory.mkdir()

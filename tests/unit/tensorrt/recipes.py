@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.findings import Finding
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.preflight import Preflight, inspect
 
 from ...conftest import PROJECT

@@ -135,7 +135,8 @@ def test_wrong_repository(
 def context(tmp_path: Path) -> StageContext:
     source, engine, output = (tmp_path / name for name in ("source", "engine", "output"))
     source.mkdir()
-    (source / "tokenizer.json").write_text("{}")
+    added = [{"id": id_, "content": f"<end{id_}>"} for id_ in (7, 8)]
+    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     (source / "config.json").write_text('{"eos_token_id": [7, 8]}')
     tensorrt.write_engine(engine, tensorrt.engine_config(QWEN_7B))
     (engine / "engine.json").write_text("{}")

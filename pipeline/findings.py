@@ -1,7 +1,8 @@
-"""One thing the pre-flight has to say about a build."""
+"""One thing the pre-flight has to say about a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ Severity = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A consequence of the recipe that ``trtllm-build`` or the runtime would not explain.
+    """A consequence of the recipe that no tool behind it would explain.
 
     Attributes:
         severity: ``error`` cannot work; ``warning`` works otherwise than asked; ``note`` is good
@@ -26,3 +27,12 @@ class Finding:
     what: str
     why: str
     remedy: str
+
+
+def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Findings as lines for a terminal, each behind an empty one."""
+    for finding in findings:
+        yield ""
+        yield f"{finding.severity}: {finding.what} ({finding.key})"
+        yield f"  {finding.why}."
+        yield f"  {finding.remedy}."
