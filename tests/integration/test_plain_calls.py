@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import queue
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -22,10 +24,12 @@ import transformers
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from pipeline.bench import measure
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
 from pipeline.run import BuildDir, run_recipe
 from pipeline.triton.server import TritonServer
+from pipeline.verify import run_conformance
 from tests.conftest import DEMO_MODEL, PROJECT
 
 PROMPT = "Once there was a gentle boy named Jack, and"
@@ -325,3 +329,25 @@ def test_a_batch_is_fanned_out(both: TritonServer, expected: tuple[list[int], st
         ].tolist()
     assert rows[0] == expected[0]
     assert len(rows[1]) == 16
+
+
+def test_our_own_tools_work_with_models_that_answer_once(
+    once: TritonServer, expected: tuple[list[int], str]
+) -> None:
+    measured = measure(once.grpc_url, concurrency=(2,), requests=2, output_tokens=4)
+    (row,) = measured["measurements"]
+    assert (row["output_tokens"], row["ttft_ms"], row["itl_ms"]) == (8, None, None)
+    report = run_conformance(once.grpc_url, only=("wire_contract", "stream_equals_whole"))
+    results = {result.name: (result.status, result.reason) for result in report.results}
+    assert results["wire_contract"] == ("passed", None)
+    assert results["stream_equals_whole"][0] == "skipped"
+    assert "answers once per request" in str(results["stream_equals_whole"][1])
+    command = [sys.executable, "-m", "pipeline", "generate", "--url", once.grpc_url]
+    done = subprocess.run(
+        [*command, PROMPT, "--max-tokens", "16"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{expected[1]}\n"
