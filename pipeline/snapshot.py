@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.models import ModelFacts
 from pipeline.safetensors_header import BrokenHeaderError, StoredTensor, read_header
+from pipeline.tokenizer import without_tokenizer_json
 
 WEIGHTS = "model*.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -130,7 +131,7 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
             "there is no tokenizer.json",
             where=place,
             why="Triton's models use the tokenizers library, which reads only this file",
-            fix="Write it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            fix=without_tokenizer_json(directory),
         )
     tensors: dict[str, StoredTensor] = {}
     for path in weight_files(directory):

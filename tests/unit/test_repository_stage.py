@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipeline.errors import RepositoryError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
 from pipeline.stages.base import Artifact, StageContext
+from tests.conftest import DEMO_MODEL, PROJECT
 from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
@@ -25,6 +27,11 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / model / "notes.txt").write_text("not a module")
     (root / "tensorrt_llm_bls" / "lib").mkdir()
     (root / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# helper\n")
+    for model in ("preprocessing", "tensorrt_llm_bls"):
+        # The stage compares tokens through the files that will serve them.
+        for path in (PROJECT / "model_repo" / model).glob("*.py"):
+            if path.name != "model.py":
+                shutil.copyfile(path, root / model / path.name)
     monkeypatch.setattr(stage, "model_sources", lambda: root)
     return root
 
@@ -34,7 +41,7 @@ def context(tmp_path: Path, sources: Path) -> StageContext:
     snapshot = tmp_path / "source"
     snapshot.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (snapshot / name).write_text("{}")
+        shutil.copyfile(DEMO_MODEL / name, snapshot / name)
     (snapshot / "config.json").write_text(
         json.dumps({"eos_token_id": [2, 3], "bos_token_id": None})
     )
@@ -59,8 +66,14 @@ def test_assembles_exactly_what_is_needed(context: StageContext) -> None:
     assert files == {
         *(f"{model}/config.pbtxt" for model in (*MODELS, "ensemble")),
         *(f"{model}/1/model.py" for model in MODELS),
+        *(
+            f"{model}/1/{path.name}"
+            for model in ("preprocessing", "tensorrt_llm_bls")
+            for path in (PROJECT / "model_repo" / model).glob("*.py")
+        ),
         "tensorrt_llm_bls/1/lib/decode.py",
         "ensemble/1/.keep",
+        "preprocessing/1/tokenizer/probes.json",
         "preprocessing/1/tokenizer/tokenizer.json",
         "preprocessing/1/tokenizer/tokenizer_config.json",
         "preprocessing/1/tokenizer/generation_config.json",
