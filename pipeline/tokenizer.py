@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +33,8 @@ class HuggingFaceTokenizer(Protocol):
     chat_template: Any
     clean_up_tokenization_spaces: bool
 
-    def encode(self, text: str, /) -> list[int]:
-        """Token ids with the model's own special tokens."""
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids with the model's own special tokens, or without."""
 
     def decode(
         self,
@@ -113,6 +115,7 @@ def served_file(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
             # A token that was special once is skipped for ever by the tokenizer that was changed in
             # memory, whatever its flag says by then; a file has only the flag.
             token["special"] = token["special"] or _is_skipped(backend, token["id"])
+        content["added_tokens"] = list(_with_earlier_flags(tokenizer, content))
     else:
         content = json.loads((snapshot / TOKENIZER).read_text(encoding="utf-8"))
     # Files saved while training may cut or pad every text; encode() of transformers never does.
@@ -198,6 +201,46 @@ def _is_skipped(backend: Any, token: int) -> bool:
         str(backend.decode([token], skip_special_tokens=skip)) for skip in (False, True)
     )
     return whole != skipped
+
+
+def _with_earlier_flags(
+    tokenizer: HuggingFaceTokenizer, content: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The entries of a file's added tokens, some of them twice.
+
+    The library looks for added tokens in the text as it came and in the normalized text, by their
+    flag ``normalized``. Where transformers changed the flag of one it goes on being looked for in
+    both; a file says that by an entry with the old flag in front of the one with the new.
+
+    Args:
+        tokenizer: The tokenizer in memory.
+        content: Its tokenizer.json.
+    """
+    entries = content["added_tokens"]
+    if tokenizer.backend_tokenizer.normalizer is None:
+        yield from entries
+        return
+    from tokenizers import Tokenizer
+
+    plain = {**content, "truncation": None, "padding": None}
+    written = Tokenizer.from_str(json.dumps(plain))
+    written.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
+    for entry in entries:
+        if any(
+            tokenizer.encode(text, add_special_tokens=False)
+            != written.encode(text, add_special_tokens=False).ids
+            for text in _spellings(entry["content"])
+        ):
+            yield {**entry, "normalized": not entry["normalized"]}
+        yield entry
+
+
+def _spellings(token: str) -> set[str]:
+    """Texts in which a token is found by one of the two ways only, whatever the normalizer does."""
+    forms = {unicodedata.normalize(form, token) for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    forms |= {token, token.upper(), token.lower(), token.title()}
+    forms |= {token.replace(" ", "\u2581"), token.replace("\u2581", " ")}
+    return {f"a{form}b" for form in forms} | {f"a {form} b" for form in forms} | forms
 
 
 def _content(token: Any) -> Any:
