@@ -18,9 +18,11 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import RepositoryError, UsageError
-from pipeline.tokenizer import TOKENIZER, HuggingFaceTokenizer
+from pipeline.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
 
 FILE_NAME = "probes.json"
+# Of a repository, as pipeline.triton.parameters.TOKENIZER_DIR, which imports more than this needs.
+TOKENIZER_FOLDER = "preprocessing/1/tokenizer"
 
 TEXTS = (
     "Once upon a time, there was a cat.",
@@ -171,6 +173,43 @@ def read_probes(path: Path) -> Probes:
             why=str(error),
             fix="Build the repository again with trtllm-pipeline run",
         ) from error
+
+
+def known_probes(directory: Path) -> Probes | None:
+    """The probes that travel with a repository; None where there are none.
+
+    Args:
+        directory: A repository, or its tokenizer's folder.
+
+    Raises:
+        UsageError: They are damaged.
+    """
+    for folder in (directory / TOKENIZER_FOLDER, directory):
+        if (folder / FILE_NAME).is_file():
+            return read_probes(folder / FILE_NAME)
+    return None
+
+
+def find_probes(directory: Path) -> Probes:
+    """The probes of a repository, or those of the tokenizer that a model directory holds.
+
+    Args:
+        directory: A repository, its tokenizer's folder, or a Hugging Face model or tokenizer.
+
+    Raises:
+        UsageError: It holds neither, or damaged probes.
+        SourceError: The tokenizer cannot be loaded.
+        MissingDependencyError: It is a model directory, and transformers is not installed.
+    """
+    if (found := known_probes(directory)) is not None:
+        return found
+    if not any((directory / name).is_file() for name in (TOKENIZER, CONFIG)):
+        raise UsageError(
+            "this is neither a repository with probe texts nor a tokenizer's folder",
+            where=str(directory),
+            fix=f"Name a repository that the pipeline built, or a directory with {TOKENIZER}",
+        )
+    return make_probes(open_tokenizer(directory))
 
 
 def check_served(probes: Probes, tokenizer_dir: Path, models: Path) -> None:

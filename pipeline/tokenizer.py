@@ -67,6 +67,7 @@ def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Huggi
         SourceError: The snapshot has no tokenizer that can be read; with what would help.
     """
     transformers = require("transformers", "quantize")
+    transformers.logging.set_verbosity_error()
     config = _read_config(directory)
     loader, options = transformers.AutoTokenizer, {"trust_remote_code": trust_remote_code}
     if written_by_transformers_5(config) and (directory / TOKENIZER).is_file():

@@ -13,9 +13,20 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from pipeline.digests import file_digest
-from pipeline.errors import RepositoryError, SourceError
-from pipeline.probes import CHAT, TEXTS, check_served, cleaned_up, make_probes, read_probes
+from pipeline.errors import RepositoryError, SourceError, UsageError
+from pipeline.probes import (
+    CHAT,
+    TEXTS,
+    TOKENIZER_FOLDER,
+    check_served,
+    cleaned_up,
+    find_probes,
+    known_probes,
+    make_probes,
+    read_probes,
+)
 from pipeline.tokenizer import open_tokenizer, served_config, served_file
+from pipeline.triton.parameters import TOKENIZER_DIR
 from tests.conftest import PROJECT
 from tests.integration.tokenizer_layouts import BOS, LAYOUTS, byte_level, save
 from tests.integration.tokenizer_support import Served, serve
@@ -138,6 +149,26 @@ def test_the_probes_travel_with_the_repository(tmp_path: Path) -> None:
     asked = reference.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     probed = {probe.text for probe in probes.items}
     assert {asked, "<|assistant|>", *(text for text in TEXTS if text)} <= probed
+
+
+def test_the_probes_are_found_wherever_the_tokenizer_is(tmp_path: Path) -> None:
+    """``verify --tokenizer``: a repository, its tokenizer's folder, or the model's own directory."""
+    (tmp_path / "source").mkdir()
+    LAYOUTS["bos_of_the_class"](tmp_path / "source")
+    served = serve(tmp_path / "source", tmp_path)
+    written = read_probes(served.folder / "probes.json")
+    for place in (tmp_path / "output", served.folder, tmp_path / "source"):
+        assert find_probes(place) == written
+    assert known_probes(tmp_path / "source") is None
+    (served.folder / "probes.json").write_text('{"items": [{"text": 1}]}')
+    with pytest.raises(UsageError, match=r"probes\.json: the probe texts cannot be read"):
+        find_probes(served.folder)
+    with pytest.raises(UsageError, match="neither a repository with probe texts nor a tokenizer"):
+        find_probes(tmp_path)
+
+
+def test_the_folder_is_the_one_that_triton_is_told() -> None:
+    assert TOKENIZER_FOLDER == TOKENIZER_DIR
 
 
 def test_the_same_snapshot_gives_the_same_bytes(tmp_path: Path) -> None:
