@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,12 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
             f"the weights are in {unsafe[0]}, which is refused",
             where=place,
             why="Reading pickled weights can run any code hidden in them",
-            fix="Convert once where you trust the file: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT, "
-            "safe_serialization=True)",
+            # Without the dtype transformers 4 would write another one than the model has.
+            fix="Convert it where you trust the file: "
+            'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
+            "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
+            "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
+            f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-safetensors')}",
         )
     raise SourceError(
         f"this is not a Hugging Face checkpoint: there is neither model.safetensors nor {INDEX}",

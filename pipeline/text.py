@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -198,7 +199,9 @@ def _decode(path: Path) -> str:
             "the text file is not UTF-8",
             where=f"{path}:{line}",
             why=f"Byte 0x{data[error.start]:02x} cannot be decoded",
-            fix=f"Convert it: iconv -f latin1 -t utf-8 {path.name}",
+            fix="Convert it, from latin1 if that is what it is, and name the new file: iconv "
+            f"-f latin1 -t utf-8 -o {shlex.quote(f'{path}.utf-8{path.suffix}')} "
+            f"{shlex.quote(str(path))}",
         ) from error
 
 

@@ -152,7 +152,7 @@ def test_the_probes_travel_with_the_repository(tmp_path: Path) -> None:
 
 
 def test_the_probes_are_found_wherever_the_tokenizer_is(tmp_path: Path) -> None:
-    """``verify --tokenizer``: a repository, its tokenizer's folder, or the model's own directory."""
+    """``verify --tokenizer`` takes a repository, its tokenizer folder, or the model directory."""
     (tmp_path / "source").mkdir()
     LAYOUTS["bos_of_the_class"](tmp_path / "source")
     served = serve(tmp_path / "source", tmp_path)
@@ -253,7 +253,7 @@ def test_a_tokenizer_that_python_changes_is_refused(tmp_path: Path) -> None:
     ("files", "config", "remedy"),
     [
         ((), {"add_prefix_space": True}, "Remove add_prefix_space from tokenizer_config.json"),
-        (("tokenizer.model",), {"add_prefix_space": True}, "pip install sentencepiece protobuf"),
+        (("tokenizer.model",), {"add_prefix_space": True}, "pip install 'sentencepiece==0.2.1'"),
         ((), {"tokenizer_class": "NoSuchTokenizer"}, '"tokenizer_class": "PreTrainedTokenizerF'),
     ],
 )
