@@ -21,9 +21,9 @@ from pipeline.errors import SourceError
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-# What turns a sentencepiece model into a tokenizer.json; transformers needs both. From 0.2.2 on
+# What turns a sentencepiece model into a tokenizer.json; transformers needs both. From 0.2.3 on
 # sentencepiece refuses protobuf 6, and tritonclient refuses protobuf 7.
-CONVERTER = "pip install 'sentencepiece==0.2.1' 'protobuf<7'"
+CONVERTER = "pip install 'sentencepiece<0.2.3' 'protobuf<7'"
 
 
 class HuggingFaceTokenizer(Protocol):
