@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,8 @@ def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Huggi
         raise SourceError(
             "the tokenizer cannot be loaded",
             where=str(directory),
-            why=str(error).strip().partition("\n")[0],
+            # Some of them go on with the names of all models that there are.
+            why=textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" ..."),
             fix=_remedy(directory, config),
         ) from error
     return tokenizer

@@ -169,6 +169,25 @@ def _llama_2(folder: Path, *, legacy: bool) -> None:
     save(folder, metaspace(legacy=legacy), tokenizer_config=config)
 
 
+def llama_2_normalized(folder: Path) -> None:
+    """Mistral's and Vicuna's kind: the config says of special tokens that they are normalized.
+
+    A mark is put in front of each then, and ``</s>`` within a text would no longer be found.
+    """
+    plain = {"lstrip": False, "rstrip": False, "single_word": False, "special": True}
+    tokens = {
+        str(index): {"content": token, "normalized": True, **plain}
+        for index, token in enumerate(("<unk>", "<s>", "</s>"))
+    }
+    config = {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": tokens}
+    config |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = metaspace(legacy=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    save(folder, tokenizer, tokenizer_config=config)
+
+
 def special_tokens_as_text(folder: Path) -> None:
     """``split_special_tokens``, for which tokenizer.json has no place."""
     save(folder, byte_level(), tokenizer_config=_config(split_special_tokens=True))

@@ -18,6 +18,7 @@ from pipeline.stages import repository as stage
 from pipeline.stages.base import Artifact, StageContext
 from pipeline.triton.tensorrtllm import local_path
 from pipeline.triton.validate import check_repository, problems
+from tests.conftest import DEMO_MODEL
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B
 
@@ -135,7 +136,8 @@ def test_wrong_repository(
 def context(tmp_path: Path) -> StageContext:
     source, engine, output = (tmp_path / name for name in ("source", "engine", "output"))
     source.mkdir()
-    (source / "tokenizer.json").write_text("{}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO_MODEL / name, source / name)
     (source / "config.json").write_text('{"eos_token_id": [7, 8]}')
     tensorrt.write_engine(engine, tensorrt.engine_config(QWEN_7B))
     (engine / "engine.json").write_text("{}")
