@@ -81,11 +81,12 @@ def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Huggi
     # The Rust library raises Exception itself for a tokenizer.json that it cannot parse, and the
     # Python around it whatever its files' contents break.
     except Exception as error:
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SourceError(
             "the tokenizer cannot be loaded",
             where=str(directory),
             # Some of them go on with the names of all models that there are.
-            why=textwrap.shorten(str(error).strip().partition("\n")[0], 300, placeholder=" ..."),
+            why=textwrap.shorten(said, 300, placeholder=" ..."),
             fix=_remedy(directory, config),
         ) from error
     return tokenizer

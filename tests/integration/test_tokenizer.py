@@ -249,6 +249,42 @@ def test_a_tokenizer_that_python_changes_is_refused(tmp_path: Path) -> None:
         check_served(make_probes(opened), tmp_path, PROJECT / "model_repo")
 
 
+def test_a_tokenizer_in_python_is_served_by_the_file_that_does_the_same(tmp_path: Path) -> None:
+    """It has no backend to write; what counts is that every probe comes out alike."""
+    token = {"tokenizer_class": "Slow", "auto_map": {"AutoTokenizer": ["slow.Slow", None]}}
+    save(tmp_path, byte_level(), tokenizer_config=token)
+    (tmp_path / "slow.py").write_text(
+        "from tokenizers import Tokenizer\n"
+        "from transformers import PreTrainedTokenizer\n"
+        "class Slow(PreTrainedTokenizer):\n"
+        "    vocab_files_names = {'vocab_file': 'tokenizer.json'}\n"
+        "    def __init__(self, vocab_file, **kwargs):\n"
+        "        self.inner = Tokenizer.from_file(vocab_file)\n"
+        "        super().__init__(**kwargs)\n"
+        "    vocab_size = property(lambda self: self.inner.get_vocab_size())\n"
+        "    def _convert_token_to_id(self, token):\n"
+        "        return self.inner.token_to_id(token)\n"
+        "    def get_vocab(self):\n"
+        "        return self.inner.get_vocab()\n"
+        "    def encode(self, text, **kwargs):\n"
+        "        return self.inner.encode(text).ids\n"
+        "    def decode(self, ids, skip_special_tokens=False, **kwargs):\n"
+        "        return self.inner.decode(ids, skip_special_tokens=skip_special_tokens)\n"
+    )
+    opened = open_tokenizer(tmp_path, trust_remote_code=True)
+    assert not opened.is_fast
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(served_file(opened, tmp_path), encoding="utf-8")
+    probes = make_probes(opened)
+    check_served(probes, folder, PROJECT / "model_repo")
+    other = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    other.pre_tokenizer = None
+    other.save(str(folder / "tokenizer.json"))
+    with pytest.raises(RepositoryError, match=r"is other tokens when it is served"):
+        check_served(probes, folder, PROJECT / "model_repo")
+
+
 @pytest.mark.parametrize(
     ("files", "config", "remedy"),
     [

@@ -133,6 +133,10 @@ def test_the_models_are_whole_without_the_package(
                 assert not any(str(name).startswith("pipeline") for name in names)
 
 
+def test_it_says_that_it_needs_transformers() -> None:
+    assert ("transformers", "quantize") in stage.STAGE.needs(demo_recipe())
+
+
 def test_a_changed_model_source_changes_the_key(sources: Path) -> None:
     before = stage.material(demo_recipe())
     (sources / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# changed\n")
