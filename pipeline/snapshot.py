@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.config_json import read_config
 from pipeline.errors import SourceError
 from pipeline.models import ModelFacts
 from pipeline.safetensors_header import BrokenHeaderError, StoredTensor, read_header
+from pipeline.tokenizer import without_tokenizer_json
 
 WEIGHTS = "model*.safetensors"
 SINGLE = "model.safetensors"
@@ -168,9 +170,12 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
             f"the weights are in {unsafe[0]}, which is refused",
             where=place,
             why="Reading pickled weights can run any code hidden in them",
-            fix="Convert once where you trust the file: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT, "
-            "safe_serialization=True)",
+            # Without the dtype transformers 4 would write another one than the model has.
+            fix="Convert it where you trust the file: "
+            'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
+            "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
+            "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
+            f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-safetensors')}",
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     raise SourceError(
@@ -206,7 +211,7 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
             "there is no tokenizer.json",
             where=place,
             why="Triton's models use the tokenizers library, which reads only this file",
-            fix="Write it once: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            fix=without_tokenizer_json(directory),
         )
     tensors = stored_tensors(directory, place)
     # transformers does not open an index beside the single file.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.dependencies import require
 from pipeline.digests import file_digest
 from pipeline.errors import RecipeError, SourceError, UsageError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.tokenizer import open_tokenizer
 
 Rows = list[list[int]]
 # JSON joins the escapes of a whole pair into one character, so any that is left is alone.
@@ -117,21 +118,8 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Token
         MissingDependencyError: transformers is not installed.
         SourceError: The snapshot has no tokenizer that can be read.
     """
-    transformers = require("transformers", "quantize")
     rows = ModelFacts.from_directory(directory).vocab_size
-    try:
-        tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    # The Rust library raises Exception itself for a tokenizer.json that it cannot parse, and the
-    # Python around it whatever its files' contents break.
-    except Exception as error:
-        raise SourceError(
-            "the tokenizer cannot be loaded",
-            where=str(directory),
-            why=str(error).strip().partition("\n")[0],
-            fix="The model directory needs tokenizer.json and tokenizer_config.json",
-        ) from error
+    tokenizer = open_tokenizer(directory, trust_remote_code=trust_remote_code)
     return _TokenizerOfModel(tokenizer, rows, directory)
 
 
@@ -211,7 +199,9 @@ def _decode(path: Path) -> str:
             "the text file is not UTF-8",
             where=f"{path}:{line}",
             why=f"Byte 0x{data[error.start]:02x} cannot be decoded",
-            fix=f"Convert it: iconv -f latin1 -t utf-8 {path.name}",
+            fix="Convert it, from latin1 if that is what it is, and name the new file: iconv "
+            f"-f latin1 -t utf-8 -o {shlex.quote(f'{path}.utf-8{path.suffix}')} "
+            f"{shlex.quote(str(path))}",
         ) from error
 
 

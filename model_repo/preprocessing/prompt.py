@@ -53,7 +53,10 @@ class PromptEncoder:
         longest = max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
         self._max_bytes = None if max_input_len is None else SHRINKING * longest * max_input_len
         self.end_ids = read_end_ids(tokenizer_dir)
-        pad = self._id_of(_read_json(tokenizer_dir / "tokenizer_config.json").get("pad_token"))
+        config = _read_json(tokenizer_dir / "tokenizer_config.json")
+        # tokenizer.json cannot say that special tokens in a text are plain text.
+        self._tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
+        pad = self._id_of(config.get("pad_token"))
         self.pad_id = pad if pad is not None else self.end_ids[0] if self.end_ids else 0
 
     @property

@@ -143,14 +143,22 @@ def verify(
     junit: Annotated[
         Path | None, typer.Option(help="Also write JUnit XML here.", callback=new_file)
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
+    ] = None,
     server: Connection,
     output: Output,
 ) -> None:
     """Run the conformance checks against a server, started here or anywhere."""
     from pipeline.console import print_json, progress_for
     from pipeline.errors import VerificationError
+    from pipeline.probes import find_probes, known_probes
     from pipeline.verify import CHECKS, Plan, print_report, run_conformance, to_json, to_junit
 
+    probes = known_probes(server.repository) if server.repository else None
+    if tokenizer is not None:
+        probes = find_probes(tokenizer)
     with server.address() as address:
         with progress_for(output.json).task("conformance checks", len(CHECKS)) as task:
             report = run_conformance(
@@ -159,6 +167,7 @@ def verify(
                 plan=Plan(patience=server.timeout),
                 tls=server.tls,
                 headers=server.headers,
+                probes=probes,
                 on_result=lambda _result: task.advance(),
             )
         if junit:

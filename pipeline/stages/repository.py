@@ -12,15 +12,17 @@ from pipeline.digests import file_digest, files_below
 from pipeline.end_ids import read_end_ids
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.files import link_or_copy
+from pipeline.probes import FILE_NAME as PROBES
+from pipeline.probes import check_served, make_probes, to_json
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets.base import LOG_NAME
+from pipeline.tokenizer import CONFIG as TOKENIZER_CONFIG
+from pipeline.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
 from pipeline.toolchain import versions
 
-# What a tokenizer needs at run time.
+# What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
@@ -60,11 +62,11 @@ def python_files(sources: Path) -> list[str]:
 
 
 def material(_recipe: Recipe) -> dict[str, Any]:
-    """Digests of the models' own files and the versions that decide the text of config.pbtxt."""
+    """Digests of the models' own files, and versions that decide config.pbtxt or the tokenizer."""
     sources = model_sources()
     return {
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
-        "tools": versions(("protobuf", "tritonclient")),
+        "tools": versions(("protobuf", "tritonclient", "transformers", "tokenizers")),
     }
 
 
@@ -72,8 +74,10 @@ def run(context: StageContext) -> dict[str, Any]:
     """Fills the repository and validates it.
 
     Raises:
-        RepositoryError: A part is missing, or the result would not load.
-        MissingDependencyError: tritonclient is not installed.
+        RepositoryError: A part is missing, the result would not load, or it would serve other
+            tokens than the model's tokenizer gives.
+        SourceError: The tokenizer cannot be loaded.
+        MissingDependencyError: tritonclient or transformers is not installed.
     """
     try:
         from pipeline.triton.config import render_configs
@@ -106,6 +110,7 @@ def run(context: StageContext) -> dict[str, Any]:
                 shutil.copyfile(sources / name, target)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
+    tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)
@@ -122,6 +127,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "files": len(files),
         "bytes": sum((output / name).stat().st_size for name in files),
         "target": recipe.compile.target,
+        "tokenizer": tokenizer,
         **switched_off,
     }
 
@@ -184,13 +190,37 @@ def _deliver_generation_config(snapshot: Path, target: Path) -> None:
     (target / GENERATION).write_text(f"{text}\n", encoding="utf-8")
 
 
+def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
+    """The tokenizer that calibration and evaluation used, with texts that prove it."""
+    from pipeline.quantize.surroundings import surroundings
+
+    snapshot = context.inputs["source"].path
+    with surroundings(context.progress):
+        tokenizer = open_tokenizer(
+            snapshot, trust_remote_code=context.recipe.model.trust_remote_code
+        )
+        (target / TOKENIZER).write_text(served_file(tokenizer, snapshot), encoding="utf-8")
+        (target / TOKENIZER_CONFIG).write_text(served_config(tokenizer, snapshot), encoding="utf-8")
+        probes = make_probes(tokenizer)
+    check_served(probes, target, model_sources())
+    path = target / PROBES
+    path.write_text(to_json(probes), encoding="utf-8")
+    return {
+        "class": type(tokenizer).__name__,
+        "probes": len(probes.items),
+        "probes_sha256": file_digest(path),
+        "without_chat": probes.without_chat,
+    }
+
+
 STAGE = Stage(
     name="repository",
-    version=3,
+    version=4,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,
     section=lambda recipe: recipe.section("name", "compile", "serve"),
     material=material,
     check=check,
+    needs=lambda _recipe: [("tritonclient", "client"), ("transformers", "quantize")],
 )

@@ -56,6 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
         UnsupportedError: This machine cannot serve the target.
         MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
     """
+    from pipeline.probes import known_probes
     from pipeline.serving import open_server
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
@@ -70,7 +71,9 @@ def run(context: StageContext) -> dict[str, Any]:
                 if result.status != "passed":
                     context.progress.note(f"{result.name} {result.status}: {result.reason}")
 
-            report = run_conformance(server.grpc_url, on_result=note)
+            report = run_conformance(
+                server.grpc_url, probes=known_probes(repository.path), on_result=note
+            )
     content = to_json(report)
     text = json.dumps(content, indent=1, ensure_ascii=False)
     (context.output / JSON_NAME).write_text(f"{text}\n", encoding="utf-8")

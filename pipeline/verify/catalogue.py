@@ -15,12 +15,14 @@ from pipeline.verify.check_text import (
     stream_equals_whole,
     utf8_across_tokens,
 )
+from pipeline.verify.check_tokenizer import own_tokenizer
 
 CHECKS: Mapping[str, Check] = {
     check.name: check
     for check in (
         readiness,
         wire_contract,
+        own_tokenizer,
         greedy_determinism,
         stream_equals_whole,
         utf8_across_tokens,

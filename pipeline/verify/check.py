@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
+from pipeline.probes import Probes
 from pipeline.triton.contract import BLS, answering_model
 
 Details = dict[str, Any]
@@ -70,6 +71,7 @@ class Context:
         client: Connected to it; does not check requests, so that the server has to.
         tls: Certificates.
         headers: gRPC metadata sent with every call.
+        probes: What the model's own tokenizer gives for some texts; None where it is not known.
     """
 
     url: str
@@ -78,6 +80,7 @@ class Context:
     client: Client
     tls: Tls | None = None
     headers: Mapping[str, str] | None = None
+    probes: Probes | None = None
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.client import Client, ClientError, Tls
 from pipeline.errors import UsageError
+from pipeline.probes import Probes
 from pipeline.triton.contract import BLS
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Check, CheckFailed, CheckSkipped, Context, Plan
@@ -23,6 +24,7 @@ def run_conformance(
     only: Sequence[str] = (),
     tls: Tls | None = None,
     headers: Mapping[str, str] | None = None,
+    probes: Probes | None = None,
     on_result: Callable[[CheckResult], None] = lambda _result: None,
 ) -> Report:
     """Runs the conformance checks against a server.
@@ -34,6 +36,7 @@ def run_conformance(
         only: Names of the checks to run; none is all.
         tls: Certificates.
         headers: gRPC metadata sent with every call.
+        probes: What the model's own tokenizer gives for some texts; without it that is not checked.
         on_result: Called after each check.
 
     Raises:
@@ -55,7 +58,7 @@ def run_conformance(
     )
     with client:
         server = client.metadata()
-        context = Context(url, model, plan, client, tls, headers)
+        context = Context(url, model, plan, client, tls, headers, probes)
         results: list[CheckResult] = []
         for check in CHECKS.values():
             if only and check.name not in only:

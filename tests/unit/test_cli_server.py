@@ -159,6 +159,16 @@ def test_a_failed_verification_is_one_document_with_what_was_found(tmp_path: Pat
     assert failed.stderr.startswith(b"conformance checks ...\n")
 
 
+def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    with FakeModel().serve() as server:
+        failed = _cli("verify", "--url", server.url, "--tokenizer", str(tmp_path), "--json")
+        assert server.asked == []
+    assert failed.returncode == 2
+    assert json.loads(failed.stdout)["what"] == (
+        "this is neither a repository with probe texts nor a tokenizer's folder"
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipeline.errors import RepositoryError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
 from pipeline.stages.base import Artifact, StageContext
+from tests.conftest import DEMO_MODEL, PROJECT
 from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")
@@ -25,6 +27,11 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / model / "notes.txt").write_text("not a module")
     (root / "tensorrt_llm_bls" / "lib").mkdir()
     (root / "tensorrt_llm_bls" / "lib" / "decode.py").write_text("# helper\n")
+    for model in ("preprocessing", "tensorrt_llm_bls"):
+        # The stage compares tokens through the files that will serve them.
+        for path in (PROJECT / "model_repo" / model).glob("*.py"):
+            if path.name != "model.py":
+                shutil.copyfile(path, root / model / path.name)
     monkeypatch.setattr(stage, "model_sources", lambda: root)
     return root
 
@@ -33,9 +40,10 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def context(tmp_path: Path, sources: Path) -> StageContext:
     snapshot = tmp_path / "source"
     snapshot.mkdir()
-    added = [{"id": id_, "content": f"<end{id_}>"} for id_ in (2, 3, 7, 8)]
-    (snapshot / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    (snapshot / "tokenizer_config.json").write_text("{}")
+    shutil.copyfile(DEMO_MODEL / "tokenizer.json", snapshot / "tokenizer.json")
+    (snapshot / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+    )
     (snapshot / "config.json").write_text(
         json.dumps({"eos_token_id": [2, 3], "bos_token_id": None, "vocab_size": 10})
     )
@@ -60,8 +68,14 @@ def test_assembles_exactly_what_is_needed(context: StageContext) -> None:
     assert files == {
         *(f"{model}/config.pbtxt" for model in (*MODELS, "ensemble")),
         *(f"{model}/1/model.py" for model in MODELS),
+        *(
+            f"{model}/1/{path.name}"
+            for model in ("preprocessing", "tensorrt_llm_bls")
+            for path in (PROJECT / "model_repo" / model).glob("*.py")
+        ),
         "tensorrt_llm_bls/1/lib/decode.py",
         "ensemble/1/.keep",
+        "preprocessing/1/tokenizer/probes.json",
         "preprocessing/1/tokenizer/tokenizer.json",
         "preprocessing/1/tokenizer/tokenizer_config.json",
         "preprocessing/1/tokenizer/generation_config.json",
@@ -83,14 +97,17 @@ def test_special_ids_come_from_config_json_when_there_is_no_generation_config(
 
 def test_generation_config_gets_every_end_id_and_keeps_the_rest(context: StageContext) -> None:
     source = context.inputs["source"].path
-    text = '{"eos_token_id": 7, "temperature": 0.6, "pad_token_id": 2}'
+    text = '{"eos_token_id": 2, "temperature": 0.6, "pad_token_id": 2}'
     (source / "generation_config.json").write_text(text)
-    (source / "tokenizer_config.json").write_text('{"eos_token": "<end8>"}')
+    (source / "config.json").write_text('{"eos_token_id": [0], "vocab_size": 10}')
+    (source / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}'
+    )
     stage.run(context)
     path = context.output / "preprocessing/1/tokenizer/generation_config.json"
     # vLLM's rule: those of generation_config.json and the tokenizer's own.
     assert json.loads(path.read_text()) == {
-        "eos_token_id": [7, 2, 3, 8],
+        "eos_token_id": [2, 0, 1],
         "temperature": 0.6,
         "pad_token_id": 2,
     }
@@ -134,6 +151,10 @@ def test_the_models_are_whole_without_the_package(
                 names = [node.module] if isinstance(node, ast.ImportFrom) else []
                 names += [alias.name for alias in node.names]
                 assert not any(str(name).startswith("pipeline") for name in names)
+
+
+def test_it_says_that_it_needs_transformers() -> None:
+    assert ("transformers", "quantize") in stage.STAGE.needs(demo_recipe())
 
 
 def test_a_changed_model_source_changes_the_key(sources: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.probes import Probe, Probes
 from pipeline.triton.contract import BLS, ENSEMBLE, PREPROCESSING
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.check import CheckFailed, CheckSkipped
@@ -32,6 +33,8 @@ CAUGHT = {
     "no_token_counts": ("max_tokens", "does not count tokens"),
     "not_ready": ("readiness", "is not ready"),
     "one_at_a_time": ("interleaved_streams", "one after the other"),
+    "other_text": ("own_tokenizer", r"' the dog' gives another text: 'the dog', not ' the dog'; 2"),
+    "other_tokens": ("own_tokenizer", r"' the dog' gives other tokens: \[9\], not \[0, 9\]; 3"),
     "positive_log_probs": ("log_probs", "above 0"),
     "random": ("greedy_determinism", "differs twice alone"),
     "restarts_at_length": ("max_tokens", "is not the beginning of the text"),
@@ -44,10 +47,22 @@ CAUGHT = {
 }
 
 
-def verify(model, *checks, name=BLS, plan=PLAN):
+# The fake model's own tokenizer, by hand.
+PROBES = Probes(
+    (
+        Probe(" the dog", (0, 9), " the dog"),
+        Probe(" went \U0001f600", (3, 19, 20), " went\U0001f600"),
+        Probe("\u00e9", (21, 22), "\u00e9"),
+    ),
+    cleans_up=False,
+    without_chat="it has none",
+)
+
+
+def verify(model, *checks, name=BLS, plan=PLAN, probes=PROBES):
     """Results by check name."""
     with model.serve() as server:
-        report = run_conformance(server.url, model=name, plan=plan, only=checks)
+        report = run_conformance(server.url, model=name, plan=plan, only=checks, probes=probes)
     return {result.name: result for result in report.results}
 
 
@@ -98,6 +113,27 @@ def test_a_slot_that_was_kept_stays_a_failure_when_later_attempts_prove_nothing(
     monkeypatch.setattr("pipeline.verify.check_load._cancel_one", attempt)
     result = verify(FakeModel(), "cancel_frees_slot")["cancel_frees_slot"]
     assert (result.status, result.reason) == ("failed", "kept its slot")
+
+
+def test_without_the_tokenizer_its_answers_are_not_called_right():
+    result = verify(FakeModel("other_tokens"), "own_tokenizer", probes=None)["own_tokenizer"]
+    assert (result.status, "--tokenizer" in result.reason) == ("skipped", True)
+
+
+@pytest.mark.parametrize(
+    ("cleans_up", "text", "status"),
+    [(True, "x!= y.", "passed"), (False, "x!= y.", "failed"), (True, "x!=y.", "failed")],
+)
+def test_a_server_that_takes_spaces_out_as_transformers_4_does_is_no_failure(
+    cleans_up, text, status, monkeypatch
+):
+    """NVIDIA's postprocessing does so for Llama 3; the texts are what transformers gives."""
+    monkeypatch.setattr("tests.unit.client.fake_model.text_of", lambda _ids: text)
+    probes = Probes((Probe(" the dog", (0, 9), "x != y ."),), cleans_up, None)
+    found = verify(FakeModel(), "own_tokenizer", probes=probes)["own_tokenizer"]
+    assert found.status == status
+    if status == "passed":
+        assert found.details["with_spaces_taken_out"] == 1
 
 
 def test_on_the_ensemble():

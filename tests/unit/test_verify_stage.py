@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import VerificationError
+from pipeline.probes import to_json
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import verify
 from pipeline.stages.base import Artifact, StageContext
+from pipeline.triton.parameters import TOKENIZER_DIR
 from tests.unit.client.fake_model import FakeModel
+from tests.unit.test_verify_checks import PROBES
 
 RECIPE = Recipe.model_validate(
     {"schema": 1, "name": "t", "model": {"source": "m"}, "quantize": {"format": "float16"}}
@@ -40,8 +43,12 @@ def run_stage(tmp_path):
     return Artifact("verify", "k", "d", tmp_path, json.loads(json.dumps(facts)))
 
 
-def test_a_good_server_leaves_three_files_and_passes(tmp_path, monkeypatch):
+def test_a_good_server_leaves_three_files_and_passes(tmp_path, tmp_path_factory, monkeypatch):
     serve_with(FakeModel(), monkeypatch)
+    monkeypatch.chdir(tmp_path_factory.mktemp("beside"))
+    folder = Path("repository") / TOKENIZER_DIR
+    folder.mkdir(parents=True)
+    (folder / "probes.json").write_text(to_json(PROBES))
     artifact = run_stage(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["triton.log", "verify.json", "verify.xml"]
     content = json.loads((tmp_path / "verify.json").read_text(encoding="utf-8"))

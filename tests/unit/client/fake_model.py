@@ -10,7 +10,7 @@ import codecs
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,8 @@ BREAKS = (
     "no_token_counts",
     "not_ready",
     "one_at_a_time",
+    "other_text",
+    "other_tokens",
     "positive_log_probs",
     "random",
     "restarts_at_length",
@@ -75,6 +77,11 @@ def token_ids(text: bytes) -> list[int]:
         ids.append(match)
         place += len(VOCABULARY[match])
     return ids
+
+
+def text_of(ids: Iterable[int]) -> str:
+    """The text of ids."""
+    return b"".join(VOCABULARY[token] for token in ids).decode("utf-8", "replace")
 
 
 def continuation(prompt: str, seed: int | None) -> Iterator[int]:
@@ -123,9 +130,15 @@ class FakeModel:
         return server
 
     def infer(self, asked: Asked) -> Any:
-        """``preprocessing``: text to ids."""
+        """``preprocessing``: text to ids; ``postprocessing``: ids to text."""
         response = pb.ModelInferResponse()
+        if asked.model == "postprocessing":
+            text = text_of(asked.values["TOKENS_BATCH"])
+            text = text.lstrip() if self.broken == "other_text" else text
+            add_output(response, "OUTPUT", "BYTES", [1, 1], [text.encode()])
+            return response
         ids = token_ids(asked.one("QUERY"))
+        ids = ids[1:] if self.broken == "other_tokens" else ids
         add_output(response, "INPUT_ID", "INT32", [1, len(ids)], ids)
         add_output(response, "REQUEST_INPUT_LEN", "INT32", [1, 1], [len(ids)])
         return response

@@ -18,6 +18,7 @@ from pipeline.stages import repository as stage
 from pipeline.stages.base import Artifact, StageContext
 from pipeline.triton.tensorrtllm import local_path
 from pipeline.triton.validate import check_repository, problems
+from tests.conftest import DEMO_MODEL
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B
 
@@ -135,8 +136,8 @@ def test_wrong_repository(
 def context(tmp_path: Path) -> StageContext:
     source, engine, output = (tmp_path / name for name in ("source", "engine", "output"))
     source.mkdir()
-    added = [{"id": id_, "content": f"<end{id_}>"} for id_ in (7, 8)]
-    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(DEMO_MODEL / name, source / name)
     (source / "config.json").write_text('{"eos_token_id": [7, 8]}')
     tensorrt.write_engine(engine, tensorrt.engine_config(QWEN_7B))
     (engine / "engine.json").write_text("{}")
@@ -163,7 +164,8 @@ def test_the_stage_delivers_engine_and_python_models(context: StageContext) -> N
     for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
         assert (context.output / name / "1" / "model.py").is_file()
     ends = (context.output / "preprocessing/1/tokenizer/generation_config.json").read_text()
-    assert json.loads(ends) == {"eos_token_id": [7, 8]}
+    # The two of config.json and the demo tokenizer's own, </s>.
+    assert json.loads(ends) == {"eos_token_id": [7, 8, 1]}
 
 
 def test_a_default_that_the_engine_cannot_do_is_a_fact(context: StageContext) -> None:

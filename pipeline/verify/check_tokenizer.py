@@ -1,0 +1,68 @@
+"""Is it the model's own tokenizer that is served?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.client import add_input, new_message
+from pipeline.probes import Probe, Probes, cleaned_up
+from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
+from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.tokens import token_ids
+
+
+@check("prompts become the tokens, and tokens the text, that the model's own tokenizer gives")
+def own_tokenizer(context: Context) -> Details:
+    """Every probe text through ``preprocessing``, and its ids through ``postprocessing``."""
+    probes = context.probes
+    if probes is None:
+        raise CheckSkipped(
+            "it is not known what the model's tokenizer gives: name its folder with --tokenizer"
+        )
+    missing = [name for name in (PREPROCESSING, POSTPROCESSING) if not context.has(name)]
+    if missing:
+        raise CheckSkipped(f"the server has no model {' and '.join(missing)}")
+    wrong: list[tuple[Probe, str, object, object]] = []
+    without_spaces = 0
+    for probe in probes.items:
+        ids = token_ids(context, probe.text)
+        if ids != list(probe.ids):
+            wrong.append((probe, "other tokens", list(probe.ids), ids))
+        text = _text(context, probe.ids)
+        without_spaces += text != probe.decoded
+        if not _is_the_text(text, probe, probes):
+            wrong.append((probe, "another text", probe.decoded, text))
+    if wrong:
+        probe, what, expected, got = wrong[0]
+        raise CheckFailed(
+            f"{probe.text!r} gives {what}: {_short(got)}, not {_short(expected)}; "
+            f"{len(wrong)} of {2 * len(probes.items)} answers differ",
+            text=probe.text,
+            expected=expected,
+            got=got,
+            different=len(wrong),
+        )
+    return {"texts": len(probes.items), "with_spaces_taken_out": without_spaces}
+
+
+def _is_the_text(text: str, probe: Probe, probes: Probes) -> bool:
+    # NVIDIA's postprocessing decodes with transformers 4, which takes spaces out where it is asked.
+    return text == probe.decoded or (probes.cleans_up and text == cleaned_up(probe.decoded))
+
+
+def _text(context: Context, ids: Sequence[int]) -> str:
+    """The text of ids, as the server decodes an answer that comes in one piece."""
+    message = new_message(POSTPROCESSING, outputs=("OUTPUT",))
+    add_input(message, "TOKENS_BATCH", list(ids), datatype="INT32")
+    message.inputs[-1].shape[:] = [1, 1, len(ids)]  # batch, beams, tokens
+    add_input(message, "SEQUENCE_LENGTH", [len(ids)], datatype="INT32")
+    answer = context.client.infer(message)
+    if "OUTPUT" not in answer:
+        raise CheckFailed(f"{POSTPROCESSING} sent no OUTPUT")
+    text = answer["OUTPUT"][0]
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."

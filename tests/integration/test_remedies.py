@@ -1,0 +1,257 @@
+"""Every remedy that is a command is run; one that no test here runs fails the first test."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from pipeline.dependencies import install
+from pipeline.errors import PipelineError, UsageError
+from pipeline.launch import plan
+from pipeline.quantize.formats import MODELOPT
+from pipeline.snapshot import refuse_without_safetensors, weight_files
+from pipeline.text import read_texts
+from pipeline.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
+from tests.conftest import PROJECT
+from tests.integration.quantize_support import write_source
+from tests.integration.tokenizer_layouts import BOS, byte_level
+
+PROGRAM = re.compile(
+    r"(pip install|python -c|iconv -|chmod -|docker run|mkdir -|curl |wget |apt-get |git clone)"
+    r"|\.from_pretrained\("
+)
+PRODUCT = re.compile(r"trtllm-pipeline ([a-z]+)")
+
+# File and command of each remedy that names a program, and the test that runs it.
+RUN_BY = {
+    ("dependencies.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
+    ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
+    ("snapshot.py", "python -c"): "test_pickled_weights_are_converted",
+    ("snapshot.py", ".from_pretrained("): "test_pickled_weights_are_converted",
+    ("stages/repository.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
+    ("text.py", "iconv -"): "test_a_text_is_converted",
+    ("tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
+    ("tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
+    ("tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
+    ("launch/plan.py", "chmod -"): "test_the_containers_user_may_read",
+    ("triton/installation.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
+}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted((PROJECT / "pipeline").rglob("*.py")):
+        name = path.relative_to(PROJECT / "pipeline").as_posix()
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def remedies() -> list[tuple[str, str]]:
+    """File and text of every ``fix=``, and of the functions and constants that it is made of."""
+    trees = dict(sources())
+    defined: dict[str, list[tuple[str, ast.AST]]] = {}
+    for file, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                defined.setdefault(node.name, []).append((file, node))
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                defined.setdefault(node.targets[0].id, []).append((file, node.value))
+    waiting = [
+        (file, node.value)
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "fix"
+    ]
+    seen: set[int] = set()
+    found = []
+    while waiting:
+        file, tree = waiting.pop()
+        if id(tree) in seen:
+            continue
+        seen.add(id(tree))
+        found.append((file, "".join(_texts(tree))))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        waiting += [place for name in names for place in defined.get(name, ())]
+    return found
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    if isinstance(tree, ast.FunctionDef) and ast.get_docstring(tree):
+        tree.body = tree.body[1:]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def shell(command: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs what a user would paste, with the environment's python first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env={**os.environ, "PATH": path, **more},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done
+
+
+def command_of(error: PipelineError, beginning: str) -> str:
+    """The command in a remedy: from its first word to the end."""
+    assert error.fix is not None
+    return error.fix[error.fix.index(beginning) :]
+
+
+def test_every_command_of_a_remedy_is_run_here() -> None:
+    named = {
+        (file, found.group(1) or found.group(0))
+        for file, text in remedies()
+        for found in PROGRAM.finditer(text)
+    }
+    assert named == set(RUN_BY)
+    assert {name for name in RUN_BY.values() if name not in globals()} == set()
+
+
+def test_commands_of_our_own_exist() -> None:
+    from typer.main import get_command
+
+    from pipeline.cli import app
+
+    known = get_command(app)
+    assert isinstance(getattr(known, "commands", None), Mapping)
+    named = {word for _, text in remedies() for word in PRODUCT.findall(text)}
+    assert {"run", "serve"} <= named <= set(known.commands)
+    options = {"--help"} | {
+        option
+        for command in (*known.commands.values(), *known.commands["store"].commands.values())
+        for parameter in command.params
+        for option in parameter.opts
+    }
+    asked = {
+        option
+        for file, text in remedies()
+        if "tensorrt" not in file and "enable-shared" not in text
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
+    }
+    assert {"--build-dir", "--url", "--header"} <= asked <= options
+
+
+def test_extras_that_are_to_be_installed_exist() -> None:
+    """``pip install`` itself would need a network; what it would look for is the package's own."""
+    extras = set(importlib.metadata.metadata("trtllm-pipeline").get_all("Provides-Extra") or ())
+    named = {
+        extra
+        for _, text in remedies()
+        for group in re.findall(r"trtllm-pipeline\[([\w,]+)\]", text)
+        for extra in group.split(",")
+    }
+    assert {"cpu"} <= named <= extras
+    words = shlex.split(install("quantize,client").partition(": ")[2].replace(",", " ", 1))
+    assert "trtllm-pipeline[quantize" in " ".join(words)
+
+
+def test_modelopt_is_the_pinned_one() -> None:
+    needed = map(Requirement, importlib.metadata.requires("trtllm-pipeline") or ())
+    (pin,) = (str(n.specifier) for n in needed if n.name == "nvidia-modelopt")
+    assert pin == f"=={MODELOPT}"
+
+
+def test_pickled_weights_are_converted(tmp_path: Path) -> None:
+    """With the dtype that the model has, and its tokenizer; by a name that needs quotes."""
+    import torch
+    import transformers
+
+    source = write_source("Llama", tmp_path / "it's a model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    for path in source.glob("*.safetensors"):
+        path.unlink()
+    model.save_pretrained(source, safe_serialization=False)
+    with pytest.raises(PipelineError, match="is refused") as raised:
+        refuse_without_safetensors(source, "here")
+    shell(command_of(raised.value, "python"), tmp_path)
+    written = tmp_path / "it's a model-safetensors"
+    refuse_without_safetensors(written, "there")
+    assert [path.name for path in weight_files(written)] == ["model.safetensors"]
+    assert (written / "tokenizer.json").is_file()
+    again = transformers.AutoModelForCausalLM.from_pretrained(written, dtype="auto")
+    assert again.dtype == torch.bfloat16
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_text_is_converted(tmp_path: Path) -> None:
+    path = tmp_path / "old text.txt"
+    path.write_bytes("caf\u00e9 \u00fcber".encode("latin1"))
+    with pytest.raises(UsageError, match="not UTF-8") as raised:
+        read_texts(path)
+    shell(command_of(raised.value, "iconv"), tmp_path)
+    assert read_texts(tmp_path / "old text.txt.utf-8.txt") == ["caf\u00e9 \u00fcber"]
+
+
+def test_tokenizer_json_is_written(tmp_path: Path) -> None:
+    """From the two files that a byte-level tokenizer consisted of; the vocabulary says the ids."""
+    folder = tmp_path / "it's old"
+    folder.mkdir()
+    tokenizer = byte_level()
+    tokenizer.model.save(str(folder))
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": BOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    remedy = without_tokenizer_json(folder)
+    shell(remedy[remedy.index("python") :], tmp_path)
+    assert (folder / "tokenizer.json").is_file()
+    assert open_tokenizer(folder).encode("Hello there") == tokenizer.encode("Hello there").ids
+
+
+def test_what_reads_a_sentencepiece_model(tmp_path: Path) -> None:
+    """transformers' own message names the package; with it, the command writes the file."""
+    from transformers.utils import import_utils
+
+    said = import_utils.SENTENCEPIECE_IMPORT_ERROR + import_utils.PROTOBUF_IMPORT_ERROR
+    for package in shlex.split(CONVERTER.removeprefix("pip install ")):
+        assert Requirement(package).name in said
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "corpus").write_text("the old man and the sea\nthe cat sat\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        model_type="bpe",
+        vocab_size=300,
+        byte_fallback=True,
+        # As Llama's own was trained: what is dropped here no tokenizer.json would drop.
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    config = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    remedy = without_tokenizer_json(tmp_path)
+    assert CONVERTER in remedy
+    shell(remedy[remedy.index("python") :], tmp_path)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    for text in ("the old cat", " the  sea", "caf\u00e9"):
+        assert open_tokenizer(tmp_path).encode(text)[1:] == processor.encode(text)
+
+
+def test_the_containers_user_may_read(tmp_path: Path) -> None:
+    folder = tmp_path / "a repository"
+    (folder / "inner").mkdir(parents=True)
+    secret = folder / "inner" / "file"
+    secret.write_text("x")
+    for path in (secret, secret.parent):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert plan.unreadable(folder)
+    (text,) = (text for file, text in remedies() if file == "launch/plan.py" and "chmod" in text)
+    shell(f"{text[text.index('chmod') :]} {shlex.quote(str(folder))}", tmp_path)
+    assert not plan.unreadable(folder)
