@@ -72,12 +72,15 @@ def add_output(infer: Any, name: str, datatype: str, shape: list[int], values: A
     infer.raw_output_contents.append(raw)
 
 
-def piece(text: str | bytes, *, final: bool = False, **numbers: int) -> Any:
+def piece(
+    text: str | bytes, *, final: bool = False, shape: tuple[int, ...] = (1,), **numbers: int
+) -> Any:
     """A streamed response with text and, by name, INT32 outputs."""
     response = pb.ModelStreamInferResponse()
     infer = response.infer_response
     data = text.encode() if isinstance(text, str) else text
-    add_output(infer, "text_output", "BYTES", [1, 1], [data])
+    # One dimension, as upstream's Python models send it.
+    add_output(infer, "text_output", "BYTES", list(shape), [data])
     for name, value in numbers.items():
         add_output(infer, name, "INT32", [1, 1], [value])
     infer.parameters["triton_final_response"].bool_param = final
@@ -121,6 +124,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled = threading.Event()
         self.ready = True
         self.models = dict(MODELS)
+        self.parameters: dict[str, str] = {"tokenizer_dir": "preprocessing/1/tokenizer"}
         self._pool = ThreadPoolExecutor(workers)
         self._server = grpc.server(self._pool)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -178,8 +182,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         model = self._model(request.name, context)
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = self.max_batch_size
-        response.config.model_transaction_policy.decoupled = model.decoupled
-        response.config.parameters["tokenizer_dir"].string_value = "preprocessing/1/tokenizer"
+        # Triton reports an ensemble as what its steps are.
+        response.config.model_transaction_policy.decoupled = model.decoupled or (
+            bool(model.steps) and any(self.models[s.model].decoupled for s in model.steps)
+        )
+        for name, value in self.parameters.items():
+            response.config.parameters[name].string_value = value
         return response
 
     max_batch_size = 4
