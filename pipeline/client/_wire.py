@@ -137,15 +137,21 @@ def stop_request(request_id: str) -> Message:
 
 
 def add_input(
-    message: Message, name: str, values: Sequence[Value], *, datatype: str | None = None
+    message: Message,
+    name: str,
+    values: Sequence[Value],
+    *,
+    datatype: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> None:
-    """Adds a tensor of shape ``[1, len(values)]`` to a ``ModelInferRequest``.
+    """Adds a tensor to a ``ModelInferRequest``.
 
     Args:
         message: Changed in place.
         name: The tensor's name.
         values: Its elements.
         datatype: KServe's name of the element type; None takes the wire contract's.
+        shape: Its shape; None is ``[1, len(values)]``.
 
     Raises:
         InvalidRequest: The element type is not known, or a value does not fit into it.
@@ -167,7 +173,7 @@ def add_input(
         raise InvalidRequest(
             f"{name} {reprlib.repr(values)} does not fit into {datatype}", why=str(error)
         ) from error
-    message.inputs.add(name=name, datatype=datatype, shape=[1, count])
+    message.inputs.add(name=name, datatype=datatype, shape=shape or [1, count])
     message.raw_input_contents.append(raw)
 
 

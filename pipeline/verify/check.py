@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
-from pipeline.triton.contract import BLS
+from pipeline.triton.contract import BLS, ENSEMBLE
 
 Details = dict[str, Any]
 
@@ -69,6 +69,7 @@ class Context:
         client: Connected to it; does not check requests, so that the server has to.
         tls: Certificates.
         headers: gRPC metadata sent with every call.
+        accumulates: Whether each response of a stream was seen to hold the whole text so far.
     """
 
     url: str
@@ -77,6 +78,7 @@ class Context:
     client: Client
     tls: Tls | None = None
     headers: Mapping[str, str] | None = None
+    accumulates: bool = False
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""
@@ -100,6 +102,19 @@ class Context:
             return False
         return True
 
+    def decoupled(self, model: str | None = None) -> bool:
+        """Whether a request to a model, the one under test if none is named, may be streamed."""
+        return self.client.model_metadata(model).decoupled
+
+    def text_models(self) -> list[str]:
+        """The text models of the server by name, the one under test first."""
+        names = dict.fromkeys((self.model, BLS, ENSEMBLE))
+        return [name for name in names if self.has(name)]
+
+    def declared(self, parameter: str) -> str | None:
+        """A parameter of the model under test, from its ``config.pbtxt``."""
+        return dict(self.client.model_metadata().parameters).get(parameter)
+
     def async_client(self) -> AsyncClient:
         """A second connection, for many streams at once."""
         return AsyncClient(
@@ -110,12 +125,18 @@ class Context:
             tls=self.tls,
             headers=self.headers,
             validate=False,
+            accumulate_tokens=self.accumulates,
         )
 
     def needs_bls(self, reason: str) -> None:
         """Skips the check on other models than ``tensorrt_llm_bls``."""
         if self.model != BLS:
             raise CheckSkipped(reason)
+
+    def needs_streams(self) -> None:
+        """Skips the check on a model that answers each request once."""
+        if not self.decoupled():
+            raise CheckSkipped(f"{self.model} is not decoupled: it answers once and cannot stream")
 
 
 @dataclass(frozen=True)
