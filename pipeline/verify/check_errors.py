@@ -59,7 +59,6 @@ def bad_input_table(prompt: str) -> tuple[BadInput, ...]:
     """
     good = GenerateRequest(prompt, max_tokens=4)
     return (
-        BadInput("empty prompt", GenerateRequest("", max_tokens=4)),
         BadInput("bytes that are not UTF-8", GenerateRequest(b"caf\xe9 \xff", max_tokens=4)),
         BadInput(
             "max_tokens missing", GenerateRequest(prompt, max_tokens=None), ends_ensemble=True
@@ -70,7 +69,7 @@ def bad_input_table(prompt: str) -> tuple[BadInput, ...]:
         BadInput("prompt too long", GenerateRequest(f"{prompt} " * 40_000, max_tokens=4)),
         BadInput("max_tokens as INT64", good, _with("max_tokens", [4], "INT64")),
         BadInput("two values of max_tokens", good, _with("max_tokens", [4, 4])),
-        BadInput("two prompts", good, _with("text_input", [prompt, prompt])),
+        BadInput("two texts in one prompt", good, _with("text_input", [prompt, prompt])),
         BadInput("unknown tensor", good, _with("no_such_tensor", [1], "INT32")),
         BadInput("temperature negative", GenerateRequest(prompt, max_tokens=4, temperature=-1.0)),
         BadInput("top_p above 1", GenerateRequest(prompt, max_tokens=4, top_p=1.5)),

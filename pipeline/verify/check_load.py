@@ -32,6 +32,7 @@ def interleaved_streams(context: Context) -> Details:
 
     Texts are compared on ``tensorrt_llm_bls`` only: the ensemble's depend on where pieces end.
     """
+    context.needs_streams()
     prompts = [f"{prompt} {number}" for number in range(2) for prompt in context.plan.prompts]
     alone = [context.greedy(prompt, end_id=NO_END).text for prompt in prompts]
     count = context.plan.streams
@@ -113,6 +114,7 @@ def cancel_frees_slot(context: Context) -> Details:
     """
     if not context.has(ENGINE):
         raise CheckSkipped(f"the server has no model {ENGINE} that says how many slots there are")
+    context.needs_streams()
     slots = context.client.model_metadata(ENGINE).max_batch_size
     if not 1 <= slots <= _MOST_SLOTS:
         raise CheckSkipped(f"not exercised: the engine has {slots} slots")

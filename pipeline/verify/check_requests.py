@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import uuid
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.client import ClientError, InvalidRequest
 from pipeline.triton.contract import ENGINE, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
 from pipeline.verify.requests import (
+    Value,
     engine_inputs,
     number_of,
     request,
@@ -82,7 +84,7 @@ def request_parameters(context: Context) -> Details:
     Triton's generate endpoint makes a parameter of every key that is no input.
     """
     prompt = context.plan.prompts[0]
-    messages = {context.model: (text_inputs([prompt], _TOKENS, stream=False))}
+    messages = {context.model: text_inputs([prompt], _TOKENS, stream=False)}
     if context.has(ENGINE) and context.has(PREPROCESSING):
         messages[ENGINE] = engine_inputs(token_ids(context, prompt), _TOKENS, stream=False)
     for model, inputs in messages.items():
@@ -112,9 +114,7 @@ def old_names(context: Context) -> Details:
     return {"refusals": refusals}
 
 
-def _refusal(
-    context: Context, inputs: dict[str, list[str | bytes | int | float | bool]], name: str
-) -> str:
+def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str) -> str:
     """What the server says to a request with a parameter that is no input."""
     message = request(context.model, inputs, parameters={name: 7})
     try:

@@ -46,6 +46,7 @@ def greedy_determinism(context: Context) -> Details:
 def stream_equals_whole(context: Context) -> Details:
     """Streamed against unstreamed, for the most likely and for a seeded random text."""
     context.needs_bls(DECODES_PIECES)
+    context.needs_streams()
     pieces = 0
     greedy: dict[str, Any] = {}
     sampled: dict[str, Any] = {"top_k": 20, "temperature": 0.8, "seed": 7}
@@ -68,6 +69,7 @@ def utf8_across_tokens(context: Context) -> Details:
     only broken ones come, it is the server that does not wait for the rest of a character.
     """
     context.needs_bls(DECODES_PIECES)
+    context.needs_streams()
     prompts = (*context.plan.prompts, *context.plan.multibyte_prompts)
     can_tokenize = context.has(PREPROCESSING)
     whole: set[str] = set()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from pipeline.client import PERF_METRICS, Tensors
 from pipeline.triton.contract import ENGINE, MODELS, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context, Details, check
 from pipeline.verify.requests import (
     ALL_DETAILS,
+    Value,
     decoding_request,
     engine_inputs,
     request,
@@ -60,7 +60,10 @@ def output_shapes(context: Context) -> Details:
                 seen += 1
                 problems |= dict.fromkeys(_wrong(model, tensors, (*needed, *_WITH_EVERY_RESPONSE)))
     if context.has(PREPROCESSING):
-        asked = {"QUERY": [context.plan.prompts[0]], "REQUEST_OUTPUT_LEN": [_TOKENS]}
+        asked: dict[str, Sequence[Value]] = {
+            "QUERY": [context.plan.prompts[0]],
+            "REQUEST_OUTPUT_LEN": [_TOKENS],
+        }
         tensors = context.client.infer_tensors(request(PREPROCESSING, asked))
         kept = {name: tensor for name, tensor in tensors.items() if name in _PREPROCESSED}
         problems |= dict.fromkeys(_wrong(PREPROCESSING, kept, _PREPROCESSED))

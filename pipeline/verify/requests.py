@@ -9,7 +9,7 @@ from pipeline.client import Tensors, add_input, new_message
 from pipeline.triton.contract import BLS, ENGINE, MODELS, POSTPROCESSING
 
 NO_END = -1
-ALL_DETAILS = dict.fromkeys(
+ALL_DETAILS: Mapping[str, bool] = dict.fromkeys(
     (
         "return_log_probs",
         "return_num_input_tokens",
@@ -57,9 +57,15 @@ def request(
 
 def text_inputs(
     prompts: Sequence[str], max_tokens: int, *, stream: bool, **more: Value
-) -> dict[str, list[Value]]:
+) -> dict[str, Sequence[Value]]:
     """The inputs of a greedy text request that only its length ends, for one or more prompts."""
-    values = {"max_tokens": max_tokens, "top_k": 1, "end_id": NO_END, "stream": stream, **more}
+    values: dict[str, Value] = {
+        "max_tokens": max_tokens,
+        "top_k": 1,
+        "end_id": NO_END,
+        "stream": stream,
+        **more,
+    }
     return {
         "text_input": list(prompts),
         **{name: [value] * len(prompts) for name, value in values.items()},
@@ -68,9 +74,9 @@ def text_inputs(
 
 def engine_inputs(
     ids: Sequence[int], max_tokens: int, *, stream: bool, **more: Value
-) -> dict[str, list[Value]]:
+) -> dict[str, Sequence[Value]]:
     """The inputs of a greedy request to ``tensorrt_llm`` that only its length ends."""
-    values = {
+    values: dict[str, Value] = {
         "input_lengths": len(ids),
         "request_output_len": max_tokens,
         "runtime_top_k": 1,
