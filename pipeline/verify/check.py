@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
 from pipeline.triton.contract import BLS, ENSEMBLE
 
 Details = dict[str, Any]
-
+Answer = TypeVar("Answer")
+_FEWEST = 16
 
 DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVIDIA's does"
 
@@ -161,6 +162,20 @@ def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
         return Check(function.__name__, proves, function)
 
     return make
+
+
+def as_long_as_accepted(tokens: int, ask: Callable[[int], Answer]) -> Answer:
+    """Asks for so many tokens, and for half as many for as long as the server refuses that.
+
+    Raises:
+        CheckSkipped: It refuses an answer of 16 tokens.
+    """
+    if tokens < _FEWEST:
+        raise CheckSkipped(f"not exercised: the engine accepts no answer of {_FEWEST} tokens")
+    try:
+        return ask(tokens)
+    except InvalidRequest:
+        return as_long_as_accepted(tokens // 2, ask)
 
 
 def first_difference(expected: str, got: str) -> str:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from pipeline.client import ClientError
 from pipeline.triton.contract import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.accumulation import all_begin_alike, streamed_texts
-from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.check import (
+    CheckFailed,
+    CheckSkipped,
+    Context,
+    Details,
+    as_long_as_accepted,
+    check,
+)
 from pipeline.verify.requests import (
     NO_END,
     decoding_request,
@@ -13,8 +22,8 @@ from pipeline.verify.requests import (
     request,
     text_inputs,
 )
+from pipeline.verify.tokens import begin_tokens, token_ids
 from pipeline.verify.tokens import end_ids as declared_end_ids
-from pipeline.verify.tokens import token_ids
 
 _TRUE = ("true", "yes", "1", "t")
 _FEW = 4
@@ -84,8 +93,9 @@ def stop_word_kept(context: Context) -> Details:
 def end_ids(context: Context) -> Details:
     """The ids that ``preprocessing`` names, against what the engine generates.
 
-    A special token in the middle of an answer leaves no text. Where the model did not mean to end
-    there nothing is lost, but most often it did, and the server does not know the id as an end.
+    A special token in the middle of an answer leaves no text, so nobody sees it; most often the
+    model meant to end there, and the server does not know the id as an end. The token that texts
+    begin with is not looked at: some models put it between two texts.
     """
     for model in (PREPROCESSING, ENGINE, POSTPROCESSING):
         if not context.has(model):
@@ -95,20 +105,29 @@ def end_ids(context: Context) -> Details:
         raise CheckSkipped("the model names no end id")
     for end_id in ends:
         _ask_for(context, end_id)
-    silent: dict[int, str] = {}
-    by_itself = 0
-    for prompt in context.plan.prompts:
-        ids = _generated(context, prompt, ends)
-        by_itself += len(ids) < context.plan.long_tokens // 2
-        silent |= dict.fromkeys(_special(context, ids[:-1]) - set(ends), prompt)
-    if silent:
-        token, prompt = next(iter(silent.items()))
-        raise CheckFailed(
-            f"after {prompt!r} the model generated the special token {token} and went on; the "
-            f"server's end ids are {ends}",
-            special_tokens=sorted(silent),
-        )
-    return {"end_ids": ends, "texts_that_ended_by_themselves": by_itself}
+    prompts = context.plan.prompts
+
+    def ask(tokens: int) -> list[list[int]]:
+        with ThreadPoolExecutor(len(context.plan.prompts)) as pool:
+            asked = [
+                pool.submit(_generated, context, p, ends, tokens) for p in context.plan.prompts
+            ]
+            return [future.result() for future in asked]
+
+    answers = as_long_as_accepted(context.plan.long_tokens, ask)
+    expected = {*ends, *begin_tokens(context)}
+    for prompt, ids in zip(prompts, answers, strict=True):
+        if silent := _special(context, ids[:-1]) - expected:
+            raise CheckFailed(
+                f"after {prompt!r} the model generated the special token {min(silent)} and went "
+                f"on; the server's end ids are {ends}",
+                special_tokens=sorted(silent),
+            )
+    longest = max(len(ids) for ids in answers)
+    return {
+        "end_ids": ends,
+        "texts_that_ended_by_themselves": sum(len(ids) < longest for ids in answers),
+    }
 
 
 def _ask_for(context: Context, end_id: int) -> None:
@@ -118,13 +137,13 @@ def _ask_for(context: Context, end_id: int) -> None:
         raise CheckFailed(f"the model's own end id {end_id} is refused: {error.what}") from error
 
 
-def _generated(context: Context, prompt: str, ends: list[int]) -> list[int]:
+def _generated(context: Context, prompt: str, ends: list[int], tokens: int) -> list[int]:
     """The ids that the engine makes of a prompt, with the end ids that the text models give it."""
     count = len(ends) - 1
     more = {"stop_words_list": [*ends[1:], *range(1, count + 1)]} if count else {}
     inputs = engine_inputs(
         token_ids(context, prompt),
-        context.plan.long_tokens // 2,
+        tokens,
         stream=False,
         end_id=ends[0],
         exclude_input_in_output=True,

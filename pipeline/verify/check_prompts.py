@@ -13,11 +13,9 @@ from pipeline.verify.check import (
     first_difference,
 )
 from pipeline.verify.requests import NO_END, number_of, request, text_inputs, text_of
-from pipeline.verify.tokens import token_ids
+from pipeline.verify.tokens import begin_tokens, token_ids
 
 _TOKENS = 12
-# Texts with nothing in common, so that a first token they share is not of the text.
-_UNLIKE = ("a", "Zoë", "7", " x", "\n")
 
 
 @check("a batch of two prompts is answered as two requests are, each response with its batch_index")
@@ -56,14 +54,13 @@ def empty_prompt(context: Context) -> Details:
     """Upstream's models continue the begin token; without one there is nothing to continue."""
     if not context.has(PREPROCESSING):
         raise CheckSkipped("the server has no preprocessing model that says how a text begins")
-    firsts = {tuple(token_ids(context, text)[:1]) for text in _UNLIKE}
-    begins = len(firsts) == 1 and bool(next(iter(firsts)))
+    begins = begin_tokens(context)
     try:
         text = context.greedy("", _TOKENS, end_id=NO_END).text
     except InvalidRequest as error:
         if begins:
             raise CheckFailed(
-                f"every text begins with the token {next(iter(firsts))[0]}, but an empty prompt is "
+                f"every text begins with the token {begins[0]}, but an empty prompt is "
                 f"refused: {error.what}"
             ) from error
         return {"refusal": error.what}
@@ -72,7 +69,7 @@ def empty_prompt(context: Context) -> Details:
     if not begins:
         raise CheckFailed(f"an empty prompt of no token was answered with {text!r}")
     ids = token_ids(context, "")
-    if tuple(ids) != next(iter(firsts)):
+    if ids != begins:
         raise CheckFailed(f"an empty prompt has the token ids {ids}, not only the begin token")
     return {"begin_token": ids[0], "text": text}
 

@@ -10,7 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.client import ClientError, InvalidRequest
 from pipeline.triton.contract import ENGINE, PREPROCESSING
-from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.check import (
+    CheckFailed,
+    CheckSkipped,
+    Context,
+    Details,
+    as_long_as_accepted,
+    check,
+)
 from pipeline.verify.requests import (
     Value,
     engine_inputs,
@@ -38,11 +45,15 @@ def stop_request(context: Context) -> Details:
     if not (context.has(ENGINE) and context.has(PREPROCESSING)):
         raise CheckSkipped(f"the server has no {ENGINE} and {PREPROCESSING}")
     ids = token_ids(context, context.plan.prompts[0])
-    tokens = context.plan.long_tokens
-    count = (_stop_streamed if context.decoupled(ENGINE) else _stop_whole)(context, ids, tokens)
-    if count >= tokens:
-        raise CheckFailed(f"the generation ran on to all its {tokens} tokens")
-    return {"asked_for": tokens, "generated": count}
+    stop = _stop_streamed if context.decoupled(ENGINE) else _stop_whole
+
+    def ask(tokens: int) -> Details:
+        count = stop(context, ids, tokens)
+        if count >= tokens:
+            raise CheckFailed(f"the generation ran on to all its {tokens} tokens")
+        return {"asked_for": tokens, "generated": count}
+
+    return as_long_as_accepted(context.plan.long_tokens, ask)
 
 
 def _stop_streamed(context: Context, ids: list[int], tokens: int) -> int:

@@ -6,6 +6,9 @@ from pipeline.client import Tensors, add_input, new_message
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context
 
+# Texts with nothing in common, so that a first token they share is not of the text.
+_UNLIKE = ("a", "Zoë", "7", " x", "\n")
+
 
 def token_ids(context: Context, text: str) -> list[int]:
     """The ids of a text, as the server tokenizes a prompt."""
@@ -15,6 +18,12 @@ def token_ids(context: Context, text: str) -> list[int]:
     ids = answer["INPUT_ID"].values
     length = int(answer["REQUEST_INPUT_LEN"].values[0]) if "REQUEST_INPUT_LEN" in answer else None
     return [int(token) for token in ids[:length]]
+
+
+def begin_tokens(context: Context) -> list[int]:
+    """The token that the tokenizer puts in front of every text, if it does."""
+    firsts = {tuple(token_ids(context, text)[:1]) for text in _UNLIKE}
+    return list(next(iter(firsts))) if len(firsts) == 1 else []
 
 
 def end_ids(context: Context) -> list[int]:
