@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ class Asked:
         id: Its id.
         model: The model's name.
         values: Values by tensor name.
+        shapes: Shapes by tensor name.
+        parameters: Names of the request parameters that are not Triton's.
         wanted: Names of the outputs asked for.
         metadata: gRPC metadata.
         message: All of it.
@@ -38,6 +41,8 @@ class Asked:
         self.metadata = dict(metadata)
         self.values: dict[str, tuple[Any, ...]] = {}
         self.datatypes: dict[str, str] = {}
+        self.shapes = {tensor.name: tuple(tensor.shape) for tensor in message.inputs}
+        self.parameters = {name for name in message.parameters if not name.startswith("triton_")}
         for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
             self.datatypes[tensor.name] = tensor.datatype
             self.values[tensor.name] = tuple(_decode(tensor.datatype, raw))
@@ -45,6 +50,17 @@ class Asked:
     def one(self, name: str, default: Any = None) -> Any:
         """The first value of a tensor."""
         return self.values.get(name, (default,))[0]
+
+    def rows(self) -> Iterator[Asked]:
+        """The requests that a batch is made of."""
+        count = max((shape[0] for shape in self.shapes.values() if shape), default=1)
+        for row in range(count):
+            one = copy.copy(self)
+            one.values = {
+                name: values[row * len(values) // count : (row + 1) * len(values) // count]
+                for name, values in self.values.items()
+            }
+            yield one
 
     @property
     def prompt(self) -> str:
