@@ -175,6 +175,10 @@ class ServeSection(Section):
         enable_kv_cache_reuse: Shares KV blocks between prompts with a common prefix.
         enable_chunked_context: Splits long prompts over several steps.
         exclude_input_in_output: Returns generated tokens only.
+        accumulate_tokens: Each response of a stream of tensorrt_llm_bls has the whole text so far,
+            for clients that overwrite what they have, instead of what is new.
+        include_stop_str_in_output: The text of tensorrt_llm_bls ends with the stop word that ended
+            it, not before it.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
     """
 
@@ -187,6 +191,8 @@ class ServeSection(Section):
         "guaranteed_no_evict"
     )
     exclude_input_in_output: bool = True
+    accumulate_tokens: bool = False
+    include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Positive = 100
     preprocessing_instance_count: Positive = 1
     postprocessing_instance_count: Positive = 1

@@ -24,13 +24,37 @@ _TRITONS = frozenset(
 )
 _TRITONS_PREFIX = "triton_"
 
+# What clients send that upstream's models never read. "Streaming" goes with the stop request, and
+# in older clients with every request: inflight_batcher_llm_client.py and
+# e2e_grpc_speculative_decoding_client.py of triton_backend/inflight_batcher_llm/client in
+# TensorRT-LLM, llms.py of langchain-nvidia-trt, utils.py of llama-index-llms-nvidia-triton.
+# Spelt like that only: "streaming" is a misspelt input.
+_IGNORED = frozenset(("Streaming",))
+
+# Inputs that upstream renamed: all_models/inflight_batcher_llm/ensemble/config.pbtxt of
+# tensorrtllm_backend has the old names, the same file in TensorRT-LLM 1.2 the new ones.
+_RENAMED = {
+    "min_length": "min_tokens",
+    "random_seed": "seed",
+    "return_kv_cache_reuse_stats": "return_perf_metrics",
+}
+
 
 def unknown_parameters(request: Any) -> str | None:
     """Why a ``pb_utils.InferenceRequest`` is refused, or None if it is not."""
     names = json.loads(request.parameters() or "{}")
     unknown = sorted(
-        name for name in names if name not in _TRITONS and not name.startswith(_TRITONS_PREFIX)
+        name
+        for name in names
+        if name not in _TRITONS | _IGNORED and not name.startswith(_TRITONS_PREFIX)
     )
-    if not unknown:
-        return None
-    return f"invalid parameter {', '.join(unknown)}: there is no such input; check its spelling"
+    reasons = [
+        f"invalid parameter {name}: this input is called {_RENAMED[name]}"
+        for name in unknown
+        if name in _RENAMED
+    ]
+    if others := [name for name in unknown if name not in _RENAMED]:
+        reasons.append(
+            f"invalid parameter {', '.join(others)}: there is no such input; check its spelling"
+        )
+    return "; ".join(reasons) or None

@@ -1,9 +1,11 @@
 """``postprocessing``: token ids to text.
 
-Each response is decoded on its own. So in a streaming ensemble a character split over two responses
-comes out as two replacement characters, and a tokenizer that drops the space in front of a text
-(Llama 2's) drops the one in front of each response. ``tensorrt_llm_bls`` decodes across responses
-and is exact.
+Each response is decoded on its own: Triton lets a step of an ensemble take nothing but the outputs
+of the decoupled model before it, so neither the prompt nor the earlier responses can be known here
+(pieces.py). Two things follow. In a stream, a character split over two responses comes out as
+replacement characters, as in upstream's ensemble. And an answer keeps the space in front of its
+first word, with tokenizers that have one there, also after a prompt that ends with a special token.
+``tensorrt_llm_bls`` knows the prompt, decodes across responses and is exact.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tokenizers import Tokenizer
 
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
+from .pieces import PieceDecoder
 
 
 class TritonPythonModel:
@@ -27,8 +30,10 @@ class TritonPythonModel:
         end_with_parent()
         parameters = read_parameters(args)
         directory = Path(args["model_repository"]).parent / parameters["tokenizer_dir"]
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._skip_special_tokens = flag(parameters, "skip_special_tokens", default=True)
+        self._decoder = PieceDecoder(
+            Tokenizer.from_file(str(directory / "tokenizer.json")),
+            skip_special_tokens=flag(parameters, "skip_special_tokens", default=True),
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -39,13 +44,10 @@ class TritonPythonModel:
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         # [batch, beam, n] ids, of which the first [batch, beam] count.
         texts = [
-            [
-                self._tokenizer.decode(
-                    beam[:length].tolist(), skip_special_tokens=self._skip_special_tokens
-                ).encode()
-                for beam, length in zip(row, row_lengths, strict=True)
-            ]
+            self._decoder.text(beam[:length].tolist()).encode()
             for row, row_lengths in zip(tokens, lengths, strict=True)
+            for beam, length in zip(row, row_lengths, strict=True)
         ]
+        # Flat, as upstream's model sends it: its clients take the first element for the text.
         output = pb_utils.Tensor("OUTPUT", np.array(texts, dtype=np.object_))
         return pb_utils.InferenceResponse(output_tensors=[output])

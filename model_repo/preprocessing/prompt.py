@@ -68,13 +68,17 @@ class PromptEncoder:
             name: What to call the text in an error.
 
         Raises:
-            PromptError: It is empty, not UTF-8, or so long that it must have too many tokens.
+            PromptError: It is not UTF-8, is so long that it must have too many tokens, or has none;
+                an empty text has one where the tokenizer puts bos in front.
         """
-        if not text:
-            raise PromptError(f"{name} is empty: give at least one character to continue")
         self._check_size(len(text), name)
         decoded = _decode(text, name)
         ids = self._tokenizer.encode(decoded, add_special_tokens=self._add_special_tokens).ids
+        if not ids and not text:
+            raise PromptError(
+                f"{name} is empty, and this tokenizer puts no token in front of a text: give at "
+                "least one character to continue"
+            )
         if not ids:
             raise PromptError(f"{name} has no tokens: it holds only what the tokenizer drops")
         return list(ids)

@@ -95,7 +95,7 @@ class Models:
         self._keeper = Keeper()
 
     def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The engine's token inputs from the client's text inputs.
+        """The engine's token inputs from the client's text inputs, one row for each prompt.
 
         Raises:
             CallError: A text cannot be tokenized.
@@ -122,8 +122,8 @@ class Models:
         """The engine's responses, as they come. All of them must be read.
 
         Args:
-            inputs: The client's inputs.
-            tokens: The result of :meth:`preprocess`.
+            inputs: The client's inputs for one prompt, each [1, ...] or, for a scalar, [1].
+            tokens: The result of :meth:`preprocess` for that prompt.
             outputs: Names of the engine's outputs to ask for.
             request_id: The id by which :meth:`stop` knows the request.
 

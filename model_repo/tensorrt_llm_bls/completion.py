@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,24 @@ Array = npt.NDArray[Any]
 # newest.
 _JOINED = {"output_log_probs": 2, "generation_logits": 2}
 
+# What describes the whole answer so far. The newest is in every response, because upstream's engine
+# sends it with every token and end_to_end_grpc_client.py reads it from each response.
+_CUMULATIVE = frozenset(
+    (
+        "cum_log_probs",
+        "kv_cache_alloc_new_blocks",
+        "kv_cache_reused_blocks",
+        "kv_cache_alloc_total_blocks",
+        "arrival_time_ns",
+        "first_scheduled_time_ns",
+        "first_token_time_ns",
+        "last_token_time_ns",
+        "acceptance_rate",
+        "total_accepted_draft_tokens",
+        "total_draft_tokens",
+    )
+)
+
 
 class Completion:
     """The answer to one request so far.
@@ -26,11 +44,14 @@ class Completion:
         tokenizer: The model's tokenizer.
         stop_words: Texts that end the answer.
         include_stop_word: Whether the stop word is part of the text.
-        streaming: New text as it comes; otherwise all of it at the end.
+        streaming: Text as it comes; otherwise all of it at the end.
+        accumulate: Whether each response of a stream has the whole text so far, not what is new.
+            Token counts and log-probabilities are of the new tokens either way, as upstream's.
         max_tokens: Tokens after which no more can come.
-        prompt: Token ids whose text is put in front; empty to leave the prompt out.
-        num_input_tokens: Goes with every answer; None to leave it out.
-        count_tokens: Whether every answer says how many tokens it is made of.
+        prompt: Token ids that the answer continues.
+        echo: Whether the prompt's text is put in front.
+        facts: Go with every response.
+        count_tokens: Whether every response says how many tokens are new in it.
 
     Attributes:
         stopped: Whether a stop word ended the text, so that the engine's work is no longer needed.
@@ -43,20 +64,21 @@ class Completion:
         stop_words: Iterable[str] = (),
         include_stop_word: bool = False,
         streaming: bool,
+        accumulate: bool = False,
         max_tokens: int,
-        prompt: Iterable[int] = (),
-        num_input_tokens: int | None = None,
+        prompt: Sequence[int] = (),
+        echo: bool = False,
+        facts: Mapping[str, Array] | None = None,
         count_tokens: bool = False,
     ) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt=() if echo else prompt)
         self._filter = StopWordFilter(stop_words, include_word=include_stop_word)
-        self._streaming = streaming
+        self._streaming, self._accumulate = streaming, accumulate and streaming
         self._tokens_left = max_tokens
-        self._text = self._detokenizer.push(prompt)
+        self._sent = ""
+        self._text = self._detokenizer.push(prompt) if echo else ""
         self._details: dict[str, Array] = {}
-        self._counts: dict[str, Array] = {}
-        if num_input_tokens is not None:
-            self._counts["num_input_tokens"] = np.array([[num_input_tokens]], np.int32)
+        self._facts = dict(facts or {})
         self._count_tokens, self._new_tokens = count_tokens, 0
 
     @property
@@ -90,7 +112,7 @@ class Completion:
         return self._outputs()
 
     def finish(self) -> dict[str, Array]:
-        """The outputs of the last response: what is left, with an empty text if that is nothing."""
+        """The outputs of the last response: what is left, with no new text if that is nothing."""
         if not self.stopped:
             self._text += self._filter.push(self._detokenizer.finish())
         if not self.stopped:
@@ -105,12 +127,17 @@ class Completion:
 
     def _outputs(self) -> dict[str, Array]:
         text, self._text = self._text, ""
-        details, self._details = self._details, {}
+        if self._accumulate:
+            self._sent += text
+            text = self._sent
+        details = self._details
+        self._details = {name: details[name] for name in _CUMULATIVE & details.keys()}
         if self._count_tokens:
             details["num_output_tokens"] = np.array([[self._new_tokens]], np.int32)
             self._new_tokens = 0
         return {
-            "text_output": np.array([[text.encode()]], dtype=np.object_),
-            **self._counts,
+            # Flat, as upstream's model sends it: its clients take the first element for the text.
+            "text_output": np.array([text.encode()], dtype=np.object_),
+            **self._facts,
             **details,
         }

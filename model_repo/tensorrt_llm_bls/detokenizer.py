@@ -2,12 +2,13 @@
 
 Two things make a token's text depend on its neighbours: a character may be split over several
 tokens, and some tokenizers drop the space in front of the first word. So each piece is the
-difference between two decodings of a short window: with and without the new tokens.
+difference between two decodings of a short window: with and without the new tokens. The first
+window begins in the prompt, whose text the piece continues.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
@@ -27,39 +28,70 @@ class IncrementalDetokenizer:
     Args:
         tokenizer: The model's tokenizer.
         skip_special_tokens: Whether special tokens leave no text.
+        prompt: Token ids that the sequence continues. What the prompt has after its last special
+            token is one text with the sequence: it keeps the space in front of its first word.
+            After a special token, such as the last one of a chat template, a text begins anew.
+            A character that it leaves incomplete, which the tokens of a text never do, stays so:
+            the bytes that would complete it are replacement characters.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        prompt: Sequence[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(
+        special = frozenset(
             token_id
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
-            if skip_special_tokens and token.special
+            if token.special
         )
-        # Already emitted tokens that still give context, then those not emitted yet.
-        self._context: list[int] = []
+        self._special = special if skip_special_tokens else frozenset()
+        # Tokens whose text is known already, which still give context, then those not emitted yet.
+        self._context = self._tail(prompt, special)
         self._pending: list[int] = []
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is certain now, after ``ids``; possibly empty."""
         self._pending += [int(token) for token in ids if token not in self._special]
-        emitted = len(self._decode(self._context))
+        before = self._decode(self._context)
         # A character that is still incomplete began at most three tokens ago.
         for held in range(min(LONGEST_CHARACTER, len(self._pending))):
             count = len(self._pending) - held
-            text = self._decode(self._context + self._pending[:count])
+            text = self._added(before, count)
             if not text.endswith(REPLACEMENT):
-                return self._emit(count, text[emitted:])
+                return self._emit(count, text)
         if len(self._pending) > LONGEST_WAIT:
             count = len(self._pending) - LONGEST_CHARACTER + 1
-            return self._emit(count, self._decode(self._context + self._pending[:count])[emitted:])
+            return self._emit(count, self._added(before, count))
         return ""
 
     def finish(self) -> str:
         """The text of what was held back; an incomplete character stays a replacement character."""
-        text = self._decode(self._context + self._pending)[len(self._decode(self._context)) :]
+        text = self._added(self._decode(self._context), len(self._pending))
         self._context, self._pending = [], []
         return text
+
+    def _tail(self, prompt: Sequence[int], special: frozenset[int]) -> list[int]:
+        ids = [int(token) for token in prompt]
+        start = next((n for n in range(len(ids), 0, -1) if ids[n - 1] in special), 0)
+        ids = ids[start:]
+        for length in range(1, min(len(ids), LONGEST_WAIT) + 1):
+            text = self._decode(ids[-length:])
+            # Fewer tokens may begin inside a character, or have no text to put a space behind.
+            if text and REPLACEMENT not in text:
+                return ids[-length:]
+        return ids
+
+    def _added(self, before: str, count: int) -> str:
+        """What the first ``count`` pending tokens add to ``before``, the text of the context."""
+        text = self._decode(self._context + self._pending[:count])
+        if text.startswith(before):
+            return text[len(before) :]
+        # Bytes that are no character spoil all of a run of byte tokens, also those sent already.
+        return self._decode(self._pending[:count])
 
     def _emit(self, count: int, text: str) -> str:
         if text:

@@ -3,11 +3,18 @@
 The ``preprocessing`` model is called once per request, so that there is one place where text
 becomes tokens. Its counterpart is not called: every call between models costs about as much as an
 engine step of a small model, and decoding needs the tokens before, so text is made in this process.
-That is upstream's ``accumulate_tokens``, which is therefore always on here.
+
+A response of a stream has the text that is new; with the parameter ``accumulate_tokens`` it has the
+whole text so far, as upstream's model with that parameter. The text continues the prompt's, so that
+both together are the text of all token ids.
 
 The stop words end the text at the first place where they appear in it, also when the engine's
 tokens spell them differently; they are not part of the text unless the parameter
-``include_stop_str_in_output`` says so. The last response with text carries Triton's FINAL flag.
+``include_stop_str_in_output`` says so.
+
+Each prompt of a batch is an engine request of its own, answered by a thread of its own; responses
+say which prompt they belong to with ``batch_index``. The response that ends the last prompt carries
+Triton's FINAL flag. A prompt that fails ends the whole request.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +32,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
+from . import batch
 from .calls import CallError, Models
 from .completion import Completion
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
+from .reply import Reply
 from .request_parameters import unknown_parameters
 from .watcher import Watched, Watcher
 
@@ -40,20 +50,35 @@ _ONLY = {
 }
 
 # Each output that the engine need not send saves it and this process some time per token.
-_MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens"})
+_MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens", "batch_index"})
+
+# The C++ backend fails every request that does not ask for both
+# (model_instance_state.cc, fillTritonResponse).
+_ALWAYS = ("output_ids", "sequence_length")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the threads of one request share; ``engine_ids`` has one id for each prompt."""
+
+    engine_ids: tuple[str, ...]
+    wanted: list[str]
+    watched: Watched
+    reply: Reply
 
 
 class TritonPythonModel:
     """What Triton's Python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Opens the tokenizer and starts the threads; a thread serves one request at a time."""
+        """Opens the tokenizer and starts the threads; a thread serves one prompt at a time."""
         end_with_parent()
         parameters = read_parameters(args)
         tokenizer_dir = parameters.get("tokenizer_dir", "preprocessing/1/tokenizer")
         path = Path(args["model_repository"]).parent / tokenizer_dir / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(path))
         self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
+        self._accumulate = flag(parameters, "accumulate_tokens", default=False)
         self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
         self._models = Models(parameters.get("tensorrt_llm_model_name", "tensorrt_llm"))
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
@@ -68,17 +93,18 @@ class TritonPythonModel:
         """Hands each request to a thread of its own."""
         for request in requests:
             sender = request.get_response_sender()
-            with self._lock:
-                full = self._unfinished >= self._capacity
-                self._unfinished += not full
-            if full:
-                message = (
-                    f"tensorrt_llm_bls serves {self._capacity} requests at a time "
-                    "(max_concurrent_requests), please try again later"
-                )
-                _send_error(sender, message, pb_utils.TritonError.UNAVAILABLE)
-            else:
+            if self._reserve(1):
                 self._pool.submit(self._serve, request, sender)
+            else:
+                sender.send(
+                    pb_utils.InferenceResponse(
+                        output_tensors=[],
+                        error=pb_utils.TritonError(
+                            self._no_room(), pb_utils.TritonError.UNAVAILABLE
+                        ),
+                    ),
+                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+                )
 
     def finalize(self) -> None:
         """Waits for the requests still being served."""
@@ -86,74 +112,124 @@ class TritonPythonModel:
         self._watcher.close()
 
     def _serve(self, request: Any, sender: Any) -> None:
-        # Clients' ids need not be unique, and stopping one request must not stop its namesake.
-        engine_id = f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}"
-        watched = self._watcher.watch(request, engine_id)
-        try:
-            self._answer(request, sender, engine_id, watched)
-        except CallError as error:
-            with watched.closing():
-                _send_error(sender, str(error), error.code)
-        except Exception as error:
-            pb_utils.Logger.log_error(f"request {engine_id}: {error!r}")
-            with watched.closing():
-                message = f"the request failed: {error!r}"
-                _send_error(sender, message, pb_utils.TritonError.INTERNAL)
-        finally:
-            self._watcher.forget(watched)
-            with self._lock:
-                self._unfinished -= 1
-
-    def _answer(self, request: Any, sender: Any, engine_id: str, watched: Watched) -> None:
-        if reason := unknown_parameters(request):
-            raise CallError(reason)
+        """Prepares a request and answers its first prompt; other threads answer the others."""
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        _refuse_unsupported(inputs)
-        tokens = self._models.preprocess(inputs)
+        prompts = batch.size(inputs)
+        # Clients' ids need not be unique, and stopping one request must not stop its namesake.
+        engine_ids = tuple(
+            f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}" for _ in range(prompts)
+        )
+        wanted = request.requested_output_names()
+        watched = self._watcher.watch(request, engine_ids)
+        shared = _Request(engine_ids, wanted, watched, Reply(sender, wanted, prompts, watched))
+        try:
+            if reason := unknown_parameters(request):
+                raise CallError(reason)
+            rows = [batch.row(inputs, index) for index in range(prompts)]
+            for row in rows:
+                _refuse_unsupported(row)
+            tokens = self._models.preprocess(inputs)
+            if not self._reserve(prompts - 1):
+                raise CallError(self._no_room(), pb_utils.TritonError.UNAVAILABLE)
+        except Exception as error:
+            self._fail(shared, 0, error)
+            self._end(shared)
+            return
+        for index in range(1, prompts):
+            self._pool.submit(
+                self._serve_prompt, shared, index, rows[index], batch.row(tokens, index)
+            )
+        self._serve_prompt(shared, 0, rows[0], batch.row(tokens, 0))
+
+    def _serve_prompt(
+        self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
+    ) -> None:
+        try:
+            self._answer(shared, index, inputs, tokens)
+        except Exception as error:
+            self._fail(shared, index, error)
+        finally:
+            self._end(shared)
+
+    def _fail(self, shared: _Request, index: int, error: Exception) -> None:
+        engine_id = shared.engine_ids[index]
+        if isinstance(error, CallError):
+            failed = shared.reply.fail(str(error), error.code)
+        else:
+            pb_utils.Logger.log_error(f"request {engine_id}: {error!r}")
+            message = f"the request failed: {error!r}"
+            failed = shared.reply.fail(message, pb_utils.TritonError.INTERNAL)
+        if failed:
+            for other in shared.engine_ids:
+                if other != engine_id:
+                    self._models.stop(other)
+
+    def _end(self, shared: _Request) -> None:
+        if shared.reply.over:
+            self._watcher.forget(shared.watched)
+        with self._lock:
+            self._unfinished -= 1
+
+    def _reserve(self, threads: int) -> bool:
+        with self._lock:
+            free = self._unfinished + threads <= self._capacity
+            self._unfinished += threads * free
+        return free
+
+    def _no_room(self) -> str:
+        return (
+            f"tensorrt_llm_bls serves {self._capacity} requests at a time "
+            "(max_concurrent_requests), please try again later"
+        )
+
+    def _answer(
+        self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
+    ) -> None:
+        reply, engine_id = shared.reply, shared.engine_ids[index]
+        tokens = {**tokens, "input_ids": batch.prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
+        facts = batch.batch_index(index, len(shared.engine_ids))
+        if _scalar(inputs, "return_num_input_tokens"):
+            facts["num_input_tokens"] = tokens["input_lengths"]
         completion = Completion(
             self._tokenizer,
             stop_words=stop_words,
             include_stop_word=self._include_stop_word,
             streaming=streaming,
+            accumulate=self._accumulate,
             max_tokens=int(tokens["request_output_len"].item()),
-            prompt=[] if streaming or self._excludes_input(inputs) else tokens["input_ids"].flat,
-            num_input_tokens=(
-                int(tokens["input_lengths"].item())
-                if _scalar(inputs, "return_num_input_tokens")
-                else None
-            ),
+            prompt=tokens["input_ids"].reshape(-1).tolist(),
+            echo=not streaming and not self._excludes_input(inputs),
+            facts=facts,
             count_tokens=bool(_scalar(inputs, "return_num_output_tokens")),
         )
-        wanted = request.requested_output_names()
         responses = self._models.generate(
             inputs,
             tokens,
-            ["output_ids", *(name for name in wanted if name not in _MADE_HERE)],
+            [*_ALWAYS, *(name for name in shared.wanted if name not in _MADE_HERE)],
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
             streaming=streaming or bool(stop_words),
         )
+        abandoned = False
         try:
             for outputs in responses:
                 response = completion.take(outputs)
                 if completion.complete:
                     break
-                if response is not None:
-                    sender.send(_response(response, wanted))
-            with watched.closing():
-                sender.send(
-                    _response(completion.finish(), wanted),
-                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-                )
+                if response is not None and not reply.send(response):
+                    abandoned = True
+                    break
+            if not abandoned:
+                reply.send(completion.finish(), last=True)
         except CallError:
             raise  # the engine has ended the request itself
         except Exception:
             self._models.stop(engine_id)
             _read_rest(responses)
             raise
-        if completion.stopped:
+        if completion.stopped or abandoned:
             self._models.stop(engine_id)
         _read_rest(responses)
 
@@ -163,12 +239,6 @@ class TritonPythonModel:
 
 
 def _refuse_unsupported(inputs: dict[str, Any]) -> None:
-    if inputs["text_input"].size != 1:
-        shape = list(inputs["text_input"].shape)
-        raise CallError(
-            f"text_input must be one text, got the shape {shape}: send a request per prompt, "
-            "the engine batches them in flight"
-        )
     for name, (only, what) in _ONLY.items():
         value = _scalar(inputs, name)
         if value not in (None, only):
@@ -185,18 +255,3 @@ def _read_rest(responses: Iterator[Any]) -> None:
 
 def _scalar(inputs: dict[str, Any], name: str) -> Any:
     return inputs[name].item() if name in inputs else None
-
-
-def _response(outputs: dict[str, Any], wanted: list[str]) -> Any:
-    return pb_utils.InferenceResponse(
-        output_tensors=[
-            pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
-        ]
-    )
-
-
-def _send_error(sender: Any, message: str, code: Any) -> None:
-    sender.send(
-        pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code)),
-        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-    )

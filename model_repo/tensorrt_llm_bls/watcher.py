@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,11 @@ class Watched:
 
     Args:
         request: The client's ``pb_utils.InferenceRequest``.
-        engine_id: The request id that the engine knows it by.
+        engine_ids: The request ids that the engine knows its prompts by.
     """
 
-    def __init__(self, request: Any, engine_id: str) -> None:
-        self.engine_id = engine_id
+    def __init__(self, request: Any, engine_ids: Sequence[str]) -> None:
+        self.engine_ids = tuple(engine_ids)
         self._request = request
         self._lock = threading.Lock()
         self._open = True
@@ -59,9 +59,9 @@ class Watcher:
         """Starts the thread."""
         self._thread.start()
 
-    def watch(self, request: Any, engine_id: str) -> Watched:
+    def watch(self, request: Any, engine_ids: Sequence[str]) -> Watched:
         """Begins to look at a request."""
-        watched = Watched(request, engine_id)
+        watched = Watched(request, engine_ids)
         self._watched.add(watched)
         return watched
 
@@ -83,6 +83,7 @@ class Watcher:
     def _look_at(self, watched: Watched) -> None:
         try:
             if watched.is_cancelled():
-                self._stop(watched.engine_id)
+                for engine_id in watched.engine_ids:
+                    self._stop(engine_id)
         except Exception as error:
-            pb_utils.Logger.log_error(f"stopping {watched.engine_id}: {error!r}")
+            pb_utils.Logger.log_error(f"stopping {watched.engine_ids[0]}: {error!r}")

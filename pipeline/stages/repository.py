@@ -170,7 +170,7 @@ def _deliver_tokenizer(snapshot: Path, target: Path) -> None:
 
 STAGE = Stage(
     name="repository",
-    version=2,
+    version=3,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

@@ -119,9 +119,9 @@ def _bls(recipe: Recipe) -> dict[str, str]:
     waiting = serve.max_queue_size or UNLIMITED_QUEUE
     return {
         "tokenizer_dir": TOKENIZER_DIR,
-        # The model always decodes a token with those before it; upstream leaves the choice.
-        "accumulate_tokens": "true",
+        "accumulate_tokens": _flag(serve.accumulate_tokens),
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+        "include_stop_str_in_output": _flag(serve.include_stop_str_in_output),
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "tensorrt_llm_model_name": ENGINE,
         "max_concurrent_requests": str(recipe.compile.max_batch_size + waiting),

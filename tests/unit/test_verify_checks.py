@@ -16,7 +16,7 @@ PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 
 # What each defect must be caught by, and a part of what must be said about it.
 CAUGHT = {
-    "accepts_bad_input": ("bad_inputs", "max_tokens missing: answered with"),
+    "accepts_bad_input": ("bad_inputs", "max_tokens: answered with"),
     "accumulates_undeclared": ("accumulate_tokens", "says accumulate_tokens false, but each"),
     "batch_dependent": ("greedy_determinism", "differs with neighbours"),
     "batch_mixes_texts": ("batch_of_two", "prompt 0 of a batch whole has another text than alone"),

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tests.unit.model_repo.upstream import assert_shape
+
 FINAL = 1
 NAME = "triton_python_backend_utils"
 
@@ -51,6 +53,8 @@ class InferenceResponse:
         self, output_tensors: Iterable[Tensor] = (), error: TritonError | None = None
     ) -> None:
         self._tensors, self._error = list(output_tensors), error
+        for tensor in self._tensors:
+            assert_shape(tensor.name(), tensor.as_numpy())
 
     def output_tensors(self) -> list[Tensor]:
         return self._tensors

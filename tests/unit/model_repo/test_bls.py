@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from model_repo.tensorrt_llm_bls.model import TritonPythonModel
 from tests.unit.model_repo.fake_triton import (
@@ -21,6 +23,7 @@ from tests.unit.model_repo.fake_triton import (
     model_args,
 )
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+from tests.unit.model_repo.upstream import text_of
 
 TOKENIZER = TOKENIZERS["byte_level"]
 
@@ -54,37 +57,55 @@ class Engine:
         yield self._response([])
 
     def _response(self, tokens: list[int]) -> InferenceResponse:
-        array = np.array([[tokens]], np.int32).reshape(1, 1, -1)
-        return InferenceResponse([Tensor("output_ids", array)])
+        return answer(tokens)
 
 
-def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
-    text = request.inputs["QUERY"].item()
-    if not text:
-        yield InferenceResponse(error=TritonError("text_input is empty", TritonError.INVALID_ARG))
-        return
-    tokens = np.array([ids(text.decode())], np.int32)
-    yield InferenceResponse(
+def answer(tokens: list[int], **details: np.ndarray) -> InferenceResponse:
+    return InferenceResponse(
         [
-            Tensor("INPUT_ID", tokens),
-            Tensor("REQUEST_INPUT_LEN", np.array([[tokens.size]], np.int32)),
-            Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
-            Tensor("BAD_WORDS_IDS", np.empty((1, 2, 0), np.int32)),
+            Tensor("output_ids", np.array([[tokens]], np.int32).reshape(1, 1, -1)),
+            Tensor("sequence_length", np.array([[len(tokens)]], np.int32)),
+            *(Tensor(name, value) for name, value in details.items()),
         ]
     )
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Iterator[TritonPythonModel]:
-    (tmp_path / "tokenizer").mkdir()
-    TOKENIZER.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+def preprocessing(request: InferenceRequest) -> Iterator[InferenceResponse]:
+    rows = [ids(text.decode()) for text in request.inputs["QUERY"].flat]
+    if not all(rows):
+        yield InferenceResponse(error=TritonError("text_input is empty", TritonError.INVALID_ARG))
+        return
+    longest = max(map(len, rows))
+    tokens = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
+    yield InferenceResponse(
+        [
+            Tensor("INPUT_ID", tokens),
+            Tensor("REQUEST_INPUT_LEN", np.array([[len(row)] for row in rows], np.int32)),
+            Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
+            Tensor("BAD_WORDS_IDS", np.empty((len(rows), 2, 0), np.int32)),
+        ]
+    )
+
+
+@contextmanager
+def opened(
+    directory: Path, tokenizer: Tokenizer = TOKENIZER, **parameters: str
+) -> Iterator[TritonPythonModel]:
+    (directory / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer" / "tokenizer.json"))
     made = TritonPythonModel()
-    parameters = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
-    made.initialize(model_args(tmp_path, parameters))
+    own = {"tokenizer_dir": "tokenizer", "cancellation_check_period_ms": "5"}
+    made.initialize(model_args(directory, own | parameters))
     HANDLERS["preprocessing"] = preprocessing
     yield made
     made.finalize()
     HANDLERS.clear()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[TritonPythonModel]:
+    with opened(tmp_path) as made:
+        yield made
 
 
 def use(engine: Engine) -> Engine:
@@ -103,7 +124,7 @@ def request(text: str = "Hi", wanted: str = "text_output", **inputs: Any) -> Req
 
 
 def texts(sent: Request) -> list[str]:
-    return [outputs["text_output"].item().decode() for outputs in sent.sender.outputs()]
+    return [text_of(outputs) for outputs in sent.sender.outputs()]
 
 
 STREAM = {"stream": np.array([[True]])}
@@ -191,7 +212,7 @@ def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonMode
     assert inputs["runtime_top_k"].tolist() == [[5]]
     assert inputs["return_log_probs"].tolist() == [[True]]
     assert "bad_words_list" not in inputs
-    assert engine.calls[0].wanted == ["output_ids", "cum_log_probs"]
+    assert engine.calls[0].wanted == ["output_ids", "sequence_length", "cum_log_probs"]
 
 
 def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel) -> None:
@@ -209,7 +230,7 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
     new = [outputs_["num_output_tokens"].item() for outputs_ in outputs]
     assert new == [len(ids(part)) for part in ("Hel", "lo ", "there")] + [0]
     assert {one["num_input_tokens"].item() for one in outputs} == {len(ids("Hi"))}
-    assert engine.calls[0].wanted == ["output_ids"]
+    assert engine.calls[0].wanted == ["output_ids", "sequence_length"]
     assert "return_num_output_tokens" not in engine.calls[0].inputs
 
 
@@ -222,7 +243,6 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
         ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
         ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
         ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
-        ({"text_input": words("a", "b")}, r"text_input must be one text, got the shape \[1, 2\]"),
         ({"text_input": words("")}, "text_input is empty"),
     ],
 )
@@ -238,8 +258,7 @@ def test_a_bad_request_gets_a_clear_error(
 
 def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonModel) -> None:
     def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
-        tokens = np.array([[ids("some")]], np.int32)
-        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield answer(ids("some"))
         yield InferenceResponse(error=TritonError("the engine stopped", TritonError.INTERNAL))
 
     HANDLERS["tensorrt_llm"] = failing
@@ -251,8 +270,7 @@ def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonMode
 
 def test_an_end_without_outputs_is_an_error_that_was_lost(model: TritonPythonModel) -> None:
     def failing(_: InferenceRequest) -> Iterator[InferenceResponse]:
-        tokens = np.array([[ids("some")]], np.int32)
-        yield InferenceResponse([Tensor("output_ids", tokens)])
+        yield answer(ids("some"))
         yield InferenceResponse([])
 
     HANDLERS["tensorrt_llm"] = failing
@@ -266,8 +284,7 @@ def test_an_end_without_outputs_is_an_error_that_was_lost(model: TritonPythonMod
 def test_an_engine_that_fails_after_the_answer_changes_nothing(model: TritonPythonModel) -> None:
     def failing(request: InferenceRequest) -> Iterator[InferenceResponse]:
         if "stop" not in request.inputs:
-            tokens = np.array([[ids("one two")]], np.int32)
-            yield InferenceResponse([Tensor("output_ids", tokens)])
+            yield answer(ids("one two"))
             yield InferenceResponse(error=TritonError("too late", TritonError.INTERNAL))
 
     HANDLERS["tensorrt_llm"] = failing
@@ -345,3 +362,210 @@ def test_a_response_that_cannot_be_sent_ends_the_engines_work(model: TritonPytho
     model.execute([sent])
     assert "no shared memory left" in sent.sender.failure()
     assert engine.stopped == [engine.calls[0].request_id]
+
+
+class Prompts:
+    """An engine that spells out each prompt backwards, a letter at a time, in step with others."""
+
+    def __init__(self, rows: int) -> None:
+        self.calls: list[InferenceRequest] = []
+        self.stopped: list[str] = []
+        self.fails: str | None = None
+        self._step = threading.Barrier(rows, timeout=20)
+        self._stop: dict[str, threading.Event] = {}
+
+    def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        stop = self._stop.setdefault(request.request_id, threading.Event())
+        if "stop" in request.inputs:
+            self.stopped.append(request.request_id)
+            stop.set()
+            return
+        self.calls.append(request)
+        prompt = TOKENIZER.decode(request.inputs["input_ids"][0].tolist())
+        self._step.wait()
+        for place, letter in enumerate(reversed(prompt)):
+            if place == 1 and prompt == self.fails:
+                yield InferenceResponse(error=TritonError("no", TritonError.INTERNAL))
+                return
+            if place == 2 and self.fails is not None:
+                assert stop.wait(20), "the other prompt failed and nobody stopped this one"
+                return
+            yield answer(ids(letter))
+        yield answer([])
+
+
+def several(*texts: str, **inputs: Any) -> Request:
+    """A request of several prompts, as end_to_end_grpc_client.py --batch-inputs makes it."""
+    rows = len(texts)
+    return request(
+        wanted="text_output batch_index num_input_tokens",
+        text_input=np.array([[text.encode()] for text in texts], object),
+        max_tokens=np.full((rows, 1), 100, np.int32),
+        stream=np.full((rows, 1), True),
+        **inputs,
+    )
+
+
+def by_prompt(sent: Request) -> dict[int, str]:
+    """What end_to_end_grpc_client.py puts together from the responses."""
+    texts: dict[int, str] = {}
+    for outputs in sent.sender.outputs():
+        index = int(outputs["batch_index"][0][0])
+        texts[index] = texts.get(index, "") + text_of(outputs)
+    return texts
+
+
+def test_each_prompt_of_a_batch_is_answered_under_its_index(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several("abc", "world", return_num_input_tokens=np.array([True, True]))
+    model.execute([sent])
+    assert by_prompt(sent) == {0: "cba", 1: "dlrow"}
+    assert [final for _, final in sent.sender.sent].count(True) == 1
+    assert sent.sender.sent[-1][1]
+    lengths = {outputs["num_input_tokens"].item() for outputs in sent.sender.outputs()}
+    assert lengths == {3, 5}
+    assert len({call.request_id for call in engine.calls}) == 2
+    shapes = sorted(call.inputs["input_ids"].shape for call in engine.calls)
+    assert shapes == [(1, 3), (1, 5)]  # without the padding of the shorter one
+
+
+def test_one_prompt_has_no_batch_index(model: TritonPythonModel) -> None:
+    """As upstream's engine: ``requestData.batchSize > 1`` in model_instance_state.cc."""
+    use(Engine("a"))
+    sent = request(wanted="text_output batch_index")
+    model.execute([sent])
+    assert [set(outputs) for outputs in sent.sender.outputs()] == [{"text_output"}]
+
+
+def test_each_prompt_of_a_batch_has_its_own_inputs(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several(
+        "abcd",
+        "wxyz",
+        stop_words=np.array([[b"b"], [b""]], object),
+        top_k=np.array([[3], [5]], np.int32),
+    )
+    model.execute([sent])
+    assert by_prompt(sent) == {0: "dc", 1: "zyxw"}
+    top_k = {
+        TOKENIZER.decode(call.inputs["input_ids"][0].tolist()): call.inputs[
+            "runtime_top_k"
+        ].tolist()
+        for call in engine.calls
+    }
+    assert top_k == {"abcd": [[3]], "wxyz": [[5]]}
+
+
+def test_a_prompt_that_fails_ends_the_whole_batch(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    engine.fails = "bad"
+    sent = several("bad", "good")
+    model.execute([sent])
+    assert sent.sender.failure() == "no"
+    model.finalize()
+    assert [final for _, final in sent.sender.sent].count(True) == 1
+    good = next(call.request_id for call in engine.calls if call.inputs["input_ids"].shape[1] == 4)
+    assert set(engine.stopped) == {good}
+
+
+def test_a_batch_that_is_refused_is_refused_as_one(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    sent = several("fine", "not", beam_width=np.array([[1], [2]], np.int32))
+    model.execute([sent])
+    assert sent.sender.failure() == "beam_width 2: tensorrt_llm_bls has no beam search"
+    assert len(sent.sender.sent) == 1
+
+
+def test_prompts_of_a_batch_count_as_requests(tmp_path: Path) -> None:
+    with opened(tmp_path, max_concurrent_requests="2") as made:
+        use(Engine("one"))
+        sent = several("a", "b", "c")
+        made.execute([sent])
+        assert "serves 2 requests at a time" in sent.sender.failure()
+        HANDLERS["tensorrt_llm"] = Prompts(2)
+        fits = several("ab", "cd")
+        made.execute([fits])
+        assert by_prompt(fits) == {0: "ba", 1: "dc"}
+
+
+def test_a_client_that_goes_away_stops_every_prompt(model: TritonPythonModel) -> None:
+    engine = use(Engine("one ", "two "))
+    engine.pause_after = 0
+    sent = several("a", "b")
+    sent.sender.cancelled = True
+    model.execute([sent])
+    sent.sender.done.wait(20)
+    assert set(engine.stopped) == {call.request_id for call in engine.calls}
+    assert len(engine.calls) == 2
+
+
+def test_accumulated_text_is_a_parameter(tmp_path: Path) -> None:
+    with opened(tmp_path, accumulate_tokens="true") as made:
+        use(Engine("Hel", "lo ", "there"))
+        sent = request(**STREAM)
+        made.execute([sent])
+        assert texts(sent) == ["Hel", "Hello ", "Hello there", "Hello there"]
+
+
+def test_a_stop_word_can_be_kept_by_a_parameter(tmp_path: Path) -> None:
+    with opened(tmp_path, include_stop_str_in_output="true") as made:
+        use(Engine("one ", "tw", "o three"))
+        sent = request(stop_words=words("two"))
+        made.execute([sent])
+        assert texts(sent) == ["one two"]
+
+
+def test_a_parameter_that_nvidias_clients_send_is_taken(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    sent = request(parameters={"Streaming": True})
+    model.execute([sent])
+    assert texts(sent) == ["a"]
+
+
+def test_metrics_of_the_engine_reach_every_response(model: TritonPythonModel) -> None:
+    def engine(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        for number, letter in enumerate("abc"):
+            yield answer(ids(letter), last_token_time_ns=np.array([[number]], np.int64))
+        yield answer([], last_token_time_ns=np.array([[3]], np.int64))
+
+    HANDLERS["tensorrt_llm"] = engine
+    sent = request(wanted="text_output last_token_time_ns", **STREAM)
+    model.execute([sent])
+    found = [outputs["last_token_time_ns"][0][0] for outputs in sent.sender.outputs()]
+    assert found == [0, 1, 2, 3]
+
+
+def test_the_text_continues_the_prompts(tmp_path: Path) -> None:
+    """With Llama 2's kind of decoder, which drops the space in front of a text."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+
+    def encode(request: InferenceRequest) -> Iterator[InferenceResponse]:
+        tokens = tokenizer.encode(request.inputs["QUERY"].item().decode()).ids
+        yield InferenceResponse(
+            [
+                Tensor("INPUT_ID", np.array([tokens], np.int32)),
+                Tensor("REQUEST_INPUT_LEN", np.array([[len(tokens)]], np.int32)),
+                Tensor("REQUEST_OUTPUT_LEN", request.inputs["REQUEST_OUTPUT_LEN"]),
+            ]
+        )
+
+    def engine(_: InferenceRequest) -> Iterator[InferenceResponse]:
+        yield answer([tokenizer.token_to_id("▁time")])
+        yield answer([tokenizer.token_to_id("▁there"), 2])
+        yield answer([])
+
+    with opened(tmp_path, tokenizer) as made:
+        HANDLERS.update(preprocessing=encode, tensorrt_llm=engine)
+        sent = [
+            request("Once upon a"),
+            request("Once upon a", **STREAM),
+            request("Once upon a", exclude_input_in_output=np.array([[False]])),
+            request("Once upon a</s>"),
+        ]
+        made.execute(sent)
+        assert ["".join(texts(one)) for one in sent] == [
+            " time there",
+            " time there",
+            "Once upon a time there",
+            "time there",
+        ]

@@ -6,6 +6,7 @@ import numpy as np
 
 from model_repo.tensorrt_llm_bls.completion import Completion
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+from tests.unit.model_repo.upstream import text_of
 
 TOKENIZER = TOKENIZERS["byte_level"]
 
@@ -19,7 +20,7 @@ def engine(tokens: list[int], **details: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def text(outputs: dict[str, Any] | None) -> str | None:
-    return None if outputs is None else outputs["text_output"].item().decode()
+    return None if outputs is None else text_of(outputs)
 
 
 def completion(**changes: Any) -> Completion:
@@ -78,14 +79,14 @@ def test_a_beginning_of_a_stop_word_at_the_end_is_text() -> None:
 
 
 def test_without_streaming_everything_comes_at_the_end() -> None:
-    made = completion(streaming=False, prompt=ids("Say: "))
+    made = completion(streaming=False, prompt=ids("Say: "), echo=True)
     assert made.take(engine(ids("Hel"))) is None
     assert made.take(engine(ids("lo"))) is None
     assert text(made.finish()) == "Say: Hello"
 
 
 def test_a_stop_word_in_the_prompt_does_not_count() -> None:
-    made = completion(streaming=False, prompt=ids("END "), stop_words=["END"])
+    made = completion(streaming=False, prompt=ids("END "), echo=True, stop_words=["END"])
     made.take(engine(ids("Hello")))
     assert text(made.finish()) == "END Hello"
 
@@ -107,12 +108,16 @@ def test_details_of_held_back_text_are_not_lost() -> None:
     assert sent["cum_log_probs"].tolist() == [[-20]]
     assert "sequence_length" not in sent
     made.take(engine(parts[2:], **details(-3)))
-    assert set(made.finish()) == {"text_output"}
+    # What describes the whole answer is in the last response too, and nothing is in two.
+    last = made.finish()
+    assert set(last) == {"text_output", "cum_log_probs"}
+    assert last["cum_log_probs"].tolist() == [[-30]]
 
 
 def test_answers_count_the_tokens_they_are_made_of() -> None:
     parts = ids("é!")
-    made = completion(num_input_tokens=7, count_tokens=True, max_tokens=len(parts))
+    facts = {"num_input_tokens": np.array([[7]], np.int32)}
+    made = completion(facts=facts, count_tokens=True, max_tokens=len(parts))
     assert made.take(engine(parts[:1])) is None
     sent = made.take(engine(parts[1:2]))
     assert sent is not None
@@ -120,3 +125,60 @@ def test_answers_count_the_tokens_they_are_made_of() -> None:
     assert made.take(engine(parts[2:])) is None  # the last one waits for the end
     last = made.finish()
     assert (last["num_input_tokens"].tolist(), last["num_output_tokens"].tolist()) == ([[7]], [[1]])
+
+
+def streamed(made: Completion, *texts: str) -> list[str]:
+    """The texts of the responses, the last one included."""
+    sent = [made.take(engine(ids(part))) for part in texts]
+    return [text_of(outputs) for outputs in [*sent, made.finish()] if outputs is not None]
+
+
+def test_an_accumulated_stream_has_the_whole_text_so_far_in_each_response() -> None:
+    """What end_to_end_grpc_client.py --overwrite-output-text has at the end is the last one."""
+    texts = streamed(completion(accumulate=True), "Once", " upon", " a time")
+    assert texts == ["Once", "Once upon", "Once upon a time", "Once upon a time"]
+
+
+def test_an_accumulated_stream_ends_before_the_stop_word() -> None:
+    made = completion(accumulate=True, stop_words=["END"])
+    assert streamed(made, "one ", "two E", "ND three") == ["one ", "one two ", "one two "]
+
+
+def test_accumulation_leaves_an_answer_in_one_response_alone() -> None:
+    made = completion(accumulate=True, streaming=False, prompt=ids("Say: "), echo=True)
+    assert streamed(made, "Hel", "lo") == ["Say: Hello"]
+
+
+def test_counts_and_log_probabilities_do_not_accumulate() -> None:
+    """In upstream's decode.py only the tokens to decode are joined."""
+    made = completion(accumulate=True, count_tokens=True)
+    one = np.array([[[-1.0]]], np.float32)
+    sent = [made.take(engine(ids(letter), output_log_probs=one)) for letter in "ab"]
+    assert [outputs["num_output_tokens"].tolist() for outputs in sent if outputs] == [[[1]], [[1]]]
+    assert [outputs["output_log_probs"].tolist() for outputs in sent if outputs] == [[[[-1]]]] * 2
+
+
+def test_every_response_has_the_newest_performance_metrics() -> None:
+    """As upstream's engine sends them with each token; a client reads them from each response."""
+
+    def metrics(value: int) -> dict[str, np.ndarray]:
+        return {
+            name: np.array([[value]], np.int64)
+            for name in ("kv_cache_alloc_new_blocks", "last_token_time_ns", "acceptance_rate")
+        }
+
+    made = completion()
+    parts = ids("aé")
+    sent = [made.take(engine(parts[:1], **metrics(1)))]
+    assert made.take(engine(parts[1:2], **metrics(2))) is None
+    sent += [made.take(engine(parts[2:], **metrics(3))), made.finish()]
+    for name in metrics(0):
+        values = [outputs[name][0][0] for outputs in sent if outputs is not None]
+        assert values == [1, 3, 3]
+
+
+def test_a_stop_word_in_the_middle_still_leaves_the_metrics_in_the_last_response() -> None:
+    made = completion(stop_words=["END"])
+    made.take(engine(ids("one END"), kv_cache_alloc_new_blocks=np.array([[4]], np.int32)))
+    assert made.stopped
+    assert made.finish()["kv_cache_alloc_new_blocks"].tolist() == [[4]]

@@ -61,11 +61,43 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def metaspace(scheme: str) -> Tokenizer:
+    """SentencePiece's words as tokenizers writes them today; "never" drops no space at all."""
+    words = ["▁", "▁a", "▁time", "▁there", "▁cat", "O", "nce", "▁Once", ",", ".", "cat", "▁▁"]
+    vocabulary = {piece: index for index, piece in enumerate(["<unk>", "<s>", "</s>", *words])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "</s>")])
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    """BERT's: a space in front of every word but the first, unless it goes on ("##")."""
+    words = ["once", "upon", "a", "time", "##s", "##ly", "cat", "there", ","]
+    vocabulary = {piece: index for index, piece in enumerate(["[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("[CLS]", "[SEP]")])
+    return tokenizer
+
+
 TOKENIZERS = {"byte_level": byte_level(), "byte_fallback": byte_fallback()}
+KINDS = {
+    **TOKENIZERS,
+    **{f"metaspace_{scheme}": metaspace(scheme) for scheme in ("first", "always", "never")},
+    "word_piece": word_piece(),
+}
 
 
-def pieces(tokenizer: Tokenizer, ids: Sequence[int], sizes: random.Random | None) -> list[str]:
-    detokenizer = IncrementalDetokenizer(tokenizer)
+def pieces(
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    sizes: random.Random | None,
+    prompt: Sequence[int] = (),
+) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer, prompt=prompt)
     parts, start = [], 0
     while start < len(ids):
         size = sizes.randint(1, 5) if sizes else 1
@@ -84,6 +116,90 @@ def test_pieces_join_to_the_whole_text(name: str, text: str, seed: int | None) -
     assert "".join(parts) == tokenizer.decode(ids)
     if "\ufffd" not in text:
         assert not any("\ufffd" in part for part in parts)
+
+
+def ordinary(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are neither special nor a byte."""
+    special = tokenizer.get_added_tokens_decoder()
+    return [
+        token_id
+        for token, token_id in sorted(tokenizer.get_vocab().items())
+        if token_id not in special and not token.startswith("<0x") and token != "<unk>"
+    ]
+
+
+def special(tokenizer: Tokenizer) -> int:
+    return min(tokenizer.get_added_tokens_decoder())
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("seed", range(40))
+def test_prompt_and_text_together_are_the_text_of_all_ids(name: str, seed: int) -> None:
+    tokenizer, draw = KINDS[name], random.Random(seed)
+    ids = [draw.choice(ordinary(tokenizer)) for _ in range(draw.randint(2, 60))]
+    if name == "byte_level":  # any of its tokens may be a part of a character
+        text = draw.choice([text for text in TEXTS if text and "\ufffd" not in text])
+        ids = tokenizer.encode(text + " and so on", add_special_tokens=False).ids
+    border = draw.choice(
+        [n for n in range(1, len(ids)) if "\ufffd" not in tokenizer.decode(ids[:n])]
+    )
+    prompt = ([special(tokenizer)] if seed % 2 else []) + ids[:border]
+    joined = "".join(pieces(tokenizer, ids[border:], draw, prompt))
+    assert tokenizer.decode(prompt) + joined == tokenizer.decode(prompt + ids[border:])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_turn_after_a_special_token_begins_as_a_text_does(name: str, seed: int) -> None:
+    tokenizer, draw = KINDS[name], random.Random(seed)
+    ids = [draw.choice(ordinary(tokenizer)) for _ in range(20)]
+    prompt = [*ids, special(tokenizer)]
+    assert "".join(pieces(tokenizer, ids, draw, prompt)) == tokenizer.decode(ids)
+
+
+def test_the_first_word_keeps_its_space_and_a_chat_turn_gains_none() -> None:
+    """The texts written out: what the reader of "Once upon a" and " time" must see."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+    time = tokenizer.token_to_id("▁time")
+    prompt = tokenizer.encode("Once upon a", add_special_tokens=False).ids
+    assert pieces(tokenizer, [time], None, prompt) == [" time", ""]
+    assert pieces(tokenizer, [time], None, [*prompt, 2]) == ["time", ""]
+    assert pieces(tokenizer, [time], None, [1]) == ["time", ""]
+
+
+def test_characters_made_of_bytes_follow_each_other_over_the_border() -> None:
+    tokenizer = TOKENIZERS["byte_fallback"]
+    ids = tokenizer.encode("你好", add_special_tokens=False).ids
+    prompt, answer = ids[:-3], ids[-3:]
+    assert tokenizer.decode(prompt) == "你"
+    assert pieces(tokenizer, answer, None, prompt) == ["", "", "好", ""]
+
+
+def test_bytes_that_are_no_character_spoil_nothing_that_was_sent() -> None:
+    """Decoded at once the bytes of both characters are one run, which is no text as a whole."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+    prompt = tokenizer.encode("你", add_special_tokens=False).ids
+    damaged = [prompt[-3], tokenizer.token_to_id("▁cat")]
+    assert tokenizer.decode(prompt + damaged) == "\ufffd" * 4 + " cat"
+    assert pieces(tokenizer, damaged, None, prompt) == ["", "\ufffd cat", ""]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_replacement_character_that_ends_the_prompt_is_the_prompts(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids = tokenizer.encode("a \ufffd there", add_special_tokens=False).ids
+    border = next(n for n in range(len(ids)) if tokenizer.decode(ids[:n]).endswith("a \ufffd"))
+    joined = "".join(pieces(tokenizer, ids[border:], None, ids[:border]))
+    assert tokenizer.decode(ids[:border]) + joined == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_a_character_that_the_prompt_leaves_incomplete_stays_so(seed: int | None) -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    ids = tokenizer.encode("a😀b", add_special_tokens=False).ids
+    assert tokenizer.decode(ids[:3]) == "a\ufffd"
+    sizes = random.Random(seed) if seed else None
+    assert "".join(pieces(tokenizer, ids[3:], sizes, ids[:3])) == "\ufffd\ufffdb"
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -80,6 +80,39 @@ def test_words_that_would_hold_up_everybody_else_are_refused(repository: Path, n
     )
 
 
+def test_what_nvidias_clients_send_is_taken(repository: Path) -> None:
+    (response,) = opened(repository).execute(
+        [Request(inputs(), OUTPUTS, parameters={"Streaming": True})]
+    )
+    assert not response.has_error()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["streaming"], "invalid parameter streaming: there is no such input; check its spelling"),
+        (["random_seed"], "invalid parameter random_seed: this input is called seed"),
+        (
+            ["min_length", "Streaming", "x", "return_kv_cache_reuse_stats", "y"],
+            (
+                "invalid parameter min_length: this input is called min_tokens; "
+                "invalid parameter return_kv_cache_reuse_stats: this input is called "
+                "return_perf_metrics; "
+                "invalid parameter x, y: there is no such input; check its spelling"
+            ),
+        ),
+    ],
+)
+def test_an_input_of_the_old_contract_is_named_with_its_new_name(
+    repository: Path, names: list[str], message: str
+) -> None:
+    sent = Request(inputs(), OUTPUTS, parameters=dict.fromkeys(names, 1))
+    (response,) = opened(repository).execute([sent])
+    assert response.error().message() == message
+    inputs_of_today = {tensor.name for tensor in MODELS["ensemble"].inputs}
+    assert {"seed", "min_tokens", "return_perf_metrics"} <= inputs_of_today
+
+
 def test_a_parameter_that_nothing_reads_is_refused(repository: Path) -> None:
     model = opened(repository)
     (response,) = model.execute([Request(inputs(), OUTPUTS, parameters={"id": "a", "top_q": 1})])
@@ -177,6 +210,21 @@ def test_prompts_begin_with_the_models_special_token_and_stop_words_do_not(
     assert plain["INPUT_ID"].tolist() == [cat]
 
 
+def test_an_empty_prompt_is_what_the_tokenizer_makes_of_it(repository: Path) -> None:
+    """Upstream's model refuses none: it calls ``tokenizer.encode`` with special tokens."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
+    got = run(opened(repository), inputs(b""))
+    assert got["INPUT_ID"].tolist() == [[1]]
+    (response,) = opened(repository, add_special_tokens="false").execute(
+        [Request(inputs(b""), OUTPUTS)]
+    )
+    assert response.error().message().startswith("text_input is empty, and this tokenizer puts no ")
+
+
 def test_prompts_of_a_batch_are_padded_at_their_end(repository: Path) -> None:
     batch = {
         "QUERY": np.array([[b"Once"], [b"Once upon a time"]], object),
@@ -238,7 +286,7 @@ def test_word_lists_are_padded_as_upstream_pads_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skip", "expected"), [("true", b"Once upon"), ("false", b"Once upon</s>")]
+    ("skip", "expected"), [("true", b" Once upon"), ("false", b" Once upon</s>")]
 )
 def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expected: bytes) -> None:
     model = Postprocessing()
@@ -252,4 +300,61 @@ def test_texts_are_decoded_up_to_their_length(repository: Path, skip: str, expec
     )
     (response,) = model.execute([request])
     (output,) = response.output_tensors()
-    assert output.as_numpy().tolist() == [[expected]]
+    assert output.as_numpy().tolist() == [expected]
+
+
+def postprocessed(repository: Path, *pieces: list[int]) -> list[str]:
+    """The texts of one response for each piece, as upstream's clients take them."""
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    requests = [
+        Request(
+            {
+                "TOKENS_BATCH": np.array([[piece]], np.int32),
+                "SEQUENCE_LENGTH": np.array([[len(piece)]], np.int32),
+            },
+            ["OUTPUT"],
+        )
+        for piece in pieces
+    ]
+    texts = []
+    for response in model.execute(requests):
+        (output,) = response.output_tensors()
+        assert output.as_numpy().shape == (1,)
+        texts.append(output.as_numpy()[0].decode("utf-8"))
+    return texts
+
+
+def test_texts_of_a_batch_and_its_beams_are_flat(repository: Path) -> None:
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    there, cat = (TOKENIZER.token_to_id(piece) for piece in ("▁there", "▁cat"))
+    tokens = np.array([[[there], [cat]], [[cat], [cat]]], np.int32)
+    lengths = np.array([[1, 1], [1, 0]], np.int32)
+    (response,) = model.execute(
+        [Request({"TOKENS_BATCH": tokens, "SEQUENCE_LENGTH": lengths}, ["OUTPUT"])]
+    )
+    (output,) = response.output_tensors()
+    assert output.as_numpy().tolist() == [b" there", b" cat", b" cat", b""]
+
+
+def test_a_stream_of_the_ensemble_keeps_every_space(repository: Path) -> None:
+    ids = [TOKENIZER.token_to_id(piece) for piece in ("▁Once", "▁upon", "▁a", "▁time", ",", "▁a")]
+    assert TOKENIZER.decode(ids) == "Once upon a time, a"
+    pieces = postprocessed(repository, *([token] for token in ids[1:]))
+    assert pieces == [" upon", " a", " time", ",", " a"]
+    assert postprocessed(repository, ids[1:]) == [" upon a time, a"]
+
+
+def test_an_answer_with_its_prompt_begins_as_a_text_does(repository: Path) -> None:
+    ids = TOKENIZER.encode("Once upon a time", add_special_tokens=False).ids
+    assert postprocessed(repository, [1, *ids]) == ["Once upon a time"]
+
+
+def test_a_character_split_over_responses_of_the_ensemble_is_two_replacements(
+    repository: Path,
+) -> None:
+    ids = TOKENIZER.encode("é", add_special_tokens=False).ids[1:]
+    assert len(ids) == 2
+    assert postprocessed(repository, ids[:1], ids[1:]) == ["\ufffd", "\ufffd"]
+    assert postprocessed(repository, ids) == ["é"]

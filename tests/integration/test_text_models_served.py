@@ -1,0 +1,272 @@
+"""The text models on the real tritonserver, called as NVIDIA's clients call them.
+
+The engine behind them is a stand-in that says a fixed text and answers as TensorRT-LLM's C++
+backend does; the tokenizer is of Llama 2's kind, which drops the space in front of a text. What
+must come out is written down here or said by the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from tokenizers import AddedToken, Tokenizer, processors
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from pipeline.stages.repository import model_sources, python_files
+from pipeline.triton.config import render_configs
+from pipeline.triton.server import TritonServer
+from tests.conftest import PROJECT
+from tests.unit.model_repo.test_detokenizer import TOKENIZERS
+from tests.unit.model_repo.upstream import assert_shape
+from tests.unit.triton.demo import ENGINE, demo_recipe
+
+SCRIPTED = PROJECT / "tests" / "doubles" / "scripted_engine.py"
+WORDS = ("▁time", "▁", ",", "▁there", "▁was", "▁a", "▁cat", ".")
+TEXT = " time , there was a cat."
+BOTH = ("tensorrt_llm_bls", "ensemble")
+METRICS = (
+    "kv_cache_alloc_new_blocks",
+    "kv_cache_reused_blocks",
+    "kv_cache_alloc_total_blocks",
+    "arrival_time_ns",
+    "first_scheduled_time_ns",
+    "first_token_time_ns",
+    "last_token_time_ns",
+    "acceptance_rate",
+    "total_accepted_draft_tokens",
+    "total_draft_tokens",
+)
+
+
+def llama_2_kind() -> Tokenizer:
+    """With bos in front of a prompt, and a special token that ends a turn."""
+    tokenizer = Tokenizer.from_str(TOKENIZERS["byte_fallback"].to_str())
+    tokenizer.add_special_tokens([AddedToken("[/INST]", special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+TOKENIZER = llama_2_kind()
+
+
+def write_repository(root: Path, **serve: Any) -> Path:
+    """The product's models around the scripted engine."""
+    for model, text in render_configs(demo_recipe(**serve), ENGINE).items():
+        (root / model / "1").mkdir(parents=True)
+        (root / model / "config.pbtxt").write_text(text)
+    for name in python_files(model_sources()):
+        model, file = Path(name).parts
+        if model in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
+            shutil.copy(model_sources() / name, root / model / "1" / file)
+    shutil.copy(SCRIPTED, root / "tensorrt_llm/1/model.py")
+    script = [TOKENIZER.token_to_id(word) for word in WORDS]
+    (root / "tensorrt_llm/1/script.json").write_text(json.dumps(script))
+    (root / "preprocessing/1/tokenizer").mkdir()
+    TOKENIZER.save(str(root / "preprocessing/1/tokenizer/tokenizer.json"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    root = tmp_path_factory.mktemp("text")
+    with TritonServer(write_repository(root / "repository"), log_file=root / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def accumulating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """With every choice of the text models the other way round."""
+    root = tmp_path_factory.mktemp("accumulating")
+    repository = write_repository(
+        root / "repository", accumulate_tokens=True, include_stop_str_in_output=True
+    )
+    with TritonServer(repository, log_file=root / "log") as server:
+        yield server
+
+
+def infer(
+    server: TritonServer,
+    model: str,
+    prompts: Sequence[str],
+    outputs: Sequence[str] = ("text_output",),
+    parameters: dict[str, Any] | None = None,
+    **inputs: Any,
+) -> list[grpcclient.InferResult]:
+    """Every response to one request of ``end_to_end_grpc_client.py``."""
+    arrays = {
+        "text_input": np.array([[prompt] for prompt in prompts]).astype(object),
+        "max_tokens": np.full((len(prompts), 1), 20, np.int32),
+        "stream": np.full((len(prompts), 1), True),
+    } | inputs
+    tensors = []
+    for name, array in arrays.items():
+        tensors.append(grpcclient.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    received: queue.Queue[Any] = queue.Queue()
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        client.start_stream(lambda result, error: received.put(error or result))
+        client.async_stream_infer(
+            model,
+            tensors,
+            outputs=[grpcclient.InferRequestedOutput(name) for name in outputs],
+            parameters=parameters,
+        )
+        client.stop_stream()
+    results = list(received.queue)
+    for result in results:
+        if isinstance(result, InferenceServerException):
+            raise result
+        for output in result.get_response().outputs:
+            assert_shape(output.name, result.as_numpy(output.name))
+    return results
+
+
+def texts(results: list[grpcclient.InferResult]) -> list[str]:
+    return [result.as_numpy("text_output")[0].decode("utf-8") for result in results]
+
+
+def whole(size: int = 1) -> dict[str, Any]:
+    return {"stream": np.full((size, 1), False)}
+
+
+def after(prompt: str) -> str:
+    """What the tokenizers library says of the text that follows a prompt."""
+    ids = TOKENIZER.encode(prompt).ids
+    script = [TOKENIZER.token_to_id(word) for word in WORDS]
+    return TOKENIZER.decode(ids + script)[len(TOKENIZER.decode(ids)) :]
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_completion_keeps_every_space(server: TritonServer, model: str) -> None:
+    assert after("Once upon a") == TEXT
+    assert "".join(texts(infer(server, model, ["Once upon a"]))) == TEXT
+    assert texts(infer(server, model, ["Once upon a"], **whole())) == [TEXT]
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_prompt_and_completion_in_one_text(server: TritonServer, model: str) -> None:
+    kept = {"exclude_input_in_output": np.array([[False]])}
+    got = texts(infer(server, model, ["Once upon a"], **whole(), **kept))
+    assert got == ["Once upon a" + TEXT]
+
+
+def test_a_chat_turn_gains_no_space(server: TritonServer) -> None:
+    turn = "there was[/INST]"
+    assert "".join(texts(infer(server, "tensorrt_llm_bls", [turn]))) == TEXT.lstrip()
+    assert texts(infer(server, "tensorrt_llm_bls", [turn], **whole())) == [TEXT.lstrip()]
+
+
+def test_a_chat_turn_of_the_ensemble_keeps_the_space_of_its_first_word(
+    server: TritonServer,
+) -> None:
+    """What is left: its decoder sees neither the prompt nor whether a response is the first."""
+    assert "".join(texts(infer(server, "ensemble", ["there was[/INST]"]))) == TEXT
+
+
+@pytest.mark.parametrize("model", BOTH)
+@pytest.mark.parametrize("stream", [True, False])
+def test_each_prompt_of_a_batch_is_answered(server: TritonServer, model: str, stream: bool) -> None:
+    """As ``--batch-inputs`` puts the responses together."""
+    results = infer(
+        server,
+        model,
+        ["Once upon a", "Once,"],
+        ("text_output", "batch_index"),
+        stream=np.full((2, 1), stream),
+        exclude_input_in_output=np.full((2, 1), True),
+    )
+    batch_output_text = ["", ""]
+    for result in results:
+        batch_index = result.as_numpy("batch_index")[0][0]
+        batch_output_text[batch_index] += result.as_numpy("text_output")[0].decode("utf-8")
+    assert batch_output_text == [TEXT, " there was a cat."]
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_performance_metrics_are_in_every_response(server: TritonServer, model: str) -> None:
+    asked = {"return_perf_metrics": np.array([[True]])}
+    for inputs in (asked, asked | whole()):
+        results = infer(server, model, ["Once"], ("text_output", *METRICS), **inputs)
+        last = [[result.as_numpy(name)[0][0] for name in METRICS] for result in results][-1]
+        # The engine counts its responses.
+        assert last == [0 if "stream" in inputs else len(WORDS) - 1] * 10
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_every_other_output_has_upstreams_shape(server: TritonServer, model: str) -> None:
+    names = ("cum_log_probs", "output_log_probs", "num_input_tokens", "num_output_tokens")
+    yes = np.array([[True]])
+    flags = ("return_log_probs", "return_num_input_tokens", "return_num_output_tokens")
+    results = infer(server, model, ["Once"], ("text_output", *names), **dict.fromkeys(flags, yes))
+    sent = {output.name for result in results for output in result.get_response().outputs}
+    assert sent == {"text_output", *names}
+    counted = [result.as_numpy("num_output_tokens") for result in results]
+    assert sum(int(count[0][0]) for count in counted if count is not None) == len(WORDS)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_parameter_of_nvidias_clients_is_taken(server: TritonServer, model: str) -> None:
+    results = infer(server, model, ["Once upon a"], parameters={"Streaming": True})
+    assert "".join(texts(results)) == TEXT
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_an_empty_prompt_is_bos(server: TritonServer, model: str) -> None:
+    counted = {"return_num_input_tokens": np.array([[True]])}
+    results = infer(server, model, [""], ("text_output", "num_input_tokens"), **counted)
+    assert results[0].as_numpy("num_input_tokens")[0][0] == 1
+
+
+def test_where_a_text_ends_at_a_stop_word(server: TritonServer, accumulating: TritonServer) -> None:
+    # An engine knows a word by the tokens it has alone.
+    assert TOKENIZER.encode(",", add_special_tokens=False).tokens == ["▁", ","]
+    words = {"stop_words": np.array([[","]], dtype=object)}
+    for inputs in (words, words | whole()):
+        bls, ensemble = (infer(server, model, ["Once upon a"], **inputs) for model in BOTH)
+        kept = infer(accumulating, "tensorrt_llm_bls", ["Once upon a"], **inputs)
+        assert "".join(texts(bls)) == " time "
+        assert "".join(texts(ensemble)) == " time ,"
+        assert texts(kept)[-1] == " time ,"
+
+
+def test_accumulated_text_is_for_clients_that_overwrite(accumulating: TritonServer) -> None:
+    """``--overwrite-output-text`` of ``end_to_end_grpc_client.py``."""
+    sent = texts(infer(accumulating, "tensorrt_llm_bls", ["Once upon a"]))
+    assert sent[0] == " time"
+    assert sent[-1] == TEXT
+    assert all(TEXT.startswith(text) for text in sent)
+    with grpcclient.InferenceServerClient(accumulating.grpc_url) as client:
+        config = client.get_model_config("tensorrt_llm_bls").config
+    assert config.parameters["accumulate_tokens"].string_value == "true"
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_an_input_of_the_old_contract_is_named_over_http(server: TritonServer, model: str) -> None:
+    body = {"text_input": "Once", "max_tokens": 3, "random_seed": 7}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(request)
+    assert "random_seed: this input is called seed" in caught.value.read().decode()
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_generate_over_http_has_the_text_as_one_string(server: TritonServer, model: str) -> None:
+    body = {"text_input": "Once upon a", "max_tokens": 20, "bad_words": "", "stop_words": ""}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
+    )
+    assert json.load(urllib.request.urlopen(request))["text_output"] == TEXT
