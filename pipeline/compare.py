@@ -67,7 +67,7 @@ def _row(path: Path) -> dict[str, Any]:
             "KL": quality.get("kl_divergence"),
             "tokens/s": fastest["tokens_per_second"],
             "streams": fastest["concurrency"],
-            "first token ms": fastest["ttft_ms"]["p50"],
+            "first token ms": (fastest["ttft_ms"] or {}).get("p50"),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

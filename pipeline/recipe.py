@@ -180,6 +180,9 @@ class ServeSection(Section):
         include_stop_str_in_output: The text of tensorrt_llm_bls ends with the stop word that ended
             it, not before it.
         cancellation_check_period_ms: How often a running request is checked for cancellation.
+        decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
+            streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
+            keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
     """
 
     max_queue_size: Annotated[int, Field(ge=0)] = 256
@@ -194,6 +197,7 @@ class ServeSection(Section):
     accumulate_tokens: bool = False
     include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Positive = 100
+    decoupled: bool | Literal["both"] = True
     preprocessing_instance_count: Positive = 1
     postprocessing_instance_count: Positive = 1
     bls_instance_count: Positive = 1

@@ -16,16 +16,23 @@ Array = npt.NDArray[np.generic]
 
 @dataclass
 class Times:
-    """When things happened to a request, in nanoseconds of the monotonic clock; 0 is never."""
+    """When things happened to a request, in nanoseconds of the monotonic clock; 0 is never.
+
+    Attributes:
+        reused_blocks: KV blocks of its prompt that the engine found in its cache when it began.
+    """
 
     arrival: int = field(default_factory=time.monotonic_ns)
     first_scheduled: int = 0
     first_token: int = 0
     last_token: int = 0
+    reused_blocks: int = 0
 
-    def scheduled(self) -> None:
+    def scheduled(self, reused_blocks: int) -> None:
         """The engine has begun with it; only the first time counts."""
-        self.first_scheduled = self.first_scheduled or time.monotonic_ns()
+        if not self.first_scheduled:
+            self.first_scheduled = time.monotonic_ns()
+            self.reused_blocks = reused_blocks
 
     def generated(self) -> None:
         """The engine has made one or more tokens."""
@@ -41,9 +48,9 @@ class Answer:
         streaming: New tokens as they come; otherwise all of them in one response.
         wanted: Names of the outputs the client asked for (Triton names all when it did not say).
         prompt: Token ids put before the output when not streaming; empty to leave the prompt out.
-        perf_metrics: What the request cost, in the last response.
-        shares_blocks: Whether it may have found blocks of its prompt in the KV cache. The engine
-            does not say how many, so the numbers of new and of reused blocks are then left out.
+        perf_metrics: What the request has cost so far, in every response.
+        batch_index: Which row of a batch it answers; None for a request of one row, which upstream
+            does not number.
     """
 
     streaming: bool
@@ -54,14 +61,12 @@ class Answer:
     perf_metrics: bool = False
     num_input_tokens: bool = False
     num_output_tokens: bool = False
-    shares_blocks: bool = False
+    batch_index: int | None = None
     times: Times = field(default_factory=Times)
     _generated: int = 0
     _cum_log_prob: float = 0.0
 
-    def outputs(
-        self, ids: Sequence[int], log_probs: Sequence[float], *, last: bool
-    ) -> dict[str, Array]:
+    def outputs(self, ids: Sequence[int], log_probs: Sequence[float]) -> dict[str, Array]:
         """The output tensors of the next response.
 
         Args:
@@ -88,16 +93,19 @@ class Answer:
             named["num_input_tokens"] = _one(self.input_tokens)
         if self.num_output_tokens:
             named["num_output_tokens"] = _one(len(ids))
-        if self.perf_metrics and last:
+        if self.batch_index is not None:
+            named["batch_index"] = _one(self.batch_index)
+        if self.perf_metrics:
             named |= self._metrics()
         return {name: value for name, value in named.items() if name in self.wanted}
 
     def _metrics(self) -> dict[str, Array]:
-        total = _one(blocks(self.input_tokens + self._generated))
-        of_its_own = {"kv_cache_alloc_new_blocks": total, "kv_cache_reused_blocks": _one(0)}
+        total = blocks(self.input_tokens + self._generated)
+        reused = self.times.reused_blocks
         return {
-            "kv_cache_alloc_total_blocks": total,
-            **({} if self.shares_blocks else of_its_own),
+            "kv_cache_alloc_total_blocks": _one(total),
+            "kv_cache_alloc_new_blocks": _one(total - reused),
+            "kv_cache_reused_blocks": _one(reused),
             "arrival_time_ns": _time(self.times.arrival),
             "first_scheduled_time_ns": _time(self.times.first_scheduled),
             "first_token_time_ns": _time(self.times.first_token),

@@ -15,12 +15,13 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .admission import Capacity, check_request
 from .engine_stats import EngineStats
 from .generation import Generation
+from .kv_blocks import KvBlocks
 from .request import GenerationRequest, RequestError, Sink
 from .sampling import generation_config
 from .settings import EngineSettings
@@ -60,6 +61,7 @@ class EngineLoop:
         self._after_step = after_step
         self._broken = broken
         self._capacity = Capacity(settings)
+        self._shared = KvBlocks(settings.num_kv_blocks) if settings.enable_prefix_caching else None
         # The engine is bricked by an id that is used twice, so clients' ids never reach it.
         self._engine_ids = itertools.count()
         self._lock = threading.Lock()
@@ -82,24 +84,36 @@ class EngineLoop:
         Raises:
             RequestError: The engine cannot do it, the queue is full, or the engine has failed.
         """
-        check_request(request, self._settings)
-        generation = Generation(request, sink)
+        return self.submit_all([(request, sink)])[0]
+
+    def submit_all(self, requests: Sequence[tuple[GenerationRequest, Sink]]) -> list[Generation]:
+        """Queues the requests of a batch: all of them or none.
+
+        Raises:
+            RequestError: The engine cannot do one of them, the queue has no room for them, or the
+                engine has failed.
+        """
+        for request, _ in requests:
+            check_request(request, self._settings)
+        generations = [Generation(request, sink) for request, sink in requests]
         limit = self._settings.max_queue_size
         with self._wake:
             if self._failure is not None:
                 raise RequestError(str(self._failure), self._failure.code)
             if self._closing:
                 raise RequestError("the engine is shutting down", "UNAVAILABLE")
-            if limit and self._in_flight() >= limit + self._settings.max_batch_size:
+            room = limit + self._settings.max_batch_size - self._in_flight()
+            if limit and len(generations) > room:
                 raise RequestError(
                     f"Maximum queue size of {limit} has been reached, please try again later",
                     "UNAVAILABLE",
                 )
-            self._waiting.append(generation)
-            if request.client_id:
-                self._by_client_id.setdefault(request.client_id, []).append(generation)
+            self._waiting.extend(generations)
+            for generation in generations:
+                if client_id := generation.request.client_id:
+                    self._by_client_id.setdefault(client_id, []).append(generation)
             self._wake.notify()
-        return generation
+        return generations
 
     def cancel(self, generation: Generation) -> None:
         """Ends a request early; its sink gets an empty last response. Harmless when it is over."""
@@ -174,7 +188,9 @@ class EngineLoop:
                 self._fail(generation, RequestError(f"the engine refused the request: {error}"))
                 continue
             generation.promised = promised
-            generation.sink.scheduled()
+            if self._shared is not None:
+                generation.held = self._shared.start(generation.prompt()[0])
+            generation.sink.scheduled(generation.held.reused if generation.held else 0)
             with self._lock:
                 self._waiting.popleft()
                 self._running.append(generation)
@@ -199,11 +215,25 @@ class EngineLoop:
             for output in handle.read().values():
                 complete = generation.accept(output.generated_ids, output.generated_log_probs)
         self.stats.generated_tokens += len(generation.generated) - before
+        self._note_blocks(generation)
         if complete:
             self.stats.finished(generation)
             self._forget(generation)
         elif handle.get_status() != self._genai.GenerationStatus.RUNNING:
             self._start_again(generation)
+
+    def _note_blocks(self, generation: Generation) -> None:
+        held = generation.held
+        length = generation.request.prompt.size + len(generation.generated) - 1
+        if self._shared is None or held is None or length < held.grows_at:
+            return
+        if computed := generation.computed():
+            self._shared.grow(held, computed)
+
+    def _release_blocks(self, generation: Generation) -> None:
+        if self._shared is not None and generation.held is not None:
+            self._shared.end(generation.held, generation.computed())
+            generation.held = None
 
     def _start_again(self, generation: Generation) -> None:
         """Queues a request that the engine dropped, ahead of those that never ran."""
@@ -214,6 +244,7 @@ class EngineLoop:
             self._fail(generation, RequestError(message, "UNAVAILABLE"))
             return
         self._capacity.give_back(generation.promised)
+        self._release_blocks(generation)
         generation.promised, generation.handle = 0, None
         with self._lock:
             self._running.remove(generation)
@@ -227,6 +258,7 @@ class EngineLoop:
     def _forget(self, generation: Generation) -> None:
         """Takes a request off every list; the engine frees a cancelled one in its next step."""
         if generation.handle is not None:
+            self._release_blocks(generation)
             if generation.handle.get_status() == self._genai.GenerationStatus.RUNNING:
                 generation.handle.cancel()
                 self._leaving.append(generation)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .kv_blocks import Held
 from .request import GenerationRequest, Sink
 
 
@@ -21,6 +22,7 @@ class Generation:
     Attributes:
         handle: The engine's handle; None while waiting.
         promised: KV blocks it holds.
+        held: Which ones, where they may be shared.
         evictions: Times in a row that the engine dropped it without a new token.
     """
 
@@ -29,11 +31,13 @@ class Generation:
     generated: list[int] = field(default_factory=list)
     handle: Any = None
     promised: int = 0
+    held: Held | None = None
     evictions: int = 0
     cancelled: bool = False
     done: bool = False
     arrived: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
+    _at_end_id: bool = False
     _stop_words: dict[int, list[list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,16 @@ class Generation:
         parts = (self.request.prompt, np.asarray(self.generated, np.int64))
         return np.concatenate(parts).reshape(1, -1)
 
+    def computed(self) -> list[int]:
+        """The tokens whose keys and values are in the cache: all but the newest one.
+
+        None while the prompt is being computed, at first or anew after an eviction.
+        """
+        if not self.first_token or self.evictions:
+            return []
+        newest = None if self._at_end_id else -1
+        return [*self.request.prompt.tolist(), *self.generated[:newest]]
+
     def accept(self, ids: Sequence[int], log_probs: Sequence[float]) -> bool:
         """Takes tokens from the engine, up to an end id, a stop word or the last one allowed.
 
@@ -64,7 +78,7 @@ class Generation:
         start, complete = len(self.generated), False
         for token in ids:
             if token in self.request.end_ids:
-                complete = True
+                complete = self._at_end_id = True
                 break
             self.generated.append(token)
             complete = self.remaining == 0 or self._at_stop_word()

@@ -22,9 +22,9 @@ from .orphan import end_with_parent
 from .parameters import read_parameters
 from .request import RequestError
 from .request_parameters import unknown_parameters
-from .responses import Responder, ResponseStream, empty_response, send_error
+from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
 from .settings import read_settings
-from .tensors import Inputs, is_stop, read_answer, read_request
+from .tensors import Inputs, check_policy, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
 """Seconds a thread waits for the interpreter lock before it asks for it. Python's default, 5 ms, is
@@ -38,12 +38,13 @@ class TritonPythonModel:
         """Opens the engine and warms it up; the model is ready when this returns."""
         end_with_parent()
         sys.setswitchinterval(SWITCH_INTERVAL)
-        if not pb_utils.using_decoupled_model_transaction_policy(json.loads(args["model_config"])):
-            raise pb_utils.TritonModelException(
-                "config.pbtxt: tensorrt_llm needs model_transaction_policy { decoupled: true }"
-            )
-        repository = Path(args["model_repository"]).parent
-        self._settings = read_settings(repository, read_parameters(args))
+        self._settings = read_settings(
+            Path(args["model_repository"]).parent,
+            read_parameters(args),
+            decoupled=pb_utils.using_decoupled_model_transaction_policy(
+                json.loads(args["model_config"])
+            ),
+        )
         engine = Engine(self._settings)
         engine.warm_up(self._settings)
         if engine.saturates:
@@ -93,24 +94,31 @@ class TritonPythonModel:
         self._responder.close()
 
     def _take(self, request: Any, sender: Any) -> None:
-        if reason := unknown_parameters(request):
-            raise RequestError(reason)
         inputs, client_id = Inputs.of(request), request.request_id()
         if is_stop(inputs):
+            # Before anything is refused: what it is to stop would run on.
             if not client_id:
                 raise RequestError("a stop request must have the request id of the one to stop")
             self._loop.cancel_client_id(client_id)
             empty_response(sender)
             return
-        generation_request = read_request(inputs, client_id, self._settings)
-        answer = read_answer(
-            inputs,
-            frozenset(request.requested_output_names()),
-            generation_request,
-            self._settings,
-        )
-        stream = ResponseStream(sender, answer, self._responder.ready)
-        self._open[stream] = self._loop.submit(generation_request, stream)
+        if reason := unknown_parameters(request):
+            raise RequestError(reason)
+        rows = inputs.rows()
+        check_policy(inputs, len(rows), self._settings)
+        wanted = frozenset(request.requested_output_names())
+        if len(rows) > 1:
+            sender = BatchSender(sender, len(rows))
+        streams, requests = [], []
+        for index, row in enumerate(rows):
+            wish = read_request(row, client_id, self._settings)
+            answer = read_answer(
+                row, wanted, wish, self._settings, batch_index=index if len(rows) > 1 else None
+            )
+            streams.append(ResponseStream(sender, answer, self._responder.ready))
+            requests.append(wish)
+        generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
+        self._open.update(zip(streams, generations, strict=True))
 
     def _cancel_abandoned(self) -> None:
         for stream, generation in list(self._open.items()):

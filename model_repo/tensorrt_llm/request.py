@@ -33,7 +33,7 @@ class Sampling:
         top_k: 0 keeps every token.
         top_p: In (0, 1].
         seed: Of this request's own random numbers; TensorRT-LLM's default is 0.
-        min_tokens: Tokens before an end id may be chosen.
+        min_tokens: Tokens before an end id that is held back may be chosen.
     """
 
     greedy: bool = True
@@ -42,8 +42,6 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
     repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
     min_tokens: int = 0
 
 
@@ -55,6 +53,7 @@ class GenerationRequest:
         prompt: int64 [n] token ids.
         max_new_tokens: Tokens to generate at most.
         end_ids: Any of them ends the text and is not part of the output.
+        held_back: Those of them that are not chosen before ``min_tokens``.
         stop_words: Token sequences; each ends the text and stays in the output, as upstream.
         log_probs: Whether the log-probability of every generated token is wanted.
         client_id: The client's request id, "" when it gave none; it need not be unique.
@@ -64,6 +63,7 @@ class GenerationRequest:
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     end_ids: frozenset[int] = frozenset()
+    held_back: frozenset[int] = frozenset()
     stop_words: tuple[tuple[int, ...], ...] = ()
     log_probs: bool = False
     client_id: str = ""
@@ -72,8 +72,12 @@ class GenerationRequest:
 class Sink(Protocol):
     """Takes what one request generates. Called by the engine's thread: it must not block."""
 
-    def scheduled(self) -> None:
-        """The engine has begun with it; called again when it begins anew after an eviction."""
+    def scheduled(self, reused_blocks: int) -> None:
+        """The engine has begun with it; called again when it begins anew after an eviction.
+
+        Args:
+            reused_blocks: KV blocks of its prompt that were in the cache already.
+        """
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """New tokens, possibly none when ``last``; ``log_probs`` is empty unless asked for."""

@@ -51,9 +51,9 @@ class ResponseStream:
         self._error: RequestError | None = None
         self._lock = threading.Lock()
 
-    def scheduled(self) -> None:
+    def scheduled(self, reused_blocks: int) -> None:
         """See :class:`request.Sink`."""
-        self._answer.times.scheduled()
+        self._answer.times.scheduled(reused_blocks)
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """See :class:`request.Sink`."""
@@ -87,7 +87,7 @@ class ResponseStream:
             self._started = True
             tensors = [
                 pb_utils.Tensor(name, value)
-                for name, value in self._answer.outputs(ids, log_probs, last=last).items()
+                for name, value in self._answer.outputs(ids, log_probs).items()
             ]
             response = pb_utils.InferenceResponse(output_tensors=tensors)
             if last:
@@ -101,6 +101,36 @@ class ResponseStream:
         Triton frees the request with its last response, so it must not be asked after that.
         """
         return not self.closed and bool(self._sender.is_cancelled())
+
+
+class BatchSender:
+    """The response sender of a request with several rows, each of which is answered by itself.
+
+    Every row ends its answer with the FINAL flag; Triton gets only that of the last row to end.
+
+    Args:
+        sender: The request's response sender.
+        rows: How many rows it has.
+    """
+
+    def __init__(self, sender: Any, rows: int) -> None:
+        self._sender, self._open = sender, rows
+
+    def send(self, response: Any = None, flags: int = 0) -> None:
+        """Like Triton's; responder's thread only."""
+        if flags == pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL:
+            self._open -= 1
+            flags = flags if self._open == 0 else 0
+        if flags and response is not None:
+            self._sender.send(response, flags=flags)
+        elif flags:
+            self._sender.send(flags=flags)
+        elif response is not None:
+            self._sender.send(response)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone away; not to be asked when every row has ended."""
+        return bool(self._sender.is_cancelled())
 
 
 def send_error(sender: Any, error: RequestError, *, started: bool = False) -> None:

@@ -2,7 +2,10 @@
 
 TensorRT-LLM's meaning is kept: nothing given is greedy, ``top_k`` 0 keeps every token, ``top_p`` 0
 is not given, and a request without a seed uses seed 0, so equal requests get equal answers.
-A temperature below :data:`COLDEST` is greedy.
+A temperature below :data:`COLDEST` is greedy, and ``top_k`` above :data:`LARGEST_TOP_K` is that.
+
+What the engine would do otherwise is refused by name. docs/sampling.md has every parameter with its
+meaning on both targets.
 """
 
 from __future__ import annotations
@@ -17,6 +20,16 @@ COLDEST = 1e-5
 """The lowest temperature that is sampled with. Below, only the most likely token has a chance, and
 far below the scores divided by it no longer fit into float32, which gives any token at all."""
 
+LARGEST_TOP_K = 1024
+"""TensorRT-LLM's limit (``TOP_K_MAX``); it lowers a larger one to this."""
+
+_COUNTS_OTHERWISE = (
+    "TensorRT-LLM counts the prompt's tokens too and always lowers their scores, the CPU engine "
+    "counts generated ones only and raises those below zero; leave it out or send 0 here, use "
+    "repetition_penalty, which is the same on both, or serve the tensorrt target"
+)
+_OTHER_PENALTIES = ("presence_penalty", "frequency_penalty")
+
 Scalar = Callable[[str], Any]
 """The value of an optional one-element tensor, or None."""
 
@@ -30,8 +43,14 @@ def read_sampling(scalar: Scalar) -> Sampling:
     Raises:
         RequestError: A value is out of range.
     """
+    for name in _OTHER_PENALTIES:
+        value = scalar(name)
+        if value is not None and value != 0:
+            raise RequestError(f"{name} {value:g}: {_COUNTS_OTHERWISE}", "UNSUPPORTED")
+    # Without beams it does nothing; TensorRT-LLM 1.2.1 reads it as a number of prompt tokens.
+    _real(scalar, "len_penalty", 0.0, low=0.0)
     temperature = _real(scalar, "temperature", 1.0, low=0.0)
-    top_k = _whole(scalar, "runtime_top_k")
+    top_k = min(_whole(scalar, "runtime_top_k"), LARGEST_TOP_K)
     top_p = _real(scalar, "runtime_top_p", 0.0, low=0.0, high=1.0)
     return Sampling(
         greedy=temperature < COLDEST or top_k == 1 or (top_k == 0 and top_p == 0),
@@ -40,9 +59,6 @@ def read_sampling(scalar: Scalar) -> Sampling:
         top_p=top_p or 1.0,
         seed=_whole(scalar, "seed"),
         repetition_penalty=_penalty(scalar),
-        # The engine's own limits; OpenAI's API has the same.
-        presence_penalty=_real(scalar, "presence_penalty", 0.0, low=-2.0, high=2.0),
-        frequency_penalty=_real(scalar, "frequency_penalty", 0.0, low=-2.0, high=2.0),
         min_tokens=_whole(scalar, "min_tokens"),
     )
 
@@ -58,17 +74,17 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
     sampling = request.sampling
     config.max_new_tokens = request.max_new_tokens - already_generated
     config.min_new_tokens = max(0, sampling.min_tokens - already_generated)
-    if request.end_ids:
-        # Each id is both a stop id and subject to min_new_tokens.
-        config.set_eos_token_id(min(request.end_ids))
-        config.stop_token_ids = set(request.end_ids)
+    # Each of the engine's end ids is subject to min_new_tokens. Any other ends the text when it is
+    # read from the engine (generation.py).
+    known = request.held_back if config.min_new_tokens else request.end_ids
+    if known:
+        config.set_eos_token_id(min(known))
+        config.stop_token_ids = set(known)
     else:
         # The engine refuses its own default end id of -1 even where it is to be ignored.
         config.set_eos_token_id(0)
         config.ignore_eos = True
     config.repetition_penalty = sampling.repetition_penalty
-    config.presence_penalty = sampling.presence_penalty
-    config.frequency_penalty = sampling.frequency_penalty
     # 1 is the chosen token's own; without it the scores of greedy decoding are 0.
     config.logprobs = int(request.log_probs)
     if not sampling.greedy:

@@ -37,6 +37,7 @@ class EngineSettings:
         stats_check_period: Seconds.
         properties: Properties of OpenVINO's CPU plugin.
         int8_products: Whether the engine multiplies INT8 by INT8.
+        decoupled: Whether a request may get many responses (model_transaction_policy).
     """
 
     engine_dir: Path
@@ -57,6 +58,7 @@ class EngineSettings:
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
     int8_products: bool = False
+    decoupled: bool = True
 
     @property
     def kv_bytes(self) -> int:
@@ -64,12 +66,15 @@ class EngineSettings:
         return self.num_kv_blocks * self.kv_block_bytes
 
 
-def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSettings:
+def read_settings(
+    repository: Path, parameters: Mapping[str, str], *, decoupled: bool = True
+) -> EngineSettings:
     """Settings from the parameters of config.pbtxt (NVIDIA's names) and the engine directory.
 
     Args:
         repository: Root of the model repository; relative paths start there.
         parameters: Parameter name to ``string_value``.
+        decoupled: The model's transaction policy.
 
     Raises:
         ValueError: A parameter or the engine's config.json is missing or wrong.
@@ -115,6 +120,7 @@ def read_settings(repository: Path, parameters: Mapping[str, str]) -> EngineSett
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),
         int8_products=_quant_algo(engine).startswith("W8A8"),
+        decoupled=decoupled,
     )
 
 

@@ -38,6 +38,11 @@ _UNSUPPORTED = {
     "runtime_top_p_decay": "decaying top_p",
     "runtime_top_p_reset_ids": "decaying top_p",
 }
+_ONE_SEQUENCE = (
+    "the CPU engine has no several sequences per request, and 1 is no safe way to say so: "
+    "TensorRT-LLM 1.2.1 behind Triton takes the number for no_repeat_ngram_size, which at 1 "
+    "forbids every token that came before; leave it out (tensorrt_llm_bls takes 1)"
+)
 _UNSUPPORTED_FLAGS = {
     "return_context_logits": "context logits",
     "return_generation_logits": "generation logits",
@@ -45,7 +50,6 @@ _UNSUPPORTED_FLAGS = {
 # The values that leave things as they are.
 _UNSUPPORTED_NUMBERS = {
     "beam_width": ((1,), "beam search"),
-    "num_return_sequences": ((1,), "several sequences per request"),
     # The preprocessing model always sends one pad token for a decoder-only model, as upstream's.
     "decoder_input_lengths": ((0, 1), "decoder inputs"),
 }
@@ -65,6 +69,32 @@ class Inputs:
     def of(cls, request: Any) -> Inputs:
         """The inputs of a ``pb_utils.InferenceRequest``."""
         return cls({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+
+    def rows(self) -> list[Inputs]:
+        """The inputs of each row of the batch by itself; the prompts are cut at their lengths.
+
+        Raises:
+            RequestError: The rows of an input are not as many as the prompts.
+        """
+        ids = self.required("input_ids")
+        if ids.ndim != 2 or ids.shape[0] == 0:
+            raise RequestError(
+                f"input_ids must be prompts [batch, n], got the shape {list(ids.shape)}"
+            )
+        count = ids.shape[0]
+        if count > 1:
+            # One length for all would take the padding of the shorter ones for tokens.
+            self.required("input_lengths")
+        for name, array in self._tensors.items():
+            if array.ndim == 0 or array.shape[0] != count:
+                raise RequestError(
+                    f"{name} must have one row for each of the {count} prompts, got the shape "
+                    f"{list(array.shape)}"
+                )
+        return [
+            Inputs({name: array[row : row + 1] for name, array in self._tensors.items()})
+            for row in range(count)
+        ]
 
     def array(self, name: str) -> Array | None:
         """An optional tensor."""
@@ -96,22 +126,26 @@ class Inputs:
 
 
 def is_stop(inputs: Inputs) -> bool:
-    """Whether the request only asks to stop the one with its request id (upstream's contract)."""
-    return bool(inputs.scalar("stop"))
+    """Whether the request only asks to stop the one with its request id (upstream's contract).
+
+    As in upstream's backend nothing else of the request counts, and of a batch its first row.
+    """
+    stop = inputs.array("stop")
+    return stop is not None and stop.size > 0 and bool(stop.flat[0])
 
 
 def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> GenerationRequest:
     """What the client wants generated.
 
+    Args:
+        inputs: Of one row.
+        client_id: The client's request id.
+        settings: The engine's limits.
+
     Raises:
         RequestError: A value is wrong, or the CPU engine cannot do what is asked.
     """
     ids = inputs.required("input_ids")
-    if ids.ndim != 2 or ids.shape[0] != 1:
-        raise RequestError(
-            f"input_ids must be one prompt [1, n], got the shape {list(ids.shape)}: send a request "
-            "per prompt, the engine batches them in flight"
-        )
     _refuse_unsupported(inputs)
     length = inputs.scalar("input_lengths")
     if length is not None and not 0 <= length <= ids.shape[1]:
@@ -123,6 +157,7 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
         max_new_tokens=int(inputs.scalar("request_output_len")),
         sampling=read_sampling(inputs.scalar),
         end_ids=end_ids,
+        held_back=_held_back(inputs, end_ids),
         stop_words=stop_words,
         log_probs=bool(inputs.scalar("return_log_probs")),
         client_id=client_id,
@@ -130,9 +165,22 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
 
 
 def read_answer(
-    inputs: Inputs, wanted: frozenset[str], request: GenerationRequest, settings: EngineSettings
+    inputs: Inputs,
+    wanted: frozenset[str],
+    request: GenerationRequest,
+    settings: EngineSettings,
+    *,
+    batch_index: int | None = None,
 ) -> Answer:
-    """How the client wants it answered."""
+    """How the client wants it answered.
+
+    Args:
+        inputs: Of one row.
+        wanted: Names of the outputs that the client asked for.
+        request: What is generated.
+        settings: The engine's limits.
+        batch_index: The row, if there are several.
+    """
     exclude = inputs.scalar("exclude_input_in_output")
     exclude = settings.exclude_input_in_output if exclude is None else bool(exclude)
     return Answer(
@@ -144,7 +192,7 @@ def read_answer(
         perf_metrics=bool(inputs.scalar("return_perf_metrics")),
         num_input_tokens=bool(inputs.scalar("return_num_input_tokens")),
         num_output_tokens=bool(inputs.scalar("return_num_output_tokens")),
-        shares_blocks=settings.enable_prefix_caching,
+        batch_index=batch_index,
     )
 
 
@@ -204,7 +252,35 @@ def _ends(
     return ends, tuple(word for word in words if not (len(word) == 1 and word[0] in ends))
 
 
+def _held_back(inputs: Inputs, end_ids: frozenset[int]) -> frozenset[int]:
+    """The end ids that min_tokens holds back: TensorRT-LLM knows the request's own one only."""
+    end_id = inputs.scalar("end_id")
+    return end_ids if end_id is None else end_ids & {int(end_id)}
+
+
+def check_policy(inputs: Inputs, rows: int, settings: EngineSettings) -> None:
+    """Refuses what a model that answers once cannot do, as upstream's backend does.
+
+    Raises:
+        RequestError: With the reason and the remedy.
+    """
+    if settings.decoupled:
+        return
+    remedy = (
+        "Triton's model answers once per request here (model_transaction_policy is not decoupled); "
+        "serve the repository with serve.decoupled: true"
+    )
+    streaming = inputs.array("streaming")
+    if streaming is not None and streaming.any():
+        raise RequestError(f"streaming: {remedy}, or send streaming false")
+    if rows > 1:
+        raise RequestError(f"a batch of {rows} prompts: {remedy}, or send them one by one")
+
+
 def _refuse_unsupported(inputs: Inputs) -> None:
+    sequences = inputs.scalar("num_return_sequences")
+    if sequences is not None:
+        raise RequestError(f"num_return_sequences {sequences}: {_ONE_SEQUENCE}", "UNSUPPORTED")
     if word_list(inputs.array("bad_words_list"), "bad_words_list"):
         raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
     for name, what in _UNSUPPORTED.items():

@@ -39,10 +39,11 @@ _FROM_PREPROCESSING = {
     "OUT_PROMPT_TABLE_EXTRA_IDS": "prompt_table_extra_ids",
 }
 # Inputs that go to the engine as they are, by its names; True for those of one element.
+# Two stay here. Without beams, length_penalty means nothing and num_return_sequences can only be 1,
+# while TensorRT-LLM 1.2.1's backend takes them for other parameters (docs/sampling.md).
 _TO_ENGINE = {
     "top_k": ("runtime_top_k", True),
     "top_p": ("runtime_top_p", True),
-    "length_penalty": ("len_penalty", True),
     "prompt_embedding_table": ("prompt_embedding_table", False),
     "lora_weights": ("lora_weights", False),
     "lora_config": ("lora_config", False),
@@ -56,7 +57,6 @@ _TO_ENGINE = {
             "frequency_penalty",
             "seed",
             "beam_width",
-            "num_return_sequences",
             "prompt_vocab_size",
             "lora_task_id",
             "guided_decoding_guide_type",
@@ -88,10 +88,12 @@ class Models:
 
     Args:
         engine: Name of the engine's model.
+        decoupled: Whether that model may answer a request more than once.
     """
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, *, decoupled: bool = True) -> None:
         self._engine = engine
+        self.decoupled = decoupled
         self._keeper = Keeper()
 
     def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -149,7 +151,7 @@ class Models:
             ),
         )
         ended = False
-        for response in self._keeper.iterate(request.exec(decoupled=True)):
+        for response in self._responses(request):
             found = _outputs(response)
             ended = not found
             if found:
@@ -183,8 +185,14 @@ class Models:
                 }
             ),
         )
-        for response in self._keeper.iterate(request.exec(decoupled=True)):
+        for response in self._responses(request):
             _outputs(response)
+
+    def _responses(self, request: Any) -> Iterator[Any]:
+        # Triton refuses the call if this is not the policy of the model called.
+        if self.decoupled:
+            return self._keeper.iterate(request.exec(decoupled=True))
+        return iter((request.exec(),))
 
 
 def _tensors(arrays: Mapping[str, Array]) -> list[Any]:

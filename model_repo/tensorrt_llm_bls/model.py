@@ -20,6 +20,7 @@ Triton's FINAL flag. A prompt that fails ends the whole request.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import uuid
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ _ONLY = {
     "num_draft_tokens": (0, "draft tokens"),
     "use_draft_logits": (False, "draft tokens"),
 }
+
+_ANSWERS_ONCE = (
+    "stream: this model answers once per request (its model_transaction_policy is not decoupled); "
+    "send stream false, or call a model that streams: tensorrt_llm_bls of a repository with "
+    "serve.decoupled: true or both"
+)
+
+_ONE_PROMPT = (
+    "text_input: this model answers once per request (its model_transaction_policy is not "
+    "decoupled), so it takes one prompt; send a request per prompt, the engine batches them in "
+    "flight"
+)
 
 # Each output that the engine need not send saves it and this process some time per token.
 _MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens", "batch_index"})
@@ -80,7 +93,13 @@ class TritonPythonModel:
         self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
         self._accumulate = flag(parameters, "accumulate_tokens", default=False)
         self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
-        self._models = Models(parameters.get("tensorrt_llm_model_name", "tensorrt_llm"))
+        self._decoupled = pb_utils.using_decoupled_model_transaction_policy(
+            json.loads(args["model_config"])
+        )
+        self._models = Models(
+            parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
+            decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
+        )
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -128,6 +147,10 @@ class TritonPythonModel:
             rows = [batch.row(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+            if not self._decoupled and any(_scalar(row, "stream") for row in rows):
+                raise CallError(_ANSWERS_ONCE)
+            if not self._decoupled and prompts > 1:
+                raise CallError(_ONE_PROMPT)
             tokens = self._models.preprocess(inputs)
             if not self._reserve(prompts - 1):
                 raise CallError(self._no_room(), pb_utils.TritonError.UNAVAILABLE)
@@ -210,7 +233,7 @@ class TritonPythonModel:
             [*_ALWAYS, *(name for name in shared.wanted if name not in _MADE_HERE)],
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
-            streaming=streaming or bool(stop_words),
+            streaming=self._models.decoupled and (streaming or bool(stop_words)),
         )
         abandoned = False
         try:

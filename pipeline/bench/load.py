@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.bench.stats import Timeline, summary_ms
 from pipeline.client import AsyncClient, ServerFailed, Tls
 from pipeline.errors import UsageError
 from pipeline.tables import streams
-from pipeline.triton.contract import BLS
+from pipeline.triton.contract import BLS, answering_model
 
 # Streams end at the wished length, so that every request costs the same.
 NO_END = -1
@@ -42,7 +43,8 @@ class Measurement:
         seconds: From the first request sent to the last token received.
         tokens_per_second: Generated tokens per second over all streams.
         requests_per_second: Finished requests per second.
-        ttft_ms: Mean, percentiles and maximum of the time to the first token.
+        ttft_ms: Mean, percentiles and maximum of the time to the first token; None where the model
+            answers once per request.
         itl_ms: The same of the time between tokens of a stream; None for single tokens.
         latency_ms: The same of the time to the last token.
     """
@@ -110,13 +112,14 @@ def measure(
         async with AsyncClient(
             url, model=model, timeout=timeout, tls=tls, headers=headers
         ) as client:
+            policy = await client.model_metadata(answering_model(model))
+            request = partial(_streamed if policy.decoupled else _whole, client)
             for level in concurrency:
                 # The first requests of a level pay for what is set up once.
-                await _load(client, prompts, level, level, min(output_tokens, 8))
+                await _load(partial(request, tokens=min(output_tokens, 8)), prompts, level, level)
                 count = max(requests, level)
-                result = _measurement(
-                    level, await _load(client, prompts, level, count, output_tokens)
-                )
+                ask = partial(request, tokens=output_tokens)
+                result = _measurement(level, await _load(ask, prompts, level, count))
                 results.append(result)
                 on_measured(result)
         return results
@@ -130,12 +133,13 @@ def measure(
     }
 
 
-async def _load(
-    client: AsyncClient, prompts: Sequence[str], level: int, requests: int, tokens: int
-) -> list[Timeline]:
+_Ask = Callable[[str], Awaitable[Timeline]]
+
+
+async def _load(ask: _Ask, prompts: Sequence[str], level: int, requests: int) -> list[Timeline]:
     todo = islice(cycle(prompts), requests)
     timelines: list[Timeline] = []
-    workers = [asyncio.create_task(_worker(client, todo, tokens, timelines)) for _ in range(level)]
+    workers = [asyncio.create_task(_worker(ask, todo, timelines)) for _ in range(level)]
     try:
         await asyncio.gather(*workers)
     finally:
@@ -145,15 +149,13 @@ async def _load(
     return timelines
 
 
-async def _worker(
-    client: AsyncClient, todo: Iterator[str], tokens: int, timelines: list[Timeline]
-) -> None:
+async def _worker(ask: _Ask, todo: Iterator[str], timelines: list[Timeline]) -> None:
     for prompt in todo:
-        timeline = await _request(client, prompt, tokens)
+        timeline = await ask(prompt)
         timelines.append(timeline)
 
 
-async def _request(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
+async def _streamed(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
     arrivals = []
     input_tokens = 0
     sent_at = time.perf_counter()
@@ -162,12 +164,26 @@ async def _request(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
             arrivals.append((time.perf_counter(), chunk.num_output_tokens))
         input_tokens = chunk.num_input_tokens or input_tokens
     if not arrivals:
-        raise ServerFailed(
-            "the server does not count tokens, so its speed cannot be measured",
-            where=client.url,
-            fix="The model must answer return_num_output_tokens, as TensorRT-LLM 1.x does",
-        )
+        raise _uncounted(client)
     return Timeline(sent_at, tuple(arrivals), input_tokens)
+
+
+async def _whole(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
+    """One response per request; nobody knows when its first token was there."""
+    sent_at = time.perf_counter()
+    answer = await client.generate(prompt, max_tokens=tokens, end_id=NO_END, top_k=1)
+    if not answer.num_output_tokens:
+        raise _uncounted(client)
+    arrival = (time.perf_counter(), answer.num_output_tokens)
+    return Timeline(sent_at, (arrival,), answer.num_input_tokens or 0, streamed=False)
+
+
+def _uncounted(client: AsyncClient) -> ServerFailed:
+    return ServerFailed(
+        "the server does not count tokens, so its speed cannot be measured",
+        where=client.url,
+        fix="The model must answer return_num_output_tokens, as TensorRT-LLM 1.x does",
+    )
 
 
 def _measurement(level: int, timelines: Sequence[Timeline]) -> Measurement:
@@ -182,7 +198,7 @@ def _measurement(level: int, timelines: Sequence[Timeline]) -> Measurement:
         seconds=round(end - start, 4),
         tokens_per_second=round(tokens / (end - start), 2),
         requests_per_second=round(len(timelines) / (end - start), 3),
-        ttft_ms=summary_ms([timeline.ttft_s for timeline in timelines]),
+        ttft_ms=summary_ms([timeline.ttft_s for timeline in timelines if timeline.streamed]),
         itl_ms=summary_ms([wait for t in timelines for wait in t.inter_token_s]),
         latency_ms=summary_ms([timeline.latency_s for timeline in timelines]),
     )

@@ -17,11 +17,13 @@ class Timeline:
         sent_at: When the request was sent, in seconds of a monotonic clock.
         arrivals: When each piece with new tokens came, by the same clock, and how many it had.
         input_tokens: Tokens of the prompt.
+        streamed: Whether the answer could come in pieces.
     """
 
     sent_at: float
     arrivals: tuple[tuple[float, int], ...]
     input_tokens: int
+    streamed: bool = True
 
     @property
     def output_tokens(self) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.commands.options import Connection, Invocation, Output, new_file
+
+if TYPE_CHECKING:
+    from pipeline.client import Client, GenerateRequest
 
 
 def serve(
@@ -111,16 +115,27 @@ def generate(
         ) as client,
     ):
         started = time.monotonic()
-        with client.stream(request) as stream:
-            for chunk in stream:
-                pieces.append(chunk.text)
-                if not output.json:
-                    print(chunk.text, end="", flush=True)
+        for piece in _pieces(client, request):
+            pieces.append(piece)
+            if not output.json:
+                print(piece, end="", flush=True)
         seconds = time.monotonic() - started
     if output.json:
         print_json({"text": "".join(pieces), "pieces": len(pieces), "seconds": round(seconds, 3)})
     else:
         print()
+
+
+def _pieces(client: Client, request: GenerateRequest) -> Iterator[str]:
+    """The text of an answer as it comes; in one piece from a model that answers once."""
+    from pipeline.triton.contract import answering_model
+
+    if not client.model_metadata(answering_model(client.model)).decoupled:
+        yield client.generate(request).text
+        return
+    with client.stream(request) as stream:
+        for chunk in stream:
+            yield chunk.text
 
 
 def verify(

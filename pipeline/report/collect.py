@@ -119,8 +119,9 @@ def _gate(limit: float | None, words: str, show: Any) -> str:
 def _load(bench: dict[str, Any]) -> dict[str, Any]:
     rows = bench["measurements"]
     best = max(rows, key=lambda row: row["tokens_per_second"])
+    kind = "requests" if best["ttft_ms"] is None else "streamed requests"
     return {
-        "note": f"{bench['requests']} streamed requests of {bench['output_tokens']} tokens per "
+        "note": f"{bench['requests']} {kind} of {bench['output_tokens']} tokens per "
         "row, over gRPC, with client, server and engine on this one machine.",
         "rows": rows,
         "best": best["tokens_per_second"],

@@ -104,7 +104,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="bench",
-    version=1,
+    version=2,
     title="measure the repository under load",
     inputs=("repository",),
     run=run,

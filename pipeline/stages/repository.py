@@ -83,7 +83,7 @@ def run(context: StageContext) -> dict[str, Any]:
             fix="Install it: pip install 'trtllm-pipeline[cpu]'",
         ) from error
     from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, engine_model
-    from pipeline.triton.tensors import ENGINE
+    from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
@@ -95,12 +95,13 @@ def run(context: StageContext) -> dict[str, Any]:
         (output / model / "config.pbtxt").write_text(text, encoding="utf-8")
     sources = model_sources()
     for name in python_files(sources):
-        model = Path(name).parts[0]
-        native = model == ENGINE and engine.backend != "python"
-        if model in configs and not native:
-            target = output / model / "1" / Path(name).relative_to(model)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sources / name, target)
+        source = Path(name).parts[0]
+        for model in (source, *TWINS.get(source, ())):
+            native = model == ENGINE and engine.backend != "python"
+            if model in configs and not native:
+                target = output / model / "1" / Path(name).relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sources / name, target)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):

@@ -16,7 +16,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from pipeline.triton.contract import MODELS
+from pipeline.triton.contract import KNOWN
 from pipeline.triton.tensors import ModelContract
 
 _TEMPLATE = re.compile(r"\$\{[^}\n]*\}?")
@@ -50,7 +50,7 @@ def read_config(path: Path) -> tuple[proto.ModelConfig | None, list[str]]:
 
 
 def check_config(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
-    """Checks one model against Triton's rules and, for the five known models, the wire contract.
+    """Checks one model against Triton's rules and, for the known models, the wire contract.
 
     Args:
         config: The parsed message.
@@ -77,14 +77,18 @@ def check_config(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
                 yield f"{side} {name} is declared {count} times"
         for tensor in tensors:
             yield from _check_tensor(side, tensor)
-    streams = any(tensor.name in _STREAM_INPUTS for tensor in config.input)
-    if streams and not ensemble and not config.model_transaction_policy.decoupled:
+    if config.name in KNOWN:
+        yield from _check_contract(config, KNOWN[config.name])
+    elif (
+        # The known models refuse a request to stream by name where they answer once.
+        not ensemble
+        and not config.model_transaction_policy.decoupled
+        and any(tensor.name in _STREAM_INPUTS for tensor in config.input)
+    ):
         yield (
             "it has a streaming input but model_transaction_policy.decoupled is not set, so it "
             "cannot answer more than once"
         )
-    if config.name in MODELS:
-        yield from _check_contract(config, MODELS[config.name])
     yield from _check_files(config, folder)
 
 

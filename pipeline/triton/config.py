@@ -13,10 +13,11 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
 from pipeline.recipe import Recipe
-from pipeline.triton.contract import MODELS
+from pipeline.triton.contract import served_models
 from pipeline.triton.parameters import EngineModel, engine_model, model_parameters
 from pipeline.triton.tensors import (
     BLS,
+    BLS_UNARY,
     ENGINE,
     ENSEMBLE,
     POSTPROCESSING,
@@ -31,7 +32,7 @@ HEADER = "# Written by the repository stage: change the recipe, not this file.\n
 def render_configs(
     recipe: Recipe, engine: Mapping[str, Any], native: EngineModel | None = None
 ) -> dict[str, str]:
-    """The text of config.pbtxt for the five models, by model name.
+    """The text of config.pbtxt for the models of a repository, by model name.
 
     Args:
         recipe: ``serve`` and ``compile`` are read.
@@ -51,12 +52,13 @@ def render_configs(
         ENGINE: 1,
         POSTPROCESSING: serve.postprocessing_instance_count,
         BLS: serve.bls_instance_count,
+        BLS_UNARY: serve.bls_instance_count,
     }
     native = native or engine_model(recipe, engine)
     backend = dict.fromkeys(instances, "python") | {ENGINE: native.backend}
     parameters = model_parameters(recipe, native)
     texts = {}
-    for name, contract in MODELS.items():
+    for name, contract in served_models(serve.decoupled).items():
         config = _message(contract, max_batch_size)
         if name != ENSEMBLE:
             config.backend = backend[name]

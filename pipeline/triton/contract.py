@@ -8,9 +8,8 @@ Deviations, each on purpose:
   models here are text-only. A declared input that nothing reads would be ignored in silence; an
   undeclared one is refused by Triton by name.
 * ``ensemble`` lists ``kv_cache_alloc_total_blocks`` once; upstream lists it twice.
-* ``return_perf_metrics`` on the CPU leaves ``kv_cache_alloc_new_blocks`` and
-  ``kv_cache_reused_blocks`` out while prompts may share blocks (``enable_kv_cache_reuse``):
-  OpenVINO does not say how many they did.
+* Upstream's ``decoupled_mode`` is ``serve.decoupled``; ``both`` adds a sixth model,
+  ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
@@ -23,9 +22,11 @@ element although the wire carries ``[1]``. Standard library only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pipeline.triton.tensors import (
     BLS,
+    BLS_UNARY,
     BOOL,
     ENGINE,
     ENSEMBLE,
@@ -49,14 +50,18 @@ from pipeline.triton.wiring import STEPS
 
 __all__ = [
     "BLS",
+    "BLS_UNARY",
     "ENGINE",
     "ENSEMBLE",
+    "KNOWN",
     "MODELS",
     "POSTPROCESSING",
     "PREPROCESSING",
     "ModelContract",
     "Step",
     "Tensor",
+    "answering_model",
+    "served_models",
 ]
 
 _PREPROCESSING = ModelContract(
@@ -283,3 +288,30 @@ MODELS: Mapping[str, ModelContract] = {
     model.name: model for model in (_PREPROCESSING, _ENGINE, _POSTPROCESSING, _BLS, _ENSEMBLE)
 }
 """The five models by name, in the order in which they must be loaded one by one."""
+
+_UNARY = replace(_BLS, name=BLS_UNARY, decoupled=False)
+
+KNOWN: Mapping[str, ModelContract] = {**MODELS, BLS_UNARY: _UNARY}
+"""Every model that a repository may have, by name."""
+
+
+def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
+    """The models of a repository by name, in the order in which they must be loaded one by one.
+
+    Args:
+        decoupled: ``serve.decoupled`` of the recipe: whether the models that answer clients may
+            answer a request more than once; ``both`` adds one that answers once.
+    """
+    if decoupled == "both":
+        return KNOWN
+    if decoupled:
+        return MODELS
+    return {name: replace(contract, decoupled=False) for name, contract in MODELS.items()}
+
+
+def answering_model(model: str) -> str:
+    """The model whose transaction policy decides how often ``model`` answers a request.
+
+    An ensemble has none of its own; it answers as often as the engine does.
+    """
+    return ENGINE if model == ENSEMBLE else model

@@ -15,19 +15,35 @@ _FAILED_MODEL = re.compile(
 )
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*$", re.MULTILINE)
 _PLACE = re.compile(r"^\s+(\S+\.py)\((\d+)\): (\S+)", re.MULTILINE)
-# What every server says on a machine without a GPU, whatever it ends from.
-_NO_GPU = re.compile(
+# How the C++ runtime reports an exception that nobody catches; "terminate called" may come twice.
+_UNCAUGHT = re.compile(
+    r"terminate called after throwing an instance of '(?P<kind>[^']+)'"
+    r"(?:\s+(?:terminate called[^\n]*\s+)?what\(\):\s+(?P<what>[^\n]+))?"
+)
+# Two that a busy machine provokes: a lock in shared memory that is taken while it is being made.
+_LOCKS = re.compile(r"lock_exception|Resource deadlock (?:avoided|would occur)")
+# What every server says on a machine without a GPU, whatever it ends from, and what a stub says of
+# any server that is gone.
+_NOISE = re.compile(
     r"CudaDriverHelper has not been initialized|CUDA driver version is insufficient"
     r"|no CUDA-capable device|Failed to initialize NVML|[Dd]cgm|DCGM"
     r"|Unable to allocate pinned system memory|pinned memory pool disabled"
+    r"|Non-graceful termination detected"
 )
 
 
 class Cause(NamedTuple):
-    """Why the server did not start and what helps; ``fix`` may be unknown."""
+    """Why the server did not start and what helps.
+
+    Attributes:
+        why: The reason.
+        fix: None when it is not known.
+        passing: Whether a second start need not meet it.
+    """
 
     why: str
     fix: str | None
+    passing: bool = False
 
 
 _KNOWN = (
@@ -82,16 +98,29 @@ def find_cause(log: str, seen: str | None = None) -> Cause:
     for pattern, why, fix in _KNOWN:
         if match := pattern.search(log):
             return Cause(why.format(*match.groups()), fix)
+    if match := _UNCAUGHT.search(log):
+        return _uncaught(match["kind"], match["what"])
     if match := _FAILED_MODEL.search(log):
         return Cause(f"Model {match['model']} failed to load: {_reason(match['cause'])}", None)
     if seen:
         return Cause(seen, None)
-    log = "\n".join(line for line in log.splitlines() if not _NO_GPU.search(line))
+    log = "\n".join(line for line in log.splitlines() if not _NOISE.search(line))
     lines = [text for level, text in _LINE.findall(log) if level in "EF"]
     if lines:
         return Cause(f"Triton's last error was: {lines[-1].strip(chr(34))}", None)
     tail = [line for line in log.splitlines() if line.strip()]
     return Cause(f"The last line of its log is: {tail[-1]}" if tail else "Its log is empty", None)
+
+
+def _uncaught(kind: str, what: str | None) -> Cause:
+    said = kind if what in (None, kind) else f"{kind}: {what}"
+    if _LOCKS.search(said):
+        return Cause(
+            f"A lock between Triton and the processes of its Python models failed ({said})",
+            "Start it again; it happens on a busy machine, so start fewer servers at a time",
+            passing=True,
+        )
+    return Cause(f"It ended from a C++ exception that nothing caught ({said})", None)
 
 
 def _reason(cause: str) -> str:

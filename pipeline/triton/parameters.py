@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.errors import UnsupportedError
 from pipeline.recipe import Recipe
 from pipeline.triton.tensorrtllm import BACKEND, build_parameters
-from pipeline.triton.tensors import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.triton.trt_engine import TrtEngine
 
 # Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.
@@ -110,6 +110,8 @@ def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[s
         ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
         BLS: _bls(recipe),
+        # Otherwise the model takes its engine's transaction policy for its own.
+        BLS_UNARY: {**_bls(recipe), "tensorrt_llm_decoupled": "true"},
     }
 
 

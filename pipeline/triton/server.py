@@ -60,6 +60,10 @@ class Health:
     error: str | None
 
 
+class _PassingError(ServerError):
+    """A start that failed for a reason that a second one need not meet."""
+
+
 class TritonServer(RunningServer):
     """A tritonserver that is ready inside a ``with`` block.
 
@@ -113,6 +117,8 @@ class TritonServer(RunningServer):
     def start(self) -> TritonServer:
         """Launches the server and waits until every model is ready.
 
+        A start that fails for a passing reason, as on a busy machine, is repeated once.
+
         Raises:
             ServerError: A port is taken, or the server ended or did not become ready; the message
                 holds the cause from its log.
@@ -131,7 +137,7 @@ class TritonServer(RunningServer):
         self._failure = None
         self._log = self._open_log()
         try:
-            self._launch()
+            self._launch_or_once_more()
         except BaseException:
             self.stop()
             raise
@@ -213,6 +219,16 @@ class TritonServer(RunningServer):
                 "the server's log cannot be written", where=str(self.log_file), why=error.strerror
             ) from error
 
+    def _launch_or_once_more(self) -> None:
+        try:
+            self._launch()
+        except _PassingError as error:
+            logger.warning("%s: %s; starting it once more", error.what, error.why)
+            if self._process:
+                self._process.stop(at_once=True)
+                self._process = None
+            self._launch()
+
     def _launch(self) -> None:
         """Starts one process and waits for it; on failure the caller stops it."""
         if self._log is None:
@@ -246,7 +262,8 @@ class TritonServer(RunningServer):
         """The error for a start that failed, with the reason out of the log."""
         cause = find_cause(self._said_since(offset), seen)
         why = self._process.real_paths(cause.why) if self._process else cause.why
-        return ServerError(what, where=self._place(), why=why, fix=cause.fix)
+        kind = _PassingError if cause.passing else ServerError
+        return kind(what, where=self._place(), why=why, fix=cause.fix)
 
     def _said_since(self, offset: int) -> str:
         if self._log is None:

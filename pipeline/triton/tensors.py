@@ -14,6 +14,11 @@ ENGINE = "tensorrt_llm"
 POSTPROCESSING = "postprocessing"
 BLS = "tensorrt_llm_bls"
 ENSEMBLE = "ensemble"
+BLS_UNARY = "tensorrt_llm_bls_unary"
+"""``tensorrt_llm_bls`` once more, for calls that take exactly one response."""
+
+TWINS: Mapping[str, tuple[str, ...]] = {BLS: (BLS_UNARY,)}
+"""The models that run the files of another one, by that one's name."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.errors import RepositoryError
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
 from pipeline.triton.tensorrtllm import BACKEND, BATCHING, MANDATORY, local_path
-from pipeline.triton.tensors import ENGINE
+from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE
 from pipeline.triton.trt_engine import TrtEngine
 
 # The one tokenizer file that every text model needs; the others are optional.
@@ -51,6 +51,7 @@ def problems(repository: Path) -> list[str]:
         found += [f"{place}: {problem}" for problem in _tokenizer(repository, config)]
     if ENGINE in models:
         found += list(_engine(repository, models))
+        found += list(_policies(models))
     return found
 
 
@@ -114,6 +115,28 @@ def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[
                 f"{name}/config.pbtxt: max_batch_size {config.max_batch_size} is larger than the "
                 f"{size} sequences the engine was built for"
             )
+
+
+def _policies(models: dict[str, proto.ModelConfig]) -> Iterator[str]:
+    """A text model must call its engine by the engine's policy, or Triton refuses every call."""
+    engine = models[ENGINE].model_transaction_policy.decoupled
+    for name in (BLS, BLS_UNARY):
+        if name not in models:
+            continue
+        own = models[name].model_transaction_policy.decoupled
+        value = _parameter(models[name], "tensorrt_llm_decoupled")
+        expects = value == "true" if value else own
+        if expects != engine:
+            yield (
+                f"{name}/config.pbtxt: it calls {ENGINE} as one that "
+                f"{_answers(expects)}, but that {_answers(engine)} (model_transaction_policy)"
+            )
+        elif own and not engine:
+            yield f"{name}/config.pbtxt: it is decoupled, but {ENGINE} is not, so it cannot stream"
+
+
+def _answers(decoupled: bool) -> str:
+    return "may answer many times" if decoupled else "answers once"
 
 
 def _engine_files(config: dict[str, Any]) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
-from pipeline.triton.contract import BLS, ENSEMBLE
+from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
 
 Details = dict[str, Any]
 Answer = TypeVar("Answer")
@@ -105,16 +106,28 @@ class Context:
 
     def decoupled(self, model: str | None = None) -> bool:
         """Whether a request to a model, the one under test if none is named, may be streamed."""
-        return self.client.model_metadata(model).decoupled
+        return self.client.model_metadata(answering_model(model or self.model)).decoupled
 
     def text_models(self) -> list[str]:
         """The text models of the server by name, the one under test first."""
-        names = dict.fromkeys((self.model, BLS, ENSEMBLE))
+        names = dict.fromkeys((self.model, BLS, ENSEMBLE, BLS_UNARY))
         return [name for name in names if self.has(name)]
 
     def declared(self, parameter: str) -> str | None:
         """A parameter of the model under test, from its ``config.pbtxt``."""
         return dict(self.client.model_metadata().parameters).get(parameter)
+
+    @cached_property
+    def answers_once(self) -> bool:
+        """Whether the model gives one response per request, so that nothing can be streamed."""
+        return self.has(answering_model(self.model)) and not self.decoupled()
+
+    def needs_streams(self) -> None:
+        """Skips the check on a model that answers once."""
+        if self.answers_once:
+            raise CheckSkipped(
+                f"{self.model} answers once per request (serve.decoupled), so it cannot stream"
+            )
 
     def async_client(self) -> AsyncClient:
         """A second connection, for many streams at once."""
@@ -133,11 +146,6 @@ class Context:
         """Skips the check on other models than ``tensorrt_llm_bls``."""
         if self.model != BLS:
             raise CheckSkipped(reason)
-
-    def needs_streams(self) -> None:
-        """Skips the check on a model that answers each request once."""
-        if not self.decoupled():
-            raise CheckSkipped(f"{self.model} is not decoupled: it answers once and cannot stream")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,10 @@ def bad_inputs(context: Context) -> Details:
 def _ask(context: Context, row: BadInput) -> tuple[str, bool]:
     """What the server said, and whether that was a clear refusal or an allowed answer."""
     message = encode_request(
-        row.request, model=context.model, request_id=f"bad {row.name}", stream=True
+        row.request,
+        model=context.model,
+        request_id=f"bad {row.name}",
+        stream=not context.answers_once,
     )
     if row.change:
         row.change(message)

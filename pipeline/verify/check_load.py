@@ -113,9 +113,9 @@ def cancel_frees_slot(context: Context) -> Details:
 
     It must start while all the others still run, so only the cancelled slot can have been its own.
     """
+    context.needs_streams()
     if not context.has(ENGINE):
         raise CheckSkipped(f"the server has no model {ENGINE} that says how many slots there are")
-    context.needs_streams()
     slots = context.client.model_metadata(ENGINE).max_batch_size
     if not 1 <= slots <= _MOST_SLOTS:
         raise CheckSkipped(f"not exercised: the engine has {slots} slots")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.client import ModelMetadata
-from pipeline.triton.contract import MODELS, POSTPROCESSING, ModelContract, Tensor
+from pipeline.triton.contract import MODELS, POSTPROCESSING, ModelContract, Tensor, served_models
 from pipeline.verify.check import CheckFailed, Context, Details, check
 
 
@@ -28,7 +28,7 @@ def wire_contract(context: Context) -> Details:
     problems: list[str] = []
     extra: list[str] = []
     decoupled: dict[str, bool] = {}
-    for name, contract in MODELS.items():
+    for name, contract in served_models(not context.answers_once).items():
         if not context.has(name):
             problems.append(f"there is no model {name}")
             continue

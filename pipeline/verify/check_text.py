@@ -45,8 +45,8 @@ def greedy_determinism(context: Context) -> Details:
 @check("the pieces of a streamed answer join to the unstreamed text, greedy and sampled")
 def stream_equals_whole(context: Context) -> Details:
     """Streamed against unstreamed, for the most likely and for a seeded random text."""
-    context.needs_bls(DECODES_PIECES)
     context.needs_streams()
+    context.needs_bls(DECODES_PIECES)
     pieces = 0
     greedy: dict[str, Any] = {}
     sampled: dict[str, Any] = {"top_k": 20, "temperature": 0.8, "seed": 7}
@@ -68,8 +68,8 @@ def utf8_across_tokens(context: Context) -> Details:
     A model may write broken characters by itself, and max_tokens may cut the last one. But where
     only broken ones come, it is the server that does not wait for the rest of a character.
     """
-    context.needs_bls(DECODES_PIECES)
     context.needs_streams()
+    context.needs_bls(DECODES_PIECES)
     prompts = (*context.plan.prompts, *context.plan.multibyte_prompts)
     can_tokenize = context.has(PREPROCESSING)
     whole: set[str] = set()

@@ -145,12 +145,14 @@ class Listener:
 
     def __init__(self, name: int = 0, log: list[int] | None = None) -> None:
         self.ids: list[int] = []
+        self.reused_blocks = -1
         self.log_probs: list[float] = []
         self.error: RequestError | None = None
         self._name, self._log = name, log
         self._first, self._done = threading.Event(), threading.Event()
 
-    def scheduled(self) -> None: ...
+    def scheduled(self, reused_blocks: int) -> None:
+        self.reused_blocks = reused_blocks
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         assert not self._done.is_set(), "tokens after the end"

@@ -135,8 +135,11 @@ def test_end_ids_and_stop_words(shared: Front, plain: Plain) -> None:
     assert shared.run(prompt, 40, end_ids=frozenset((end, 1023))) == whole[:at]
     assert shared.run(prompt, 40, stop_words=((1, 2), (end,))) == whole[: at + 1]
     assert shared.run(prompt, 40, stop_words=(tuple(whole[at - 2 : at + 1]),)) == whole[: at + 1]
-    later = shared.run(prompt, 40, end_ids=frozenset((end,)), sampling=Sampling(min_tokens=at + 3))
+    ends, longer = frozenset((end,)), Sampling(min_tokens=at + 3)
+    later = shared.run(prompt, 40, end_ids=ends, held_back=ends, sampling=longer)
     assert len(later) >= at + 3
+    # TensorRT-LLM holds back the request's own end id only.
+    assert shared.run(prompt, 40, end_ids=ends, sampling=longer) == whole[:at]
     shared.idle()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -119,6 +118,79 @@ def test_a_stop_request_ends_the_request_with_its_id(model: TritonPythonModel) -
     assert len(ids(long.sender.outputs())) < 400
 
 
+def test_nvidias_stop_request_is_taken_as_it_is_sent(model: TritonPythonModel) -> None:
+    # inflight_batcher_llm_client.py: these tensors, and a request parameter of its own.
+    long = request(400, request_id="y", streaming=True)
+    model.execute([long])
+    while not long.sender.sent:
+        time.sleep(0.001)
+    tensors = {
+        "input_ids": np.empty([1, 1], np.int32),
+        "input_lengths": np.zeros([1], np.int32),
+        "request_output_len": np.array([0], np.int32),
+        "stop": np.array([True]),
+    }
+    stop = Request(tensors, OUTPUTS, "y", {"Streaming": True, "a_stray_one": 1})
+    model.execute([stop])
+    assert stop.sender.outputs() == [{}]
+    assert len(ids(long.sender.outputs())) < 400
+
+
+def batch(tokens: list[int], **inputs: Any) -> Request:
+    rows = [np.arange(10, 30), np.arange(40, 52)]
+    padded = np.zeros((2, 20), np.int32)
+    for row, prompt in enumerate(rows):
+        padded[row, : prompt.size] = prompt
+    tensors = {
+        "input_ids": padded,
+        "input_lengths": np.array([20, 12], np.int32),
+        "request_output_len": np.array(tokens, np.int32),
+        **{name: np.array([value] * 2) for name, value in inputs.items()},
+    }
+    return Request(tensors, OUTPUTS, "rows")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_every_row_of_a_batch_is_answered_with_its_number(
+    model: TritonPythonModel, streaming: bool
+) -> None:
+    singles = [request(9), request(30)]
+    singles[1]._inputs["input_ids"] = np.arange(40, 52, dtype=np.int32)[None]
+    singles[1]._inputs["input_lengths"] = np.array([12], np.int32)
+    model.execute(singles)
+    expected = [ids(one.sender.outputs()) for one in singles]
+    both = batch([9, 30], streaming=streaming)
+    model.execute([both])
+    outputs = both.sender.outputs()
+    found: list[list[int]] = [[], []]
+    for one in outputs:
+        assert one["batch_index"].shape == (1, 1)
+        found[one["batch_index"][0][0]] += one["output_ids"].reshape(-1).tolist()
+    assert found == expected
+    assert [final for _, final in both.sender.sent].count(True) == 1
+    assert "batch_index" not in singles[0].sender.outputs()[0]
+
+
+def test_a_stop_request_and_a_client_that_leaves_end_every_row(model: TritonPythonModel) -> None:
+    stopped = batch([400, 400], streaming=True)
+    model.execute([stopped])
+    while not stopped.sender.sent:
+        time.sleep(0.001)
+    model.execute([request(1, request_id="rows", stop=True)])
+    assert len(ids(stopped.sender.outputs())) < 800
+    left = batch([400, 400], streaming=True)
+    model.execute([left])
+    left.sender.cancelled = True
+    assert len(ids(left.sender.outputs())) < 800
+
+
+def test_a_batch_with_one_bad_row_is_refused_whole(model: TritonPythonModel) -> None:
+    bad = batch([4, 100_000])
+    model.execute([bad])
+    assert "request_output_len (max_tokens)" in bad.sender.failure()
+    assert len(bad.sender.sent) == 1
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 def test_a_client_that_goes_away_ends_its_request(
     model: TritonPythonModel, streaming: bool
@@ -221,14 +293,44 @@ def test_performance_metrics_are_in_the_order_of_events(model: TritonPythonModel
     whole = request(8, return_perf_metrics=True)
     model.execute([whole])
     (outputs,) = whole.sender.outputs()
+    stream = request(8, return_perf_metrics=True, streaming=True)
+    model.execute([stream])
+    for piece in stream.sender.outputs():
+        assert piece["kv_cache_reused_blocks"].shape == (1, 1)
     names = ("arrival", "first_scheduled", "first_token", "last_token")
     times = [outputs[f"{name}_time_ns"].item() for name in names]
     assert 0 < times[0] < times[1] < times[2] < times[3]
     assert outputs["kv_cache_alloc_total_blocks"].item() == 1
 
 
-def test_it_must_be_decoupled(repository: Path) -> None:
-    args = model_args(repository, {}, model_transaction_policy={})
-    assert json.loads(args["model_config"])["model_transaction_policy"] == {}
-    with pytest.raises(Exception, match="needs model_transaction_policy"):
-        TritonPythonModel().initialize(args)
+def test_a_repeated_prompt_reuses_its_whole_blocks(model: TritonPythonModel) -> None:
+    prompt = np.arange(100, 180, dtype=np.int32)[None]
+    found = []
+    for _ in range(2):
+        asked = request(4, return_perf_metrics=True)
+        asked._inputs.update(input_ids=prompt, input_lengths=np.array([80], np.int32))
+        model.execute([asked])
+        (outputs,) = asked.sender.outputs()
+        kinds = ("reused", "alloc_new", "alloc_total")
+        found.append([outputs[f"kv_cache_{kind}_blocks"].item() for kind in kinds])
+    assert found == [[0, 3, 3], [2, 1, 3]]  # 84 tokens, 32 a block
+
+
+def test_a_model_that_is_not_decoupled_answers_once(repository: Path) -> None:
+    interval = sys.getswitchinterval()
+    parameters = {
+        "gpt_model_path": "tensorrt_llm/1/engine",
+        "exclude_input_in_output": "true",
+        "cancellation_check_period_ms": "5",
+    }
+    made = TritonPythonModel()
+    made.initialize(model_args(repository, parameters, model_transaction_policy={}))
+    sys.setswitchinterval(interval)
+    whole, stream, left = request(40), request(4, streaming=True), request(400)
+    made.execute([whole, stream, left])
+    left.sender.cancelled = True
+    assert len(ids(whole.sender.outputs())) == 40
+    assert [final for _, final in whole.sender.sent] == [True]
+    assert "send streaming false" in stream.sender.failure()
+    assert len(ids(left.sender.outputs())) < 400
+    made.finalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import queue
@@ -25,6 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.errors import ServerError
 from pipeline.triton.guardian import SHARED_MEMORY, children
+from pipeline.triton.installation import Installation
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import is_alive, live_stubs
@@ -292,6 +294,49 @@ def test_a_server_that_hangs_in_its_own_exit_is_not_waited_for(
     monkeypatch.setattr(ServerProcess, "poll", lambda _self: None)
     with pytest.raises(ServerError, match=r"Triton did not start.*no engine here"):
         TritonServer(repository, log_file=log, ready_timeout_s=60).start()
+
+
+def failing_server(folder: Path, times: int) -> Installation:
+    """The real server behind a script that dies first, as Triton was seen to die under load."""
+    real, count = Installation.find(), folder / "count"
+    script = folder / "tritonserver"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"echo x >> {count}\n"
+        f'if [ $(wc -l < {count}) -gt {times} ]; then exec {real.binary} "$@"; fi\n'
+        'echo "terminate called after throwing an instance of '
+        "'boost::interprocess::lock_exception'\"\n"
+        "echo '  what():  boost::interprocess::lock_exception'\n"
+        "kill -ABRT $$\n"
+    )
+    script.chmod(0o755)
+    return dataclasses.replace(real, binary=script)
+
+
+def test_a_start_that_dies_of_a_lock_is_repeated_once(
+    repository: Path,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    installation = failing_server(tmp_path, times=1)
+    monkeypatch.setattr(Installation, "find", lambda: installation)
+    with TritonServer(repository, log_file=log) as server:
+        assert numbers(server.grpc_url, 3) == [0, 1, 2]
+        assert server.health().restarts == 0
+    assert "starting it once more" in caplog.text
+    assert "lock_exception" in caplog.text
+
+
+def test_a_start_that_dies_of_a_lock_twice_names_it(
+    repository: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation = failing_server(tmp_path, times=2)
+    monkeypatch.setattr(Installation, "find", lambda: installation)
+    with pytest.raises(ServerError, match=r"did not start.*lock_exception.*fewer servers"):
+        TritonServer(repository, log_file=log).start()
+    assert (tmp_path / "count").read_text() == "x\nx\n"
 
 
 def test_cause_of_an_unfilled_template(repository: Path, log: Path) -> None:

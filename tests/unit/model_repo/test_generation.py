@@ -13,7 +13,7 @@ class Heard:
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], list[float], bool]] = []
 
-    def scheduled(self) -> None: ...
+    def scheduled(self, reused_blocks: int) -> None: ...
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         self.calls.append((ids, log_probs, last))

@@ -38,8 +38,6 @@ def test_every_value_is_read() -> None:
         "runtime_top_p": 0.25,
         "seed": 2**64 - 1,
         "repetition_penalty": 1.5,
-        "presence_penalty": -2.0,
-        "frequency_penalty": 2.0,
         "min_tokens": 4,
     }
     assert read_sampling(given.get) == Sampling(
@@ -49,8 +47,6 @@ def test_every_value_is_read() -> None:
         top_p=0.25,
         seed=2**64 - 1,
         repetition_penalty=1.5,
-        presence_penalty=-2.0,
-        frequency_penalty=2.0,
         min_tokens=4,
     )
 
@@ -66,8 +62,7 @@ def test_every_value_is_read() -> None:
         ("runtime_top_p", -0.5),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", -1.0),
-        ("presence_penalty", 2.1),
-        ("frequency_penalty", -2.1),
+        ("len_penalty", -1.0),
         ("min_tokens", -1),
     ],
 )

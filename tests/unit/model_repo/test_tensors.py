@@ -13,6 +13,7 @@ from model_repo.tensorrt_llm.request import RequestError
 from model_repo.tensorrt_llm.settings import EngineSettings
 from model_repo.tensorrt_llm.tensors import (
     Inputs,
+    check_policy,
     is_stop,
     read_answer,
     read_request,
@@ -108,7 +109,9 @@ def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
         ("beam_width", ints(2), "beam_width 2: the CPU engine has no beam search"),
         ("beam_width", ints(0), "beam_width 0: the CPU engine has no beam search"),
         ("num_return_sequences", ints(-3), "num_return_sequences -3: .* no several sequences"),
-        ("num_return_sequences", ints(2), "no several sequences"),
+        ("num_return_sequences", ints(1), "takes the number for no_repeat_ngram_size"),
+        ("presence_penalty", np.array([0.5], np.float32), "presence_penalty 0.5: .*the prompt's"),
+        ("frequency_penalty", np.array([-2.0], np.float32), "use repetition_penalty"),
         ("decoder_input_lengths", ints(2), "no decoder inputs"),
         ("bad_words_list", np.array([[[5], [1]]], np.int32), "no bad words"),
         ("embedding_bias", np.ones((1, 100), np.float32), "no embedding bias"),
@@ -141,6 +144,8 @@ def test_what_the_engine_cannot_do_is_refused_by_name(
         ("bad_words_list", np.array([[[0], [-1]]], np.int32)),
         ("embedding_bias", np.empty((1, 0), np.float32)),
         ("return_context_logits", np.array([False])),
+        ("presence_penalty", np.array([0.0], np.float32)),
+        ("frequency_penalty", np.array([0.0], np.float32)),
         ("len_penalty", np.array([2.0], np.float32)),  # means nothing with one beam, as upstream
     ],
 )
@@ -154,11 +159,6 @@ def test_the_empty_form_of_what_it_cannot_do_is_accepted(name: str, array: np.nd
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
-        ({"input_ids": np.ones((2, 3), np.int32)}, r"one prompt \[1, n\], got the shape \[2, 3\]"),
-        (
-            {"input_ids": np.ones((2, 3), np.int32), "decoder_input_lengths": ints(1, 1)},
-            r"input_ids must be one prompt \[1, n\], got the shape \[2, 3\]",
-        ),
         ({"input_lengths": ints(5)}, "input_lengths is 5, but input_ids has 4"),
         ({"input_lengths": ints(-1)}, "input_lengths is -1"),
         ({"end_id": ints(100)}, "end_id is 100; this model's ids are 0 to 99"),
@@ -170,6 +170,78 @@ def test_malformed_tensors_are_refused(tensors: dict[str, np.ndarray], reason: s
         read_request(inputs(**tensors), "", SETTINGS)
 
 
+def test_a_batch_is_one_request_per_row() -> None:
+    batch = Inputs(
+        {
+            "input_ids": np.array([[5, 6, 8, 0], [9, 10, 11, 12]], np.int32),
+            "input_lengths": np.array([3, 4], np.int32),
+            "request_output_len": np.array([4, 6], np.int32),
+            "seed": np.array([1, 2], np.uint64),
+            "runtime_top_k": np.array([5, 1], np.int32),
+            "end_id": np.array([50, -1], np.int32),
+            "stop_words_list": np.array([[[20], [1]], [[21], [1]]], np.int32),
+        }
+    )
+    first, second = (read_request(row, "client", SETTINGS) for row in batch.rows())
+    assert [first.prompt.tolist(), second.prompt.tolist()] == [[5, 6, 8], [9, 10, 11, 12]]
+    assert (first.max_new_tokens, second.max_new_tokens) == (4, 6)
+    assert (first.sampling.seed, second.sampling.seed) == (1, 2)
+    assert (first.sampling.greedy, second.sampling.greedy) == (False, True)
+    assert (first.end_ids, second.end_ids) == ({50}, set())
+    assert (first.stop_words, second.stop_words) == (((20,),), ((21,),))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"input_ids": np.ones(3, np.int32)}, r"prompts \[batch, n\], got the shape \[3\]"),
+        ({"input_ids": np.ones((2, 3), np.int32)}, "the input input_lengths is missing"),
+        (
+            {
+                "input_ids": np.ones((2, 3), np.int32),
+                "input_lengths": np.array([3, 3], np.int32),
+                "seed": np.array([1], np.uint64),
+            },
+            r"seed must have one row for each of the 2 prompts, got the shape \[1\]",
+        ),
+    ],
+)
+def test_a_malformed_batch_is_refused(tensors: dict[str, np.ndarray], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        Inputs(tensors).rows()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rows", "reason"),
+    [
+        ({"streaming": np.array([True])}, 1, "streaming: .* or send streaming false"),
+        ({}, 2, "a batch of 2 prompts: .* or send them one by one"),
+    ],
+)
+def test_a_model_that_answers_once_says_what_it_cannot_do(
+    tensors: dict[str, np.ndarray], rows: int, reason: str
+) -> None:
+    check_policy(inputs(**tensors), rows, SETTINGS)
+    once = replace(SETTINGS, decoupled=False)
+    check_policy(inputs(streaming=np.array([False])), 1, once)
+    with pytest.raises(RequestError, match=f"{reason}"):
+        check_policy(inputs(**tensors), rows, once)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "held_back"),
+    [
+        ({}, {2, 7}),
+        ({"end_id": ints(2), "stop_words_list": np.array([[[7], [1]]])}, {2}),
+        ({"end_id": ints(-1), "stop_words_list": np.array([[[7], [1]]])}, set()),
+    ],
+)
+def test_min_tokens_holds_back_the_end_id_and_not_stop_words(
+    tensors: dict[str, np.ndarray], held_back: set[int]
+) -> None:
+    assert read_request(inputs(**tensors), "", SETTINGS).held_back == held_back
+
+
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(RequestError, match="the input request_output_len is missing"):
         read_request(Inputs({"input_ids": ints(5)}), "", SETTINGS)
@@ -178,6 +250,8 @@ def test_a_missing_input_is_named() -> None:
 def test_stop_requests_are_told_apart() -> None:
     assert is_stop(inputs(stop=np.array([True])))
     assert not is_stop(inputs(stop=np.array([False])))
+    # Whatever else it is: upstream's backend looks at the first element and at nothing else.
+    assert is_stop(Inputs({"stop": np.array([[True], [False]])}))
     assert not is_stop(inputs())
 
 
@@ -212,70 +286,67 @@ def shapes(outputs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def test_the_prompt_is_part_of_the_output_unless_excluded() -> None:
-    assert answer().outputs([11], [], last=True)["output_ids"].tolist() == [[[5, 6, 8, 11]]]
-    without = answer(exclude_input_in_output=np.array([True])).outputs([11], [], last=True)
+    assert answer().outputs([11], [])["output_ids"].tolist() == [[[5, 6, 8, 11]]]
+    without = answer(exclude_input_in_output=np.array([True])).outputs([11], [])
     assert without["output_ids"].tolist() == [[[11]]]
     assert without["sequence_length"].tolist() == [[1]]
 
 
 def test_a_stream_never_repeats_the_prompt_and_may_end_empty() -> None:
     stream = answer(streaming=np.array([True]))
-    assert stream.outputs([11], [], last=False)["output_ids"].tolist() == [[[11]]]
-    last = stream.outputs([], [], last=True)
+    assert stream.outputs([11], [])["output_ids"].tolist() == [[[11]]]
+    last = stream.outputs([], [])
     assert shapes(last) == {"output_ids": (1, 1, 0), "sequence_length": (1, 1)}
 
 
 def test_log_probs_come_when_asked_for_and_add_up() -> None:
     stream = answer(streaming=np.array([True]), return_log_probs=np.array([True]))
-    first = stream.outputs([11, 12], [-0.5, -1.0], last=False)
+    first = stream.outputs([11, 12], [-0.5, -1.0])
     assert first["output_log_probs"].tolist() == [[[-0.5, -1.0]]]
     assert first["cum_log_probs"].tolist() == [[-1.5]]
-    assert stream.outputs([13], [-0.25], last=True)["cum_log_probs"].tolist() == [[-1.75]]
+    assert stream.outputs([13], [-0.25])["cum_log_probs"].tolist() == [[-1.75]]
 
 
 def test_only_wanted_outputs_are_made() -> None:
     asked = answer(frozenset({"output_ids"}), return_log_probs=np.array([True]))
-    assert set(asked.outputs([11], [-1.0], last=True)) == {"output_ids"}
+    assert set(asked.outputs([11], [-1.0])) == {"output_ids"}
 
 
-def test_counts_and_times() -> None:
+def test_counts() -> None:
     yes = np.array([True])
-    counted = answer(
-        return_num_input_tokens=yes, return_num_output_tokens=yes, return_perf_metrics=yes
-    )
-    outputs = counted.outputs([11, 12], [], last=True)
+    counted = answer(return_num_input_tokens=yes, return_num_output_tokens=yes)
+    outputs = counted.outputs([11, 12], [])
     assert outputs["num_input_tokens"].item() == 3
     assert outputs["num_output_tokens"].item() == 2
-    assert outputs["kv_cache_alloc_total_blocks"].item() == 1
-    # How many blocks were shared with other requests is not known.
-    assert PERF_METRICS - set(outputs) == {"kv_cache_alloc_new_blocks", "kv_cache_reused_blocks"}
+    assert not PERF_METRICS & set(outputs)
 
 
-def test_every_declared_performance_metric_is_there_when_no_blocks_are_shared() -> None:
-    asked = answer(
-        settings=replace(SETTINGS, enable_prefix_caching=False), return_perf_metrics=np.array([1])
-    )
+def test_every_response_has_every_performance_metric() -> None:
+    # NVIDIA's client reads element [0][0] of all ten from every response.
+    asked = answer(return_perf_metrics=np.array([True]), streaming=np.array([True]))
     contract = {tensor.name: tensor.data_type for tensor in MODELS["tensorrt_llm"].outputs}
     names = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64, "TYPE_FP32": np.float32}
-    assert not PERF_METRICS & set(asked.outputs([11], [], last=False))
-    outputs = asked.outputs(list(range(40)), [], last=True)
-    assert set(outputs) >= PERF_METRICS
-    for name in PERF_METRICS:
-        assert outputs[name].dtype == names[contract[name]]
-        assert outputs[name].shape == (1, 1)
-    blocks = [outputs[f"kv_cache_{name}_blocks"].item() for name in ("alloc_total", "alloc_new")]
-    assert blocks == [2, 2]  # 3 + 41 tokens, 32 each
-    assert outputs["kv_cache_reused_blocks"].item() == 0
+    assert len(PERF_METRICS) == 10
+    asked.times.scheduled(1)
+    for ids, total in (([11], 1), (list(range(40)), 2)):  # 3 + 1 and 3 + 41 tokens, 32 a block
+        outputs = asked.outputs(ids, [])
+        for name in PERF_METRICS:
+            assert outputs[name].dtype == names[contract[name]]
+            assert outputs[name].shape == (1, 1)
+        assert outputs["kv_cache_alloc_total_blocks"][0][0] == total
+        assert outputs["kv_cache_reused_blocks"][0][0] == 1
+        assert outputs["kv_cache_alloc_new_blocks"][0][0] == total - 1
 
 
 def test_times_are_those_of_the_engine_and_not_of_sending() -> None:
     times = answer().times
-    times.scheduled()
+    times.scheduled(0)
     first_scheduled = times.first_scheduled
     times.generated()
     first_token = times.first_token
     assert times.last_token == first_token
-    times.scheduled()  # anew, after an eviction
+    times.scheduled(5)  # anew, after an eviction
     times.generated()
     assert (times.first_scheduled, times.first_token) == (first_scheduled, first_token)
+    assert times.reused_blocks == 0
     assert 0 < times.arrival <= first_scheduled <= first_token < times.last_token

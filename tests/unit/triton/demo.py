@@ -36,9 +36,9 @@ def write_engine(directory: Path) -> None:
     (directory / "openvino_model.bin").write_bytes(b"\0" * 8)
 
 
-def write_repository(root: Path) -> Path:
+def write_repository(root: Path, **serve: object) -> Path:
     """A repository that the validator accepts; tests break one thing in it."""
-    for name, text in render_configs(demo_recipe(), ENGINE).items():
+    for name, text in render_configs(demo_recipe(**serve), ENGINE).items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(text)
         if name != "ensemble":

@@ -104,3 +104,26 @@ def test_the_text_model_has_a_thread_for_all_that_the_engine_admits(
 ) -> None:
     config = parse(render_configs(demo_recipe(max_queue_size=queue), ENGINE)["tensorrt_llm_bls"])
     assert config.parameters["max_concurrent_requests"].string_value == str(threads)
+
+
+def policies(texts: dict[str, str]) -> dict[str, bool]:
+    return {name: parse(text).model_transaction_policy.decoupled for name, text in texts.items()}
+
+
+def test_models_that_answer_once() -> None:
+    once = render_configs(demo_recipe(decoupled=False), ENGINE)
+    assert set(once) == set(MODELS)
+    assert not any(policies(once).values())
+
+
+def test_a_twin_of_the_text_model_that_answers_once() -> None:
+    texts = render_configs(demo_recipe(decoupled="both"), ENGINE)
+    assert set(texts) == {*MODELS, "tensorrt_llm_bls_unary"}
+    decoupled = {name for name, often in policies(texts).items() if often}
+    assert decoupled == {"tensorrt_llm", "tensorrt_llm_bls"}
+    standard, twin = parse(texts["tensorrt_llm_bls"]), parse(texts["tensorrt_llm_bls_unary"])
+    assert list(twin.input) == list(standard.input)
+    assert list(twin.output) == list(standard.output)
+    # It calls an engine that answers more than once.
+    assert twin.parameters["tensorrt_llm_decoupled"].string_value == "true"
+    assert "tensorrt_llm_decoupled" not in standard.parameters

@@ -19,6 +19,13 @@ def failed(model: str, text: str) -> str:
     return noise + line("E", f"failed to load '{model}' version 1: {text}") + end
 
 
+def thrown(kind: str) -> str:
+    """What the C++ runtime says first of an exception that nobody catches."""
+    return f"terminate called after throwing an instance of '{kind}'\n"
+
+
+LOCK = "boost::interprocess::lock_exception"
+GONE = line("E", "Non-graceful termination detected. ")
 UNFILLED = (
     "[libprotobuf ERROR text_format.cc:337] Error parsing text-format inference.ModelConfig: 1:47: "
     "Expected integer, got: $\n"
@@ -85,6 +92,29 @@ CASES = {
         + line("E", "CudaDriverHelper has not been initialized."),
         "Its log is empty",
     ),
+    # tensorrtllm_backend issues 521 and 562, and a start under load here.
+    "lock": (
+        f"{thrown(LOCK)}  what():  {LOCK}\nSignal (6) received.\n{GONE}",
+        f"A lock between Triton and the processes of its Python models failed ({LOCK})",
+    ),
+    "lock, of two threads at once": (
+        f"{thrown(LOCK) * 2}[h100-2:00149] *** Process received signal ***\n  what():  {LOCK}\n",
+        f"({LOCK})",
+    ),
+    "deadlock": (
+        failed("eng", "Internal: Stub process 'eng_0_0' is not healthy.")
+        + thrown("std::system_error")
+        + f"  what():  Resource deadlock avoided\n{GONE}",
+        "failed (std::system_error: Resource deadlock avoided)",
+    ),
+    "another exception": (
+        thrown("std::bad_alloc") + "  what():  std::bad_alloc\n",
+        "It ended from a C++ exception that nothing caught (std::bad_alloc)",
+    ),
+    "nothing but what a stub says of a server that is gone": (
+        line("I", "loading: preprocessing:1") + GONE,
+        "loading: preprocessing:1",
+    ),
     "a GPU's own error": (line("E", "CUDA error: out of memory"), "CUDA error: out of memory"),
 }
 
@@ -93,6 +123,11 @@ CASES = {
 def test_cause(name: str) -> None:
     log, expected = CASES[name]
     assert expected in find_cause(log).why
+
+
+def test_only_a_lock_is_a_passing_cause() -> None:
+    passing = {name for name, (log, _) in CASES.items() if find_cause(log).passing}
+    assert passing == {"lock", "lock, of two threads at once", "deadlock"}
 
 
 def test_remedy_for_small_shared_memory() -> None:

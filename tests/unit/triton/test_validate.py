@@ -94,7 +94,7 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
     (
         "tensorrt_llm",
         _edit("c.ClearField('model_transaction_policy')"),
-        r"streaming input but model_transaction_policy.decoupled is not set",
+        r"bls/config.pbtxt: it calls tensorrt_llm as one that may answer many .* that answers once",
     ),
     (
         "postprocessing",
@@ -194,8 +194,13 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
         r"the steps preprocessing, tensorrt_llm, postprocessing wait for each other's outputs",
     ),
     (
-        "tensorrt_llm",
+        "tensorrt_llm_bls",
         _edit("c.ClearField('model_transaction_policy')"),
+        r"bls/config.pbtxt: it calls tensorrt_llm as one that answers once, but that may answer ma",
+    ),
+    (
+        "ensemble",
+        _edit("c.ensemble_scheduling.step[1].model_name = 'postprocessing'"),
         r"ensemble/config.pbtxt: it has a streaming input but none of its steps is decoupled",
     ),
     # What the files must hold.
@@ -310,3 +315,18 @@ def test_all_problems_are_listed(repository: Path) -> None:
     (repository / "postprocessing/1/model.py").unlink()
     with pytest.raises(RepositoryError, match="has 2 problems"):
         check_repository(repository)
+
+
+@pytest.mark.parametrize("decoupled", [True, False, "both"])
+def test_every_policy_makes_a_valid_repository(tmp_path: Path, decoupled: bool | str) -> None:
+    assert problems(write_repository(tmp_path / "repository", decoupled=decoupled)) == []
+
+
+def test_a_twin_that_takes_its_engine_for_one_that_answers_once(tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "repository", decoupled="both")
+    change(repository, "tensorrt_llm_bls_unary", lambda c: c.parameters.clear())
+    (problem,) = problems(repository)
+    assert problem.startswith("tensorrt_llm_bls_unary/config.pbtxt: it calls tensorrt_llm as one")
+    assert problem.endswith(
+        "answers once, but that may answer many times (model_transaction_policy)"
+    )
