@@ -38,7 +38,7 @@ from .nvidia_calls import (
 
 PROMPTS = ("Once upon a time", "One day, a small dog")
 PROMPT = PROMPTS[0]
-# Before the first character of several tokens, which a streaming ensemble breaks, as upstream's does.
+# Ends before a character of several tokens, which a streaming ensemble breaks as upstream's does.
 TOKENS = 12
 TEXT_MODELS = ("ensemble", "tensorrt_llm_bls")
 BOTH_WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
