@@ -11,12 +11,12 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def size(inputs: Mapping[str, Array]) -> int:
+def count_prompts(inputs: Mapping[str, Array]) -> int:
     """How many prompts a request has."""
     return int(inputs["text_input"].shape[0])
 
 
-def row(arrays: Mapping[str, Array], index: int) -> dict[str, Array]:
+def row_of(arrays: Mapping[str, Array], index: int) -> dict[str, Array]:
     """One prompt's part of each array, with a batch dimension of 1 in front.
 
     Triton sees to it that all inputs of a request have the same batch size.
@@ -29,7 +29,7 @@ def prompt_ids(tokens: Mapping[str, Array]) -> Array:
     return tokens["input_ids"][:, : int(tokens["input_lengths"].item())]
 
 
-def batch_index(index: int, prompts: int) -> dict[str, Array]:
+def index_of(index: int, prompts: int) -> dict[str, Array]:
     """What says which prompt a response answers, where there are several: int32 [1, 1].
 
     Upstream's engine leaves it out of the answer to a single prompt, too.

@@ -33,7 +33,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from . import batch
+from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models
 from .completion import Completion
 from .orphan import end_with_parent
@@ -115,15 +115,7 @@ class TritonPythonModel:
             if self._reserve(1):
                 self._pool.submit(self._serve, request, sender)
             else:
-                sender.send(
-                    pb_utils.InferenceResponse(
-                        output_tensors=[],
-                        error=pb_utils.TritonError(
-                            self._no_room(), pb_utils.TritonError.UNAVAILABLE
-                        ),
-                    ),
-                    flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-                )
+                _refuse(sender, self._no_room(), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
         """Waits for the requests still being served."""
@@ -132,8 +124,14 @@ class TritonPythonModel:
 
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        prompts = batch.size(inputs)
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            prompts = count_prompts(inputs)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
+            self._release()
+            _refuse(sender, f"the request failed: {error!r}", pb_utils.TritonError.INTERNAL)
+            return
         # Clients' ids need not be unique, and stopping one request must not stop its namesake.
         engine_ids = tuple(
             f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}" for _ in range(prompts)
@@ -144,7 +142,7 @@ class TritonPythonModel:
         try:
             if reason := unknown_parameters(request):
                 raise CallError(reason)
-            rows = [batch.row(inputs, index) for index in range(prompts)]
+            rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
             if not self._decoupled and any(_scalar(row, "stream") for row in rows):
@@ -159,10 +157,8 @@ class TritonPythonModel:
             self._end(shared)
             return
         for index in range(1, prompts):
-            self._pool.submit(
-                self._serve_prompt, shared, index, rows[index], batch.row(tokens, index)
-            )
-        self._serve_prompt(shared, 0, rows[0], batch.row(tokens, 0))
+            self._pool.submit(self._serve_prompt, shared, index, rows[index], row_of(tokens, index))
+        self._serve_prompt(shared, 0, rows[0], row_of(tokens, 0))
 
     def _serve_prompt(
         self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
@@ -185,11 +181,14 @@ class TritonPythonModel:
         if failed:
             for other in shared.engine_ids:
                 if other != engine_id:
-                    self._models.stop(other)
+                    self._watcher.stop(other)
 
     def _end(self, shared: _Request) -> None:
         if shared.reply.over:
             self._watcher.forget(shared.watched)
+        self._release()
+
+    def _release(self) -> None:
         with self._lock:
             self._unfinished -= 1
 
@@ -209,10 +208,12 @@ class TritonPythonModel:
         self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
     ) -> None:
         reply, engine_id = shared.reply, shared.engine_ids[index]
-        tokens = {**tokens, "input_ids": batch.prompt_ids(tokens)}
+        if reply.over:
+            return  # another prompt has failed
+        tokens = {**tokens, "input_ids": prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
         streaming = bool(_scalar(inputs, "stream"))
-        facts = batch.batch_index(index, len(shared.engine_ids))
+        facts = index_of(index, len(shared.engine_ids))
         if _scalar(inputs, "return_num_input_tokens"):
             facts["num_input_tokens"] = tokens["input_lengths"]
         completion = Completion(
@@ -278,3 +279,10 @@ def _read_rest(responses: Iterator[Any]) -> None:
 
 def _scalar(inputs: dict[str, Any], name: str) -> Any:
     return inputs[name].item() if name in inputs else None
+
+
+def _refuse(sender: Any, message: str, code: Any) -> None:
+    sender.send(
+        pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code)),
+        flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+    )

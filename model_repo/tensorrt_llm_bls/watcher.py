@@ -69,6 +69,13 @@ class Watcher:
         """Ends it."""
         self._watched.discard(watched)
 
+    def stop(self, engine_id: str) -> None:
+        """Asks the engine once; a failure is logged, for whoever asks has an answer to send."""
+        try:
+            self._stop(engine_id)
+        except Exception as error:
+            pb_utils.Logger.log_error(f"stopping {engine_id}: {error!r}")
+
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
@@ -82,8 +89,10 @@ class Watcher:
 
     def _look_at(self, watched: Watched) -> None:
         try:
-            if watched.is_cancelled():
-                for engine_id in watched.engine_ids:
-                    self._stop(engine_id)
+            cancelled = watched.is_cancelled()
         except Exception as error:
-            pb_utils.Logger.log_error(f"stopping {watched.engine_ids[0]}: {error!r}")
+            pb_utils.Logger.log_error(f"looking at {watched.engine_ids[0]}: {error!r}")
+            return
+        if cancelled:
+            for engine_id in watched.engine_ids:
+                self.stop(engine_id)

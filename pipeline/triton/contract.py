@@ -15,6 +15,9 @@ Deviations, each on purpose:
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).
 
+``text_output`` and ``OUTPUT`` arrive without a batch dimension, ``[1]`` for one text: upstream's
+models send them so, and its clients take the first element. Everything else has it.
+
 ``dims`` leaves out the batch dimension. ``reshape=()`` means the model sees a scalar per batch
 element although the wire carries ``[1]``. Standard library only.
 """

@@ -194,6 +194,12 @@ def test_each_prompt_of_a_batch_is_answered(server: TritonServer, model: str, st
     assert batch_output_text == [TEXT, " there was a cat."]
 
 
+def test_triton_refuses_inputs_of_different_batch_sizes(server: TritonServer) -> None:
+    words = {"stop_words": np.array([["there"]], dtype=object)}
+    with pytest.raises(InferenceServerException, match="batch size"):
+        infer(server, "tensorrt_llm_bls", ["Once", "upon"], **words)
+
+
 @pytest.mark.parametrize("model", BOTH)
 def test_performance_metrics_are_in_every_response(server: TritonServer, model: str) -> None:
     asked = {"return_perf_metrics": np.array([[True]])}

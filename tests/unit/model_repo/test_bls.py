@@ -569,3 +569,13 @@ def test_the_text_continues_the_prompts(tmp_path: Path) -> None:
             "Once upon a time there",
             "time there",
         ]
+
+
+def test_a_request_that_cannot_be_read_gets_an_answer(model: TritonPythonModel) -> None:
+    use(Engine("a"))
+    sent = Request({"max_tokens": np.array([[1]], np.int32)}, ["text_output"])
+    model.execute([sent])
+    assert sent.sender.failure() == "the request failed: KeyError('text_input')"
+    later = request()
+    model.execute([later])
+    assert texts(later) == ["a"]
