@@ -35,8 +35,9 @@ class GenerateRequest:
         bad_words: Texts that must not be generated.
         seed: Makes sampling repeatable.
         repetition_penalty: Divides the score of tokens already used; 1 is none.
-        presence_penalty: Subtracted once from the score of tokens already used.
-        frequency_penalty: Subtracted per use from the score of tokens already used.
+        presence_penalty: Subtracted once from the score of tokens already used, also in the
+            prompt; refused on the CPU (docs/sampling.md).
+        frequency_penalty: Subtracted per use, likewise.
         length_penalty: Exponent of the length in beam search.
         min_tokens: Tokens to generate before the end token counts.
         end_id: The token that ends the text; -1 is none.

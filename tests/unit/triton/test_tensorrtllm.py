@@ -260,3 +260,10 @@ def test_a_kv_cache_that_holds_no_sequence_is_refused() -> None:
         UnsupportedError, match=r"cache of 4096 tokens does not hold one sequence.* 8192 tokens"
     ):
         rendered(max_tokens_in_paged_kv_cache=4096)
+
+
+def test_a_backend_that_answers_once() -> None:
+    texts = render_configs(tensorrt.recipe(decoupled=False), tensorrt.engine_config())
+    engine = parse(texts["tensorrt_llm"])
+    assert engine.backend == "tensorrtllm"
+    assert not any(parse(text).model_transaction_policy.decoupled for text in texts.values())
