@@ -143,9 +143,14 @@ class Context:
         )
 
     def needs_bls(self, reason: str) -> None:
-        """Skips the check on other models than ``tensorrt_llm_bls``."""
-        if self.model != BLS:
+        """Skips the check on other models than ``tensorrt_llm_bls`` and its twin."""
+        if not self.is_bls:
             raise CheckSkipped(reason)
+
+    @property
+    def is_bls(self) -> bool:
+        """Whether the model is ``tensorrt_llm_bls``, or its twin that answers once."""
+        return self.model in (BLS, BLS_UNARY)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.client import ClientError
-from pipeline.triton.contract import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.contract import ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.accumulation import all_begin_alike, streamed_texts
 from pipeline.verify.check import (
     CheckFailed,
@@ -69,7 +69,7 @@ def stop_word_kept(context: Context) -> Details:
     """
     prompt = context.plan.prompts[0]
     whole = context.greedy(prompt, end_id=NO_END).text
-    declared = context.declared("include_stop_str_in_output") if context.model == BLS else None
+    declared = context.declared("include_stop_str_in_output") if context.is_bls else None
     kept = declared is None or declared.lower() in _TRUE
     # With the space in front, because the ensemble finds a word only as the tokens of the text.
     words = [f" {word}" for word in whole.split(" ")[2:-1] if word][:_MOST_WORDS]

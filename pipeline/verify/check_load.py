@@ -42,7 +42,7 @@ def interleaved_streams(context: Context) -> Details:
     )
     for number, text in enumerate(texts):
         expected = alone[number % len(prompts)]
-        if text != expected and context.model == BLS:
+        if text != expected and context.is_bls:
             raise CheckFailed(
                 f"stream {number} of {count} has another text than alone, "
                 f"{first_difference(expected, text)}"

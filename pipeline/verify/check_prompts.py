@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.client import ClientError, InvalidRequest
-from pipeline.triton.contract import BLS, PREPROCESSING
+from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import (
     CheckFailed,
     CheckSkipped,
@@ -26,7 +26,7 @@ def batch_of_two(context: Context) -> Details:
         raise CheckSkipped("the model takes one prompt per request (max_batch_size)")
     prompts = context.plan.prompts[:2]
     alone = [context.greedy(prompt, _TOKENS, end_id=NO_END).text for prompt in prompts]
-    for stream in (False, True) if context.model == BLS else (False,):
+    for stream in (False, True) if context.is_bls else (False,):
         inputs = text_inputs(prompts, _TOKENS, stream=stream)
         message = request(
             context.model, inputs, rows=len(prompts), outputs=("text_output", "batch_index")
@@ -87,7 +87,7 @@ def border(context: Context) -> Details:
         if not both.startswith(prompt):
             continue  # the tokenizer changes the text, or takes something in it for a token
         answers = {"whole": _answer(context, prompt)}
-        if context.model == BLS and context.decoupled():
+        if context.is_bls and context.decoupled():
             fields = {"end_id": NO_END, "exclude_input_in_output": True}
             answers["streamed"] = "".join(context.streamed(prompt, _TOKENS, **fields))
         for how, answer in answers.items():
