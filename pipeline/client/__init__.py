@@ -27,13 +27,21 @@ from pipeline.client._errors import (
     ServerFailed,
 )
 from pipeline.client._info import ModelMetadata, ServerMetadata, TensorMetadata
+from pipeline.client._metrics import PERF_METRICS, PerfMetrics
 from pipeline.client._request import Chunk, Completion, GenerateRequest
 from pipeline.client._stream import Stream
-from pipeline.client._wire import add_input, encode_request, new_message
+from pipeline.client._wire import (
+    OutputTensor,
+    Tensors,
+    add_input,
+    encode_request,
+    new_message,
+)
 
 __all__ = [
     "DEFAULT_MODEL",
     "DEFAULT_URL",
+    "PERF_METRICS",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",
@@ -46,11 +54,14 @@ __all__ = [
     "GenerateRequest",
     "InvalidRequest",
     "ModelMetadata",
+    "OutputTensor",
+    "PerfMetrics",
     "ServerBusy",
     "ServerFailed",
     "ServerMetadata",
     "Stream",
     "TensorMetadata",
+    "Tensors",
     "Tls",
     "add_input",
     "encode_request",

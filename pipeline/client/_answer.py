@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from pipeline.client._errors import ServerFailed, error_from_message
 from pipeline.client._grpc import Message
+from pipeline.client._metrics import perf_metrics
 from pipeline.client._request import Chunk, Completion
+from pipeline.client._traits import TextSoFar
 from pipeline.client._wire import decode_outputs
 
-Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 class Answer:
@@ -28,6 +31,11 @@ class Answer:
         self._address = address
         self._expects_data = expects_data
         self._chunks = 0
+        self._so_far: TextSoFar | None = None
+
+    def accumulates(self) -> None:
+        """Says that each response holds the whole text so far."""
+        self._so_far = TextSoFar()
 
     def feed(self, response: Message) -> Chunk | None:
         """The chunk in a ``ModelStreamInferResponse``; None when it only marks the end.
@@ -47,14 +55,20 @@ class Answer:
                     where=self._address,
                     fix="Check that the request has every required input, and the server's log",
                 )
-            return None
+            held = self._so_far.rest() if self.complete and self._so_far else ""
+            return self._count(Chunk(text=held, index=0, is_final=True)) if held else None
         try:
-            chunk = _chunk(infer, self._chunks, self.complete)
+            chunk = _chunk(infer, self.complete)
+            if self._so_far:
+                chunk = replace(chunk, text=self._so_far.new(chunk.text, final=self.complete))
         except ServerFailed as error:
             error.where = self._address
             raise
+        return self._count(chunk)
+
+    def _count(self, chunk: Chunk) -> Chunk:
         self._chunks += 1
-        return chunk
+        return replace(chunk, index=self._chunks - 1)
 
     def end(self) -> None:
         """Says that the server closed the stream.
@@ -71,11 +85,14 @@ class Answer:
             )
 
 
-def _chunk(infer: Message, index: int, final: bool) -> Chunk:
+def _chunk(infer: Message, final: bool) -> Chunk:
     outputs = decode_outputs(infer)
     texts = outputs.get("text_output", ())
     if len(texts) > 1:
-        raise ServerFailed(f"the answer has {len(texts)} texts where one was asked for")
+        raise ServerFailed(
+            f"the answer has {len(texts)} texts where one was asked for",
+            fix="Ask for one text per request; the server generates many requests together",
+        )
     try:
         text = bytes(texts[0]).decode() if texts else ""  # type: ignore[arg-type]
     except UnicodeDecodeError as error:
@@ -88,12 +105,13 @@ def _chunk(infer: Message, index: int, final: bool) -> Chunk:
     tokens = outputs.get("num_output_tokens")
     return Chunk(
         text=text,
-        index=index,
+        index=0,
         is_final=final,
         cum_log_probs=float(total[0]) if total else None,
         output_log_probs=None if log_probs is None else tuple(float(p) for p in log_probs),
         num_input_tokens=int(prompt_tokens[0]) if prompt_tokens else None,
         num_output_tokens=int(tokens[0]) if tokens else None,
+        perf_metrics=perf_metrics(outputs),
     )
 
 
@@ -120,9 +138,10 @@ def collect(chunks: Iterable[Chunk], request_id: str, max_tokens: int | None) ->
         output_log_probs=sum(log_probs, ()) if log_probs else None,
         num_input_tokens=_last(chunk.num_input_tokens for chunk in pieces),
         num_output_tokens=tokens,
+        perf_metrics=_last(chunk.perf_metrics for chunk in pieces),
     )
 
 
-def _last(values: Iterable[Number | None]) -> Number | None:
+def _last(values: Iterable[Value | None]) -> Value | None:
     known = [value for value in values if value is not None]
     return known[-1] if known else None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.client._async_stream import AsyncStream
+from pipeline.client._async_stream import AskTraits, AsyncStream
 from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
 from pipeline.client._errors import ClientError, client_closed, error_from_status
 from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
 from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from pipeline.client._request import Completion, GenerateRequest
 from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
+from pipeline.client._traits import Traits
 from pipeline.client._wire import Outputs, decode_outputs, stop_request
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class AsyncClient:
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         validate: bool = True,
+        accumulate_tokens: bool | None = None,
     ) -> None:
         self._settings = Settings.build(
             url,
@@ -47,12 +50,14 @@ class AsyncClient:
             tls=tls,
             headers=headers,
             validate=validate,
+            accumulate_tokens=accumulate_tokens,
         )
         self.url = self._settings.endpoint.url
         self.model = model
         self._channel = open_channel(self._settings.endpoint, tls, grpc_aio)
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
+        self._traits: dict[str, asyncio.Task[Traits]] = {}
         self._closed = False
 
     async def generate(
@@ -78,10 +83,11 @@ class AsyncClient:
         timeout: float | None = None,
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
-        """See :meth:`Client.stream`."""
-        return self._start(
-            self._settings.prepare(request, sampling, model=model, timeout=timeout, stream=True)
+        """See :meth:`Client.stream`; what goes wrong at the server comes with the pieces."""
+        prepared = self._settings.prepare(
+            request, sampling, model=model, timeout=timeout, stream=True
         )
+        return self._start(prepared, lambda: self._traits_of(model or self.model))
 
     def send(self, message: Message, *, timeout: float | None = None) -> AsyncStream:
         """See :meth:`Client.send`."""
@@ -129,14 +135,29 @@ class AsyncClient:
             stream.cancel()
         await self._channel.close()
 
-    def _start(self, prepared: Prepared) -> AsyncStream:
+    def _start(self, prepared: Prepared, ask: AskTraits | None = None) -> AsyncStream:
         self._check_open()
-        call = self._stub.ModelStreamInfer(
-            iter([prepared.message]), timeout=prepared.timeout, metadata=self._settings.headers
-        )
-        stream = AsyncStream(call, prepared, self.url)
+
+        def call(messages: AsyncIterator[Message]) -> Any:
+            return self._stub.ModelStreamInfer(
+                messages, timeout=prepared.timeout, metadata=self._settings.headers
+            )
+
+        stream = AsyncStream(call, prepared, self.url, ask)
         self._streams.add(stream)
         return stream
+
+    async def _traits_of(self, model: str) -> Traits:
+        """Asks once, however many streams begin together."""
+        task = self._traits.get(model)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = asyncio.get_running_loop().create_task(self._ask_traits(model))
+            self._traits[model] = task
+        # One stream that is cancelled must not end the question for the others.
+        return await asyncio.shield(task)
+
+    async def _ask_traits(self, model: str) -> Traits:
+        return self._settings.traits(await self.model_metadata(model))
 
     async def _call(
         self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S

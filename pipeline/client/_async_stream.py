@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
 from pipeline.client._answer import Answer, collect
 from pipeline.client._errors import Cancelled, ClientError, error_from_status, went_silent
-from pipeline.client._grpc import grpc, grpc_aio
+from pipeline.client._grpc import Message, grpc, grpc_aio
 from pipeline.client._request import Chunk, Completion
 from pipeline.client._settings import CLOSE_TIMEOUT_S, Prepared
+from pipeline.client._traits import Traits
+
+AskTraits = Callable[[], Awaitable[Traits]]
+"""Asks the server how the model of a stream answers."""
 
 
 class AsyncStream:
@@ -25,14 +29,21 @@ class AsyncStream:
         request_id: The id the request runs under.
     """
 
-    def __init__(self, call: Any, prepared: Prepared, address: str) -> None:
+    def __init__(
+        self,
+        call: Callable[[AsyncIterator[Message]], Any],
+        prepared: Prepared,
+        address: str,
+        ask: AskTraits | None = None,
+    ) -> None:
         self.request_id: str = prepared.message.id
-        self._call = call
         self._prepared = prepared
         self._deadline = prepared.deadline()
         self._address = address
         self._answer = Answer(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
+        self._refused: ClientError | None = None
+        self._call = call(self._messages(ask))
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -67,6 +78,19 @@ class AsyncStream:
         self._closed = True
         self._call.cancel()
 
+    async def _messages(self, ask: AskTraits | None) -> AsyncIterator[Message]:
+        if ask is not None:
+            try:
+                traits = await ask()
+            except ClientError as error:
+                self._refused = error
+                self._call.cancel()
+                return
+            self._prepared = self._prepared.suited_to(traits)
+            if traits.accumulates:
+                self._answer.accumulates()
+        yield self._prepared.message
+
     async def _read(self) -> Chunk:
         while True:
             response = await self._wait()
@@ -84,6 +108,8 @@ class AsyncStream:
             # gRPC raises it for a cancelled call as well as for a cancelled task.
             if self._answer.complete and self._stalled:
                 raise StopAsyncIteration from None
+            if self._refused:
+                raise self._refused from error
             if self._stalled or self._cancelled or self._cancelled_late():
                 raise self._failure(None) from error
             raise
@@ -101,6 +127,8 @@ class AsyncStream:
         return response
 
     def _give_up(self) -> None:
+        if not self._answer.complete and self._prepared.stall_timeout is None:
+            return  # meanwhile it is known that the model answers once, at the end
         self._stalled = True
         self._call.cancel()
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
-from pipeline.client._errors import ClientError, client_closed, error_from_status
+from pipeline.client._errors import (
+    ClientError,
+    ConnectionFailed,
+    client_closed,
+    error_from_message,
+    error_from_status,
+)
 from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, messages
 from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from pipeline.client._request import Completion, GenerateRequest
 from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
 from pipeline.client._stream import Stream
+from pipeline.client._traits import Traits
 from pipeline.client._watchdog import Watchdog
-from pipeline.client._wire import Outputs, decode_outputs, stop_request
+from pipeline.client._wire import Outputs, Tensors, decode_outputs, decode_tensors, stop_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +40,8 @@ class Client:
         tls: Certificates; also turns TLS on for an address without a scheme.
         headers: gRPC metadata sent with every call, such as an authorization.
         validate: Whether requests are checked before they are sent.
+        accumulate_tokens: Whether each response of a stream holds the whole text so far; the pieces
+            that this client hands out are new text either way. None takes the model's word.
 
     Attributes:
         url: The address with its scheme.
@@ -52,6 +61,7 @@ class Client:
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
         validate: bool = True,
+        accumulate_tokens: bool | None = None,
     ) -> None:
         self._settings = Settings.build(
             url,
@@ -61,12 +71,14 @@ class Client:
             tls=tls,
             headers=headers,
             validate=validate,
+            accumulate_tokens=accumulate_tokens,
         )
         self.url = self._settings.endpoint.url
         self.model = model
         self._channel = open_channel(self._settings.endpoint, tls, grpc)
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._watchdog = Watchdog()
+        self._traits: dict[str, Traits] = {}
 
     def generate(
         self,
@@ -103,12 +115,23 @@ class Client:
     ) -> Stream:
         """The answer in pieces, as it is generated; arguments as for :meth:`generate`.
 
+        The first stream of a model asks the server how the model answers: whether each response
+        holds the new text or all of it, and whether it can stream at all. Where it cannot, there is
+        one piece.
+
         Raises:
-            InvalidRequest: The request is wrong; all other errors come with the pieces.
+            InvalidRequest: The request is wrong.
+            ClientError: The server does not say how the model answers; all other errors come with
+                the pieces.
         """
-        return self._start(
-            self._settings.prepare(request, sampling, model=model, timeout=timeout, stream=True)
+        prepared = self._settings.prepare(
+            request, sampling, model=model, timeout=timeout, stream=True
         )
+        traits = self._traits_of(model or self.model)
+        stream = self._start(prepared.suited_to(traits))
+        if traits.accumulates:
+            stream.accumulates()
+        return stream
 
     def send(self, message: Message, *, timeout: float | None = None) -> Stream:
         """Sends a ``ModelInferRequest`` as it is, for tools that need what ``stream`` refuses."""
@@ -127,6 +150,37 @@ class Client:
         """
         limit = self._settings.limit(timeout)
         return decode_outputs(self._call("ModelInfer", message, limit))
+
+    def responses(self, message: Message, *, timeout: float | None = None) -> Iterator[Tensors]:
+        """The responses to a ``ModelInferRequest`` as they arrive, each tensor with its shape.
+
+        For tools that look at the wire itself. Closing the iterator cancels the request; responses
+        without a tensor are left out.
+
+        Args:
+            message: See :func:`new_message`.
+            timeout: Instead of the client's.
+
+        Raises:
+            ClientError: The request failed.
+        """
+        limit = self._settings.limit(timeout)
+        call = self._stub.ModelStreamInfer(
+            iter([message]), timeout=limit, metadata=self._settings.headers
+        )
+        return self._read(call)
+
+    def infer_tensors(self, message: Message, *, timeout: float | None = None) -> Tensors:
+        """The outputs of a model that answers once, by name and with their shapes.
+
+        Args:
+            message: See :func:`new_message`.
+            timeout: Instead of the client's.
+
+        Raises:
+            ClientError: The request failed.
+        """
+        return decode_tensors(self._call("ModelInfer", message, self._settings.limit(timeout)))
 
     def cancel(self, request_id: str) -> None:
         """Ends a request to ``ensemble`` or ``tensorrt_llm`` by its id, also one of another client.
@@ -175,6 +229,31 @@ class Client:
     def close(self) -> None:
         """Closes the connection; running requests end as cancelled."""
         self._channel.close()
+
+    def _read(self, call: Any) -> Iterator[Tensors]:
+        count = 0
+        try:
+            for response in call:
+                if response.error_message:
+                    raise error_from_message(response.error_message, self.url)
+                count += 1
+                if response.infer_response.outputs:
+                    yield decode_tensors(response.infer_response)
+        except grpc.RpcError as error:
+            code, details = error.code().name, error.details() or ""
+            raise error_from_status(code, details, self.url, answered=count) from error
+        finally:
+            call.cancel()
+
+    def _traits_of(self, model: str) -> Traits:
+        if model not in self._traits:
+            try:
+                metadata = self.model_metadata(model)
+            except ConnectionFailed:
+                # The stream itself will say so, in its own words.
+                return Traits()
+            self._traits[model] = self._settings.traits(metadata)
+        return self._traits[model]
 
     def _start(self, prepared: Prepared) -> Stream:
         try:

@@ -60,7 +60,18 @@ _WRAPPING = re.compile(
 _PEER = re.compile(r"^(?:[A-Z_]+: )?(?:ipv[46]|unix|dns):\S+: ")
 _CODE = re.compile(r"^\[(?P<code>[A-Z_]+)\]\s*")
 
+# Inputs of earlier releases of NVIDIA's repository, by their name today. Triton itself refuses
+# what a model does not declare, so no model can say it.
+_RENAMED = {
+    "random_seed": "seed",
+    "min_length": "min_tokens",
+    "output_log_probs": "return_log_probs",
+}
+_UNEXPECTED_INPUT = re.compile(r"unexpected inference input '(?P<name>[^']*)'")
+
 _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
+    # What follows is about the server's own call of the engine, whatever words it uses.
+    (ServerFailed, re.compile(r"^Error encountered while populating response")),
     (
         ServerBusy,
         re.compile(r"maximum queue size|queue (?:is )?full|max_queue_size|try again later", re.I),
@@ -128,7 +139,11 @@ def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError
         DeadlineExceeded: "Allow more time, or send fewer requests at once",
         ServerFailed: "The server's log has the cause",
     }
-    return kind(f"the server refused: {message}", where=address, fix=fixes.get(kind))
+    fix = fixes.get(kind)
+    old = _UNEXPECTED_INPUT.search(message)
+    if old and old["name"] in _RENAMED:
+        fix = f"This input's name is {_RENAMED[old['name']]} now"
+    return kind(f"the server refused: {message}", where=address, fix=fix)
 
 
 def error_from_status(

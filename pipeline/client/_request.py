@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from pipeline.client._errors import InvalidRequest
+from pipeline.client._metrics import PerfMetrics
 
 INT32_MAX = 2**31 - 1
 # Numbers travel as 32-bit floats.
@@ -23,12 +24,14 @@ class GenerateRequest:
     None leaves a value to the server.
 
     Attributes:
-        prompt: The text to continue; bytes must be UTF-8.
+        prompt: The text to continue; bytes must be UTF-8. An empty one works where the tokenizer
+            begins every text with a token of its own (bos).
         max_tokens: Tokens to generate, at most.
         temperature: Divides the logits; 0 and top_k 1 are greedy.
         top_k: Samples from the k most likely tokens.
         top_p: Samples from the most likely tokens that hold this probability mass, 0 to 1.
-        stop_words: Ends the text before the first of these; they are not part of the text.
+        stop_words: Ends the text at the first of these. Whether it is part of the text is the
+            model's to say: its parameter ``include_stop_str_in_output``.
         bad_words: Texts that must not be generated.
         seed: Makes sampling repeatable.
         repetition_penalty: Divides the score of tokens already used; 1 is none.
@@ -42,6 +45,7 @@ class GenerateRequest:
         exclude_input_in_output: Whether the answer leaves out the prompt.
         return_log_probs: Whether the answer has the log probability of each token.
         return_num_tokens: Whether the answer has the number of prompt and generated tokens.
+        return_perf_metrics: Whether the answer has what the request cost.
         request_id: Names the request in the server's log; must be unique among those running. None
             lets the client choose one.
     """
@@ -64,6 +68,7 @@ class GenerateRequest:
     exclude_input_in_output: bool | None = None
     return_log_probs: bool = False
     return_num_tokens: bool = True
+    return_perf_metrics: bool = False
     request_id: str | None = None
 
     def validate(self) -> None:
@@ -73,8 +78,6 @@ class GenerateRequest:
             InvalidRequest: Naming the field, its value and the values allowed.
         """
         _check_text("prompt", self.prompt)
-        if not self.prompt:
-            raise InvalidRequest("prompt is empty", fix="Give at least one character")
         _check_int("max_tokens", self.max_tokens, 1, INT32_MAX, required=True)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens or 0)
         _check_int("top_k", self.top_k, 0, INT32_MAX)
@@ -116,6 +119,7 @@ class Sampling(TypedDict, total=False):
     exclude_input_in_output: bool | None
     return_log_probs: bool
     return_num_tokens: bool
+    return_perf_metrics: bool
     request_id: str | None
 
 
@@ -132,6 +136,7 @@ class Chunk:
         output_log_probs: Log probabilities of the tokens new with this piece, if asked for.
         num_input_tokens: Tokens of the prompt, if asked for.
         num_output_tokens: Tokens new with this piece, if asked for.
+        perf_metrics: What the request has cost by now, if asked for.
     """
 
     text: str
@@ -141,6 +146,7 @@ class Chunk:
     output_log_probs: tuple[float, ...] | None = None
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
+    perf_metrics: PerfMetrics | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,7 @@ class Completion:
         output_log_probs: Log probability of each generated token, if asked for.
         num_input_tokens: Tokens of the prompt, if asked for.
         num_output_tokens: Tokens generated, if asked for.
+        perf_metrics: What the request cost, if asked for.
     """
 
     text: str
@@ -165,6 +172,7 @@ class Completion:
     output_log_probs: tuple[float, ...] | None = None
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
+    perf_metrics: PerfMetrics | None = None
 
 
 def _check_text(name: str, value: object) -> None:

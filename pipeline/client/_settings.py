@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from pipeline.client._config import Endpoint, Tls, parse_url
 from pipeline.client._errors import InvalidRequest
 from pipeline.client._grpc import Message
+from pipeline.client._info import ModelMetadata
 from pipeline.client._request import GenerateRequest
-from pipeline.client._wire import encode_request
+from pipeline.client._traits import Traits
+from pipeline.client._wire import answer_whole, encode_request
 
 if TYPE_CHECKING:
     from pipeline.client._request import Sampling
@@ -53,6 +55,14 @@ class Prepared:
         """When a call that starts now must be finished, in ``time.monotonic`` seconds."""
         return math.inf if self.timeout is None else time.monotonic() + self.timeout
 
+    def suited_to(self, traits: Traits) -> Prepared:
+        """The same request for a model that answers in this way; changes the message."""
+        if traits.decoupled:
+            return self
+        answer_whole(self.message)
+        # A single response comes after the last token, so its wait is no stall.
+        return dataclasses.replace(self, stall_timeout=None)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,6 +75,8 @@ class Settings:
         stall_timeout: Seconds between two responses of a stream; None is no limit.
         headers: gRPC metadata sent with every call.
         validate: Whether requests are checked before they are sent.
+        accumulate_tokens: Whether each response of a stream holds the whole text so far; None takes
+            the model's word.
     """
 
     endpoint: Endpoint
@@ -73,6 +85,7 @@ class Settings:
     stall_timeout: float | None
     headers: tuple[tuple[str, str], ...]
     validate: bool
+    accumulate_tokens: bool | None
 
     @classmethod
     def build(
@@ -85,6 +98,7 @@ class Settings:
         tls: Tls | None,
         headers: Mapping[str, str] | None,
         validate: bool,
+        accumulate_tokens: bool | None,
     ) -> Settings:
         """Checks the arguments of a client.
 
@@ -98,6 +112,7 @@ class Settings:
             stall_timeout=_seconds("stall_timeout", stall_timeout),
             headers=tuple(_header(name, value) for name, value in (headers or {}).items()),
             validate=validate,
+            accumulate_tokens=accumulate_tokens,
         )
 
     def prepare(
@@ -129,6 +144,10 @@ class Settings:
         # A single response comes after the last token, so its wait is no stall.
         stall_timeout = self.stall_timeout if stream else None
         return Prepared(message, self.limit(timeout), stall_timeout, request.max_tokens)
+
+    def traits(self, metadata: ModelMetadata) -> Traits:
+        """How a model answers, from what the server says about it and what the user does."""
+        return Traits.of(metadata, self.accumulate_tokens)
 
     def limit(self, timeout: float | None) -> float | None:
         """The limit of one call: its own, or else the client's."""

@@ -57,6 +57,10 @@ class Stream:
             self.close()
             raise
 
+    def accumulates(self) -> None:
+        """Says, before anything is read, that each response holds the whole text so far."""
+        self._answer.accumulates()
+
     def completion(self) -> Completion:
         """What is left of the answer as a whole: all of it if nothing was read before."""
         return collect(self, self.request_id, self._prepared.max_tokens)

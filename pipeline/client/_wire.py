@@ -8,9 +8,11 @@ from __future__ import annotations
 import reprlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.client._errors import InvalidRequest, ServerFailed
 from pipeline.client._grpc import INFER, Message
+from pipeline.client._metrics import PERF_METRICS
 from pipeline.client._request import GenerateRequest
 from pipeline.triton.contract import BLS, ENGINE, MODELS
 
@@ -44,6 +46,24 @@ Value = str | bytes | int | float | bool
 Outputs = Mapping[str, tuple[bytes | int | float, ...]]
 
 
+@dataclass(frozen=True)
+class OutputTensor:
+    """An output as it arrived.
+
+    Attributes:
+        datatype: KServe's name of the element type, such as ``INT32``.
+        shape: As the server sent it, with the batch dimension where it has one.
+        values: The elements, row by row.
+    """
+
+    datatype: str
+    shape: tuple[int, ...]
+    values: tuple[bytes | int | float, ...]
+
+
+Tensors = Mapping[str, OutputTensor]
+
+
 def encode_request(
     request: GenerateRequest, *, model: str, request_id: str, stream: bool
 ) -> Message:
@@ -75,6 +95,9 @@ def encode_request(
         for name in ("num_input_tokens", "num_output_tokens"):
             add_input(message, f"return_{name}", [True])
             outputs.append(name)
+    if request.return_perf_metrics:
+        add_input(message, "return_perf_metrics", [True])
+        outputs += PERF_METRICS
     for name in outputs:
         message.outputs.add(name=name)
     return message
@@ -114,15 +137,21 @@ def stop_request(request_id: str) -> Message:
 
 
 def add_input(
-    message: Message, name: str, values: Sequence[Value], *, datatype: str | None = None
+    message: Message,
+    name: str,
+    values: Sequence[Value],
+    *,
+    datatype: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> None:
-    """Adds a tensor of shape ``[1, len(values)]`` to a ``ModelInferRequest``.
+    """Adds a tensor to a ``ModelInferRequest``.
 
     Args:
         message: Changed in place.
         name: The tensor's name.
         values: Its elements.
         datatype: KServe's name of the element type; None takes the wire contract's.
+        shape: Its shape; None is ``[1, len(values)]``.
 
     Raises:
         InvalidRequest: The element type is not known, or a value does not fit into it.
@@ -144,7 +173,7 @@ def add_input(
         raise InvalidRequest(
             f"{name} {reprlib.repr(values)} does not fit into {datatype}", why=str(error)
         ) from error
-    message.inputs.add(name=name, datatype=datatype, shape=[1, count])
+    message.inputs.add(name=name, datatype=datatype, shape=shape or [1, count])
     message.raw_input_contents.append(raw)
 
 
@@ -156,8 +185,24 @@ def _frame(value: Value) -> bytes:
     return struct.pack("<I", len(data)) + data
 
 
+def answer_whole(message: Message) -> None:
+    """Takes back that a ``ModelInferRequest`` asks for a stream."""
+    for place, tensor in enumerate(message.inputs):
+        if tensor.name == "stream":
+            message.raw_input_contents[place] = struct.pack("?", False)
+
+
 def decode_outputs(response: Message) -> Outputs:
-    """The tensors of a ``ModelInferResponse`` by name, flattened.
+    """The values of a ``ModelInferResponse`` by name, whatever their shape.
+
+    Raises:
+        ServerFailed: A tensor's bytes do not match its type.
+    """
+    return {name: tensor.values for name, tensor in decode_tensors(response).items()}
+
+
+def decode_tensors(response: Message) -> Tensors:
+    """The tensors of a ``ModelInferResponse`` by name.
 
     Raises:
         ServerFailed: A tensor's bytes do not match its type.
@@ -168,7 +213,11 @@ def decode_outputs(response: Message) -> Outputs:
             f"{len(response.raw_output_contents)} contents"
         )
     return {
-        output.name: _decode(output.name, output.datatype, raw)
+        output.name: OutputTensor(
+            output.datatype,
+            tuple(output.shape),
+            _decode(output.name, output.datatype, raw),
+        )
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
 

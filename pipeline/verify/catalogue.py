@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.verify.check import Check
+from pipeline.verify.check_declared import accumulate_tokens, end_ids, stop_word_kept
 from pipeline.verify.check_errors import bad_inputs
 from pipeline.verify.check_limits import end_token, log_probs, max_tokens, stop_words
 from pipeline.verify.check_load import cancel_frees_slot, interleaved_streams
+from pipeline.verify.check_prompts import batch_of_two, border, empty_prompt
+from pipeline.verify.check_requests import (
+    old_names,
+    request_parameters,
+    stop_request,
+    unary_call,
+)
 from pipeline.verify.check_server import readiness, wire_contract
 from pipeline.verify.check_text import (
     ensemble_equals_bls,
@@ -16,6 +24,7 @@ from pipeline.verify.check_text import (
     utf8_across_tokens,
 )
 from pipeline.verify.check_tokenizer import own_tokenizer
+from pipeline.verify.check_wire import output_shapes, perf_metrics
 
 CHECKS: Mapping[str, Check] = {
     check.name: check
@@ -23,16 +32,28 @@ CHECKS: Mapping[str, Check] = {
         readiness,
         wire_contract,
         own_tokenizer,
+        output_shapes,
         greedy_determinism,
         stream_equals_whole,
         utf8_across_tokens,
         ensemble_equals_bls,
         max_tokens,
+        border,
+        batch_of_two,
+        empty_prompt,
+        accumulate_tokens,
         end_token,
+        end_ids,
         stop_words,
+        stop_word_kept,
         log_probs,
+        perf_metrics,
         interleaved_streams,
         cancel_frees_slot,
+        stop_request,
+        unary_call,
+        request_parameters,
+        old_names,
         bad_inputs,
     )
 }

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
 from pipeline.probes import Probes
-from pipeline.triton.contract import BLS, answering_model
+from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
 
 Details = dict[str, Any]
-
+Answer = TypeVar("Answer")
+_FEWEST = 16
 
 DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVIDIA's does"
 
@@ -72,6 +73,7 @@ class Context:
         tls: Certificates.
         headers: gRPC metadata sent with every call.
         probes: What the model's own tokenizer gives for some texts; None where it is not known.
+        accumulates: Whether each response of a stream was seen to hold the whole text so far.
     """
 
     url: str
@@ -81,6 +83,7 @@ class Context:
     tls: Tls | None = None
     headers: Mapping[str, str] | None = None
     probes: Probes | None = None
+    accumulates: bool = False
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""
@@ -104,11 +107,23 @@ class Context:
             return False
         return True
 
+    def decoupled(self, model: str | None = None) -> bool:
+        """Whether a request to a model, the one under test if none is named, may be streamed."""
+        return self.client.model_metadata(answering_model(model or self.model)).decoupled
+
+    def text_models(self) -> list[str]:
+        """The text models of the server by name, the one under test first."""
+        names = dict.fromkeys((self.model, BLS, ENSEMBLE, BLS_UNARY))
+        return [name for name in names if self.has(name)]
+
+    def declared(self, parameter: str) -> str | None:
+        """A parameter of the model under test, from its ``config.pbtxt``."""
+        return dict(self.client.model_metadata().parameters).get(parameter)
+
     @cached_property
     def answers_once(self) -> bool:
         """Whether the model gives one response per request, so that nothing can be streamed."""
-        model = answering_model(self.model)
-        return self.has(model) and not self.client.model_metadata(model).decoupled
+        return self.has(answering_model(self.model)) and not self.decoupled()
 
     def needs_streams(self) -> None:
         """Skips the check on a model that answers once."""
@@ -127,12 +142,18 @@ class Context:
             tls=self.tls,
             headers=self.headers,
             validate=False,
+            accumulate_tokens=self.accumulates,
         )
 
     def needs_bls(self, reason: str) -> None:
-        """Skips the check on other models than ``tensorrt_llm_bls``."""
-        if self.model != BLS:
+        """Skips the check on other models than ``tensorrt_llm_bls`` and its twin."""
+        if not self.is_bls:
             raise CheckSkipped(reason)
+
+    @property
+    def is_bls(self) -> bool:
+        """Whether the model is ``tensorrt_llm_bls``, or its twin that answers once."""
+        return self.model in (BLS, BLS_UNARY)
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,20 @@ def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
         return Check(function.__name__, proves, function)
 
     return make
+
+
+def as_long_as_accepted(tokens: int, ask: Callable[[int], Answer]) -> Answer:
+    """Asks for so many tokens, and for half as many for as long as the server refuses that.
+
+    Raises:
+        CheckSkipped: It refuses an answer of 16 tokens.
+    """
+    if tokens < _FEWEST:
+        raise CheckSkipped(f"not exercised: the engine accepts no answer of {_FEWEST} tokens")
+    try:
+        return ask(tokens)
+    except InvalidRequest:
+        return as_long_as_accepted(tokens // 2, ask)
 
 
 def first_difference(expected: str, got: str) -> str:

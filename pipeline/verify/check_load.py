@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from pipeline.client import AsyncClient, AsyncStream, Cancelled, InvalidRequest
+from pipeline.client import AsyncClient, AsyncStream, Cancelled
 from pipeline.triton.contract import BLS, ENGINE
 from pipeline.verify.check import (
     CheckFailed,
     CheckSkipped,
     Context,
     Details,
+    as_long_as_accepted,
     check,
     first_difference,
 )
@@ -41,7 +42,7 @@ def interleaved_streams(context: Context) -> Details:
     )
     for number, text in enumerate(texts):
         expected = alone[number % len(prompts)]
-        if text != expected and context.model == BLS:
+        if text != expected and context.is_bls:
             raise CheckFailed(
                 f"stream {number} of {count} has another text than alone, "
                 f"{first_difference(expected, text)}"
@@ -148,21 +149,13 @@ def _attempt(context: Context, slots: int, tokens: int) -> Details | CheckFailed
 
 def _long_tokens(context: Context) -> int:
     """The longest answer, up to the plan's, that the engine accepts."""
-    tokens = context.plan.long_tokens
-    while not _accepts(context, tokens):
-        tokens //= 2
-        if tokens < 16:
-            raise CheckSkipped("not exercised: the engine accepts no answer of 16 tokens")
-    return tokens
 
-
-def _accepts(context: Context, tokens: int) -> bool:
-    # To its end: a request that is cancelled here could take the slot whose freeing is in question.
-    try:
+    def ask(tokens: int) -> int:
+        # To its end: a request that is cancelled here could take the slot in question.
         context.greedy(context.plan.prompts[0], tokens, end_id=NO_END)
-    except InvalidRequest:
-        return False
-    return True
+        return tokens
+
+    return as_long_as_accepted(context.plan.long_tokens, ask)
 
 
 async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:

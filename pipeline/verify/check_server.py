@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.client import ModelMetadata
-from pipeline.triton.contract import MODELS, ModelContract, served_models
+from pipeline.triton.contract import MODELS, POSTPROCESSING, ModelContract, Tensor, served_models
 from pipeline.verify.check import CheckFailed, Context, Details, check
 
 
@@ -22,10 +22,12 @@ def readiness(context: Context) -> Details:
 def wire_contract(context: Context) -> Details:
     """Metadata of all five models against :mod:`pipeline.triton.contract`.
 
-    A model may have more tensors than the contract, because NVIDIA's own repository has.
+    A model may have more tensors than the contract, because NVIDIA's own repository has. Whether
+    the models answer once or stream is the repository's choice (``decoupled``).
     """
     problems: list[str] = []
     extra: list[str] = []
+    decoupled: dict[str, bool] = {}
     for name, contract in served_models(not context.answers_once).items():
         if not context.has(name):
             problems.append(f"there is no model {name}")
@@ -33,9 +35,15 @@ def wire_contract(context: Context) -> Details:
         metadata = context.client.model_metadata(name)
         problems += [f"{name}: {problem}" for problem in _problems(contract, metadata)]
         extra += [f"{name}.{tensor}" for tensor in _extra(contract, metadata)]
+        if contract.decoupled:
+            decoupled[name] = metadata.decoupled
     if problems:
         raise CheckFailed("; ".join(problems[:5]), problems=problems)
-    return {"models": list(MODELS), "tensors_beyond_the_contract": extra}
+    return {
+        "models": list(MODELS),
+        "tensors_beyond_the_contract": extra,
+        "decoupled": decoupled,
+    }
 
 
 def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
@@ -47,6 +55,8 @@ def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
         known = {tensor.name: tensor for tensor in found}
         for tensor in wanted:
             there = known.get(tensor.name)
+            if there is None and _is_wiring(contract, tensor):
+                continue
             if there is None:
                 problems.append(f"{kind} {tensor.name} is missing")
                 continue
@@ -56,9 +66,14 @@ def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
             shape = there.shape[1:] if metadata.max_batch_size else there.shape
             if shape != tensor.dims:
                 problems.append(f"{kind} {tensor.name} is {list(shape)}, not {list(tensor.dims)}")
-    if contract.decoupled and not metadata.decoupled:
-        problems.append("is not decoupled, so it cannot stream")
     return problems
+
+
+def _is_wiring(contract: ModelContract, tensor: Tensor) -> bool:
+    """Whether only this repository's own models know the tensor: NVIDIA's have no optional input of
+    ``postprocessing``, and no client sends one.
+    """
+    return contract.name == POSTPROCESSING and tensor.optional
 
 
 def _extra(contract: ModelContract, metadata: ModelMetadata) -> list[str]:

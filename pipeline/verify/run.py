@@ -9,6 +9,7 @@ from pipeline.client import Client, ClientError, Tls
 from pipeline.errors import UsageError
 from pipeline.probes import Probes
 from pipeline.triton.contract import BLS
+from pipeline.verify.accumulation import seen_to_accumulate
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Check, CheckFailed, CheckSkipped, Context, Plan
 from pipeline.verify.report import CheckResult, Report
@@ -47,18 +48,25 @@ def run_conformance(
     for name in only:
         if name not in CHECKS:
             raise UsageError(f"there is no check {name}", fix=f"Checks: {', '.join(CHECKS)}")
-    client = Client(
-        url,
-        model=model,
-        timeout=plan.patience,
-        stall_timeout=plan.patience,
-        tls=tls,
-        headers=headers,
-        validate=False,
-    )
-    with client:
+
+    def client_of(*, accumulates: bool) -> Client:
+        return Client(
+            url,
+            model=model,
+            timeout=plan.patience,
+            stall_timeout=plan.patience,
+            tls=tls,
+            headers=headers,
+            validate=False,
+            # Not what the model says about itself: that is for a check of its own.
+            accumulate_tokens=accumulates,
+        )
+
+    with client_of(accumulates=False) as client:
         server = client.metadata()
-        context = Context(url, model, plan, client, tls, headers, probes)
+        accumulates = seen_to_accumulate(client, plan.prompts[0])
+    with client_of(accumulates=accumulates) as client:
+        context = Context(url, model, plan, client, tls, headers, probes, accumulates)
         results: list[CheckResult] = []
         for check in CHECKS.values():
             if only and check.name not in only:

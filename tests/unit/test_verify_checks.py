@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.probes import Probe, Probes
-from pipeline.triton.contract import BLS, ENSEMBLE, PREPROCESSING
+from pipeline.triton.contract import BLS, ENSEMBLE, MODELS, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.tensors import ragged
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.check import CheckFailed, CheckSkipped
-from tests.unit.client.fake_model import BREAKS, FakeModel
+from tests.unit.client.fake_model import BREAKS, FakeModel, answer_once
 
 PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 
 # What each defect must be caught by, and a part of what must be said about it.
 CAUGHT = {
-    "accepts_bad_input": ("bad_inputs", "max_tokens zero: answered with"),
+    "accepts_bad_input": ("bad_inputs", "max_tokens: answered with"),
+    "accumulates_undeclared": ("accumulate_tokens", "says accumulate_tokens false, but each"),
     "batch_dependent": ("greedy_determinism", "differs with neighbours"),
+    "batch_mixes_texts": ("batch_of_two", "prompt 0 of a batch whole has another text than alone"),
     "broken_characters": ("utf8_across_tokens", "every character of several tokens is broken"),
     "cancel_keeps_slot": ("cancel_frees_slot", "kept its slot"),
-    "crashes_on_bad_input": ("bad_inputs", "empty prompt: ServerFailed: .*the process died"),
+    "crashes_on_bad_input": ("bad_inputs", "ServerFailed: .*the process died"),
     "ends_after_end_token": ("end_token", "ended it where it comes first"),
     "ensemble_differs": ("ensemble_equals_bls", "differs on the ensemble"),
     "ignores_end_token": ("end_token", "ended it where it comes first"),
+    "ignores_misspelt_inputs": (
+        "request_parameters",
+        "temprature, which is no input, was",
+    ),
+    "ignores_stop_requests": ("stop_request", "ran on to all its 480 tokens"),
     "ignores_stop_words": ("stop_words", "unstreamed, stop word"),
-    "keeps_stop_word": ("stop_words", "unstreamed, stop word"),
+    "keeps_stop_word": ("stop_word_kept", "is in the text, but .*output says false"),
+    "loses_first_space": ("border", "does not continue it, at character"),
     "loses_spaces": ("stream_equals_whole", "differs streamed"),
     "max_tokens_plus_one": ("max_tokens", "max_tokens 1 gave 2 tokens"),
+    "metrics_out_of_order": ("perf_metrics", "first_token_time_ns .* is not before last_token"),
+    "metrics_with_the_last_response_only": ("perf_metrics", "streamed: response 1 of .* lacks kv_"),
     "mixes_streams": ("interleaved_streams", "has another text than alone"),
+    "nested_texts": ("output_shapes", r"text_output arrived in the shape \[1, 1\], not \[1\]"),
     "never_streams": ("stream_equals_whole", "no answer came in more than one piece"),
+    "no_batch_index": ("batch_of_two", "has no batch_index"),
     "no_end_without_end_token": ("end_token", "still ends by itself"),
     "no_log_probs": ("log_probs", "gave no output_log_probs"),
     "no_token_counts": ("max_tokens", "does not count tokens"),
     "not_ready": ("readiness", "is not ready"),
     "one_at_a_time": ("interleaved_streams", "one after the other"),
     "other_text": ("own_tokenizer", r"' the dog' gives another text: 'the dog', not ' the dog'; 2"),
-    "other_tokens": ("own_tokenizer", r"' the dog' gives other tokens: \[9\], not \[0, 9\]; 3"),
+    "other_tokens": (
+        "own_tokenizer",
+        r"gives other tokens: \[0, 9\], not \[24, 0, 9\]; 3",
+    ),
     "positive_log_probs": ("log_probs", "above 0"),
     "random": ("greedy_determinism", "differs twice alone"),
+    "refuses_an_empty_prompt": ("empty_prompt", "but an empty prompt is refused"),
+    "refuses_its_own_end_id": ("end_ids", "own end id 23 is refused"),
+    "refuses_nvidias_parameters": ("request_parameters", "refuses the parameter Streaming"),
+    "refuses_stop_requests": ("stop_request", "the stop request was refused"),
     "restarts_at_length": ("max_tokens", "is not the beginning of the text"),
     "stop_words_within_tokens": ("stop_words", "unstreamed, stop word"),
     "tensor_missing": ("wire_contract", "tensorrt_llm_bls: input text_input is missing"),
     "tensor_type": ("wire_contract", "input text_input is INT8, not BYTES"),
+    "unary_differs": ("unary_call", "answered 'something else' to a unary call"),
+    "unnoticed_end": ("end_ids", "generated the special token 25 and went on"),
+    "vague_about_old_names": ("old_names", "refusal of random_seed does not say seed"),
     "vague_refusals": ("bad_inputs", "ServerFailed: .*something went wrong"),
     "wrong_log_prob_count": ("log_probs", r"\d+ log probabilities for \d+ tokens"),
     "wrong_log_prob_sum": ("log_probs", "the sum is"),
@@ -50,9 +75,9 @@ CAUGHT = {
 # The fake model's own tokenizer, by hand.
 PROBES = Probes(
     (
-        Probe(" the dog", (0, 9), " the dog"),
-        Probe(" went \U0001f600", (3, 19, 20), " went\U0001f600"),
-        Probe("\u00e9", (21, 22), "\u00e9"),
+        Probe(" the dog", (24, 0, 9), " the dog"),
+        Probe(" went \U0001f600", (24, 3, 19, 20), " went\U0001f600"),
+        Probe("\u00e9", (24, 21, 22), "\u00e9"),
     ),
     cleans_up=False,
     without_chat="it has none",
@@ -73,8 +98,60 @@ def test_every_defect_has_a_check_and_every_check_a_defect():
 
 def test_a_model_that_keeps_its_promises_passes_everything():
     results = verify(FakeModel())
-    assert {name: result.reason for name, result in results.items() if result.reason} == {}
+    assert {name: result.reason for name, result in results.items() if result.reason} == {
+        "unary_call": "every text model here is decoupled, so Triton refuses unary calls"
+    }
     assert list(results) == list(CHECKS)
+
+
+def test_a_model_that_answers_once_passes_everything_that_is_not_about_streams():
+    with FakeModel().serve() as server:
+        answer_once(server)
+        report = run_conformance(server.url, plan=PLAN, probes=PROBES)
+    skipped = {result.name for result in report.results if result.status == "skipped"}
+    assert skipped == {
+        "accumulate_tokens",
+        "batch_of_two",
+        "cancel_frees_slot",
+        "interleaved_streams",
+        "stream_equals_whole",
+        "utf8_across_tokens",
+    }
+    assert {r.reason for r in report.results if r.status == "failed"} == set()
+
+
+def test_a_model_that_declares_what_it_does_may_do_it():
+    for defect, parameter, check in (
+        ("accumulates_undeclared", "accumulate_tokens", "accumulate_tokens"),
+        ("keeps_stop_word", "include_stop_str_in_output", "stop_word_kept"),
+    ):
+        with FakeModel(defect).serve() as server:
+            server.parameters[parameter] = "true"
+            names = [check, "stop_words", "stream_equals_whole", "interleaved_streams"]
+            report = run_conformance(server.url, plan=PLAN, only=names)
+        assert {r.reason for r in report.results} == {None}
+
+
+def test_upstream_keeps_a_stop_word_where_nothing_is_declared():
+    with FakeModel().serve() as server:
+        del server.parameters["include_stop_str_in_output"]
+        report = run_conformance(server.url, plan=PLAN, only=["stop_word_kept"])
+    (result,) = report.results
+    assert (result.status, "upstream keeps it" in result.reason) == ("failed", True)
+
+
+def test_wiring_of_our_own_need_not_be_on_another_server(monkeypatch):
+    post = MODELS[POSTPROCESSING]
+    wired = replace(post, inputs=(*post.inputs, ragged("PROMPT_IDS", "TYPE_INT32", -1)))
+    with FakeModel().serve() as server:
+        without = run_conformance(server.url, plan=PLAN, only=["wire_contract"])
+        server.models[POSTPROCESSING] = wired
+        more = run_conformance(server.url, plan=PLAN, only=["wire_contract"])
+        server.models[POSTPROCESSING] = post
+        monkeypatch.setitem(MODELS, POSTPROCESSING, wired)
+        asked_for = run_conformance(server.url, plan=PLAN, only=["wire_contract"])
+    for report in (without, more, asked_for):
+        assert report.results[0].reason is None
 
 
 @pytest.mark.parametrize("defect", BREAKS)
@@ -129,7 +206,7 @@ def test_a_server_that_takes_spaces_out_as_transformers_4_does_is_no_failure(
 ):
     """NVIDIA's postprocessing does so for Llama 3; the texts are what transformers gives."""
     monkeypatch.setattr("tests.unit.client.fake_model.text_of", lambda _ids: text)
-    probes = Probes((Probe(" the dog", (0, 9), "x != y ."),), cleans_up, None)
+    probes = Probes((Probe(" the dog", (24, 0, 9), "x != y ."),), cleans_up, None)
     found = verify(FakeModel(), "own_tokenizer", probes=probes)["own_tokenizer"]
     assert found.status == status
     if status == "passed":
@@ -138,9 +215,17 @@ def test_a_server_that_takes_spaces_out_as_transformers_4_does_is_no_failure(
 
 def test_on_the_ensemble():
     results = verify(FakeModel(), name=ENSEMBLE)
-    for name in ("stop_words", "stream_equals_whole", "utf8_across_tokens"):
+    for name in (
+        "accumulate_tokens",
+        "stop_words",
+        "stream_equals_whole",
+        "unary_call",
+        "utf8_across_tokens",
+    ):
         assert results.pop(name).status == "skipped"
-    assert {result.status for result in results.values()} == {"passed"}
+    # The fake's ensemble strips the word as its tensorrt_llm_bls does; upstream's keeps it.
+    assert results.pop("stop_word_kept").status == "failed"
+    assert {result.reason for result in results.values()} == {None}
 
 
 def test_a_server_without_the_other_models():

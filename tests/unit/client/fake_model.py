@@ -28,37 +28,58 @@ WORDS = "the old man went home and saw a small dog near its red boat before noon
 PARTS = [b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9"]
 VOCABULARY = [*(f" {word}".encode() for word in WORDS.split()), *PARTS]
 END_ID = len(VOCABULARY)
+BEGIN_ID, OTHER_SPECIAL_ID = END_ID + 1, END_ID + 2
 MAX_SEQ_LEN = 512
 STEP_S = 0.0005
 
+# NVIDIA's client sends it with a stop request, inflight_batcher_llm_client.py.
+CLIENTS_PARAMETERS = {"Streaming"}
+OLD_NAMES = {"random_seed": "seed", "min_length": "min_tokens"}
+
 BREAKS = (
     "accepts_bad_input",
+    "accumulates_undeclared",
     "batch_dependent",
+    "batch_mixes_texts",
     "broken_characters",
     "cancel_keeps_slot",
     "crashes_on_bad_input",
     "ends_after_end_token",
     "ensemble_differs",
     "ignores_end_token",
+    "ignores_misspelt_inputs",
+    "ignores_stop_requests",
     "ignores_stop_words",
     "keeps_stop_word",
+    "loses_first_space",
     "loses_spaces",
     "max_tokens_plus_one",
+    "metrics_out_of_order",
+    "metrics_with_the_last_response_only",
     "mixes_streams",
+    "nested_texts",
     "never_streams",
     "no_end_without_end_token",
     "no_log_probs",
     "no_token_counts",
+    "no_batch_index",
     "not_ready",
     "one_at_a_time",
     "other_text",
     "other_tokens",
     "positive_log_probs",
     "random",
+    "refuses_an_empty_prompt",
+    "refuses_its_own_end_id",
+    "refuses_nvidias_parameters",
+    "refuses_stop_requests",
     "restarts_at_length",
     "stop_words_within_tokens",
     "tensor_missing",
     "tensor_type",
+    "unary_differs",
+    "unnoticed_end",
+    "vague_about_old_names",
     "vague_refusals",
     "wrong_log_prob_count",
     "wrong_log_prob_sum",
@@ -117,11 +138,15 @@ class FakeModel:
         self._count_lock = threading.Lock()
         self._running = 0
         self._served = 0
+        self._stopped: set[str] = set()
 
     def serve(self) -> FakeTriton:
         """A server with this model."""
         server = FakeTriton(self.answer, infer=self.infer, workers=80)
         server.ready = self.broken != "not_ready"
+        server.parameters |= {"accumulate_tokens": "false", "include_stop_str_in_output": "false"}
+        if self.broken == "unary_differs":
+            answer_once(server)
         if self.broken in ("tensor_missing", "tensor_type"):
             model = server.models["tensorrt_llm_bls"]
             first, *others = model.inputs
@@ -130,23 +155,57 @@ class FakeModel:
         return server
 
     def infer(self, asked: Asked) -> Any:
-        """``preprocessing``: text to ids; ``postprocessing``: ids to text."""
-        response = pb.ModelInferResponse()
+        """``preprocessing``, ``postprocessing``, and text models that answer once."""
         if asked.model == "postprocessing":
-            text = text_of(asked.values["TOKENS_BATCH"])
-            text = text.lstrip() if self.broken == "other_text" else text
-            add_output(response, "OUTPUT", "BYTES", [1, 1], [text.encode()])
-            return response
-        ids = token_ids(asked.one("QUERY"))
+            return self._texts(asked)
+        if asked.model != "preprocessing":
+            (response,) = self._generate(asked, None)
+            if self.broken == "unary_differs":
+                return piece("something else").infer_response
+            return response.infer_response
+        response = pb.ModelInferResponse()
+        ids = [BEGIN_ID, *token_ids(asked.one("QUERY"))]
         ids = ids[1:] if self.broken == "other_tokens" else ids
         add_output(response, "INPUT_ID", "INT32", [1, len(ids)], ids)
-        add_output(response, "REQUEST_INPUT_LEN", "INT32", [1, 1], [len(ids)])
+        for name, value in (
+            ("REQUEST_INPUT_LEN", len(ids)),
+            ("REQUEST_OUTPUT_LEN", asked.one("REQUEST_OUTPUT_LEN")),
+            ("OUT_END_ID", END_ID),
+            ("OUT_PAD_ID", END_ID),
+        ):
+            add_output(response, name, "INT32", [1, 1], [value])
+        return response
+
+    def _texts(self, asked: Asked) -> Any:
+        response = pb.ModelInferResponse()
+        texts = []
+        for row in asked.rows():
+            text = text_of(token for token in row.values["TOKENS_BATCH"] if token < END_ID)
+            texts.append((text.lstrip() if self.broken == "other_text" else text).encode())
+        shape = [len(texts), 1] if self.broken == "nested_texts" else [len(texts)]
+        add_output(response, "OUTPUT", "BYTES", shape, texts)
         return response
 
     def answer(self, asked: Asked, context: Any) -> Iterator[Any]:
         """One streamed request."""
+        unknown = asked.parameters - CLIENTS_PARAMETERS
+        if self.broken == "refuses_nvidias_parameters":
+            unknown = asked.parameters
         if asked.one("stop"):
+            if self.broken == "refuses_stop_requests":
+                yield refusal(f"invalid parameter {unknown}")
+                return
+            if self.broken != "ignores_stop_requests":
+                self._stopped.add(asked.id)
             yield empty_final()
+            return
+        if unknown and self.broken != "ignores_misspelt_inputs":
+            name = unknown.pop()
+            hint = OLD_NAMES.get(name, "") if self.broken != "vague_about_old_names" else ""
+            yield refusal(f"invalid parameter {name}: there is no such input {hint}")
+            return
+        if asked.model == "tensorrt_llm":
+            yield from self._engine(asked)
             return
         problem = self._problem(asked)
         if problem and self.broken != "accepts_bad_input":
@@ -163,7 +222,18 @@ class FakeModel:
             self._running += 1
         cancelled = True
         try:
-            yield from self._generate(asked, context)
+            rows = list(asked.rows())
+            for number, row in enumerate(rows if len(rows) > 1 else ()):
+                for response in self._generate(row, context):
+                    if self.broken != "no_batch_index":
+                        index = 0 if self.broken == "batch_mixes_texts" else number
+                        add_output(response.infer_response, "batch_index", "INT32", [1, 1], [index])
+                    response.infer_response.parameters["triton_final_response"].bool_param = False
+                    yield response
+            if len(rows) > 1:
+                yield empty_final()
+            else:
+                yield from self._generate(asked, context)
             cancelled = not context.is_active()
         finally:
             with self._count_lock:
@@ -179,7 +249,8 @@ class FakeModel:
             time.sleep(STEP_S)
 
     def _problem(self, asked: Asked) -> str | None:
-        limits = {"text_input": 1, "max_tokens": 1}
+        rows = len(list(asked.rows()))
+        limits = {"text_input": rows, "max_tokens": rows}
         allowed = {t.name for t in FakeTriton(self.answer).models["tensorrt_llm_bls"].inputs}
         if extra := set(asked.values) - allowed:
             return f"unexpected inference input '{extra.pop()}' for model '{asked.model}'"
@@ -194,8 +265,10 @@ class FakeModel:
             text.decode()
         except UnicodeDecodeError:
             return "text_input is not valid UTF-8"
-        if not text:
+        if not text and self.broken == "refuses_an_empty_prompt":
             return "text_input is empty"
+        if asked.one("end_id") == END_ID and self.broken == "refuses_its_own_end_id":
+            return f"end_id must be below {END_ID}"
         if tokens < 1:
             return f"max_tokens must be at least 1, got {tokens}"
         if tokens > MAX_SEQ_LEN or len(text) > 4000:
@@ -245,7 +318,7 @@ class FakeModel:
         count = new = 0
         for token in self._tokens(asked):
             time.sleep(STEP_S)
-            if not context.is_active() and self.broken != "cancel_keeps_slot":
+            if context and not context.is_active() and self.broken != "cancel_keeps_slot":
                 return
             count, new = count + 1, new + 1
             data = VOCABULARY[token] if token < len(VOCABULARY) else b"<end>"
@@ -260,12 +333,19 @@ class FakeModel:
                 break
             safe = len(text) - self._undecided(text, words)
             if stream and safe > len(sent):
-                yield self._piece(asked, text[len(sent) : safe], count, new)
+                begin = 0 if self.broken == "accumulates_undeclared" else len(sent)
+                yield self._piece(asked, text[begin:safe], count, new)
                 sent, new = text[:safe], 0
         else:
             text += decoder.decode(b"", final=True)
         if self.broken == "mixes_streams" and self._running > 2 and stream:
             text += " mixed"
+        if self.broken == "accumulates_undeclared":
+            sent = ""
+        if self.broken == "loses_first_space" and not stream:
+            text = text.removeprefix(" ")
+        if not stream and asked.one("exclude_input_in_output", True) is False:
+            text = asked.prompt + (" " if self.broken == "loses_first_space" else "") + text
         yield self._piece(asked, text[len(sent) :] if stream else text, count, new, final=True)
 
     def _stop(self, text: str, fresh: str, words: list[str]) -> str | None:
@@ -275,8 +355,8 @@ class FakeModel:
         found = [word for word in words if word in where]
         if not found:
             return None
-        place = min(text.index(word) for word in found)
-        return text if self.broken == "keeps_stop_word" else text[:place]
+        end, place = min((text.index(word) + len(word), text.index(word)) for word in found)
+        return text[:end] if self.broken == "keeps_stop_word" else text[:place]
 
     @staticmethod
     def _undecided(text: str, words: list[str]) -> int:
@@ -293,7 +373,10 @@ class FakeModel:
         }
         if self.broken == "no_token_counts":
             numbers = {}
-        response = piece(text, final=final, **numbers)
+        shape = (1, 1) if self.broken == "nested_texts" else (1,)
+        response = piece(text, final=final, shape=shape, **numbers)
+        if asked.one("return_perf_metrics"):
+            self._add_metrics(response.infer_response, final=final)
         if asked.one("return_log_probs") and self.broken != "no_log_probs":
             new = numbers.get("num_output_tokens", new) + (self.broken == "wrong_log_prob_count")
             one = 0.5 if self.broken == "positive_log_probs" else -0.5
@@ -302,3 +385,66 @@ class FakeModel:
             add_output(infer, "output_log_probs", "FP32", [1, 1, new], [one] * new)
             add_output(infer, "cum_log_probs", "FP32", [1, 1], [total])
         return response
+
+    def _add_metrics(self, infer: Any, *, final: bool) -> None:
+        if self.broken == "metrics_with_the_last_response_only" and not final:
+            return
+        now = time.monotonic_ns()
+        later = now - 1 if self.broken == "metrics_out_of_order" else now
+        for name in ("arrival", "first_scheduled", "first_token"):
+            add_output(infer, f"{name}_time_ns", "INT64", [1, 1], [now])
+        add_output(infer, "last_token_time_ns", "INT64", [1, 1], [later])
+        for name, value in (
+            ("kv_cache_alloc_new_blocks", 1),
+            ("kv_cache_reused_blocks", 0),
+            ("kv_cache_alloc_total_blocks", 1),
+            ("total_accepted_draft_tokens", 0),
+            ("total_draft_tokens", 0),
+        ):
+            add_output(infer, name, "INT32", [1, 1], [value])
+        add_output(infer, "acceptance_rate", "FP32", [1, 1], [0.0])
+
+    def _engine(self, asked: Asked) -> Iterator[Any]:
+        """``tensorrt_llm``: ids to ids."""
+        ids = continuation(str(asked.values["input_ids"]), None)
+        ids_left = asked.one("request_output_len")
+        new: list[int] = []
+        count = 0
+        while ids_left > 0 and asked.id not in self._stopped:
+            time.sleep(STEP_S)
+            token, ids_left = next(ids), ids_left - 1
+            if self.broken == "unnoticed_end" and token == 0:
+                token = OTHER_SPECIAL_ID
+            if token == END_ID:
+                if asked.one("end_id") == END_ID:
+                    break
+                token = 0
+            new.append(token)
+            count += 1
+            if asked.one("streaming") and ids_left > 0:
+                yield self._ids(asked, new, count)
+                new = []
+        yield self._ids(asked, new, count, final=True)
+
+    def _ids(self, asked: Asked, new: list[int], count: int, *, final: bool = False) -> Any:
+        response = pb.ModelStreamInferResponse()
+        infer = response.infer_response
+        add_output(infer, "output_ids", "INT32", [1, 1, len(new)], new)
+        for name, value in (
+            ("sequence_length", len(new)),
+            ("num_input_tokens", len(asked.values["input_ids"])),
+            ("num_output_tokens", len(new)),
+        ):
+            add_output(infer, name, "INT32", [1, 1], [value])
+        add_output(infer, "output_log_probs", "FP32", [1, 1, len(new)], [-0.5] * len(new))
+        add_output(infer, "cum_log_probs", "FP32", [1, 1], [-0.5 * count])
+        if asked.one("return_perf_metrics"):
+            self._add_metrics(infer, final=final)
+        infer.parameters["triton_final_response"].bool_param = final
+        return response
+
+
+def answer_once(server: FakeTriton) -> None:
+    """Makes every model of a server one that is not decoupled."""
+    for name, model in server.models.items():
+        server.models[name] = replace(model, decoupled=False)

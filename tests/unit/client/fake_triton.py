@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ class Asked:
         id: Its id.
         model: The model's name.
         values: Values by tensor name.
+        shapes: Shapes by tensor name.
+        parameters: Names of the request parameters that are not Triton's.
         wanted: Names of the outputs asked for.
         metadata: gRPC metadata.
         message: All of it.
@@ -38,6 +41,8 @@ class Asked:
         self.metadata = dict(metadata)
         self.values: dict[str, tuple[Any, ...]] = {}
         self.datatypes: dict[str, str] = {}
+        self.shapes = {tensor.name: tuple(tensor.shape) for tensor in message.inputs}
+        self.parameters = {name for name in message.parameters if not name.startswith("triton_")}
         for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
             self.datatypes[tensor.name] = tensor.datatype
             self.values[tensor.name] = tuple(_decode(tensor.datatype, raw))
@@ -45,6 +50,17 @@ class Asked:
     def one(self, name: str, default: Any = None) -> Any:
         """The first value of a tensor."""
         return self.values.get(name, (default,))[0]
+
+    def rows(self) -> Iterator[Asked]:
+        """The requests that a batch is made of."""
+        count = max((shape[0] for shape in self.shapes.values() if shape), default=1)
+        for row in range(count):
+            one = copy.copy(self)
+            one.values = {
+                name: values[row * len(values) // count : (row + 1) * len(values) // count]
+                for name, values in self.values.items()
+            }
+            yield one
 
     @property
     def prompt(self) -> str:
@@ -72,12 +88,15 @@ def add_output(infer: Any, name: str, datatype: str, shape: list[int], values: A
     infer.raw_output_contents.append(raw)
 
 
-def piece(text: str | bytes, *, final: bool = False, **numbers: int) -> Any:
+def piece(
+    text: str | bytes, *, final: bool = False, shape: tuple[int, ...] = (1,), **numbers: int
+) -> Any:
     """A streamed response with text and, by name, INT32 outputs."""
     response = pb.ModelStreamInferResponse()
     infer = response.infer_response
     data = text.encode() if isinstance(text, str) else text
-    add_output(infer, "text_output", "BYTES", [1, 1], [data])
+    # One dimension, as upstream's Python models send it.
+    add_output(infer, "text_output", "BYTES", list(shape), [data])
     for name, value in numbers.items():
         add_output(infer, name, "INT32", [1, 1], [value])
     infer.parameters["triton_final_response"].bool_param = final
@@ -121,6 +140,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled = threading.Event()
         self.ready = True
         self.models = dict(MODELS)
+        self.parameters: dict[str, str] = {"tokenizer_dir": "preprocessing/1/tokenizer"}
         self._pool = ThreadPoolExecutor(workers)
         self._server = grpc.server(self._pool)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -178,8 +198,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         model = self._model(request.name, context)
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = self.max_batch_size
-        response.config.model_transaction_policy.decoupled = model.decoupled
-        response.config.parameters["tokenizer_dir"].string_value = "preprocessing/1/tokenizer"
+        # Triton reports an ensemble as what its steps are.
+        response.config.model_transaction_policy.decoupled = model.decoupled or (
+            bool(model.steps) and any(self.models[s.model].decoupled for s in model.steps)
+        )
+        for name, value in self.parameters.items():
+            response.config.parameters[name].string_value = value
         return response
 
     max_batch_size = 4

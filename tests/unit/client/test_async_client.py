@@ -225,7 +225,7 @@ class CancelledByItself:
 def test_a_call_that_is_cancelled_at_its_deadline_did_not_cancel_the_task():
     async def read(timeout):
         prepared = Prepared(new_message("m"), timeout, None)
-        stream = AsyncStream(CancelledByItself(), prepared, "here")
+        stream = AsyncStream(lambda _: CancelledByItself(), prepared, "here")
         await asyncio.sleep(0.01)
         await anext(stream)
 
@@ -243,7 +243,7 @@ def test_a_task_that_is_cancelled_after_the_deadline_stays_cancelled():
 
     async def main():
         prepared = Prepared(new_message("m"), 0.001, None)
-        task = asyncio.create_task(AsyncStream(Slow(), prepared, "here").__anext__())
+        task = asyncio.create_task(AsyncStream(lambda _: Slow(), prepared, "here").__anext__())
         await asyncio.sleep(0.01)
         task.cancel()
         await task

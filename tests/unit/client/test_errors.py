@@ -50,6 +50,8 @@ MESSAGES = [
     (ServerFailed, "Request for model 'm' has no available versions"),
     (ServerFailed, "Failed to increase the shared memory pool size"),
     (ServerFailed, "[INTERNAL] the value must be here"),
+    # model_instance_state.cc, fillTritonResponse: what a model asked the engine for was wrong.
+    (ServerFailed, "Error encountered while populating response: x tensor must be present in list"),
 ]
 
 
@@ -120,3 +122,11 @@ def test_a_deadline_that_passes_while_a_call_is_set_up_is_one(
 ) -> None:
     error = error_from_status("INTERNAL", details, "here", late=late)
     assert type(error) is kind
+
+
+def test_an_input_of_the_old_contract_is_told_its_new_name():
+    error = error_from_message("unexpected inference input 'random_seed' for model 'm'", "here")
+    assert error.fix == "This input's name is seed now"
+    assert (
+        error_from_message("unexpected inference input 'other' for model 'm'", "here").fix is None
+    )

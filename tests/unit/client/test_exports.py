@@ -14,7 +14,7 @@ def test_every_public_name_is_listed_and_there():
         for name, value in vars(pipeline.client).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("pipeline.")
     }
-    constants = {"DEFAULT_MODEL", "DEFAULT_URL"}
+    constants = {"DEFAULT_MODEL", "DEFAULT_URL", "PERF_METRICS", "Tensors"}
     assert public | constants == set(pipeline.client.__all__)
 
 

@@ -18,8 +18,6 @@ from tests.unit.client.fake_triton import Asked, piece
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prompt": ""}, "prompt is empty"),
-        ({"prompt": b""}, "prompt is empty"),
         ({"prompt": b"caf\xe9"}, "prompt is not valid UTF-8.*position 3"),
         ({"prompt": "\ud83d"}, "prompt is not valid UTF-8.*Surrogates"),
         ({"prompt": 7}, "prompt must be text, not int"),
@@ -138,3 +136,8 @@ def test_damaged_outputs_are_errors(datatype, raw, message):
     response.raw_output_contents[0] = raw
     with pytest.raises(ServerFailed, match=message):
         decode_outputs(response)
+
+
+@pytest.mark.parametrize("prompt", ["", b""])
+def test_whether_an_empty_prompt_can_be_continued_is_the_servers_to_say(prompt):
+    GenerateRequest(prompt).validate()

@@ -1,0 +1,43 @@
+"""Whether the responses of a stream hold new text, or all of it each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from pipeline.client import Client, ClientError
+from pipeline.verify.requests import Value, request, text_inputs, text_of
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_TOKENS = 8
+
+
+def seen_to_accumulate(client: Client, prompt: str) -> bool:
+    """Whether each response of a stream began with the one before it.
+
+    Args:
+        client: Connected to the model in question.
+        prompt: A prompt that is fine.
+    """
+    inputs = text_inputs([prompt], _TOKENS, stream=True)
+    try:
+        texts = streamed_texts(client, inputs)
+    except ClientError:
+        return False  # what is wrong with the server is for the checks to say
+    return all_begin_alike(texts)
+
+
+def streamed_texts(client: Client, inputs: Mapping[str, Sequence[Value]]) -> list[str]:
+    """The text of each response, as it arrived; empty ones left out."""
+    message = request(client.model, inputs, outputs=("text_output",))
+    return [text for tensors in client.responses(message) if (text := text_of(tensors))]
+
+
+def all_begin_alike(texts: list[str]) -> bool:
+    """Whether each text begins with the one before; two at least are needed to tell.
+
+    A last replacement character may stand for a character that is only complete in the next text.
+    """
+    return len(texts) > 1 and all(
+        later.startswith(earlier.rstrip(_REPLACEMENT)) for earlier, later in pairwise(texts)
+    )
