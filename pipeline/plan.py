@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts import Damage, Store
-from pipeline.digests import canonical_json, digest_of
-from pipeline.files import write_atomically
 from pipeline.recipe import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
 from pipeline.stages.base import Artifact, Stage
+from pipeline.store.digests import canonical_json, digest_of
+from pipeline.store.files import write_atomically
+from pipeline.store.store import Damage, Store
 
 STAGES: tuple[Stage, ...] = (
     source.STAGE,

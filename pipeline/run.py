@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.artifacts import Store
 from pipeline.dependencies import check_installed
-from pipeline.deploy import deploy
 from pipeline.errors import PipelineError, StageError
-from pipeline.files import write_atomically
 from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
 from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.store.deploy import deploy
+from pipeline.store.files import write_atomically
+from pipeline.store.store import Store
 from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]

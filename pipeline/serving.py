@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MANIFEST, check_files, read_manifest
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.launch.container import Endpoints
+from pipeline.store.store import MANIFEST, check_files, read_manifest
 
 if TYPE_CHECKING:
     from types import FrameType

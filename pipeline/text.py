@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.dependencies import require
-from pipeline.digests import file_digest
 from pipeline.errors import RecipeError, SourceError, UsageError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.store.digests import file_digest
 
 Rows = list[list[int]]
 # JSON joins the escapes of a whole pair into one character, so any that is left is alone.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """List the artifacts with their keys and sizes."""
     from pipeline.console import print_json
-    from pipeline.retention import inventory
+    from pipeline.store.retention import inventory
     from pipeline.tables import print_table
 
     rows = inventory(_existing(build_dir).store)
@@ -65,7 +65,7 @@ def prune(
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
     from pipeline.console import print_json
-    from pipeline.retention import prune as remove
+    from pipeline.store.retention import prune as remove
 
     removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
     if output.json:

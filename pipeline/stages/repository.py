@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST
-from pipeline.digests import file_digest, files_below
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
-from pipeline.files import link_or_copy
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.store.digests import file_digest, files_below
+from pipeline.store.files import link_or_copy
+from pipeline.store.store import MANIFEST
 from pipeline.targets.base import LOG_NAME
 from pipeline.toolchain import versions
 

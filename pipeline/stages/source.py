@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RecipeError
-from pipeline.files import link_or_copy
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
@@ -19,6 +18,7 @@ from pipeline.snapshot import (
     unreadable,
 )
 from pipeline.stages.base import Stage, StageContext
+from pipeline.store.files import link_or_copy
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import Requirements
-from pipeline.digests import digest_of, file_digest, files_below
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.store.digests import digest_of, file_digest, files_below
 from pipeline.targets import get_target
 from pipeline.toolchain import versions
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
-from pipeline.artifacts import Store, check_files, read_manifest
-from pipeline.deploy import deploy
 from pipeline.errors import StoreError
 from pipeline.stages.base import Artifact
+from pipeline.store import store as artifacts
+from pipeline.store.deploy import deploy
+from pipeline.store.store import Store, check_files, read_manifest
 
 
 @pytest.fixture
@@ -245,7 +245,9 @@ def test_an_unmoved_file_is_not_read_again(store: Store, monkeypatch: pytest.Mon
     publish(store)
     store.memo.save()
     reread: list[Path] = []
-    monkeypatch.setattr("pipeline.digests.file_digest", lambda path: reread.append(path) or "x")
+    monkeypatch.setattr(
+        "pipeline.store.digests.file_digest", lambda path: reread.append(path) or "x"
+    )
     fresh = Store(store.root)
     assert fresh.get("stage", "k1")[0] is not None
     assert reread == []

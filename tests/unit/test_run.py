@@ -22,9 +22,9 @@ from pipeline.plan import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.retention import prune
 from pipeline.run import BuildDir, RunResult, run_recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.store.retention import prune
 
 
 class House:

@@ -6,11 +6,11 @@ import shutil
 import uuid
 from pathlib import Path
 
-from pipeline.artifacts import Store, check_files, read_manifest
-from pipeline.digests import files_below
 from pipeline.errors import StoreError
-from pipeline.files import link_or_copy
 from pipeline.stages.base import Artifact
+from pipeline.store.digests import files_below
+from pipeline.store.files import link_or_copy
+from pipeline.store.store import Store, check_files, read_manifest
 
 
 def deploy(artifact: Artifact, target: Path, store: Store) -> bool:

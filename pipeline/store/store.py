@@ -21,9 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.digests import DigestMemo, digest_of, file_digest, files_below
 from pipeline.errors import StoreError
 from pipeline.stages.base import Artifact
+from pipeline.store.digests import DigestMemo, digest_of, file_digest, files_below
 
 MANIFEST = "artifact.json"
 SCHEMA = 1

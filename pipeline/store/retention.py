@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Store, read_manifest
 from pipeline.errors import StoreError
 from pipeline.plan import read_lock
+from pipeline.store.store import Store, read_manifest
 
 if TYPE_CHECKING:
     from pipeline.run import BuildDir
