@@ -6,36 +6,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, StageError
-from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
+from pipeline.plan import PlannedStage, plan_stage, stages_for
 from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
+from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import deploy
 from pipeline.store.files import write_atomically
+from pipeline.store.lock import read_lock, write_lock
 from pipeline.store.store import Store
 from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
-
-
-@dataclass(frozen=True)
-class BuildDir:
-    """Where outputs go: ``<root>/store`` for artifacts, ``<root>/<recipe name>`` for results."""
-
-    root: Path
-
-    @property
-    def store(self) -> Store:
-        """The artifact store shared by all recipes."""
-        return Store(self.root / "store")
-
-    def outputs(self, recipe: Recipe) -> Path:
-        """The recipe's own folder."""
-        return self.root / recipe.name
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def run_recipe(
             done[stage.name] = line
             # At once: what is not in the lock may be pruned while the next stage reads it.
             with store.writing():
-                write_lock(lock_path, done)
+                write_lock(lock_path, {name: _entry(line) for name, line in done.items()})
             on_stage(line, time.monotonic() - started)
             artifact = _artifact(line)
             if stage.name == "source" and known is None:
@@ -173,3 +161,8 @@ def _artifact(line: PlannedStage) -> Artifact:
     if line.artifact is None:
         raise PipelineError(f"{line.stage.name} has no artifact")
     return line.artifact
+
+
+def _entry(line: PlannedStage) -> dict[str, Any]:
+    """What the lock records of a stage that was brought up to date."""
+    return {"key": line.key, "digest": _artifact(line).digest, "material": line.material}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.launch.container import Endpoints
-from pipeline.store.store import MANIFEST, check_files, read_manifest
+from pipeline.store.artifact import MANIFEST, check_files, read_manifest
 
 if TYPE_CHECKING:
     from types import FrameType

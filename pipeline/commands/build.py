@@ -31,7 +31,8 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
     from pipeline.plan import PlannedStage, stages_for
-    from pipeline.run import BuildDir, run_recipe
+    from pipeline.run import run_recipe
+    from pipeline.store.build_dir import BuildDir
 
     loaded = _recipe(recipe, overrides)
     known = [stage.name for stage in stages_for(loaded)]
@@ -71,9 +72,10 @@ def plan(
 ) -> None:
     """Show what a run would do, and why, without doing it."""
     from pipeline.console import print_json, stage_dict, stage_line
-    from pipeline.plan import build_plan, read_lock
+    from pipeline.plan import build_plan
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
-    from pipeline.run import BuildDir
+    from pipeline.store.build_dir import BuildDir
+    from pipeline.store.lock import read_lock
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)

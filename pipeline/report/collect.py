@@ -10,8 +10,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
-from pipeline.stages.base import Artifact
-from pipeline.store.store import read_manifest
+from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams
 from pipeline.toolchain import versions
 

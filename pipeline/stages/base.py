@@ -10,25 +10,7 @@ from typing import Any
 from pipeline.dependencies import Requirements
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published directory of the store.
-
-    Attributes:
-        stage: The stage that made it.
-        key: The SHA-256 it is stored under; covers everything that decides its bytes.
-        digest: The SHA-256 of its manifest of files; covers the bytes themselves.
-        path: The directory.
-        facts: What the stage returned: JSON values for later stages and the report.
-    """
-
-    stage: str
-    key: str
-    digest: str
-    path: Path
-    facts: Mapping[str, Any]
+from pipeline.store.artifact import Artifact
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import QualityGateError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Gates, Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
 from pipeline.text import text_digest
 from pipeline.toolchain import versions

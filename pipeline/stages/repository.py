@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import MANIFEST, Artifact
 from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
-from pipeline.store.store import MANIFEST
 from pipeline.targets.base import LOG_NAME
 from pipeline.toolchain import versions
 

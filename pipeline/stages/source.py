@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
@@ -17,31 +14,9 @@ from pipeline.snapshot import (
     snapshot_files,
     unreadable,
 )
+from pipeline.source.local import local_directory
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.files import link_or_copy
-
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-
-
-def local_directory(recipe: Recipe) -> Path | None:
-    """The model's directory, or None when the recipe names a Hub id.
-
-    Raises:
-        RecipeError: It is neither.
-    """
-    source = recipe.model.source
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if HUB_ID.match(source) and "/" in source and not path.exists():
-        return None
-    raise RecipeError(
-        f"there is no model directory {source}",
-        where=recipe.place("model.source"),
-        why=f"{path.absolute()} is a file" if path.exists() else "The path does not exist",
-        fix="Name a directory with config.json and *.safetensors, or a Hub id such as "
-        "Qwen/Qwen2.5-7B-Instruct",
-    )
 
 
 def material(recipe: Recipe) -> dict[str, Any]:

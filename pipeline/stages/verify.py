@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.dependencies import Requirements
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
 from pipeline.store.digests import digest_of, file_digest, files_below
 from pipeline.targets import get_target
 from pipeline.toolchain import versions

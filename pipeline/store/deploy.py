@@ -7,10 +7,10 @@ import uuid
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.stages.base import Artifact
+from pipeline.store.artifact import Artifact, check_files, read_manifest
 from pipeline.store.digests import files_below
 from pipeline.store.files import link_or_copy
-from pipeline.store.store import Store, check_files, read_manifest
+from pipeline.store.store import Store
 
 
 def deploy(artifact: Artifact, target: Path, store: Store) -> bool:

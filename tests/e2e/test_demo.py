@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.store.store import check_files, read_manifest
+from pipeline.store.artifact import check_files, read_manifest
 
 from .conftest import Cli
 

@@ -23,8 +23,9 @@ from pipeline.launch.view import link_view
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
-from pipeline.run import BuildDir, run_recipe
+from pipeline.run import run_recipe
 from pipeline.serving import check_custody, serve_command
+from pipeline.store.build_dir import BuildDir
 from pipeline.store.digests import file_digest, files_below
 from pipeline.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer

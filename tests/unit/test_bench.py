@@ -16,7 +16,8 @@ from pipeline.errors import RecipeError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import bench
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.client.fake_model import FakeModel
 from tests.unit.client.fake_triton import FakeTriton, piece, refusal
 

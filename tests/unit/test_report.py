@@ -14,7 +14,7 @@ from pipeline.recipe import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread
-from pipeline.stages.base import Artifact
+from pipeline.store.artifact import Artifact
 from pipeline.tables import number
 
 

@@ -9,7 +9,8 @@ import pytest
 from pipeline.errors import RepositoryError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
 
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls")

@@ -12,7 +12,8 @@ from pipeline.errors import VerificationError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import verify
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.client.fake_model import FakeModel
 
 RECIPE = Recipe.model_validate(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CompileError
+from pipeline.store.artifact import MANIFEST as ARTIFACT_MANIFEST
+from pipeline.store.artifact import read_manifest
 from pipeline.store.digests import digest_of, file_digest, files_below
-from pipeline.store.store import MANIFEST as ARTIFACT_MANIFEST
-from pipeline.store.store import read_manifest
 
 MANIFEST = "engine.json"
 SCHEMA = 1
