@@ -41,6 +41,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     return {
         **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
         "trust_remote_code": recipe.model.trust_remote_code,
+        "device": recipe.quantize.device,
     }
 
 

@@ -10,9 +10,11 @@ from typing import Any
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.served import code_digest, target_package
 from pipeline.store.artifact import MANIFEST, Artifact
 from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
+from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.toolchain import versions
 
@@ -57,10 +59,20 @@ def python_files(sources: Path) -> list[str]:
     ]
 
 
-def material(_recipe: Recipe) -> dict[str, Any]:
-    """Digests of the models' own files and the versions that decide the text of config.pbtxt."""
+def section(recipe: Recipe) -> dict[str, Any]:
+    """``serve``, and what the engine was built for.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    return {**get_target(recipe.compile.target).section(recipe), **recipe.section("serve")}
+
+
+def material(recipe: Recipe) -> dict[str, Any]:
+    """Digests of the models' own files, and the code and versions that decide config.pbtxt."""
     sources = model_sources()
     return {
+        "code": code_digest("triton", target_package(recipe)),
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
         "tools": versions(("protobuf", "tritonclient")),
     }
@@ -174,7 +186,7 @@ STAGE = Stage(
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,
-    section=lambda recipe: recipe.section("name", "compile", "serve"),
+    section=section,
     material=material,
     check=check,
 )

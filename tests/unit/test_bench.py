@@ -185,7 +185,8 @@ def test_the_key_covers_load_text_and_machine(tmp_path):
     assert before["machine"]["cpus"] >= 1
     assert bench.STAGE.material(recipe())["text"] is None
     assert bench.STAGE.section(wanted) == {
-        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32}
+        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32},
+        "compile": {"max_input_len": 1024},
     }
     text.unlink()
     with pytest.raises(RecipeError, match="cannot be read"):
