@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.failure import Failure
 from pipeline.recipe import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
@@ -54,7 +55,12 @@ def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stage for stage in STAGES if stage.name != "evaluate" or recipe.evaluate)
 
 
-def key_material(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+def key_material(
+    stage: Stage,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    failure: Failure | None = None,
+) -> dict[str, Any]:
     """Everything that decides a stage's bytes; its digest is the stage's key."""
     return {
         "stage": stage.name,
@@ -62,6 +68,7 @@ def key_material(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -
         "recipe": stage.section(recipe),
         "inputs": {name: artifact.digest for name, artifact in inputs.items()},
         "material": stage.material(recipe),
+        **({"failure": failure.as_dict()} if failure else {}),
     }
 
 
@@ -100,9 +107,11 @@ def plan_stage(
     inputs: Mapping[str, Artifact],
     store: Store,
     lock: Mapping[str, Any],
+    *,
+    failure: Failure | None = None,
 ) -> PlannedStage:
-    """Plans one stage whose inputs are all there."""
-    material = key_material(stage, recipe, inputs)
+    """Plans one stage whose inputs are all there, or as many as a failure left."""
+    material = key_material(stage, recipe, inputs, failure)
     key = digest_of(material)
     artifact, damage = store.get(stage.name, key)
     if artifact:

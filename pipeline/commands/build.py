@@ -55,12 +55,18 @@ def run(
         on_stage=on_stage,
     )
     if output.json:
-        print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
+        deployed = {name: str(path) for name, path in result.deployed.items()}
+        print_json(
+            {
+                "recipe": loaded.name,
+                "outputs": str(result.outputs),
+                "deployed": deployed,
+                "stages": lines,
+            }
+        )
         return
-    for name in ("repository", "report"):
-        if name in result.stages:
-            shown = "report.html" if name == "report" else name
-            print(f"{name + ':':<12}{result.outputs / shown}")
+    for name, path in result.deployed.items():
+        print(f"{name + ':':<12}{path}")
 
 
 def plan(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import QualityGateError
+from pipeline.gates import broken_by_engine, broken_gates
 from pipeline.models import ModelFacts
-from pipeline.recipe import Gates, Recipe
+from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
@@ -163,8 +163,8 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
     """
     assert recipe.evaluate is not None
     gates = recipe.evaluate.gates
-    broken = list(_broken_gates(gates, artifact.facts))
-    by_engine = list(_broken_by_engine(gates, artifact.facts))
+    broken = list(broken_gates(gates, artifact.facts))
+    by_engine = list(broken_by_engine(gates, artifact.facts))
     if broken or by_engine:
         every = [*broken, *by_engine]
         raise QualityGateError(
@@ -175,51 +175,6 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
             f"number is in {artifact.path / RESULT_NAME}",
             fix=_remedy(recipe) if broken else ENGINE_REMEDY,
         )
-
-
-def _broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    limit, measured = gates.perplexity_increase, facts["perplexity_increase"]
-    if limit is not None and not _at_most(measured, limit):
-        rise = f"{_shown(measured, '.2%')} ({_change(facts, facts['perplexity'])})"
-        yield "perplexity_increase", f"perplexity rose by {rise}, allowed is {limit:.2%}"
-    limit, measured = gates.top1_agreement, facts["top1_agreement"]
-    if limit is not None and (measured is None or not measured >= limit):
-        share = _shown(measured, ".4f")
-        yield (
-            "top1_agreement",
-            f"top-1 agreement is {share}, required is at least {limit:.4f}",
-        )
-    limit, measured = gates.kl_divergence, facts["kl_divergence"]
-    if limit is not None and not _at_most(measured, limit):
-        divergence = f"{_shown(measured, '.4g')} nats per token"
-        yield "kl_divergence", f"KL divergence is {divergence}, allowed is {limit:.4g}"
-
-
-def _broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    limit, source = gates.perplexity_increase, facts["source_perplexity"]
-    if limit is None or "engine_perplexity" not in facts:
-        return
-    perplexity = facts["engine_perplexity"]
-    measured = None if None in (perplexity, source) else perplexity / source - 1.0
-    if not _at_most(measured, limit):
-        rise = f"{_shown(measured, '.2%')} ({_change(facts, perplexity)})"
-        yield (
-            "perplexity_increase",
-            f"the engine's perplexity rose by {rise}, allowed is {limit:.2%}",
-        )
-
-
-def _at_most(measured: float | None, limit: float) -> bool:
-    # None is a number that was not finite; NaN is neither above nor below a limit.
-    return measured is not None and measured <= limit
-
-
-def _change(facts: Mapping[str, Any], perplexity: float | None) -> str:
-    return f"{_shown(facts['source_perplexity'], '.4g')} to {_shown(perplexity, '.4g')}"
-
-
-def _shown(number: float | None, how: str) -> str:
-    return "no finite number" if number is None else format(number, how)
 
 
 def _remedy(recipe: Recipe) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.stages.served import code_digest, target_package
 from pipeline.store.artifact import MANIFEST, Artifact
 from pipeline.store.digests import file_digest, files_below
@@ -189,4 +189,5 @@ STAGE = Stage(
     section=section,
     material=material,
     check=check,
+    deployment=Deployment(folder="repository", after="verify"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
+from pipeline.preflight import check_hub_model, check_model
 from pipeline.recipe import Recipe
 from pipeline.snapshot import (
     check_snapshot,
@@ -16,6 +17,7 @@ from pipeline.snapshot import (
 )
 from pipeline.source.local import local_directory
 from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
 from pipeline.store.files import link_or_copy
 
 
@@ -39,9 +41,11 @@ def material(recipe: Recipe) -> dict[str, Any]:
 def run(context: StageContext) -> dict[str, Any]:
     """Checks the snapshot and copies it (or, from the Hub's cache, links it) into the artifact.
 
+    What cannot work is refused before a model is fetched.
+
     Raises:
         SourceError: It cannot be fetched or read, or is not a whole checkpoint in safetensors.
-        UnsupportedError: Its architecture is not supported.
+        UnsupportedError: Its architecture is not supported, or the recipe cannot work with it.
     """
     recipe = context.recipe
     directory = local_directory(recipe)
@@ -49,6 +53,7 @@ def run(context: StageContext) -> dict[str, Any]:
     # The Hub cache never changes a file; a local directory may be trained into again.
     deliver = shutil.copyfile if directory else link_or_copy
     if directory is None:
+        check_hub_model(recipe)
         context.progress.note(f"fetching {recipe.model.source} from the Hub")
         directory = hub_snapshot(recipe)
     refuse_without_safetensors(directory, place)
@@ -74,6 +79,15 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
+def check(recipe: Recipe, artifact: Artifact) -> None:
+    """Refuses what cannot work with this model, also where the snapshot was cached.
+
+    Raises:
+        UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
+    """
+    check_model(recipe, artifact.path)
+
+
 STAGE = Stage(
     name="source",
     version=1,
@@ -82,4 +96,5 @@ STAGE = Stage(
     run=run,
     section=lambda recipe: {"trust_remote_code": recipe.model.trust_remote_code},
     material=material,
+    check=check,
 )

@@ -13,6 +13,8 @@ from pipeline.store.digests import DigestMemo, digest_of, file_digest, files_bel
 
 MANIFEST = "artifact.json"
 SCHEMA = 1
+# A key of a deployed copy's manifest: what whoever uses the copy has to know.
+WARNING = "warning"
 
 
 @dataclass(frozen=True)

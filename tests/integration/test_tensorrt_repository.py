@@ -61,7 +61,7 @@ def _build(root: Path, name: str, target: str, ranks: int) -> Path:
     recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
     recipe = recipe.model_copy(update={"evaluate": None})
     built = run_recipe(recipe, BuildDir(root / "build"), Silent(), until="repository")
-    return built.outputs / "repository"
+    return built.deployed["repository"]
 
 
 def digests(repository: Path, model: str) -> dict[str, str]:
@@ -114,7 +114,7 @@ def test_a_whole_run_in_the_pinned_container(
     vocabulary = ModelFacts.from_directory(PROJECT / str(recipe.model.source)).vocab_size
     assert [len(tokens) for tokens in facts["compile"]["smoke"]] == [16, 16, 16]
     assert facts["compile"]["smoke"][0][0] == (3 * (7919 % vocabulary) + 1) % vocabulary
-    engine = built.outputs / "repository/tensorrt_llm/1/engine"
+    engine = built.deployed["repository"] / "tensorrt_llm/1/engine"
     files = {"config.json", "engine.json", "rank0.engine", "rank1.engine"}
     assert {path.name for path in engine.iterdir()} == files
     assert not [name for name in files if str(tmp_path) in (engine / name).read_text()]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.plan import STAGES
+
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 Arrow = tuple[str, str]
 
@@ -105,6 +107,12 @@ def test_an_exception_is_one(exception: Arrow) -> None:
     assert exception in found, "nothing imports this way any more: take the line away"
     others = found - EXCEPTIONS.keys()
     assert circles(others | {exception}), "this closes no circle: take the line away"
+
+
+def test_the_runner_knows_no_stage_by_name() -> None:
+    tree = ast.parse((PACKAGE / "run.py").read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert texts.isdisjoint(stage.name for stage in STAGES)
 
 
 @pytest.mark.parametrize(

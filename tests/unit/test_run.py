@@ -88,8 +88,6 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
     monkeypatch.setattr(plan, "STAGES", house.stages())
     monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
-    monkeypatch.setattr(run, "check_hub_model", lambda _recipe: None)
-    monkeypatch.setattr(run, "check_model", lambda _recipe, _path: None)
     return house
 
 
