@@ -14,7 +14,7 @@ from pipeline.stages.source import local_directory
 from pipeline.targets import get_target
 
 if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.preflight import Preflight
+    from pipeline.targets.tensorrt.plan.preflight import Preflight
 
 # Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
 MOST_RANKS = 16
@@ -52,7 +52,7 @@ def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
     """
     if recipe.compile.target != "tensorrt":
         return None
-    from pipeline.targets.tensorrt.preflight import explain
+    from pipeline.targets.tensorrt.plan.preflight import explain
 
     return explain(recipe, facts)
 

@@ -20,7 +20,7 @@ from pipeline.launch.container import (
     world_size,
 )
 from pipeline.launch.docker import USER, daemon_problem, docker_command, unreadable
-from pipeline.targets.tensorrt.engine import read_engine_manifest
+from pipeline.targets.tensorrt.build.engine import read_engine_manifest
 from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
     InstalledGpu,

@@ -30,7 +30,7 @@ from pipeline.launch.plan import docker_launch, local_launch, plan_launch, servi
 from pipeline.launch.server import LaunchedServer
 from pipeline.launch.view import link_view
 from pipeline.serving import device_numbers, open_server, serve_command, target_of
-from pipeline.targets.tensorrt.engine import write_manifest
+from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
 from pipeline.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT

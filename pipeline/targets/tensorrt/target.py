@@ -11,8 +11,8 @@ from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.targets.base import EngineEvaluation
-from pipeline.targets.tensorrt import preflight
 from pipeline.targets.tensorrt.environment import engine_tools
+from pipeline.targets.tensorrt.plan import preflight
 
 
 class TensorRtTarget:
@@ -50,8 +50,8 @@ class TensorRtTarget:
             progress: Where the build reports.
 
         Returns:
-            See :func:`pipeline.targets.tensorrt.build.build_engine`; and ``smoke``, the tokens
-            generated for a few prompts, where the engine could be tried.
+            See :func:`pipeline.targets.tensorrt.build.build.build_engine`; and ``smoke``, the
+            tokens generated for a few prompts, where the engine could be tried.
 
         Raises:
             CompileError: The build failed, or the engine generates nonsense; the cause and the
@@ -59,8 +59,8 @@ class TensorRtTarget:
             StageError: The engine does not run.
             UnsupportedError: This machine cannot build the engine.
         """
-        from pipeline.targets.tensorrt.build import build_engine
-        from pipeline.targets.tensorrt.trial import try_engine
+        from pipeline.targets.tensorrt.build.build import build_engine
+        from pipeline.targets.tensorrt.trial.first_tokens import try_engine
 
         facts = build_engine(checkpoint, recipe, output, progress)
         generated = try_engine(output, progress)
@@ -70,7 +70,7 @@ class TensorRtTarget:
         self, recipe: Recipe, progress: Progress | None = None
     ) -> EngineEvaluation | None:
         """On a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
-        from pipeline.targets.tensorrt.quality import engine_evaluation
+        from pipeline.targets.tensorrt.trial.perplexity import engine_evaluation
 
         return engine_evaluation(recipe, progress)
 
@@ -96,6 +96,6 @@ class TensorRtTarget:
             CompileError: The build failed.
             StageError: The engine could not be measured.
         """
-        from pipeline.targets.tensorrt.quality import engine_perplexity
+        from pipeline.targets.tensorrt.trial.perplexity import engine_perplexity
 
         return engine_perplexity(checkpoint, recipe, windows, workspace, progress)

@@ -26,11 +26,11 @@ from pipeline.launch.container import Endpoints, server_command
 from pipeline.launch.plan import check_gpus, docker_launch, serving_container
 from pipeline.preflight import check_model
 from pipeline.recipe_file import load_recipe
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.engine import write_manifest
+from pipeline.targets.tensorrt.build.engine import write_manifest
+from pipeline.targets.tensorrt.build.failures import diagnose
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
-from pipeline.targets.tensorrt.evaluate_engine import _score, check_engine
-from pipeline.targets.tensorrt.failures import diagnose
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.trial.script_perplexity import _score, check_engine
 from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
 from pipeline.triton.config import render_configs
 from pipeline.triton.tensorrtllm import build_parameters

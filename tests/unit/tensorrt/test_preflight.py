@@ -16,9 +16,9 @@ import pytest
 from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
-from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
-from pipeline.targets.tensorrt.preflight import check, explain, inspect, predict
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.preflight import check, explain, inspect, predict
 from tests.doubles.trtllm_build.machine import pretend
 
 from ...conftest import PROJECT

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.facts import FP8_ALGOS, CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import Gpu
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.findings import Finding
 
 PLUGINS = "compile.tensorrt.plugin_config"
 LARGE_STEP = 16384

@@ -8,7 +8,7 @@ The engine must gather context logits, which is a build option of an engine of i
 engine reuses no KV blocks, and one that does reuse them returns fewer logits than tokens. Both the
 number of logits and their being there are therefore checked for every window.
 
-    python evaluate_engine.py REQUEST.json RESULT.json
+    python script_perplexity.py REQUEST.json RESULT.json
 
 The request holds ``engine`` (directory), ``windows`` (lists of token ids), ``end_id``, ``pad_id``
 and optionally ``kv_cache_fraction``. The result holds ``perplexity``, ``tokens`` (scored; the first

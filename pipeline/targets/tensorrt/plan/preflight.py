@@ -13,14 +13,14 @@ from typing import Any
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.targets.tensorrt import rules
-from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.environment import missing_to_build
-from pipeline.targets.tensorrt.facts import CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
-from pipeline.targets.tensorrt.memory import MemoryPlan, plan_memory
-from pipeline.targets.tensorrt.overrides import apply_overrides
+from pipeline.targets.tensorrt.plan import rules
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.findings import Finding
+from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
+from pipeline.targets.tensorrt.plan.overrides import apply_overrides
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Preflight:
 
     def lines(self) -> list[str]:
         """The same as text, for a terminal."""
-        from pipeline.targets.tensorrt.text import preflight_lines
+        from pipeline.targets.tensorrt.plan.lines import preflight_lines
 
         return preflight_lines(self)
 

@@ -18,13 +18,13 @@ from typing import Any
 from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError, StageError
 from pipeline.launch.container import MPIRUN
-from pipeline.targets.tensorrt import evaluate_engine, smoke
+from pipeline.targets.tensorrt.build.engine import read_config, world_size
+from pipeline.targets.tensorrt.build.failures import diagnose
+from pipeline.targets.tensorrt.build.timing_cache import keep_log
 from pipeline.targets.tensorrt.docker import bind, docker_run
-from pipeline.targets.tensorrt.engine import read_config, world_size
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER, toolkit
-from pipeline.targets.tensorrt.failures import diagnose
-from pipeline.targets.tensorrt.leftovers import keep_log
 from pipeline.targets.tensorrt.process import run_logged
+from pipeline.targets.tensorrt.trial import script_perplexity, script_smoke
 
 INSIDE = Path("/job")
 
@@ -57,7 +57,8 @@ def run_smoke(
         pad_id: Pads outputs.
 
     Returns:
-        ``new_tokens``, ``seconds`` and ``problems``; see :mod:`pipeline.targets.tensorrt.smoke`.
+        ``new_tokens``, ``seconds`` and ``problems``; see
+        :mod:`pipeline.targets.tensorrt.trial.script_smoke`.
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
@@ -69,7 +70,7 @@ def run_smoke(
         "end_id": end_id,
         "pad_id": pad_id,
     }
-    return run_script(Path(smoke.__file__), engine, request, logs)
+    return run_script(Path(script_smoke.__file__), engine, request, logs)
 
 
 def run_evaluation(
@@ -78,8 +79,8 @@ def run_evaluation(
     """Perplexity of an engine that gathers context logits.
 
     Args:
-        engine: A directory of :func:`pipeline.targets.tensorrt.build.build_engine` with
-            ``evaluation=True``.
+        engine: A directory of :func:`pipeline.targets.tensorrt.build.build.build_engine` with
+            ``longest_window``.
         windows: Token ids; the first of each window is context only.
         logs: Where the log of a failure is kept.
         end_id: Ends a sequence.
@@ -87,14 +88,14 @@ def run_evaluation(
 
     Returns:
         ``perplexity``, ``tokens``, ``nll``, ``seconds`` and ``by_window``; see
-        :mod:`pipeline.targets.tensorrt.evaluate_engine`.
+        :mod:`pipeline.targets.tensorrt.trial.script_perplexity`.
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
         StageError: The script failed, with the cause, or did not end.
     """
     request = {"windows": windows, "end_id": end_id, "pad_id": pad_id}
-    return run_script(Path(evaluate_engine.__file__), engine, request, logs)
+    return run_script(Path(script_perplexity.__file__), engine, request, logs)
 
 
 def run_script(

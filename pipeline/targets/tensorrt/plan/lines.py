@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import GIB
+from pipeline.targets.tensorrt.plan.findings import Finding
 
 if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.preflight import Preflight
+    from pipeline.targets.tensorrt.plan.preflight import Preflight
 
 MIB = 1 << 20
 SHOWN_PLUGINS = (

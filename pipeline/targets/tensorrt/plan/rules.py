@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.recipe import Recipe
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
-from pipeline.targets.tensorrt.findings import Finding
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
-from pipeline.targets.tensorrt.overrides import MIN_FP8_SM, PLUGINS
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.findings import Finding
+from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM, PLUGINS
 
 INT_ALGOS = INT4_ALGOS | {"W8A8_SQ_PER_CHANNEL"}
 DATA_CENTER_BLACKWELL = range(100, 120)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.recipe import Recipe
 from pipeline.recipe_compile import PluginSection
-from pipeline.targets.tensorrt.facts import FP8_ALGOS, QUANT_ALGOS
+from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, QUANT_ALGOS
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
 

@@ -4,7 +4,7 @@ A script for the environment in which the engine runs: it needs PyTorch and Tens
 of this package, so that it also runs in the pinned container. It was written against the documented
 return shapes of ``ModelRunnerCpp`` and is tested with a stand-in for them; it has not run on a GPU.
 
-    python smoke.py REQUEST.json RESULT.json
+    python script_smoke.py REQUEST.json RESULT.json
 
 The request holds ``engine`` (directory), ``prompts`` (lists of token ids), ``max_new_tokens``,
 ``end_id``, ``pad_id`` and optionally ``kv_cache_fraction``. The result holds ``new_tokens`` (lists

@@ -16,10 +16,14 @@ from pipeline.errors import CompileError
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.targets.base import LOG_NAME
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.build_log import BuildLog
-from pipeline.targets.tensorrt.docker import image_digest
-from pipeline.targets.tensorrt.engine import (
+from pipeline.targets.tensorrt.build.checks import (
+    check_machine,
+    check_same_model,
+    other_model,
+    predict_here,
+)
+from pipeline.targets.tensorrt.build.command import Build, command_for
+from pipeline.targets.tensorrt.build.engine import (
     check_ranks,
     checkpoint_digest,
     compare,
@@ -28,28 +32,24 @@ from pipeline.targets.tensorrt.engine import (
     world_size,
     write_manifest,
 )
-from pipeline.targets.tensorrt.environment import (
-    DEVICE_ORDER,
-    engine_tools,
-    inspect_machine,
-    toolkit,
-)
-from pipeline.targets.tensorrt.failures import diagnose
-from pipeline.targets.tensorrt.leftovers import (
+from pipeline.targets.tensorrt.build.failures import diagnose
+from pipeline.targets.tensorrt.build.log import BuildLog
+from pipeline.targets.tensorrt.build.timing_cache import (
     cache_name,
     keep_cache,
     keep_log,
     lend_cache,
     timing_folder,
 )
-from pipeline.targets.tensorrt.process import run_logged
-from pipeline.targets.tensorrt.suitability import (
-    check_machine,
-    check_same_model,
-    other_model,
-    predict_here,
+from pipeline.targets.tensorrt.docker import image_digest
+from pipeline.targets.tensorrt.environment import (
+    DEVICE_ORDER,
+    engine_tools,
+    inspect_machine,
+    toolkit,
 )
-from pipeline.targets.tensorrt.trtllm_build import Build, command_for
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.process import run_logged
 from pipeline.toolchain import check_tensorrt_llm
 
 # trtllm-build sets it from the number of ranks, whatever it is asked for.

@@ -6,8 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from pipeline.targets.tensorrt.build.command import CACHE_NAME, PREVIOUS_CACHE
 from pipeline.targets.tensorrt.environment import Machine, Toolkit
-from pipeline.targets.tensorrt.trtllm_build import CACHE_NAME, PREVIOUS_CACHE
 
 
 def timing_folder(output: Path) -> Path:

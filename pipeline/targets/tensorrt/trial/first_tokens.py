@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
 from pipeline.targets.base import LOG_NAME
-from pipeline.targets.tensorrt.engine import read_config, world_size
+from pipeline.targets.tensorrt.build.engine import read_config, world_size
+from pipeline.targets.tensorrt.build.timing_cache import keep_log, timing_folder
 from pipeline.targets.tensorrt.environment import inspect_machine
-from pipeline.targets.tensorrt.leftovers import keep_log, timing_folder
-from pipeline.targets.tensorrt.on_engine import NO_END, PAD, run_smoke
+from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_smoke
 
 PROMPT_LENGTHS = (1, 8, 48)  # the last is longer than a KV block of 32 tokens
 NEW_TOKENS = 16

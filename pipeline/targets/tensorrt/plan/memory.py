@@ -20,9 +20,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.recipe import ServeSection
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.facts import INT4_ALGOS, CheckpointFacts
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import INT4_ALGOS, CheckpointFacts
 
 RUNTIME_BYTES = GIB
 COMMUNICATION_BYTES = GIB // 2

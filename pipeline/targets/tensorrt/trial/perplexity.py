@@ -66,9 +66,9 @@ def engine_perplexity(
         CompileError: The build failed.
         StageError: The engine could not be measured.
     """
-    from pipeline.targets.tensorrt.build import build_engine
-    from pipeline.targets.tensorrt.leftovers import timing_folder
-    from pipeline.targets.tensorrt.on_engine import NO_END, PAD, run_evaluation
+    from pipeline.targets.tensorrt.build.build import build_engine
+    from pipeline.targets.tensorrt.build.timing_cache import timing_folder
+    from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_evaluation
 
     total = sum(len(window) - 1 for window in windows)
     with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:

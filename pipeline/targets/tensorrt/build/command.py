@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError
-from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.environment import Toolkit
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 
 EXECUTABLE = "trtllm-build"
 # In the working directory, which is the output directory: the engine's config.json records both,

@@ -8,13 +8,13 @@ from typing import Any
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError, UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.engine import world_size
+from pipeline.targets.tensorrt.build.command import Build
+from pipeline.targets.tensorrt.build.engine import world_size
 from pipeline.targets.tensorrt.environment import Machine, Toolkit
-from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.gpus import find_gpu
-from pipeline.targets.tensorrt.preflight import Effective, predict
-from pipeline.targets.tensorrt.trtllm_build import Build
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.preflight import Effective, predict
 from pipeline.toolchain import TENSORRT_LLM
 
 
