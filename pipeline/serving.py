@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST, check_files, read_manifest
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
-from pipeline.launch.container import Endpoints
+from pipeline.targets.tensorrt.serve.container import Endpoints
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from pipeline.launch.plan import Launch
-    from pipeline.launch.server import LaunchedServer
+    from pipeline.targets.tensorrt.serve.launch import Launch
+    from pipeline.targets.tensorrt.serve.server import LaunchedServer
     from pipeline.triton.server import TritonServer
 
 
@@ -94,8 +94,8 @@ def open_server(
             can.
     """
     if (target or target_of(repository)) == "tensorrt":
-        from pipeline.launch.plan import plan_launch
-        from pipeline.launch.server import LaunchedServer
+        from pipeline.targets.tensorrt.serve.launch import plan_launch
+        from pipeline.targets.tensorrt.serve.server import LaunchedServer
 
         launch = plan_launch(
             repository, _endpoints(**options), devices=devices, orchestrator=orchestrator
@@ -125,7 +125,7 @@ def serve_command(
     check_custody(repository)
     if target_of(repository) != "tensorrt":
         raise _only_for_gpus(repository)
-    from pipeline.launch.plan import docker_launch, inside_container, local_launch
+    from pipeline.targets.tensorrt.serve.launch import docker_launch, inside_container, local_launch
 
     build = local_launch if inside_container() else docker_launch
     endpoints = _endpoints(free=False, **options)

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline.errors import UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.triton.tensorrtllm import BACKEND, build_parameters
+from pipeline.targets.tensorrt.serve.backend import BACKEND, build_parameters
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.tensors import BLS, ENGINE, POSTPROCESSING, PREPROCESSING
-from pipeline.triton.trt_engine import TrtEngine
 
 # Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.
 UNLIMITED_QUEUE = 256

@@ -10,11 +10,11 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
+from pipeline.targets.tensorrt.serve.backend import BACKEND, BATCHING, MANDATORY, local_path
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
-from pipeline.triton.tensorrtllm import BACKEND, BATCHING, MANDATORY, local_path
 from pipeline.triton.tensors import ENGINE
-from pipeline.triton.trt_engine import TrtEngine
 
 # The one tokenizer file that every text model needs; the others are optional.
 TOKENIZER_FILE = "tokenizer.json"

@@ -20,12 +20,12 @@ import pytest
 from pipeline.client import Client
 from pipeline.digests import file_digest, files_below
 from pipeline.errors import ServerError
-from pipeline.launch.view import link_view
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
 from pipeline.run import BuildDir, run_recipe
 from pipeline.serving import check_custody, serve_command
+from pipeline.targets.tensorrt.serve.view import link_view
 from pipeline.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT

@@ -22,19 +22,19 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.launch.container import Endpoints, server_command
-from pipeline.launch.plan import check_gpus, docker_launch, serving_container
 from pipeline.preflight import check_model
 from pipeline.recipe_file import load_recipe
 from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.build.failures import diagnose
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.serve.backend import build_parameters
+from pipeline.targets.tensorrt.serve.container import Endpoints, server_command
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.targets.tensorrt.serve.launch import check_gpus, docker_launch, serving_container
 from pipeline.targets.tensorrt.trial.script_perplexity import _score, check_engine
 from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
 from pipeline.triton.config import render_configs
-from pipeline.triton.tensorrtllm import build_parameters
-from pipeline.triton.trt_engine import TrtEngine
 from pipeline.triton.validate import check_repository
 
 from ..checkpoint.support import INT8, config, int8_tensors, write_checkpoint

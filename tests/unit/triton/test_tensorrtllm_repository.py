@@ -16,7 +16,7 @@ from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
 from pipeline.stages.base import Artifact, StageContext
-from pipeline.triton.tensorrtllm import local_path
+from pipeline.targets.tensorrt.serve.backend import local_path
 from pipeline.triton.validate import check_repository, problems
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B

@@ -17,13 +17,13 @@ from typing import Any
 
 from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError, StageError
-from pipeline.launch.container import MPIRUN
 from pipeline.targets.tensorrt.build.engine import read_config, world_size
 from pipeline.targets.tensorrt.build.failures import diagnose
 from pipeline.targets.tensorrt.build.timing_cache import keep_log
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER, toolkit
 from pipeline.targets.tensorrt.process import run_logged
+from pipeline.targets.tensorrt.serve.container import MPIRUN
 from pipeline.targets.tensorrt.trial import script_perplexity, script_smoke
 
 INSIDE = Path("/job")

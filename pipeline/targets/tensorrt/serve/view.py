@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.launch.container import ENGINE, MOUNT
+from pipeline.targets.tensorrt.serve.container import ENGINE, MOUNT
 
 
 def link_view(repository: Path, view: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ServerError
-from pipeline.launch.container import EXIT_TIMEOUT_S, MOUNT
-from pipeline.launch.docker import remove_container
-from pipeline.launch.failure import launch_cause
-from pipeline.launch.plan import Launch
-from pipeline.launch.view import link_view
+from pipeline.targets.tensorrt.serve.container import EXIT_TIMEOUT_S, MOUNT
+from pipeline.targets.tensorrt.serve.docker import remove_container
+from pipeline.targets.tensorrt.serve.failures import launch_cause
+from pipeline.targets.tensorrt.serve.launch import Launch
+from pipeline.targets.tensorrt.serve.view import link_view
 from pipeline.triton.running import RunningServer
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
@@ -31,7 +31,7 @@ class LaunchedServer(RunningServer):
 
     Args:
         repository: The repository.
-        launch: From :func:`pipeline.launch.plan.plan_launch`.
+        launch: From :func:`pipeline.targets.tensorrt.serve.launch.plan_launch`.
         log_file: Receives the output of docker, mpirun and Triton, appended; None keeps it until
             the server stops.
         ready_timeout_s: Seconds that loading may take.
@@ -74,7 +74,7 @@ class LaunchedServer(RunningServer):
         """Stops the server and waits until it is gone.
 
         Requests in flight get their exit time from a server of one rank. Under mpirun, which runs
-        several ranks, they are cut: see :func:`pipeline.launch.container.server_command`.
+        several ranks, they are cut: see :func:`.container.server_command`.
         """
         process, self._process = self._process, None
         if process and process.poll() is None:

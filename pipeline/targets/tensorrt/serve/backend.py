@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
-from pipeline.triton.trt_engine import TrtEngine
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 
 BACKEND = "tensorrtllm"
 MOUNT = PurePosixPath("/models")

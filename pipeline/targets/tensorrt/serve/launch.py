@@ -11,15 +11,6 @@ from typing import Any
 
 from pipeline import toolchain
 from pipeline.errors import RepositoryError, UnsupportedError, UsageError
-from pipeline.launch.container import (
-    MOUNT,
-    ORCHESTRATOR_ENVIRONMENT,
-    Endpoints,
-    orchestrator_command,
-    server_command,
-    world_size,
-)
-from pipeline.launch.docker import USER, daemon_problem, docker_command, unreadable
 from pipeline.targets.tensorrt.build.engine import read_engine_manifest
 from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
@@ -28,6 +19,15 @@ from pipeline.targets.tensorrt.environment import (
     inspect_machine,
     toolkit,
 )
+from pipeline.targets.tensorrt.serve.container import (
+    MOUNT,
+    ORCHESTRATOR_ENVIRONMENT,
+    Endpoints,
+    orchestrator_command,
+    server_command,
+    world_size,
+)
+from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
 from pipeline.toolchain import Container, container_for
 from pipeline.triton.parameters import ENGINE_DIR
 

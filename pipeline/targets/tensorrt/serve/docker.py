@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.launch.container import INSIDE, MOUNT, Endpoints
 from pipeline.targets.tensorrt.docker import bind, confined
+from pipeline.targets.tensorrt.serve.container import INSIDE, MOUNT, Endpoints
 
 # The image's own unprivileged user, triton-server.
 USER = "1000:1000"
@@ -26,7 +26,7 @@ def docker_command(
     published: Endpoints,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Runs a command of :mod:`pipeline.launch.container` with the repository at ``/models``.
+    """Runs a command of :mod:`.container` with the repository at ``/models``.
 
     The container is unprivileged, sees the repository read-only, and is reachable at
     ``published.host`` alone.
