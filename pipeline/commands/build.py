@@ -137,8 +137,8 @@ def doctor(output: Output) -> None:
     """Say what is installed here, what can run, and what to do about the rest."""
     from dataclasses import asdict
 
+    from pipeline.commands.doctor import diagnose
     from pipeline.console import print_json
-    from pipeline.toolchain import diagnose
 
     findings = diagnose()
     if output.json:

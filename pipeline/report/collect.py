@@ -9,11 +9,11 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.artifacts import read_manifest
+from pipeline.dependencies import versions
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.stages.base import Artifact
 from pipeline.tables import number, streams
-from pipeline.toolchain import versions
 
 TOOLS = (
     "nvidia-modelopt",

@@ -8,12 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import versions
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 RESULT_NAME = "bench.json"
 TEXT_KEY = "evaluate.text"

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Gates, Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets import get_target
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 if TYPE_CHECKING:
     from pipeline.reference.comparison import WindowScore

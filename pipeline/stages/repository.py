@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MANIFEST
+from pipeline.dependencies import versions
 from pipeline.digests import file_digest, files_below
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.files import link_or_copy
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets.base import LOG_NAME
-from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
 TOKENIZER_FILES = (

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import Requirements
+from pipeline.dependencies import Requirements, versions
 from pipeline.digests import digest_of, file_digest, files_below
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets import get_target
-from pipeline.toolchain import versions
 
 JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.dependencies import Requirements
+from pipeline.dependencies import Requirements, install, installed
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
@@ -27,6 +27,35 @@ class EngineEvaluation:
 
     material: Mapping[str, Any]
     longest_window: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``doctor``.
+
+    Attributes:
+        name: What was looked at.
+        value: What was found.
+        ok: Whether it is as it should be.
+        advice: What to do when it is not.
+    """
+
+    name: str
+    value: str
+    ok: bool = True
+    advice: str = ""
+
+
+def look_for(package: str, extra: str, use: str) -> Finding:
+    """Says whether a distribution is installed, and what it is for where it is not.
+
+    Args:
+        package: The distribution's name.
+        extra: The extra of this project that installs it.
+        use: What needs it.
+    """
+    found = installed(package)
+    return Finding(package, found or "absent", found is not None, f"For {use}. {install(extra)}")
 
 
 class Target(Protocol):
@@ -95,3 +124,6 @@ class Target(Protocol):
             UnsupportedError: This target measures no engines, or not on this machine.
             StageError: The engine could not be built or measured.
         """
+
+    def findings(self) -> list[Finding]:
+        """Says what ``doctor`` should know about this machine and the target."""

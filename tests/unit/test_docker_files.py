@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.targets.tensorrt.serve.container import EXIT_TIMEOUT_S, INSIDE, MOUNT
 from pipeline.targets.tensorrt.serve.docker import USER, docker_command
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
 
 DOCKER = PROJECT / "docker"

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import toolchain
 from pipeline.artifacts import Store
 from pipeline.cli import app
 from pipeline.errors import (
@@ -23,6 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.serving import device_numbers, open_server, serve_command, target_of
+from pipeline.targets.tensorrt import toolchain
 from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
 from pipeline.targets.tensorrt.serve import container, docker
@@ -42,7 +42,7 @@ from pipeline.targets.tensorrt.serve.launch import (
 )
 from pipeline.targets.tensorrt.serve.server import LaunchedServer
 from pipeline.targets.tensorrt.serve.view import link_view
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.triton import demo, tensorrt

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import require
+from pipeline.dependencies import require, versions
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.targets.base import EngineEvaluation
+from pipeline.targets.base import EngineEvaluation, Finding
 from pipeline.targets.openvino import preflight
-from pipeline.toolchain import versions
 
 # Raised when the same checkpoint gives another graph; part of the engine's cache key.
 GRAPH_VERSION = "1"
@@ -89,3 +88,9 @@ class OpenVinoTarget:
         raise UnsupportedError(
             "the CPU target measures no engine", where=recipe.place("compile.target")
         )
+
+    def findings(self) -> list[Finding]:
+        """Says whether this machine can compile and serve, and what is missing."""
+        from pipeline.targets.openvino.doctor import findings
+
+        return findings()

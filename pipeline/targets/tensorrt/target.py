@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import toolchain
+from pipeline.dependencies import installed
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.targets.base import EngineEvaluation
+from pipeline.targets.base import EngineEvaluation, Finding
 from pipeline.targets.tensorrt.environment import engine_tools
 from pipeline.targets.tensorrt.plan import preflight
+from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 
 
 class TensorRtTarget:
@@ -30,8 +31,8 @@ class TensorRtTarget:
             UnsupportedError: Naming the recipe's key, the reason and the remedy; or the
                 TensorRT-LLM that is installed here is not the pinned one.
         """
-        if (installed := toolchain.installed("tensorrt-llm")) is not None:
-            toolchain.check_tensorrt_llm(installed)
+        if (found := installed("tensorrt-llm")) is not None:
+            check_tensorrt_llm(found)
         preflight.check(recipe, facts)
 
     def tools(self) -> Mapping[str, str]:
@@ -99,3 +100,9 @@ class TensorRtTarget:
         from pipeline.targets.tensorrt.trial.perplexity import engine_perplexity
 
         return engine_perplexity(checkpoint, recipe, windows, workspace, progress)
+
+    def findings(self) -> list[Finding]:
+        """Says whether this machine can compile and serve, and what is missing."""
+        from pipeline.targets.tensorrt.doctor import findings
+
+        return findings()

@@ -32,8 +32,8 @@ from pipeline.targets.tensorrt.serve.backend import build_parameters
 from pipeline.targets.tensorrt.serve.container import Endpoints, server_command
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.targets.tensorrt.serve.launch import check_gpus, docker_launch, serving_container
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
 from pipeline.targets.tensorrt.trial.script_perplexity import _score, check_engine
-from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
 from pipeline.triton.config import render_configs
 from pipeline.triton.validate import check_repository
 

@@ -50,7 +50,7 @@ from pipeline.targets.tensorrt.environment import (
 )
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.process import run_logged
-from pipeline.toolchain import check_tensorrt_llm
+from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 
 # trtllm-build sets it from the number of ranks, whatever it is asked for.
 UNPREDICTED = "nccl_plugin"

@@ -15,7 +15,7 @@ from pipeline.targets.tensorrt.gpus import find_gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.preflight import Effective, predict
-from pipeline.toolchain import TENSORRT_LLM
+from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 
 
 def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.targets.tensorrt.gpus import MIN_SM
 from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM
-from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT_LLM
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT_LLM
 
 # Exit codes of a process that the kernel killed, seen directly and through a shell or Docker.
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)

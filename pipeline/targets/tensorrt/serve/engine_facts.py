@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RepositoryError
-from pipeline.toolchain import TENSORRT_LLM
+from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 
 # SpeculativeDecodingMode.NONE, as BuildConfig writes it.
 _NO_SPECULATION = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.failure import Cause, find_cause
 
 _KNOWN = (

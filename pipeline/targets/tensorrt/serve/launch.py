@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import toolchain
+from pipeline.dependencies import installed
 from pipeline.errors import RepositoryError, UnsupportedError, UsageError
 from pipeline.targets.tensorrt.build.engine import read_engine_manifest
 from pipeline.targets.tensorrt.environment import (
@@ -28,7 +28,7 @@ from pipeline.targets.tensorrt.serve.container import (
     world_size,
 )
 from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
-from pipeline.toolchain import Container, container_for
+from pipeline.targets.tensorrt.toolchain import Container, container_for
 from pipeline.triton.parameters import ENGINE_DIR
 
 
@@ -99,7 +99,7 @@ def serving_container(manifest: Mapping[str, Any]) -> Container:
 
 def inside_container() -> bool:
     """Whether this process is in a container that can serve: it has Triton and TensorRT-LLM."""
-    return bool(shutil.which("tritonserver") and toolchain.installed("tensorrt-llm"))
+    return bool(shutil.which("tritonserver") and installed("tensorrt-llm"))
 
 
 def docker_launch(

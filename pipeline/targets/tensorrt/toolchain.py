@@ -1,4 +1,4 @@
-"""The pinned versions, in one place, and what each Triton container holds.
+"""The pinned TensorRT-LLM and TensorRT, and what each Triton container holds.
 
 TensorRT-LLM removed its engine flow (``trtllm-build``, the C++ Triton backend) from its main branch
 in July 2026; 1.2.1 is the last stable release that has it, so the pin is an end-of-life pin.
@@ -6,22 +6,13 @@ in July 2026; 1.2.1 is the last stable release that has it, so the pin is an end
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import re
-import shutil
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.dependencies import install
 from pipeline.errors import UnsupportedError
-from pipeline.processor import has_vnni
 
 TENSORRT_LLM = "1.2.1"
 TENSORRT = "10.14.1.48"
-MODELOPT = "0.37.0"
-TRANSFORMERS = "4.57.3"
 
 # The first pre-release whose package no longer depends on TensorRT.
 ENGINE_FLOW_REMOVED = "1.3.0rc22"
@@ -183,154 +174,3 @@ def _version_key(version: str) -> tuple[int, ...]:
     major, minor, patch, phase, number = match.groups()
     stage = {"a": 0, "b": 1, "rc": 2, None: 3}[phase]
     return (int(major), int(minor), int(patch or 0), stage, int(number or 0))
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of ``doctor``.
-
-    Attributes:
-        name: What was looked at.
-        value: What was found.
-        ok: Whether it is as it should be.
-        advice: What to do when it is not.
-    """
-
-    name: str
-    value: str
-    ok: bool = True
-    advice: str = ""
-
-
-def installed(package: str) -> str | None:
-    """The installed version of a distribution, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name; ``absent`` where there is none."""
-    return {package: installed(package) or "absent" for package in packages}
-
-
-def diagnose() -> list[Finding]:
-    """What is installed here and which parts of the pipeline can run."""
-    findings = [
-        Finding(
-            "Python",
-            platform.python_version(),
-            (3, 10) <= sys.version_info[:2] <= (3, 12),
-            "Use Python 3.10 to 3.12: ModelOpt 0.37 supports no other",
-        ),
-        Finding("platform", f"{platform.system()} {platform.machine()}"),
-    ]
-    findings += [
-        _pinned("nvidia-modelopt", MODELOPT, "quantize", "it writes the pinned checkpoint format"),
-        _pinned(
-            "transformers",
-            TRANSFORMERS,
-            "quantize",
-            "with transformers 5 ModelOpt silently drops the rope base from the checkpoint",
-        ),
-        _present("torch", "quantize", "quantizing and evaluating"),
-        _present("openvino", "cpu", "compiling for the CPU"),
-        _present("openvino-genai", "cpu", "serving the CPU engine"),
-        _present("nvidia-pytriton", "cpu", "the Triton server without a container"),
-        _present("tritonclient", "client", "the gRPC client"),
-    ]
-    return findings + _gpu_findings()
-
-
-def _gpu_findings() -> list[Finding]:
-    """Whether the GPU target can run here, and how, and what is known about its pin."""
-    from pipeline.targets.tensorrt.environment import inspect_machine
-
-    engine, machine = installed("tensorrt-llm"), inspect_machine()
-    docker = shutil.which("docker")
-    wanted, container = f"{DEFAULT_CONTAINER.driver} or later", DEFAULT_CONTAINER
-    branch = (machine.driver or "0").partition(".")[0]
-    driver_fits = branch.isdigit() and int(branch) >= container.driver
-    gpus = ", ".join(f"{gpu.name} (SM {gpu.sm})" for gpu in machine.gpus)
-    how = "absent"
-    if machine.gpus and engine == TENSORRT_LLM:
-        how = "in place"
-    elif machine.gpus and docker and driver_fits and engine is None:
-        how = "in the container"
-    return [
-        Finding(
-            "tensorrt-llm",
-            engine or "absent",
-            engine in (None, TENSORRT_LLM),
-            f"Use {TENSORRT_LLM}: {ENGINE_FLOW_REMOVED} and later have no engine flow; "
-            f"the image is {container.image}",
-        ),
-        Finding(
-            "NVIDIA GPU",
-            gpus or "absent",
-            bool(machine.gpus),
-            f"{machine.problem}; plan and pre-flight need none, building and serving engines do",
-        ),
-        Finding(
-            "NVIDIA driver",
-            machine.driver or "absent",
-            driver_fits,
-            f"CUDA {container.cuda} of {container.tag} needs {wanted}, or forward compatibility "
-            "on a data-center GPU",
-        ),
-        Finding(
-            "docker",
-            docker or "absent",
-            docker is not None or engine == TENSORRT_LLM,
-            "Install Docker and the NVIDIA container toolkit to use the pinned container",
-        ),
-        _int8_products(has_vnni()),
-        Finding(
-            "target openvino",
-            *_can("openvino", "openvino-genai", "nvidia-pytriton"),
-            install("cpu"),
-        ),
-        Finding(
-            "target tensorrt",
-            how,
-            how != "absent",
-            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image}",
-        ),
-        Finding(
-            "security",
-            f"{len(BULLETINS)} notices",
-            False,
-            f"TensorRT-LLM {TENSORRT_LLM} and TensorRT {TENSORRT} are known to be vulnerable: "
-            f"{'; '.join(map(str, BULLETINS))}. "
-            "Keep the ports on loopback or behind a gateway, load only engines you built, "
-            f"run as a user without rights. {WAY_OUT}",
-        ),
-    ]
-
-
-def _int8_products(vnni: bool | None) -> Finding:
-    if vnni is None:
-        return Finding("INT8 products", "not known", True, "")
-    advice = (
-        "This processor has no VNNI, so int8_sq is computed in float32: exactly, and more slowly "
-        "than INT8. int4_awq needs none"
-    )
-    return Finding("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
-
-
-def _can(*packages: str) -> tuple[str, bool]:
-    missing = [package for package in packages if installed(package) is None]
-    return (f"needs {', '.join(missing)}", False) if missing else ("ready", True)
-
-
-def _pinned(package: str, wanted: str, extra: str, reason: str) -> Finding:
-    found = installed(package)
-    advice = f"{wanted} is wanted: {reason}. {install(extra)}"
-    return Finding(package, found or "absent", found == wanted, advice)
-
-
-def _present(package: str, extra: str, use: str) -> Finding:
-    found = installed(package)
-    advice = f"For {use}. {install(extra)}"
-    return Finding(package, found or "absent", found is not None, advice)
