@@ -91,14 +91,14 @@ def plan(
             {
                 "recipe": loaded.name,
                 "stages": [stage_dict(line) for line in planned],
-                "engine": engine.as_dict() if engine else None,
+                "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
         return
     print("\n".join(stage_line(line) for line in planned))
     if engine:
-        print("\n" + "\n".join(engine.lines()))
+        print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
 

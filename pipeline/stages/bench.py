@@ -78,7 +78,7 @@ def run(context: StageContext) -> dict[str, Any]:
     recipe, bench = context.recipe, context.recipe.bench
     prompts = prompts_from(recipe.text_paths().get(TEXT_KEY), recipe.compile.max_input_len)
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with (
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,

@@ -14,6 +14,7 @@ from pipeline.errors import MissingDependencyError, RepositoryError, Unsupported
 from pipeline.files import link_or_copy
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 
 # What a tokenizer needs at run time, and the stop tokens that generation_config.json lists.
@@ -82,13 +83,16 @@ def run(context: StageContext) -> dict[str, Any]:
             why=str(error),
             fix="Install it: pip install 'trtllm-pipeline[cpu]'",
         ) from error
-    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, engine_model
+    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
     from pipeline.triton.tensors import ENGINE
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
-    engine = engine_model(recipe, engine_config)
+    target = get_target(recipe.compile.target)
+    # plan.stages_for leaves this stage out for a target that is not served by Triton.
+    assert target.triton_model is not None
+    engine = target.triton_model(recipe, engine_config)
     configs = render_configs(recipe, engine_config, engine)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
@@ -98,9 +102,9 @@ def run(context: StageContext) -> dict[str, Any]:
         model = Path(name).parts[0]
         native = model == ENGINE and engine.backend != "python"
         if model in configs and not native:
-            target = output / model / "1" / Path(name).relative_to(model)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(sources / name, target)
+            copy = output / model / "1" / Path(name).relative_to(model)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sources / name, copy)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
@@ -110,7 +114,7 @@ def run(context: StageContext) -> dict[str, Any]:
         version_folder = output / model / "1"
         if not any(version_folder.iterdir()):
             (version_folder / ".keep").touch()
-    check_repository(output)
+    check_repository(output, target.engine_problems)
     files = files_below(output)
     switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {

@@ -44,7 +44,7 @@ def material(_recipe: Recipe) -> dict[str, Any]:
 
 def needs(recipe: Recipe) -> Requirements:
     """The client's package and those that the target is served with."""
-    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs]
+    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs(recipe)]
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:

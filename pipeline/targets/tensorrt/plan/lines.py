@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.targets.tensorrt.gpus import GIB
+from pipeline.tables import memory_size
 from pipeline.targets.tensorrt.plan.findings import Finding
 
 if TYPE_CHECKING:
@@ -53,17 +53,17 @@ def _memory(preflight: Preflight) -> Iterator[str]:
     memory, checkpoint = preflight.memory, preflight.checkpoint
     rank = "each GPU" if checkpoint.world_size > 1 else "the GPU"
     yield f"memory of {rank}:"
-    yield f"  weights            {_amount(memory.weights)}"
-    yield f"  activations        {_amount(memory.activations)}  at most, an estimate"
-    yield f"  runtime            {_amount(memory.runtime)}  an allowance"
+    yield f"  weights            {memory_size(memory.weights)}"
+    yield f"  activations        {memory_size(memory.activations)}  at most, an estimate"
+    yield f"  runtime            {memory_size(memory.runtime)}  an allowance"
     yield (
         f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
         f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"
     )
     if memory.gpu_memory is None or memory.kv_pool is None:
         return
-    yield f"  GPU                {_amount(memory.gpu_memory)}"
-    yield f"  left for KV cache  {_amount(memory.kv_pool)}  {memory.kv_tokens} tokens"
+    yield f"  GPU                {memory_size(memory.gpu_memory)}"
+    yield f"  left for KV cache  {memory_size(memory.kv_pool)}  {memory.kv_tokens} tokens"
     yield (
         f"  sequences          {memory.sequences:9d}      of max_seq_len together "
         f"(max_batch_size {preflight.effective.config.max_batch_size})"
@@ -80,10 +80,6 @@ def _finding(finding: Finding) -> Iterator[str]:
     yield f"{finding.severity}: {finding.what} ({finding.key})"
     yield f"  {finding.why}."
     yield f"  {finding.remedy}."
-
-
-def _amount(size: int) -> str:
-    return f"{size / GIB:9.2f} GiB" if size >= GIB // 10 else f"{size / MIB:9.2f} MiB"
 
 
 def _value(value: str | bool | int | None) -> str:

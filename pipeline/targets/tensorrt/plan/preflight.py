@@ -58,12 +58,6 @@ class Preflight:
     gpu: Gpu | None
     memory: MemoryPlan
 
-    def lines(self) -> list[str]:
-        """The same as text, for a terminal."""
-        from pipeline.targets.tensorrt.plan.lines import preflight_lines
-
-        return preflight_lines(self)
-
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values; memory in bytes."""
         gpu = self.gpu

@@ -12,20 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.triton.parameters import ENGINE_DIR, MOUNT, TOKENIZER_DIR, EngineModel
 
 BACKEND = "tensorrtllm"
-MOUNT = PurePosixPath("/models")
-"""Where the repository is inside the container.
-
-The backend resolves ``gpt_model_path`` against the process's working directory and reports a wrong
-one as something else, so the path is absolute.
-"""
-
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 """Parameters that the backend reads unconditionally: without one of them it does not load."""
@@ -70,6 +64,17 @@ class BackendParameters:
     switched_off: Mapping[str, str] = field(default_factory=dict)
 
 
+def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
+    """The C++ backend of TensorRT-LLM."""
+    built = build_parameters(
+        recipe,
+        TrtEngine.from_config(engine),
+        engine_dir=ENGINE_DIR,
+        tokenizer_dir=TOKENIZER_DIR,
+    )
+    return EngineModel(BACKEND, built.values, built.switched_off)
+
+
 def build_parameters(
     recipe: Recipe, engine: TrtEngine, *, engine_dir: str, tokenizer_dir: str
 ) -> BackendParameters:
@@ -110,6 +115,8 @@ def build_parameters(
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
         "executor_worker_path": WORKER,
+        # The backend would look for a relative path below the process's working directory and
+        # report a wrong one as something else.
         "gpt_model_path": str(MOUNT / engine_dir),
         "gpt_model_type": BATCHING[0],
         # Empty switches guided decoding off; the C++ backend needs a vocabulary file for it.
@@ -147,17 +154,6 @@ def _check(recipe: Recipe, engine: TrtEngine) -> None:
             why=f"The engine's sequences have up to {engine.max_seq_len} tokens",
             fix=f"Set it to at least {engine.max_seq_len}, or leave it out",
         )
-
-
-def local_path(repository: Path, value: str) -> Path:
-    """Where a path of a config.pbtxt is on this machine.
-
-    Args:
-        repository: The repository's root here.
-        value: Relative to the root, absolute, or absolute below :data:`MOUNT`.
-    """
-    path = PurePosixPath(value)
-    return repository / (path.relative_to(MOUNT) if path.is_relative_to(MOUNT) else path)
 
 
 def _flag(value: bool) -> str:

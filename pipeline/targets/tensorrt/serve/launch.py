@@ -30,6 +30,8 @@ from pipeline.targets.tensorrt.serve.container import (
 from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
 from pipeline.targets.tensorrt.toolchain import Container, container_for
 from pipeline.triton.parameters import ENGINE_DIR
+from pipeline.triton.ports import reserve
+from pipeline.triton.running import ServerOptions
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,27 @@ class Launch:
         variables = [f"{key}={value}" for key, value in self.environment.items()]
         command = shlex.join([*(["env", *variables] if variables else []), *self.command])
         return f"{shlex.join(self.prepare)} && {command}" if self.prepare else command
+
+
+def endpoints(options: ServerOptions) -> Endpoints:
+    """The ports asked for, as they are."""
+    return Endpoints(
+        options.host,
+        http=options.http_port,
+        grpc=options.grpc_port,
+        metrics=options.metrics_port,
+    )
+
+
+def free_endpoints(options: ServerOptions) -> Endpoints:
+    """The ports asked for when they are free, or a free one for each 0.
+
+    Raises:
+        ServerError: A port is in use, not allowed, or the address is not this machine's.
+    """
+    asked = {"gRPC": options.grpc_port, "HTTP": options.http_port, "metrics": options.metrics_port}
+    ports = reserve(options.host, asked)
+    return Endpoints(options.host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
 
 
 def engine_manifest(repository: Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.progress import Progress
@@ -14,7 +16,7 @@ from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 
 
-def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
+def evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
     """How engines are measured on this machine.
 
     Args:
@@ -41,44 +43,59 @@ def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> Engin
         return None
     # One new token is generated behind each window.
     longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
-    return EngineEvaluation({"tools": engine_tools(), **recipe.section("compile")}, longest)
+    return EngineOnGpu(recipe, {"tools": engine_tools(), **recipe.section("compile")}, longest)
 
 
-def engine_perplexity(
-    checkpoint: Path,
-    recipe: Recipe,
-    windows: Sequence[Sequence[int]],
-    workspace: Path,
-    progress: Progress,
-) -> float:
-    """Builds an engine that gathers context logits, measures it and removes it.
+@dataclass(frozen=True)
+class EngineOnGpu:
+    """Measures engines of a recipe on the GPUs that are here.
 
-    Args:
-        checkpoint: A validated TensorRT-LLM checkpoint directory.
+    Attributes:
         recipe: ``compile`` gives sizes and options.
-        windows: Token ids; the first of each window is context only.
-        workspace: A directory of the store, where the engine lies meanwhile.
-        progress: Where the build reports.
-
-    Raises:
-        UnsupportedError: This machine cannot build the engine.
-        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
-        CompileError: The build failed.
-        StageError: The engine could not be measured.
+        material: What decides the measurement besides checkpoint and windows.
+        longest_window: Tokens of the longest window that the engine takes.
     """
-    from pipeline.targets.tensorrt.build.build import build_engine
-    from pipeline.targets.tensorrt.build.timing_cache import timing_folder
-    from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_evaluation
 
-    total = sum(len(window) - 1 for window in windows)
-    with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
-        engine, timing = Path(name), timing_folder(workspace)
-        rows = [list(window) for window in windows]
-        longest = max(map(len, rows))
-        build_engine(checkpoint, recipe, engine, progress, timing=timing, longest_window=longest)
-        with progress.task(f"scoring {total} tokens on the engine", total) as task:
-            result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
-            task.advance(total)
-    if result["tokens"] != total:
-        raise StageError(f"the engine scored {result['tokens']} of {total} tokens")
-    return float(result["perplexity"])
+    recipe: Recipe
+    material: Mapping[str, Any]
+    longest_window: int
+
+    def perplexity(
+        self,
+        checkpoint: Path,
+        windows: Sequence[Sequence[int]],
+        workspace: Path,
+        progress: Progress,
+    ) -> float:
+        """Builds an engine that gathers context logits, measures it and removes it.
+
+        Args:
+            checkpoint: A validated TensorRT-LLM checkpoint directory.
+            windows: Token ids; the first of each window is context only.
+            workspace: A directory of the store, where the engine lies meanwhile.
+            progress: Where the build reports.
+
+        Raises:
+            UnsupportedError: This machine cannot build the engine.
+            MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+            CompileError: The build failed.
+            StageError: The engine could not be measured.
+        """
+        from pipeline.targets.tensorrt.build.build import build_engine
+        from pipeline.targets.tensorrt.build.timing_cache import timing_folder
+        from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_evaluation
+
+        total = sum(len(window) - 1 for window in windows)
+        with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
+            engine, timing = Path(name), timing_folder(workspace)
+            rows = [list(window) for window in windows]
+            longest = max(map(len, rows))
+            build_engine(
+                checkpoint, self.recipe, engine, progress, timing=timing, longest_window=longest
+            )
+            with progress.task(f"scoring {total} tokens on the engine", total) as task:
+                result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
+                task.advance(total)
+        if result["tokens"] != total:
+            raise StageError(f"the engine scored {result['tokens']} of {total} tokens")
+        return float(result["perplexity"])
