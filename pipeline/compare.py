@@ -55,7 +55,8 @@ def _row(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         quality, load = report["quality"] or {}, report["load"]
-        fastest = max(load["rows"], key=lambda row: row["tokens_per_second"])
+        rows = load["rows"] if load else ()
+        fastest = max(rows, key=lambda row: row["tokens_per_second"], default=None)
         increase, agreement = quality.get("perplexity_increase"), quality.get("top1_agreement")
         return {
             "name": report["name"],
@@ -65,9 +66,9 @@ def _row(path: Path) -> dict[str, Any]:
             "increase %": None if increase is None else increase * 100,
             "top-1 %": None if agreement is None else agreement * 100,
             "KL": quality.get("kl_divergence"),
-            "tokens/s": fastest["tokens_per_second"],
-            "streams": fastest["concurrency"],
-            "first token ms": fastest["ttft_ms"]["p50"],
+            "tokens/s": fastest and fastest["tokens_per_second"],
+            "streams": fastest and fastest["concurrency"],
+            "first token ms": fastest and fastest["ttft_ms"]["p50"],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -56,6 +56,11 @@ def run(
     if output.json:
         print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
         return
+    if "repository" not in known and "compile" in result.stages:
+        # An export is all that such a target has to show, and it lies in the store.
+        compiled = result.stages["compile"].artifact
+        if compiled:
+            print(f"{'engine:':<12}{compiled.path}")
     for name in ("repository", "report"):
         if name in result.stages:
             shown = "report.html" if name == "report" else name

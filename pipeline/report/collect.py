@@ -14,13 +14,12 @@ from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.stages.base import Artifact
 from pipeline.tables import number, streams
+from pipeline.targets import get_target
 
 TOOLS = (
     "nvidia-modelopt",
     "transformers",
     "torch",
-    "openvino",
-    "openvino-genai",
     "nvidia-pytriton",
     "tritonclient",
 )
@@ -32,12 +31,13 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
 
     Args:
         recipe: The recipe.
-        inputs: Every artifact of the run, by stage; ``evaluate`` may be absent.
+        inputs: Every artifact of the run, by stage; ``evaluate`` may be absent, and ``verify`` and
+            ``bench`` where the target is not served.
     """
     source, checkpoint = inputs["source"].facts, inputs["quantize"].facts
     engine = _directory_bytes(inputs["compile"].path)
     full = int(source["parameters"]) * BYTES_16BIT
-    bench = _read(inputs["bench"].path / "bench.json")
+    bench = _found(inputs, "bench", "bench.json")
     stages = [_stage(artifact) for artifact in inputs.values()]
     report: dict[str, Any] = {
         "schema": 1,
@@ -45,7 +45,7 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         "version": __version__,
         # Not the time of writing, so that the same artifacts always give the same report.
         "created": max(stage["created"] for stage in stages),
-        "machine": bench["machine"],
+        "machine": bench["machine"] if bench else None,
         "recipe": recipe.model_dump(mode="json", by_alias=True),
         "model": {"source": recipe.model.source, "bytes_16bit": full, **source},
         "checkpoint": {
@@ -55,15 +55,15 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         },
         "engine": {"target": recipe.compile.target, **inputs["compile"].facts, "bytes": engine},
         "quality": None,
-        "load": _load(bench),
-        "conformance": _read(inputs["verify"].path / "verify.json"),
+        "load": _load(bench) if bench else None,
+        "conformance": _found(inputs, "verify", "verify.json"),
         "sizes": [
             ("16 bit", float(full), size(full)),
             ("checkpoint", float(checkpoint["bytes"]), size(checkpoint["bytes"])),
             ("engine", float(engine), size(engine)),
         ],
         "stages": stages,
-        "tools": versions(TOOLS),
+        "tools": {**versions(TOOLS), **get_target(recipe.compile.target).tools()},
     }
     if recipe.evaluate:
         evaluation = _read(inputs["evaluate"].path / "evaluation.json")
@@ -145,6 +145,10 @@ def _stage(artifact: Artifact) -> dict[str, Any]:
         "created": manifest["created"],
         "seconds": float(manifest["seconds"]),
     }
+
+
+def _found(inputs: Mapping[str, Artifact], stage: str, name: str) -> dict[str, Any] | None:
+    return _read(inputs[stage].path / name) if stage in inputs else None
 
 
 def _read(path: Path) -> dict[str, Any]:

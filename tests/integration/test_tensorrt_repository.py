@@ -25,7 +25,7 @@ from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
 from pipeline.run import BuildDir, run_recipe
 from pipeline.serving import check_custody, serve_command
-from pipeline.targets.tensorrt.serve.view import link_view
+from pipeline.targets.tensorrt.serve.server import link_view
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT

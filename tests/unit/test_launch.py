@@ -40,8 +40,7 @@ from pipeline.targets.tensorrt.serve.launch import (
     plan_launch,
     serving_container,
 )
-from pipeline.targets.tensorrt.serve.server import LaunchedServer
-from pipeline.targets.tensorrt.serve.view import link_view
+from pipeline.targets.tensorrt.serve.server import LaunchedServer, link_view
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend

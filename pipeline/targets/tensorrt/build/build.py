@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline.targets.tensorrt.build.checks import (
 )
 from pipeline.targets.tensorrt.build.command import Build, command_for
 from pipeline.targets.tensorrt.build.engine import (
+    Difference,
     check_ranks,
     checkpoint_digest,
     compare,
@@ -44,16 +46,49 @@ from pipeline.targets.tensorrt.build.timing_cache import (
 from pipeline.targets.tensorrt.docker import image_digest
 from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
+    Machine,
+    Toolkit,
     engine_tools,
     inspect_machine,
     toolkit,
 )
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.preflight import Effective
 from pipeline.targets.tensorrt.process import run_logged
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 
 # trtllm-build sets it from the number of ranks, whatever it is asked for.
 UNPREDICTED = "nccl_plugin"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One build: what is asked for, what this machine has, and what should come of it."""
+
+    build: Build
+    pretrained: CheckpointConfig
+    tools: Toolkit
+    machine: Machine
+    command: list[str]
+    prediction: Effective
+    cache: Path
+
+    @property
+    def ranks(self) -> int:
+        return self.pretrained.world_size
+
+    def keep_log(self) -> Path:
+        """Saves the log of a failure, whose directory is about to be removed."""
+        return keep_log(self.build.output / LOG_NAME, self.cache.parent)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """An engine that is the one that was predicted: its ``config.json``, size and small print."""
+
+    config: dict[str, Any]
+    engine_bytes: int
+    differences: list[Difference]
 
 
 def build_engine(
@@ -88,31 +123,47 @@ def build_engine(
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
         CompileError: The build failed, with the cause; or the engine is not what was predicted.
     """
-    pretrained = CheckpointConfig.from_directory(checkpoint)
     wanted = BuildConfig.from_recipe(recipe)
     if longest_window is not None:
         wanted = wanted.for_evaluation(longest_window)
+    build = Build(checkpoint.absolute(), output.absolute(), wanted)
+    job = _prepare(build, recipe, timing or timing_folder(output))
+    if unlike := other_model(recipe, job.machine):
+        progress.note(unlike)
+    warnings = _run(job, progress)
+    result = _check_result(job, progress)
+    _write_manifest(job, result)
+    return _facts(job, result, warnings)
+
+
+def _prepare(build: Build, recipe: Recipe, timing: Path) -> _Job:
+    """Refuses what this machine cannot build, and lends the build its timing cache."""
+    pretrained = CheckpointConfig.from_directory(build.checkpoint)
     tools, machine = toolkit(), inspect_machine()
     check_tensorrt_llm(tools.tensorrt_llm)
-    cache = (timing or timing_folder(output)) / cache_name(tools, machine)
-    build = Build(checkpoint.absolute(), output.absolute(), wanted)
     check_machine(machine, pretrained.world_size, build, tools)
-    lend_cache(cache, output)
+    cache = timing / cache_name(tools, machine)
+    lend_cache(cache, build.output)
     command = command_for(build, tools)
-    prediction = predict_here(recipe, wanted, pretrained, machine)
-    predicted = prediction.config
-    if unlike := other_model(recipe, machine):
-        progress.note(unlike)
+    prediction = predict_here(recipe, build.config, pretrained, machine)
+    return _Job(build, pretrained, tools, machine, command, prediction, cache)
 
-    progress.note(f"running {shlex.join(command)}")
-    ranks = pretrained.world_size
+
+def _run(job: _Job, progress: Progress) -> list[str]:
+    """Runs ``trtllm-build`` and returns its telling warnings.
+
+    Raises:
+        CompileError: It failed, with the cause.
+    """
+    output, ranks = job.build.output, job.ranks
+    progress.note(f"running {shlex.join(job.command)}")
     with progress.task(f"building {ranks} engine{'s'[: ranks > 1]}", ranks) as task:
         log = BuildLog(progress, task, ranks)
         environ = {**os.environ, **DEVICE_ORDER}
-        ending = run_logged(command, output / LOG_NAME, log, environ, directory=output)
+        ending = run_logged(job.command, output / LOG_NAME, log, environ, directory=output)
     if ending.returncode:
         failure = diagnose(ending.tail, ending.returncode)
-        kept = keep_log(output / LOG_NAME, cache.parent)
+        kept = job.keep_log()
         said = (
             f" It said: {failure.line}" if failure.line and failure.line not in failure.why else ""
         )
@@ -122,55 +173,73 @@ def build_engine(
             why=f"{failure.why}.{said}",
             fix=failure.fix,
         )
-    keep_cache(output, cache)
+    keep_cache(output, job.cache)
+    return log.warnings
 
+
+def _check_result(job: _Job, progress: Progress) -> _Result:
+    """Holds the engine that was written against the checkpoint and the prediction.
+
+    Raises:
+        CompileError: It is not what was predicted; the log is kept.
+    """
+    output = job.build.output
     try:
         config = read_config(output)
         engine_bytes = check_ranks(output, world_size(config))
-        check_same_model(config, pretrained, tools, output)
-        differences = compare(config["build_config"], _expected(predicted))
+        check_same_model(config, job.pretrained, job.tools, output)
+        differences = compare(config["build_config"], _expected(job.prediction.config))
         refuse_changed_service(differences, output)
     except CompileError:
-        kept = keep_log(output / LOG_NAME, cache.parent)
-        progress.note(f"the log of this build is kept in {kept}")
+        progress.note(f"the log of this build is kept in {job.keep_log()}")
         raise
     for difference in differences:
         progress.note(f"the engine's {difference}")
+    return _Result(config, engine_bytes, differences)
 
-    gpu = machine.gpus[0]
+
+def _write_manifest(job: _Job, result: _Result) -> None:
+    """Writes ``engine.json``: what the engine is bound to."""
+    tools, gpu = job.tools, job.machine.gpus[0]
+    image = tools.image and {"image": tools.image, "digest": image_digest(tools.image)}
     write_manifest(
-        output,
+        job.build.output,
         {
             "target": "tensorrt",
             "gpu": {"name": gpu.name, "sm": gpu.sm, "memory_mib": gpu.memory_mib},
-            "driver": machine.driver,
-            "tensorrt_llm": config["version"],
+            "driver": job.machine.driver,
+            "tensorrt_llm": result.config["version"],
             "tensorrt": tools.tensorrt,
             "cuda": tools.cuda,
-            "container": tools.image
-            and {"image": tools.image, "digest": image_digest(tools.image)},
-            "checkpoint": checkpoint_digest(checkpoint),
-            "world_size": ranks,
-            "flags": wanted.flags(),
+            "container": image,
+            "checkpoint": checkpoint_digest(job.build.checkpoint),
+            "world_size": job.ranks,
+            "flags": job.build.config.flags(),
             "key": engine_tools(),
         },
     )
+
+
+def _facts(job: _Job, result: _Result, warnings: list[str]) -> dict[str, Any]:
+    """What later stages and the report are told about the engine."""
+    quantization, gpu = job.pretrained.quantization, job.machine.gpus[0]
+    sizes = result.config["build_config"]
     return {
         "target": "tensorrt",
-        "quant_algo": pretrained.quantization.algo,
-        "kv_cache_quant_algo": pretrained.quantization.kv_cache_algo,
-        "engine_bytes": engine_bytes,
-        "world_size": ranks,
-        "max_batch_size": config["build_config"]["max_batch_size"],
-        "max_seq_len": config["build_config"]["max_seq_len"],
-        "build_config": predicted.as_dict(),
+        "quant_algo": quantization.algo,
+        "kv_cache_quant_algo": quantization.kv_cache_algo,
+        "engine_bytes": result.engine_bytes,
+        "world_size": job.ranks,
+        "max_batch_size": sizes["max_batch_size"],
+        "max_seq_len": sizes["max_seq_len"],
+        "build_config": job.prediction.config.as_dict(),
         "gpu": gpu.name,
         "sm": gpu.sm,
-        "tensorrt_llm": config["version"],
-        "kv_cache_reuse": prediction.kv_cache_reuse,
-        "chunked_context": prediction.chunked_context,
-        "differences": [str(difference) for difference in differences],
-        "warnings": log.warnings,
+        "tensorrt_llm": result.config["version"],
+        "kv_cache_reuse": job.prediction.kv_cache_reuse,
+        "chunked_context": job.prediction.chunked_context,
+        "differences": [str(difference) for difference in result.differences],
+        "warnings": warnings,
     }
 
 

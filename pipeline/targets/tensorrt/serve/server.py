@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ServerError
-from pipeline.targets.tensorrt.serve.container import EXIT_TIMEOUT_S, MOUNT
+from pipeline.targets.tensorrt.serve.container import ENGINE, EXIT_TIMEOUT_S, MOUNT
 from pipeline.targets.tensorrt.serve.docker import remove_container
 from pipeline.targets.tensorrt.serve.failures import launch_cause
 from pipeline.targets.tensorrt.serve.launch import Launch
-from pipeline.targets.tensorrt.serve.view import link_view
 from pipeline.triton.running import RunningServer
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
@@ -161,3 +160,28 @@ class LaunchedServer(RunningServer):
 
     def _place(self) -> str:
         return str(self.log_file or self.repository)
+
+
+def link_view(repository: Path, view: Path) -> None:
+    """Fills a directory with links to a repository, whose engine's path is the real one.
+
+    The C++ backend is told an absolute path below ``/models``. In place, the repository may be
+    anywhere and must not be changed, so the server gets a directory of links and one file of its
+    own, the engine model's ``config.pbtxt``.
+
+    Args:
+        repository: The repository.
+        view: An empty directory.
+    """
+    repository = repository.resolve()
+    for entry in repository.iterdir():
+        if entry.name != ENGINE and entry.is_dir():
+            (view / entry.name).symlink_to(entry)
+    model = view / ENGINE
+    model.mkdir()
+    for entry in (repository / ENGINE).iterdir():
+        if entry.name != "config.pbtxt":
+            (model / entry.name).symlink_to(entry)
+    text = (repository / ENGINE / "config.pbtxt").read_text(encoding="utf-8")
+    text = text.replace(f'"{MOUNT}/', f'"{repository}/')
+    (model / "config.pbtxt").write_text(text, encoding="utf-8")
