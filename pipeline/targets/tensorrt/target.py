@@ -92,9 +92,9 @@ class TensorRtTarget:
         self, recipe: Recipe, progress: Progress | None = None
     ) -> EngineEvaluation | None:
         """Measures on a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
-        from pipeline.targets.tensorrt.trial.perplexity import evaluation
+        from pipeline.targets.tensorrt.trial.perplexity import engine_evaluation
 
-        return evaluation(recipe, progress)
+        return engine_evaluation(recipe, progress)
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         """The C++ backend of TensorRT-LLM.

@@ -16,7 +16,32 @@ from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 
 
-def evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
+@dataclass(frozen=True)
+class MeasuredHere:
+    """Measures engines of a recipe on this machine's GPUs.
+
+    Attributes:
+        material: What decides the measurement besides checkpoint and windows.
+        longest_window: Tokens of the longest window that the engine takes.
+        recipe: ``compile`` gives sizes and options.
+    """
+
+    material: Mapping[str, Any]
+    longest_window: int
+    recipe: Recipe
+
+    def perplexity(
+        self,
+        checkpoint: Path,
+        windows: Sequence[Sequence[int]],
+        workspace: Path,
+        progress: Progress,
+    ) -> float:
+        """Builds an engine that gathers context logits; see :func:`engine_perplexity`."""
+        return engine_perplexity(checkpoint, self.recipe, windows, workspace, progress)
+
+
+def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
     """How engines are measured on this machine.
 
     Args:
@@ -43,59 +68,44 @@ def evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvalua
         return None
     # One new token is generated behind each window.
     longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
-    return EngineOnGpu(recipe, {"tools": engine_tools(), **recipe.section("compile")}, longest)
+    return MeasuredHere({"tools": engine_tools(), **recipe.section("compile")}, longest, recipe)
 
 
-@dataclass(frozen=True)
-class EngineOnGpu:
-    """Measures engines of a recipe on the GPUs that are here.
+def engine_perplexity(
+    checkpoint: Path,
+    recipe: Recipe,
+    windows: Sequence[Sequence[int]],
+    workspace: Path,
+    progress: Progress,
+) -> float:
+    """Builds an engine that gathers context logits, measures it and removes it.
 
-    Attributes:
+    Args:
+        checkpoint: A validated TensorRT-LLM checkpoint directory.
         recipe: ``compile`` gives sizes and options.
-        material: What decides the measurement besides checkpoint and windows.
-        longest_window: Tokens of the longest window that the engine takes.
+        windows: Token ids; the first of each window is context only.
+        workspace: A directory of the store, where the engine lies meanwhile.
+        progress: Where the build reports.
+
+    Raises:
+        UnsupportedError: This machine cannot build the engine.
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
+        CompileError: The build failed.
+        StageError: The engine could not be measured.
     """
+    from pipeline.targets.tensorrt.build.build import build_engine
+    from pipeline.targets.tensorrt.build.timing_cache import timing_folder
+    from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_evaluation
 
-    recipe: Recipe
-    material: Mapping[str, Any]
-    longest_window: int
-
-    def perplexity(
-        self,
-        checkpoint: Path,
-        windows: Sequence[Sequence[int]],
-        workspace: Path,
-        progress: Progress,
-    ) -> float:
-        """Builds an engine that gathers context logits, measures it and removes it.
-
-        Args:
-            checkpoint: A validated TensorRT-LLM checkpoint directory.
-            windows: Token ids; the first of each window is context only.
-            workspace: A directory of the store, where the engine lies meanwhile.
-            progress: Where the build reports.
-
-        Raises:
-            UnsupportedError: This machine cannot build the engine.
-            MissingDependencyError: Neither TensorRT-LLM nor Docker is installed.
-            CompileError: The build failed.
-            StageError: The engine could not be measured.
-        """
-        from pipeline.targets.tensorrt.build.build import build_engine
-        from pipeline.targets.tensorrt.build.timing_cache import timing_folder
-        from pipeline.targets.tensorrt.trial.run_script import NO_END, PAD, run_evaluation
-
-        total = sum(len(window) - 1 for window in windows)
-        with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
-            engine, timing = Path(name), timing_folder(workspace)
-            rows = [list(window) for window in windows]
-            longest = max(map(len, rows))
-            build_engine(
-                checkpoint, self.recipe, engine, progress, timing=timing, longest_window=longest
-            )
-            with progress.task(f"scoring {total} tokens on the engine", total) as task:
-                result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
-                task.advance(total)
-        if result["tokens"] != total:
-            raise StageError(f"the engine scored {result['tokens']} of {total} tokens")
-        return float(result["perplexity"])
+    total = sum(len(window) - 1 for window in windows)
+    with tempfile.TemporaryDirectory(dir=workspace, prefix="engine-") as name:
+        engine, timing = Path(name), timing_folder(workspace)
+        rows = [list(window) for window in windows]
+        longest = max(map(len, rows))
+        build_engine(checkpoint, recipe, engine, progress, timing=timing, longest_window=longest)
+        with progress.task(f"scoring {total} tokens on the engine", total) as task:
+            result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
+            task.advance(total)
+    if result["tokens"] != total:
+        raise StageError(f"the engine scored {result['tokens']} of {total} tokens")
+    return float(result["perplexity"])
