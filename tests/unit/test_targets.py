@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from pipeline.run import BuildDir, run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.targets import get_target
 from pipeline.targets.base import Finding, Target
+from tests.conftest import PROJECT
 
 SERVED = ["repository", "verify", "bench"]
 
@@ -171,3 +174,15 @@ def test_the_command_says_where_the_export_is(
 
     with pytest.raises(UsageError, match=r"no stage verify\. Stages: source, quantize, compile"):
         app(["run", "recipe.yaml", "--until=verify"], standalone_mode=False)
+
+
+def test_a_target_is_imported_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, pipeline.plan, pipeline.preflight\n"
+        "from pipeline.targets import TARGETS, get_target\n"
+        "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
+        "assert loaded() == set(), loaded()\n"
+        "get_target('openvino')\n"
+        "assert loaded() == {'openvino'}, loaded()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
