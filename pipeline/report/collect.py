@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.artifacts import read_manifest
+from pipeline.config_keys import unread_keys
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.stages.base import Artifact
@@ -47,7 +48,12 @@ def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         "created": max(stage["created"] for stage in stages),
         "machine": bench["machine"],
         "recipe": recipe.model_dump(mode="json", by_alias=True),
-        "model": {"source": recipe.model.source, "bytes_16bit": full, **source},
+        "model": {
+            "source": recipe.model.source,
+            "bytes_16bit": full,
+            "unread_keys": unread_keys(_read(inputs["source"].path / "config.json")),
+            **source,
+        },
         "checkpoint": {
             "format": recipe.quantize.format,
             "share": int(checkpoint["bytes"]) / full,

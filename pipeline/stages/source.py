@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError
+from pipeline.config_json import read_config
+from pipeline.config_keys import unread_keys
+from pipeline.errors import RecipeError, SourceError
 from pipeline.files import link_or_copy
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
@@ -79,6 +81,8 @@ def run(context: StageContext) -> dict[str, Any]:
     refuse_without_safetensors(directory, place)
     facts = ModelFacts.from_directory(directory)
     contents = check_snapshot(directory, facts, place)
+    if unread := unread_keys(read_config(directory, SourceError, "A snapshot has one")):
+        context.progress.note(f"nobody reads these keys of config.json: {', '.join(unread)}")
     paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
     with context.progress.task("copying the snapshot", size) as task:
