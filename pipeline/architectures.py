@@ -134,6 +134,7 @@ class Architecture:
     Attributes:
         name: The entry of ``architectures`` in ``config.json``.
         model_type: Its ``model_type``, by which transformers chooses the classes.
+        tokenizer_class: What AutoTokenizer takes where ``tokenizer_config.json`` names no class.
         reads: Every key that transformers' configuration and modeling classes of this type read
             beside the shared ones, and what it takes for one that ``config.json`` leaves out. Null
             has the same meaning as in the file: to be derived from other keys, or none.
@@ -150,6 +151,7 @@ class Architecture:
 
     name: str
     model_type: str
+    tokenizer_class: str
     reads: Mapping[str, Any]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     attention_bias: bool = False
@@ -269,6 +271,7 @@ ARCHITECTURES = {
         Architecture(
             "LlamaForCausalLM",
             "llama",
+            "LlamaTokenizer",
             _LLAMA,
             tensorrt=TensorRT(
                 reduce_fusion=True,
@@ -279,10 +282,11 @@ ARCHITECTURES = {
                 ),
             ),
         ),
-        Architecture("MistralForCausalLM", "mistral", _MISTRAL, windows="all"),
+        Architecture("MistralForCausalLM", "mistral", "LlamaTokenizer", _MISTRAL, windows="all"),
         Architecture(
             "Qwen2ForCausalLM",
             "qwen2",
+            "Qwen2Tokenizer",
             _QWEN2,
             # Not a key of Qwen2's: its q, k and v have biases whatever the file says.
             attention_bias=True,
@@ -292,6 +296,7 @@ ARCHITECTURES = {
         Architecture(
             "Qwen3ForCausalLM",
             "qwen3",
+            "Qwen2Tokenizer",
             _QWEN3,
             windows="some",
             norms=PRE_NORMS + QK_NORMS,

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from pipeline.architectures import ARCHITECTURES, Architecture
 from pipeline.config_keys import ELSEWHERE, INERT, SHARED_FIXED, fixed_keys
@@ -90,6 +91,7 @@ def _model(model_type: str, **keys: Any) -> Any:
 def test_a_row_lists_what_the_classes_read_and_their_defaults(row: Architecture) -> None:
     assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[row.model_type] == row.name
     assert dict(row.reads) == class_reads(row.model_type)
+    assert TOKENIZER_MAPPING_NAMES[row.model_type][1] == f"{row.tokenizer_class}Fast"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
