@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.errors import UnsupportedError
+from pipeline.config_json import read_config
+from pipeline.errors import SourceError, UnsupportedError
 from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.stages.source import local_directory
+from pipeline.source.local import local_directory
 from pipeline.targets import get_target
-
-if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.preflight import Preflight
+from pipeline.targets.base import Explanation
 
 # Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
 MOST_RANKS = 16
@@ -35,6 +33,7 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
         UnsupportedError: The combination cannot work; file, line, key, reason and remedy are named.
     """
     facts = ModelFacts.from_directory(directory)
+    _refuse_own_code(recipe, directory)
     for problem in _parallelism(recipe, facts):
         raise problem
     for problem in _quantization(recipe, facts):
@@ -43,18 +42,14 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     return facts
 
 
-def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
-    """What the engine will be; None for a target that builds exactly what it is asked for.
+def explain(recipe: Recipe, facts: ModelFacts) -> Explanation | None:
+    """What the engine will be; None for a target that has no more to say than the recipe does.
 
     Args:
         recipe: A recipe that :func:`check_model` has passed.
         facts: The model's facts.
     """
-    if recipe.compile.target != "tensorrt":
-        return None
-    from pipeline.targets.tensorrt.preflight import explain
-
-    return explain(recipe, facts)
+    return get_target(recipe.compile.target).explain(recipe, facts)
 
 
 def check_local_model(recipe: Recipe) -> ModelFacts | None:
@@ -80,6 +75,23 @@ def check_hub_model(recipe: Recipe) -> ModelFacts:
         UnsupportedError: See :func:`check_model`.
     """
     return check_model(recipe, hub_config(recipe))
+
+
+def _refuse_own_code(recipe: Recipe, directory: Path) -> None:
+    """Refuses a model whose own Python would read config.json, and compute what it likes."""
+    if not recipe.model.trust_remote_code:
+        return
+    config = read_config(directory, SourceError, "A Hugging Face checkpoint has one")
+    named = config.get("auto_map")
+    # That of a tokenizer, which is asked for texts alone, is none of a model's.
+    if isinstance(named, dict) and {"AutoConfig", "AutoModelForCausalLM"} & named.keys():
+        raise UnsupportedError(
+            "the model brings code of its own",
+            where=recipe.place("model.trust_remote_code"),
+            why=f"config.json names it in auto_map, and with trust_remote_code transformers runs "
+            f"it instead of its {config['architectures'][0]}, which is what the targets compute",
+            fix="Set model.trust_remote_code to false: transformers knows this architecture itself",
+        )
 
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:

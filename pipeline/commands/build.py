@@ -31,7 +31,8 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
     from pipeline.plan import PlannedStage, stages_for
-    from pipeline.run import BuildDir, run_recipe
+    from pipeline.run import run_recipe
+    from pipeline.store.build_dir import BuildDir
 
     loaded = _recipe(recipe, overrides)
     known = [stage.name for stage in stages_for(loaded)]
@@ -54,12 +55,23 @@ def run(
         on_stage=on_stage,
     )
     if output.json:
-        print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
+        deployed = {name: str(path) for name, path in result.deployed.items()}
+        print_json(
+            {
+                "recipe": loaded.name,
+                "outputs": str(result.outputs),
+                "deployed": deployed,
+                "stages": lines,
+            }
+        )
         return
-    for name in ("repository", "report"):
-        if name in result.stages:
-            shown = "report.html" if name == "report" else name
-            print(f"{name + ':':<12}{result.outputs / shown}")
+    if "repository" not in known and "compile" in result.stages:
+        # An export is all that such a target has to show, and it lies in the store.
+        compiled = result.stages["compile"].artifact
+        if compiled:
+            print(f"{'engine:':<12}{compiled.path}")
+    for name, path in result.deployed.items():
+        print(f"{name + ':':<12}{path}")
 
 
 def plan(
@@ -75,11 +87,12 @@ def plan(
     from pipeline.console import print_json, stage_dict, stage_line
     from pipeline.end_ids import read_end_ids
     from pipeline.findings import finding_lines
-    from pipeline.plan import build_plan, read_lock
+    from pipeline.plan import build_plan
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
     from pipeline.remarks import remarks
-    from pipeline.run import BuildDir
-    from pipeline.stages.source import local_directory
+    from pipeline.source.local import local_directory
+    from pipeline.store.build_dir import BuildDir
+    from pipeline.store.lock import read_lock
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)
@@ -102,7 +115,7 @@ def plan(
                 "stages": [stage_dict(line) for line in planned],
                 "end_ids": end_ids.as_dict() if end_ids else None,
                 "findings": [asdict(finding) for finding in found],
-                "engine": engine.as_dict() if engine else None,
+                "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
@@ -111,7 +124,7 @@ def plan(
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     print("\n".join(["", *named, *finding_lines(found)]))
     if engine:
-        print("\n" + "\n".join(engine.lines()))
+        print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
 
@@ -150,8 +163,8 @@ def doctor(output: Output) -> None:
     """Say what is installed here, what can run, and what to do about the rest."""
     from dataclasses import asdict
 
+    from pipeline.commands.doctor import diagnose
     from pipeline.console import print_json
-    from pipeline.toolchain import diagnose
 
     findings = diagnose()
     if output.json:
