@@ -10,7 +10,7 @@ from pipeline.errors import UnsupportedError
 from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.stages.source import local_directory
+from pipeline.source.local import local_directory
 from pipeline.targets import get_target
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MANIFEST, check_files, read_manifest
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.launch.container import Endpoints
+from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,6 +54,18 @@ def check_custody(repository: Path) -> dict[str, Any]:
             "was built",
         )
     return manifest
+
+
+def warning_of(repository: Path) -> str | None:
+    """What whoever serves a repository has to know of it; None for one that passed.
+
+    A repository that did not pass verification says so in its manifest, under any name.
+    """
+    try:
+        warning = read_manifest(repository).get(WARNING)
+    except StoreError:
+        return None  # serving it is refused, with the reason
+    return None if warning is None else f"this repository was not released: {warning}"
 
 
 def _manifest(repository: Path) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
     from pipeline.plan import PlannedStage, stages_for
-    from pipeline.run import BuildDir, run_recipe
+    from pipeline.run import run_recipe
+    from pipeline.store.build_dir import BuildDir
 
     loaded = _recipe(recipe, overrides)
     known = [stage.name for stage in stages_for(loaded)]
@@ -54,12 +55,18 @@ def run(
         on_stage=on_stage,
     )
     if output.json:
-        print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
+        deployed = {name: str(path) for name, path in result.deployed.items()}
+        print_json(
+            {
+                "recipe": loaded.name,
+                "outputs": str(result.outputs),
+                "deployed": deployed,
+                "stages": lines,
+            }
+        )
         return
-    for name in ("repository", "report"):
-        if name in result.stages:
-            shown = "report.html" if name == "report" else name
-            print(f"{name + ':':<12}{result.outputs / shown}")
+    for name, path in result.deployed.items():
+        print(f"{name + ':':<12}{path}")
 
 
 def plan(
@@ -75,11 +82,12 @@ def plan(
     from pipeline.console import print_json, stage_dict, stage_line
     from pipeline.end_ids import read_end_ids
     from pipeline.findings import finding_lines
-    from pipeline.plan import build_plan, read_lock
+    from pipeline.plan import build_plan
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
     from pipeline.remarks import remarks
-    from pipeline.run import BuildDir
-    from pipeline.stages.source import local_directory
+    from pipeline.source.local import local_directory
+    from pipeline.store.build_dir import BuildDir
+    from pipeline.store.lock import read_lock
 
     loaded = _recipe(recipe, overrides)
     build = BuildDir(build_dir)

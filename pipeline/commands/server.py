@@ -42,9 +42,10 @@ def serve(
     output: Output,
 ) -> None:
     """Serve a repository with Triton until interrupted, after checking every file of it."""
-    from pipeline.console import print_json
+    from pipeline.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers, serve_command, serve_forever
 
+    print_warning(repository)
     check_ports({"grpc": grpc_port, "http": http_port, "metrics": metrics_port})
     options: dict[str, Any] = {
         "host": host,

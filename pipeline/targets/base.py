@@ -45,6 +45,13 @@ class Target(Protocol):
             UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
         """
 
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """The part of the recipe that :meth:`compile` reads, as JSON values under its own names.
+
+        It is part of the engine's cache key, so it holds no option of another target and nothing
+        that only decides how fast the engine is built.
+        """
+
     def tools(self) -> Mapping[str, str]:
         """Versions of everything that decides the engine's bytes; part of the cache key."""
 

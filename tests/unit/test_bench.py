@@ -16,7 +16,8 @@ from pipeline.errors import RecipeError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import bench
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.client.fake_model import FakeModel
 from tests.unit.client.fake_triton import FakeTriton, piece, refusal
 
@@ -184,7 +185,8 @@ def test_the_key_covers_load_text_and_machine(tmp_path):
     assert before["machine"]["cpus"] >= 1
     assert bench.STAGE.material(recipe())["text"] is None
     assert bench.STAGE.section(wanted) == {
-        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32}
+        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32},
+        "compile": {"max_input_len": 1024},
     }
     text.unlink()
     with pytest.raises(RecipeError, match="cannot be read"):

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from pipeline import toolchain
-from pipeline.artifacts import Store
 from pipeline.cli import app
 from pipeline.errors import (
     CompileError,
@@ -30,6 +29,7 @@ from pipeline.launch.plan import docker_launch, local_launch, plan_launch, servi
 from pipeline.launch.server import LaunchedServer
 from pipeline.launch.view import link_view
 from pipeline.serving import device_numbers, open_server, serve_command, target_of
+from pipeline.store.store import Store
 from pipeline.targets.tensorrt.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
 from pipeline.toolchain import DEFAULT_CONTAINER

@@ -34,6 +34,11 @@ class OpenVinoTarget:
         """
         preflight.check(recipe, facts)
 
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """``compile`` without the options of GPUs; the ranks are the checkpoint's."""
+        others = {"gpu", "tensorrt", "tensor_parallel", "pipeline_parallel"}
+        return {"compile": recipe.compile.model_dump(mode="json", exclude=others)}
+
     def tools(self) -> Mapping[str, str]:
         """Versions of OpenVINO, OpenVINO GenAI and NumPy, and of the graph this package builds."""
         return {"graph": GRAPH_VERSION, **versions(PACKAGES)}

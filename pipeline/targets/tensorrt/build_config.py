@@ -193,6 +193,19 @@ class BuildConfig:
         return values
 
 
+def build_section(recipe: Recipe) -> dict[str, Any]:
+    """The part of the recipe that decides the engine, for its cache key.
+
+    ``workers`` is how many ranks are built at the same time: the engine is the same.
+    """
+    section = recipe.compile.model_dump(mode="json", exclude={"openvino"})
+    del section["tensorrt"]["workers"]
+    return {
+        "compile": section,
+        "quantize": recipe.quantize.model_dump(mode="json", include={"format", "kv_cache"}),
+    }
+
+
 def _plugin_value(value: str | bool | None) -> str:
     if isinstance(value, bool):
         return "enable" if value else "disable"

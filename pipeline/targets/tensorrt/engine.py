@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST as ARTIFACT_MANIFEST
-from pipeline.artifacts import read_manifest
-from pipeline.digests import digest_of, file_digest, files_below
 from pipeline.errors import CompileError
+from pipeline.store.artifact import MANIFEST as ARTIFACT_MANIFEST
+from pipeline.store.artifact import read_manifest
+from pipeline.store.digests import digest_of, file_digest, files_below
 
 MANIFEST = "engine.json"
 SCHEMA = 1

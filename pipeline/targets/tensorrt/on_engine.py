@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError, StageError
 from pipeline.launch.container import MPIRUN
+from pipeline.store.digests import digest_of
 from pipeline.targets.tensorrt import evaluate_engine, smoke
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.engine import read_config, world_size

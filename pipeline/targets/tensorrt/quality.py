@@ -11,6 +11,7 @@ from pipeline.errors import StageError
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.targets.base import EngineEvaluation
+from pipeline.targets.tensorrt.build_config import build_section
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 
 
@@ -41,7 +42,7 @@ def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> Engin
         return None
     # One new token is generated behind each window.
     longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
-    return EngineEvaluation({"tools": engine_tools(), **recipe.section("compile")}, longest)
+    return EngineEvaluation({"tools": engine_tools(), **build_section(recipe)}, longest)
 
 
 def engine_perplexity(

@@ -12,6 +12,7 @@ from pipeline.progress import Progress
 from pipeline.recipe import Recipe
 from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt import preflight
+from pipeline.targets.tensorrt.build_config import build_section
 from pipeline.targets.tensorrt.environment import engine_tools
 
 
@@ -33,6 +34,10 @@ class TensorRtTarget:
         if (installed := toolchain.installed("tensorrt-llm")) is not None:
             toolchain.check_tensorrt_llm(installed)
         preflight.check(recipe, facts)
+
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """``compile`` without the CPU's options and ``workers``; and what decides FP8 attention."""
+        return build_section(recipe)
 
     def tools(self) -> Mapping[str, str]:
         """The GPU, its driver's branch, TensorRT-LLM, TensorRT and CUDA."""

@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.digests import digest_of
 from pipeline.errors import MissingDependencyError
+from pipeline.store.digests import digest_of
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.environment import Toolkit

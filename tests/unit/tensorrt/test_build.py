@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.digests import digest_of, file_digest
 from pipeline.errors import CompileError, MissingDependencyError, UnsupportedError
 from pipeline.progress import Silent
+from pipeline.store.digests import digest_of, file_digest
 from pipeline.targets.tensorrt.build import build_engine
 from pipeline.targets.tensorrt.build_config import BuildConfig
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, engine_tools, toolkit

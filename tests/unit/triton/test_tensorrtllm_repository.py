@@ -15,7 +15,8 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from pipeline.triton.tensorrtllm import local_path
 from pipeline.triton.validate import check_repository, problems
 from tests.conftest import DEMO_MODEL

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.artifacts import Store, read_manifest
 from pipeline.errors import StoreError
-from pipeline.plan import read_lock
-
-if TYPE_CHECKING:
-    from pipeline.run import BuildDir
+from pipeline.store.artifact import read_manifest
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.lock import read_lock
+from pipeline.store.store import Store
 
 
 def inventory(store: Store) -> list[dict[str, Any]]:

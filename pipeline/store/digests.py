@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_atomically
+from pipeline.store.files import write_atomically
 
 CHUNK_BYTES = 1 << 20
 

@@ -9,106 +9,22 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipeline.digests import DigestMemo, digest_of, file_digest, files_below
 from pipeline.errors import StoreError
-from pipeline.stages.base import Artifact
+from pipeline.store.artifact import MANIFEST, SCHEMA, Artifact, Damage, check_files, read_manifest
+from pipeline.store.digests import DigestMemo, digest_of, files_below
+from pipeline.store.files import fsync
 
-MANIFEST = "artifact.json"
-SCHEMA = 1
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What is wrong with a directory that its manifest describes.
-
-    Attributes:
-        path: The directory.
-        problems: One sentence each.
-    """
-
-    path: Path
-    problems: tuple[str, ...]
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads ``artifact.json``.
-
-    Raises:
-        StoreError: It is missing or not a manifest.
-    """
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not _is_manifest(manifest):
-            raise ValueError("not a manifest of this version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            "there is no readable artifact.json", where=str(path), why=str(error)
-        ) from error
-    return dict(manifest)
-
-
-def _is_manifest(content: Any) -> bool:
-    kinds: dict[str, Any] = {
-        "digest": str,
-        "created": str,
-        "seconds": int | float,
-        "facts": dict,
-        "files": dict,
-    }
-    return (
-        content["schema"] == SCHEMA
-        and all(isinstance(content[name], kind) for name, kind in kinds.items())
-        and all(
-            isinstance(entry["sha256"], str) and isinstance(entry["bytes"], int)
-            for entry in content["files"].values()
-        )
-    )
-
-
-def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo | None) -> list[str]:
-    """Compares a directory with its manifest.
-
-    Args:
-        directory: The artifact or a copy of it.
-        manifest: From :func:`read_manifest`.
-        memo: Remembers digests of unmoved files; None reads every byte.
-
-    Returns:
-        One sentence per missing, changed or unlisted file.
-    """
-    problems = []
-    present = set(files_below(directory)) - {MANIFEST}
-    for name, entry in manifest["files"].items():
-        path = directory / name
-        if name not in present:
-            problems.append(f"{name} is missing")
-            continue
-        try:
-            if path.stat().st_size != entry["bytes"]:
-                problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
-            elif (memo.digest(path) if memo else file_digest(path)) != entry["sha256"]:
-                problems.append(f"{name} was changed: its SHA-256 differs")
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror}")
-    problems += [f"{name} is not listed" for name in sorted(present - manifest["files"].keys())]
-    content = {"files": manifest["files"], "facts": manifest["facts"]}
-    if digest_of(content) != manifest["digest"]:
-        problems.append(f"{MANIFEST} itself was changed")
-    return problems
 
 
 class Store:
@@ -202,7 +118,7 @@ class Store:
                 path = directory / name
                 if path.stat().st_nlink == 1:  # a linked file belongs to the Hub's cache, too
                     path.chmod(0o444)
-                _fsync(path)
+                fsync(path)
                 files[name] = {"sha256": self.memo.digest(path), "bytes": path.stat().st_size}
             digest = digest_of({"files": files, "facts": facts})
             manifest = {
@@ -220,15 +136,15 @@ class Store:
             }
             text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
             (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
-            _fsync(directory / MANIFEST)
-            _fsync(directory)
+            fsync(directory / MANIFEST)
+            fsync(directory)
             final = self.path(stage, key)
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.exists():
                 # Only a damaged entry gets here: a whole one would have been a hit.
                 final.rename(self.root / "tmp" / f"damaged-{uuid.uuid4().hex[:8]}")
             directory.rename(final)
-            _fsync(final.parent)
+            fsync(final.parent)
             for name in files:
                 self.memo.moved(directory / name, final / name)
         return Artifact(stage, key, digest, final, facts)
@@ -315,14 +231,6 @@ def _chain(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
         chain.update(read_manifest(artifact.path).get("chain", {}))
         chain[name] = _reference(artifact)
     return chain
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _existing(path: Path) -> Path:
