@@ -16,6 +16,8 @@ FormatName = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_
 Dtype = Literal["float16", "bfloat16"]
 GroupSize = Literal[64, 128]
 """What ``quantize.group_size`` may be; which of them a format has is in its row."""
+DEFAULT_GROUP_SIZE: GroupSize = 128
+"""Taken where the recipe does not say; every format with groups has it."""
 KvCacheName = Literal["int8", "fp8"]
 """What ``quantize.kv_cache`` may be; each has a row in :data:`KV_CACHES`."""
 
@@ -53,7 +55,6 @@ class Format:
         scales: What shares one scale of a weight: a group of input features, a row of the matrix
             or the whole tensor.
         group_sizes: The input features that may share one scale, ascending.
-        default_group_size: The one of them that is taken where the recipe does not say.
         multiple: The sides of a linear on each rank, and groups too, must be multiples of it.
         repeats_kv_heads: Whether its export gives copies of a KV head to several ranks.
         remedy: What to try first when a quality gate closes, as a sentence without its full stop.
@@ -70,7 +71,6 @@ class Format:
     calibration: Literal["max", "smoothquant", "awq_lite"] | None = None
     scales: Literal["group", "row", "tensor"] | None = None
     group_sizes: tuple[GroupSize, ...] = ()
-    default_group_size: GroupSize = 128
     multiple: int = 1
     repeats_kv_heads: bool = True
     remedy: str = "Compare model.dtype with the source's own dtype"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.quantization import NO_QUANT, Quantization
+from pipeline.checkpoint.quantization import Quantization
 from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
+from pipeline.formats import NO_QUANT
 from pipeline.models import ModelFacts
 
 DTYPES = ("float16", "bfloat16", "float32")
