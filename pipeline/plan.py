@@ -14,6 +14,7 @@ from pipeline.stages.base import Stage
 from pipeline.store.artifact import Artifact, Damage
 from pipeline.store.digests import canonical_json, digest_of
 from pipeline.store.store import Store
+from pipeline.targets import get_target
 
 STAGES: tuple[Stage, ...] = (
     source.STAGE,
@@ -25,6 +26,9 @@ STAGES: tuple[Stage, ...] = (
     bench.STAGE,
     report.STAGE,
 )
+
+# What there is to do with an engine that Triton serves, and not with one that is only exported.
+SERVED = frozenset({"repository", "verify", "bench"})
 
 Status = Literal["cached", "run", "waits"]
 
@@ -51,8 +55,15 @@ class PlannedStage:
 
 
 def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages a recipe asks for, in order."""
-    return tuple(stage for stage in STAGES if stage.name != "evaluate" or recipe.evaluate)
+    """The stages that a recipe asks for and its target has, in order.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    left_out: set[str] = set() if recipe.evaluate else {"evaluate"}
+    if get_target(recipe.compile.target).triton_model is None:
+        left_out |= SERVED
+    return tuple(stage for stage in STAGES if stage.name not in left_out)
 
 
 def key_material(

@@ -65,6 +65,11 @@ def run(
             }
         )
         return
+    if "repository" not in known and "compile" in result.stages:
+        # An export is all that such a target has to show, and it lies in the store.
+        compiled = result.stages["compile"].artifact
+        if compiled:
+            print(f"{'engine:':<12}{compiled.path}")
     for name, path in result.deployed.items():
         print(f"{name + ':':<12}{path}")
 
@@ -110,7 +115,7 @@ def plan(
                 "stages": [stage_dict(line) for line in planned],
                 "end_ids": end_ids.as_dict() if end_ids else None,
                 "findings": [asdict(finding) for finding in found],
-                "engine": engine.as_dict() if engine else None,
+                "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
@@ -119,7 +124,7 @@ def plan(
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     print("\n".join(["", *named, *finding_lines(found)]))
     if engine:
-        print("\n" + "\n".join(engine.lines()))
+        print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
 
@@ -158,8 +163,8 @@ def doctor(output: Output) -> None:
     """Say what is installed here, what can run, and what to do about the rest."""
     from dataclasses import asdict
 
+    from pipeline.commands.doctor import diagnose
     from pipeline.console import print_json
-    from pipeline.toolchain import diagnose
 
     findings = diagnose()
     if output.json:

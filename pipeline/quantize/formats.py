@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pipeline.dependencies import require
+from pipeline.dependencies import MODELOPT, require
 from pipeline.errors import UnsupportedError
 from pipeline.formats import FORMATS, KV_CACHES, kv_cache_algo
 from pipeline.recipe import QuantizeSection, Recipe
-from pipeline.toolchain import MODELOPT
 
 # TensorRT-LLM's quantize.py stops AWQ here: the search costs a dozen forward passes and more texts
 # do not change its scales.

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.dependencies import versions
 from pipeline.failure import Failure
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams
-from pipeline.toolchain import versions
+from pipeline.targets import get_target
 
 TOOLS = (
     "nvidia-modelopt",
     "transformers",
     "torch",
-    "openvino",
-    "openvino-genai",
     "nvidia-pytriton",
     "tritonclient",
 )
@@ -59,7 +58,7 @@ def collect(
         "load": _load(bench) if bench else None,
         "conformance": conformance,
         "stages": stages,
-        "tools": versions(TOOLS),
+        "tools": {**versions(TOOLS), **get_target(recipe.compile.target).tools()},
     }
 
 

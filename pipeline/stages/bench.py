@@ -8,12 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import versions
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 RESULT_NAME = "bench.json"
 TEXT_KEY = "evaluate.text"
@@ -87,7 +87,7 @@ def run(context: StageContext) -> dict[str, Any]:
     source = Path(recipe.evaluate.text) if recipe.evaluate else None
     prompts = prompts_from(source, recipe.compile.max_input_len)
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with (
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,

@@ -46,5 +46,5 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    needs=lambda recipe: get_target(recipe.compile.target).needs,
+    needs=lambda recipe: get_target(recipe.compile.target).needs(recipe),
 )

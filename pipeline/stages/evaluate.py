@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
@@ -22,7 +23,6 @@ from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 if TYPE_CHECKING:
     from pipeline.reference.activations import Activations
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 RESULT_NAME = "evaluation.json"
 TEXT_KEY = "evaluate.text"
 TOOLS = ("torch", "transformers")
-ENGINE_REMEDY = (
-    "The written files keep the gates, so look at how the engine executes them: leave "
-    "compile.tensorrt.plugin_config at its defaults, or loosen the gate"
-)
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
@@ -53,7 +49,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
-    engine = get_target(recipe.compile.target).engine_evaluation(recipe)
+    engine = get_target(recipe.compile.target).evaluation(recipe)
     return {
         "text": text_digest(recipe, TEXT_KEY),
         "tools": versions(TOOLS),
@@ -76,8 +72,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reference.comparison import finite_or_none, summarize
 
     recipe, source = context.recipe, context.inputs["source"].path
-    target = get_target(recipe.compile.target)
-    engine = target.engine_evaluation(recipe, context.progress)
+    engine = get_target(recipe.compile.target).evaluation(recipe, context.progress)
     with surroundings(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
         scores, activations = _scores(context, windows)
@@ -87,9 +82,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if engine:
         _free_gpu()
         checkpoint = context.inputs["quantize"].path
-        perplexity = target.engine_perplexity(
-            checkpoint, recipe, windows, context.output, context.progress
-        )
+        perplexity = engine.perplexity(checkpoint, windows, context.output, context.progress)
         written = summary["perplexity"]
         summary["engine_perplexity"] = finite_or_none(perplexity)
         summary["engine_perplexity_difference"] = (
@@ -188,13 +181,20 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
             where=recipe.place(f"evaluate.gates.{every[0][0]}"),
             why=f"Measured on {'the' if broken else 'an engine of the'} written files; every "
             f"number is in {artifact.path / RESULT_NAME}",
-            fix=_remedy(recipe) if broken else ENGINE_REMEDY,
+            fix=_remedy(recipe) if broken else _engine_remedy(recipe),
         )
 
 
 def _remedy(recipe: Recipe) -> str:
     first = FORMATS[recipe.quantize.format].remedy
     return f"{first}, calibrate on more text, or loosen the gate"
+
+
+def _engine_remedy(recipe: Recipe) -> str:
+    return (
+        "The written files keep the gates, so look at how the engine executes them: leave the "
+        f"options of compile.{recipe.compile.target} at their defaults, or loosen the gate"
+    )
 
 
 STAGE = Stage(

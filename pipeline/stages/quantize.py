@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import require
+from pipeline.dependencies import require, versions
 from pipeline.formats import FORMATS
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.remarks import check_dtype, source_dtype
 from pipeline.stages.base import Stage, StageContext
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import versions
 from pipeline.end_ids import read_end_ids
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.probes import FILE_NAME as PROBES
@@ -21,7 +22,6 @@ from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.tokenizer import CONFIG as TOKENIZER_CONFIG
 from pipeline.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
-from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -106,13 +106,16 @@ def run(context: StageContext) -> dict[str, Any]:
             why=str(error),
             fix="Install it: pip install 'trtllm-pipeline[cpu]'",
         ) from error
-    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, engine_model
+    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
     from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
-    engine = engine_model(recipe, engine_config)
+    target = get_target(recipe.compile.target)
+    # plan.stages_for leaves this stage out for a target that is not served by Triton.
+    assert target.triton_model is not None
+    engine = target.triton_model(recipe, engine_config)
     configs = render_configs(recipe, engine_config, engine)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
@@ -123,9 +126,9 @@ def run(context: StageContext) -> dict[str, Any]:
         for model in (source, *TWINS.get(source, ())):
             native = model == ENGINE and engine.backend != "python"
             if model in configs and not native:
-                target = output / model / "1" / Path(name).relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sources / name, target)
+                copy = output / model / "1" / Path(name).relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sources / name, copy)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
     tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
@@ -137,7 +140,7 @@ def run(context: StageContext) -> dict[str, Any]:
         version_folder = output / model / "1"
         if not any(version_folder.iterdir()):
             (version_folder / ".keep").touch()
-    check_repository(output)
+    check_repository(output, target.engine_problems)
     files = files_below(output)
     switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {

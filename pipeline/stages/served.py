@@ -50,4 +50,4 @@ def target_package(recipe: Recipe) -> str:
 
 def needs(recipe: Recipe) -> Requirements:
     """The client's package and those that the target is served with."""
-    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs]
+    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs(recipe)]

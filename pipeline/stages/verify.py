@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.dependencies import versions
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
 from pipeline.store.artifact import Artifact
-from pipeline.toolchain import versions
 
 JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"
@@ -34,7 +34,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:

@@ -19,7 +19,6 @@ import pytest
 
 from pipeline.client import Client
 from pipeline.errors import ServerError
-from pipeline.launch.view import link_view
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
@@ -27,7 +26,8 @@ from pipeline.run import run_recipe
 from pipeline.serving import check_custody, serve_command
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.digests import file_digest, files_below
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.serve.server import link_view
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend

@@ -151,14 +151,14 @@ def test_the_table(capsys):
 
 def test_the_stage_writes_what_it_measured(tmp_path, monkeypatch):
     @contextmanager
-    def server(repository, *, log_file):
+    def server(repository, *, log_file, **_options):
         with FakeModel().serve() as fake:
             fake.grpc_url = fake.url
             yield fake
 
     monkeypatch.setattr("pipeline.triton.server.TritonServer", server)
     wanted = recipe(bench={"concurrency": [1, 2], "requests": 2, "output_tokens": 4})
-    repository = Artifact("repository", "k", "d", Path("repository"), {})
+    repository = Artifact("repository", "k", "d", Path("repository"), {"target": "openvino"})
     facts = bench.STAGE.run(StageContext(wanted, {"repository": repository}, tmp_path, Silent()))
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert content == facts

@@ -17,13 +17,6 @@ from pipeline.plan import STAGES
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 Arrow = tuple[str, str]
 
-# Imports against the direction that are still there. Each must be needed: a line that no longer
-# closes a circle has to go.
-EXCEPTIONS: dict[Arrow, str] = {
-    ("toolchain", "targets"): "doctor asks the GPU target what this machine has",
-    ("targets", "launch"): "an engine is tried with the mpirun that starts a server",
-}
-
 
 def modules(package: Path) -> dict[str, Path]:
     """The files of a package by dotted name; a folder has the name of its ``__init__.py``."""
@@ -91,22 +84,14 @@ def circles(graph: set[Arrow]) -> list[set[str]]:
 
 def test_imports_between_rooms_run_one_way() -> None:
     found = arrows(PACKAGE)
-    for group in circles(found.keys() - EXCEPTIONS.keys()):
+    for group in circles(set(found)):
         inside = [
             line
             for (here, there), lines in sorted(found.items())
-            if {here, there} <= group and (here, there) not in EXCEPTIONS
+            if {here, there} <= group
             for line in lines
         ]
         pytest.fail(f"{', '.join(sorted(group))} import each other:\n" + "\n".join(inside))
-
-
-@pytest.mark.parametrize("exception", EXCEPTIONS, ids=" to ".join)
-def test_an_exception_is_one(exception: Arrow) -> None:
-    found = arrows(PACKAGE).keys()
-    assert exception in found, "nothing imports this way any more: take the line away"
-    others = found - EXCEPTIONS.keys()
-    assert circles(others | {exception}), "this closes no circle: take the line away"
 
 
 def test_the_runner_knows_no_stage_by_name() -> None:

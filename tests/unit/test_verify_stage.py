@@ -29,7 +29,7 @@ def serve_with(model, monkeypatch):
     """Puts a fake model where the stage starts Triton."""
 
     @contextmanager
-    def server(repository, *, log_file):
+    def server(repository, *, log_file, **_options):
         assert repository == Path("repository")
         log_file.write_text("log")
         with model.serve() as fake:
@@ -40,7 +40,7 @@ def serve_with(model, monkeypatch):
 
 
 def run_stage(tmp_path):
-    repository = Artifact("repository", "k", "d", Path("repository"), {})
+    repository = Artifact("repository", "k", "d", Path("repository"), {"target": "openvino"})
     facts = verify.STAGE.run(StageContext(RECIPE, {"repository": repository}, tmp_path, Silent()))
     return Artifact("verify", "k", "d", tmp_path, json.loads(json.dumps(facts)))
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,16 @@ from pipeline.progress import Silent
 from pipeline.stages import repository as stage
 from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
-from pipeline.triton.tensorrtllm import local_path
-from pipeline.triton.validate import check_repository, problems
+from pipeline.targets import get_target
+from pipeline.triton import validate
+from pipeline.triton.parameters import local_path
 from tests.conftest import DEMO_MODEL
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B
+
+_ENGINE_PROBLEMS = get_target("tensorrt").engine_problems
+check_repository = partial(validate.check_repository, engine_problems=_ENGINE_PROBLEMS)
+problems = partial(validate.problems, engine_problems=_ENGINE_PROBLEMS)
 
 ENGINE = "tensorrt_llm/1/engine"
 
