@@ -97,6 +97,11 @@ class Format:
         return self.weights in ("int8", "int4")
 
     @property
+    def fp8_weights(self) -> bool:
+        """Whether weights are FP8."""
+        return self.weights == "fp8"
+
+    @property
     def needs_fp8(self) -> bool:
         """Whether its linears compute in FP8, which takes hardware that can."""
         return self.activations == "fp8"

@@ -133,7 +133,7 @@ class _Stage:
             if column
             else _join(self.parts(weight_name), 1)
         )
-        if ALGOS[algo].weights == "fp8" and weight.dtype == np.int8:
+        if ALGOS[algo].fp8_weights and weight.dtype == np.int8:
             weight = weight.view(numpy_dtype("float8_e4m3fn"))
         return Linear(
             name=global_name,
