@@ -7,9 +7,9 @@ Three rules keep other things apart from the names of formats:
 
 * ``float16`` and ``bfloat16`` are dtypes everywhere else, and ``NO_QUANT`` is the name of no format
   but of their absence: only its text must not be written a second time.
-* A name with a digit in it (``int8_sq``, ``W4A16_AWQ``, ``W8A8``) counts wherever it stands. ``FP8``
-  is also a kind of number: it counts as an identifier or a string of its own, not in a sentence.
-* ``fp8`` in lower case is what a recipe says, so it counts in sentences too.
+* ``FP8`` is also a kind of number: it counts as an identifier or a string of its own, not in a
+  sentence. In lower case it is what a recipe says, and counts there too.
+* Every other name (``int8_sq``, ``W4A16_AWQ``, ``W8A8``) counts wherever it stands.
 """
 
 from __future__ import annotations
