@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pipeline import __version__
+from pipeline._version import __version__
 from pipeline.commands import build, server, store
 from pipeline.commands.groups import grouped
 from pipeline.commands.options import DebugOption, Invocation

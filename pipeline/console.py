@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.plan import PlannedStage
+from pipeline.planner import PlannedStage
 from pipeline.progress import Bars, Lines, Progress
 
 

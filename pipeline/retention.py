@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Store, read_manifest
 from pipeline.errors import StoreError
-from pipeline.plan import read_lock
+from pipeline.planner import read_lock
 
 if TYPE_CHECKING:
-    from pipeline.run import BuildDir
+    from pipeline.runner import BuildDir
 
 
 def inventory(store: Store) -> list[dict[str, Any]]:

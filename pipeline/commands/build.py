@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
-    from pipeline.plan import PlannedStage, stages_for
-    from pipeline.run import BuildDir, run_recipe
+    from pipeline.planner import PlannedStage, stages_for
+    from pipeline.runner import BuildDir, run_recipe
 
     loaded = _recipe(recipe, overrides)
     known = [stage.name for stage in stages_for(loaded)]
@@ -75,10 +75,10 @@ def plan(
     from pipeline.console import print_json, stage_dict, stage_line
     from pipeline.end_ids import read_end_ids
     from pipeline.findings import finding_lines
-    from pipeline.plan import build_plan, read_lock
+    from pipeline.planner import build_plan, read_lock
     from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
     from pipeline.remarks import remarks
-    from pipeline.run import BuildDir
+    from pipeline.runner import BuildDir
     from pipeline.stages.source import local_directory
 
     loaded = _recipe(recipe, overrides)

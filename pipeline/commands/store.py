@@ -11,7 +11,7 @@ from pipeline.commands.options import BuildDirOption, Output
 from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.run import BuildDir
+    from pipeline.runner import BuildDir
 
 
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
@@ -77,7 +77,7 @@ def prune(
 
 def _existing(build_dir: Path) -> BuildDir:
     """The build directory, which a mistyped name must not create."""
-    from pipeline.run import BuildDir
+    from pipeline.runner import BuildDir
 
     build = BuildDir(build_dir)
     if not build_dir.is_dir():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+from pipeline._version import __version__
 from pipeline.artifacts import read_manifest
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size

@@ -24,7 +24,7 @@ from pipeline.launch.view import link_view
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
-from pipeline.run import BuildDir, run_recipe
+from pipeline.runner import BuildDir, run_recipe
 from pipeline.serving import check_custody, serve_command
 from pipeline.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer

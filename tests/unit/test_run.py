@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan, run
+from pipeline import planner, runner
 from pipeline.errors import (
     MissingDependencyError,
     QualityGateError,
@@ -18,12 +18,12 @@ from pipeline.errors import (
     StoreError,
     UnsupportedError,
 )
-from pipeline.plan import build_plan, read_lock
+from pipeline.planner import build_plan, read_lock
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.retention import prune
-from pipeline.run import BuildDir, RunResult, run_recipe
+from pipeline.runner import BuildDir, RunResult, run_recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 
 
@@ -83,10 +83,10 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
-    monkeypatch.setattr(plan, "STAGES", house.stages())
-    monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
-    monkeypatch.setattr(run, "check_hub_model", lambda _recipe: None)
-    monkeypatch.setattr(run, "check_model", lambda _recipe, _path: None)
+    monkeypatch.setattr(planner, "STAGES", house.stages())
+    monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
+    monkeypatch.setattr(runner, "check_hub_model", lambda _recipe: None)
+    monkeypatch.setattr(runner, "check_model", lambda _recipe, _path: None)
     return house
 
 
@@ -132,7 +132,7 @@ def test_the_plan_says_first_what_the_recipe_changed(
         replace(stage, material=lambda _recipe: {"files": {"a": [1, 2]}, "tool": "2"})
         for stage in house.stages()
     )
-    monkeypatch.setattr(plan, "STAGES", changed)
+    monkeypatch.setattr(planner, "STAGES", changed)
     reasons = house.reasons("model.revision=x")
     assert reasons["source"] == (
         'model.revision changed from null to "x"; files changed; tool changed from null to "2"'
@@ -153,15 +153,15 @@ def test_missing_packages_of_later_stages_stop_the_first_one(
 ) -> None:
     source, *others, last = house.stages()
     needy = replace(last, needs=lambda _recipe: [("no_such_package.part", "cpu")])
-    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    monkeypatch.setattr(planner, "STAGES", (source, *others, needy))
     with pytest.raises(MissingDependencyError, match="no_such_package is not installed"):
         house.run()
     assert house.calls == []
     house.run(until="quantize")
-    monkeypatch.setattr(plan, "STAGES", house.stages())
+    monkeypatch.setattr(planner, "STAGES", house.stages())
     house.run()
     # What is cached needs no package.
-    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    monkeypatch.setattr(planner, "STAGES", (source, *others, needy))
     house.run()
     assert house.calls == ["source", "quantize", "compile"]
 
@@ -244,7 +244,7 @@ def test_a_lock_that_cannot_be_written_is_named(
     def full(path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(plan, "write_atomically", full)
+    monkeypatch.setattr(planner, "write_atomically", full)
     with pytest.raises(StoreError, match=r"lock\.json: the build directory cannot be written"):
         house.run()
 

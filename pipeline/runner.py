@@ -12,7 +12,7 @@ from pipeline.dependencies import check_installed
 from pipeline.deploy import deploy
 from pipeline.errors import PipelineError, StageError
 from pipeline.files import write_atomically
-from pipeline.plan import PlannedStage, plan_stage, read_lock, stages_for, write_lock
+from pipeline.planner import PlannedStage, plan_stage, read_lock, stages_for, write_lock
 from pipeline.preflight import check_hub_model, check_local_model, check_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
