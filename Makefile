@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test gpu-acceptance lint format docs clean help
+.PHONY: demo test coverage e2e gpu-acceptance lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,12 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 
 test: $(STAMP)  ## Runs unit, integration and end-to-end tests
 	$(BIN)/python -m pytest
+
+coverage: $(STAMP)  ## Unit and integration tests, and how much of the code they reach
+	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term:skip-covered
+
+e2e: $(STAMP)  ## End-to-end tests
+	$(BIN)/python -m pytest tests/e2e
 
 gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
 	scripts/gpu-acceptance
@@ -41,4 +47,4 @@ docs: $(STAMP)  ## Writes docs/recipe.md and docs/recipe.schema.json from the re
 	$(BIN)/trtllm-pipeline schema --markdown > docs/recipe.md
 
 clean:  ## Removes outputs, not the environment
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage

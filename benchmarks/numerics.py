@@ -78,8 +78,9 @@ def measure(name: str, arguments: argparse.Namespace, folder: Path) -> Iterator[
 def quantize(name: str, arguments: argparse.Namespace, output: Path) -> Path:
     """Runs the quantize stage."""
     from pipeline.progress import Silent
-    from pipeline.stages.base import Artifact, StageContext
+    from pipeline.stages.base import StageContext
     from pipeline.stages.quantize import STAGE
+    from pipeline.store.artifact import Artifact
 
     output.mkdir(parents=True)
     source = Artifact("source", "", "", arguments.model, {})

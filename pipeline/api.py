@@ -10,23 +10,22 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import recipe_file
 from pipeline.end_ids import EndIds, read_end_ids
 from pipeline.errors import RecipeError, UsageError
 from pipeline.findings import Finding
-from pipeline.planner import PlannedStage, build_plan, read_lock, stages_for
+from pipeline.planner import PlannedStage, build_plan, stages_for
 from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import Recipe
 from pipeline.remarks import remarks
-from pipeline.runner import BuildDir, Listener, RunResult, run_recipe
-from pipeline.stages.source import local_directory
+from pipeline.runner import Listener, RunResult, run_recipe
+from pipeline.source.local import local_directory
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.lock import read_lock
+from pipeline.targets.base import Explanation
 from pipeline.text import check_texts
-
-if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.preflight import Preflight
 
 BUILD_DIR = "build"
 
@@ -46,7 +45,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     end_ids: EndIds | None
     findings: tuple[Finding, ...]
-    engine: Preflight | None
+    engine: Explanation | None
     obstacle: RecipeError | None
 
 

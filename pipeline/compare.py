@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.tables import print_table
 
 MEASURES = (
+    "verdict",
     "format",
     "MiB",
     "perplexity",
@@ -21,6 +22,8 @@ MEASURES = (
     "streams",
     "first token ms",
 )
+# Of a run that ended before the load test.
+NOT_MEASURED = {"tokens_per_second": None, "concurrency": None, "ttft_ms": {"p50": None}}
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -54,13 +57,15 @@ def _reports(path: Path) -> list[Path]:
 def _row(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        quality, load = report["quality"] or {}, report["load"]
-        fastest = max(load["rows"], key=lambda row: row["tokens_per_second"])
+        quality, load = report["quality"] or {}, report["load"] or {"rows": [NOT_MEASURED]}
+        checkpoint = report["checkpoint"]
+        fastest = max(load["rows"], key=lambda row: row["tokens_per_second"] or 0.0)
         increase, agreement = quality.get("perplexity_increase"), quality.get("top1_agreement")
         return {
             "name": report["name"],
-            "format": report["checkpoint"]["format"],
-            "MiB": report["checkpoint"]["bytes"] / 2**20,
+            "verdict": report["verdict"]["status"],
+            "format": report["recipe"]["quantize"]["format"],
+            "MiB": checkpoint["bytes"] / 2**20 if checkpoint else None,
             "perplexity": quality.get("perplexity"),
             "increase %": None if increase is None else increase * 100,
             "top-1 %": None if agreement is None else agreement * 100,
@@ -74,5 +79,5 @@ def _row(path: Path) -> dict[str, Any]:
             "this is not a report",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
-            fix="Name build/<recipe name> folders whose run got to the end",
+            fix="Name build/<recipe name> folders; an old report is written again by a run",
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
@@ -35,6 +36,14 @@ def print_error(error: PipelineError, *, json_output: bool) -> None:
         sys.stdout.flush()
     else:
         print(f"error: {error}", file=sys.stderr)
+
+
+def print_warning(repository: Path | None) -> None:
+    """Says on stderr what whoever serves a repository has to know of it, if anything."""
+    from pipeline.serving import warning_of
+
+    if repository is not None and (warning := warning_of(repository)):
+        print(f"warning: {repository}: {warning}", file=sys.stderr, flush=True)
 
 
 def stage_line(line: PlannedStage, seconds: float | None = None) -> str:

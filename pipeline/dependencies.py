@@ -1,13 +1,17 @@
-"""Imports of optional packages that name the extra which brings them."""
+"""Optional packages: imports that name the extra, installed versions, and two pins."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
 from pipeline.errors import MissingDependencyError
+
+MODELOPT = "0.37.0"
+TRANSFORMERS = "4.57.3"
 
 Requirements = Iterable[tuple[str, str]]
 """Modules of optional packages, each with the extra that installs it."""
@@ -68,6 +72,19 @@ def check_installed(requirements: Requirements) -> None:
         f"{'are' if several else 'is'} not installed",
         fix=install(extras),
     )
+
+
+def installed(package: str) -> str | None:
+    """The installed version of a distribution, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions by distribution name; ``absent`` where there is none."""
+    return {package: installed(package) or "absent" for package in packages}
 
 
 def install(extras: str) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts import Damage, Store
-from pipeline.digests import canonical_json, digest_of
-from pipeline.files import write_atomically
+from pipeline.failure import Failure
 from pipeline.recipe import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
-from pipeline.stages.base import Artifact, Stage
+from pipeline.stages.base import Stage
+from pipeline.store.artifact import Artifact, Damage
+from pipeline.store.digests import canonical_json, digest_of
+from pipeline.store.store import Store
+from pipeline.targets import get_target
 
 STAGES: tuple[Stage, ...] = (
     source.STAGE,
@@ -26,6 +26,9 @@ STAGES: tuple[Stage, ...] = (
     bench.STAGE,
     report.STAGE,
 )
+
+# What there is to do with an engine that Triton serves, and not with one that is only exported.
+SERVED = frozenset({"repository", "verify", "bench"})
 
 Status = Literal["cached", "run", "waits"]
 
@@ -52,11 +55,23 @@ class PlannedStage:
 
 
 def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages a recipe asks for, in order."""
-    return tuple(stage for stage in STAGES if stage.name != "evaluate" or recipe.evaluate)
+    """The stages that a recipe asks for and its target has, in order.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    left_out: set[str] = set() if recipe.evaluate else {"evaluate"}
+    if get_target(recipe.compile.target).triton_model is None:
+        left_out |= SERVED
+    return tuple(stage for stage in STAGES if stage.name not in left_out)
 
 
-def key_material(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+def key_material(
+    stage: Stage,
+    recipe: Recipe,
+    inputs: Mapping[str, Artifact],
+    failure: Failure | None = None,
+) -> dict[str, Any]:
     """Everything that decides a stage's bytes; its digest is the stage's key."""
     return {
         "stage": stage.name,
@@ -64,6 +79,7 @@ def key_material(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -
         "recipe": stage.section(recipe),
         "inputs": {name: artifact.digest for name, artifact in inputs.items()},
         "material": stage.material(recipe),
+        **({"failure": failure.as_dict()} if failure else {}),
     }
 
 
@@ -73,7 +89,7 @@ def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[Pl
     Args:
         recipe: The recipe.
         store: Where artifacts are looked up.
-        lock: What the last run of this recipe used, from :func:`read_lock`.
+        lock: What the last run of this recipe used, from :func:`pipeline.store.lock.read_lock`.
 
     Raises:
         PipelineError: A stage's inputs outside the store are missing or unusable.
@@ -102,9 +118,11 @@ def plan_stage(
     inputs: Mapping[str, Artifact],
     store: Store,
     lock: Mapping[str, Any],
+    *,
+    failure: Failure | None = None,
 ) -> PlannedStage:
-    """Plans one stage whose inputs are all there."""
-    material = key_material(stage, recipe, inputs)
+    """Plans one stage whose inputs are all there, or as many as a failure left."""
+    material = key_material(stage, recipe, inputs, failure)
     key = digest_of(material)
     artifact, damage = store.get(stage.name, key)
     if artifact:
@@ -150,35 +168,3 @@ def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str
 
 def _is_short(json_text: str) -> bool:
     return len(json_text) <= 40 and json_text[0] not in "[{"
-
-
-def read_lock(path: Path) -> dict[str, Any]:
-    """What the last run of a recipe used, by stage; empty when there was none."""
-    try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
-        return {name: entry for name, entry in stages.items() if entry["key"] and entry["material"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def write_lock(path: Path, planned: Mapping[str, PlannedStage]) -> None:
-    """Records the keys of a run beside its outputs, by rename, when they are others than before.
-
-    Stages that the run did not get to keep what an earlier run recorded: their outputs are still
-    deployed.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    before = read_lock(path)
-    stages = before | {
-        name: {
-            "key": line.key,
-            "digest": line.artifact.digest if line.artifact else None,
-            "material": line.material,
-        }
-        for name, line in planned.items()
-    }
-    if stages != before:
-        text = json.dumps({"schema": 1, "stages": stages}, indent=1, sort_keys=True)
-        write_atomically(path, f"{text}\n".encode())

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.errors import UnsupportedError
 from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.stages.source import local_directory
+from pipeline.source.local import local_directory
 from pipeline.targets import get_target
-
-if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.preflight import Preflight
+from pipeline.targets.base import Explanation
 
 # Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
 MOST_RANKS = 16
@@ -43,18 +40,14 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     return facts
 
 
-def explain(recipe: Recipe, facts: ModelFacts) -> Preflight | None:
-    """What the engine will be; None for a target that builds exactly what it is asked for.
+def explain(recipe: Recipe, facts: ModelFacts) -> Explanation | None:
+    """What the engine will be; None for a target that has no more to say than the recipe does.
 
     Args:
         recipe: A recipe that :func:`check_model` has passed.
         facts: The model's facts.
     """
-    if recipe.compile.target != "tensorrt":
-        return None
-    from pipeline.targets.tensorrt.preflight import explain
-
-    return explain(recipe, facts)
+    return get_target(recipe.compile.target).explain(recipe, facts)
 
 
 def check_local_model(recipe: Recipe) -> ModelFacts | None:

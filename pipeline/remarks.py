@@ -9,6 +9,7 @@ from pipeline.findings import Finding
 from pipeline.models import ORIGINAL_POSITIONS, ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.snapshot import main_dtype, stored_tensors
+from pipeline.targets import get_target
 
 FLOAT16_MAX = 65504.0
 """The largest finite float16."""
@@ -50,9 +51,9 @@ def check_dtype(recipe: Recipe, dtype: str | None) -> Iterator[Finding]:
     """Activations that the recipe's dtype may be too small for."""
     if dtype != "bfloat16" or recipe.dtype != "float16":
         return
-    on_gpu = recipe.compile.target == "tensorrt"
+    rounded = get_target(recipe.compile.target).rounds_activations
     yield Finding(
-        "warning" if on_gpu else "note",
+        "warning" if rounded else "note",
         recipe.dtype_key,
         "the model is bfloat16 and the recipe makes it float16",
         f"Activations beyond {FLOAT16_MAX:.0f} become infinite in float16 on a GPU, and the text "

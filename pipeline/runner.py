@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from pipeline.artifacts import Store
 from pipeline.dependencies import check_installed
-from pipeline.deploy import deploy
-from pipeline.errors import PipelineError, StageError
-from pipeline.files import write_atomically
-from pipeline.planner import PlannedStage, plan_stage, read_lock, stages_for, write_lock
-from pipeline.preflight import check_hub_model, check_local_model, check_model
+from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
+from pipeline.failure import Failure
+from pipeline.planner import PlannedStage, plan_stage, stages_for
+from pipeline.preflight import check_local_model
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.store.artifact import Artifact
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.deploy import release, set_aside
+from pipeline.store.files import write_atomically
+from pipeline.store.lock import read_lock, write_lock
 from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
-
-
-@dataclass(frozen=True)
-class BuildDir:
-    """Where outputs go: ``<root>/store`` for artifacts, ``<root>/<recipe name>`` for results."""
-
-    root: Path
-
-    @property
-    def store(self) -> Store:
-        """The artifact store shared by all recipes."""
-        return Store(self.root / "store")
-
-    def outputs(self, recipe: Recipe) -> Path:
-        """The recipe's own folder."""
-        return self.root / recipe.name
 
 
 @dataclass(frozen=True)
@@ -45,10 +34,12 @@ class RunResult:
     Attributes:
         stages: Every stage with its artifact, in order.
         outputs: The recipe's output folder.
+        deployed: Where to find the results of the stages that have a place for them, by stage.
     """
 
     stages: Mapping[str, PlannedStage]
     outputs: Path
+    deployed: Mapping[str, Path]
 
 
 def run_recipe(
@@ -60,7 +51,10 @@ def run_recipe(
     until: str | None = None,
     on_stage: Listener = lambda _line, _seconds: None,
 ) -> RunResult:
-    """Brings every artifact of a recipe up to date and deploys repository and report.
+    """Brings every artifact of a recipe up to date and deploys what has a place for people.
+
+    When a stage fails, those that run nevertheless still do, so that no result of an earlier run
+    is taken for one of this run.
 
     Args:
         recipe: The recipe.
@@ -76,39 +70,20 @@ def run_recipe(
         PipelineError: The first failure; artifacts published before it stay.
     """
     check_texts(recipe)
-    known = check_local_model(recipe)
-    store, outputs = build.store, build.outputs(recipe)
-    store.sweep()
-    lock_path = outputs / "lock.json"
-    lock = read_lock(lock_path)
-    done: dict[str, PlannedStage] = {}
+    check_local_model(recipe)
+    build.store.sweep()
+    run = _Run(recipe, build, progress, force, on_stage)
     stages = _until(stages_for(recipe), until)
     try:
         for index, stage in enumerate(stages):
-            inputs = {name: _artifact(done[name]) for name in stage.inputs if name in done}
-            started = time.monotonic()
-            line = plan_stage(stage, recipe, inputs, store, lock)
-            if line.artifact is None or stage.name in force:
-                if all(earlier.status == "cached" for earlier in done.values()):
-                    # This is the first work, and none should be done in vain.
-                    _check_packages(stages[index:], recipe)
-                if stage.name == "source" and known is None:
-                    known = check_hub_model(recipe)
-                context = StageContext(recipe, inputs, outputs, progress)
-                line = _build(line, context, store, forced=stage.name in force)
-            done[stage.name] = line
-            # At once: what is not in the lock may be pruned while the next stage reads it.
-            with store.writing():
-                write_lock(lock_path, done)
-            on_stage(line, time.monotonic() - started)
-            artifact = _artifact(line)
-            if stage.name == "source" and known is None:
-                check_model(recipe, artifact.path)
-            stage.check(recipe, artifact)
-            _deploy(artifact, outputs, store)
+            run.bring_up_to_date(stage, stages[index:])
+        run.keep_undeployed()
+    except PipelineError:
+        run.sum_up()
+        raise
     finally:
-        store.memo.save()
-    return RunResult(done, outputs)
+        run.store.memo.save()
+    return RunResult(run.done, run.outputs, run.deployed)
 
 
 def _until(stages: Sequence[Stage], last: str | None) -> Sequence[Stage]:
@@ -116,53 +91,154 @@ def _until(stages: Sequence[Stage], last: str | None) -> Sequence[Stage]:
     return stages if last is None else stages[: names.index(last) + 1]
 
 
-def _check_packages(stages: Sequence[Stage], recipe: Recipe) -> None:
-    check_installed(need for stage in stages for need in stage.needs(recipe))
+class _Run:
+    """One run of a recipe: what is done so far, what passed, and where results went."""
 
+    def __init__(
+        self,
+        recipe: Recipe,
+        build: BuildDir,
+        progress: Progress,
+        force: frozenset[str],
+        on_stage: Listener,
+    ) -> None:
+        self.recipe, self.progress, self.force, self.on_stage = recipe, progress, force, on_stage
+        self.store, self.outputs = build.store, build.outputs(recipe)
+        self.lock_path = self.outputs / "lock.json"
+        self.lock = read_lock(self.lock_path)
+        self.done: dict[str, PlannedStage] = {}
+        self.passed: set[str] = set()
+        self.deployed: dict[str, Path] = {}
+        self.failure: Failure | None = None
 
-def _build(
-    line: PlannedStage, context: StageContext, store: Store, *, forced: bool
-) -> PlannedStage:
-    stage, key, material = line.stage, line.key, line.material
-    assert key is not None
-    assert material is not None
-    with store.lock(stage.name, key):
-        artifact, _ = store.get(stage.name, key)
-        if artifact and not forced:
-            # Another process built it while this one waited for the lock.
-            return replace(line, status="cached", artifact=artifact)
-        context.progress.note(f"{stage.name}: {stage.title} ({line.reason or 'forced'})")
-        with store.workspace(stage.name, key) as directory:
-            started = time.monotonic()
-            try:
-                facts = stage.run(replace(context, output=directory))
-            except MemoryError as error:
-                raise StageError(
-                    f"{stage.name} ran out of memory",
-                    where=context.recipe.name,
-                    fix="Use a machine with more memory or a smaller model",
-                ) from error
-            artifact = store.publish(
-                directory,
-                stage=stage.name,
-                key=key,
-                material=material,
-                inputs=context.inputs,
-                facts=facts,
-                seconds=time.monotonic() - started,
+    def bring_up_to_date(self, stage: Stage, left: Sequence[Stage]) -> None:
+        """Looks a stage's artifact up or makes it, checks it, and deploys what may be deployed.
+
+        Args:
+            stage: The stage.
+            left: It and those that are to run after it.
+        """
+        inputs = {name: _artifact(self.done[name]) for name in stage.inputs if name in self.done}
+        started = time.monotonic()
+        line = plan_stage(stage, self.recipe, inputs, self.store, self.lock, failure=self.failure)
+        if line.artifact is None or stage.name in self.force:
+            if all(earlier.status == "cached" for earlier in self.done.values()):
+                # This is the first work, and none should be done in vain.
+                check_installed(need for later in left for need in later.needs(self.recipe))
+            context = StageContext(self.recipe, inputs, self.outputs, self.progress, self.failure)
+            with self._remembering(stage):
+                line = self._build(line, context)
+        self.done[stage.name] = line
+        # At once: what is not in the lock may be pruned while the next stage reads it.
+        with self.store.writing():
+            write_lock(self.lock_path, {name: _entry(line) for name, line in self.done.items()})
+        self.on_stage(line, time.monotonic() - started)
+        with self._remembering(stage):
+            stage.check(self.recipe, _artifact(line))
+        self.passed.add(stage.name)
+        for made in self.done.values():
+            place = made.stage.deployment
+            if place and (place.after or made.stage.name) == stage.name:
+                self._deploy(made, place)
+
+    def keep_undeployed(self) -> dict[str, str]:
+        """Keeps folders that wait for a stage that did not pass, under names that say so.
+
+        Returns:
+            The names of the folders, by stage.
+        """
+        kept = {}
+        for name, line in self.done.items():
+            place = line.stage.deployment
+            if not (place and place.folder and place.after) or place.after in self.passed:
+                continue
+            if name not in self.passed:
+                continue  # its own check refused it
+            failed = self.failure and self.failure.verdict and self.failure.stage == place.after
+            said = f": {self.failure.error['what']}" if self.failure and failed else ""
+            self.deployed[name] = set_aside(
+                _artifact(line),
+                self.outputs / place.folder,
+                self.store,
+                "failed" if failed else "unverified",
+                f"{place.after} {'failed' if failed else 'has not passed'}{said}",
             )
-    return replace(line, artifact=artifact)
+            kept[name] = self.deployed[name].name
+        return kept
 
+    def sum_up(self) -> None:
+        """Runs what runs after a failure, unless the run was refused before it did anything."""
+        if self.failure is None or not self.passed:
+            return
+        stages = stages_for(self.recipe)
+        reached = {*self.done, self.failure.stage}
+        unreached = [s.name for s in stages if s.name not in reached and not s.always]
+        try:
+            kept = self.keep_undeployed()
+            self.failure = replace(self.failure, unreached=tuple(unreached), kept=kept)
+            for stage in stages:
+                if stage.always and stage.name != self.failure.stage:
+                    self.bring_up_to_date(stage, [stage])
+        except PipelineError as error:
+            # What the run failed of is what the user has to read.
+            self.progress.note(f"the failure could not be recorded: {error}")
+            return
+        for name, path in self.deployed.items():
+            self.progress.note(f"{name}: {path}")
 
-def _deploy(artifact: Artifact, outputs: Path, store: Store) -> None:
-    if artifact.stage == "repository":
-        deploy(artifact, outputs / "repository", store)
-    elif artifact.stage == "report":
-        for name in ("report.json", "report.md", "report.html"):
-            content = (artifact.path / name).read_bytes()
-            if not _holds(outputs / name, content):
-                with store.writing():
-                    write_atomically(outputs / name, content)
+    @contextmanager
+    def _remembering(self, stage: Stage) -> Iterator[None]:
+        try:
+            yield
+        except PipelineError as error:
+            if self.failure is None:
+                verdict = isinstance(error, QualityGateError | ServerError)
+                self.failure = Failure(stage.name, verdict, error.as_dict())
+            raise
+
+    def _build(self, line: PlannedStage, context: StageContext) -> PlannedStage:
+        stage, key, material, store = line.stage, line.key, line.material, self.store
+        assert key is not None
+        assert material is not None
+        forced = stage.name in self.force
+        with store.lock(stage.name, key):
+            artifact, _ = store.get(stage.name, key)
+            if artifact and not forced:
+                # Another process built it while this one waited for the lock.
+                return replace(line, status="cached", artifact=artifact)
+            context.progress.note(f"{stage.name}: {stage.title} ({line.reason or 'forced'})")
+            with store.workspace(stage.name, key) as directory:
+                started = time.monotonic()
+                try:
+                    facts = stage.run(replace(context, output=directory))
+                except MemoryError as error:
+                    raise StageError(
+                        f"{stage.name} ran out of memory",
+                        where=context.recipe.name,
+                        fix="Use a machine with more memory or a smaller model",
+                    ) from error
+                artifact = store.publish(
+                    directory,
+                    stage=stage.name,
+                    key=key,
+                    material=material,
+                    inputs=context.inputs,
+                    facts=facts,
+                    seconds=time.monotonic() - started,
+                )
+        return replace(line, artifact=artifact)
+
+    def _deploy(self, line: PlannedStage, place: Deployment) -> None:
+        artifact = _artifact(line)
+        if place.folder:
+            target = release(artifact, self.outputs / place.folder, self.store)
+            self.deployed[line.stage.name] = target
+        for name in place.files:
+            target, content = self.outputs / name, (artifact.path / name).read_bytes()
+            if not _holds(target, content):
+                with self.store.writing():
+                    write_atomically(target, content)
+            self.deployed[line.stage.name] = target
 
 
 def _holds(path: Path, content: bytes) -> bool:
@@ -173,3 +249,8 @@ def _artifact(line: PlannedStage) -> Artifact:
     if line.artifact is None:
         raise PipelineError(f"{line.stage.name} has no artifact")
     return line.artifact
+
+
+def _entry(line: PlannedStage) -> dict[str, Any]:
+    """What the lock records of a stage that was brought up to date."""
+    return {"key": line.key, "digest": _artifact(line).digest, "material": line.material}

@@ -7,21 +7,20 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MANIFEST, check_files, read_manifest
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
-from pipeline.launch.container import Endpoints
+from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
+from pipeline.targets import get_target
+from pipeline.triton.running import RunningServer, ServerOptions
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from pipeline.launch.plan import Launch
-    from pipeline.launch.server import LaunchedServer
-    from pipeline.triton.server import TritonServer
+    from pipeline.targets.base import ServeCommand
 
 
 def check_custody(repository: Path) -> dict[str, Any]:
@@ -56,6 +55,18 @@ def check_custody(repository: Path) -> dict[str, Any]:
     return manifest
 
 
+def warning_of(repository: Path) -> str | None:
+    """What whoever serves a repository has to know of it; None for one that passed.
+
+    A repository that did not pass verification says so in its manifest, under any name.
+    """
+    try:
+        warning = read_manifest(repository).get(WARNING)
+    except StoreError:
+        return None  # serving it is refused, with the reason
+    return None if warning is None else f"this repository was not released: {warning}"
+
+
 def _manifest(repository: Path) -> dict[str, Any]:
     try:
         return read_manifest(repository)
@@ -69,23 +80,15 @@ def _manifest(repository: Path) -> dict[str, Any]:
 
 
 def open_server(
-    repository: Path,
-    log: Path,
-    *,
-    target: str | None = None,
-    devices: Sequence[int] | None = None,
-    orchestrator: bool = False,
-    **options: Any,
-) -> TritonServer | LaunchedServer:
+    repository: Path, log: Path, *, target: str | None = None, **options: Any
+) -> RunningServer:
     """A server for a repository of any target, to be started with ``with``.
 
     Args:
         repository: The repository.
         log: Where the server's own log goes.
         target: Its compile target; None reads it from the repository's manifest.
-        devices: GPUs to use; None takes the first ones. Only for a ``tensorrt`` repository.
-        orchestrator: One server that spawns a worker per rank. Likewise.
-        options: ``host``, ``grpc_port``, ``http_port`` and ``metrics_port``; 0 picks a free port.
+        options: Fields of :class:`pipeline.triton.running.ServerOptions`.
 
     Raises:
         RepositoryError: There is no manifest.
@@ -93,29 +96,16 @@ def open_server(
         UnsupportedError: This machine cannot serve it; the message has the command for one that
             can.
     """
-    if (target or target_of(repository)) == "tensorrt":
-        from pipeline.launch.plan import plan_launch
-        from pipeline.launch.server import LaunchedServer
-
-        launch = plan_launch(
-            repository, _endpoints(**options), devices=devices, orchestrator=orchestrator
-        )
-        return LaunchedServer(repository, launch, log_file=log)
-    if devices is not None or orchestrator:
-        raise _only_for_gpus(repository)
-    from pipeline.triton.server import TritonServer
-
-    return TritonServer(repository, log_file=log, **options)
+    wanted = get_target(target or target_of(repository))
+    return wanted.server(repository, log, ServerOptions(**options))
 
 
-def serve_command(
-    repository: Path,
-    *,
-    devices: Sequence[int] | None = None,
-    orchestrator: bool = False,
-    **options: Any,
-) -> Launch:
-    """The command that serves a ``tensorrt`` repository, for this machine or another.
+def serve_command(repository: Path, **options: Any) -> ServeCommand:
+    """The command that serves a repository, for this machine or another.
+
+    Args:
+        repository: The repository.
+        options: Fields of :class:`pipeline.triton.running.ServerOptions`.
 
     Raises:
         RepositoryError: See :func:`check_custody`.
@@ -123,13 +113,7 @@ def serve_command(
         UnsupportedError: No known image can read the engine.
     """
     check_custody(repository)
-    if target_of(repository) != "tensorrt":
-        raise _only_for_gpus(repository)
-    from pipeline.launch.plan import docker_launch, inside_container, local_launch
-
-    build = local_launch if inside_container() else docker_launch
-    endpoints = _endpoints(free=False, **options)
-    return build(repository, endpoints, devices=devices, orchestrator=orchestrator)
+    return get_target(target_of(repository)).serve_command(repository, ServerOptions(**options))
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
@@ -174,37 +158,20 @@ def target_of(repository: Path) -> str:
     """The compile target that a repository's manifest names.
 
     Raises:
-        RepositoryError: There is no manifest.
+        RepositoryError: There is no manifest, or it names no target.
     """
-    return str(_manifest(repository)["facts"].get("target", "openvino"))
-
-
-def _endpoints(
-    host: str = "127.0.0.1",
-    grpc_port: int = 0,
-    http_port: int = 0,
-    metrics_port: int = 0,
-    *,
-    free: bool = True,
-) -> Endpoints:
-    from pipeline.triton.ports import reserve
-
-    ports = {"gRPC": grpc_port, "HTTP": http_port, "metrics": metrics_port}
-    if free:
-        ports = reserve(host, ports)
-    return Endpoints(host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
-
-
-def _only_for_gpus(repository: Path) -> UsageError:
-    return UsageError(
-        "--devices, --orchestrator and --print-command are for repositories of the tensorrt target",
-        where=str(repository),
-        fix="Leave them out: this repository runs on the CPU, without a container",
-    )
+    target = _manifest(repository)["facts"].get("target")
+    if target is None:
+        raise RepositoryError(
+            f"{MANIFEST} does not say which compile target the repository is for",
+            where=str(repository),
+            fix="Run its recipe again, which deploys it afresh",
+        )
+    return str(target)
 
 
 @contextmanager
-def serving(repository: Path, log: Path, **options: Any) -> Iterator[TritonServer | LaunchedServer]:
+def serving(repository: Path, log: Path, **options: Any) -> Iterator[RunningServer]:
     """A running server on a repository whose custody was checked.
 
     Args:

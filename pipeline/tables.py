@@ -69,3 +69,9 @@ def number(value: object, digits: int = 4) -> str:
 def streams(count: int) -> str:
     """A number of streams in words."""
     return "1 stream" if count == 1 else f"{count} streams"
+
+
+def memory_size(size: int) -> str:
+    """Bytes in MiB or GiB, as wide as every other such size, so that columns stand in line."""
+    mib, gib = 1 << 20, 1 << 30
+    return f"{size / gib:9.2f} GiB" if size >= gib // 10 else f"{size / mib:9.2f} MiB"

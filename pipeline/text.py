@@ -11,10 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.digests import file_digest
 from pipeline.errors import RecipeError, SourceError, UsageError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.store.digests import file_digest
 from pipeline.tokenizer import open_tokenizer
 
 Rows = list[list[int]]

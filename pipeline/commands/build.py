@@ -27,7 +27,7 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
-    from pipeline.planner import PlannedStage
+    from pipeline.planner import PlannedStage, stages_for
 
     loaded = api.load_recipe(recipe, overrides or ())
     lines = []
@@ -46,12 +46,24 @@ def run(
         on_stage=on_stage,
     )
     if output.json:
-        print_json({"recipe": loaded.name, "outputs": str(result.outputs), "stages": lines})
+        deployed = {name: str(path) for name, path in result.deployed.items()}
+        print_json(
+            {
+                "recipe": loaded.name,
+                "outputs": str(result.outputs),
+                "deployed": deployed,
+                "stages": lines,
+            }
+        )
         return
-    for name in ("repository", "report"):
-        if name in result.stages:
-            shown = "report.html" if name == "report" else name
-            print(f"{name + ':':<12}{result.outputs / shown}")
+    served = any(stage.name == "repository" for stage in stages_for(loaded))
+    if not served and "compile" in result.stages:
+        # An export is all that such a target has to show, and it lies in the store.
+        compiled = result.stages["compile"].artifact
+        if compiled:
+            print(f"{'engine:':<12}{compiled.path}")
+    for name, path in result.deployed.items():
+        print(f"{name + ':':<12}{path}")
 
 
 def plan(
@@ -78,7 +90,7 @@ def plan(
                 "stages": [stage_dict(line) for line in found.stages],
                 "end_ids": end_ids.as_dict() if end_ids else None,
                 "findings": [asdict(finding) for finding in found.findings],
-                "engine": engine.as_dict() if engine else None,
+                "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
@@ -87,7 +99,7 @@ def plan(
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     print("\n".join(["", *named, *finding_lines(found.findings)]))
     if engine:
-        print("\n" + "\n".join(engine.lines()))
+        print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
 
@@ -115,8 +127,8 @@ def doctor(output: Output) -> None:
     """Say what is installed here, what can run, and what to do about the rest."""
     from dataclasses import asdict
 
+    from pipeline.commands.doctor import diagnose
     from pipeline.console import print_json
-    from pipeline.toolchain import diagnose
 
     findings = diagnose()
     if output.json:

@@ -155,6 +155,7 @@ class Connection:
             UsageError: It is not clear where the server is or how to talk to it.
             ServerError: The server did not start.
         """
+        from pipeline.console import print_warning
         from pipeline.serving import reachable
 
         if self.repository is not None and self.tls:
@@ -162,5 +163,6 @@ class Connection:
                 "a server started on --repository has no TLS",
                 fix="Leave the TLS options out, or start it with serve and give --url",
             )
+        print_warning(self.repository)
         with reachable(self.url, self.repository) as address:
             yield address

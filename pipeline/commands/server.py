@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.options import Connection, Invocation, Output, new_file
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.client import Client, GenerateRequest
@@ -41,9 +42,10 @@ def serve(
     output: Output,
 ) -> None:
     """Serve a repository with Triton until interrupted, after checking every file of it."""
-    from pipeline.console import print_json
+    from pipeline.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers, serve_command, serve_forever
 
+    print_warning(repository)
     check_ports({"grpc": grpc_port, "http": http_port, "metrics": metrics_port})
     options: dict[str, Any] = {
         "host": host,
@@ -93,8 +95,7 @@ def generate(
     from pipeline.console import print_json
 
     request = GenerateRequest(
-        # As bytes, so that the request can say what is wrong with them.
-        prompt=sys.stdin.buffer.read() if prompt == "-" else prompt,
+        prompt=_standard_input() if prompt == "-" else prompt,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -136,6 +137,18 @@ def _pieces(client: Client, request: GenerateRequest) -> Iterator[str]:
     with client.stream(request) as stream:
         for chunk in stream:
             yield chunk.text
+
+
+def _standard_input() -> bytes:
+    """The prompt as bytes, so that the request can say what is wrong with them."""
+    prompt = sys.stdin.buffer.read()
+    if not prompt:
+        raise UsageError(
+            "prompt is empty",
+            where="standard input",
+            fix="Pipe a text into the command, or give it as an argument",
+        )
+    return prompt
 
 
 def verify(

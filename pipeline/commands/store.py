@@ -11,13 +11,13 @@ from pipeline.commands.options import BuildDirOption, Output
 from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.runner import BuildDir
+    from pipeline.store.build_dir import BuildDir
 
 
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """List the artifacts with their keys and sizes."""
     from pipeline.console import print_json
-    from pipeline.retention import inventory
+    from pipeline.store.retention import inventory
     from pipeline.tables import print_table
 
     rows = inventory(_existing(build_dir).store)
@@ -65,7 +65,7 @@ def prune(
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
     from pipeline.console import print_json
-    from pipeline.retention import prune as remove
+    from pipeline.store.retention import prune as remove
 
     removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
     if output.json:
@@ -77,7 +77,7 @@ def prune(
 
 def _existing(build_dir: Path) -> BuildDir:
     """The build directory, which a mistyped name must not create."""
-    from pipeline.runner import BuildDir
+    from pipeline.store.build_dir import BuildDir
 
     build = BuildDir(build_dir)
     if not build_dir.is_dir():

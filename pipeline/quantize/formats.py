@@ -6,10 +6,9 @@ import copy
 from typing import Any
 
 from pipeline.checkpoint.quantization import AWQ_ALGOS, FP8, NO_QUANT, W4A8, W4A16, W8A8
-from pipeline.dependencies import require
+from pipeline.dependencies import MODELOPT, require
 from pipeline.errors import UnsupportedError
 from pipeline.recipe import QuantizeSection, Recipe
-from pipeline.toolchain import MODELOPT
 
 QUANT_ALGOS = {
     "float16": NO_QUANT,

@@ -8,73 +8,120 @@ from pathlib import Path
 from typing import Any
 
 from pipeline._version import __version__
-from pipeline.artifacts import read_manifest
+from pipeline.dependencies import versions
+from pipeline.failure import Failure
+from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.recipe import Gates, Recipe
 from pipeline.report.render import percent, size
-from pipeline.stages.base import Artifact
-from pipeline.stages.evaluate import beyond_range
+from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams
-from pipeline.toolchain import versions
+from pipeline.targets import get_target
 
 TOOLS = (
     "nvidia-modelopt",
     "transformers",
     "torch",
-    "openvino",
-    "openvino-genai",
     "nvidia-pytriton",
     "tritonclient",
 )
 BYTES_16BIT = 2
 
 
-def collect(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The report as JSON values.
+def collect(
+    recipe: Recipe, inputs: Mapping[str, Artifact], failure: Failure | None = None
+) -> dict[str, Any]:
+    """The report as JSON values; what was not reached is None.
 
     Args:
         recipe: The recipe.
-        inputs: Every artifact of the run, by stage; ``evaluate`` may be absent.
+        inputs: The artifacts of the run, by stage.
+        failure: Why the run ended early.
     """
-    source, checkpoint = inputs["source"].facts, inputs["quantize"].facts
-    engine = _directory_bytes(inputs["compile"].path)
-    full = int(source["parameters"]) * BYTES_16BIT
-    bench = _read(inputs["bench"].path / "bench.json")
     stages = [_stage(artifact) for artifact in inputs.values()]
-    report: dict[str, Any] = {
-        "schema": 1,
+    bench = _result(inputs, "bench", "bench.json")
+    evaluation = _result(inputs, "evaluate", "evaluation.json")
+    conformance = _result(inputs, "verify", "verify.json")
+    quality = (
+        _quality(evaluation, recipe.evaluate.gates) if evaluation and recipe.evaluate else None
+    )
+    return {
+        "schema": 2,
         "name": recipe.name,
         "version": __version__,
         # Not the time of writing, so that the same artifacts always give the same report.
         "created": max(stage["created"] for stage in stages),
-        "machine": bench["machine"],
+        "verdict": _verdict(quality, conformance, failure),
+        "machine": bench["machine"] if bench else None,
         "recipe": recipe.model_dump(mode="json", by_alias=True),
-        "model": {"source": recipe.model.source, "bytes_16bit": full, **source},
-        "checkpoint": {
-            "format": recipe.quantize.format,
-            "share": int(checkpoint["bytes"]) / full,
-            **checkpoint,
-        },
-        "engine": {"target": recipe.compile.target, **inputs["compile"].facts, "bytes": engine},
-        "quality": None,
-        "load": _load(bench),
-        "conformance": _read(inputs["verify"].path / "verify.json"),
-        "sizes": [
-            ("16 bit", float(full), size(full)),
-            ("checkpoint", float(checkpoint["bytes"]), size(checkpoint["bytes"])),
-            ("engine", float(engine), size(engine)),
-        ],
+        **_parts(recipe, inputs),
+        "quality": quality,
+        "load": _load(bench) if bench else None,
+        "conformance": conformance,
         "stages": stages,
-        "tools": versions(TOOLS),
+        "tools": {**versions(TOOLS), **get_target(recipe.compile.target).tools()},
     }
-    if recipe.evaluate:
-        evaluation = _read(inputs["evaluate"].path / "evaluation.json")
-        report["quality"] = _quality(evaluation, recipe.evaluate.gates)
-    return report
+
+
+def _verdict(
+    quality: Mapping[str, Any] | None,
+    conformance: Mapping[str, Any] | None,
+    failure: Failure | None,
+) -> dict[str, Any]:
+    """Whether what was built is good: by the gates, the checks, and how the run ended."""
+    reasons = list(quality["broken"]) if quality else []
+    if conformance:
+        reasons += [
+            f"{check['name']}: {check['reason'] or 'no reason was given'}"
+            for check in conformance["checks"]
+            if check["status"] == "failed"
+        ]
+    failed = bool(reasons) or (failure is not None and failure.verdict)
+    if failure and not reasons:
+        reasons = [text for text in (failure.error["what"], failure.error["why"]) if text]
+    return {
+        "status": "failed" if failed else "unfinished" if failure else "passed",
+        "stage": failure.stage if failure else None,
+        "reasons": reasons,
+        "fix": failure.error["fix"] if failure else None,
+        "unreached": list(failure.unreached) if failure else [],
+        "kept": dict(failure.kept) if failure else {},
+    }
+
+
+def _parts(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Model, checkpoint and engine, and their sizes, as far as the run got."""
+    parts: dict[str, Any] = {"model": None, "checkpoint": None, "engine": None, "sizes": []}
+    if "source" not in inputs:
+        return parts
+    source = inputs["source"].facts
+    full = int(source["parameters"]) * BYTES_16BIT
+    parts["model"] = {"source": recipe.model.source, "bytes_16bit": full, **source}
+    parts["sizes"].append(("16 bit", float(full), size(full)))
+    if "quantize" in inputs:
+        checkpoint = inputs["quantize"].facts
+        written = int(checkpoint["bytes"])
+        parts["checkpoint"] = {
+            "format": recipe.quantize.format,
+            "share": written / full,
+            **checkpoint,
+        }
+        parts["sizes"].append(("checkpoint", float(written), size(written)))
+    if "compile" in inputs:
+        engine = _directory_bytes(inputs["compile"].path)
+        parts["engine"] = {
+            "target": recipe.compile.target,
+            **inputs["compile"].facts,
+            "bytes": engine,
+        }
+        parts["sizes"].append(("engine", float(engine), size(engine)))
+    return parts
 
 
 def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
     windows = evaluation.pop("by_window")
-    rows = [
+    broken = dict(broken_gates(gates, evaluation))
+    broken_by = dict(broken_by_engine(gates, evaluation))
+    rows: list[dict[str, Any]] = [
         {"name": "perplexity of the source", "value": number(evaluation["source_perplexity"])},
         {"name": "perplexity of the checkpoint", "value": number(evaluation["perplexity"])},
         {
@@ -82,18 +129,21 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
             "value": f"{percent(evaluation['perplexity_increase'])} ± "
             f"{percent(evaluation['perplexity_increase_standard_error'])}",
             "gate": _gate(gates.perplexity_increase, "at most {}", percent),
+            "broken": "perplexity_increase" in broken,
         },
         {
             "name": "top-1 agreement",
             "value": f"{percent(evaluation['top1_agreement'])} ± "
             f"{percent(evaluation['top1_agreement_standard_error'])}",
             "gate": _gate(gates.top1_agreement, "at least {}", percent),
+            "broken": "top1_agreement" in broken,
         },
         {
             "name": "KL divergence (nats per token)",
             "value": f"{number(evaluation['kl_divergence'], 3)} ± "
             f"{number(evaluation['kl_divergence_standard_error'], 2)}",
             "gate": _gate(gates.kl_divergence, "at most {}", number),
+            "broken": "kl_divergence" in broken,
         },
     ]
     activations = evaluation["activations"]
@@ -110,14 +160,15 @@ def _quality(evaluation: dict[str, Any], gates: Gates) -> dict[str, Any]:
                 "name": "perplexity of the engine",
                 "value": number(evaluation["engine_perplexity"]),
                 "gate": _gate(gates.perplexity_increase, "at most {} more", percent),
+                "broken": bool(broken_by),
             }
         )
     return {
         **evaluation,
-        # A report exists only when the gate let the run pass.
-        "verdict": "passed",
+        "verdict": "failed" if broken or broken_by else "passed",
+        "broken": [*broken.values(), *broken_by.values()],
         "warning": beyond_range(activations),
-        "rows": [{"gate": "-", **row} for row in rows],
+        "rows": [{"gate": "-", "broken": False, **row} for row in rows],
         "kl_by_window": [w["kl"] / w["tokens"] for w in windows if w["kl"] is not None],
     }
 
@@ -158,8 +209,11 @@ def _stage(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _result(inputs: Mapping[str, Artifact], stage: str, name: str) -> dict[str, Any] | None:
+    """A stage's JSON file; None when the stage was not reached."""
+    if stage not in inputs:
+        return None
+    return dict(json.loads((inputs[stage].path / name).read_text(encoding="utf-8")))
 
 
 def _directory_bytes(directory: Path) -> int:

@@ -34,7 +34,13 @@ def _environment(*, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=percent, size=size, figure=number, spread=spread, yaml=as_yaml, facts=facts
+        percent=percent,
+        size=size,
+        figure=number,
+        spread=spread,
+        yaml=as_yaml,
+        facts=facts,
+        headline=headline,
     )
     # The charts escape their own labels.
     environment.globals.update(
@@ -44,6 +50,14 @@ def _environment(*, html: bool) -> Any:
         ),
     )
     return environment
+
+
+def headline(verdict: dict[str, Any]) -> str:
+    """The verdict in a few words."""
+    status, stage = verdict["status"], verdict["stage"]
+    if status == "unfinished":
+        return f"Not finished: {stage} could not be completed"
+    return f"Failed at {stage}" if stage else status.capitalize()
 
 
 def percent(value: float | None, digits: int = 2) -> str:

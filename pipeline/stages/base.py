@@ -8,27 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import Requirements
+from pipeline.failure import Failure
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published directory of the store.
-
-    Attributes:
-        stage: The stage that made it.
-        key: The SHA-256 it is stored under; covers everything that decides its bytes.
-        digest: The SHA-256 of its manifest of files; covers the bytes themselves.
-        path: The directory.
-        facts: What the stage returned: JSON values for later stages and the report.
-    """
-
-    stage: str
-    key: str
-    digest: str
-    path: Path
-    facts: Mapping[str, Any]
+from pipeline.store.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -40,12 +23,29 @@ class StageContext:
         inputs: The artifacts of the stages it declared, by stage name.
         output: An empty directory to fill; it is published when the stage returns.
         progress: Where it reports.
+        failure: Why the run ended early, for a stage that runs nevertheless.
     """
 
     recipe: Recipe
     inputs: Mapping[str, Artifact]
     output: Path
     progress: Progress
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where a stage's result goes, below the recipe's output folder.
+
+    Attributes:
+        folder: Becomes a copy of the whole artifact.
+        files: Files of the artifact that are copied one by one; the last is the one to open.
+        after: The stage that has to pass before; None is the stage itself.
+    """
+
+    folder: str | None = None
+    files: tuple[str, ...] = ()
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Stage:
         material: Digests of files outside the store, and versions of tools, that decide its bytes.
         check: Runs after publication; raises when the artifact must stop the run (a gate).
         needs: What ``run`` imports of optional packages.
+        deployment: Where its result goes; None leaves it in the store.
+        always: It also runs when a stage before it failed, on the artifacts that there are.
     """
 
     name: str
@@ -73,3 +75,5 @@ class Stage:
     material: Callable[[Recipe], dict[str, Any]] = lambda _recipe: {}
     check: Callable[[Recipe, Artifact], None] = lambda _recipe, _artifact: None
     needs: Callable[[Recipe], Requirements] = lambda _recipe: ()
+    deployment: Deployment | None = None
+    always: bool = False

@@ -8,12 +8,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.dependencies import versions
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 RESULT_NAME = "bench.json"
 TEXT_KEY = "evaluate.text"
@@ -23,14 +23,22 @@ _WORDS_PER_PROMPT = 24
 _TOKENS_PER_WORD = 8
 
 
+def section(recipe: Recipe) -> dict[str, Any]:
+    """The load, and how long a prompt may be."""
+    return {
+        **recipe.section("bench"),
+        "compile": recipe.compile.model_dump(mode="json", include={"max_input_len"}),
+    }
+
+
 def material(recipe: Recipe) -> dict[str, Any]:
-    """The load generator, the tools, the machine, and the text that prompts are drawn from.
+    """The load generator and what it calls by, the tools, the machine, and the prompts' text.
 
     Raises:
         RecipeError: The text cannot be read.
     """
     return {
-        "code": code_digest("client", "bench"),
+        "code": code_digest("client", "bench", "triton"),
         "tools": versions(TOOLS),
         "machine": machine(),
         "text": text_digest(recipe, TEXT_KEY),
@@ -76,9 +84,10 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.serving import open_server
 
     recipe, bench = context.recipe, context.recipe.bench
-    prompts = prompts_from(recipe.text_paths().get(TEXT_KEY), recipe.compile.max_input_len)
+    source = Path(recipe.evaluate.text) if recipe.evaluate else None
+    prompts = prompts_from(source, recipe.compile.max_input_len)
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with (
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,
@@ -108,7 +117,7 @@ STAGE = Stage(
     title="measure the repository under load",
     inputs=("repository",),
     run=run,
-    section=lambda recipe: recipe.section("bench"),
+    section=section,
     material=material,
     needs=needs,
 )

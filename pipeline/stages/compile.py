@@ -10,8 +10,12 @@ from pipeline.targets import get_target
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """``compile`` and the execution options that its target reads."""
-    return recipe.section("compile")
+    """What the target reads of the recipe.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    return get_target(recipe.compile.target).section(recipe)
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -42,5 +46,5 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    needs=lambda recipe: get_target(recipe.compile.target).needs,
+    needs=lambda recipe: get_target(recipe.compile.target).needs(recipe),
 )

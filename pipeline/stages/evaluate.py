@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
+from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.models import ModelFacts
-from pipeline.recipe import Gates, Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.recipe import Recipe
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 if TYPE_CHECKING:
     from pipeline.reference.activations import Activations
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 RESULT_NAME = "evaluation.json"
 TEXT_KEY = "evaluate.text"
 TOOLS = ("torch", "transformers")
-ENGINE_REMEDY = (
-    "The written files keep the gates, so look at how the engine executes them: leave "
-    "compile.tensorrt.plugin_config at its defaults, or loosen the gate"
-)
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
@@ -41,6 +38,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     return {
         **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
         "trust_remote_code": recipe.model.trust_remote_code,
+        "device": recipe.quantize.device,
     }
 
 
@@ -50,7 +48,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
-    engine = get_target(recipe.compile.target).engine_evaluation(recipe)
+    engine = get_target(recipe.compile.target).evaluation(recipe)
     return {
         "text": text_digest(recipe, TEXT_KEY),
         "tools": versions(TOOLS),
@@ -73,8 +71,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.reference.comparison import finite_or_none, summarize
 
     recipe, source = context.recipe, context.inputs["source"].path
-    target = get_target(recipe.compile.target)
-    engine = target.engine_evaluation(recipe, context.progress)
+    engine = get_target(recipe.compile.target).evaluation(recipe, context.progress)
     with surroundings(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
         scores, activations = _scores(context, windows)
@@ -84,9 +81,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if engine:
         _free_gpu()
         checkpoint = context.inputs["quantize"].path
-        perplexity = target.engine_perplexity(
-            checkpoint, recipe, windows, context.output, context.progress
-        )
+        perplexity = engine.perplexity(checkpoint, windows, context.output, context.progress)
         written = summary["perplexity"]
         summary["engine_perplexity"] = finite_or_none(perplexity)
         summary["engine_perplexity_difference"] = (
@@ -123,29 +118,6 @@ def _windows(context: StageContext, longest: int | None) -> list[list[int]]:
             f"{recipe.evaluate.tokens} were asked for"
         )
     return windows
-
-
-def beyond_range(activations: Mapping[str, Any]) -> str | None:
-    """What to say of activations that the checkpoint's dtype does not hold; None if there are none.
-
-    Args:
-        activations: See :meth:`pipeline.reference.activations.Activations.as_dict`.
-    """
-    if not activations["beyond"]:
-        return None
-    largest, dtype = activations["largest"], activations["dtype"]
-    return (
-        f"{activations['beyond']:,} activations are beyond {activations['limit']:.5g}, the range "
-        f"of {dtype}; the largest is {'infinite' if largest is None else f'{largest:.4g}'}, at "
-        f"{activations['where']}. On a GPU they are infinite, and the text is nonsense from there "
-        "on. "
-        + (
-            "Set model.dtype to bfloat16 (without quantization, quantize.format), whose range is "
-            "that of float32"
-            if dtype == "float16"
-            else "Look at the source model, which is broken"
-        )
-    )
 
 
 def _scores(
@@ -198,8 +170,8 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
     """
     assert recipe.evaluate is not None
     gates = recipe.evaluate.gates
-    broken = list(_broken_gates(gates, artifact.facts))
-    by_engine = list(_broken_by_engine(gates, artifact.facts))
+    broken = list(broken_gates(gates, artifact.facts))
+    by_engine = list(broken_by_engine(gates, artifact.facts))
     if broken or by_engine:
         every = [*broken, *by_engine]
         raise QualityGateError(
@@ -208,53 +180,8 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
             where=recipe.place(f"evaluate.gates.{every[0][0]}"),
             why=f"Measured on {'the' if broken else 'an engine of the'} written files; every "
             f"number is in {artifact.path / RESULT_NAME}",
-            fix=_remedy(recipe) if broken else ENGINE_REMEDY,
+            fix=_remedy(recipe) if broken else _engine_remedy(recipe),
         )
-
-
-def _broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    limit, measured = gates.perplexity_increase, facts["perplexity_increase"]
-    if limit is not None and not _at_most(measured, limit):
-        rise = f"{_shown(measured, '.2%')} ({_change(facts, facts['perplexity'])})"
-        yield "perplexity_increase", f"perplexity rose by {rise}, allowed is {limit:.2%}"
-    limit, measured = gates.top1_agreement, facts["top1_agreement"]
-    if limit is not None and (measured is None or not measured >= limit):
-        share = _shown(measured, ".4f")
-        yield (
-            "top1_agreement",
-            f"top-1 agreement is {share}, required is at least {limit:.4f}",
-        )
-    limit, measured = gates.kl_divergence, facts["kl_divergence"]
-    if limit is not None and not _at_most(measured, limit):
-        divergence = f"{_shown(measured, '.4g')} nats per token"
-        yield "kl_divergence", f"KL divergence is {divergence}, allowed is {limit:.4g}"
-
-
-def _broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    limit, source = gates.perplexity_increase, facts["source_perplexity"]
-    if limit is None or "engine_perplexity" not in facts:
-        return
-    perplexity = facts["engine_perplexity"]
-    measured = None if None in (perplexity, source) else perplexity / source - 1.0
-    if not _at_most(measured, limit):
-        rise = f"{_shown(measured, '.2%')} ({_change(facts, perplexity)})"
-        yield (
-            "perplexity_increase",
-            f"the engine's perplexity rose by {rise}, allowed is {limit:.2%}",
-        )
-
-
-def _at_most(measured: float | None, limit: float) -> bool:
-    # None is a number that was not finite; NaN is neither above nor below a limit.
-    return measured is not None and measured <= limit
-
-
-def _change(facts: Mapping[str, Any], perplexity: float | None) -> str:
-    return f"{_shown(facts['source_perplexity'], '.4g')} to {_shown(perplexity, '.4g')}"
-
-
-def _shown(number: float | None, how: str) -> str:
-    return "no finite number" if number is None else format(number, how)
 
 
 def _remedy(recipe: Recipe) -> str:
@@ -265,6 +192,13 @@ def _remedy(recipe: Recipe) -> str:
     }
     first = remedies.get(recipe.quantize.format, "Compare model.dtype with the source's own dtype")
     return f"{first}, calibrate on more text, or loosen the gate"
+
+
+def _engine_remedy(recipe: Recipe) -> str:
+    return (
+        "The written files keep the gates, so look at how the engine executes them: leave the "
+        f"options of compile.{recipe.compile.target} at their defaults, or loosen the gate"
+    )
 
 
 STAGE = Stage(

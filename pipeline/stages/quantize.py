@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import require
+from pipeline.dependencies import require, versions
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.remarks import check_dtype, source_dtype
 from pipeline.stages.base import Stage, StageContext
 from pipeline.text import text_digest
-from pipeline.toolchain import versions
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
@@ -102,9 +101,9 @@ def _calibration_texts(context: StageContext) -> list[str]:
     from pipeline.text import read_texts, sample
 
     quantize = context.recipe.quantize
-    path = context.recipe.text_paths().get(CALIBRATION_TEXT)
-    if path is None or quantize.calibration is None:
+    if quantize.calibration is None or not quantize.needs_calibration:
         return []
+    path = Path(quantize.calibration.text)
     count = quantize.calibration.samples
     if is_awq(quantize) and count > AWQ_MAX_SAMPLES:
         context.progress.note(
@@ -112,7 +111,7 @@ def _calibration_texts(context: StageContext) -> list[str]:
             "as TensorRT-LLM does"
         )
         count = AWQ_MAX_SAMPLES
-    texts = read_texts(Path(path))
+    texts = read_texts(path)
     if len(texts) < count:
         context.progress.note(f"{path} holds {len(texts)} texts, {count} were asked for")
     return sample(texts, count, quantize.calibration.seed)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.base import Deployment, Stage, StageContext
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md`` and ``report.html``."""
     from pipeline.report import collect, render_html, render_markdown
 
-    report = collect(context.recipe, context.inputs)
+    report = collect(context.recipe, context.inputs, context.failure)
     texts = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
         "report.md": render_markdown(report),
@@ -25,10 +25,12 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="report",
-    version=3,
+    version=4,
     title="write the report",
     inputs=("source", "quantize", "evaluate", "compile", "repository", "verify", "bench"),
     run=run,
     # The gates and the names a report shows come from all over the recipe.
     section=lambda recipe: recipe.model_dump(mode="json", by_alias=True),
+    deployment=Deployment(files=("report.json", "report.md", "report.html")),
+    always=True,
 )

@@ -7,19 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST
-from pipeline.digests import file_digest, files_below
+from pipeline.dependencies import versions
 from pipeline.end_ids import read_end_ids
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
-from pipeline.files import link_or_copy
 from pipeline.probes import FILE_NAME as PROBES
 from pipeline.probes import check_served, make_probes, to_json
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.stages.served import code_digest, target_package
+from pipeline.store.artifact import MANIFEST, Artifact
+from pipeline.store.digests import file_digest, files_below
+from pipeline.store.files import link_or_copy
+from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.tokenizer import CONFIG as TOKENIZER_CONFIG
 from pipeline.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
-from pipeline.toolchain import versions
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -27,6 +29,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 GENERATION = "generation_config.json"
+# What reads the snapshot's tokenizer and end ids, and writes those that are served.
+TOKENIZER_CODE = ("tokenizer.py", "probes.py", "end_ids.py", "chat_template.py")
 # Older checkpoints keep them in config.json alone, where transformers reads them.
 SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 
@@ -61,10 +65,24 @@ def python_files(sources: Path) -> list[str]:
     ]
 
 
-def material(_recipe: Recipe) -> dict[str, Any]:
-    """Digests of the models' own files, and versions that decide config.pbtxt or the tokenizer."""
+def section(recipe: Recipe) -> dict[str, Any]:
+    """``serve``, what the engine was built for, and what the tokenizer is loaded with.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    return {
+        **get_target(recipe.compile.target).section(recipe),
+        **recipe.section("serve"),
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+
+
+def material(recipe: Recipe) -> dict[str, Any]:
+    """Digests of the models' own files, and the code and versions that decide the rest."""
     sources = model_sources()
     return {
+        "code": code_digest("triton", target_package(recipe), *TOKENIZER_CODE),
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
         "tools": versions(("protobuf", "tritonclient", "transformers", "tokenizers")),
     }
@@ -88,13 +106,16 @@ def run(context: StageContext) -> dict[str, Any]:
             why=str(error),
             fix="Install it: pip install 'trtllm-pipeline[cpu]'",
         ) from error
-    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, engine_model
+    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
     from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
-    engine = engine_model(recipe, engine_config)
+    target = get_target(recipe.compile.target)
+    # plan.stages_for leaves this stage out for a target that is not served by Triton.
+    assert target.triton_model is not None
+    engine = target.triton_model(recipe, engine_config)
     configs = render_configs(recipe, engine_config, engine)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
@@ -105,9 +126,9 @@ def run(context: StageContext) -> dict[str, Any]:
         for model in (source, *TWINS.get(source, ())):
             native = model == ENGINE and engine.backend != "python"
             if model in configs and not native:
-                target = output / model / "1" / Path(name).relative_to(source)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(sources / name, target)
+                copy = output / model / "1" / Path(name).relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(sources / name, copy)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
     tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
@@ -119,7 +140,7 @@ def run(context: StageContext) -> dict[str, Any]:
         version_folder = output / model / "1"
         if not any(version_folder.iterdir()):
             (version_folder / ".keep").touch()
-    check_repository(output)
+    check_repository(output, target.engine_problems)
     files = files_below(output)
     switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {
@@ -219,8 +240,9 @@ STAGE = Stage(
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,
-    section=lambda recipe: recipe.section("name", "compile", "serve"),
+    section=section,
     material=material,
     check=check,
     needs=lambda _recipe: [("tritonclient", "client"), ("transformers", "quantize")],
+    deployment=Deployment(folder="repository", after="verify"),
 )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from pathlib import Path
 from typing import Any
 
 from pipeline.end_ids import read_end_ids
-from pipeline.errors import RecipeError
-from pipeline.files import link_or_copy
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
+from pipeline.preflight import check_hub_model, check_model
 from pipeline.recipe import Recipe
 from pipeline.snapshot import (
     check_snapshot,
@@ -21,30 +18,10 @@ from pipeline.snapshot import (
     snapshot_files,
     unreadable,
 )
+from pipeline.source.local import local_directory
 from pipeline.stages.base import Stage, StageContext
-
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-
-
-def local_directory(recipe: Recipe) -> Path | None:
-    """The model's directory, or None when the recipe names a Hub id.
-
-    Raises:
-        RecipeError: It is neither.
-    """
-    source = recipe.model.source
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if HUB_ID.match(source) and "/" in source and not path.exists():
-        return None
-    raise RecipeError(
-        f"there is no model directory {source}",
-        where=recipe.place("model.source"),
-        why=f"{path.absolute()} is a file" if path.exists() else "The path does not exist",
-        fix="Name a directory with config.json and *.safetensors, or a Hub id such as "
-        "Qwen/Qwen2.5-7B-Instruct",
-    )
+from pipeline.store.artifact import Artifact
+from pipeline.store.files import link_or_copy
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -67,9 +44,11 @@ def material(recipe: Recipe) -> dict[str, Any]:
 def run(context: StageContext) -> dict[str, Any]:
     """Checks the snapshot and copies it (or, from the Hub's cache, links it) into the artifact.
 
+    What cannot work is refused before a model is fetched.
+
     Raises:
         SourceError: It cannot be fetched or read, or is not a whole checkpoint in safetensors.
-        UnsupportedError: Its architecture is not supported.
+        UnsupportedError: Its architecture is not supported, or the recipe cannot work with it.
     """
     recipe = context.recipe
     directory = local_directory(recipe)
@@ -77,6 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
     # The Hub cache never changes a file; a local directory may be trained into again.
     deliver = shutil.copyfile if directory else link_or_copy
     if directory is None:
+        check_hub_model(recipe)
         context.progress.note(f"fetching {recipe.model.source} from the Hub")
         directory = hub_snapshot(recipe)
     refuse_without_safetensors(directory, place)
@@ -111,6 +91,15 @@ def run(context: StageContext) -> dict[str, Any]:
     }
 
 
+def check(recipe: Recipe, artifact: Artifact) -> None:
+    """Refuses what cannot work with this model, also where the snapshot was cached.
+
+    Raises:
+        UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
+    """
+    check_model(recipe, artifact.path)
+
+
 STAGE = Stage(
     name="source",
     version=2,
@@ -119,4 +108,5 @@ STAGE = Stage(
     run=run,
     section=lambda recipe: {"trust_remote_code": recipe.model.trust_remote_code},
     material=material,
+    check=check,
 )

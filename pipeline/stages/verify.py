@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import Requirements
-from pipeline.digests import digest_of, file_digest, files_below
+from pipeline.dependencies import versions
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
-from pipeline.targets import get_target
-from pipeline.toolchain import versions
+from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
+from pipeline.store.artifact import Artifact
 
 JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"
-LOG_NAME = "triton.log"
-TOOLS = ("nvidia-pytriton", "tritonclient", "grpcio")
-
-
-def code_digest(*packages: str) -> str:
-    """One digest over the Python files of packages of the pipeline.
-
-    What is asked, and how, decides what a server answers; so the asking code is part of the key.
-
-    Args:
-        packages: Folders below ``pipeline/``.
-    """
-    root = Path(__file__).resolve().parents[1]
-    return digest_of(
-        {
-            f"{package}/{name}": file_digest(root / package / name)
-            for package in packages
-            for name in files_below(root / package)
-            if name.endswith(".py")
-        }
-    )
 
 
 def material(_recipe: Recipe) -> dict[str, Any]:
-    """The checks and the versions of the server and the client."""
-    return {"code": code_digest("client", "verify"), "tools": versions(TOOLS)}
-
-
-def needs(recipe: Recipe) -> Requirements:
-    """The client's package and those that the target is served with."""
-    return [("tritonclient", "client"), *get_target(recipe.compile.target).needs]
+    """The checks, the contract they check against, and the versions of server and client."""
+    code = code_digest("client", "verify", "triton", "probes.py")
+    return {"code": code, "tools": versions(TOOLS)}
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -61,7 +34,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
     repository = context.inputs["repository"]
-    target = str(repository.facts.get("target", "openvino"))
+    target = str(repository.facts["target"])
     with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
+
 from pipeline.errors import UnsupportedError
 from pipeline.targets.base import Target
 
 __all__ = ["TARGETS", "Target", "get_target"]
 
-TARGETS = ("openvino", "tensorrt")
+TARGETS: Mapping[str, str] = {
+    "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
+    "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+}
+"""Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
 
 
 def get_target(name: str) -> Target:
-    """The target of that name.
+    """Loads the target of a name.
 
     Raises:
         UnsupportedError: There is no such target.
     """
-    if name == "openvino":
-        from pipeline.targets.openvino import OpenVinoTarget
-
-        return OpenVinoTarget()
-    if name == "tensorrt":
-        from pipeline.targets.tensorrt import TensorRtTarget
-
-        return TensorRtTarget()
-    raise UnsupportedError(
-        f"there is no compile target {name}", fix=f"Targets: {', '.join(TARGETS)}"
-    )
+    if name not in TARGETS:
+        raise UnsupportedError(
+            f"there is no compile target {name}", fix=f"Targets: {', '.join(TARGETS)}"
+        )
+    module, _, attribute = TARGETS[name].partition(":")
+    target: Target = getattr(import_module(module), attribute)()
+    return target

@@ -2,47 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.dependencies import Requirements
+from pipeline.dependencies import Requirements, install, installed
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
+from pipeline.triton.parameters import EngineModel
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2 as proto
+
+    from pipeline.triton.running import RunningServer, ServerOptions
 
 LOG_NAME = "build.log"
 """What a build said, in an engine directory. It stays in the store, as it names places here."""
 
+TritonModel = Callable[[Recipe, Mapping[str, Any]], EngineModel]
+"""Says how Triton runs an engine, from the recipe and the engine directory's ``config.json``.
+
+Raises:
+    RepositoryError: The engine cannot be served.
+    UnsupportedError: The recipe asks for what the engine cannot do.
+"""
+
 
 @dataclass(frozen=True)
-class EngineEvaluation:
-    """That a target can measure the quality of an engine on this machine.
+class Finding:
+    """One line of ``doctor``.
 
     Attributes:
-        material: What decides the measurement besides checkpoint and windows; part of a cache key.
-        longest_window: Tokens of the longest window that the engine takes.
+        name: What was looked at.
+        value: What was found.
+        ok: Whether it is as it should be.
+        advice: What to do when it is not.
     """
 
-    material: Mapping[str, Any]
-    longest_window: int
+    name: str
+    value: str
+    ok: bool = True
+    advice: str = ""
+
+
+def look_for(package: str, extra: str, use: str) -> Finding:
+    """Says whether a distribution is installed, and what it is for where it is not.
+
+    Args:
+        package: The distribution's name.
+        extra: The extra of this project that installs it.
+        use: What needs it.
+    """
+    found = installed(package)
+    return Finding(package, found or "absent", found is not None, f"For {use}. {install(extra)}")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``plan`` says about an engine that is not built yet.
+
+    Attributes:
+        lines: For a terminal.
+        values: The same as JSON values; memory in bytes.
+    """
+
+    lines: Sequence[str]
+    values: Mapping[str, Any]
+
+
+class EngineEvaluation(Protocol):
+    """Measures the quality of engines on this machine."""
+
+    @property
+    def material(self) -> Mapping[str, Any]:
+        """What decides the measurement besides checkpoint and windows; part of a cache key."""
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens of the longest window that the engine takes."""
+
+    def perplexity(
+        self,
+        checkpoint: Path,
+        windows: Sequence[Sequence[int]],
+        workspace: Path,
+        progress: Progress,
+    ) -> float:
+        """Builds an engine that is only measured, and measures it.
+
+        Args:
+            checkpoint: A validated TensorRT-LLM checkpoint directory.
+            windows: Token ids, of :attr:`longest_window` at most; the first of each is context
+                only.
+            workspace: Where the engine may lie meanwhile; nothing of it is left.
+            progress: Where it reports.
+
+        Raises:
+            UnsupportedError: This machine cannot build the engine.
+            StageError: The engine could not be built or measured.
+        """
+
+
+class ServeCommand(Protocol):
+    """A command line that serves a repository, to copy."""
+
+    @property
+    def command(self) -> Sequence[str]:
+        """The command, word by word."""
+
+    @property
+    def image(self) -> str | None:
+        """The container image; None when it starts in place."""
+
+    @property
+    def text(self) -> str:
+        """The whole command line for a shell."""
 
 
 class Target(Protocol):
-    """Something that compiles a TensorRT-LLM checkpoint and says how Triton runs the result."""
+    """Compiles a TensorRT-LLM checkpoint, and says how Triton runs the result.
+
+    Everything that is known about a target is known here: no other part of the pipeline asks for
+    its name.
+    """
 
     name: str
+    rounds_activations: bool
+    """Whether activations have the checkpoint's dtype, so that those beyond its range become
+    infinite; otherwise they are float32."""
 
-    @property
-    def needs(self) -> Requirements:
-        """What it compiles and serves with in this Python."""
+    def needs(self, recipe: Recipe) -> Requirements:
+        """Names the optional packages that it compiles and serves with in this Python."""
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses what cannot work, from the recipe and config.json alone, in under a second.
 
         Raises:
             UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
+        """
+
+    def explain(self, recipe: Recipe, facts: ModelFacts) -> Explanation | None:
+        """Describes the engine and its memory before it is built; None where there is no more to
+        say than the recipe does.
+
+        Args:
+            recipe: A recipe that :meth:`check` has passed.
+            facts: The model's facts.
+        """
+
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """The part of the recipe that :meth:`compile` reads, as JSON values under its own names.
+
+        It is part of the engine's cache key, so it holds no option of another target and nothing
+        that only decides how fast the engine is built.
         """
 
     def tools(self) -> Mapping[str, str]:
@@ -63,7 +177,7 @@ class Target(Protocol):
             CompileError: The engine could not be built.
         """
 
-    def engine_evaluation(
+    def evaluation(
         self, recipe: Recipe, progress: Progress | None = None
     ) -> EngineEvaluation | None:
         """How engines are measured on this machine; None where they are not.
@@ -73,25 +187,44 @@ class Target(Protocol):
             progress: Is told why an engine that could run here is not measured.
         """
 
-    def engine_perplexity(
-        self,
-        checkpoint: Path,
-        recipe: Recipe,
-        windows: Sequence[Sequence[int]],
-        workspace: Path,
-        progress: Progress,
-    ) -> float:
-        """Builds an engine that is only measured, and measures it.
+    @property
+    def triton_model(self) -> TritonModel | None:
+        """How Triton runs an engine. A target that only exports has None here: its chain of stages
+        ends at ``compile``, and the methods below that concern a repository are never called.
+        """
+
+    def engine_problems(
+        self, model: proto.ModelConfig, directory: Path, config: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Names everything that would keep Triton from serving an engine, one sentence each.
 
         Args:
-            checkpoint: A validated TensorRT-LLM checkpoint directory.
-            recipe: The recipe; ``compile`` is the section that counts.
-            windows: Token ids, of :attr:`EngineEvaluation.longest_window` at most; the first of
-                each is context only.
-            workspace: Where the engine may lie meanwhile; nothing of it is left.
-            progress: Where it reports.
+            model: ``config.pbtxt`` of the engine model.
+            directory: The engine directory in the repository.
+            config: Its ``config.json``.
+        """
+
+    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+        """A server for a repository, to be started with ``with``.
+
+        Args:
+            repository: The repository.
+            log: Where the server's own log goes.
+            options: Where it listens, and the GPUs it takes.
 
         Raises:
-            UnsupportedError: This target measures no engines, or not on this machine.
-            StageError: The engine could not be built or measured.
+            UsageError: An option is not one of this target.
+            UnsupportedError: This machine cannot serve it; the message has the command for one
+                that can.
         """
+
+    def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
+        """The command that serves a repository, for this machine or another.
+
+        Raises:
+            UsageError: The target is not served by a command of its own.
+            UnsupportedError: No known image can read the engine.
+        """
+
+    def findings(self) -> list[Finding]:
+        """Says what ``doctor`` should know about this machine and the target."""

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError
 from pipeline.recipe import Recipe
 from pipeline.triton.contract import served_models
-from pipeline.triton.parameters import EngineModel, engine_model, model_parameters
+from pipeline.triton.parameters import EngineModel, model_parameters
 from pipeline.triton.tensors import (
     BLS,
     BLS_UNARY,
@@ -30,7 +30,7 @@ HEADER = "# Written by the repository stage: change the recipe, not this file.\n
 
 
 def render_configs(
-    recipe: Recipe, engine: Mapping[str, Any], native: EngineModel | None = None
+    recipe: Recipe, engine: Mapping[str, Any], native: EngineModel
 ) -> dict[str, str]:
     """The text of config.pbtxt for the models of a repository, by model name.
 
@@ -38,12 +38,10 @@ def render_configs(
         recipe: ``serve`` and ``compile`` are read.
         engine: The engine directory's ``config.json``; ``build_config.max_batch_size`` limits every
             model, because the engine cannot hold more sequences than it was built for.
-        native: How Triton runs that engine, where the caller knows it already.
+        native: How Triton runs that engine.
 
     Raises:
-        RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``, or the
-            engine cannot be served.
-        UnsupportedError: See :func:`engine_model`.
+        RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``.
     """
     max_batch_size = engine_batch_size(engine)
     serve = recipe.serve
@@ -54,7 +52,6 @@ def render_configs(
         BLS: serve.bls_instance_count,
         BLS_UNARY: serve.bls_instance_count,
     }
-    native = native or engine_model(recipe, engine)
     backend = dict.fromkeys(instances, "python") | {ENGINE: native.backend}
     parameters = model_parameters(recipe, native)
     texts = {}

@@ -5,11 +5,32 @@ from __future__ import annotations
 import contextlib
 import http.client
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from typing_extensions import Self
 
 from pipeline.triton.ports import local_address
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server is asked to run.
+
+    Attributes:
+        host: Address to listen on.
+        grpc_port: 0 picks a free port; likewise the others.
+        devices: GPUs to use, as ``nvidia-smi`` counts them; None takes the first ones.
+        orchestrator: One server that spawns a worker per rank.
+    """
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    http_port: int = 0
+    metrics_port: int = 0
+    devices: Sequence[int] | None = None
+    orchestrator: bool = False
 
 
 class RunningServer(ABC):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as proto
@@ -12,19 +12,22 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
-from pipeline.triton.tensorrtllm import BACKEND, BATCHING, MANDATORY, local_path
+from pipeline.triton.parameters import local_path
 from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE
-from pipeline.triton.trt_engine import TrtEngine
 
 # The one tokenizer file that every text model needs; the others are optional.
 TOKENIZER_FILE = "tokenizer.json"
 
+EngineProblems = Callable[[proto.ModelConfig, Path, Mapping[str, Any]], Iterator[str]]
+"""What a compile target finds wrong with its engine; see :class:`pipeline.targets.base.Target`."""
 
-def problems(repository: Path) -> list[str]:
+
+def problems(repository: Path, engine_problems: EngineProblems) -> list[str]:
     """Everything wrong with a repository, one sentence each, prefixed with the file it concerns.
 
     Args:
         repository: The directory that holds one folder per model.
+        engine_problems: The check of the target that compiled the engine.
     """
     try:
         folders = sorted(path for path in repository.iterdir() if path.is_dir())
@@ -50,18 +53,22 @@ def problems(repository: Path) -> list[str]:
             found += [f"{place}: {problem}" for problem in check_ensemble(config, models)]
         found += [f"{place}: {problem}" for problem in _tokenizer(repository, config)]
     if ENGINE in models:
-        found += list(_engine(repository, models))
+        found += list(_engine(repository, models, engine_problems))
         found += list(_policies(models))
     return found
 
 
-def check_repository(repository: Path) -> None:
+def check_repository(repository: Path, engine_problems: EngineProblems) -> None:
     """Raises when a repository would not load or would not do what its clients expect.
+
+    Args:
+        repository: The directory that holds one folder per model.
+        engine_problems: The check of the target that compiled the engine.
 
     Raises:
         RepositoryError: Listing every problem found.
     """
-    found = problems(repository)
+    found = problems(repository, engine_problems)
     if found:
         count = "one problem" if len(found) == 1 else f"{len(found)} problems"
         raise RepositoryError(
@@ -85,7 +92,9 @@ def _tokenizer(repository: Path, config: proto.ModelConfig) -> Iterator[str]:
         yield f"parameter tokenizer_dir: {value}/{TOKENIZER_FILE} {problem}"
 
 
-def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[str]:
+def _engine(
+    repository: Path, models: dict[str, proto.ModelConfig], engine_problems: EngineProblems
+) -> Iterator[str]:
     place = f"{ENGINE}/config.pbtxt"
     value = _parameter(models[ENGINE], "gpt_model_path")
     if not value:
@@ -99,12 +108,7 @@ def _engine(repository: Path, models: dict[str, proto.ModelConfig]) -> Iterator[
     if problem:
         yield f"{value}/config.json {problem}"
         return
-    if models[ENGINE].backend == BACKEND:
-        yield from _native(models[ENGINE], directory, content)
-    else:
-        for name in _engine_files(content):
-            if not (directory / name).is_file():
-                yield f"{value}/{name} is missing"
+    yield from engine_problems(models[ENGINE], directory, content)
     size = (content.get("build_config") or {}).get("max_batch_size")
     if not isinstance(size, int):
         yield f"{value}/config.json does not have build_config.max_batch_size"
@@ -137,53 +141,6 @@ def _policies(models: dict[str, proto.ModelConfig]) -> Iterator[str]:
 
 def _answers(decoupled: bool) -> str:
     return "may answer many times" if decoupled else "answers once"
-
-
-def _engine_files(config: dict[str, Any]) -> tuple[str, ...]:
-    if config.get("target") == "openvino":
-        return ("openvino_model.xml", "openvino_model.bin")
-    mapping = (config.get("pretrained_config") or {}).get("mapping") or {}
-    return tuple(f"rank{rank}.engine" for rank in range(int(mapping.get("world_size", 1))))
-
-
-def _native(config: proto.ModelConfig, directory: Path, content: dict[str, Any]) -> Iterator[str]:
-    """What the C++ backend would trip over, or correct without saying so."""
-    place, value = f"{ENGINE}/config.pbtxt", _parameter(config, "gpt_model_path")
-    if not PurePosixPath(value).is_absolute():
-        yield (
-            f"{place}: parameter gpt_model_path: {value} is relative; the C++ backend looks for it "
-            "below the directory it was started in"
-        )
-    for name in MANDATORY:
-        if name not in config.parameters:
-            yield f"{place}: the parameter {name} is missing; without it the backend does not load"
-    batching = _parameter(config, "gpt_model_type")
-    if batching not in BATCHING:
-        yield f"{place}: parameter gpt_model_type is {batching!r}, not {BATCHING[0]}"
-    try:
-        engine = TrtEngine.from_config(content)
-    except RepositoryError as error:
-        yield f"{value}/config.json: {error.what}: {error.why}"
-        return
-    yield from (f"{value}/config.json: {problem}" for problem in engine.problems())
-    present = {path.name for path in directory.glob("rank*.engine")}
-    for name in engine.rank_files:
-        if name not in present:
-            yield f"{value}/{name} is missing"
-    for name in sorted(present - set(engine.rank_files)):
-        yield f"{value}/{name} is not one of the engine's {engine.world_size} ranks"
-    beams = _parameter(config, "max_beam_width")
-    if not beams.isdecimal() or not 1 <= int(beams) <= engine.max_beam_width:
-        yield (
-            f"{place}: parameter max_beam_width is {beams!r}; the engine was built for 1 to "
-            f"{engine.max_beam_width}"
-        )
-    for name, obstacle in (
-        ("enable_kv_cache_reuse", engine.kv_reuse_obstacle()),
-        ("enable_chunked_context", engine.chunked_context_obstacle()),
-    ):
-        if obstacle and _parameter(config, name) != "false":
-            yield f"{place}: parameter {name} must be false: {obstacle}"
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:

@@ -64,7 +64,8 @@ def run_conformance(
 
     with client_of(accumulates=False) as client:
         server = client.metadata()
-        accumulates = seen_to_accumulate(client, plan.prompts[0])
+        # A server that is not ready is not asked for text.
+        accumulates = client.is_ready() and seen_to_accumulate(client, plan.prompts[0])
     with client_of(accumulates=accumulates) as client:
         context = Context(url, model, plan, client, tls, headers, probes, accumulates)
         results: list[CheckResult] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.artifacts import check_files, read_manifest
+from pipeline.store.artifact import check_files, read_manifest
 
 from .conftest import Cli
 
@@ -49,6 +49,16 @@ def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[st
     evaluate = next(stage for stage in demo["stages"] if stage["stage"] == "evaluate")
     assert Path(evaluate["path"], "evaluation.json").is_file()
     assert "evaluate    cached" in failed.stdout
+    # The page of the run before no longer stands for this one; what passed then is still there.
+    outputs = Path(demo["outputs"])
+    report = json.loads((outputs / "report.json").read_text())
+    assert report["verdict"]["status"] == "failed"
+    assert report["verdict"]["unreached"] == ["compile", "repository", "verify", "bench"]
+    assert (outputs / "repository").is_dir()
+    assert "Failed at evaluate" in (outputs / "report.html").read_text()
+    again = json.loads(cli.run("configs/demo.yaml", "--json").stdout)
+    assert {stage["status"] for stage in again["stages"]} == {"cached"}
+    assert json.loads((outputs / "report.json").read_text())["verdict"]["status"] == "passed"
 
 
 def test_the_store_is_whole_and_the_repository_matches_its_manifest(

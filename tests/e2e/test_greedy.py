@@ -33,7 +33,7 @@ def served(
     result = json.loads(done.stdout)
     checkpoint = next(s["path"] for s in result["stages"] if s["stage"] == "quantize")
     log = tmp_path_factory.mktemp("log") / "triton.log"
-    repository = Path(result["outputs"]) / "repository"
+    repository = Path(result["deployed"]["repository"])
     with serving(repository, log) as server, Client(server.grpc_url) as client:
         yield load_reference(Path(checkpoint)), client
 

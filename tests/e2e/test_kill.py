@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.artifacts import Store
+from pipeline.store.store import Store
 
 from ..conftest import PROJECT
 from .conftest import Cli

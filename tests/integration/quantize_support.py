@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import Recipe
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
 from pipeline.stages.quantize import STAGE
+from pipeline.store.artifact import Artifact
 
 ARCHITECTURES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 FORMATS = ("float16", "int8_sq", "int4_awq", "fp8", "w4a8_awq")

@@ -15,9 +15,10 @@ from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.activations import ActivationWatch
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import STAGE
 from pipeline.stages.quantize import STAGE as QUANTIZE
+from pipeline.store.artifact import Artifact
 
 from .quantize_support import calibration_words, recipe, run_stage, write_source
 

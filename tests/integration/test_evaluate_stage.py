@@ -16,8 +16,9 @@ from pipeline.recipe import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 from pipeline.reference.source import load_source
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
+from pipeline.store.artifact import Artifact
 from pipeline.text import load_tokenizer, token_rows
 from tests.integration.quantize_support import calibration_words, run_stage, write_source
 from tests.integration.quantize_support import recipe as quantize_recipe

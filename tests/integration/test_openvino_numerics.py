@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline.checkpoint import Linear, open_checkpoint
-from pipeline.digests import file_digest
 from pipeline.reference import load_reference
 from pipeline.reference.linear import CheckpointLinear, whole_linear
+from pipeline.store.digests import file_digest
 from pipeline.targets.openvino.linears import Linears
 from tests.integration.openvino_support import (
     compile_engine,

@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 
 from pipeline.dependencies import install
 from pipeline.errors import PipelineError, UsageError
-from pipeline.launch import plan
 from pipeline.quantize.formats import MODELOPT
 from pipeline.snapshot import refuse_without_safetensors, weight_files
+from pipeline.targets.tensorrt.serve import launch
 from pipeline.text import read_texts
 from pipeline.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from tests.conftest import PROJECT
@@ -44,7 +44,7 @@ RUN_BY = {
     ("tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
     ("tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
     ("tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
-    ("launch/plan.py", "chmod -"): "test_the_containers_user_may_read",
+    ("targets/tensorrt/serve/launch.py", "chmod -"): "test_the_containers_user_may_read",
     ("triton/installation.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
 }
 
@@ -251,7 +251,8 @@ def test_the_containers_user_may_read(tmp_path: Path) -> None:
     secret.write_text("x")
     for path in (secret, secret.parent):
         path.chmod(0o700 if path.is_dir() else 0o600)
-    assert plan.unreadable(folder)
-    (text,) = (text for file, text in remedies() if file == "launch/plan.py" and "chmod" in text)
+    assert launch.unreadable(folder)
+    place = "targets/tensorrt/serve/launch.py"
+    (text,) = (text for file, text in remedies() if file == place and "chmod" in text)
     shell(f"{text[text.index('chmod') :]} {shlex.quote(str(folder))}", tmp_path)
-    assert not plan.unreadable(folder)
+    assert not launch.unreadable(folder)

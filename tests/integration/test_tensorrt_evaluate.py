@@ -21,7 +21,8 @@ from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import compile as compile_stage
 from pipeline.stages import evaluate
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.doubles.trtllm_build.machine import pretend
 from tests.integration.quantize_support import VOCAB, calibration_words, run_stage, write_source
 from tests.integration.quantize_support import recipe as quantize_recipe

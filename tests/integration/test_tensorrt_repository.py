@@ -18,15 +18,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.client import Client
-from pipeline.digests import file_digest, files_below
 from pipeline.errors import ServerError
-from pipeline.launch.view import link_view
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
-from pipeline.runner import BuildDir, run_recipe
+from pipeline.runner import run_recipe
 from pipeline.serving import check_custody, serve_command
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.digests import file_digest, files_below
+from pipeline.targets.tensorrt.serve.server import link_view
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend
@@ -60,7 +61,7 @@ def _build(root: Path, name: str, target: str, ranks: int) -> Path:
     recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
     recipe = recipe.model_copy(update={"evaluate": None})
     built = run_recipe(recipe, BuildDir(root / "build"), Silent(), until="repository")
-    return built.outputs / "repository"
+    return built.deployed["repository"]
 
 
 def digests(repository: Path, model: str) -> dict[str, str]:
@@ -113,7 +114,7 @@ def test_a_whole_run_in_the_pinned_container(
     vocabulary = ModelFacts.from_directory(PROJECT / str(recipe.model.source)).vocab_size
     assert [len(tokens) for tokens in facts["compile"]["smoke"]] == [16, 16, 16]
     assert facts["compile"]["smoke"][0][0] == (3 * (7919 % vocabulary) + 1) % vocabulary
-    engine = built.outputs / "repository/tensorrt_llm/1/engine"
+    engine = built.deployed["repository"] / "tensorrt_llm/1/engine"
     files = {"config.json", "engine.json", "rank0.engine", "rank1.engine"}
     assert {path.name for path in engine.iterdir()} == files
     assert not [name for name in files if str(tmp_path) in (engine / name).read_text()]

@@ -23,11 +23,11 @@ from tokenizers import AddedToken, Tokenizer, processors
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from pipeline.stages.repository import model_sources, python_files
-from pipeline.triton.config import render_configs
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 from tests.unit.model_repo.upstream import assert_shape
+from tests.unit.triton.by_target import render_configs
 from tests.unit.triton.demo import ENGINE, demo_recipe
 
 SCRIPTED = PROJECT / "tests" / "doubles" / "scripted_engine.py"

@@ -12,7 +12,6 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from pipeline.digests import file_digest
 from pipeline.errors import RepositoryError, SourceError, UsageError
 from pipeline.probes import (
     CHAT,
@@ -25,6 +24,7 @@ from pipeline.probes import (
     make_probes,
     read_probes,
 )
+from pipeline.store.digests import file_digest
 from pipeline.tokenizer import open_tokenizer, served_config, served_file
 from pipeline.triton.parameters import TOKENIZER_DIR
 from tests.conftest import PROJECT

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.model_repo.fake_triton import Request, install, model_args
 from tests.unit.triton.demo import demo_recipe, write_engine
 

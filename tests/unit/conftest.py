@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.targets.openvino import preflight
+from pipeline.targets.openvino import memory
 
 
 @pytest.fixture(autouse=True)
 def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is refused must not depend on the machine that runs the tests."""
-    monkeypatch.setattr(preflight, "machine_memory", lambda: 10**15)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 10**15)

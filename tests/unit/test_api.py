@@ -110,8 +110,6 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
     monkeypatch.setattr(planner, "STAGES", house.stages())
     monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
-    monkeypatch.setattr(runner, "check_hub_model", lambda _recipe: None)
-    monkeypatch.setattr(runner, "check_model", lambda _recipe, _path: None)
     return house
 
 

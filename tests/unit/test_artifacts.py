@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts
-from pipeline.artifacts import Store, check_files, read_manifest
-from pipeline.deploy import deploy
 from pipeline.errors import StoreError
-from pipeline.stages.base import Artifact
+from pipeline.store import store as store_module
+from pipeline.store.artifact import Artifact, check_files, read_manifest
+from pipeline.store.deploy import deploy
+from pipeline.store.store import Store
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_a_full_disk_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> 
     def full(_path: Path) -> None:
         raise OSError(28, "No space left on device", "store/file")
 
-    monkeypatch.setattr(artifacts, "_fsync", full)
+    monkeypatch.setattr(store_module, "fsync", full)
     with pytest.raises(StoreError, match=r"No space left on device.*--build-dir") as caught:
         publish(store)
     assert caught.value.exit_code == 5
@@ -245,7 +245,9 @@ def test_an_unmoved_file_is_not_read_again(store: Store, monkeypatch: pytest.Mon
     publish(store)
     store.memo.save()
     reread: list[Path] = []
-    monkeypatch.setattr("pipeline.digests.file_digest", lambda path: reread.append(path) or "x")
+    monkeypatch.setattr(
+        "pipeline.store.digests.file_digest", lambda path: reread.append(path) or "x"
+    )
     fresh = Store(store.root)
     assert fresh.get("stage", "k1")[0] is not None
     assert reread == []

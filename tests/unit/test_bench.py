@@ -16,7 +16,8 @@ from pipeline.errors import RecipeError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import bench
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.unit.client.fake_model import FakeModel
 from tests.unit.client.fake_triton import FakeTriton, piece, refusal
 
@@ -150,14 +151,14 @@ def test_the_table(capsys):
 
 def test_the_stage_writes_what_it_measured(tmp_path, monkeypatch):
     @contextmanager
-    def server(repository, *, log_file):
+    def server(repository, *, log_file, **_options):
         with FakeModel().serve() as fake:
             fake.grpc_url = fake.url
             yield fake
 
     monkeypatch.setattr("pipeline.triton.server.TritonServer", server)
     wanted = recipe(bench={"concurrency": [1, 2], "requests": 2, "output_tokens": 4})
-    repository = Artifact("repository", "k", "d", Path("repository"), {})
+    repository = Artifact("repository", "k", "d", Path("repository"), {"target": "openvino"})
     facts = bench.STAGE.run(StageContext(wanted, {"repository": repository}, tmp_path, Silent()))
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert content == facts
@@ -184,7 +185,8 @@ def test_the_key_covers_load_text_and_machine(tmp_path):
     assert before["machine"]["cpus"] >= 1
     assert bench.STAGE.material(recipe())["text"] is None
     assert bench.STAGE.section(wanted) == {
-        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32}
+        "bench": {"concurrency": [1, 8], "requests": 16, "output_tokens": 32},
+        "compile": {"max_input_len": 1024},
     }
     text.unlink()
     with pytest.raises(RecipeError, match="cannot be read"):

@@ -145,7 +145,7 @@ MISUSES = [
     (["bench", "--url", "h:1", "--header", "secret"], "--header needs NAME=VALUE"),
     (["bench", "--repository", "x", "--tls-root", "y"], "has no TLS"),
     (["generate", "hi", "--url", "h:1", "--timeout", "0"], "timeout must be above 0 seconds"),
-    (["generate", "-", "--url", "h:1"], "prompt is empty"),
+    (["generate", "-", "--url", "h:1"], "standard input: prompt is empty"),
     (["store", "nope"], "trtllm-pipeline store: no such command 'nope'"),
     (["store", "list", "--build-dir", "no/such"], "no/such: there is no such build directory"),
     (["store", "verify", "--build-dir", "tests"], "tests: this directory holds no artifact store"),
@@ -228,7 +228,7 @@ def test_an_error_that_nobody_hears_has_its_exit_code(closed: str) -> None:
 def test_a_closed_standard_input_is_an_empty_prompt() -> None:
     failed = _shell('exec "$@" <&-', "generate", "-", "--url", "127.0.0.1:1")
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: prompt is empty")
+    assert failed.stderr.startswith("error: standard input: prompt is empty")
 
 
 def test_a_damaged_store_is_one_document(tmp_path: Path) -> None:

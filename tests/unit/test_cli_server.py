@@ -15,6 +15,8 @@ import pytest
 from pipeline.client import ServerFailed
 from pipeline.errors import ServerError
 from pipeline.serving import reachable
+from pipeline.store.deploy import set_aside
+from pipeline.store.store import Store
 
 from ..conftest import PROJECT
 from .client.fake_model import FakeModel
@@ -118,6 +120,33 @@ def test_serve_can_be_stopped_before_and_after_it_is_ready(
     told, _ = running.communicate(timeout=30)
     assert running.returncode == code
     assert told.endswith(b"stopped\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("serve", "--grpc-port", "70000"), ("generate", "Hi", "--repository")],
+    ids=["serve", "generate"],
+)
+def test_a_repository_that_failed_verification_says_so(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whatever comes of it: here a port that is none, and a repository without any model."""
+    store = Store(tmp_path / "store")
+    with store.workspace("repository", "k") as folder:
+        (folder / "notes.txt").write_text("no model")
+        made = store.publish(
+            folder, stage="repository", key="k", material={}, inputs={}, facts={}, seconds=0
+        )
+    why = "verify failed: 2 conformance checks failed"
+    kept = set_aside(made, tmp_path / "repository", store, "failed", why)
+    assert kept == tmp_path / "repository.failed"
+    done = _cli(*arguments, str(kept))
+    warning = f"warning: {kept}: this repository was not released: {why}\n"
+    assert done.stderr.decode().startswith(warning)
+    assert done.returncode != 0
+    # The artifact in the store is as it was, and nothing is said of it.
+    assert store.verify() == []
+    assert b"warning" not in _cli(*arguments, str(made.path)).stderr
 
 
 def test_a_terminal_without_emoji_gets_question_marks() -> None:

@@ -24,7 +24,9 @@ def _report(folder: Path, name: str) -> Path:
     row = {"tokens_per_second": 1763.25, "concurrency": 8, "ttft_ms": {"p50": 35.914}}
     report = {
         "name": name,
-        "checkpoint": {"format": name, "bytes": 2.5 * 2**20},
+        "verdict": {"status": "passed"},
+        "recipe": {"quantize": {"format": name}},
+        "checkpoint": {"bytes": 2.5 * 2**20},
         "quality": quality,
         "load": {"rows": [row]},
     }
@@ -46,7 +48,7 @@ def test_three_recipes_fit_side_by_side_into_80_columns(
     assert rows["increase %"] == ["1.235"] * 3
     assert rows["tokens/s"] == ["1,763"] * 3
     assert rows["first token ms"] == ["35.91"] * 3
-    assert len(lines) == 11
+    assert len(lines) == 12
 
 
 def test_a_table_shows_markup_as_it_is_and_numbers_to_the_right(

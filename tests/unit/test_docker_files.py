@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.launch.container import EXIT_TIMEOUT_S, INSIDE, MOUNT
-from pipeline.launch.docker import USER, docker_command
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.serve.container import EXIT_TIMEOUT_S, INSIDE, MOUNT
+from pipeline.targets.tensorrt.serve.docker import USER, docker_command
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
 
 DOCKER = PROJECT / "docker"
@@ -124,7 +124,7 @@ def test_image_and_compose_agree(service: dict[str, Any]) -> None:
 
 def test_the_launcher_is_copied_and_not_ignored() -> None:
     copied = [rest.split() for name, rest in instructions() if name == "COPY"]
-    assert [words[1] for words in copied] == ["pipeline/launch/container.py"]
+    assert [words[1] for words in copied] == ["pipeline/targets/tensorrt/serve/container.py"]
     assert (PROJECT / copied[0][1]).is_file()
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in ignored

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import toolchain
-from pipeline.artifacts import Store
 from pipeline.cli import app
 from pipeline.errors import (
     CompileError,
@@ -22,17 +20,28 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.launch import container, docker, plan
-from pipeline.launch import server as server_module
-from pipeline.launch.container import Endpoints, orchestrator_command, server_command
-from pipeline.launch.failure import launch_cause
-from pipeline.launch.plan import docker_launch, local_launch, plan_launch, serving_container
-from pipeline.launch.server import LaunchedServer
-from pipeline.launch.view import link_view
 from pipeline.serving import device_numbers, open_server, serve_command, target_of
-from pipeline.targets.tensorrt.engine import write_manifest
+from pipeline.store.store import Store
+from pipeline.targets.tensorrt import toolchain
+from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
-from pipeline.toolchain import DEFAULT_CONTAINER
+from pipeline.targets.tensorrt.serve import container, docker
+from pipeline.targets.tensorrt.serve import launch as launch_module
+from pipeline.targets.tensorrt.serve import server as server_module
+from pipeline.targets.tensorrt.serve.container import (
+    Endpoints,
+    orchestrator_command,
+    server_command,
+)
+from pipeline.targets.tensorrt.serve.failures import launch_cause
+from pipeline.targets.tensorrt.serve.launch import (
+    docker_launch,
+    local_launch,
+    plan_launch,
+    serving_container,
+)
+from pipeline.targets.tensorrt.serve.server import LaunchedServer, link_view
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.triton import demo, tensorrt
@@ -80,9 +89,9 @@ def two_ranks(tmp_path: Path) -> Path:
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine with two H100 and docker, outside any container."""
-    monkeypatch.setattr(plan, "inside_container", lambda: False)
-    monkeypatch.setattr(plan, "inspect_machine", lambda: machine(H100, H100))
-    monkeypatch.setattr(plan, "daemon_problem", lambda: None)
+    monkeypatch.setattr(launch_module, "inside_container", lambda: False)
+    monkeypatch.setattr(launch_module, "inspect_machine", lambda: machine(H100, H100))
+    monkeypatch.setattr(launch_module, "daemon_problem", lambda: None)
     return monkeypatch
 
 
@@ -236,19 +245,19 @@ def test_plan_on_the_right_machine(outside: Any, two_ranks: Path) -> None:
     ],
 )
 def test_another_gpu(outside: Any, repository: Path, gpus: Any, message: str) -> None:
-    outside.setattr(plan, "inspect_machine", lambda: machine(*gpus))
+    outside.setattr(launch_module, "inspect_machine", lambda: machine(*gpus))
     with pytest.raises(UnsupportedError, match=message):
         plan_launch(repository, HERE)
 
 
 def test_too_few_gpus(outside: Any, two_ranks: Path) -> None:
-    outside.setattr(plan, "inspect_machine", lambda: machine(H100))
+    outside.setattr(launch_module, "inspect_machine", lambda: machine(H100))
     with pytest.raises(UnsupportedError, match=r"has 2 rank\(s\), but 1 of the GPUs asked for"):
         plan_launch(two_ranks, HERE)
 
 
 def test_without_a_gpu_the_command_is_in_the_message(outside: Any, repository: Path) -> None:
-    outside.setattr(plan, "inspect_machine", machine)
+    outside.setattr(launch_module, "inspect_machine", machine)
     with pytest.raises(UnsupportedError, match="Here, nvidia-smi is not installed") as caught:
         plan_launch(repository, HERE)
     assert caught.value.exit_code == 3
@@ -256,7 +265,7 @@ def test_without_a_gpu_the_command_is_in_the_message(outside: Any, repository: P
 
 
 def test_without_docker_the_command_is_in_the_message(outside: Any, repository: Path) -> None:
-    outside.setattr(plan, "daemon_problem", lambda: "docker is not installed")
+    outside.setattr(launch_module, "daemon_problem", lambda: "docker is not installed")
     with pytest.raises(UnsupportedError, match="Here, docker is not installed") as caught:
         plan_launch(repository, HERE)
     assert f"`{docker_launch(repository, HERE).text}`" in str(caught.value)
@@ -288,9 +297,9 @@ def test_a_repository_that_the_containers_user_cannot_read(outside: Any, reposit
 def inside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The pinned container on a machine with an H100."""
     tools = Toolkit(toolchain.TENSORRT_LLM, toolchain.TENSORRT, "13", None)
-    monkeypatch.setattr(plan, "inside_container", lambda: True)
-    monkeypatch.setattr(plan, "inspect_machine", lambda: machine(H100, H100))
-    monkeypatch.setattr(plan, "toolkit", lambda: tools)
+    monkeypatch.setattr(launch_module, "inside_container", lambda: True)
+    monkeypatch.setattr(launch_module, "inspect_machine", lambda: machine(H100, H100))
+    monkeypatch.setattr(launch_module, "toolkit", lambda: tools)
     return monkeypatch
 
 
@@ -329,7 +338,7 @@ def test_in_place_with_devices_and_workers(inside: Any, two_ranks: Path) -> None
 
 def test_in_place_with_another_toolchain(inside: Any, repository: Path) -> None:
     other = Toolkit("1.1.0", "10.13.3.9", "13", None)
-    inside.setattr(plan, "toolkit", lambda: other)
+    inside.setattr(launch_module, "toolkit", lambda: other)
     with pytest.raises(
         UnsupportedError, match=r"has TensorRT-LLM 1\.1\.0, not 1\.2\.1; .*Serve it in nvcr.*26\.06"
     ):
@@ -385,7 +394,7 @@ PORTS = {"grpc_port": 8001, "http_port": 8000, "metrics_port": 8002}
 
 
 def test_serve_here_exits_with_the_command(tmp_path: Path, outside: Any) -> None:
-    outside.setattr(plan, "inspect_machine", machine)
+    outside.setattr(launch_module, "inspect_machine", machine)
     repository = published(tmp_path, "tensorrt")
     with pytest.raises(UnsupportedError, match=r"at the same place there, run `docker run .*`\.$"):
         app(["serve", str(repository), "--grpc-port=0", "--http-port=0", "--metrics-port=0"],

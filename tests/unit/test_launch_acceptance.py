@@ -35,8 +35,8 @@ PIPELINE = """
 case $1 in
 run)
     case $2 in *int8*) name=tiny-llama-int8-sq ;; *) name=tiny-llama-int4-awq ;; esac
-    mkdir -p "$BUILD/$name/repository/tensorrt_llm/1/engine"
-    echo '{"schema": 1}' > "$BUILD/$name/repository/tensorrt_llm/1/engine/engine.json"
+    mkdir -p "$BUILD/$name/repository.unverified/tensorrt_llm/1/engine"
+    echo '{"schema": 1}' > "$BUILD/$name/repository.unverified/tensorrt_llm/1/engine/engine.json"
     log=$BUILD/store/compile/key-$name
     mkdir -p "$log" "$BUILD/store/timing"
     echo "$ trtllm-build $BUILD/store $PWD/configs $HOME/cache" > "$log/build.log"

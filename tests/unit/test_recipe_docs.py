@@ -13,6 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.recipe_docs import attributes, page_text, recipe_keys, recipe_schema, schema_text
 from pipeline.recipe_file import load_recipe
+from pipeline.targets import TARGETS, get_target
 
 from ..conftest import PROJECT
 
@@ -93,12 +94,31 @@ def test_no_meaning_is_left_of_a_key_that_is_gone() -> None:
         assert attributes(model).keys() == model.model_fields.keys(), model.__name__
 
 
-def test_options_of_one_target_are_of_that_target() -> None:
-    targets = {key.name: key.target for key in recipe_keys()}
-    assert targets["compile.max_seq_len"] is None
-    assert targets["compile.tensorrt.plugin_config.gemm_plugin"] == "tensorrt"
-    assert targets["compile.openvino.inference_precision"] == "openvino"
-    assert set(targets.values()) <= {None, "openvino", "tensorrt"}
+# Every target's, although the engine's bytes do not depend on them: the checkpoint is cut for the
+# ranks, and workers only says how many are built at a time.
+NOT_IN_THE_KEY = {
+    ("openvino", "compile.tensor_parallel"),
+    ("openvino", "compile.pipeline_parallel"),
+    ("tensorrt", "compile.tensorrt.workers"),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_reads_what_the_page_says(target: str, least: Recipe) -> None:
+    """The independent side is the target's own section, on which its cache key depends."""
+    section = get_target(target).section(least)
+    read = {name for name, _ in leaves(section) if name.startswith("compile.")}
+    documented = {
+        key.name
+        for key in recipe_keys()
+        if key.name.startswith("compile.") and not key.section and key.target in (None, target)
+    }
+    absent = {name for name in documented if (target, name) in NOT_IN_THE_KEY}
+    assert documented - absent == read
+
+
+def test_a_key_is_of_a_target_that_there_is() -> None:
+    assert {key.target for key in recipe_keys()} <= {None, *TARGETS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pipeline.errors import QualityGateError, StageError
+from pipeline.failure import Failure
 from pipeline.recipe import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread
-from pipeline.stages.base import Artifact
+from pipeline.store.artifact import Artifact
 from pipeline.tables import number
 
 
@@ -24,6 +26,14 @@ def _report(**changes: Any) -> dict[str, Any]:
         "name": "demo",
         "version": "1",
         "created": "2026-07-01T12:00:00Z",
+        "verdict": {
+            "status": "passed",
+            "stage": None,
+            "reasons": [],
+            "fix": None,
+            "unreached": [],
+            "kept": {},
+        },
         "machine": {"architecture": "x86_64", "cpus": 2},
         "recipe": {"name": "demo", "quantize": {"format": "int4_awq", "kv_cache": None}},
         "model": {
@@ -84,7 +94,7 @@ def test_html_escapes_what_users_wrote() -> None:
 
 
 def test_html_has_the_recipe_folded_away() -> None:
-    html = render_html(_report(recipe={"name": "<b>"}))
+    html = render_html(_report(recipe={"name": "<b>", "quantize": {}}))
     folded = html[html.index("<details>") : html.index("</details>")]
     assert "name: &lt;b&gt;" in folded
 
@@ -170,6 +180,18 @@ def _artifact(root: Path, stage: str, facts: dict[str, Any], name: str, content:
     return Artifact(stage, "k" * 64, "d" * 64, folder, facts)
 
 
+def _recipe() -> Recipe:
+    return Recipe.model_validate(
+        {
+            "schema": 1,
+            "name": "t",
+            "model": {"source": "m"},
+            "quantize": {"format": "float16"},
+            "evaluate": {"text": "t.txt"},
+        }
+    )
+
+
 def _artifacts(root: Path, evaluation: dict[str, Any]) -> dict[str, Artifact]:
     times = {"p50": 1.5, "p95": 20.25}
     row = {
@@ -199,6 +221,12 @@ def _artifacts(root: Path, evaluation: dict[str, Any]) -> dict[str, Artifact]:
     return {stage: _artifact(root, stage, facts, *file) for stage, facts, *file in made}
 
 
+ACTIVATIONS = {
+    "dtype": "float16", "limit": 65504.0, "largest": 7e4, "beyond": 3,
+    "where": "model.layers.1.mlp.down_proj", "rounded": False,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("value", [1.0, None])
 def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
     value: float | None, tmp_path: Path
@@ -209,26 +237,13 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
         "kl_divergence", "kl_divergence_standard_error",
     ]  # fmt: skip
     windows = [{"kl": value, "tokens": 4}, {"kl": value, "tokens": 4}]
-    activations = {
-        "dtype": "float16", "limit": 65504.0, "largest": value and 7e4, "beyond": 3,
-        "where": "model.layers.1.mlp.down_proj", "rounded": False,
-    }  # fmt: skip
     evaluation = {
         **dict.fromkeys(names, value),
         "tokens": 20,
         "by_window": windows,
-        "activations": activations,
+        "activations": {**ACTIVATIONS, "largest": value and 7e4},
     }
-    recipe = Recipe.model_validate(
-        {
-            "schema": 1,
-            "name": "t",
-            "model": {"source": "m"},
-            "quantize": {"format": "float16"},
-            "evaluate": {"text": "t.txt"},
-        }
-    )
-    report = collect(recipe, _artifacts(tmp_path, evaluation))
+    report = collect(_recipe(), _artifacts(tmp_path, evaluation))
     # The repository has the longest name and so the latest day.
     assert report["created"] == "2026-07-10T12:00:00Z"
     assert report["machine"] == {"architecture": "x86_64", "cpus": 2}
@@ -246,3 +261,75 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
         assert "Set model.dtype to bfloat16" in text
     assert f"| perplexity of the engine | {shown} |" in render_markdown(report)
     assert len(report["quality"]["kl_by_window"]) == (2 if value else 0)
+
+
+def test_a_broken_gate_fails_the_report_and_what_was_not_reached_is_named(tmp_path: Path) -> None:
+    numbers = {
+        "source_perplexity": 10.0, "perplexity": 10.5, "perplexity_increase": 0.05,
+        "perplexity_increase_standard_error": 0.01, "top1_agreement": 0.97,
+        "top1_agreement_standard_error": 0.01, "kl_divergence": 0.2,
+        "kl_divergence_standard_error": 0.01, "tokens": 20, "by_window": [],
+        "activations": ACTIVATIONS,
+    }  # fmt: skip
+    made = _artifacts(tmp_path, numbers)
+    reached = {name: made[name] for name in ("source", "quantize", "evaluate")}
+    error = QualityGateError("the checkpoint is worse", fix="Try another format").as_dict()
+    failure = Failure("evaluate", True, error, unreached=("compile", "verify"))
+    report = collect(_recipe(), reached, failure)
+    # 10.5 is 5 % more than 10; the recipe's own limit is 2 %.
+    assert report["verdict"] == {
+        "status": "failed",
+        "stage": "evaluate",
+        "reasons": ["perplexity rose by 5.00% (10 to 10.5), allowed is 2.00%"],
+        "fix": "Try another format",
+        "unreached": ["compile", "verify"],
+        "kept": {},
+    }
+    assert [row["name"] for row in report["quality"]["rows"] if row["broken"]] == [
+        "perplexity increase"
+    ]
+    assert report["load"] is report["conformance"] is report["engine"] is None
+    html, markdown = render_html(report), render_markdown(report)
+    assert '<div class="verdict failed"><b>Failed at evaluate</b>' in html
+    assert 'Gate: <b class="failed">failed</b>' in html
+    assert "Conformance" not in html
+    assert "Not reached: compile, verify." in html
+    assert "**Failed at evaluate**" in markdown
+    assert "| compile | - | not reached | |" in markdown
+    assert "None" not in markdown
+    parsed = html.replace("<!DOCTYPE html>", "")
+    assert ElementTree.fromstring(re.sub(r"<(meta|br)([^>]*)>", r"<\1\2/>", parsed)).tag == "html"
+
+
+def test_a_failed_check_fails_the_report_whatever_the_run_says(tmp_path: Path) -> None:
+    made = _artifacts(tmp_path, {})
+    del made["evaluate"]
+    content = json.loads((made["verify"].path / "verify.json").read_text())
+    content["checks"] = [
+        {"name": "end_token", "status": "failed", "proves": "it ends", "reason": "it went on"}
+    ]
+    (made["verify"].path / "verify.json").write_text(json.dumps(content))
+    report = collect(_recipe(), made)
+    assert report["verdict"]["status"] == "failed"
+    assert report["verdict"]["reasons"] == ["end_token: it went on"]
+    assert "end_token: it went on" in render_html(report)
+
+
+def test_a_run_that_could_not_go_on_is_unfinished(tmp_path: Path) -> None:
+    made = _artifacts(tmp_path, {})
+    error = StageError("trtllm-build failed", why="It ran out of memory").as_dict()
+    failure = Failure("compile", False, error, unreached=("verify",))
+    report = collect(_recipe(), {"source": made["source"]}, failure)
+    assert report["verdict"]["status"] == "unfinished"
+    assert report["verdict"]["reasons"] == ["trtllm-build failed", "It ran out of memory"]
+    html = render_html(report)
+    assert "Not finished: compile could not be completed" in html
+    assert "None" not in render_markdown(report)
+
+
+def test_a_good_run_passed(tmp_path: Path) -> None:
+    made = _artifacts(tmp_path, {})
+    del made["evaluate"]
+    report = collect(_recipe(), made)
+    assert report["verdict"]["status"] == "passed"
+    assert '<div class="verdict passed"><b>Passed</b>' in render_html(report)

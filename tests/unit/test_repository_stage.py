@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import RepositoryError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
-from pipeline.stages.base import Artifact, StageContext
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
 from tests.conftest import DEMO_MODEL, PROJECT
 from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
 

@@ -18,13 +18,16 @@ from pipeline.errors import (
     StoreError,
     UnsupportedError,
 )
-from pipeline.planner import build_plan, read_lock
+from pipeline.planner import build_plan
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.retention import prune
-from pipeline.runner import BuildDir, RunResult, run_recipe
-from pipeline.stages.base import Artifact, Stage, StageContext
+from pipeline.runner import RunResult, run_recipe
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.artifact import Artifact
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.lock import read_lock
+from pipeline.store.retention import prune
 
 
 class House:
@@ -85,8 +88,6 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
     monkeypatch.setattr(planner, "STAGES", house.stages())
     monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
-    monkeypatch.setattr(runner, "check_hub_model", lambda _recipe: None)
-    monkeypatch.setattr(runner, "check_model", lambda _recipe, _path: None)
     return house
 
 
@@ -244,7 +245,7 @@ def test_a_lock_that_cannot_be_written_is_named(
     def full(path: Path, _content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(planner, "write_atomically", full)
+    monkeypatch.setattr("pipeline.store.lock.write_atomically", full)
     with pytest.raises(StoreError, match=r"lock\.json: the build directory cannot be written"):
         house.run()
 

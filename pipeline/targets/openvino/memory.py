@@ -8,14 +8,62 @@ process once the cache fills up.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
+from pipeline.targets.openvino.options import kv_cache_precision
 
 TOKENS_PER_BLOCK = 32
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0}
 _WEIGHT_BYTES = {"float16": 2.0, "bfloat16": 2.0, "int8_sq": 1.0, "int4_awq": 0.5}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What an engine takes of this machine's memory, in bytes.
+
+    Attributes:
+        weights: As they are stored; in memory they take at least that.
+        kv_bytes_per_token: Keys and values of one token in all layers.
+        kv_bytes_per_sequence: The KV cache of one sequence of ``max_seq_len``.
+        kv_tokens: Tokens that the whole KV cache has room for.
+        kv_cache: The whole KV cache, which OpenVINO reserves when it opens the engine.
+        sequences: Sequences of ``max_seq_len`` that it holds together.
+        machine: What this machine has; None where the system does not say.
+    """
+
+    weights: int
+    kv_bytes_per_token: int
+    kv_bytes_per_sequence: int
+    kv_tokens: int
+    kv_cache: int
+    sequences: int
+    machine: int | None
+
+    @property
+    def left(self) -> int | None:
+        """What remains for everything else; negative when the engine does not fit."""
+        return None if self.machine is None else self.machine - self.weights - self.kv_cache
+
+
+def plan_memory(recipe: Recipe, facts: ModelFacts) -> MemoryPlan:
+    """Plans the memory of an engine on this machine."""
+    per_token, tokens = (
+        kv_bytes_per_token(facts, kv_cache_precision(recipe)),
+        kv_cache_tokens(recipe),
+    )
+    longest = -(-recipe.compile.max_seq_len // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    return MemoryPlan(
+        weights=weight_bytes(facts, recipe),
+        kv_bytes_per_token=per_token,
+        kv_bytes_per_sequence=longest * per_token,
+        kv_tokens=tokens,
+        kv_cache=tokens * per_token,
+        sequences=tokens // longest,
+        machine=machine_memory(),
+    )
 
 
 def kv_bytes_per_token(facts: ModelFacts, precision: str) -> int:

@@ -5,13 +5,8 @@ from __future__ import annotations
 from pipeline.errors import UnsupportedError
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
-from pipeline.targets.openvino.memory import (
-    TOKENS_PER_BLOCK,
-    kv_bytes_per_token,
-    kv_cache_tokens,
-    machine_memory,
-    weight_bytes,
-)
+from pipeline.targets.openvino.memory import TOKENS_PER_BLOCK, plan_memory
+from pipeline.targets.openvino.options import kv_cache_precision
 
 EXECUTED_FORMATS = ("float16", "bfloat16", "int8_sq", "int4_awq")
 # What the CPU plugin's paged attention accepts with each arithmetic; it throws on the others.
@@ -82,11 +77,10 @@ def _check_precisions(recipe: Recipe) -> None:
 
 
 def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
-    options = recipe.compile.openvino
-    precision = options.kv_cache_precision or options.inference_precision
-    tokens, per_token = kv_cache_tokens(recipe), kv_bytes_per_token(facts, precision)
-    weights, there = weight_bytes(facts, recipe), machine_memory()
-    if there is None or weights + tokens * per_token <= there:
+    precision, plan = kv_cache_precision(recipe), plan_memory(recipe, facts)
+    tokens, per_token, weights = plan.kv_tokens, plan.kv_bytes_per_token, plan.weights
+    there = plan.machine
+    if there is None or weights + plan.kv_cache <= there:
         return
     left = max(there - weights, 0) // per_token // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
     sized = recipe.serve.max_tokens_in_paged_kv_cache is not None
@@ -100,11 +94,11 @@ def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
     if weights < there and precision == "f32":
         remedy += "; compile.openvino.kv_cache_precision: f16 or u8 makes the cache smaller"
     raise UnsupportedError(
-        f"the engine needs {weights + tokens * per_token:,} bytes, and this machine has {there:,}",
+        f"the engine needs {weights + plan.kv_cache:,} bytes, and this machine has {there:,}",
         where=recipe.place(
             "serve.max_tokens_in_paged_kv_cache" if sized else "compile.max_batch_size"
         ),
-        why=f"A KV cache of {tokens:,} tokens takes {tokens * per_token:,} bytes ({per_token:,} "
+        why=f"A KV cache of {tokens:,} tokens takes {plan.kv_cache:,} bytes ({per_token:,} "
         f"per token in {precision}), the weights at least {weights:,}",
         fix=remedy,
     )

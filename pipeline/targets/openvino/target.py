@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.dependencies import require
-from pipeline.errors import UnsupportedError
+from pipeline.dependencies import Requirements, require, versions
+from pipeline.errors import UsageError
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.targets.base import EngineEvaluation
+from pipeline.targets.base import Explanation, Finding, ServeCommand, Target
 from pipeline.targets.openvino import preflight
-from pipeline.toolchain import versions
+from pipeline.triton.parameters import EngineModel
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2 as proto
+
+    from pipeline.triton.running import RunningServer, ServerOptions
 
 # Raised when the same checkpoint gives another graph; part of the engine's cache key.
 GRAPH_VERSION = "1"
 PACKAGES = ("openvino", "openvino-genai", "numpy")
+ENGINE_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 
 class OpenVinoTarget:
     """Compiles for the CPU with OpenVINO."""
 
     name = "openvino"
-    needs = tuple((name, "cpu") for name in ("openvino", "openvino_genai", "ml_dtypes", "pytriton"))
+    rounds_activations = False
+
+    def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
+        """OpenVINO, and the wheel that holds tritonserver."""
+        return [(name, "cpu") for name in ("openvino", "openvino_genai", "ml_dtypes", "pytriton")]
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses formats, lengths and precisions that the CPU target cannot serve faithfully.
@@ -33,6 +43,17 @@ class OpenVinoTarget:
             UnsupportedError: Naming the recipe's key, the reason and the remedy.
         """
         preflight.check(recipe, facts)
+
+    def explain(self, recipe: Recipe, facts: ModelFacts) -> Explanation:
+        """Describes the engine and what it takes of this machine's memory."""
+        from pipeline.targets.openvino.explain import explain
+
+        return explain(recipe, facts)
+
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """``compile`` without the options of GPUs; the ranks are the checkpoint's."""
+        others = {"gpu", "tensorrt", "tensor_parallel", "pipeline_parallel"}
+        return {"compile": recipe.compile.model_dump(mode="json", exclude=others)}
 
     def tools(self) -> Mapping[str, str]:
         """Versions of OpenVINO, OpenVINO GenAI and NumPy, and of the graph this package builds."""
@@ -65,27 +86,75 @@ class OpenVinoTarget:
 
         return write_engine(checkpoint, recipe, output, progress)
 
-    def engine_evaluation(
+    def evaluation(
         self,
-        recipe: Recipe,  # noqa: ARG002
-        progress: Progress | None = None,  # noqa: ARG002
-    ) -> EngineEvaluation | None:
-        """None: the engine executes the arithmetic of the reference, which is measured."""
-        return None
-
-    def engine_perplexity(
-        self,
-        checkpoint: Path,  # noqa: ARG002
         recipe: Recipe,
-        windows: Sequence[Sequence[int]],  # noqa: ARG002
-        workspace: Path,  # noqa: ARG002
-        progress: Progress,  # noqa: ARG002
-    ) -> float:
-        """Refuses; see :meth:`engine_evaluation`.
+        progress: Progress | None = None,
+    ) -> None:
+        """None: the engine executes the arithmetic of the reference, which is measured."""
+
+    def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
+        """The Python front of the engine."""
+        from pipeline.targets.openvino.triton_model import openvino_engine
+
+        return openvino_engine(recipe, engine)
+
+    def engine_problems(
+        self, model: proto.ModelConfig, directory: Path, config: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Names what the engine directory lacks."""
+        place = model.parameters["gpt_model_path"].string_value
+        if config.get("target") != self.name:
+            yield f"{place}/config.json is not that of an engine for the CPU"
+        for name in ENGINE_FILES:
+            if not (directory / name).is_file():
+                yield f"{place}/{name} is missing"
+
+    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+        """The tritonserver of the ``nvidia-pytriton`` wheel, without a container.
 
         Raises:
-            UnsupportedError: Always.
+            UsageError: An option for GPUs was given.
         """
-        raise UnsupportedError(
-            "the CPU target measures no engine", where=recipe.place("compile.target")
+        if options.devices is not None or options.orchestrator:
+            raise _only_for_gpus(repository)
+        from pipeline.triton.server import TritonServer
+
+        return TritonServer(
+            repository,
+            log_file=log,
+            host=options.host,
+            grpc_port=options.grpc_port,
+            http_port=options.http_port,
+            metrics_port=options.metrics_port,
         )
+
+    def serve_command(
+        self,
+        repository: Path,
+        options: ServerOptions,  # noqa: ARG002
+    ) -> ServeCommand:
+        """Refuses: the server of the wheel needs the supervisor of this package.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise _only_for_gpus(repository)
+
+    def findings(self) -> list[Finding]:
+        """Says whether this machine can compile and serve, and what is missing."""
+        from pipeline.targets.openvino.doctor import findings
+
+        return findings()
+
+
+def _only_for_gpus(repository: Path) -> UsageError:
+    return UsageError(
+        "--devices, --orchestrator and --print-command are for repositories of the tensorrt target",
+        where=str(repository),
+        fix="Leave them out: this repository runs on the CPU, without a container",
+    )
+
+
+if TYPE_CHECKING:
+    _keeps_the_protocol: Target = OpenVinoTarget()

@@ -15,8 +15,9 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline import toolchain
+from pipeline.dependencies import installed
 from pipeline.targets.tensorrt.gpus import Gpu
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 
 ABSENT = "absent"
 UNKNOWN = "unknown"
@@ -160,11 +161,11 @@ class Toolkit:
 
 def toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit:
     """The installed TensorRT-LLM, or else the pinned container's."""
-    here = toolchain.installed("tensorrt-llm")
+    here = installed("tensorrt-llm")
     if here is None:
-        pinned = toolchain.DEFAULT_CONTAINER
+        pinned = DEFAULT_CONTAINER
         return Toolkit(pinned.tensorrt_llm, pinned.tensorrt, str(pinned.cuda), pinned.image)
-    tensorrt = toolchain.installed("tensorrt") or environ.get("TRT_VERSION") or UNKNOWN
+    tensorrt = installed("tensorrt") or environ.get("TRT_VERSION") or UNKNOWN
     return Toolkit(here, _release(tensorrt), environ.get("CUDA_VERSION", UNKNOWN), None)
 
 
@@ -182,7 +183,7 @@ def missing_to_build() -> list[str]:
     missing = []
     if shutil.which("nvidia-smi") is None:
         missing.append("there is no NVIDIA GPU (nvidia-smi is not installed)")
-    if toolchain.installed("tensorrt-llm") is None and shutil.which("docker") is None:
+    if installed("tensorrt-llm") is None and shutil.which("docker") is None:
         missing.append("neither TensorRT-LLM nor Docker is installed")
     return missing
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline import toolchain
+from pipeline.dependencies import Requirements, installed
 from pipeline.models import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe import Recipe
-from pipeline.targets.base import EngineEvaluation
-from pipeline.targets.tensorrt import preflight
+from pipeline.targets.base import EngineEvaluation, Explanation, Finding, ServeCommand, Target
 from pipeline.targets.tensorrt.environment import engine_tools
+from pipeline.targets.tensorrt.plan import preflight
+from pipeline.targets.tensorrt.plan.build_config import build_section
+from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
+from pipeline.triton.parameters import EngineModel
+
+if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2 as proto
+
+    from pipeline.triton.running import RunningServer, ServerOptions
 
 
 class TensorRtTarget:
     """Compiles for an NVIDIA GPU with TensorRT-LLM."""
 
     name = "tensorrt"
-    # It builds and serves in place or in a container, and says itself what is missing for either.
-    needs = ()
+    rounds_activations = True
+
+    def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
+        """Nothing: it builds and serves in place or in a container, and says itself what is missing
+        for either.
+        """
+        return ()
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses what ``trtllm-build`` or Triton's backend would refuse later.
@@ -30,9 +43,24 @@ class TensorRtTarget:
             UnsupportedError: Naming the recipe's key, the reason and the remedy; or the
                 TensorRT-LLM that is installed here is not the pinned one.
         """
-        if (installed := toolchain.installed("tensorrt-llm")) is not None:
-            toolchain.check_tensorrt_llm(installed)
+        if (found := installed("tensorrt-llm")) is not None:
+            check_tensorrt_llm(found)
         preflight.check(recipe, facts)
+
+    def explain(self, recipe: Recipe, facts: ModelFacts) -> Explanation:
+        """Predicts what ``trtllm-build`` makes of the recipe, and what fits the GPU.
+
+        Raises:
+            RecipeError: ``compile.gpu`` is not in the table.
+        """
+        from pipeline.targets.tensorrt.plan.lines import preflight_lines
+
+        explained = preflight.explain(recipe, facts)
+        return Explanation(preflight_lines(explained), explained.as_dict())
+
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """``compile`` without the CPU's options and ``workers``; and what decides FP8 attention."""
+        return build_section(recipe)
 
     def tools(self) -> Mapping[str, str]:
         """The GPU, its driver's branch, TensorRT-LLM, TensorRT and CUDA."""
@@ -50,8 +78,8 @@ class TensorRtTarget:
             progress: Where the build reports.
 
         Returns:
-            See :func:`pipeline.targets.tensorrt.build.build_engine`; and ``smoke``, the tokens
-            generated for a few prompts, where the engine could be tried.
+            See :func:`pipeline.targets.tensorrt.build.build.build_engine`; and ``smoke``, the
+            tokens generated for a few prompts, where the engine could be tried.
 
         Raises:
             CompileError: The build failed, or the engine generates nonsense; the cause and the
@@ -59,43 +87,87 @@ class TensorRtTarget:
             StageError: The engine does not run.
             UnsupportedError: This machine cannot build the engine.
         """
-        from pipeline.targets.tensorrt.build import build_engine
-        from pipeline.targets.tensorrt.trial import try_engine
+        from pipeline.targets.tensorrt.build.build import build_engine
+        from pipeline.targets.tensorrt.trial.first_tokens import try_engine
 
         facts = build_engine(checkpoint, recipe, output, progress)
         generated = try_engine(output, progress)
         return facts if generated is None else {**facts, "smoke": generated}
 
-    def engine_evaluation(
+    def evaluation(
         self, recipe: Recipe, progress: Progress | None = None
     ) -> EngineEvaluation | None:
-        """On a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
-        from pipeline.targets.tensorrt.quality import engine_evaluation
+        """Measures on a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
+        from pipeline.targets.tensorrt.trial.perplexity import engine_evaluation
 
         return engine_evaluation(recipe, progress)
 
-    def engine_perplexity(
-        self,
-        checkpoint: Path,
-        recipe: Recipe,
-        windows: Sequence[Sequence[int]],
-        workspace: Path,
-        progress: Progress,
-    ) -> float:
-        """Perplexity of an engine with context logits, which is removed afterwards.
-
-        Args:
-            checkpoint: A validated TensorRT-LLM checkpoint directory.
-            recipe: ``compile`` gives sizes and options.
-            windows: Token ids; the first of each window is context only.
-            workspace: Where the engine lies meanwhile.
-            progress: Where the build reports.
+    def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
+        """The C++ backend of TensorRT-LLM.
 
         Raises:
-            UnsupportedError: This machine cannot build the engine.
-            CompileError: The build failed.
-            StageError: The engine could not be measured.
+            RepositoryError: The backend could not serve this engine.
+            UnsupportedError: The recipe's KV cache is too small for one sequence.
         """
-        from pipeline.targets.tensorrt.quality import engine_perplexity
+        from pipeline.targets.tensorrt.serve.backend import tensorrt_engine
 
-        return engine_perplexity(checkpoint, recipe, windows, workspace, progress)
+        return tensorrt_engine(recipe, engine)
+
+    def engine_problems(
+        self, model: proto.ModelConfig, directory: Path, config: Mapping[str, Any]
+    ) -> Iterator[str]:
+        """Names what the C++ backend would trip over, or correct without saying so."""
+        from pipeline.targets.tensorrt.serve.validate import engine_problems
+
+        return engine_problems(model, directory, config)
+
+    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+        """The pinned container, or the server in place inside it.
+
+        Raises:
+            UsageError: The number of GPUs is not the engine's number of ranks.
+            UnsupportedError: This machine cannot serve the engine; the message has the command for
+                one that can.
+        """
+        from pipeline.targets.tensorrt.serve.launch import free_endpoints, plan_launch
+        from pipeline.targets.tensorrt.serve.server import LaunchedServer
+
+        launch = plan_launch(
+            repository,
+            free_endpoints(options),
+            devices=options.devices,
+            orchestrator=options.orchestrator,
+        )
+        return LaunchedServer(repository, launch, log_file=log)
+
+    def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
+        """The command that serves the repository in the pinned container, or in place inside it.
+
+        Raises:
+            UsageError: The number of GPUs is not the engine's number of ranks.
+            UnsupportedError: No known image can read the engine.
+        """
+        from pipeline.targets.tensorrt.serve.launch import (
+            docker_launch,
+            endpoints,
+            inside_container,
+            local_launch,
+        )
+
+        build = local_launch if inside_container() else docker_launch
+        return build(
+            repository,
+            endpoints(options),
+            devices=options.devices,
+            orchestrator=options.orchestrator,
+        )
+
+    def findings(self) -> list[Finding]:
+        """Says whether this machine can compile and serve, and what is missing."""
+        from pipeline.targets.tensorrt.doctor import findings
+
+        return findings()
+
+
+if TYPE_CHECKING:
+    _keeps_the_protocol: Target = TensorRtTarget()

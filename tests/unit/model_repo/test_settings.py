@@ -7,7 +7,7 @@ import pytest
 
 from model_repo.tensorrt_llm.settings import EngineSettings, blocks, read_settings
 from pipeline.targets.openvino.memory import kv_bytes_per_token
-from pipeline.triton.parameters import openvino_engine
+from pipeline.targets.openvino.triton_model import openvino_engine
 from tests.unit.openvino.test_rope import facts
 from tests.unit.triton.demo import demo_recipe
 

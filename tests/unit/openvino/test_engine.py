@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline._version import __version__
-from pipeline.digests import file_digest, files_below
 from pipeline.errors import CompileError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
+from pipeline.store.digests import file_digest, files_below
 from pipeline.targets import get_target
 from tests.unit.checkpoint.support import (
     INT8,

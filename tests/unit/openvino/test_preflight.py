@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
-from pipeline.targets.openvino import preflight
 from tests.unit.openvino.test_rope import facts
+
+MACHINE_MEMORY = "pipeline.targets.openvino.memory.machine_memory"
 
 RECIPE = """\
 schema: 1
@@ -98,9 +100,9 @@ def test_a_cache_that_the_machine_cannot_hold_is_refused_before_any_work(
     weights = 327_680 + 102_400
     per_token = 2 * 4 * 64 * 4
     needed = weights + 32 * 2048 * per_token
-    monkeypatch.setattr(preflight, "machine_memory", lambda: needed)
+    monkeypatch.setattr(MACHINE_MEMORY, lambda: needed)
     check(recipe(tmp_path))
-    monkeypatch.setattr(preflight, "machine_memory", lambda: needed - 1)
+    monkeypatch.setattr(MACHINE_MEMORY, lambda: needed - 1)
     with pytest.raises(UnsupportedError, match=f"the engine needs {needed:,} bytes") as caught:
         check(recipe(tmp_path))
     text = str(caught.value)
@@ -124,7 +126,7 @@ def test_a_cache_that_the_machine_cannot_hold_is_refused_before_any_work(
 def test_a_machine_without_room_for_one_sequence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, remedy: str
 ) -> None:
-    monkeypatch.setattr(preflight, "machine_memory", lambda: memory)
+    monkeypatch.setattr(MACHINE_MEMORY, lambda: memory)
     with pytest.raises(UnsupportedError, match="this machine has") as caught:
         check(recipe(tmp_path, "serve.max_tokens_in_paged_kv_cache=4096"))
     assert remedy in str(caught.value)
@@ -133,6 +135,32 @@ def test_a_machine_without_room_for_one_sequence(
 
 def test_parallelism_is_no_obstacle_because_ranks_are_merged(tmp_path: Path) -> None:
     check(recipe(tmp_path, "compile.tensor_parallel=2", "compile.pipeline_parallel=2"))
+
+
+def test_the_plan_says_what_the_engine_takes_of_this_machines_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MACHINE_MEMORY, lambda: 2**30)
+    asked = recipe(tmp_path, "compile.max_seq_len=2040", "serve.max_tokens_in_paged_kv_cache=10000")
+    explanation = get_target("openvino").explain(asked, facts())
+    assert explanation is not None
+    # As above by hand: layers and heads of the model, float32, and blocks of 32 tokens.
+    per_token, tokens = 2 * 4 * 64 * 4, 9984
+    assert explanation.values["memory"] == {
+        "weights": 327_680 + 102_400,
+        "kv_bytes_per_token": per_token,
+        "kv_bytes_per_sequence": 2048 * per_token,
+        "kv_tokens": tokens,
+        "kv_cache": tokens * per_token,
+        "sequences": 4,
+        "machine": 2**30,
+    }
+    shown = "\n".join(explanation.lines)
+    assert re.search(r"weights +0\.41 MiB  at least\n", shown)
+    assert re.search(r"KV cache +19\.50 MiB  9984 tokens of 2\.0 KiB", shown)
+    assert re.search(r"machine +1\.00 GiB\n", shown)
+    assert re.search(r"left +0\.98 GiB\n", shown)
+    assert re.search(r"sequences +4 +of max_seq_len together \(max_batch_size 32\)", shown)
 
 
 def test_the_check_imports_nothing_heavy() -> None:

@@ -10,7 +10,7 @@ from pipeline.findings import Finding
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.targets.tensorrt.preflight import Preflight, inspect
+from pipeline.targets.tensorrt.plan.preflight import Preflight, inspect
 
 from ...conftest import PROJECT
 

@@ -13,15 +13,15 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.digests import digest_of, file_digest
 from pipeline.errors import CompileError, MissingDependencyError, UnsupportedError
 from pipeline.progress import Silent
-from pipeline.targets.tensorrt.build import build_engine
-from pipeline.targets.tensorrt.build_config import BuildConfig
+from pipeline.store.digests import digest_of, file_digest
+from pipeline.targets.tensorrt.build.build import build_engine
+from pipeline.targets.tensorrt.build.checks import check_machine
+from pipeline.targets.tensorrt.build.command import Build
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, engine_tools, toolkit
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.process import run_logged
-from pipeline.targets.tensorrt.suitability import check_machine
-from pipeline.targets.tensorrt.trtllm_build import Build
 from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.tensorrt.build_support import checkpoint_config, recipe, write_headers
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.recipe_compile import PluginSection
-from pipeline.targets.tensorrt.build_config import BuildConfig, PluginConfig
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig, PluginConfig
 
 from .recipes import recipe
 

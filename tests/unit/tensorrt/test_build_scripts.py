@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from pipeline.errors import MissingDependencyError, StageError
-from pipeline.targets.tensorrt import evaluate_engine, on_engine, smoke
+from pipeline.targets.tensorrt.trial import run_script, script_perplexity, script_smoke
 from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.tensorrt import fake_tensorrt_llm
 from tests.unit.tensorrt.fake_tensorrt_llm import MAX_SEQ_LEN, VOCABULARY
@@ -36,7 +36,7 @@ def engine(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("script", [smoke, evaluate_engine])
+@pytest.mark.parametrize("script", [script_smoke, script_perplexity])
 def test_a_script_needs_nothing_of_this_package(script: Any) -> None:
     tree = ast.parse(Path(script.__file__).read_text())
     names = {
@@ -56,7 +56,7 @@ def test_smoke_generates_greedily(
     request = {"engine": str(engine), "prompts": [[1, 2], [5]], "max_new_tokens": 3, **ENDS}
     asked, answered = tmp_path / "request.json", tmp_path / "result.json"
     asked.write_text(json.dumps(request))
-    assert smoke.main([str(asked), str(answered)]) == 0
+    assert script_smoke.main([str(asked), str(answered)]) == 0
     result = json.loads(answered.read_text())
     # 3x + 1 mod 10 from 2 is 7, 2, 7; from 5 it is 6, 9, 8.
     assert result["new_tokens"] == [[7, 2, 7], [6, 9, 8]]
@@ -74,7 +74,7 @@ def test_smoke_names_what_is_wrong(
 ) -> None:
     fake_tensorrt_llm.install(monkeypatch, garbage=garbage)
     request = {"engine": str(engine), "prompts": [[1, 2]], "max_new_tokens": 3, **ENDS}
-    result = smoke.run(request)
+    result = script_smoke.run(request)
     assert result is not None
     assert problem in " ".join(result["problems"])
 
@@ -85,10 +85,10 @@ def test_smoke_refuses_prompts_that_do_not_fit(
     fake_tensorrt_llm.install(monkeypatch)
     request = {"engine": str(engine), "prompts": [[1] * 14], "max_new_tokens": 3, **ENDS}
     with pytest.raises(ValueError, match="do not fit the engine's max_seq_len 16"):
-        smoke.run(request)
+        script_smoke.run(request)
 
 
-@pytest.mark.parametrize("script", [smoke, evaluate_engine])
+@pytest.mark.parametrize("script", [script_smoke, script_perplexity])
 def test_other_ranks_write_nothing(
     script: Any, monkeypatch: pytest.MonkeyPatch, engine: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_perplexity_by_hand(monkeypatch: pytest.MonkeyPatch, engine: Path) -> No
     fake_tensorrt_llm.install(monkeypatch)
     # 1 -> 4 -> 3 -> 0 is what the model prefers; the last step of the second window is not.
     request = {"engine": str(engine), "windows": [[1, 4, 3, 0], [1, 4, 5]], **ENDS}
-    result = evaluate_engine.run(request)
+    result = script_perplexity.run(request)
     assert result is not None
     total = math.exp(2.0) + 9 * math.exp(0.5)
     likely, unlikely = math.log(total) - 2.0, math.log(total) - 0.5
@@ -117,7 +117,7 @@ def test_perplexity_by_hand(monkeypatch: pytest.MonkeyPatch, engine: Path) -> No
 def test_reused_blocks_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Path) -> None:
     fake_tensorrt_llm.install(monkeypatch, reused=2)
     with pytest.raises(ValueError, match="window 0 got positions without logits"):
-        evaluate_engine.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
+        script_perplexity.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
 
 
 def test_missing_logits_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Path) -> None:
@@ -131,7 +131,7 @@ def test_missing_logits_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Pat
 
     monkeypatch.setattr(runner, "generate", short)
     with pytest.raises(ValueError, match=r"window 0 of 4 tokens got logits of shape \(3, 12\)"):
-        evaluate_engine.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
+        script_perplexity.run({"engine": str(engine), "windows": [[1, 4, 3, 0]], **ENDS})
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_missing_logits_are_noticed(monkeypatch: pytest.MonkeyPatch, engine: Pat
 def test_an_engine_that_cannot_score(changes: dict[str, Any], longest: int, message: str) -> None:
     build = {"max_seq_len": 16, "max_num_tokens": 12, "gather_context_logits": True}
     with pytest.raises(ValueError, match=message):
-        evaluate_engine.check_engine(build | changes, longest)
+        script_perplexity.check_engine(build | changes, longest)
 
 
 def test_the_script_runs_in_place(
@@ -161,20 +161,20 @@ def test_the_script_runs_in_place(
         "from tests.unit.tensorrt.fake_tensorrt_llm import FakeRunner as ModelRunnerCpp\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}:{source}")
-    result = on_engine.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
+    result = run_script.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
     assert result["new_tokens"] == [[7, 2]]
-    with pytest.raises(StageError, match="evaluate_engine failed on the engine") as caught:
-        on_engine.run_evaluation(engine, [[1] * 13], tmp_path, **ENDS)
+    with pytest.raises(StageError, match="script_perplexity failed on the engine") as caught:
+        run_script.run_evaluation(engine, [[1] * 13], tmp_path, **ENDS)
     assert "does not fit max_num_tokens 12" in str(caught.value.why)
-    assert caught.value.where == str(tmp_path / "failed-evaluate_engine.log")
-    assert "does not fit" in (tmp_path / "failed-evaluate_engine.log").read_text()
+    assert caught.value.where == str(tmp_path / "failed-script_perplexity.log")
+    assert "does not fit" in (tmp_path / "failed-script_perplexity.log").read_text()
 
 
 def test_two_ranks_run_under_mpirun_in_the_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", programs=("docker",), tensorrt_llm=None)
-    command = on_engine.script_command(tmp_path, "smoke.py", tmp_path / "e", 2, "image:1")
+    command = run_script.script_command(tmp_path, "smoke.py", tmp_path / "e", 2, "image:1")
     assert command[command.index("image:1") + 1 :] == [
         *("mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", "2", "python3"),
         *("/job/smoke.py", "/job/request.json", "/job/result.json"),
@@ -190,12 +190,12 @@ def test_a_script_that_hangs_ends_with_the_reason(
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", hang="1")
     (engine / "rank0.engine").write_text("A test double")
-    monkeypatch.setattr(on_engine, "TIMEOUT_S", 0.1)
-    with pytest.raises(StageError, match="smoke did not end on the engine within 0 s") as caught:
-        on_engine.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
+    monkeypatch.setattr(run_script, "TIMEOUT_S", 0.1)
+    with pytest.raises(StageError, match="did not end on the engine within 0 s") as caught:
+        run_script.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
     assert "NCCL wait for ever" in str(caught.value.why)
     assert "NCCL_DEBUG=INFO" in str(caught.value.fix)
-    assert caught.value.where == str(tmp_path / "failed-smoke.log")
+    assert caught.value.where == str(tmp_path / "failed-script_smoke.log")
 
 
 def test_scripts_count_gpus_as_nvidia_smi_does(
@@ -208,10 +208,10 @@ def test_scripts_count_gpus_as_nvidia_smi_does(
         "order = os.environ.get('CUDA_DEVICE_ORDER')\n"
         "json.dump({'order': order}, open(sys.argv[2], 'w'))\n"
     )
-    assert on_engine.run_script(script, engine, {}, tmp_path) == {"order": "PCI_BUS_ID"}
+    assert run_script.run_script(script, engine, {}, tmp_path) == {"order": "PCI_BUS_ID"}
 
 
 def test_without_docker_and_tensorrt_llm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend(monkeypatch, tmp_path / "machine", programs=(), tensorrt_llm=None)
     with pytest.raises(MissingDependencyError, match="nor Docker is installed"):
-        on_engine.script_command(tmp_path, "smoke.py", tmp_path, 1, "image:1")
+        run_script.script_command(tmp_path, "smoke.py", tmp_path, 1, "image:1")

@@ -15,11 +15,11 @@ import pytest
 
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.checkpoint.expected import expected_tensors
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.engine import compare
-from pipeline.targets.tensorrt.facts import CheckpointFacts
+from pipeline.targets.tensorrt.build.engine import compare
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
-from pipeline.targets.tensorrt.preflight import Effective, predict
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.preflight import Effective, predict
 from tests.doubles.trtllm_build import arguments, checkpoint, overrides
 from tests.doubles.trtllm_build.command import build_config
 from tests.unit.tensorrt.build_support import (

@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.errors import CompileError
 from pipeline.progress import Silent
-from pipeline.targets.tensorrt.build_log import BuildLog
-from pipeline.targets.tensorrt.engine import (
+from pipeline.targets.tensorrt.build.engine import (
     check_ranks,
     compare,
     read_config,
@@ -19,6 +18,7 @@ from pipeline.targets.tensorrt.engine import (
     refuse_changed_service,
     write_manifest,
 )
+from pipeline.targets.tensorrt.build.log import BuildLog
 
 EFFECTIVE: dict[str, Any] = {
     "max_batch_size": 8,

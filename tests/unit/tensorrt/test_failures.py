@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.targets.tensorrt.failures import CAUSES, diagnose
+from pipeline.targets.tensorrt.build.failures import CAUSES, diagnose
 
 # (line of a log, part of the cause, part of the remedy)
 RECORDED = [

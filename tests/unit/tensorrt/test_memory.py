@@ -11,11 +11,11 @@ from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import expected_tensors
 from pipeline.checkpoint.quantization import Quantization
 from pipeline.recipe import ServeSection
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.evaluate_engine import KV_CACHE_FRACTION
-from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.gpus import GIB, GPUS
-from pipeline.targets.tensorrt.memory import activation_bytes, plan_memory, weight_bytes
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.memory import activation_bytes, plan_memory, weight_bytes
+from pipeline.targets.tensorrt.trial.script_perplexity import KV_CACHE_FRACTION
 
 from .recipes import found, model, preflight
 

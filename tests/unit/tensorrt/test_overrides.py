@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.targets.tensorrt.build_config import BuildConfig, PluginConfig
-from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.gpus import GPUS
-from pipeline.targets.tensorrt.overrides import apply_overrides
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig, PluginConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.overrides import apply_overrides
 
 from .recipes import model, preflight, recipe
 

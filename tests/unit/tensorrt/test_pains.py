@@ -22,20 +22,21 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.launch.container import Endpoints, server_command
-from pipeline.launch.plan import check_gpus, docker_launch, serving_container
 from pipeline.preflight import check_model
 from pipeline.recipe_file import load_recipe
-from pipeline.targets.tensorrt.build_config import BuildConfig
-from pipeline.targets.tensorrt.engine import write_manifest
+from pipeline.targets import get_target
+from pipeline.targets.tensorrt.build.engine import write_manifest
+from pipeline.targets.tensorrt.build.failures import diagnose
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
-from pipeline.targets.tensorrt.evaluate_engine import _score, check_engine
-from pipeline.targets.tensorrt.failures import diagnose
-from pipeline.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
-from pipeline.triton.config import render_configs
-from pipeline.triton.tensorrtllm import build_parameters
-from pipeline.triton.trt_engine import TrtEngine
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.serve.backend import build_parameters
+from pipeline.targets.tensorrt.serve.container import Endpoints, server_command
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.targets.tensorrt.serve.launch import check_gpus, docker_launch, serving_container
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
+from pipeline.targets.tensorrt.trial.script_perplexity import _score, check_engine
 from pipeline.triton.validate import check_repository
+from tests.unit.triton.by_target import render_configs
 
 from ..checkpoint.support import INT8, config, int8_tensors, write_checkpoint
 from ..model_repo.test_detokenizer import byte_level
@@ -85,7 +86,7 @@ def test_02_no_template_variable_survives(tmp_path: Path) -> None:
     path = repository / "tensorrt_llm/config.pbtxt"
     path.write_text(path.read_text() + '\nparameters { key: "x" value { string_value: "${x}" } }\n')
     with pytest.raises(RepositoryError, match=r"\$\{"):
-        check_repository(repository)
+        check_repository(repository, get_target("tensorrt").engine_problems)
 
 
 @pytest.mark.parametrize("version", ["1.3.0rc22", "1.3.0rc29", "1.4.0rc1", "2.0.0"])

@@ -16,9 +16,10 @@ import pytest
 from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
-from pipeline.targets.tensorrt.facts import CheckpointFacts
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
-from pipeline.targets.tensorrt.preflight import check, explain, inspect, predict
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.lines import preflight_lines
+from pipeline.targets.tensorrt.plan.preflight import check, explain, inspect, predict
 from tests.doubles.trtllm_build.machine import pretend
 
 from ...conftest import PROJECT
@@ -311,7 +312,8 @@ def test_the_inspection_itself_takes_milliseconds(tmp_path: Path) -> None:
 
 
 def test_the_plan_is_printed(tmp_path: Path) -> None:
-    text = "\n".join(preflight(tmp_path, "compile.gpu=L4", "quantize.kv_cache=int8").lines())
+    plan = preflight(tmp_path, "compile.gpu=L4", "quantize.kv_cache=int8")
+    text = "\n".join(preflight_lines(plan))
     assert "engine: W4A16_AWQ, INT8 KV cache, 1 x L4 (SM 89)" in text
     assert "use_paged_context_fmha off" in text
     assert "KV cache reuse not possible, chunked context not possible" in text

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.recipe import Recipe
-from pipeline.triton.config import render_configs
+from tests.unit.triton.by_target import render_configs
 
 ENGINE = {
     "version": "0",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
-from pipeline.triton.config import render_configs
+from tests.unit.triton.by_target import render_configs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton" / "tensorrt"
 

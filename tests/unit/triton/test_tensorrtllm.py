@@ -10,10 +10,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
-from pipeline.triton.config import render_configs
 from pipeline.triton.contract import MODELS
-from pipeline.triton.parameters import engine_model
 from tests.unit.triton import tensorrt
+from tests.unit.triton.by_target import engine_model, render_configs
 from tests.unit.triton.demo import ENGINE as CPU_ENGINE
 from tests.unit.triton.tensorrt import GOLDEN, LLAMA_8B, LLAMA_70B, NAMES, QWEN_7B
 

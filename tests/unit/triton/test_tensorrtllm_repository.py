@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,18 @@ from tritonclient.grpc import model_config_pb2 as proto
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.progress import Silent
 from pipeline.stages import repository as stage
-from pipeline.stages.base import Artifact, StageContext
-from pipeline.triton.tensorrtllm import local_path
-from pipeline.triton.validate import check_repository, problems
+from pipeline.stages.base import StageContext
+from pipeline.store.artifact import Artifact
+from pipeline.targets import get_target
+from pipeline.triton import validate
+from pipeline.triton.parameters import local_path
 from tests.conftest import DEMO_MODEL
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B
+
+_ENGINE_PROBLEMS = get_target("tensorrt").engine_problems
+check_repository = partial(validate.check_repository, engine_problems=_ENGINE_PROBLEMS)
+problems = partial(validate.problems, engine_problems=_ENGINE_PROBLEMS)
 
 ENGINE = "tensorrt_llm/1/engine"
 

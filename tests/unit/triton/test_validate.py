@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
-from pipeline.triton.validate import check_repository, problems
+from pipeline.targets import get_target
+from pipeline.triton import validate
 from tests.unit.triton.demo import ENGINE, write_repository
+
+_ENGINE_PROBLEMS = get_target("openvino").engine_problems
+check_repository = partial(validate.check_repository, engine_problems=_ENGINE_PROBLEMS)
+problems = partial(validate.problems, engine_problems=_ENGINE_PROBLEMS)
 
 Change = Callable[[proto.ModelConfig], None]
 
@@ -292,7 +298,10 @@ FILE_CASES: list[tuple[Callable[[Path], object], str]] = [
     ),
     (_engine_json([]), "engine/config.json is not a JSON object"),
     (_engine_json({"target": "openvino"}), "does not have build_config.max_batch_size"),
-    (_engine_json({k: v for k, v in ENGINE.items() if k != "target"}), "rank0.engine is missing"),
+    (
+        _engine_json({k: v for k, v in ENGINE.items() if k != "target"}),
+        "is not that of an engine for the CPU",
+    ),
 ]
 
 

@@ -1,0 +1,1 @@
+"""The store of artifacts: publishing, looking up, deploying and removing them."""

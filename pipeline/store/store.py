@@ -1,0 +1,239 @@
+"""The content-addressed store of artifacts.
+
+An artifact is a directory ``<store>/<stage>/<key>`` whose ``artifact.json`` lists every file with
+its SHA-256. It appears by rename, complete, or not at all; it is never changed afterwards. A
+damaged one counts as missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import StoreError
+from pipeline.store.artifact import MANIFEST, SCHEMA, Artifact, Damage, check_files, read_manifest
+from pipeline.store.digests import DigestMemo, digest_of, files_below
+from pipeline.store.files import fsync
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Store:
+    """Artifacts below one directory.
+
+    Args:
+        root: The directory; it is created when something is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.memo = DigestMemo(root / "digests.json")
+
+    def path(self, stage: str, key: str) -> Path:
+        """Where the artifact of that key is or would be."""
+        return self.root / stage / key
+
+    def get(self, stage: str, key: str) -> tuple[Artifact | None, Damage | None]:
+        """The artifact of that key, if it is there and whole.
+
+        Returns:
+            The artifact or None, and what is wrong with the directory when it is damaged.
+        """
+        path = self.path(stage, key)
+        if not path.is_dir():
+            return None, None
+        try:
+            manifest = read_manifest(path)
+            problems = check_files(path, manifest, self.memo)
+        except StoreError as error:
+            return None, Damage(path, (str(error),))
+        if problems:
+            return None, Damage(path, tuple(problems))
+        return Artifact(stage, key, manifest["digest"], path, manifest["facts"]), None
+
+    @contextmanager
+    def lock(self, stage: str, key: str) -> Iterator[None]:
+        """Holds the key against other processes; waits while another one builds it."""
+        with self.writing():
+            lock = FileLock(self._lock_path(f"{stage}-{key}"))
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def workspace(self, stage: str, key: str) -> Iterator[Path]:
+        """An empty directory to build in, on the store's own file system; removed afterwards."""
+        name = f"{stage}-{key}-{uuid.uuid4().hex[:8]}"
+        path = self.root / "tmp" / name
+        with self.writing():
+            path.mkdir(parents=True)
+        try:
+            yield path
+        except OSError as error:
+            if error.errno in _DISK_ERRORS:
+                raise self._unwritable(error) from error
+            raise
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def publish(
+        self,
+        directory: Path,
+        *,
+        stage: str,
+        key: str,
+        material: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        facts: Mapping[str, Any],
+        seconds: float,
+    ) -> Artifact:
+        """Makes a filled workspace the artifact of a key, by rename.
+
+        Args:
+            directory: From :meth:`workspace`.
+            stage: The stage that filled it.
+            key: Digest of ``material``.
+            material: Everything that decides the bytes.
+            inputs: The artifacts it was made from.
+            facts: What the stage returned.
+            seconds: How long it took; not part of the digest.
+
+        Raises:
+            StoreError: The disk is full or the store cannot be written.
+        """
+        with self.writing():
+            files = {}
+            for name in files_below(directory):
+                path = directory / name
+                if path.stat().st_nlink == 1:  # a linked file belongs to the Hub's cache, too
+                    path.chmod(0o444)
+                fsync(path)
+                files[name] = {"sha256": self.memo.digest(path), "bytes": path.stat().st_size}
+            digest = digest_of({"files": files, "facts": facts})
+            manifest = {
+                "schema": SCHEMA,
+                "stage": stage,
+                "key": key,
+                "digest": digest,
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(seconds, 3),
+                "inputs": {name: _reference(artifact) for name, artifact in inputs.items()},
+                "chain": _chain(inputs),
+                "material": material,
+                "facts": facts,
+                "files": files,
+            }
+            text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
+            (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            fsync(directory / MANIFEST)
+            fsync(directory)
+            final = self.path(stage, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():
+                # Only a damaged entry gets here: a whole one would have been a hit.
+                final.rename(self.root / "tmp" / f"damaged-{uuid.uuid4().hex[:8]}")
+            directory.rename(final)
+            fsync(final.parent)
+            for name in files:
+                self.memo.moved(directory / name, final / name)
+        return Artifact(stage, key, digest, final, facts)
+
+    def artifacts(self) -> list[Path]:
+        """Directories of all artifacts, whole or damaged."""
+        found = []
+        for stage in sorted(self.root.glob("*")):
+            if stage.is_dir() and stage.name not in ("tmp", "locks"):
+                found += sorted(path for path in stage.iterdir() if path.is_dir())
+        return found
+
+    def verify(self) -> list[Damage]:
+        """Reads every byte of every artifact; returns the damaged ones."""
+        damaged = []
+        for path in self.artifacts():
+            try:
+                problems = check_files(path, read_manifest(path), memo=None)
+            except StoreError as error:
+                problems = [str(error)]
+            if problems:
+                damaged.append(Damage(path, tuple(problems)))
+        return damaged
+
+    def sweep(self) -> int:
+        """Removes what killed runs left behind; returns how many directories."""
+        removed = 0
+        for path in self.root.glob("tmp/*"):
+            name = path.name.rpartition("-")[0]
+            try:
+                with FileLock(self._lock_path(name), timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+                    removed += 1
+            except Timeout:
+                continue  # another process is building in it
+            except OSError:
+                break  # the store cannot be written, which only matters to who has to
+        return removed
+
+    def remove(self, path: Path) -> None:
+        """Removes one artifact, out of sight first so that no reader sees half of it."""
+        with self.writing():
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            doomed = self.root / "tmp" / f"removed-{uuid.uuid4().hex[:8]}"
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+    def _lock_path(self, name: str) -> Path:
+        path = self.root / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns a full disk or a read-only build directory into an error that says so.
+
+        Raises:
+            StoreError: The block met an OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        free = shutil.disk_usage(_existing(self.root)).free >> 20
+        return StoreError(
+            "the build directory cannot be written",
+            where=error.filename or str(self.root),
+            why=f"{error.strerror or error}; {free} MiB are free there",
+            fix="Free space or correct the permissions, or choose another place with --build-dir; "
+            "what was already published is kept",
+        )
+
+
+def _reference(artifact: Artifact) -> dict[str, str]:
+    return {"key": artifact.key, "digest": artifact.digest}
+
+
+def _chain(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:
+    """Every artifact this one descends from, by stage: its chain of custody."""
+    chain: dict[str, dict[str, str]] = {}
+    for name, artifact in inputs.items():
+        chain.update(read_manifest(artifact.path).get("chain", {}))
+        chain[name] = _reference(artifact)
+    return chain
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

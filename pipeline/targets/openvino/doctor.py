@@ -1,0 +1,37 @@
+"""Whether the CPU target can run on this machine, and how it computes here."""
+
+from __future__ import annotations
+
+from pipeline.dependencies import install, installed
+from pipeline.processor import has_vnni
+from pipeline.targets.base import Finding, look_for
+
+
+def findings() -> list[Finding]:
+    """Looks for the packages of the CPU target and at the processor's INT8 instructions."""
+    return [
+        look_for("openvino", "cpu", "compiling for the CPU"),
+        look_for("openvino-genai", "cpu", "serving the CPU engine"),
+        look_for("nvidia-pytriton", "cpu", "the Triton server without a container"),
+        _int8_products(has_vnni()),
+        Finding(
+            "target openvino",
+            *_can("openvino", "openvino-genai", "nvidia-pytriton"),
+            install("cpu"),
+        ),
+    ]
+
+
+def _int8_products(vnni: bool | None) -> Finding:
+    if vnni is None:
+        return Finding("INT8 products", "not known", True, "")
+    advice = (
+        "This processor has no VNNI, so int8_sq is computed in float32: exactly, and more slowly "
+        "than INT8. int4_awq needs none"
+    )
+    return Finding("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
+
+
+def _can(*packages: str) -> tuple[str, bool]:
+    missing = [package for package in packages if installed(package) is None]
+    return (f"needs {', '.join(missing)}", False) if missing else ("ready", True)

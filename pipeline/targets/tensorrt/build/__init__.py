@@ -1,0 +1,1 @@
+"""Drives ``trtllm-build`` and holds its engine against the plan."""

@@ -1,0 +1,120 @@
+"""Whether this machine and its GPU can build an engine, and whether they built the right one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import CheckpointConfig
+from pipeline.errors import CompileError, UnsupportedError
+from pipeline.recipe import Recipe
+from pipeline.targets.tensorrt.build.command import Build
+from pipeline.targets.tensorrt.build.engine import world_size
+from pipeline.targets.tensorrt.environment import Machine, Toolkit
+from pipeline.targets.tensorrt.gpus import find_gpu
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.preflight import Effective, predict
+from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
+
+
+def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) -> None:
+    """Refuses a machine without the GPUs; there is no building without them.
+
+    Raises:
+        UnsupportedError: There is none, or models are mixed; says which command to run where.
+    """
+    if not machine.gpus:
+        raise UnsupportedError(
+            "an engine can only be built on a machine with the GPU it is for",
+            why=f"There is none to use here: {machine.problem}; trtllm-build times kernels on the "
+            "GPU and cannot even validate without one",
+            fix=f"Run this pipeline there, or: {build.to_copy(tools.image)}  (with the checkpoint "
+            "at the same place)",
+        )
+    if len(machine.models) > 1:
+        names = ", ".join(f"{name} (SM {sm})" for name, sm in machine.models)
+        raise UnsupportedError(
+            f"the visible GPUs are of different models: {names}",
+            why=f"All {ranks} rank(s) must be built on the model that serves them",
+            fix="Choose GPUs of one model with CUDA_VISIBLE_DEVICES",
+        )
+
+
+def predict_here(
+    recipe: Recipe, wanted: BuildConfig, pretrained: CheckpointConfig, machine: Machine
+) -> Effective:
+    """The pre-flight again, for the checkpoint that was written and the GPU that is here.
+
+    Raises:
+        UnsupportedError: This GPU cannot run the checkpoint, or is not the one of the recipe.
+    """
+    gpu = machine.gpus[0].model
+    if recipe.compile.gpu is not None:
+        place = recipe.place("compile.gpu")
+        named = find_gpu(recipe.compile.gpu, place)
+        if named.sm != gpu.sm:
+            raise UnsupportedError(
+                f"the recipe is for {named.name} (SM {named.sm}), this machine has {gpu.name} "
+                f"(SM {gpu.sm})",
+                where=place,
+                why="An engine runs only on the GPU model it was built on",
+                fix="Build on that GPU, or change compile.gpu",
+            )
+    prediction = predict(wanted, CheckpointFacts.from_checkpoint(pretrained), gpu)
+    error = next((found for found in prediction.findings if found.severity == "error"), None)
+    if error:
+        raise UnsupportedError(
+            error.what, where=recipe.place(error.key), why=error.why, fix=error.remedy
+        )
+    return prediction
+
+
+def other_model(recipe: Recipe, machine: Machine) -> str | None:
+    """What to say where the recipe names another GPU of the same compute capability.
+
+    It is no error: the engine is built for the GPU that is here, and its cache key says so.
+    """
+    if recipe.compile.gpu is None:
+        return None
+    named, here = find_gpu(recipe.compile.gpu, recipe.place("compile.gpu")), machine.gpus[0].model
+    if named.is_like(here):
+        return None
+    return (
+        f"the recipe is for {named.name} ({named.memory_gib:.1f} GiB), this machine has "
+        f"{here.name} ({here.memory_gib:.1f} GiB): the engine is for the latter only, the memory "
+        "plan was for the former"
+    )
+
+
+def check_same_model(
+    config: dict[str, Any], pretrained: CheckpointConfig, tools: Toolkit, output: Path
+) -> None:
+    """Refuses an engine whose configuration is not that of the checkpoint.
+
+    Raises:
+        CompileError: Lists what differs.
+    """
+    written = config["pretrained_config"]
+    quantization = written.get("quantization") or {}
+    pairs = {
+        "version": (config["version"], tools.tensorrt_llm),
+        "world_size": (world_size(config), pretrained.world_size),
+        "quant_algo": (
+            quantization.get("quant_algo") or "NO_QUANT",
+            pretrained.quantization.algo,
+        ),
+        "kv_cache_quant_algo": (
+            quantization.get("kv_cache_quant_algo"),
+            pretrained.quantization.kv_cache_algo,
+        ),
+    }
+    wrong = [
+        f"{key} is {found}, not {right}" for key, (found, right) in pairs.items() if found != right
+    ]
+    if wrong:
+        raise CompileError(
+            f"the engine is not of this checkpoint: {'; '.join(wrong)}",
+            where=str(output / "config.json"),
+            fix=f"Build with TensorRT-LLM {TENSORRT_LLM}; build.log shows what was loaded",
+        )

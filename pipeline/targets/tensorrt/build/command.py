@@ -1,0 +1,117 @@
+"""The ``trtllm-build`` command line, and where it runs.
+
+It runs in place where TensorRT-LLM is installed, and otherwise in the pinned container through
+Docker. TensorRT-LLM is never imported: that takes many seconds and needs a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import MissingDependencyError
+from pipeline.store.digests import digest_of
+from pipeline.targets.tensorrt.docker import bind, docker_run
+from pipeline.targets.tensorrt.environment import Toolkit
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+
+EXECUTABLE = "trtllm-build"
+# In the working directory, which is the output directory: the engine's config.json records both,
+# and a repository should not tell where it was built.
+CACHE_NAME = "model.cache"
+PREVIOUS_CACHE = "previous.cache"
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run of ``trtllm-build``.
+
+    Attributes:
+        checkpoint: The checkpoint; mounted read-only in a container.
+        output: The directory the engine goes to, in which the command runs. A
+            :data:`PREVIOUS_CACHE` in it is the timing cache to start from.
+        config: What is built.
+    """
+
+    checkpoint: Path
+    output: Path
+    config: BuildConfig
+
+    def in_place(self, executable: str = EXECUTABLE) -> list[str]:
+        """The command with the paths of this machine."""
+        return self._command(executable, self.checkpoint, self.output)
+
+    def in_container(self, image: str, user: str) -> list[str]:
+        """The ``docker run`` command.
+
+        Args:
+            image: The image to run.
+            user: ``uid:gid`` that the engine's files shall belong to.
+        """
+        mounts = [bind(self.checkpoint, "/checkpoint", readonly=True), bind(self.output, "/engine")]
+        inside = self._command(EXECUTABLE, Path("/checkpoint"), Path("/engine"))
+        return [*docker_run(self.container_name, user, mounts, "/engine"), image, *inside]
+
+    def to_copy(self, image: str | None) -> str:
+        """A shell command to run on the GPU machine; the engine lands in ``./engine``."""
+        build = replace(self, output=Path("engine"))
+        if image is None:
+            return shlex.join(build.in_place())
+        there = {
+            "--user=USER": '--user="$(id -u):$(id -g)"',
+            f"--mount={bind(build.output, '/engine')}": '--mount="type=bind,source=$PWD/engine,'
+            'target=/engine"',
+        }
+        words = build.in_container(image, "USER")
+        quoted = [there.get(word) or shlex.quote(word) for word in words]
+        return f"mkdir -p engine && {' '.join(quoted)}"
+
+    @property
+    def container_name(self) -> str:
+        """A name per output directory, so that a build which was left behind can be found."""
+        return f"trtllm-build-{digest_of(str(self.output))[:12]}"
+
+    def _command(self, executable: str, checkpoint: Path, output: Path) -> list[str]:
+        previous = Path(PREVIOUS_CACHE) if (self.output / PREVIOUS_CACHE).is_file() else None
+        config = self.config.with_timing_cache(previous, Path(CACHE_NAME))
+        return [
+            *(executable, "--checkpoint_dir", str(checkpoint), "--output_dir", str(output)),
+            *config.flags(),
+            *("--log_level", "info"),
+        ]
+
+
+def command_for(build: Build, tools: Toolkit) -> list[str]:
+    """The command that builds here.
+
+    Raises:
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed; the command to run on
+            a GPU machine is in the message.
+    """
+    user = f"{os.getuid()}:{os.getgid()}"
+    if tools.image is None:
+        executable = find_executable()
+        if executable is None:
+            raise MissingDependencyError(
+                f"{EXECUTABLE} is not on the PATH although tensorrt-llm is installed",
+                fix=f"Install it again, or add {Path(sys.executable).parent} to the PATH",
+            )
+        return build.in_place(executable)
+    if shutil.which("docker") is None:
+        raise MissingDependencyError(
+            "neither TensorRT-LLM nor Docker is installed here",
+            why="An engine is built by trtllm-build, which runs in place or in its container",
+            fix="Install Docker and the NVIDIA container toolkit, or run where they are: "
+            f"{build.to_copy(tools.image)}  (with the checkpoint at the same place)",
+        )
+    return build.in_container(tools.image, user)
+
+
+def find_executable() -> str | None:
+    """``trtllm-build`` beside this Python, or on the PATH."""
+    beside = Path(sys.executable).parent / EXECUTABLE
+    return str(beside) if beside.is_file() else shutil.which(EXECUTABLE)

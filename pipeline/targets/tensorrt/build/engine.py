@@ -1,0 +1,206 @@
+"""The engine directory that ``trtllm-build`` wrote: read back, compared, and described.
+
+``trtllm-build`` changes what it was asked for and says so only in its log, so the configuration it
+wrote is held against the one that was predicted. Its ``config.json`` names neither GPU nor
+TensorRT; ``engine.json`` beside it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CompileError
+from pipeline.store.artifact import MANIFEST as ARTIFACT_MANIFEST
+from pipeline.store.artifact import read_manifest
+from pipeline.store.digests import digest_of, file_digest, files_below
+
+MANIFEST = "engine.json"
+SCHEMA = 1
+
+# Options that decide which requests the engine serves and how; another value than the predicted
+# one makes a different service. (max_input_len does not: packed engines ignore it.)
+SERVICE_OPTIONS = frozenset(
+    (
+        "max_batch_size",
+        "max_seq_len",
+        "max_num_tokens",
+        "max_beam_width",
+        "kv_cache_type",
+        "gather_context_logits",
+        "plugin_config.gpt_attention_plugin",
+        "plugin_config.remove_input_padding",
+        "plugin_config.context_fmha",
+        "plugin_config.use_paged_context_fmha",
+        "plugin_config.tokens_per_block",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option that the engine has otherwise than predicted.
+
+    Attributes:
+        option: Its name, dotted below ``build_config``.
+        wanted: The predicted value.
+        found: The engine's; ``None`` also where it has no such option.
+    """
+
+    option: str
+    wanted: Any
+    found: Any
+
+    @property
+    def changes_service(self) -> bool:
+        """Whether clients would notice."""
+        return self.option in SERVICE_OPTIONS
+
+    def __str__(self) -> str:
+        return f"{self.option} is {_show(self.found)}, not {_show(self.wanted)}"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of an engine directory.
+
+    Raises:
+        CompileError: It is missing or not an engine's.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not all(
+            isinstance(config[key], dict) for key in ("pretrained_config", "build_config")
+        ) or not isinstance(config["version"], str):
+            raise TypeError("it is not an engine's configuration")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompileError(
+            "trtllm-build left no readable config.json",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            fix="Run it again; build.log shows what it did",
+        ) from error
+    return dict(config)
+
+
+def world_size(config: Mapping[str, Any]) -> int:
+    """Ranks of the engine: tp_size times pp_size."""
+    mapping = config["pretrained_config"].get("mapping") or {}
+    return int(mapping.get("world_size") or 1)
+
+
+def check_ranks(directory: Path, ranks: int) -> int:
+    """Checks that there is one engine file per rank.
+
+    Returns:
+        Their size in bytes.
+
+    Raises:
+        CompileError: One is missing, empty or left over.
+    """
+    wanted = {f"rank{rank}.engine" for rank in range(ranks)}
+    found = {path.name: path.stat().st_size for path in directory.glob("rank*.engine")}
+    problems = [f"{name} is missing" for name in sorted(wanted - found.keys())]
+    problems += [f"{name} is of no rank" for name in sorted(found.keys() - wanted)]
+    problems += [f"{name} is empty" for name in sorted(wanted & found.keys()) if not found[name]]
+    if problems:
+        raise CompileError(
+            f"the engine is not complete: {'; '.join(problems)}",
+            where=str(directory),
+            why=f"config.json says world_size {ranks}",
+            fix="Run it again; build.log shows which rank failed",
+        )
+    return sum(found.values())
+
+
+def compare(effective: Mapping[str, Any], predicted: Mapping[str, Any]) -> list[Difference]:
+    """Where the ``build_config`` of an engine is not what was predicted.
+
+    Args:
+        effective: ``build_config`` of the engine.
+        predicted: The same names, nested alike; options that it lacks are not compared.
+    """
+    plugins = effective.get("plugin_config") or {}
+    dtype = plugins.get("dtype")
+    wanted = _flatten(predicted)
+    found = _flatten(effective)
+    return [
+        Difference(option, value, found.get(option))
+        for option, value in sorted(wanted.items())
+        if _canonical(value, dtype) != _canonical(found.get(option), dtype)
+    ]
+
+
+def refuse_changed_service(differences: Iterable[Difference], directory: Path) -> None:
+    """Refuses an engine that would serve otherwise than the recipe and the plan said.
+
+    Raises:
+        CompileError: Lists the options.
+    """
+    serious = [difference for difference in differences if difference.changes_service]
+    if serious:
+        raise CompileError(
+            f"the engine is not the one that was asked for: {'; '.join(map(str, serious))}",
+            where=str(directory / "config.json"),
+            why="trtllm-build overrode the options, and the pre-flight did not foresee it",
+            fix="Look for the override in build.log; set the options to what it allows, or report "
+            "it with the recipe",
+        )
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """The digest of a checkpoint: its artifact's, or one of its files."""
+    if (checkpoint / ARTIFACT_MANIFEST).is_file():
+        return str(read_manifest(checkpoint)["digest"])
+    return digest_of({name: file_digest(checkpoint / name) for name in files_below(checkpoint)})
+
+
+def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    """Writes ``engine.json``: everything the engine is bound to."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=1, sort_keys=True, ensure_ascii=False)
+    (directory / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_engine_manifest(directory: Path) -> dict[str, Any]:
+    """Reads ``engine.json``.
+
+    Raises:
+        CompileError: It is missing or not of this version.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["schema"] != SCHEMA:
+            raise ValueError(f"schema {manifest['schema']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompileError(
+            "there is no readable engine.json",
+            where=str(path),
+            why=str(error),
+            fix="Compile again; an engine of unknown origin is not served",
+        ) from error
+    return dict(manifest)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _canonical(value: Any, dtype: object) -> Any:
+    """One spelling of a value: upstream writes a plugin's ``auto`` as such or as the dtype."""
+    if value == "auto":
+        return dtype if dtype is not None else value
+    return value.lower() if isinstance(value, str) else value
+
+
+def _show(value: object) -> str:
+    return json.dumps(value)

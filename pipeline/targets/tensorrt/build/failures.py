@@ -1,0 +1,231 @@
+"""Why ``trtllm-build`` failed, and what to do about it, from its log and exit code.
+
+The messages are TensorRT-LLM 1.2's, TensorRT 10's, PyTorch's, Docker's and the kernel's own. The
+table is searched from top to bottom, so a specific cause stands before the general ones that it
+drags along in the same log.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.targets.tensorrt.gpus import MIN_SM
+from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM
+from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT_LLM
+
+# Exit codes of a process that the kernel killed, seen directly and through a shell or Docker.
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+LOG_LINE_WIDTH = 300
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A known or guessed cause.
+
+    Attributes:
+        why: The cause, as a sentence.
+        fix: What to do about it.
+        line: The line of the log that gave it away; empty when the exit code did.
+    """
+
+    why: str
+    fix: str
+    line: str = ""
+
+
+def _cause(pattern: str, why: str, fix: str) -> tuple[re.Pattern[str], str, str]:
+    return re.compile(pattern), why, fix
+
+
+_HOST_MEMORY = Failure(
+    why="The system ended the build; that is nearly always the kernel's out-of-memory killer, "
+    "because the build holds the weights of every rank it works on in host memory",
+    fix="Free host memory or add swap, or build fewer ranks at once (compile.tensorrt.workers: 1); "
+    "dmesg names the victim",
+)
+_LESS_MEMORY = (
+    "Lower compile.max_batch_size or compile.max_num_tokens, raise compile.tensor_parallel, or "
+    "stop what else uses the GPU (nvidia-smi)"
+)
+_EXPORT_AGAIN = (
+    "Quantize again with this pipeline and the same compile.tensor_parallel and "
+    "compile.pipeline_parallel; a checkpoint cannot be repaired by hand"
+)
+_RIGHT_VERSION = f"Use TensorRT-LLM {TENSORRT_LLM}: {DEFAULT_CONTAINER.image}"
+
+CAUSES = (
+    _cause(
+        r"error: (unrecognized arguments|argument --\S+: (invalid|expected)|ambiguous option)",
+        f"trtllm-build refuses its arguments: it is not the one of TensorRT-LLM {TENSORRT_LLM}",
+        _RIGHT_VERSION,
+    ),
+    _cause(
+        r"max_workers must be greater than 0|No CUDA GPUs are available|no CUDA-capable device"
+        r"|Found no NVIDIA driver|libcuda\.so\.1: cannot open",
+        "trtllm-build sees no GPU, and it needs the very model that will serve, even to validate",
+        "Run on a machine with the GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES",
+    ),
+    _cause(
+        r"CUDA driver version is insufficient|driver on your system is too old"
+        r"|forward compatibility was attempted|Error 803|unsatisfied condition: cuda",
+        "The GPU driver is older than this CUDA needs",
+        "Update the driver to branch 580 or later; data-center GPUs may use CUDA forward "
+        "compatibility",
+    ),
+    _cause(
+        r"could not select device driver|unknown flag: --gpus|nvidia-container-cli",
+        "Docker cannot hand the GPU to a container",
+        "Install the NVIDIA container toolkit and restart Docker",
+    ),
+    _cause(
+        r"Cannot connect to the Docker daemon|permission denied while trying to connect to the "
+        r"Docker|dial unix \S*docker\.sock",
+        "The Docker daemon cannot be reached",
+        "Start it, or add yourself to the docker group; or run inside the container itself",
+    ),
+    _cause(
+        r"pull access denied|manifest unknown|manifest for \S+ not found|unauthorized: "
+        r"|TLS handshake timeout|failed to resolve reference",
+        "Docker cannot fetch the image",
+        f"Fetch it first: docker pull {DEFAULT_CONTAINER.image}",
+    ),
+    _cause(
+        r"The container name \S+ is already in use",
+        "Another build of the same output is running, or was left behind",
+        "Wait for it, or remove it: docker ps, docker rm --force NAME",
+    ),
+    _cause(
+        r"SmoothQuant is not supported on SM>=100|Per-channel or per-token scaling is not supported"
+        r" on SM>=100",
+        "TensorRT-LLM has no INT8 SmoothQuant kernels for Blackwell data-center GPUs "
+        "(SM 100 to 119)",
+        "Set quantize.format to fp8 for this GPU, or build on Ampere, Ada or Hopper",
+    ),
+    _cause(
+        r"INT8/INT4 quantization is not supported on SM>=100",
+        "TensorRT-LLM has no INT8 or INT4 kernels, nor an INT8 KV cache, for Blackwell data-center "
+        "GPUs (SM 100 to 119)",
+        "Set quantize.format to fp8 and quantize.kv_cache to fp8 or null for this GPU, "
+        "or build on Ampere, Ada or Hopper",
+    ),
+    _cause(
+        r"\bis not supported on SM ?\d+|[Uu]nsupported (SM|compute capability|arch)"
+        r"|no kernel image is available|FP8 .*(only supported|not supported).*(SM|Ada|Hopper)"
+        r"|Target GPU SM \d+ is not supported",
+        "This GPU has no kernel for the format or a plugin",
+        f"fp8 and w4a8_awq need SM {MIN_FP8_SM} or later, everything needs SM {MIN_SM} or later; "
+        "choose another quantize.format or GPU",
+    ),
+    _cause(
+        r"Required but not provided tensors",
+        "The checkpoint lacks tensors that its own config.json requires",
+        _EXPORT_AGAIN,
+    ),
+    _cause(
+        r"Encounter error '.*' for parameter|value updated is not the same shape",
+        "A tensor of the checkpoint has another shape than TensorRT-LLM derives from config.json; "
+        "for AWQ that happens when a dimension is not divisible by group size times "
+        "tensor_parallel, because the layer is then padded",
+        f"Lower compile.tensor_parallel or quantize.group_size. {_EXPORT_AGAIN}",
+    ),
+    _cause(
+        r"unexpected keyword argument|Extra inputs are not permitted",
+        "config.json of the checkpoint has a key that this TensorRT-LLM does not know",
+        f"{_RIGHT_VERSION}, and quantize again",
+    ),
+    _cause(
+        r"Unsupported model architecture|has no attribute '(seq_length|qwen_type|rotary_base)'"
+        r"|assert os\.path\.isfile\(.*(weights|safetensors)",
+        "The checkpoint is not one that this TensorRT-LLM can load",
+        _EXPORT_AGAIN,
+    ),
+    _cause(
+        r"[Nn]o space left on device|Disk quota exceeded|Errno 28",
+        "The disk is full; an engine is about as large as its checkpoint",
+        "Free space, or choose another disk with --build-dir",
+    ),
+    _cause(
+        r"Version tag does not match|expecting library version|Failed to deserialize cuda engine"
+        r"|Serialization assertion",
+        "The engine was built by another TensorRT than the one that reads it",
+        f"Build and run in the same image: {DEFAULT_CONTAINER.image}",
+    ),
+    _cause(
+        r"Failed to save timing cache|[Tt]iming cache .*(mismatch|corrupt|incompatible)",
+        "The timing cache belongs to another GPU or TensorRT, or is damaged",
+        "Delete the .cache files in the store's timing folder and run again",
+    ),
+    _cause(
+        r"Error Code \d+: Out ?Of ?Memory|OutOfMemory|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY"
+        r"|GPU memory \(\d+ bytes\) could not be allocated|cudaErrorMemoryAllocation",
+        "The GPU's memory is too small for this build",
+        _LESS_MEMORY,
+    ),
+    _cause(
+        r"Cannot allocate memory|std::bad_alloc|MemoryError"
+        r"|terminated abruptly|BrokenProcessPool",
+        _HOST_MEMORY.why,
+        _HOST_MEMORY.fix,
+    ),
+    _cause(
+        r"No valid weight only (groupwise )?GEMM tactic|No valid \S* ?GEMM tactic",
+        "No GEMM kernel fits a weight of this shape and group size on this GPU",
+        "Use quantize.group_size 64 or 128, lower compile.max_num_tokens, or lower "
+        "compile.tensor_parallel",
+    ),
+    _cause(
+        r"Could not find any implementation for node|Error Code 10",
+        "TensorRT found no kernel for a layer; most often one did not fit into GPU memory",
+        f"{_LESS_MEMORY}. If memory is plentiful, report the node that build.log names",
+    ),
+    _cause(
+        r"contradict|kv_cache_type.*paged_kv_cache|plugin .*requires|AssertionError",
+        "TensorRT-LLM refuses this combination of options",
+        "Read the last lines of the log; report it with the recipe, since the pre-flight should "
+        "have said so",
+    ),
+)
+
+
+def diagnose(lines: Iterable[str], returncode: int) -> Failure:
+    """The most telling cause of a failed build.
+
+    Args:
+        lines: The log, or its last part.
+        returncode: As ``subprocess`` gives it: negative for a signal.
+    """
+    log = [line.strip() for line in lines]
+    generic = CAUSES[-1]
+    for pattern, why, fix in CAUSES[:-1]:
+        if (line := _first(pattern, log)) is not None:
+            return Failure(why, fix, line)
+    if returncode in KILLED:
+        return _HOST_MEMORY
+    if (line := _first(generic[0], log)) is not None:
+        return Failure(generic[1], generic[2], line)
+    last = _last_error(log)
+    how = _ending(returncode)
+    why = f"It {how} with: {last}" if last else f"It {how} without a message"
+    return Failure(why, "Read the log; this cause is not among the known ones", last)
+
+
+def _first(pattern: re.Pattern[str], log: Sequence[str]) -> str | None:
+    return next((line[:LOG_LINE_WIDTH] for line in log if pattern.search(line)), None)
+
+
+def _last_error(log: Sequence[str]) -> str:
+    telling = re.compile(r"^\w[\w.]*(Error|Exception)\b|\[E\]|\bERROR\b|^docker: ")
+    found = [line for line in log if telling.search(line)]
+    return (found or [line for line in log if line] or [""])[-1][:LOG_LINE_WIDTH]
+
+
+def _ending(returncode: int) -> str:
+    if returncode >= 0:
+        return f"ended with exit code {returncode}"
+    try:
+        return f"was ended by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"was ended by signal {-returncode}"

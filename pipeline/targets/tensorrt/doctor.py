@@ -1,0 +1,75 @@
+"""Whether the GPU target can run on this machine, and how, and what is known about its pin."""
+
+from __future__ import annotations
+
+import shutil
+
+from pipeline.dependencies import installed
+from pipeline.targets.base import Finding
+from pipeline.targets.tensorrt.environment import inspect_machine
+from pipeline.targets.tensorrt.toolchain import (
+    BULLETINS,
+    DEFAULT_CONTAINER,
+    ENGINE_FLOW_REMOVED,
+    TENSORRT,
+    TENSORRT_LLM,
+    WAY_OUT,
+)
+
+
+def findings() -> list[Finding]:
+    """Looks at GPUs, driver, docker and TensorRT-LLM, and says what is known about the pin."""
+    engine, machine = installed("tensorrt-llm"), inspect_machine()
+    docker = shutil.which("docker")
+    wanted, container = f"{DEFAULT_CONTAINER.driver} or later", DEFAULT_CONTAINER
+    branch = (machine.driver or "0").partition(".")[0]
+    driver_fits = branch.isdigit() and int(branch) >= container.driver
+    gpus = ", ".join(f"{gpu.name} (SM {gpu.sm})" for gpu in machine.gpus)
+    how = "absent"
+    if machine.gpus and engine == TENSORRT_LLM:
+        how = "in place"
+    elif machine.gpus and docker and driver_fits and engine is None:
+        how = "in the container"
+    return [
+        Finding(
+            "tensorrt-llm",
+            engine or "absent",
+            engine in (None, TENSORRT_LLM),
+            f"Use {TENSORRT_LLM}: {ENGINE_FLOW_REMOVED} and later have no engine flow; "
+            f"the image is {container.image}",
+        ),
+        Finding(
+            "NVIDIA GPU",
+            gpus or "absent",
+            bool(machine.gpus),
+            f"{machine.problem}; plan and pre-flight need none, building and serving engines do",
+        ),
+        Finding(
+            "NVIDIA driver",
+            machine.driver or "absent",
+            driver_fits,
+            f"CUDA {container.cuda} of {container.tag} needs {wanted}, or forward compatibility "
+            "on a data-center GPU",
+        ),
+        Finding(
+            "docker",
+            docker or "absent",
+            docker is not None or engine == TENSORRT_LLM,
+            "Install Docker and the NVIDIA container toolkit to use the pinned container",
+        ),
+        Finding(
+            "target tensorrt",
+            how,
+            how != "absent",
+            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image}",
+        ),
+        Finding(
+            "security",
+            f"{len(BULLETINS)} notices",
+            False,
+            f"TensorRT-LLM {TENSORRT_LLM} and TensorRT {TENSORRT} are known to be vulnerable: "
+            f"{'; '.join(map(str, BULLETINS))}. "
+            "Keep the ports on loopback or behind a gateway, load only engines you built, "
+            f"run as a user without rights. {WAY_OUT}",
+        ),
+    ]

@@ -1,0 +1,81 @@
+"""The pre-flight as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pipeline.findings import finding_lines
+from pipeline.tables import memory_size
+
+if TYPE_CHECKING:
+    from pipeline.targets.tensorrt.plan.preflight import Preflight
+
+MIB = 1 << 20
+SHOWN_PLUGINS = (
+    "gpt_attention_plugin",
+    "gemm_plugin",
+    "context_fmha",
+    "remove_input_padding",
+    "use_paged_context_fmha",
+    "use_fp8_context_fmha",
+    "tokens_per_block",
+)
+
+
+def preflight_lines(preflight: Preflight) -> list[str]:
+    """Effective build configuration, memory plan and findings."""
+    findings = finding_lines(preflight.effective.findings)
+    return [*_engine(preflight), "", *_memory(preflight), *findings]
+
+
+def _engine(preflight: Preflight) -> Iterator[str]:
+    checkpoint, effective = preflight.checkpoint, preflight.effective
+    config = effective.config
+    kv_cache = f", {checkpoint.kv_cache_algo} KV cache" if checkpoint.kv_cache_algo else ""
+    gpu = preflight.gpu
+    where = f"{gpu.name} (SM {gpu.sm})" if gpu else "a GPU the recipe does not name"
+    yield f"engine: {checkpoint.quant_algo}{kv_cache}, {checkpoint.world_size} x {where}"
+    yield (
+        f"  max_batch_size {config.max_batch_size}, max_input_len {config.max_input_len}, "
+        f"max_seq_len {config.max_seq_len}, max_num_tokens {config.max_num_tokens}, "
+        f"opt_num_tokens {config.opt_num_tokens or '-'}"
+    )
+    plugins = config.plugin_config
+    shown = (f"{name} {_value(getattr(plugins, name))}" for name in SHOWN_PLUGINS)
+    yield f"  kv_cache_type {config.kv_cache_type}, {', '.join(shown)}"
+    yield (
+        f"  KV cache reuse {_possible(effective.kv_cache_reuse)}, "
+        f"chunked context {_possible(effective.chunked_context)}"
+    )
+
+
+def _memory(preflight: Preflight) -> Iterator[str]:
+    memory, checkpoint = preflight.memory, preflight.checkpoint
+    rank = "each GPU" if checkpoint.world_size > 1 else "the GPU"
+    yield f"memory of {rank}:"
+    yield f"  weights            {memory_size(memory.weights)}"
+    yield f"  activations        {memory_size(memory.activations)}  at most, an estimate"
+    yield f"  runtime            {memory_size(memory.runtime)}  an allowance"
+    yield (
+        f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
+        f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"
+    )
+    if memory.gpu_memory is None or memory.kv_pool is None:
+        return
+    yield f"  GPU                {memory_size(memory.gpu_memory)}"
+    yield f"  left for KV cache  {memory_size(memory.kv_pool)}  {memory.kv_tokens} tokens"
+    yield (
+        f"  sequences          {memory.sequences:9d}      of max_seq_len together "
+        f"(max_batch_size {preflight.effective.config.max_batch_size})"
+    )
+
+
+def _value(value: str | bool | int | None) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "off" if value is None else str(value)
+
+
+def _possible(value: bool) -> str:
+    return "possible" if value else "not possible"

@@ -1,0 +1,177 @@
+"""How much GPU memory an engine takes and how many sequences fit beside it.
+
+All figures are bytes of one rank, the fullest one. Weights and KV cache are exact sums over the
+tensors of the checkpoint's layout; activations are a bound, and the runtime is an allowance.
+
+**Activations.** TensorRT reserves the largest step ahead of time. The bound takes every tensor of
+one decoder layer as alive at once, for each of ``max_num_tokens`` packed tokens:
+``4 hidden + (qkv + 3 intermediate) / tp`` values of the model's dtype (the residual, the norm's
+output, the attention's output, the layer's output; q, k and v; gate, up and their product), plus
+the logits in float32. It is an estimate: NVIDIA's memory guide logs 1134 MiB for an engine of
+6695 MiB, the size of a Llama-2-7B in FP8, where the bound for 8192 tokens and 2048 sequences is
+1214 MiB; the guide also says that FP8 engines may need more than they ideally would.
+
+**Runtime.** The same log leaves about 1 GiB beside weights, activations and KV cache: the CUDA
+context, library handles, decoder and runtime buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pipeline.recipe import ServeSection
+from pipeline.targets.tensorrt.gpus import GIB, Gpu
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import INT4_ALGOS, CheckpointFacts
+
+RUNTIME_BYTES = GIB
+COMMUNICATION_BYTES = GIB // 2
+"""Allowance for NCCL and all-reduce buffers where there is more than one rank."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of the fullest rank, in bytes.
+
+    Attributes:
+        weights: The engine's constants.
+        activations: Upper bound of the execution context.
+        runtime: Allowance for everything that is neither of these nor KV cache.
+        kv_bytes_per_token: Keys and values of one token.
+        kv_bytes_per_sequence: Those of one sequence of max_seq_len, in whole blocks.
+        gpu_memory: What the GPU holds; None when it is not known.
+        kv_pool: What is left for the KV cache at the free fraction; None without a GPU.
+        kv_tokens: Tokens in the pool, in whole blocks.
+        sequences: Sequences of max_seq_len that run together, at most max_batch_size.
+    """
+
+    weights: int
+    activations: int
+    runtime: int
+    kv_bytes_per_token: int
+    kv_bytes_per_sequence: int
+    gpu_memory: int | None = None
+    kv_pool: int | None = None
+    kv_tokens: int | None = None
+    sequences: int | None = None
+
+    @property
+    def fixed(self) -> int:
+        """What is taken before the KV cache is sized."""
+        return self.weights + self.activations + self.runtime
+
+
+def plan_memory(
+    config: BuildConfig, checkpoint: CheckpointFacts, serve: ServeSection, gpu: Gpu | None
+) -> MemoryPlan:
+    """The memory plan of an effective build configuration.
+
+    Args:
+        config: The effective configuration, after upstream's overrides.
+        checkpoint: What is compiled.
+        serve: The KV cache's fraction of what is free, and its limit in tokens.
+        gpu: Where it runs; None leaves capacity out.
+    """
+    per_token = kv_bytes_per_token(checkpoint)
+    block = config.plugin_config.tokens_per_block
+    blocks_per_sequence = -(-config.max_seq_len // block)
+    plan = MemoryPlan(
+        weights=weight_bytes(checkpoint),
+        activations=activation_bytes(config, checkpoint),
+        runtime=RUNTIME_BYTES + (COMMUNICATION_BYTES if checkpoint.world_size > 1 else 0),
+        kv_bytes_per_token=per_token,
+        kv_bytes_per_sequence=blocks_per_sequence * block * per_token,
+    )
+    if gpu is None:
+        return plan
+    free = max(gpu.memory - plan.fixed, 0)
+    blocks = int(free * serve.kv_cache_free_gpu_mem_fraction) // (block * per_token)
+    if serve.max_tokens_in_paged_kv_cache is not None:
+        blocks = min(blocks, serve.max_tokens_in_paged_kv_cache // block)
+    return replace(
+        plan,
+        gpu_memory=gpu.memory,
+        kv_pool=blocks * block * per_token,
+        kv_tokens=blocks * block,
+        sequences=min(blocks // blocks_per_sequence, config.max_batch_size),
+    )
+
+
+def weight_bytes(checkpoint: CheckpointFacts) -> int:
+    """Bytes of the weights of the fullest rank, as the engine holds them.
+
+    TensorRT-LLM loads INT4 scales, which the checkpoint has in float32, in the model's dtype.
+    """
+    model, size = checkpoint.model, checkpoint.bytes_per_value
+    layers = model.num_hidden_layers // checkpoint.pp_size * _layer_bytes(checkpoint)
+    # Export shards the embedding over the tensor-parallel ranks; a tied head is a copy.
+    table = -(-model.vocab_size // checkpoint.tp_size) * model.hidden_size * size
+    head = table + model.hidden_size * size
+    return layers + (table + head if checkpoint.pp_size == 1 else head)
+
+
+def kv_bytes_per_token(checkpoint: CheckpointFacts) -> int:
+    """Bytes of the keys and values of one token on one rank."""
+    model = checkpoint.model
+    size = 1 if checkpoint.kv_cache_algo else checkpoint.bytes_per_value
+    layers = model.num_hidden_layers // checkpoint.pp_size
+    return 2 * layers * _kv_heads(checkpoint) * model.head_size * size
+
+
+def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
+    """Upper bound of the execution context; the formula is in the module's docstring."""
+    model, tp = checkpoint.model, checkpoint.tp_size
+    qkv, inner = _qkv_rows(checkpoint), model.intermediate_size // tp
+    values = 4 * model.hidden_size + qkv + 3 * inner
+    logit_rows = config.max_num_tokens if config.gather_context_logits else config.max_batch_size
+    logits = logit_rows * model.vocab_size * 4
+    return config.max_num_tokens * values * checkpoint.bytes_per_value + logits
+
+
+def _layer_bytes(checkpoint: CheckpointFacts) -> int:
+    model, size = checkpoint.model, checkpoint.bytes_per_value
+    norms = 2 * model.hidden_size + (2 * model.head_size if model.qk_layernorm else 0)
+    bias = _qkv_rows(checkpoint) if model.attention_bias else 0
+    scale = 4 if checkpoint.kv_cache_algo else 0
+    return sum(_linear_bytes(checkpoint, *shape) for shape in _linear_shapes(checkpoint)) + (
+        (norms + bias) * size + scale
+    )
+
+
+def _linear_shapes(checkpoint: CheckpointFacts) -> list[tuple[int, int]]:
+    """(rows, columns) of each linear of a layer on one rank."""
+    tp = checkpoint.tp_size
+    shapes = []
+    for linear in checkpoint.model.linears:
+        if linear.name == "attention.qkv":
+            shapes.append((_qkv_rows(checkpoint), linear.in_features))
+        elif linear.split == "column":
+            shapes.append((linear.out_features // tp, linear.in_features))
+        else:
+            shapes.append((linear.out_features, linear.in_features // tp))
+    return shapes
+
+
+def _linear_bytes(checkpoint: CheckpointFacts, rows: int, columns: int) -> int:
+    algo, size = checkpoint.quant_algo, checkpoint.bytes_per_value
+    if algo in INT4_ALGOS:
+        assert checkpoint.group_size is not None
+        # Two weights per byte, a scale per group, a pre-quant scale per input feature.
+        return (
+            rows * columns // 2 + rows * (columns // checkpoint.group_size) * size + columns * size
+        )
+    if algo == "FP8":
+        return rows * columns + 8
+    if algo.startswith("W8A8"):
+        return rows * columns + rows * 4 + columns * size + 4
+    return rows * columns * size
+
+
+def _kv_heads(checkpoint: CheckpointFacts) -> int:
+    # With more ranks than KV heads, ranks hold copies.
+    return max(checkpoint.model.num_key_value_heads // checkpoint.tp_size, 1)
+
+
+def _qkv_rows(checkpoint: CheckpointFacts) -> int:
+    heads = checkpoint.model.num_attention_heads // checkpoint.tp_size
+    return (heads + 2 * _kv_heads(checkpoint)) * checkpoint.model.head_size

@@ -1,0 +1,200 @@
+"""Says what ``trtllm-build`` would do before a GPU is touched.
+
+Everything comes from the recipe and the model's ``config.json``, in milliseconds and on any
+machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipeline.errors import UnsupportedError
+from pipeline.findings import Finding
+from pipeline.models import ModelFacts
+from pipeline.recipe import Recipe
+from pipeline.targets.tensorrt.environment import missing_to_build
+from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
+from pipeline.targets.tensorrt.plan import rules
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
+from pipeline.targets.tensorrt.plan.overrides import apply_overrides
+
+
+@dataclass(frozen=True)
+class Effective:
+    """What a build configuration turns into.
+
+    Attributes:
+        config: The configuration that is really built.
+        findings: Errors, warnings and notes, each with its reason and its remedy.
+        kv_cache_reuse: Whether the engine can share KV blocks between prompts.
+        chunked_context: Whether the engine can split a prompt over several steps.
+    """
+
+    config: BuildConfig
+    findings: tuple[Finding, ...]
+    kv_cache_reuse: bool
+    chunked_context: bool
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Everything known about an engine before it is built.
+
+    Attributes:
+        requested: What the recipe asks for.
+        effective: What is built of it, with every finding.
+        checkpoint: What is compiled.
+        gpu: What it is compiled for; None when the recipe does not say.
+        memory: The memory of the fullest rank.
+    """
+
+    requested: BuildConfig
+    effective: Effective
+    checkpoint: CheckpointFacts
+    gpu: Gpu | None
+    memory: MemoryPlan
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON values; memory in bytes."""
+        gpu = self.gpu
+        return {
+            "quant_algo": self.checkpoint.quant_algo,
+            "kv_cache_quant_algo": self.checkpoint.kv_cache_algo,
+            "world_size": self.checkpoint.world_size,
+            "gpu": {"name": gpu.name, "sm": gpu.sm, "memory": gpu.memory} if gpu else None,
+            "build_config": self.effective.config.as_dict(),
+            "flags": self.requested.flags(),
+            "kv_cache_reuse": self.effective.kv_cache_reuse,
+            "chunked_context": self.effective.chunked_context,
+            "memory": asdict(self.memory),
+            "findings": [asdict(finding) for finding in self.effective.findings],
+        }
+
+
+def predict(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -> Effective:
+    """What ``trtllm-build`` makes of a configuration.
+
+    Args:
+        config: What is asked for.
+        checkpoint: What is compiled.
+        gpu: Where; None leaves out what depends on it.
+    """
+    effective, overridden = apply_overrides(config, checkpoint, gpu)
+    findings = [
+        *rules.check_gpu(checkpoint, gpu),
+        *rules.check_plugins(config, checkpoint, gpu),
+        *rules.check_inflight_batching(config),
+        *rules.check_model(config, checkpoint),
+        *overridden,
+    ]
+    paged = effective.kv_cache_type == "paged" and effective.plugin_config.use_paged_context_fmha
+    return Effective(
+        config=effective,
+        findings=tuple(findings),
+        kv_cache_reuse=paged and not effective.gather_context_logits,
+        chunked_context=paged,
+    )
+
+
+def inspect(recipe: Recipe, facts: ModelFacts) -> Preflight:
+    """The whole pre-flight of a recipe.
+
+    Raises:
+        RecipeError: ``compile.gpu`` is not in the table.
+    """
+    gpu = find_gpu(recipe.compile.gpu, recipe.place("compile.gpu")) if recipe.compile.gpu else None
+    checkpoint = CheckpointFacts.from_recipe(recipe, facts)
+    requested = BuildConfig.from_recipe(recipe)
+    effective = predict(requested, checkpoint, gpu)
+    memory = plan_memory(effective.config, checkpoint, recipe.serve, gpu)
+    findings = (
+        *effective.findings,
+        *rules.check_serving(recipe, effective.config),
+        *rules.check_quality(recipe, checkpoint),
+        *_check_memory(memory, checkpoint, effective.config, gpu),
+    )
+    order = ("error", "warning", "note")
+    ordered = tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
+    effective = replace(effective, findings=ordered)
+    return Preflight(requested, effective, checkpoint, gpu, memory)
+
+
+def explain(recipe: Recipe, facts: ModelFacts) -> Preflight:
+    """The pre-flight, and what this machine lacks to compile: for who plans on another one.
+
+    Raises:
+        RecipeError: ``compile.gpu`` is not in the table.
+    """
+    preflight = inspect(recipe, facts)
+    missing = missing_to_build()
+    if not missing:
+        return preflight
+    finding = Finding(
+        "note",
+        "compile.target",
+        "the compile stage cannot run on this machine",
+        f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
+        "command that builds the engine elsewhere",
+        "Run on the GPU machine, or set compile.target to openvino to serve on this one",
+    )
+    findings = (*preflight.effective.findings, finding)
+    return replace(preflight, effective=replace(preflight.effective, findings=findings))
+
+
+def check(recipe: Recipe, facts: ModelFacts) -> None:
+    """Refuses what cannot be built or served.
+
+    Raises:
+        RecipeError: ``compile.gpu`` is not in the table.
+        UnsupportedError: Naming the recipe's key, the reason and the remedy.
+    """
+    errors = [f for f in inspect(recipe, facts).effective.findings if f.severity == "error"]
+    if errors:
+        first, *others = errors
+        also = "".join(f". Also: {error.what} ({recipe.place(error.key)})" for error in others)
+        raise UnsupportedError(
+            first.what, where=recipe.place(first.key), why=first.why + also, fix=first.remedy
+        )
+
+
+def _check_memory(
+    memory: MemoryPlan, checkpoint: CheckpointFacts, config: BuildConfig, gpu: Gpu | None
+) -> Iterator[Finding]:
+    if gpu is None or memory.sequences is None:
+        return
+    key, room = "compile.gpu", f"{gpu.name} has {gpu.memory_gib:.1f} GiB"
+    needed = memory.weights + memory.kv_bytes_per_sequence
+    if needed > gpu.memory:
+        # Estimates decide nothing here: both summands are exact.
+        yield Finding(
+            "error",
+            key,
+            f"the engine does not fit {gpu.name}",
+            f"Weights of {memory.weights / GIB:.1f} GiB and one sequence of max_seq_len, "
+            f"{memory.kv_bytes_per_sequence / GIB:.1f} GiB, are for each of "
+            f"{checkpoint.world_size} rank(s); {room}",
+            "Raise compile.tensor_parallel, choose a smaller format, or lower compile.max_seq_len",
+        )
+    elif memory.sequences == 0:
+        yield Finding(
+            "warning",
+            key,
+            "the KV cache may not hold one sequence of max_seq_len, and then Triton refuses the "
+            "engine",
+            f"Beside weights and an estimate of activations {room} for "
+            f"{memory.kv_tokens} tokens, max_seq_len is {config.max_seq_len}",
+            "Lower compile.max_num_tokens and compile.max_batch_size, or raise "
+            "compile.tensor_parallel",
+        )
+    elif memory.sequences < config.max_batch_size:
+        yield Finding(
+            "note",
+            "compile.max_batch_size",
+            f"{memory.sequences} of {config.max_batch_size} sequences fit at full length",
+            f"The KV cache holds about {memory.kv_tokens} tokens; shorter sequences share it",
+            "Nothing, unless most sequences are that long",
+        )

@@ -1,0 +1,233 @@
+"""What cannot be built or served, and what works otherwise than its recipe suggests.
+
+Sources: ``build()`` and ``PluginConfig.validate()`` of TensorRT-LLM 1.2 for the refusals,
+``TrtGptModelInflightBatching`` for in-flight batching, and the public issues of both projects for
+the rest. What does not depend on the target is in :mod:`pipeline.preflight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.findings import Finding
+from pipeline.recipe import Recipe
+from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
+from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM, PLUGINS
+
+INT_ALGOS = INT4_ALGOS | {"W8A8_SQ_PER_CHANNEL"}
+DATA_CENTER_BLACKWELL = range(100, 120)
+"""Compute capabilities on which ``build()`` refuses every INT8 and INT4 format."""
+HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
+"""Features of a head that masked multi-head attention, which generates, has kernels for:
+``MMHA_SUPPORTED_HEAD_SIZES`` of cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention.cu. The
+attention plugin refuses any other as soon as it is set up, in common/attentionOp.cpp."""
+FP8_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")
+
+
+def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]:
+    """What the compute capability rules out."""
+    algo, kv_cache = checkpoint.quant_algo, checkpoint.kv_cache_algo
+    if gpu is None:
+        yield Finding(
+            "note",
+            "compile.gpu",
+            "nothing that depends on the GPU was checked",
+            "compile.gpu is not set",
+            "Set compile.gpu, for example to H100-80GB",
+        )
+        return
+    if gpu.sm < MIN_SM:
+        yield Finding(
+            "error",
+            "compile.gpu",
+            f"TensorRT-LLM 1.2 does not run on {gpu.name}",
+            f"Its kernels need SM {MIN_SM} (Ampere) or later; {gpu.name} is SM {gpu.sm}",
+            "Build on an Ampere, Ada, Hopper or Blackwell GPU and name it in compile.gpu",
+        )
+        return
+    if gpu.sm < MIN_FP8_SM and algo in FP8_ALGOS:
+        yield Finding(
+            "error",
+            "quantize.format",
+            f"{algo} does not run on {gpu.name}",
+            f"FP8 arithmetic needs SM {MIN_FP8_SM} (Ada) or later; {gpu.name} is SM {gpu.sm}",
+            "Set quantize.format to int4_awq or int8_sq, or compile.gpu to an Ada or Hopper GPU",
+        )
+    if gpu.sm < MIN_FP8_SM and kv_cache == "FP8" and algo not in FP8_ALGOS:
+        yield Finding(
+            "warning",
+            "quantize.kv_cache",
+            f"the FP8 KV cache only saves memory on {gpu.name}",
+            f"SM {gpu.sm} has no FP8 arithmetic, so every read is converted",
+            "Set quantize.kv_cache to null",
+        )
+    if gpu.sm in DATA_CENTER_BLACKWELL and (algo in INT_ALGOS or kv_cache == "INT8"):
+        refused = algo if algo in INT_ALGOS else "an INT8 KV cache"
+        yield Finding(
+            "error",
+            "quantize.format" if algo in INT_ALGOS else "quantize.kv_cache",
+            f"{refused} is refused on {gpu.name}",
+            "TensorRT-LLM 1.2 builds no INT8 and no INT4 engine on SM 100 to 119; "
+            f"{gpu.name} is SM {gpu.sm}",
+            "Set quantize.format to fp8 (kv_cache: fp8 or null), or choose a Hopper or Ada GPU",
+        )
+    if gpu.sm >= DATA_CENTER_BLACKWELL.stop and algo in INT_ALGOS:
+        yield Finding(
+            "note",
+            "compile.gpu",
+            f"{algo} on SM {gpu.sm} rests on single reports",
+            "Upstream's check lets it pass, but its tests do not cover it",
+            "Run make gpu-acceptance on that GPU first",
+        )
+
+
+def check_plugins(
+    config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None
+) -> Iterator[Finding]:
+    """Kernels that the format or the GPU does not have."""
+    plugins = config.plugin_config
+    if plugins.gemm_plugin == "fp8" and checkpoint.quant_algo != "FP8":
+        yield Finding(
+            "error",
+            f"{PLUGINS}.gemm_plugin",
+            f"gemm_plugin fp8 does not go with {checkpoint.quant_algo}",
+            "It multiplies FP8 weights only",
+            f"Set {PLUGINS}.gemm_plugin to auto",
+        )
+    for option in FP8_PLUGINS:
+        if getattr(plugins, option) is None:
+            continue
+        swiglu = option == "gemm_swiglu_plugin"
+        if checkpoint.quant_algo != "FP8":
+            yield _unavailable(option, f"It needs FP8 weights, not {checkpoint.quant_algo}")
+        elif gpu and gpu.sm == DATA_CENTER_BLACKWELL.start:
+            yield _unavailable(option, f"trtllm-build refuses it on SM {gpu.sm}")
+        elif gpu and swiglu and gpu.sm != 90:
+            yield _unavailable(option, f"It has kernels for Hopper only; {gpu.name} is not")
+
+
+def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
+    """The three things without which Triton's backend does not load the engine."""
+    plugins = config.plugin_config
+    why = "In-flight batching needs the attention plugin, packed input and a paged KV cache"
+    if plugins.gpt_attention_plugin is None:
+        key = f"{PLUGINS}.gpt_attention_plugin"
+        yield Finding("error", key, "the engine would not load", why, f"Set {key} to auto")
+    if not plugins.remove_input_padding:
+        key = f"{PLUGINS}.remove_input_padding"
+        yield Finding("error", key, "the engine would not load", why, f"Set {key} to true")
+    if config.kv_cache_type != "paged":
+        key = "compile.tensorrt.kv_cache_type"
+        yield Finding("error", key, "the engine would not load", why, f"Set {key} to paged")
+
+
+def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
+    """What the model's own limits and layers rule out."""
+    model = checkpoint.model
+    if model.qk_layernorm and checkpoint.quant_algo.endswith("_PLUGIN"):
+        yield Finding(
+            "error",
+            "quantize.format",
+            f"{checkpoint.quant_algo} drops the q and k norms of {model.architecture}",
+            "SmoothQuantAttention has no parameters for them; the build only warns of tensors "
+            "that were provided but not required, and the text is wrong",
+            "Set quantize.format to int8_sq, whose W8A8_SQ_PER_CHANNEL keeps them",
+        )
+    if model.head_size not in HEAD_SIZES:
+        yield Finding(
+            "error",
+            "compile.target",
+            f"heads of {model.head_size} features do not run on TensorRT-LLM",
+            "Its attention has kernels for heads of "
+            f"{', '.join(map(str, HEAD_SIZES[:-1]))} and {HEAD_SIZES[-1]} features only",
+            "Set compile.target to openvino, which runs heads of any size, or choose another model",
+        )
+    longest = model.longest_sequence
+    if config.max_seq_len > longest:
+        yield Finding(
+            "error",
+            "compile.max_seq_len",
+            f"max_seq_len {config.max_seq_len} is longer than the model's {longest} positions",
+            "The rotary embedding was not trained beyond them, so the text would fall apart; "
+            "trtllm-build only warns",
+            f"Set compile.max_seq_len to at most {longest}",
+        )
+    window = model.sliding_window
+    if window is not None and window < config.max_seq_len:
+        yield Finding(
+            "error",
+            "compile.max_seq_len",
+            f"max_seq_len {config.max_seq_len} is longer than the sliding window of {window} "
+            "tokens",
+            "The engine attends to all earlier tokens, which is the same only within the window",
+            f"Set compile.max_seq_len to at most {window}",
+        )
+
+
+def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
+    """What the engine will not do at run time although the recipe asks for it."""
+    plugins, serve = effective.plugin_config, recipe.serve
+    paged = plugins.use_paged_context_fmha
+    if effective.gather_context_logits and serve.enable_kv_cache_reuse:
+        yield Finding(
+            "warning",
+            "compile.tensorrt.gather_context_logits",
+            "KV cache reuse is switched off at run time",
+            "An engine that returns the logits of the prompt must compute the whole prompt",
+            "Leave gather_context_logits out; the evaluate stage builds an engine of its own",
+        )
+    if not (paged and serve.enable_chunked_context):
+        longest = min(effective.max_num_tokens, effective.max_seq_len)
+        if longest < effective.max_input_len:
+            yield Finding(
+                "warning",
+                "compile.max_num_tokens",
+                f"prompts of more than {longest} tokens are refused",
+                "Without chunked context a prompt must fit into one step of max_num_tokens",
+                f"Set compile.max_num_tokens to at least {effective.max_input_len}"
+                + (", or serve.enable_chunked_context to true" if paged else ""),
+            )
+    if plugins.remove_input_padding and plugins.context_fmha:
+        yield Finding(
+            "note",
+            "compile.max_input_len",
+            f"max_input_len {effective.max_input_len} is no limit of the engine",
+            "With packed input and context_fmha trtllm-build ignores it",
+            "Nothing: longer prompts are admitted as long as max_seq_len has room for them",
+        )
+
+
+def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
+    """Formats whose accuracy is known to need watching."""
+    algo, architecture = checkpoint.quant_algo, checkpoint.model.architecture
+    if algo != "NO_QUANT" and recipe.evaluate is None:
+        yield Finding(
+            "warning",
+            "evaluate",
+            f"nothing measures what {algo} costs in quality",
+            "The recipe has no evaluate section, so there is no gate before the build",
+            "Add evaluate.text and evaluate.gates",
+        )
+    if algo == "W8A8_SQ_PER_CHANNEL" and architecture == "LlamaForCausalLM":
+        yield Finding(
+            "note",
+            "quantize.format",
+            "INT8 SmoothQuant of Llama needs a close look at the gate",
+            "ModelOpt's support matrix does not list it for Llama 3",
+            "Compare quantize.smoothquant_alpha 0.5, 0.8 and 1.0",
+        )
+    if checkpoint.kv_cache_algo == "INT8":
+        yield Finding(
+            "warning",
+            "quantize.kv_cache",
+            "an INT8 KV cache costs quality and all KV cache reuse",
+            "It has one static scale per layer, and paged attention has no kernels for it",
+            "Set quantize.kv_cache to null unless memory decides",
+        )
+
+
+def _unavailable(option: str, why: str) -> Finding:
+    key = f"{PLUGINS}.{option}"
+    return Finding("error", key, f"{option} is not available", why, f"Leave {key} out")

@@ -1,0 +1,160 @@
+"""The parameters of the C++ backend ``tensorrtllm``, complete and typed.
+
+The backend takes a missing or unreadable parameter for its default with a warning in the log, fails
+to load over three of them, and switches off in silence what an engine cannot do. So every value is
+written, and what the engine cannot do is switched off here, with the reason.
+
+Names and defaults are those of ``inflight_batcher_llm/tensorrt_llm/config.pbtxt`` in TensorRT-LLM
+1.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.recipe import Recipe
+from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.triton.parameters import ENGINE_DIR, MOUNT, TOKENIZER_DIR, EngineModel
+
+BACKEND = "tensorrtllm"
+WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
+"""Parameters that the backend reads unconditionally: without one of them it does not load."""
+
+BATCHING = ("inflight_fused_batching", "inflight_batching")
+
+# The backend's own defaults, stated so that its log has no warnings and a later change is a diff.
+_DEFAULTS: Mapping[str, str] = {
+    "cuda_graph_cache_size": "0",
+    "cuda_graph_mode": "false",
+    "decoding_mode": "top_k_top_p",
+    "enable_context_fmha_fp32_acc": "false",
+    "enable_trt_overlap": "false",
+    "gpu_weights_percent": "1.0",
+    "iter_stats_max_iterations": "1000",
+    "kv_cache_host_memory_bytes": "0",
+    "kv_cache_onboard_blocks": "true",
+    "lora_cache_gpu_memory_fraction": "0.05",
+    "lora_cache_host_memory_bytes": "1073741824",
+    "lora_cache_max_adapter_size": "64",
+    "lora_cache_optimal_adapter_size": "8",
+    "multi_block_mode": "true",
+    "normalize_log_probs": "true",
+    "num_nodes": "1",
+    "recv_poll_period_ms": "0",
+    "request_stats_max_iterations": "0",
+    "speculative_decoding_fast_logits": "false",
+    "stats_check_period_ms": "100",
+}
+
+
+@dataclass(frozen=True)
+class BackendParameters:
+    """Parameters and what they could not grant.
+
+    Attributes:
+        values: ``string_value`` by name.
+        switched_off: Why a setting of ``serve`` is false although the recipe says true, by name.
+    """
+
+    values: Mapping[str, str]
+    switched_off: Mapping[str, str] = field(default_factory=dict)
+
+
+def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
+    """The C++ backend of TensorRT-LLM."""
+    built = build_parameters(
+        recipe,
+        TrtEngine.from_config(engine),
+        engine_dir=ENGINE_DIR,
+        tokenizer_dir=TOKENIZER_DIR,
+    )
+    return EngineModel(BACKEND, built.values, built.switched_off)
+
+
+def build_parameters(
+    recipe: Recipe, engine: TrtEngine, *, engine_dir: str, tokenizer_dir: str
+) -> BackendParameters:
+    """Every parameter of the engine model.
+
+    Left out on purpose: ``cross_kv_cache_fraction`` (an error for a decoder),
+    ``encoder_model_path``, ``gpu_device_ids`` and ``participant_ids`` (the launcher decides which
+    GPUs a server sees, so the repository is not tied to a machine), ``max_attention_window_size``
+    and ``sink_token_length`` (full attention), ``lora_prefetch_dir``, and the choices of decoding
+    modes that are not used.
+
+    Args:
+        recipe: ``serve`` and ``compile`` are read.
+        engine: The engine.
+        engine_dir: Its folder, relative to the repository's root.
+        tokenizer_dir: The tokenizer's folder, likewise.
+
+    Raises:
+        RepositoryError: The backend could not serve this engine.
+        UnsupportedError: The recipe's KV cache is too small for one sequence.
+    """
+    _check(recipe, engine)
+    serve = recipe.serve
+    asked = {
+        "enable_kv_cache_reuse": (serve.enable_kv_cache_reuse, engine.kv_reuse_obstacle()),
+        "enable_chunked_context": (
+            serve.enable_chunked_context,
+            engine.chunked_context_obstacle(),
+        ),
+    }
+    granted = {name: _flag(want and not why) for name, (want, why) in asked.items()}
+    switched_off = {name: why for name, (want, why) in asked.items() if want and why}
+    values = {
+        **_DEFAULTS,
+        **granted,
+        "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        "batch_scheduler_policy": serve.batch_scheduler_policy,
+        "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
+        "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+        "executor_worker_path": WORKER,
+        # The backend would look for a relative path below the process's working directory and
+        # report a wrong one as something else.
+        "gpt_model_path": str(MOUNT / engine_dir),
+        "gpt_model_type": BATCHING[0],
+        # Empty switches guided decoding off; the C++ backend needs a vocabulary file for it.
+        "guided_decoding_backend": "",
+        "kv_cache_free_gpu_mem_fraction": str(serve.kv_cache_free_gpu_mem_fraction),
+        "max_beam_width": str(recipe.compile.max_beam_width),
+        "max_queue_size": str(serve.max_queue_size),
+        "tokenizer_dir": str(MOUNT / tokenizer_dir),
+        "xgrammar_tokenizer_info_path": "",
+    }
+    if serve.max_tokens_in_paged_kv_cache is not None:
+        values["max_tokens_in_paged_kv_cache"] = str(serve.max_tokens_in_paged_kv_cache)
+    return BackendParameters(values, switched_off)
+
+
+def _check(recipe: Recipe, engine: TrtEngine) -> None:
+    found = list(engine.problems())
+    if recipe.compile.max_beam_width > engine.max_beam_width:
+        found.append(
+            f"max_beam_width {recipe.compile.max_beam_width} is more than the "
+            f"{engine.max_beam_width} it was built for"
+        )
+    if found:
+        raise RepositoryError(
+            "Triton's tensorrtllm backend cannot serve this engine",
+            where="engine config.json",
+            why="; ".join(found),
+            fix="Compile the engine again with trtllm-pipeline run",
+        )
+    tokens = recipe.serve.max_tokens_in_paged_kv_cache
+    if tokens is not None and tokens < engine.max_seq_len:
+        raise UnsupportedError(
+            f"a KV cache of {tokens} tokens does not hold one sequence",
+            where=recipe.place("serve.max_tokens_in_paged_kv_cache"),
+            why=f"The engine's sequences have up to {engine.max_seq_len} tokens",
+            fix=f"Set it to at least {engine.max_seq_len}, or leave it out",
+        )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

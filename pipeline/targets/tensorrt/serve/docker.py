@@ -1,0 +1,104 @@
+"""The ``docker run`` command that serves a repository in the pinned image."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.targets.tensorrt.docker import bind, confined
+from pipeline.targets.tensorrt.serve.container import INSIDE, MOUNT, Endpoints
+
+# The image's own unprivileged user, triton-server.
+USER = "1000:1000"
+UID = 1000
+DAEMON_TIMEOUT_S = 15
+
+
+def docker_command(
+    image: str,
+    repository: Path,
+    command: Sequence[str],
+    *,
+    name: str,
+    devices: Sequence[int],
+    published: Endpoints,
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Runs a command of :mod:`.container` with the repository at ``/models``.
+
+    The container is unprivileged, sees the repository read-only, and is reachable at
+    ``published.host`` alone.
+
+    Args:
+        image: The image's full name.
+        repository: The repository on this machine.
+        command: What runs inside.
+        name: The container's name.
+        devices: Numbers of the GPUs it sees, as ``nvidia-smi`` counts them.
+        published: Address and ports of this machine.
+        environment: More environment variables; never secrets, the command line is public.
+
+    Raises:
+        UnsupportedError: Docker cannot express the repository's path.
+    """
+    host = f"[{published.host}]" if ":" in published.host else published.host
+    numbers = ",".join(map(str, devices))
+    # Docker reads the value as CSV, so a list needs quotes of its own.
+    gpus = f"device={numbers}" if len(devices) == 1 else f'"device={numbers}"'
+    variables = {"HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}  # noqa: S108
+    return [
+        *confined(name, USER, gpus),
+        *(f"--env={key}={value}" for key, value in {**variables, **(environment or {})}.items()),
+        f"--mount={bind(repository, MOUNT, readonly=True)}",
+        *(
+            f"--publish={host}:{outside}:{inside}"
+            for outside, inside in (
+                (published.http, INSIDE.http),
+                (published.grpc, INSIDE.grpc),
+                (published.metrics, INSIDE.metrics),
+            )
+        ),
+        image,
+        *command,
+    ]
+
+
+def daemon_problem() -> str | None:
+    """Why no container can be started here; None when one can."""
+    try:
+        answer = subprocess.run(
+            ["docker", "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            text=True,
+            timeout=DAEMON_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "docker is not installed"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"docker does not answer: {error}"
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+        return f"docker cannot start containers: {lines[-1]}"
+    return None
+
+
+def unreadable(repository: Path) -> str | None:
+    """The first path that the container's user cannot read; None when it can read everything."""
+    for directory, folders, files in os.walk(repository):
+        for name in (".", *folders, *files):
+            path = Path(directory, name)
+            status = path.stat()
+            needed = 0o5 if path.is_dir() else 0o4
+            if status.st_uid == UID:
+                needed <<= 6
+            if status.st_mode & needed != needed:
+                return os.path.normpath(path)
+    return None
+
+
+def remove_container(name: str) -> None:
+    """Ends a container that did not end by itself."""
+    subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False, timeout=60)

@@ -1,0 +1,283 @@
+"""Decides how a TensorRT repository is served here, or why it cannot be."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.dependencies import installed
+from pipeline.errors import RepositoryError, UnsupportedError, UsageError
+from pipeline.targets.tensorrt.build.engine import read_engine_manifest
+from pipeline.targets.tensorrt.environment import (
+    DEVICE_ORDER,
+    InstalledGpu,
+    Machine,
+    inspect_machine,
+    toolkit,
+)
+from pipeline.targets.tensorrt.serve.container import (
+    MOUNT,
+    ORCHESTRATOR_ENVIRONMENT,
+    Endpoints,
+    orchestrator_command,
+    server_command,
+    world_size,
+)
+from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
+from pipeline.targets.tensorrt.toolchain import Container, container_for
+from pipeline.triton.parameters import ENGINE_DIR
+from pipeline.triton.ports import reserve
+from pipeline.triton.running import ServerOptions
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way to start a server.
+
+    Attributes:
+        command: The whole command line.
+        endpoints: Where the server answers.
+        image: The container image; None when it starts in place.
+        name: The container's name.
+        environment: Variables to add in place; a container's are in its command.
+        prepare: A command that makes the repository appear at ``/models`` first; in place only.
+    """
+
+    command: Sequence[str]
+    endpoints: Endpoints
+    image: str | None
+    name: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Sequence[str] = ()
+
+    @property
+    def text(self) -> str:
+        """The command line, to copy."""
+        variables = [f"{key}={value}" for key, value in self.environment.items()]
+        command = shlex.join([*(["env", *variables] if variables else []), *self.command])
+        return f"{shlex.join(self.prepare)} && {command}" if self.prepare else command
+
+
+def endpoints(options: ServerOptions) -> Endpoints:
+    """The ports asked for, as they are."""
+    return Endpoints(
+        options.host,
+        http=options.http_port,
+        grpc=options.grpc_port,
+        metrics=options.metrics_port,
+    )
+
+
+def free_endpoints(options: ServerOptions) -> Endpoints:
+    """The ports asked for when they are free, or a free one for each 0.
+
+    Raises:
+        ServerError: A port is in use, not allowed, or the address is not this machine's.
+    """
+    asked = {"gRPC": options.grpc_port, "HTTP": options.http_port, "metrics": options.metrics_port}
+    ports = reserve(options.host, asked)
+    return Endpoints(options.host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
+
+
+def engine_manifest(repository: Path) -> dict[str, Any]:
+    """``engine.json``: what the engine is bound to.
+
+    Raises:
+        CompileError: It is missing.
+    """
+    return read_engine_manifest(repository / ENGINE_DIR)
+
+
+def engine_ranks(repository: Path) -> int:
+    """``world_size`` of the repository's engine.
+
+    Raises:
+        RepositoryError: The engine's ``config.json`` is missing or does not say.
+    """
+    try:
+        return world_size(repository)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RepositoryError(
+            "the engine does not say how many ranks it has",
+            where=str(repository / ENGINE_DIR / "config.json"),
+            why=f"{type(error).__name__}: {error}",
+            fix="Run the recipe again, or copy the repository again from where it was built",
+        ) from error
+
+
+def serving_container(manifest: Mapping[str, Any]) -> Container:
+    """The image that can read an engine: the one it was built in, or one with the same TensorRT.
+
+    Raises:
+        UnsupportedError: No known image has that TensorRT-LLM and TensorRT.
+    """
+    built_in = (manifest.get("container") or {}).get("image")
+    wanted = (str(manifest.get(key)) for key in ("tensorrt_llm", "tensorrt"))
+    return container_for(*wanted, built_in=built_in)
+
+
+def inside_container() -> bool:
+    """Whether this process is in a container that can serve: it has Triton and TensorRT-LLM."""
+    return bool(shutil.which("tritonserver") and installed("tensorrt-llm"))
+
+
+def docker_launch(
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    devices: Sequence[int] | None = None,
+    orchestrator: bool = False,
+) -> Launch:
+    """How to serve a repository with docker, on any machine.
+
+    Args:
+        repository: The repository.
+        endpoints: Address and ports of the machine.
+        devices: GPUs to use; None takes the first ones.
+        orchestrator: Let one server spawn a worker per rank, instead of one server per rank.
+
+    Raises:
+        UsageError: The number of GPUs is not the engine's number of ranks.
+        UnsupportedError: No known image can read the engine.
+    """
+    manifest = engine_manifest(repository)
+    ranks = engine_ranks(repository)
+    chosen = list(range(ranks)) if devices is None else list(devices)
+    if len(chosen) != ranks or len(set(chosen)) != ranks:
+        raise UsageError(
+            f"the engine has {ranks} rank(s), so it needs {ranks} different GPU(s)",
+            why=f"{len(set(chosen))} were named",
+            fix=f"Give {ranks} to --devices, e.g. {','.join(map(str, range(ranks)))}",
+        )
+    image = serving_container(manifest).image
+    name = f"trtllm-pipeline-{endpoints.grpc}"
+    command = docker_command(
+        image,
+        repository,
+        orchestrator_command(ranks) if orchestrator else server_command(ranks),
+        name=name,
+        devices=chosen,
+        published=endpoints,
+        environment=ORCHESTRATOR_ENVIRONMENT if orchestrator else None,
+    )
+    return Launch(command, endpoints, image, name)
+
+
+def local_launch(
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    devices: Sequence[int] | None = None,
+    orchestrator: bool = False,
+) -> Launch:
+    """How to serve a repository inside the container, with its own tritonserver.
+
+    Raises:
+        UnsupportedError: What is installed here cannot read the engine.
+    """
+    manifest, here = engine_manifest(repository), toolkit()
+    wanted = {"TensorRT-LLM": manifest.get("tensorrt_llm"), "TensorRT": manifest.get("tensorrt")}
+    found = {"TensorRT-LLM": here.tensorrt_llm, "TensorRT": here.tensorrt}
+    wrong = [name for name in wanted if wanted[name] != found[name]]
+    if wrong:
+        raise UnsupportedError(
+            "this container cannot read the engine: "
+            + "; ".join(f"it has {name} {found[name]}, not {wanted[name]}" for name in wrong),
+            where=str(repository / ENGINE_DIR),
+            why="A TensorRT engine runs with the TensorRT that built it only",
+            fix=f"Serve it in {serving_container(manifest).image}, or compile it again here",
+        )
+    ranks = engine_ranks(repository)
+    build = orchestrator_command if orchestrator else server_command
+    environment = {"PYTHONDONTWRITEBYTECODE": "1", **DEVICE_ORDER}
+    if orchestrator:
+        environment |= ORCHESTRATOR_ENVIRONMENT
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+    command = build(ranks, MOUNT, endpoints)
+    link = () if at_mount(repository) else ("ln", "-sfn", str(repository.resolve()), MOUNT)
+    return Launch(command, endpoints, None, "", environment, link)
+
+
+def at_mount(repository: Path) -> bool:
+    """Whether the repository is where its ``config.pbtxt`` says that the engine is."""
+    return Path(MOUNT).resolve() == repository.resolve()
+
+
+def plan_launch(
+    repository: Path,
+    endpoints: Endpoints,
+    *,
+    devices: Sequence[int] | None = None,
+    orchestrator: bool = False,
+) -> Launch:
+    """How to serve a repository on this machine.
+
+    Raises:
+        UnsupportedError: There is no docker or no GPU (the command to run elsewhere is in the
+            message), the GPU is not the engine's, or the toolchain is another.
+        UsageError: See :func:`docker_launch`.
+    """
+    local = inside_container()
+    build = local_launch if local else docker_launch
+    machine = inspect_machine()
+    ranks = engine_ranks(repository)
+    chosen = [gpu.index for gpu in machine.gpus[:ranks]] if devices is None else devices
+    check_gpus(repository, machine, chosen, ranks)
+    if machine.gpus and not local:
+        # In place the server inherits the visible GPUs; a container has to be given them.
+        devices = chosen
+    launch = build(repository, endpoints, devices=devices, orchestrator=orchestrator)
+    problem = None if machine.gpus else machine.problem
+    if not problem and not local:
+        problem = daemon_problem()
+    if problem:
+        raise UnsupportedError(
+            "this engine is served by a machine with its GPU and docker",
+            why=f"Here, {problem}",
+            # Between marks: the sentence's full stop would become part of the command.
+            fix=f"With the repository at the same place there, run `{launch.text}`",
+        )
+    if not local and (path := unreadable(repository)):
+        raise UnsupportedError(
+            f"the container's user {USER} cannot read the repository",
+            where=path,
+            fix=f"Let it: chmod -R a+rX {shlex.quote(str(repository))}",
+        )
+    return launch
+
+
+def check_gpus(
+    repository: Path, machine: Machine, devices: Sequence[int] | None, ranks: int
+) -> None:
+    """Refuses GPUs that the engine was not built for; a machine without any is not judged here.
+
+    Raises:
+        UnsupportedError: There are too few, or they are another model.
+    """
+    if not machine.gpus:
+        return
+    by_index = {gpu.index: gpu for gpu in machine.gpus}
+    chosen: list[InstalledGpu] = [by_index[i] for i in devices or () if i in by_index]
+    if len(chosen) < ranks:
+        raise UnsupportedError(
+            f"the engine has {ranks} rank(s), but {len(chosen)} of the GPUs asked for are here",
+            why=f"nvidia-smi lists GPU {', '.join(map(str, sorted(by_index)))}",
+            fix="Use a machine with enough GPUs, or compile with a smaller tensor_parallel",
+        )
+    manifest = engine_manifest(repository)
+    built = manifest.get("gpu") or {}
+    for gpu in chosen:
+        if (gpu.name, gpu.sm) != (built.get("name"), built.get("sm")):
+            raise UnsupportedError(
+                f"the engine is for {built.get('name')} (SM {built.get('sm')}), GPU {gpu.index} is "
+                f"{gpu.name} (SM {gpu.sm})",
+                where=str(repository / ENGINE_DIR),
+                why="A TensorRT engine runs on the GPU model it was built on only",
+                fix=f"Serve it on that GPU in {serving_container(manifest).image}, or run the "
+                "recipe again here",
+            )

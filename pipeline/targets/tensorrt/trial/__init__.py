@@ -1,0 +1,1 @@
+"""Runs an engine where it was built: its first tokens, and its perplexity."""

@@ -1,0 +1,135 @@
+"""A stage reads no key of the recipe that its own cache key does not depend on.
+
+The stages really run, on a recipe that notes what is read. Every key that was read is then given
+another value, and the stage must get another cache key.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("modelopt")
+
+from pipeline import planner
+from pipeline.planner import key_material
+from pipeline.progress import Silent
+from pipeline.recipe import Recipe
+from pipeline.recipe_docs import recipe_keys
+from pipeline.recipe_file import load_recipe
+from pipeline.runner import RunResult, run_recipe
+from pipeline.store.artifact import Artifact
+from pipeline.store.build_dir import BuildDir
+from tests.conftest import PROJECT
+from tests.doubles.trtllm_build.machine import pretend
+from tests.recording import changed, recorded
+
+# Read, but without a part in what is written. A line that is not needed fails the test.
+ON_CPU = {
+    ("evaluate", "compile.target"): "what an engine is measured with is in the key where one is",
+}
+ON_GPU = {
+    ("compile", "compile.tensorrt.workers"): "how many ranks are built at the same time",
+    ("evaluate", "compile.tensorrt.workers"): "likewise, for the engine that is measured",
+    ("quantize", "quantize.device"): "without calibration the weights are only copied",
+    ("quantize", "quantize.kv_cache"): "a format without calibration has none",
+}
+CALIBRATED = ("quantize.calibration.samples=4", "quantize.calibration.sequence_length=64")
+SMALL = (
+    "evaluate.tokens=200",
+    "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
+    "bench.requests=2",
+    "bench.output_tokens=4",
+    "bench.concurrency=[1]",
+)
+
+
+def run(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *settings: str,
+    config: str = "demo",
+    until: str | None = None,
+) -> tuple[Recipe, RunResult, dict[str, set[str]]]:
+    """A run of the demo, and what each stage read."""
+    monkeypatch.chdir(PROJECT)
+    recipe = load_recipe(PROJECT / "configs" / f"{config}.yaml", [*SMALL, *settings])
+    reads: dict[str, set[str]] = {}
+    monkeypatch.setattr(planner, "STAGES", [recorded(stage, reads) for stage in planner.STAGES])
+    return recipe, run_recipe(recipe, BuildDir(root / "build"), Silent(), until=until), reads
+
+
+def of_other_targets(target: str) -> set[str]:
+    """Keys that this target does not read, as docs/recipe.md says."""
+    found = {key.name for key in recipe_keys() if key.target not in (None, target)}
+    assert found
+    return found
+
+
+def undeclared(
+    recipe: Recipe, result: RunResult, reads: dict[str, set[str]], root: Path
+) -> set[tuple[str, str]]:
+    """What was read without deciding the key, by stage and key."""
+    # A file counts by its contents and a model's folder by its files.
+    (root / "other.txt").write_text("Another text altogether.\n")
+    shutil.copytree(PROJECT / "examples/tiny_llama/model", root / "model")
+    others = {
+        "model.source": str(root / "model"),
+        "quantize.calibration.text": str(root / "other.txt"),
+        "evaluate.text": str(root / "other.txt"),
+    }
+    artifacts = {name: line.artifact for name, line in result.stages.items() if line.artifact}
+    found = set()
+    for name, keys in reads.items():
+        stage = result.stages[name].stage
+        inputs: dict[str, Artifact] = {
+            before: artifacts[before] for before in stage.inputs if before in artifacts
+        }
+        material = key_material(stage, recipe, inputs)
+        for key in keys:
+            other = changed(recipe, key, others)
+            if other is not None and key_material(stage, other, inputs) == material:
+                found.add((name, key))
+    return found
+
+
+def test_the_cpu_target_reads_what_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, result, reads = run(tmp_path, monkeypatch, *CALIBRATED)
+    assert reads.keys() == {stage.name for stage in planner.STAGES}
+    # The recording sees something, and sees properties and methods through.
+    assert {"quantize.format", "quantize.calibration.samples"} <= reads["quantize"]
+    assert {"compile.openvino.inference_precision", "compile.max_seq_len"} <= reads["compile"]
+    assert not {key for key in reads["compile"] if "tensorrt" in key or "gpu" in key}
+    assert not of_other_targets("openvino") & (reads["compile"] | reads["repository"])
+    assert undeclared(recipe, result, reads, tmp_path) == ON_CPU.keys()
+
+
+def test_the_gpu_target_reads_what_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double stands in for TensorRT-LLM."""
+    pretend(monkeypatch, tmp_path / "machine", sm="90")
+    recipe, result, reads = run(
+        tmp_path,
+        monkeypatch,
+        *("compile.target=tensorrt", "compile.gpu=H100-80GB"),
+        config="demo-float16",
+        until="repository",
+    )
+    assert {"compile.gpu", "compile.tensorrt.plugin_config.gemm_plugin"} <= reads["compile"]
+    assert not of_other_targets("tensorrt") & (reads["compile"] | reads["repository"])
+    assert undeclared(recipe, result, reads, tmp_path) == ON_GPU.keys()
+
+
+def test_smoothquant_reads_what_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, result, reads = run(
+        tmp_path, monkeypatch, *CALIBRATED, config="demo-int8-sq", until="quantize"
+    )
+    assert "quantize.smoothquant_alpha" in reads["quantize"]
+    assert undeclared(recipe, result, reads, tmp_path) == set()

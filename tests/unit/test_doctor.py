@@ -1,0 +1,107 @@
+"""What doctor says about this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.commands.doctor import diagnose
+from pipeline.targets.base import Finding
+from pipeline.targets.openvino import doctor as cpu_doctor
+from pipeline.targets.tensorrt import doctor as gpu_doctor
+from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
+
+from ..conftest import PROJECT
+
+L4 = InstalledGpu(0, "GPU-0", "NVIDIA L4", 89, 23034)
+
+
+def _doctor(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    *,
+    docker: bool = False,
+    tensorrt_llm: str | None = None,
+) -> dict[str, Finding]:
+    monkeypatch.setattr(gpu_doctor, "inspect_machine", lambda: machine)
+    monkeypatch.setattr(
+        gpu_doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if docker else None
+    )
+    found = gpu_doctor.installed
+    monkeypatch.setattr(
+        gpu_doctor,
+        "installed",
+        lambda package: tensorrt_llm if package == "tensorrt-llm" else found(package),
+    )
+    return {finding.name: finding for finding in diagnose()}
+
+
+@pytest.mark.parametrize(
+    ("vnni", "value", "ok"),
+    [(True, "VNNI", True), (False, "in float32", False), (None, "not known", True)],
+)
+def test_doctor_says_how_int8_is_multiplied_here(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool | None, value: str, ok: bool
+) -> None:
+    monkeypatch.setattr(cpu_doctor, "has_vnni", lambda: vnni)
+    finding = next(f for f in diagnose() if f.name == "INT8 products")
+    assert (finding.value, finding.ok) == (value, ok)
+    assert ("int4_awq needs none" in finding.advice) == (vnni is not None)
+
+
+def test_doctor_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _doctor(monkeypatch, Machine(problem="nvidia-smi is not installed"))
+    assert found["NVIDIA GPU"].value == "absent"
+    assert "nvidia-smi is not installed" in found["NVIDIA GPU"].advice
+    assert not found["target tensorrt"].ok
+    assert found["tensorrt-llm"].ok
+
+
+def test_doctor_with_a_gpu_and_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _doctor(monkeypatch, Machine((L4,), "580.65.06"), docker=True)
+    assert found["NVIDIA GPU"].value == "NVIDIA L4 (SM 89)"
+    assert found["NVIDIA driver"].ok
+    assert (found["target tensorrt"].value, found["target tensorrt"].ok) == (
+        "in the container",
+        True,
+    )
+
+
+def test_doctor_inside_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _doctor(monkeypatch, Machine((L4,), "575.57"), tensorrt_llm="1.2.1")
+    assert found["target tensorrt"].value == "in place"
+    assert found["docker"].ok
+
+
+def test_doctor_refuses_an_old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _doctor(monkeypatch, Machine((L4,), "550.127.05"), docker=True)
+    assert not found["NVIDIA driver"].ok
+    assert "580 or later" in found["NVIDIA driver"].advice
+    assert not found["target tensorrt"].ok
+
+
+def test_doctor_refuses_a_version_without_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _doctor(monkeypatch, Machine((L4,), "580.65"), docker=True, tensorrt_llm="1.3.0rc29")
+    assert not found["tensorrt-llm"].ok
+    assert "1.3.0rc22 and later have no engine flow" in found["tensorrt-llm"].advice
+    assert not found["target tensorrt"].ok
+
+
+def test_doctor_names_the_known_vulnerabilities_of_the_pin() -> None:
+    advice = next(finding for finding in diagnose() if finding.name == "security").advice
+    for number in (5805, 5840, 5855, 5883):
+        assert f"bulletin {number}" in advice
+    assert "asks for 11.0" in advice
+    assert "loopback" in advice
+
+
+def test_doctor_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.commands.doctor as doctor\n"
+        "doctor.diagnose()\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'tensorrt_llm', 'openvino'}\n"
+        "assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)

@@ -1,0 +1,193 @@
+"""The table of targets, and a target that only exports: its chain of stages ends at compile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import api, planner, targets
+from pipeline.cli import app
+from pipeline.compare import comparison
+from pipeline.dependencies import Requirements
+from pipeline.errors import UnsupportedError, UsageError
+from pipeline.models import ModelFacts
+from pipeline.planner import build_plan, stages_for
+from pipeline.progress import Progress, Silent
+from pipeline.recipe import Recipe
+from pipeline.runner import run_recipe
+from pipeline.stages.base import Stage, StageContext
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.lock import read_lock
+from pipeline.targets import get_target
+from pipeline.targets.base import Finding, Target
+from tests.conftest import PROJECT
+
+SERVED = ["repository", "verify", "bench"]
+
+
+class ExportTarget:
+    """Writes one file that another program runs; Triton has no part in it."""
+
+    name = "export"
+    rounds_activations = False
+    triton_model = None
+
+    def needs(self, _recipe: Recipe) -> Requirements:
+        return ()
+
+    def check(self, _recipe: Recipe, _facts: ModelFacts) -> None:
+        pass
+
+    def explain(self, _recipe: Recipe, _facts: ModelFacts) -> None:
+        return None
+
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        return {"compile": recipe.section("compile")}
+
+    def tools(self) -> Mapping[str, str]:
+        return {"exporter": "7"}
+
+    def compile(
+        self, _checkpoint: Path, _recipe: Recipe, output: Path, _progress: Progress
+    ) -> dict[str, Any]:
+        (output / "model.export").write_bytes(b"x" * 1000)
+        return {"files": 1}
+
+    def evaluation(self, _recipe: Recipe, _progress: Progress | None = None) -> None:
+        return None
+
+    def engine_problems(self, *_: Any) -> Iterator[str]:
+        raise AssertionError
+
+    def server(self, *_: Any) -> Any:
+        raise AssertionError
+
+    def serve_command(self, *_: Any) -> Any:
+        raise AssertionError
+
+    def findings(self) -> list[Finding]:
+        return []
+
+
+def quantize(context: StageContext) -> dict[str, Any]:
+    """Stands in for ModelOpt, which takes seconds."""
+    (context.output / "config.json").write_text("{}")
+    return {"quant_algo": None, "bytes": 2}
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> Recipe:
+    monkeypatch.setitem(
+        targets.TARGETS,  # type: ignore[arg-type]
+        "export",
+        f"{__name__}:ExportTarget",
+    )
+    stages = tuple(
+        replace(stage, run=quantize, needs=lambda _recipe: ())
+        if stage.name == "quantize"
+        else stage
+        for stage in planner.STAGES
+    )
+    monkeypatch.setattr(planner, "STAGES", stages)
+    wanted = Recipe.model_validate(
+        {"name": "t", "model": {"source": str(demo_model)}, "quantize": {"format": "float16"}}
+    )
+    # The recipe's own list of targets is another matter; here is one that it accepts.
+    compiled = wanted.compile.model_copy(update={"target": "export"})
+    return wanted.model_copy(update={"compile": compiled})
+
+
+def names(stages: tuple[Stage, ...]) -> list[str]:
+    return [stage.name for stage in stages]
+
+
+def test_every_target_is_where_the_table_says() -> None:
+    for name in targets.TARGETS:
+        assert get_target(name).name == name
+
+
+def test_a_target_that_does_not_exist() -> None:
+    with pytest.raises(UnsupportedError, match=r"no compile target abacus.*Targets: openvino, "):
+        get_target("abacus")
+
+
+def test_the_protocol_has_no_more_than_an_export_needs() -> None:
+    target: Target = ExportTarget()
+    members = {name for name in vars(Target) if not name.startswith("_")}
+    assert members <= set(dir(target))
+
+
+def test_an_exported_engine_is_not_served(recipe: Recipe) -> None:
+    served = recipe.compile.model_copy(update={"target": "openvino"})
+    every = names(stages_for(recipe.model_copy(update={"compile": served})))
+    assert names(stages_for(recipe)) == [name for name in every if name not in SERVED]
+    assert set(SERVED) <= set(every)
+
+
+def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -> None:
+    build = BuildDir(tmp_path)
+    result = run_recipe(recipe, build, Silent())
+    assert list(result.stages) == ["source", "quantize", "compile", "report"]
+    assert sorted(path.name for path in result.outputs.iterdir()) == [
+        "lock.json",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+    report = json.loads((result.outputs / "report.json").read_text())
+    assert report["engine"]["target"] == "export"
+    assert report["load"] is report["conformance"] is report["machine"] is None
+    assert report["tools"]["exporter"] == "7"
+    assert [stage["name"] for stage in report["stages"]] == ["source", "quantize", "compile"]
+    for page in ("report.md", "report.html"):
+        text = (result.outputs / page).read_text()
+        assert "compiled for export" in text
+        for word in ("onformance", "Load", "tokens/s", "measured on"):
+            assert word not in text, (page, word)
+    (row,) = comparison([result.outputs])
+    assert (row["format"], row["tokens/s"], row["streams"]) == ("float16", None, None)
+
+    planned = build_plan(recipe, build.store, read_lock(result.outputs / "lock.json"))
+    assert [(line.stage.name, line.status) for line in planned] == [
+        (name, "cached") for name in result.stages
+    ]
+
+
+def test_the_command_says_where_the_export_is(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(api, "load_recipe", lambda _path, _overrides: recipe)
+    app(["run", "recipe.yaml", f"--build-dir={tmp_path}"], standalone_mode=False)
+    place = next(
+        line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:7] == "engine:"
+    )
+    assert (Path(place) / "model.export").stat().st_size == 1000
+
+    app(["plan", "recipe.yaml", f"--build-dir={tmp_path}"], standalone_mode=False)
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == ["source", "quantize", "compile", "report"]
+
+    with pytest.raises(UsageError, match=r"no stage verify\. Stages: source, quantize, compile"):
+        app(["run", "recipe.yaml", "--until=verify"], standalone_mode=False)
+
+
+def test_a_target_is_imported_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, pipeline.planner, pipeline.preflight\n"
+        "from pipeline.targets import TARGETS, get_target\n"
+        "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
+        "assert loaded() == set(), loaded()\n"
+        "get_target('openvino')\n"
+        "assert loaded() == {'openvino'}, loaded()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
