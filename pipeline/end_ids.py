@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.architectures import ARCHITECTURES
 from pipeline.chat_template import TemplateError, find_template, turn_end
 from pipeline.errors import SourceError
 
@@ -35,12 +36,7 @@ CLASS_DEFAULTS: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
 }
 # The class where tokenizer_config.json names none, by config.json's model_type.
-CLASSES = {
-    "llama": "LlamaTokenizer",
-    "mistral": "LlamaTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-}
+CLASSES = {row.model_type: row.tokenizer_class for row in ARCHITECTURES.values()}
 
 
 @dataclass(frozen=True)

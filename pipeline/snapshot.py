@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.architectures import QKV
 from pipeline.config_json import read_config
 from pipeline.errors import SourceError
 from pipeline.models import ModelFacts
@@ -284,27 +285,15 @@ def unreadable(place: str, error: OSError) -> SourceError:
 
 def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that transformers loads into the architecture."""
-    hidden, inner, head = facts.hidden_size, facts.intermediate_size, facts.head_size
-    q_rows, kv_rows = facts.num_attention_heads * head, facts.num_key_value_heads * head
+    hidden = facts.hidden_size
     layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (q_rows, hidden),
-        "self_attn.k_proj.weight": (kv_rows, hidden),
-        "self_attn.v_proj.weight": (kv_rows, hidden),
-        "self_attn.o_proj.weight": (hidden, q_rows),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
+        f"{norm.source}.weight": (facts.width(norm.over),) for norm in facts.family.norms
     }
-    if facts.attention_bias:
-        layer |= {
-            "self_attn.q_proj.bias": (q_rows,),
-            "self_attn.k_proj.bias": (kv_rows,),
-            "self_attn.v_proj.bias": (kv_rows,),
-        }
-    if facts.qk_layernorm:
-        layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+    for linear in facts.linears:
+        for name, rows in linear.source:
+            layer[f"{name}.weight"] = (rows, linear.in_features)
+            if linear.name == QKV and facts.attention_bias:
+                layer[f"{name}.bias"] = (rows,)
     tensors = {
         f"model.layers.{index}.{name}": shape
         for index in range(facts.num_hidden_layers)

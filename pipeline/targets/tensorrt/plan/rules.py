@@ -201,7 +201,7 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
 
 def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """Formats whose accuracy is known to need watching."""
-    algo, architecture = checkpoint.quant_algo, checkpoint.model.architecture
+    algo, smoothquant = checkpoint.quant_algo, checkpoint.model.family.tensorrt_llm.smoothquant_note
     if algo != "NO_QUANT" and recipe.evaluate is None:
         yield Finding(
             "warning",
@@ -210,14 +210,8 @@ def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Findi
             "The recipe has no evaluate section, so there is no gate before the build",
             "Add evaluate.text and evaluate.gates",
         )
-    if algo == "W8A8_SQ_PER_CHANNEL" and architecture == "LlamaForCausalLM":
-        yield Finding(
-            "note",
-            "quantize.format",
-            "INT8 SmoothQuant of Llama needs a close look at the gate",
-            "ModelOpt's support matrix does not list it for Llama 3",
-            "Compare quantize.smoothquant_alpha 0.5, 0.8 and 1.0",
-        )
+    if algo == "W8A8_SQ_PER_CHANNEL" and smoothquant:
+        yield Finding("note", "quantize.format", *smoothquant)
     if checkpoint.kv_cache_algo == "INT8":
         yield Finding(
             "warning",
