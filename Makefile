@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test coverage e2e gpu-acceptance lint format clean help
+.PHONY: demo test coverage e2e gpu-acceptance lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -41,6 +41,10 @@ lint: $(STAMP)  ## ruff (lint and format) and mypy
 format: $(STAMP)  ## Formats the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP)  ## Writes docs/recipe.md and docs/recipe.schema.json from the recipe's models
+	$(BIN)/trtllm-pipeline schema > docs/recipe.schema.json
+	$(BIN)/trtllm-pipeline schema --markdown > docs/recipe.md
 
 clean:  ## Removes outputs, not the environment
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage

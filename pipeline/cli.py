@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from pipeline import __version__
-from pipeline.commands import build, server, store
+from pipeline._version import __version__
+from pipeline.commands import build, schema, server, store
 from pipeline.commands.groups import grouped
 from pipeline.commands.options import DebugOption, Invocation
 from pipeline.errors import PipelineError, UsageError
@@ -43,6 +43,7 @@ for command in (
     server.bench,
     build.compare,
     build.doctor,
+    schema.schema,
 ):
     app.command()(grouped(command))
 store_app.command("list")(grouped(store.list_))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.plan import PlannedStage
+from pipeline.planner import PlannedStage
 from pipeline.progress import Bars, Lines, Progress
 
 

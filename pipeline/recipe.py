@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from pipeline.formats import (
+    ALIASES,
     DEFAULT_GROUP_SIZE,
     FORMATS,
     Dtype,
@@ -22,18 +23,35 @@ from pipeline.formats import (
     canonical_format,
 )
 from pipeline.recipe_compile import CompileSection
-from pipeline.recipe_section import FileName, Fraction, Positive, Section, Whole
+from pipeline.recipe_section import (
+    FileName,
+    Fraction,
+    Positive,
+    ReadBy,
+    Section,
+    Unit,
+    Whole,
+)
+
+
+def _with_aliases(schema: dict[str, Any]) -> None:
+    own = {"enum": schema.pop("enum"), "type": schema.pop("type")}
+    others = {"enum": list(ALIASES), "description": "Other names of the same formats."}
+    schema["anyOf"] = [own, others]
 
 
 class ModelSection(Section):
     """Which Hugging Face model to take.
 
     Attributes:
-        source: A local directory or a Hub id.
-        revision: Hub revision; a commit hash pins it.
+        source: A directory with ``config.json`` and ``*.safetensors``, relative to where the
+            command runs, or a Hub id such as ``Qwen/Qwen2.5-7B-Instruct``.
+        revision: A branch, tag or commit hash on the Hub; a commit hash pins the model. None is the
+            main branch.
         dtype: The precision of everything that is not quantized; the formats ``float16`` and
             ``bfloat16`` imply it.
-        trust_remote_code: Runs Python from the Hub repository; ``revision`` must be a commit hash.
+        trust_remote_code: Whether Python code of the Hub repository is run; ``revision`` must then
+            be a commit hash.
     """
 
     source: FileName
@@ -56,17 +74,18 @@ class Calibration(Section):
     """The text that quantization scales are measured on.
 
     Attributes:
-        text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
-        samples: Texts used.
-        sequence_length: Tokens per text, at most.
-        batch_size: Texts per forward pass; AWQ is fastest with few large batches.
-        seed: Chooses which texts are used.
+        text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file (one object with
+            ``text`` a line), relative to where the command runs.
+        samples: How many texts of the file are used, at most.
+        sequence_length: The longest part of a text that is used.
+        batch_size: Rows of text per forward pass; AWQ is fastest with few large batches.
+        seed: Chooses which texts are used, where the file has more.
     """
 
     text: FileName
-    samples: Positive = 32
-    sequence_length: Positive = 512
-    batch_size: Positive = 16
+    samples: Annotated[Positive, Unit("texts")] = 32
+    sequence_length: Annotated[Positive, Unit("tokens")] = 512
+    batch_size: Annotated[Positive, Unit("rows")] = 16
     seed: int = 1234
 
 
@@ -74,15 +93,25 @@ class QuantizeSection(Section):
     """How the checkpoint is quantized.
 
     Attributes:
-        format: The weight and activation format.
-        group_size: Input features that share one INT4 scale.
-        smoothquant_alpha: How much of the activation range moves into the weights (int8_sq).
-        kv_cache: Precision of the KV cache; None keeps it in the model's dtype.
-        device: Where calibration runs; ``auto`` is CUDA when there is one.
+        format: The format of weights and activations. Names from ``fp16`` on are other spellings of
+            the first six.
+        group_size: Input features that share one INT4 scale (``int4_awq`` and ``w4a8_awq``).
+        smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
+            to all (1); ``int8_sq`` alone reads it.
+        kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a
+            quantized ``format``.
+        device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
+            device.
+        calibration: The text to calibrate on. Formats other than ``float16`` and ``bfloat16`` need
+            it.
     """
 
-    format: Annotated[FormatName, BeforeValidator(canonical_format)]
-    group_size: Annotated[GroupSize, Whole] = DEFAULT_GROUP_SIZE
+    format: Annotated[
+        FormatName,
+        BeforeValidator(canonical_format),
+        Field(json_schema_extra=_with_aliases),
+    ]
+    group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     kv_cache: KvCacheName | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -118,30 +147,34 @@ class Gates(Section):
     """Limits that the written checkpoint must keep; None does not check.
 
     Attributes:
-        perplexity_increase: Largest relative increase over the source model.
-        top1_agreement: Smallest share of positions whose most likely token is the source's.
-        kl_divergence: Largest mean KL divergence from the source, in nats per token.
+        perplexity_increase: The largest increase of perplexity over the source model; 0.02 is 2 %.
+        top1_agreement: The smallest share of positions at which the most likely token is the source
+            model's.
+        kl_divergence: The largest mean KL divergence from the source model.
     """
 
-    perplexity_increase: Annotated[float, Field(ge=0.0)] | None = 0.02
-    top1_agreement: Annotated[float, Field(ge=0.0, le=1.0)] | None = 0.95
-    kl_divergence: Annotated[float, Field(ge=0.0)] | None = None
+    perplexity_increase: Annotated[
+        float | None, Field(ge=0.0), Unit("share of the source's perplexity")
+    ] = 0.02
+    top1_agreement: Annotated[float | None, Field(ge=0.0, le=1.0), Unit("share")] = 0.95
+    kl_divergence: Annotated[float | None, Field(ge=0.0), Unit("nats per token")] = None
 
 
 class EvaluateSection(Section):
-    """Held-out text and the quality gate.
+    """Held-out text and the quality gate. Without this section nothing is measured.
 
     Attributes:
-        text: ``.txt`` (paragraphs) or ``.jsonl`` (objects with ``text``).
-        tokens: Tokens scored, at most.
-        sequence_length: Tokens per window, at most; the first of them is context only.
+        text: A file as for ``quantize.calibration.text``, with texts that are not used there.
+        tokens: How much of the text is scored, at most.
+        sequence_length: The longest window that is scored; its first token is context only.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
+        gates: The limits.
     """
 
     text: FileName
-    tokens: Positive = 20000
-    sequence_length: Annotated[int, Field(ge=2)] = 512
+    tokens: Annotated[Positive, Unit("tokens")] = 20000
+    sequence_length: Annotated[int, Field(ge=2), Unit("tokens")] = 512
     dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
 
@@ -150,27 +183,39 @@ class ServeSection(Section):
     """How the Triton repository serves the engine.
 
     Attributes:
-        max_queue_size: Requests waiting for a slot before new ones are refused; 0 is no limit of
+        max_queue_size: Requests that wait for a slot before new ones are refused; 0 is no limit of
             the engine, while tensorrt_llm_bls takes at most max_batch_size + 256 of them at once.
-        max_tokens_in_paged_kv_cache: Tokens the KV cache holds; None sizes it for max_batch_size
+        max_tokens_in_paged_kv_cache: What the KV cache holds; None sizes it for max_batch_size
             sequences of max_seq_len on the CPU and leaves it to the free-memory fraction on a GPU.
-        kv_cache_free_gpu_mem_fraction: Share of free GPU memory for the KV cache (GPU targets).
-        enable_kv_cache_reuse: Shares KV blocks between prompts with a common prefix.
-        enable_chunked_context: Splits long prompts over several steps.
-        exclude_input_in_output: Returns generated tokens only.
-        accumulate_tokens: Each response of a stream of tensorrt_llm_bls has the whole text so far,
-            for clients that overwrite what they have, instead of what is new.
-        include_stop_str_in_output: The text of tensorrt_llm_bls ends with the stop word that ended
-            it, not before it.
-        cancellation_check_period_ms: How often a running request is checked for cancellation.
+        kv_cache_free_gpu_mem_fraction: The share of the GPU memory left beside the engine that the
+            KV cache takes.
+        enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks.
+        enable_chunked_context: Whether a long prompt is spread over several engine steps.
+        batch_scheduler_policy: ``guaranteed_no_evict`` starts a request when the KV cache can hold
+            it to its end; ``max_utilization`` starts more and may have to compute some again.
+        exclude_input_in_output: Whether an answer that is not streamed leaves out the prompt, where
+            the request does not say.
+        accumulate_tokens: Whether each response of a stream of tensorrt_llm_bls has the whole text
+            so far, for clients that overwrite what they have, instead of what is new.
+        include_stop_str_in_output: Whether the text of tensorrt_llm_bls ends with the stop word
+            that ended it, not before it.
+        cancellation_check_period_ms: How often running requests are checked for clients that have
+            gone away.
         decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
             streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
             keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
+        preprocessing_instance_count: Processes of the model that makes tokens of text.
+        postprocessing_instance_count: Processes of the model that makes text of tokens for
+            ``ensemble``.
+        bls_instance_count: Processes of ``tensorrt_llm_bls``, each of which serves many requests at
+            a time.
     """
 
-    max_queue_size: Annotated[int, Field(ge=0)] = 256
-    max_tokens_in_paged_kv_cache: Positive | None = None
-    kv_cache_free_gpu_mem_fraction: Fraction = 0.9
+    max_queue_size: Annotated[int, Field(ge=0), Unit("requests")] = 256
+    max_tokens_in_paged_kv_cache: Annotated[Positive | None, Unit("tokens")] = None
+    kv_cache_free_gpu_mem_fraction: Annotated[
+        Fraction, Unit("share of free GPU memory"), ReadBy("tensorrt")
+    ] = 0.9
     enable_kv_cache_reuse: bool = True
     enable_chunked_context: bool = True
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = (
@@ -179,25 +224,25 @@ class ServeSection(Section):
     exclude_input_in_output: bool = True
     accumulate_tokens: bool = False
     include_stop_str_in_output: bool = False
-    cancellation_check_period_ms: Positive = 100
+    cancellation_check_period_ms: Annotated[Positive, Unit("milliseconds")] = 100
     decoupled: bool | Literal["both"] = True
-    preprocessing_instance_count: Positive = 1
-    postprocessing_instance_count: Positive = 1
-    bls_instance_count: Positive = 1
+    preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
+    postprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
+    bls_instance_count: Annotated[Positive, Unit("processes")] = 1
 
 
 class BenchSection(Section):
     """The load that the bench stage puts on the server.
 
     Attributes:
-        concurrency: Streams kept open together, one measurement each.
-        requests: Requests per measurement.
-        output_tokens: Tokens generated per request.
+        concurrency: How many streams are kept open together; one measurement for each number.
+        requests: How many requests a measurement takes.
+        output_tokens: How much each request generates.
     """
 
-    concurrency: list[Positive] = Field(default=[1, 8], min_length=1)
-    requests: Positive = 16
-    output_tokens: Positive = 32
+    concurrency: Annotated[list[Positive], Unit("streams")] = Field(default=[1, 8], min_length=1)
+    requests: Annotated[Positive, Unit("requests")] = 16
+    output_tokens: Annotated[Positive, Unit("tokens")] = 32
 
 
 def nearest_place(key: str, places: Mapping[str, str]) -> str | None:
@@ -225,7 +270,15 @@ class Recipe(Section):
     """A whole recipe.
 
     Attributes:
-        name: Names the output folder ``build/<name>``.
+        schema_version: The version of this schema, written ``schema: 1``.
+        name: Names the output folder, ``build/<name>``; letters, digits, ``.``, ``_`` and ``-``,
+            and not ``store``.
+        model: The Hugging Face model to take.
+        quantize: How the checkpoint is quantized.
+        evaluate: Held-out text and the quality gate; None measures nothing.
+        compile: What the engine is built for.
+        serve: How the Triton repository serves the engine.
+        bench: The load that the bench stage puts on the server.
     """
 
     schema_version: Annotated[Literal[1], Whole, Field(alias="schema")] = 1

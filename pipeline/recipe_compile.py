@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from pipeline.recipe_section import Positive, Section, Whole
+from pipeline.recipe_section import Positive, ReadBy, Section, Unit, Whole
 
 
 class OpenVinoSection(Section):
@@ -17,13 +17,15 @@ class OpenVinoSection(Section):
 
     Attributes:
         inference_precision: Arithmetic of the non-quantized operations.
-        dynamic_quantization_group_size: Features per INT8 activation group in weight-only layers;
-            0 keeps activations in floating point.
+        dynamic_quantization_group_size: Input features that share one INT8 scale of the activations
+            in weight-only layers; 0 keeps the activations in floating point.
         kv_cache_precision: Storage of keys and values; None is that of ``inference_precision``.
     """
 
     inference_precision: Literal["f32", "bf16"] = "f32"
-    dynamic_quantization_group_size: Annotated[Literal[0, 32, 64, 128], Whole] = 0
+    dynamic_quantization_group_size: Annotated[
+        Literal[0, 32, 64, 128], Whole, Unit("input features")
+    ] = 0
     kv_cache_precision: Literal["f32", "f16", "bf16", "u8"] | None = None
 
 
@@ -58,12 +60,13 @@ class PluginSection(Section):
     Upstream drops a misspelt name without a word; here it is an error.
 
     Attributes:
-        gpt_attention_plugin: Needed for in-flight batching.
+        gpt_attention_plugin: Attention as a plugin, which in-flight batching needs; ``auto``
+            computes in the model's dtype.
         gemm_plugin: Kernels of the linears that are not quantized (and of FP8); None leaves them to
             TensorRT.
         gemm_swiglu_plugin: Fuses an FP8 MLP's first GEMMs with the activation, on Hopper.
         low_latency_gemm_plugin: FP8 GEMM for small batches.
-        low_latency_gemm_swiglu_plugin: The same, fused with the activation.
+        low_latency_gemm_swiglu_plugin: FP8 GEMM for small batches, fused with the activation.
         gemm_allreduce_plugin: Fuses row-parallel GEMMs with their all-reduce.
         nccl_plugin: trtllm-build replaces it by the dtype for more than one rank, by none for one.
         context_fmha: Fused attention for prompts; without it there is no KV cache reuse.
@@ -108,17 +111,19 @@ class TensorRtSection(Section):
     """Options of ``trtllm-build`` beyond the sizes; names are ``BuildConfig``'s.
 
     Attributes:
-        opt_num_tokens: Tokens per step that kernels are chosen for; None is ``max_batch_size``.
-        kv_cache_type: Only ``paged`` can be served with in-flight batching.
+        opt_num_tokens: Size of the step that kernels are chosen for; None is ``max_batch_size``.
+        kv_cache_type: How keys and values are stored; only ``paged`` can be served with in-flight
+            batching.
         gather_context_logits: Returns prompt logits, which switches KV cache reuse off; for an
             evaluation engine.
-        workers: Ranks built at the same time, one GPU each; None is all of them.
+        workers: How many ranks are built at the same time, on one GPU each; None is all of them.
+        plugin_config: Options of ``PluginConfig``.
     """
 
-    opt_num_tokens: Positive | None = None
+    opt_num_tokens: Annotated[Positive | None, Unit("tokens per step")] = None
     kv_cache_type: Literal["paged", "continuous", "disabled"] = "paged"
     gather_context_logits: bool = False
-    workers: Positive | None = None
+    workers: Annotated[Positive | None, Unit("ranks")] = None
     plugin_config: PluginSection = PluginSection()
 
     @model_validator(mode="after")
@@ -133,26 +138,34 @@ class CompileSection(Section):
     """What the engine is built for.
 
     Attributes:
+        target: What compiles and runs the checkpoint.
+        max_batch_size: Sequences that are decoded together.
+        max_input_len: The longest prompt.
+        max_seq_len: Prompt and generated tokens together, at most.
+        max_num_tokens: The largest engine step, over all sequences.
+        max_beam_width: Beams per sequence; there is no beam search.
+        tokens_per_block: Size of a block of the paged KV cache; 32 for ``openvino``.
+        tensor_parallel: How many ranks share each layer. The checkpoint is cut for them, and
+            ``openvino`` puts it together again.
+        pipeline_parallel: How many ranks share the layers among them; likewise.
         gpu: The GPU the engine is for, such as ``H100-80GB``; pre-flight and memory plan need it.
-        max_batch_size: Sequences decoded together.
-        max_input_len: Prompt tokens, at most.
-        max_seq_len: Prompt plus generated tokens, at most.
-        max_num_tokens: Tokens per engine step over all sequences.
-        tokens_per_block: Tokens per block of the paged KV cache.
+            None is the GPU of the machine that builds.
+        openvino: Execution options of the CPU target.
+        tensorrt: Options of ``trtllm-build``.
     """
 
     target: Literal["openvino", "tensorrt"] = "openvino"
-    max_batch_size: Positive = 32
-    max_input_len: Positive = 1024
-    max_seq_len: Positive = 2048
-    max_num_tokens: Positive = 2048
-    max_beam_width: Annotated[Literal[1], Whole] = 1
-    tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole] = 32
-    tensor_parallel: Positive = 1
-    pipeline_parallel: Positive = 1
-    gpu: str | None = None
-    openvino: OpenVinoSection = OpenVinoSection()
-    tensorrt: TensorRtSection = TensorRtSection()
+    max_batch_size: Annotated[Positive, Unit("sequences")] = 32
+    max_input_len: Annotated[Positive, Unit("tokens")] = 1024
+    max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
+    max_num_tokens: Annotated[Positive, Unit("tokens per step")] = 2048
+    max_beam_width: Annotated[Literal[1], Whole, Unit("beams")] = 1
+    tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole, Unit("tokens")] = 32
+    tensor_parallel: Annotated[Positive, Unit("ranks")] = 1
+    pipeline_parallel: Annotated[Positive, Unit("ranks")] = 1
+    gpu: Annotated[str | None, ReadBy("tensorrt")] = None
+    openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
+    tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
 
     @model_validator(mode="after")
     def _sizes(self) -> CompileSection:

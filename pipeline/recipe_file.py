@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe import Recipe, nearest_place
+from pipeline.recipe_section import section_of
 
 MAX_BYTES = 1 << 20
 
@@ -220,8 +221,7 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     section: Any = Recipe
     for part in location[:-1]:
         field = section.model_fields.get(part)
-        candidates = (field.annotation, *getattr(field.annotation, "__args__", ())) if field else ()
-        section = next((c for c in candidates if _is_section(c)), None)
+        section = section_of(field) if field else None
         if section is None:
             return "Remove it"
     known = [field.alias or name for name, field in section.model_fields.items()]
@@ -229,7 +229,3 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
     if close:
         return f"Did you mean {close[0]}?"
     return f"Known keys here: {', '.join(known)}"
-
-
-def _is_section(candidate: object) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 
 def _whole_number(value: object) -> object:
@@ -29,6 +31,28 @@ Whole = BeforeValidator(_whole_number)
 FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a number of the recipe counts, for the documentation.
+
+    Attributes:
+        name: In words, such as ``tokens``.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """The one compile target that reads a key or a section; without it every target does.
+
+    Attributes:
+        target: Its name in the recipe.
+    """
+
+    target: str
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys and silent conversions are errors."""
 
@@ -44,3 +68,9 @@ class Section(BaseModel):
             name for name, field in cls.model_fields.items() if isinstance(field.default, Section)
         }
         return {k: v for k, v in values.items() if v is not None or k not in defaulted}
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The model of the keys below a field; None for a field that has a value of its own."""
+    candidates = (field.annotation, *get_args(field.annotation))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pipeline.commands.options import BuildDirOption, Output, RecipeArgument, SetOption
-from pipeline.errors import RecipeError, UsageError
-
-if TYPE_CHECKING:
-    from pipeline.recipe import Recipe
 
 
 def run(
@@ -29,16 +25,11 @@ def run(
     output: Output,
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
+    from pipeline import api
     from pipeline.console import print_json, progress_for, stage_dict, stage_line
-    from pipeline.plan import PlannedStage, stages_for
-    from pipeline.run import run_recipe
-    from pipeline.store.build_dir import BuildDir
+    from pipeline.planner import PlannedStage, stages_for
 
-    loaded = _recipe(recipe, overrides)
-    known = [stage.name for stage in stages_for(loaded)]
-    for name in [*(force or []), *([until] if until else [])]:
-        if name not in known:
-            raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
+    loaded = api.load_recipe(recipe, overrides or ())
     lines = []
 
     def on_stage(line: PlannedStage, seconds: float) -> None:
@@ -46,12 +37,12 @@ def run(
         if not output.json:
             print(stage_line(line, seconds), flush=True)
 
-    result = run_recipe(
+    result = api.run(
         loaded,
-        BuildDir(build_dir),
-        progress_for(output.json),
-        force=frozenset(force or ()),
+        build_dir,
+        force=force or (),
         until=until,
+        progress=progress_for(output.json),
         on_stage=on_stage,
     )
     if output.json:
@@ -65,7 +56,8 @@ def run(
             }
         )
         return
-    if "repository" not in known and "compile" in result.stages:
+    served = any(stage.name == "repository" for stage in stages_for(loaded))
+    if not served and "compile" in result.stages:
         # An export is all that such a target has to show, and it lies in the store.
         compiled = result.stages["compile"].artifact
         if compiled:
@@ -84,60 +76,32 @@ def plan(
     """Show what a run would do, and why, without doing it."""
     from dataclasses import asdict
 
+    from pipeline import api
     from pipeline.console import print_json, stage_dict, stage_line
-    from pipeline.end_ids import read_end_ids
     from pipeline.findings import finding_lines
-    from pipeline.plan import build_plan
-    from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
-    from pipeline.remarks import remarks
-    from pipeline.source.local import local_directory
-    from pipeline.store.build_dir import BuildDir
-    from pipeline.store.lock import read_lock
 
-    loaded = _recipe(recipe, overrides)
-    build = BuildDir(build_dir)
-    facts = check_local_model(loaded)
-    store = build.store
-    planned = build_plan(loaded, store, read_lock(build.outputs(loaded) / "lock.json"))
-    store.memo.save()
-    source = planned[0].artifact
-    if facts is None:
-        facts = check_model(loaded, source.path) if source else check_hub_model(loaded)
-    engine = explain(loaded, facts)
-    directory = source.path if source else local_directory(loaded)
-    end_ids = read_end_ids(directory, loaded.model.source) if directory else None
-    found = remarks(loaded, facts, directory)
-    obstacle = _obstacle(loaded)
+    loaded = api.load_recipe(recipe, overrides or ())
+    found = api.plan(loaded, build_dir)
+    end_ids, engine, obstacle = found.end_ids, found.engine, found.obstacle
     if output.json:
         print_json(
             {
                 "recipe": loaded.name,
-                "stages": [stage_dict(line) for line in planned],
+                "stages": [stage_dict(line) for line in found.stages],
                 "end_ids": end_ids.as_dict() if end_ids else None,
-                "findings": [asdict(finding) for finding in found],
+                "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
             }
         )
         return
-    print("\n".join(stage_line(line) for line in planned))
+    print("\n".join(stage_line(line) for line in found.stages))
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
-    print("\n".join(["", *named, *finding_lines(found)]))
+    print("\n".join(["", *named, *finding_lines(found.findings)]))
     if engine:
         print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
-
-
-def _obstacle(recipe: Recipe) -> RecipeError | None:
-    """A text that is missing here, which is no reason not to plan for another machine."""
-    from pipeline.text import check_texts
-
-    try:
-        check_texts(recipe)
-    except RecipeError as error:
-        return error
-    return None
 
 
 def compare(
@@ -174,9 +138,3 @@ def doctor(output: Output) -> None:
         mark = "ok " if finding.ok else "-- "
         advice = "" if finding.ok else f"  {finding.advice}"
         print(f"{mark} {finding.name:<16} {finding.value:<14}{advice}".rstrip())
-
-
-def _recipe(path: Path, overrides: list[str] | None) -> Recipe:
-    from pipeline.recipe_file import load_recipe
-
-    return load_recipe(path, overrides or ())

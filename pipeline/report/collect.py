@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+from pipeline._version import __version__
 from pipeline.config_keys import unread_keys
 from pipeline.dependencies import versions
 from pipeline.failure import Failure

@@ -13,12 +13,13 @@ import pytest
 
 pytest.importorskip("modelopt")
 
-from pipeline import plan
-from pipeline.plan import key_material
+from pipeline import planner
+from pipeline.planner import key_material
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
+from pipeline.recipe_docs import recipe_keys
 from pipeline.recipe_file import load_recipe
-from pipeline.run import RunResult, run_recipe
+from pipeline.runner import RunResult, run_recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
 from tests.conftest import PROJECT
@@ -56,8 +57,15 @@ def run(
     monkeypatch.chdir(PROJECT)
     recipe = load_recipe(PROJECT / "configs" / f"{config}.yaml", [*SMALL, *settings])
     reads: dict[str, set[str]] = {}
-    monkeypatch.setattr(plan, "STAGES", [recorded(stage, reads) for stage in plan.STAGES])
+    monkeypatch.setattr(planner, "STAGES", [recorded(stage, reads) for stage in planner.STAGES])
     return recipe, run_recipe(recipe, BuildDir(root / "build"), Silent(), until=until), reads
+
+
+def of_other_targets(target: str) -> set[str]:
+    """Keys that this target does not read, as docs/recipe.md says."""
+    found = {key.name for key in recipe_keys() if key.target not in (None, target)}
+    assert found
+    return found
 
 
 def undeclared(
@@ -91,11 +99,12 @@ def test_the_cpu_target_reads_what_it_declares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, result, reads = run(tmp_path, monkeypatch, *CALIBRATED)
-    assert reads.keys() == {stage.name for stage in plan.STAGES}
+    assert reads.keys() == {stage.name for stage in planner.STAGES}
     # The recording sees something, and sees properties and methods through.
     assert {"quantize.format", "quantize.calibration.samples"} <= reads["quantize"]
     assert {"compile.openvino.inference_precision", "compile.max_seq_len"} <= reads["compile"]
     assert not {key for key in reads["compile"] if "tensorrt" in key or "gpu" in key}
+    assert not of_other_targets("openvino") & (reads["compile"] | reads["repository"])
     assert undeclared(recipe, result, reads, tmp_path) == ON_CPU.keys()
 
 
@@ -112,6 +121,7 @@ def test_the_gpu_target_reads_what_it_declares(
         until="repository",
     )
     assert {"compile.gpu", "compile.tensorrt.plugin_config.gemm_plugin"} <= reads["compile"]
+    assert not of_other_targets("tensorrt") & (reads["compile"] | reads["repository"])
     assert undeclared(recipe, result, reads, tmp_path) == ON_GPU.keys()
 
 

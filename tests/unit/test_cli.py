@@ -55,7 +55,7 @@ def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.cli", "pipeline.plan", "pipeline.run", "pipeline.recipe_file"]
+    "module", ["pipeline.cli", "pipeline.planner", "pipeline.runner", "pipeline.recipe_file"]
 )
 def test_start_up_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"

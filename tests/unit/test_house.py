@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import STAGES
+from pipeline.planner import STAGES
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 Arrow = tuple[str, str]
@@ -95,7 +95,7 @@ def test_imports_between_rooms_run_one_way() -> None:
 
 
 def test_the_runner_knows_no_stage_by_name() -> None:
-    tree = ast.parse((PACKAGE / "run.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "runner.py").read_text(encoding="utf-8"))
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     assert texts.isdisjoint(stage.name for stage in STAGES)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.plan import STAGES, key_material
+from pipeline.planner import STAGES, key_material
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.stages import served

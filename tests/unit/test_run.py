@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan, run
+from pipeline import planner, runner
 from pipeline.errors import (
     MissingDependencyError,
     QualityGateError,
@@ -18,11 +18,11 @@ from pipeline.errors import (
     StoreError,
     UnsupportedError,
 )
-from pipeline.plan import build_plan
+from pipeline.planner import build_plan
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.run import RunResult, run_recipe
+from pipeline.runner import RunResult, run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
@@ -86,8 +86,8 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     house = House(tmp_path)
-    monkeypatch.setattr(plan, "STAGES", house.stages())
-    monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
+    monkeypatch.setattr(planner, "STAGES", house.stages())
+    monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
     return house
 
 
@@ -133,7 +133,7 @@ def test_the_plan_says_first_what_the_recipe_changed(
         replace(stage, material=lambda _recipe: {"files": {"a": [1, 2]}, "tool": "2"})
         for stage in house.stages()
     )
-    monkeypatch.setattr(plan, "STAGES", changed)
+    monkeypatch.setattr(planner, "STAGES", changed)
     reasons = house.reasons("model.revision=x")
     assert reasons["source"] == (
         'model.revision changed from null to "x"; files changed; tool changed from null to "2"'
@@ -154,15 +154,15 @@ def test_missing_packages_of_later_stages_stop_the_first_one(
 ) -> None:
     source, *others, last = house.stages()
     needy = replace(last, needs=lambda _recipe: [("no_such_package.part", "cpu")])
-    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    monkeypatch.setattr(planner, "STAGES", (source, *others, needy))
     with pytest.raises(MissingDependencyError, match="no_such_package is not installed"):
         house.run()
     assert house.calls == []
     house.run(until="quantize")
-    monkeypatch.setattr(plan, "STAGES", house.stages())
+    monkeypatch.setattr(planner, "STAGES", house.stages())
     house.run()
     # What is cached needs no package.
-    monkeypatch.setattr(plan, "STAGES", (source, *others, needy))
+    monkeypatch.setattr(planner, "STAGES", (source, *others, needy))
     house.run()
     assert house.calls == ["source", "quantize", "compile"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import plan, run
+from pipeline import planner, runner
 from pipeline.errors import (
     MissingDependencyError,
     PipelineError,
@@ -21,7 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.progress import Silent
 from pipeline.recipe_file import load_recipe
-from pipeline.run import RunResult, run_recipe
+from pipeline.runner import RunResult, run_recipe
 from pipeline.serving import warning_of
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import check_files, read_manifest
@@ -115,8 +115,8 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     shop = Shop(tmp_path)
-    monkeypatch.setattr(plan, "STAGES", shop.stages())
-    monkeypatch.setattr(run, "check_local_model", lambda _recipe: None)
+    monkeypatch.setattr(planner, "STAGES", shop.stages())
+    monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
     yield shop
     assert shop.build.store.verify() == []
 
@@ -260,9 +260,9 @@ def test_a_run_that_is_refused_changes_nothing(
     if refusal == "first":
         shop.refuse["weave"] = UnsupportedError("no such cloth")
     elif refusal == "texts":
-        monkeypatch.setattr(run, "check_texts", refuse(RecipeError("no such text")))
+        monkeypatch.setattr(runner, "check_texts", refuse(RecipeError("no such text")))
     else:
-        monkeypatch.setattr(run, "check_installed", refuse(MissingDependencyError("no loom")))
+        monkeypatch.setattr(runner, "check_installed", refuse(MissingDependencyError("no loom")))
     with pytest.raises(PipelineError, match=r"no such|no loom"):
         shop.run()
     assert shop.page() == before

@@ -12,17 +12,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import plan, targets
+from pipeline import api, planner, targets
 from pipeline.cli import app
-from pipeline.commands import build as commands
 from pipeline.compare import comparison
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models import ModelFacts
-from pipeline.plan import build_plan, stages_for
+from pipeline.planner import build_plan, stages_for
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import Recipe
-from pipeline.run import run_recipe
+from pipeline.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
@@ -94,9 +93,9 @@ def recipe(monkeypatch: pytest.MonkeyPatch, demo_model: Path) -> Recipe:
         replace(stage, run=quantize, needs=lambda _recipe: ())
         if stage.name == "quantize"
         else stage
-        for stage in plan.STAGES
+        for stage in planner.STAGES
     )
-    monkeypatch.setattr(plan, "STAGES", stages)
+    monkeypatch.setattr(planner, "STAGES", stages)
     wanted = Recipe.model_validate(
         {"name": "t", "model": {"source": str(demo_model)}, "quantize": {"format": "float16"}}
     )
@@ -167,7 +166,7 @@ def test_the_command_says_where_the_export_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(commands, "_recipe", lambda _path, _overrides: recipe)
+    monkeypatch.setattr(api, "load_recipe", lambda _path, _overrides: recipe)
     app(["run", "recipe.yaml", f"--build-dir={tmp_path}"], standalone_mode=False)
     place = next(
         line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:7] == "engine:"
@@ -184,7 +183,7 @@ def test_the_command_says_where_the_export_is(
 
 def test_a_target_is_imported_when_it_is_asked_for() -> None:
     code = (
-        "import sys, pipeline.plan, pipeline.preflight\n"
+        "import sys, pipeline.planner, pipeline.preflight\n"
         "from pipeline.targets import TARGETS, get_target\n"
         "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
         "assert loaded() == set(), loaded()\n"

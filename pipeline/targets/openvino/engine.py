@@ -8,7 +8,7 @@ from typing import Any
 
 import openvino as ov
 
-from pipeline import __version__
+from pipeline._version import __version__
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import CompileError
 from pipeline.progress import Progress

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import __version__
+from pipeline._version import __version__
 from pipeline.errors import CompileError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe

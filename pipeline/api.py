@@ -1,0 +1,147 @@
+"""The functions for programs: what the commands of the same names do, as values.
+
+Nothing is printed and no process is ended. Every error is a
+:class:`~pipeline.errors.PipelineError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from pipeline import recipe_file
+from pipeline.end_ids import EndIds, read_end_ids
+from pipeline.errors import RecipeError, UsageError
+from pipeline.findings import Finding
+from pipeline.planner import PlannedStage, build_plan, stages_for
+from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
+from pipeline.progress import Progress, Silent
+from pipeline.recipe import Recipe
+from pipeline.remarks import remarks
+from pipeline.runner import Listener, RunResult, run_recipe
+from pipeline.source.local import local_directory
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.lock import read_lock
+from pipeline.targets.base import Explanation
+from pipeline.text import check_texts
+
+BUILD_DIR = "build"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        stages: Every stage of the recipe, in order.
+        end_ids: The tokens that end a text of the model; None before it is fetched.
+        findings: What is worth knowing about the model and the recipe, warnings first.
+        engine: The engine and its memory; None where there is no more to say than the recipe does.
+        obstacle: A text that is missing on this machine, at which a run would stop at once.
+    """
+
+    stages: tuple[PlannedStage, ...]
+    end_ids: EndIds | None
+    findings: tuple[Finding, ...]
+    engine: Explanation | None
+    obstacle: RecipeError | None
+
+
+def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key=value`` assignments applied before validation, as for ``--set``; values are
+            YAML.
+
+    Raises:
+        RecipeError: The file is missing, is not YAML, or breaks a rule of the recipe.
+        UsageError: An override is not an assignment to a key.
+    """
+    return recipe_file.load_recipe(Path(path), overrides)
+
+
+def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
+    """Plans a run without doing anything of it.
+
+    Of a model on the Hub that has not been fetched yet, ``config.json`` is.
+
+    Args:
+        recipe: The recipe.
+        build_dir: Where the store and the outputs are, or would go.
+
+    Raises:
+        RecipeError: ``model.source`` is neither a directory nor a Hub id.
+        UnsupportedError: The model, the recipe and the target do not go together.
+        SourceError: The model is damaged, incomplete, or cannot be fetched.
+    """
+    build = BuildDir(Path(build_dir))
+    facts = check_local_model(recipe)
+    store = build.store
+    planned = build_plan(recipe, store, read_lock(build.outputs(recipe) / "lock.json"))
+    store.memo.save()
+    source = planned[0].artifact
+    if facts is None:
+        facts = check_model(recipe, source.path) if source else check_hub_model(recipe)
+    directory = source.path if source else local_directory(recipe)
+    return Plan(
+        stages=tuple(planned),
+        end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
+        findings=remarks(recipe, facts, directory),
+        engine=explain(recipe, facts),
+        obstacle=_obstacle(recipe),
+    )
+
+
+def run(
+    recipe: Recipe,
+    build_dir: str | PathLike[str] = BUILD_DIR,
+    *,
+    force: Collection[str] = (),
+    until: str | None = None,
+    progress: Progress | None = None,
+    on_stage: Listener | None = None,
+) -> RunResult:
+    """Runs every stage that is not cached, then deploys repository and report.
+
+    Args:
+        recipe: The recipe.
+        build_dir: Where the store and the outputs go.
+        force: Names of stages to run even if cached.
+        until: The last stage to run; None runs all.
+        progress: Is told what goes on, such as ``pipeline.progress.Lines(sys.stderr)``; None tells
+            nobody.
+        on_stage: Called after each stage with its line of the plan and the seconds it took.
+
+    Raises:
+        UsageError: ``force`` or ``until`` names no stage of the recipe.
+        RecipeError: A text cannot be read; nothing was done yet.
+        MissingDependencyError: A package that a stage needs is not installed; likewise.
+        QualityGateError: The checkpoint is worse than ``evaluate.gates`` allow.
+        StageError: A stage failed; the artifacts of those before it stay.
+        ServerError: Triton did not start, or gave wrong answers.
+    """
+    known = [stage.name for stage in stages_for(recipe)]
+    for name in [*force, *([until] if until else [])]:
+        if name not in known:
+            raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
+    return run_recipe(
+        recipe,
+        BuildDir(Path(build_dir)),
+        progress or Silent(),
+        force=frozenset(force),
+        until=until,
+        on_stage=on_stage or (lambda _line, _seconds: None),
+    )
+
+
+def _obstacle(recipe: Recipe) -> RecipeError | None:
+    """A text that is missing here, which is no reason not to plan for another machine."""
+    try:
+        check_texts(recipe)
+    except RecipeError as error:
+        return error
+    return None

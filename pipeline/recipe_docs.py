@@ -1,0 +1,249 @@
+"""The recipe's documentation, made of its models: a JSON schema and a page of all keys.
+
+What a key means is in the ``Attributes`` section of its model's docstring; its unit and the target
+that reads it are :class:`~pipeline.recipe_section.Unit` and
+:class:`~pipeline.recipe_section.ReadBy` beside its type. ``docs/recipe.md`` and
+``docs/recipe.schema.json`` are written by ``make docs``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic.fields import FieldInfo
+
+from pipeline.recipe import Recipe
+from pipeline.recipe_section import ReadBy, Section, Unit, section_of
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
+# What docstrings call by Python's names and YAML by others.
+_YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
+_PAGE_HEAD = """\
+# The recipe
+
+Every key of a recipe, written by `make docs` from the models that read it. An editor gets the same
+from [recipe.schema.json](recipe.schema.json), which the first line of the files in
+[configs/](../configs) names. `trtllm-pipeline schema` prints the schema, and with `--markdown` this
+page.
+
+Unknown keys are refused, and so are values of another type: `"64"` is not a number. Paths are
+relative to where the command runs. Any key can be overridden on the command line by its dotted
+name, such as `--set compile.max_seq_len=256`.
+
+Rules between keys, such as `max_input_len` within `max_seq_len`, are checked when the recipe is
+read, and what depends on the model as well by `trtllm-pipeline plan`.
+"""
+_TABLE_HEAD = """\
+| key | type | default | unit | meaning | read by |
+|---|---|---|---|---|---|
+"""
+
+Mark = TypeVar("Mark", Unit, ReadBy)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the recipe.
+
+    Attributes:
+        name: Dotted, as ``--set`` takes it.
+        parent: The model that has it.
+        section: The model of the keys below it; None where it has a value of its own.
+        meaning: What it does, in sentences; empty where the model's docstring leaves it out.
+        schema: Its JSON schema.
+        required: Whether it must be given where its section is.
+        default: The value that it has where it is left out; None where it is required or a section.
+        unit: What the number counts; empty where it counts nothing.
+        target: The target that alone reads it; None where every target does.
+    """
+
+    name: str
+    parent: type[Section]
+    section: type[Section] | None
+    meaning: str
+    schema: Mapping[str, Any]
+    required: bool
+    default: Any
+    unit: str
+    target: str | None
+
+    @property
+    def description(self) -> str:
+        """Meaning, unit and target as plain text."""
+        unit = f"Unit: {self.unit}." if self.unit else ""
+        target = f"Read by the {self.target} target only." if self.target else ""
+        return " ".join(text for text in (self.meaning, unit, target) if text).replace("``", "`")
+
+
+def recipe_keys() -> list[Key]:
+    """Lists every key in the order of the models; a section comes before its keys."""
+    return list(_keys(Recipe, "", None, _plain_schema()))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Builds the JSON schema of a recipe, with a description of every key.
+
+    It refuses unknown keys, wrong types and values out of range. Rules between keys are left to
+    :func:`pipeline.recipe_file.load_recipe`.
+    """
+    schema = _plain_schema()
+    keys = recipe_keys()
+    for _, model in _sections(keys):
+        definition = _definition(schema, model)
+        definition["description"] = summary(model).replace("``", "`")
+        del definition["title"]
+    for key in keys:
+        shown = _definition(schema, key.parent)["properties"][key.name.rpartition(".")[2]]
+        shown.pop("title", None)
+        shown["description"] = key.description
+        if key.section and "$ref" in shown and not key.required:
+            # A key with nothing below it is null in YAML, and means the section's defaults.
+            shown["anyOf"] = [{"$ref": shown.pop("$ref")}, {"type": "null"}]
+            del shown["default"]
+    return {"$schema": DIALECT, "title": "A recipe of trtllm-pipeline", **schema}
+
+
+def schema_text() -> str:
+    """Writes the schema as ``docs/recipe.schema.json`` has it."""
+    return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def page_text() -> str:
+    """Writes ``docs/recipe.md``: a table of the keys of each section."""
+    keys = recipe_keys()
+    parts = [_PAGE_HEAD]
+    for name, model in _sections(keys):
+        heading = f"## {name}\n\n{_markdown(summary(model))}\n\n" if name else ""
+        rows = (_row(key) for key in keys if key.parent is model)
+        parts.append(heading + _TABLE_HEAD + "".join(rows))
+    return "\n".join(parts)
+
+
+def summary(model: type[Section]) -> str:
+    """Takes what a model's docstring says before its attributes, as one paragraph."""
+    return _in_yaml(" ".join(_docstring(model).partition("\nAttributes:\n")[0].split()))
+
+
+def attributes(model: type[Section]) -> dict[str, str]:
+    """Reads the ``Attributes`` section of a model's docstring, by field name."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in _docstring(model).partition("\nAttributes:\n")[2].splitlines():
+        if match := _ATTRIBUTE.fullmatch(line):
+            name, found[match[1]] = match[1], match[2]
+        elif line.strip():
+            found[name] += f" {line.strip()}"
+    return found
+
+
+def _keys(
+    model: type[Section], place: str, target: str | None, schema: Mapping[str, Any]
+) -> Iterator[Key]:
+    meanings, properties = attributes(model), _definition(schema, model)["properties"]
+    for field_name, field in model.model_fields.items():
+        shown = field.alias or field_name
+        section, required = section_of(field), field.is_required()
+        own, unit = _mark(field, ReadBy), _mark(field, Unit)
+        key = Key(
+            name=f"{place}.{shown}" if place else shown,
+            parent=model,
+            section=section,
+            meaning=_in_yaml(meanings.get(field_name, "")),
+            schema=properties[shown],
+            required=required,
+            default=None if required or section else field.default,
+            unit=unit.name if unit else "",
+            target=own.target if own else target,
+        )
+        yield key
+        if section:
+            yield from _keys(section, key.name, key.target, schema)
+
+
+def _sections(keys: Iterable[Key]) -> Iterator[tuple[str, type[Section]]]:
+    yield "", Recipe
+    yield from ((key.name, key.section) for key in keys if key.section)
+
+
+def _row(key: Key) -> str:
+    name = f"`{key.name.rpartition('.')[2]}`"
+    if key.section:
+        kind, default = f"[section](#{key.name.replace('.', '')})", "absent"
+        if not _takes_null(key.schema):
+            default = "its own defaults"
+    else:
+        kind, default = _type_words(key.schema), f"`{json.dumps(key.default)}`"
+    cells = (
+        name,
+        kind,
+        "required" if key.required else default,
+        key.unit,
+        _markdown(key.meaning),
+        key.target or "every target",
+    )
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
+
+
+def _type_words(schema: Mapping[str, Any]) -> str:
+    """Says in words which values a JSON schema takes."""
+    if "anyOf" in schema:
+        return " or ".join(_type_words(choice) for choice in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        choices = schema.get("enum", [schema.get("const")])
+        return ", ".join(f"`{choice}`" for choice in choices)
+    match schema["type"]:
+        case "boolean":
+            return "`true`, `false`"
+        case "array":
+            return f"list, each a {_type_words(schema['items'])}"
+        case "integer" | "number" as kind:
+            return ("whole number" if kind == "integer" else "number") + _range_words(schema)
+        case "null":
+            return "`null`"
+        case kind:
+            return {"string": "text"}[kind]
+
+
+def _range_words(schema: Mapping[str, Any]) -> str:
+    if "exclusiveMinimum" in schema:
+        low = f" above {schema['exclusiveMinimum']:g}"
+        return f"{low}, at most {schema['maximum']:g}" if "maximum" in schema else low
+    if "maximum" in schema:
+        return f" from {schema['minimum']:g} to {schema['maximum']:g}"
+    return f" of at least {schema['minimum']:g}" if "minimum" in schema else ""
+
+
+def _takes_null(schema: Mapping[str, Any]) -> bool:
+    return {"type": "null"} in schema.get("anyOf", ())
+
+
+def _plain_schema() -> dict[str, Any]:
+    return Recipe.model_json_schema(by_alias=True)
+
+
+def _definition(schema: Mapping[str, Any], model: type[Section]) -> Any:
+    return schema if model is Recipe else schema["$defs"][model.__name__]
+
+
+def _mark(field: FieldInfo, kind: type[Mark]) -> Mark | None:
+    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
+
+
+def _docstring(model: type[Section]) -> str:
+    return inspect.cleandoc(model.__doc__ or "")
+
+
+def _in_yaml(text: str) -> str:
+    names = "|".join(_YAML_NAMES)
+    return re.sub(rf"\b({names})\b", lambda match: f"``{_YAML_NAMES[match[1]]}``", text)
+
+
+def _markdown(text: str) -> str:
+    return text.replace("``", "`")
