@@ -13,7 +13,7 @@ import typer
 from pipeline.commands.options import Connection, Invocation, Output, new_file
 
 if TYPE_CHECKING:
-    from pipeline.client import Client, GenerateRequest
+    from trtllm_client import Client, GenerateRequest
 
 
 def serve(
@@ -89,8 +89,8 @@ def generate(
     output: Output,
 ) -> None:
     """Stream a completion to the terminal."""
-    from pipeline.client import Client, GenerateRequest
     from pipeline.console import print_json
+    from trtllm_client import Client, GenerateRequest
 
     request = GenerateRequest(
         # As bytes, so that the request can say what is wrong with them.

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.client import Client
 from pipeline.digests import file_digest, files_below
 from pipeline.errors import ServerError
 from pipeline.launch.view import link_view
@@ -30,6 +29,7 @@ from pipeline.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend
+from trtllm_client import Client
 
 SHARED_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls", "ensemble")
 

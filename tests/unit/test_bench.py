@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.bench import measure, print_results
 from pipeline.bench.stats import Timeline, percentile, summary_ms
-from pipeline.client import ConnectionFailed, InvalidRequest, ServerFailed
 from pipeline.errors import RecipeError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
@@ -19,6 +18,7 @@ from pipeline.stages import bench
 from pipeline.stages.base import Artifact, StageContext
 from tests.unit.client.fake_model import FakeModel
 from tests.unit.client.fake_triton import FakeTriton, piece, refusal
+from trtllm_client import ConnectionFailed, InvalidRequest, ServerFailed
 
 
 def recipe(**sections):

@@ -64,7 +64,7 @@ def test_start_up_imports_nothing_heavy(module: str) -> None:
 
 
 def test_the_client_needs_tritonclient_only() -> None:
-    code = "import sys, pipeline.client; print(*sys.modules)"
+    code = "import sys, trtllm_client; print(*sys.modules)"
     loaded = set(_python("-c", code).stdout.split())
     unwanted = {"torch", "transformers", "modelopt", "openvino", "pydantic", "yaml", "typer"}
     assert loaded.isdisjoint(unwanted), loaded & unwanted

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.client import ServerFailed
 from pipeline.errors import ServerError
 from pipeline.serving import reachable
+from trtllm_client import ServerFailed
 
 from ..conftest import PROJECT
 from .client.fake_model import FakeModel

@@ -9,7 +9,8 @@ import time
 import grpc
 import pytest
 
-from pipeline.client import (
+from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
+from trtllm_client import (
     Cancelled,
     Client,
     ConnectionFailed,
@@ -19,7 +20,6 @@ from pipeline.client import (
     ServerBusy,
     ServerFailed,
 )
-from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
 
 
 def story(asked, context):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.client import (
+from pipeline.errors import PipelineError, ServerError, UsageError
+from trtllm_client import (
     Cancelled,
     ClientError,
     ConnectionFailed,
@@ -13,8 +14,7 @@ from pipeline.client import (
     ServerBusy,
     ServerFailed,
 )
-from pipeline.client._errors import error_from_message, error_from_status
-from pipeline.errors import PipelineError, ServerError, UsageError
+from trtllm_client._errors import error_from_message, error_from_status
 
 # Texts of Triton 2.51, TensorRT-LLM's executor and this repository's models.
 MESSAGES = [

@@ -5,22 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pipeline.client
+import trtllm_client
 
 
 def test_every_public_name_is_listed_and_there():
     public = {
         name
-        for name, value in vars(pipeline.client).items()
+        for name, value in vars(trtllm_client).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("pipeline.")
     }
     constants = {"DEFAULT_MODEL", "DEFAULT_URL", "PERF_METRICS", "Tensors"}
-    assert public | constants == set(pipeline.client.__all__)
+    assert public | constants == set(trtllm_client.__all__)
 
 
 def test_the_client_needs_nothing_of_the_pipelines_other_dependencies():
     code = (
-        "import sys, pipeline.client\n"
+        "import sys, trtllm_client\n"
         "heavy = {'torch', 'transformers', 'pydantic', 'yaml', 'rich', 'typer', 'filelock'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -34,7 +34,7 @@ def test_without_tritonclient_the_error_names_the_extra():
         "sys.modules['tritonclient'] = None\n"
         "from pipeline.errors import MissingDependencyError\n"
         "try:\n"
-        "    import pipeline.client\n"
+        "    import trtllm_client\n"
         "except MissingDependencyError as error:\n"
         "    print(error)"
     )

@@ -2,7 +2,7 @@
 
 Needs tritonclient and nothing else of the pipeline::
 
-    from pipeline.client import Client
+    from trtllm_client import Client
 
     with Client("127.0.0.1:8001") as client:
         print(client.generate("Once upon a time", max_tokens=32).text)
@@ -13,11 +13,11 @@ Needs tritonclient and nothing else of the pipeline::
 :class:`AsyncClient` has the same methods, awaited.
 """
 
-from pipeline.client._async_client import AsyncClient
-from pipeline.client._async_stream import AsyncStream
-from pipeline.client._client import Client
-from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls
-from pipeline.client._errors import (
+from trtllm_client._async_client import AsyncClient
+from trtllm_client._async_stream import AsyncStream
+from trtllm_client._client import Client
+from trtllm_client._config import DEFAULT_MODEL, DEFAULT_URL, Tls
+from trtllm_client._errors import (
     Cancelled,
     ClientError,
     ConnectionFailed,
@@ -26,11 +26,11 @@ from pipeline.client._errors import (
     ServerBusy,
     ServerFailed,
 )
-from pipeline.client._info import ModelMetadata, ServerMetadata, TensorMetadata
-from pipeline.client._metrics import PERF_METRICS, PerfMetrics
-from pipeline.client._request import Chunk, Completion, GenerateRequest
-from pipeline.client._stream import Stream
-from pipeline.client._wire import (
+from trtllm_client._info import ModelMetadata, ServerMetadata, TensorMetadata
+from trtllm_client._metrics import PERF_METRICS, PerfMetrics
+from trtllm_client._request import Chunk, Completion, GenerateRequest
+from trtllm_client._stream import Stream
+from trtllm_client._wire import (
     OutputTensor,
     Tensors,
     add_input,

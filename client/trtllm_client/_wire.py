@@ -10,11 +10,11 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.client._errors import InvalidRequest, ServerFailed
-from pipeline.client._grpc import INFER, Message
-from pipeline.client._metrics import PERF_METRICS
-from pipeline.client._request import GenerateRequest
 from pipeline.triton.contract import BLS, ENGINE, MODELS
+from trtllm_client._errors import InvalidRequest, ServerFailed
+from trtllm_client._grpc import INFER, Message
+from trtllm_client._metrics import PERF_METRICS
+from trtllm_client._request import GenerateRequest
 
 # KServe's name of an element type, and struct's code for it; texts are framed apart.
 _WIRE_TYPES = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.client._errors import InvalidRequest
-from pipeline.client._grpc import grpc
+from trtllm_client._errors import InvalidRequest
+from trtllm_client._grpc import grpc
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_MODEL = "tensorrt_llm_bls"
