@@ -72,7 +72,8 @@ def check_installed(requirements: Requirements) -> None:
 
 def install(extras: str) -> str:
     """How to install extras of this project, as the last sentence of an error."""
-    return f"Install: pip install 'trtllm-pipeline[{extras}]', or '.[{extras}]' in a checkout"
+    checkout = f"./client '.[{extras}]'"
+    return f"Install: pip install 'trtllm-pipeline[{extras}]', or {checkout} in a checkout"
 
 
 def _package(module: str) -> str:

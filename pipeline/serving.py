@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MANIFEST, check_files, read_manifest
-from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
+from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError, client_errors
 from pipeline.launch.container import Endpoints
 
 if TYPE_CHECKING:
@@ -249,7 +249,8 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
     log = folder / "triton.log"
     kept = False
     try:
-        with serving(repository, log) as server:
+        # Inside, so that a request which failed keeps the log as well.
+        with client_errors(), serving(repository, log) as server:
             yield server.grpc_url
     except ServerError as error:
         kept = log.is_file()

@@ -1,6 +1,6 @@
-"""A gRPC client for the text models of the repository.
+"""A gRPC client for the text models of TensorRT-LLM's Triton repositories.
 
-Needs tritonclient and nothing else of the pipeline::
+Those that ``trtllm-pipeline`` writes, and NVIDIA's own. Needs tritonclient alone::
 
     from trtllm_client import Client
 
@@ -16,7 +16,8 @@ Needs tritonclient and nothing else of the pipeline::
 from trtllm_client._async_client import AsyncClient
 from trtllm_client._async_stream import AsyncStream
 from trtllm_client._client import Client
-from trtllm_client._config import DEFAULT_MODEL, DEFAULT_URL, Tls
+from trtllm_client._config import DEFAULT_URL, Tls
+from trtllm_client._contract import DEFAULT_MODEL
 from trtllm_client._errors import (
     Cancelled,
     ClientError,
@@ -37,6 +38,8 @@ from trtllm_client._wire import (
     encode_request,
     new_message,
 )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trtllm_client._async_stream import AskTraits, AsyncStream
-from trtllm_client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
+from trtllm_client._config import DEFAULT_URL, Tls, open_channel
+from trtllm_client._contract import DEFAULT_MODEL
 from trtllm_client._errors import ClientError, client_closed, error_from_status
 from trtllm_client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
 from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from trtllm_client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
+from trtllm_client._config import DEFAULT_URL, Tls, open_channel
+from trtllm_client._contract import DEFAULT_MODEL
 from trtllm_client._errors import (
     ClientError,
     ConnectionFailed,

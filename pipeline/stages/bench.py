@@ -8,10 +8,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import client_errors
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.verify import LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.verify import CLIENT, LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
 from pipeline.toolchain import versions
 
@@ -30,7 +31,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
         RecipeError: The text cannot be read.
     """
     return {
-        "code": code_digest("client", "bench"),
+        "code": code_digest(CLIENT, "bench"),
         "tools": versions(TOOLS),
         "machine": machine(),
         "text": text_digest(recipe, TEXT_KEY),
@@ -80,6 +81,7 @@ def run(context: StageContext) -> dict[str, Any]:
     repository = context.inputs["repository"]
     target = str(repository.facts.get("target", "openvino"))
     with (
+        client_errors(),
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,
     ):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import Requirements
+from pipeline.dependencies import Requirements, check_installed
 from pipeline.digests import digest_of, file_digest, files_below
+from pipeline.errors import client_errors
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Artifact, Stage, StageContext
 from pipeline.targets import get_target
@@ -17,30 +19,42 @@ JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"
 LOG_NAME = "triton.log"
 TOOLS = ("nvidia-pytriton", "tritonclient", "grpcio")
+CLIENT = "trtllm_client"
 
 
 def code_digest(*packages: str) -> str:
-    """One digest over the Python files of packages of the pipeline.
+    """One digest over the Python files of packages of the pipeline, and of the client.
 
     What is asked, and how, decides what a server answers; so the asking code is part of the key.
 
     Args:
-        packages: Folders below ``pipeline/``.
+        packages: Folders below ``pipeline/``, or the client's name.
     """
-    root = Path(__file__).resolve().parents[1]
+    folders = {package: _folder(package) for package in packages}
     return digest_of(
         {
-            f"{package}/{name}": file_digest(root / package / name)
-            for package in packages
-            for name in files_below(root / package)
+            f"{package}/{name}": file_digest(folder / name)
+            for package, folder in folders.items()
+            for name in files_below(folder)
             if name.endswith(".py")
         }
     )
 
 
+def _folder(package: str) -> Path:
+    if package != CLIENT:
+        return Path(__file__).resolve().parents[1] / package
+    check_installed([(CLIENT, "client")])
+    # Found and not imported: a plan needs no gRPC.
+    spec = importlib.util.find_spec(CLIENT)
+    assert spec
+    assert spec.origin
+    return Path(spec.origin).resolve().parent
+
+
 def material(_recipe: Recipe) -> dict[str, Any]:
     """The checks and the versions of the server and the client."""
-    return {"code": code_digest("client", "verify"), "tools": versions(TOOLS)}
+    return {"code": code_digest(CLIENT, "verify"), "tools": versions(TOOLS)}
 
 
 def needs(recipe: Recipe) -> Requirements:
@@ -62,7 +76,10 @@ def run(context: StageContext) -> dict[str, Any]:
 
     repository = context.inputs["repository"]
     target = str(repository.facts.get("target", "openvino"))
-    with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
+    with (
+        client_errors(),
+        open_server(repository.path, context.output / LOG_NAME, target=target) as server,
+    ):
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:
 
