@@ -1,14 +1,12 @@
-"""The client as a distribution of its own: what it imports, what it brings, what it sits beside."""
+"""The client as a distribution of its own: what it imports and what it asks for."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 
 from pipeline import __version__
@@ -20,8 +18,6 @@ else:
     import tomli as tomllib
 
 CLIENT = PROJECT / "client"
-# What a user of the newest libraries has already.
-BESIDE = ("transformers>=5", "numpy>=2", "openai")
 
 
 def project(folder: Path) -> dict[str, object]:
@@ -95,48 +91,3 @@ def test_the_base_has_no_upper_bound_that_only_the_quantizer_needs() -> None:
         need.name: need for need in map(Requirement, table["optional-dependencies"]["quantize"])
     }
     assert not quantizer["huggingface_hub"].specifier.contains("1.0.0")
-
-
-def resolved(tmp_path: Path, *requirements: str) -> dict[str, str]:
-    """What pip would install into an empty environment: versions by name."""
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-    options = ["--quiet", "--disable-pip-version-check", "--retries", "0", "--timeout", "15"]
-    done = subprocess.run(
-        [*command, *options, "--report", str(report), str(CLIENT), *requirements],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    if done.returncode and not index_answers(tmp_path):
-        pytest.skip("no package index answers here")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(report.read_text())["install"]
-    return {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in found}
-
-
-def index_answers(tmp_path: Path) -> bool:
-    """Whether pip finds a package that everybody has and this test is not about."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "0",
-         "--timeout", "15", "--dest", str(tmp_path / "probe"), "hatchling"],
-        capture_output=True, check=False, timeout=120,
-    )  # fmt: skip
-    return done.returncode == 0
-
-
-@pytest.mark.slow
-def test_it_brings_few_distributions(tmp_path: Path) -> None:
-    brought = resolved(tmp_path)
-    assert {"trtllm-client", "tritonclient", "grpcio"} <= brought.keys()
-    assert len(brought) <= 12, sorted(brought)
-
-
-@pytest.mark.slow
-def test_it_installs_beside_what_its_users_have(tmp_path: Path) -> None:
-    brought = resolved(tmp_path, *BESIDE)
-    assert int(brought["transformers"].partition(".")[0]) >= 5
-    assert int(brought["numpy"].partition(".")[0]) >= 2
-    assert "openai" in brought
