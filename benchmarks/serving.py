@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.bench import PROMPTS
-from pipeline.client import AsyncClient, add_input, new_message
 from pipeline.serving import serving
 from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
 from pipeline.triton.tensors import BLS, ENGINE, ENSEMBLE
+from trtllm_client import AsyncClient, add_input, new_message
 
 # Takes prompts as token ids; returns the tokens generated.
 Way = Callable[[Sequence[list[int]], int], int]

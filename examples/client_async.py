@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from pipeline.client import AsyncClient
+from trtllm_client import AsyncClient
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "localhost:8001"
 PROMPTS = ("Once upon a time", "One day, a small dog")

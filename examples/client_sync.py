@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.client import Client, ClientError
+from trtllm_client import Client, ClientError
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "localhost:8001"
 

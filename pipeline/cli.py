@@ -15,7 +15,7 @@ from pipeline._version import __version__
 from pipeline.commands import build, schema, server, store
 from pipeline.commands.groups import grouped
 from pipeline.commands.options import DebugOption, Invocation
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError, UsageError, client_errors
 from pipeline.streams import OutputLostError, discard_unwritten, guard_streams
 
 if TYPE_CHECKING:
@@ -110,7 +110,10 @@ def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
     # before they got here.
     program = typer.main.get_command(app)
     try:
-        with program.make_context(NAME, list(arguments), obj=invocation) as context:
+        with (
+            client_errors(),
+            program.make_context(NAME, list(arguments), obj=invocation) as context,
+        ):
             program.invoke(context)
     except typer.Exit as done:
         return done.exit_code

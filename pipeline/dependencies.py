@@ -89,7 +89,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def install(extras: str) -> str:
     """How to install extras of this project, as the last sentence of an error."""
-    return f"Install: pip install 'trtllm-pipeline[{extras}]', or '.[{extras}]' in a checkout"
+    checkout = f"./client '.[{extras}]'"
+    return f"Install: pip install 'trtllm-pipeline[{extras}]', or {checkout} in a checkout"
 
 
 def _package(module: str) -> str:

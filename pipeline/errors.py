@@ -16,12 +16,15 @@
     - VerificationError              the server answered, wrongly
 
 The command line prints ``str(error)`` and exits with ``error.exit_code``; nothing else decides
-exit codes.
+exit codes. The client's errors are its own, ``trtllm_client.ClientError``;
+:func:`client_errors` makes them errors of this project.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -34,6 +37,9 @@ class PipelineError(Exception):
         why: The cause, when it is known.
         fix: What to do about it; a command when there is one.
         found: What the command found before it failed: JSON values, shown with ``--json``.
+
+    Attributes:
+        name: What ``--json`` calls the error: its class, or that of the client's error it was.
     """
 
     exit_code = 5
@@ -52,6 +58,7 @@ class PipelineError(Exception):
         self.why = why
         self.fix = fix
         self.found = found or {}
+        self.name = type(self).__name__
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -64,7 +71,7 @@ class PipelineError(Exception):
         """The same facts for ``--json`` output, with what was found."""
         return {
             **self.found,
-            "error": type(self).__name__,
+            "error": self.name,
             "what": self.what,
             "where": self.where,
             "why": self.why,
@@ -143,3 +150,35 @@ class ServerError(PipelineError):
 
 class VerificationError(ServerError):
     """The server answered, wrongly."""
+
+
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """Turns what ``trtllm_client`` raises inside into errors of this project.
+
+    Raises:
+        UsageError: For an ``InvalidRequest``.
+        ServerError: For any other error of the client.
+        MissingDependencyError: The client, or what it needs, is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if error.name != "trtllm_client":
+            raise
+        from pipeline.dependencies import install
+
+        raise MissingDependencyError(
+            "the client is not installed, or not all of it",
+            why=str(error),
+            fix=install("client"),
+        ) from error
+    except Exception as error:
+        # Importing the client brings gRPC; one that was not imported raised nothing.
+        client: Any = sys.modules.get("trtllm_client")
+        if client is None or not isinstance(error, client.ClientError):
+            raise
+        kind = UsageError if isinstance(error, client.InvalidRequest) else ServerError
+        ours = kind(error.what, where=error.where, why=error.why, fix=error.fix)
+        ours.name = type(error).__name__
+        raise ours from error

@@ -30,10 +30,16 @@ def hub_commit(recipe: Recipe) -> str:
         return str(HfApi().model_info(source, revision=revision, timeout=_TIMEOUT_S).sha)
     except HfHubHTTPError as error:
         raise _error(recipe, error) from error
-    except (OSError, ValueError) as offline:
+    except _failures() as offline:
         # No network: the snapshot downloaded last is as good as its commit says.
         try:
-            cached = snapshot_download(source, revision=revision, local_files_only=True)
+            # With the patterns, or what was left out on purpose counts as missing.
+            cached = snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=patterns(code=recipe.model.trust_remote_code),
+                local_files_only=True,
+            )
         except (LocalEntryNotFoundError, OSError):
             raise _error(recipe, offline) from offline
         return Path(cached).name
@@ -46,7 +52,6 @@ def hub_config(recipe: Recipe) -> Path:
         SourceError: It cannot be fetched.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         path = hf_hub_download(
@@ -55,7 +60,7 @@ def hub_config(recipe: Recipe) -> Path:
             revision=recipe.model.revision,
             etag_timeout=_TIMEOUT_S,
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except _failures() as error:
         raise _error(recipe, error) from error
     return Path(path).parent
 
@@ -67,7 +72,6 @@ def hub_snapshot(recipe: Recipe) -> Path:
         SourceError: It cannot be fetched, or the branch moved meanwhile.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     commit = hub_commit(recipe)
     try:
@@ -77,7 +81,7 @@ def hub_snapshot(recipe: Recipe) -> Path:
             revision=recipe.model.revision,
             allow_patterns=patterns(code=recipe.model.trust_remote_code),
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except _failures() as error:
         raise _error(recipe, error) from error
     if Path(path).name != commit:
         raise SourceError(
@@ -99,7 +103,29 @@ def _error(recipe: Recipe, error: Exception) -> SourceError:
     )
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What a call of huggingface_hub may raise, whichever HTTP library it brings.
+
+    Until 0.36 that is requests, whose errors are OSErrors; from 1.0 on another one, whose failed
+    connections are not. The Hub's own error descends from the library's base of all errors.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError, ValueError)
+
+
 def _reason(error: Exception) -> str:
-    if "Max retries exceeded" in str(error) or isinstance(error, ConnectionError | TimeoutError):
+    if "Max retries exceeded" in str(error) or _is_of_the_network(error):
         return f"The Hub cannot be reached ({type(error).__name__})"
     return str(error).strip().partition("\n")[0]
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    # What the HTTP library raised and the Hub did not answer.
+    answered = isinstance(error, HfHubHTTPError)
+    library = [base for base in HfHubHTTPError.__bases__ if base is not OSError]
+    return isinstance(error, tuple(library)) and not answered

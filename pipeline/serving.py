@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
+from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError, client_errors
 from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
 from pipeline.targets import get_target
 from pipeline.triton.running import RunningServer, ServerOptions
@@ -216,7 +216,8 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
     log = folder / "triton.log"
     kept = False
     try:
-        with serving(repository, log) as server:
+        # Inside, so that a request which failed keeps the log as well.
+        with client_errors(), serving(repository, log) as server:
             yield server.grpc_url
     except ServerError as error:
         kept = log.is_file()

@@ -11,10 +11,10 @@ from itertools import cycle, islice
 from typing import Any
 
 from pipeline.bench.stats import Timeline, summary_ms
-from pipeline.client import AsyncClient, ServerFailed, Tls
 from pipeline.errors import UsageError
 from pipeline.tables import streams
 from pipeline.triton.contract import BLS, answering_model
+from trtllm_client import AsyncClient, ServerFailed, Tls
 
 # Streams end at the wished length, so that every request costs the same.
 NO_END = -1

@@ -13,7 +13,7 @@ import typer
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.client import Tls
+    from trtllm_client import Tls
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Connection:
     @property
     def tls(self) -> Tls | None:
         """Certificates; None without any TLS option."""
-        from pipeline.client import Tls
+        from trtllm_client import Tls
 
         given = (self.tls_root, self.tls_cert, self.tls_key, self.tls_name)
         return Tls(*given) if any(given) else None

@@ -14,7 +14,7 @@ from pipeline.commands.options import Connection, Invocation, Output, new_file
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.client import Client, GenerateRequest
+    from trtllm_client import Client, GenerateRequest
 
 
 def serve(
@@ -91,8 +91,8 @@ def generate(
     output: Output,
 ) -> None:
     """Stream a completion to the terminal."""
-    from pipeline.client import Client, GenerateRequest
     from pipeline.console import print_json
+    from trtllm_client import Client, GenerateRequest
 
     request = GenerateRequest(
         prompt=_standard_input() if prompt == "-" else prompt,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import versions
+from pipeline.errors import client_errors
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
 from pipeline.text import text_digest
 
 RESULT_NAME = "bench.json"
@@ -38,7 +39,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
         RecipeError: The text cannot be read.
     """
     return {
-        "code": code_digest("client", "bench", "triton"),
+        "code": code_digest(CLIENT, "bench", "triton"),
         "tools": versions(TOOLS),
         "machine": machine(),
         "text": text_digest(recipe, TEXT_KEY),
@@ -89,6 +90,7 @@ def run(context: StageContext) -> dict[str, Any]:
     repository = context.inputs["repository"]
     target = str(repository.facts["target"])
     with (
+        client_errors(),
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
         context.progress.task("load test", len(bench.concurrency)) as task,
     ):

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
-from pipeline.dependencies import Requirements
+from pipeline.dependencies import Requirements, check_installed
 from pipeline.recipe import Recipe
 from pipeline.store.digests import digest_of, file_digest, files_below
 from pipeline.targets import get_target
 
 LOG_NAME = "triton.log"
 TOOLS = ("nvidia-pytriton", "tritonclient", "grpcio")
+CLIENT = "trtllm_client"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_digest(*places: str) -> str:
-    """One digest over Python files of the pipeline.
+    """One digest over Python files of the pipeline, and of the client.
 
     What is asked, and how, decides what a server answers; so the asking code is part of the key,
     and the code that writes what the server reads.
 
     Args:
-        places: Folders and files below ``pipeline/``.
+        places: Folders and files below ``pipeline/``, or the client's name.
+
+    Raises:
+        MissingDependencyError: The client is not installed.
     """
     return digest_of(
         {
-            str(path.relative_to(PACKAGE)): file_digest(path)
+            f"{place}/{path.relative_to(root).as_posix()}": file_digest(path)
             for place in places
-            for path in _python_files(PACKAGE / place)
+            for root in [_root(place)]
+            for path in _python_files(root)
         }
     )
+
+
+def _root(place: str) -> Path:
+    if place != CLIENT:
+        return PACKAGE / place
+    check_installed([(CLIENT, "client")])
+    # Found and not imported: a plan needs no gRPC.
+    spec = importlib.util.find_spec(CLIENT)
+    assert spec
+    assert spec.origin
+    return Path(spec.origin).resolve().parent
 
 
 def _python_files(place: Path) -> list[Path]:

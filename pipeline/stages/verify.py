@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from pipeline.dependencies import versions
+from pipeline.errors import client_errors
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.served import LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
 from pipeline.store.artifact import Artifact
 
 JSON_NAME = "verify.json"
@@ -17,7 +18,7 @@ JUNIT_NAME = "verify.xml"
 
 def material(_recipe: Recipe) -> dict[str, Any]:
     """The checks, the contract they check against, and the versions of server and client."""
-    code = code_digest("client", "verify", "triton", "probes.py")
+    code = code_digest(CLIENT, "verify", "triton", "probes.py")
     return {"code": code, "tools": versions(TOOLS)}
 
 
@@ -35,7 +36,10 @@ def run(context: StageContext) -> dict[str, Any]:
 
     repository = context.inputs["repository"]
     target = str(repository.facts["target"])
-    with open_server(repository.path, context.output / LOG_NAME, target=target) as server:
+    with (
+        client_errors(),
+        open_server(repository.path, context.output / LOG_NAME, target=target) as server,
+    ):
         ready_seconds = server.ready_s
         with context.progress.task("conformance checks", len(CHECKS)) as task:
 

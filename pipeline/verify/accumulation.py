@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pipeline.client import Client, ClientError
 from pipeline.verify.requests import Value, request, text_inputs, text_of
+from trtllm_client import Client, ClientError
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _TOKENS = 8

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pipeline.client import AsyncClient, Client, Completion, InvalidRequest, Tls
 from pipeline.probes import Probes
 from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
+from trtllm_client import AsyncClient, Client, Completion, InvalidRequest, Tls
 
 Details = dict[str, Any]
 Answer = TypeVar("Answer")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.client import ClientError
 from pipeline.triton.contract import ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.accumulation import all_begin_alike, streamed_texts
 from pipeline.verify.check import (
@@ -24,6 +23,7 @@ from pipeline.verify.requests import (
 )
 from pipeline.verify.tokens import begin_tokens, token_ids
 from pipeline.verify.tokens import end_ids as declared_end_ids
+from trtllm_client import ClientError
 
 _TRUE = ("true", "yes", "1", "t")
 _FEW = 4

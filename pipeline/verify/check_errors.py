@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.client import (
+from pipeline.verify.check import CheckFailed, Context, Details, check
+from trtllm_client import (
     ClientError,
     GenerateRequest,
     InvalidRequest,
     add_input,
     encode_request,
 )
-from pipeline.verify.check import CheckFailed, Context, Details, check
 
 Change = Callable[[Any], None]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from pipeline.client import Completion
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
 from pipeline.verify.tokens import token_ids
+from trtllm_client import Completion
 
 NO_END = -1
 _FIRST_CANDIDATE, _CANDIDATE_STEP = 4, 2

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from pipeline.client import AsyncClient, AsyncStream, Cancelled
 from pipeline.triton.contract import BLS, ENGINE
 from pipeline.verify.check import (
     CheckFailed,
@@ -18,6 +17,7 @@ from pipeline.verify.check import (
     check,
     first_difference,
 )
+from trtllm_client import AsyncClient, AsyncStream, Cancelled
 
 NO_END = -1
 # Filling more slots than this would be a load test of a large GPU.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.client import ClientError, InvalidRequest
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import (
     CheckFailed,
@@ -14,6 +13,7 @@ from pipeline.verify.check import (
 )
 from pipeline.verify.requests import NO_END, number_of, request, text_inputs, text_of
 from pipeline.verify.tokens import begin_tokens, token_ids
+from trtllm_client import ClientError, InvalidRequest
 
 _TOKENS = 12
 

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.client import ClientError, InvalidRequest
 from pipeline.triton.contract import ENGINE, PREPROCESSING
 from pipeline.verify.check import (
     CheckFailed,
@@ -28,6 +27,7 @@ from pipeline.verify.requests import (
     text_of,
 )
 from pipeline.verify.tokens import token_ids
+from trtllm_client import ClientError, InvalidRequest
 
 _TOKENS = 4
 _MISSPELT = "temprature"

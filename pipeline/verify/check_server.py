@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.client import ModelMetadata
 from pipeline.triton.contract import MODELS, POSTPROCESSING, ModelContract, Tensor, served_models
 from pipeline.verify.check import CheckFailed, Context, Details, check
+from trtllm_client import ModelMetadata
 
 
 @check("the server and its text model are ready and say who they are")

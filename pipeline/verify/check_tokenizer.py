@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.client import add_input, new_message
 from pipeline.probes import Probe, Probes, cleaned_up
 from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
 from pipeline.verify.tokens import token_ids
+from trtllm_client import add_input, new_message
 
 
 @check("prompts become the tokens, and tokens the text, that the model's own tokenizer gives")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from pipeline.client import PERF_METRICS, Tensors
 from pipeline.triton.contract import ENGINE, MODELS, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context, Details, check
 from pipeline.verify.requests import (
@@ -18,6 +17,7 @@ from pipeline.verify.requests import (
     text_inputs,
 )
 from pipeline.verify.tokens import token_ids
+from trtllm_client import PERF_METRICS, Tensors
 
 _TOKENS = 6
 # As they leave upstream's models, batch dimension included: a text is one element of one dimension

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.client import Tensors, add_input, new_message
 from pipeline.triton.contract import BLS, ENGINE, MODELS, POSTPROCESSING
+from trtllm_client import Tensors, add_input, new_message
 
 NO_END = -1
 ALL_DETAILS: Mapping[str, bool] = dict.fromkeys(

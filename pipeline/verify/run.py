@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.client import Client, ClientError, Tls
 from pipeline.errors import UsageError
 from pipeline.probes import Probes
 from pipeline.triton.contract import BLS
@@ -13,6 +12,7 @@ from pipeline.verify.accumulation import seen_to_accumulate
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Check, CheckFailed, CheckSkipped, Context, Plan
 from pipeline.verify.report import CheckResult, Report
+from trtllm_client import Client, ClientError, Tls
 
 _FIRST = "readiness"
 

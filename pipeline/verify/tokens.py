@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.client import Tensors, add_input, new_message
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context
+from trtllm_client import Tensors, add_input, new_message
 
 # Texts with nothing in common, so that a first token they share is not of the text.
 _UNLIKE = ("a", "Zoë", "7", " x", "\n")

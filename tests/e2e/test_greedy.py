@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.client import Client
 from pipeline.serving import serving
+from trtllm_client import Client
 
 from ..conftest import DEMO_MODEL, PROJECT
 from .conftest import Cli

@@ -43,6 +43,18 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path.startswith("/api/models/org/tiny/revision/"):
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
             self._send(200, json.dumps(info).encode(), {}, body=body)
+        elif self.path.startswith(f"/api/models/org/tiny/tree/{COMMIT}"):
+            # Asked for by huggingface_hub 1 and later.
+            tree = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(data),
+                    "oid": hashlib.sha1(data).hexdigest(),
+                }
+                for name, data in FILES.items()
+            ]
+            self._send(200, json.dumps(tree).encode(), {}, body=body)
         elif self.path.startswith((f"/org/tiny/resolve/{COMMIT}/", "/org/tiny/resolve/main/")):
             name = self.path.rpartition("/")[2]
             if body:

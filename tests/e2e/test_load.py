@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.client import AsyncClient, Client, ServerFailed
 from pipeline.serving import serving
 from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import live_stubs
+from trtllm_client import AsyncClient, Client, ServerFailed
 
 ROUNDS = 8
 STREAMS = 33

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
-from pipeline.client import Client, InvalidRequest
 from pipeline.triton.tensors import BLS, ENSEMBLE
+from trtllm_client import Client, InvalidRequest
 
 PROMPT = "Once upon a time"
 BODY = {"text_input": PROMPT, "max_tokens": 4}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.client import Client, ClientError, ConnectionFailed, Tls
 from pipeline.triton.server import TritonServer
+from trtllm_client import Client, ClientError, ConnectionFailed, Tls
 
 if shutil.which("openssl") is None:
     pytest.skip("openssl makes the certificates and is not here", allow_module_level=True)

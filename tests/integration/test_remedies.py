@@ -61,9 +61,10 @@ hub = test_hub.hub
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted((PROJECT / "pipeline").rglob("*.py")):
-        name = path.relative_to(PROJECT / "pipeline").as_posix()
-        yield name, ast.parse(path.read_text(encoding="utf-8"))
+    for root in (PROJECT / "pipeline", PROJECT / "client"):
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
 def remedies() -> list[tuple[str, str]]:

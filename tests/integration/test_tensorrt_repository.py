@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.client import Client
 from pipeline.errors import ServerError
 from pipeline.models import ModelFacts
 from pipeline.progress import Silent
@@ -31,6 +30,7 @@ from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
 from tests.doubles.trtllm_build.machine import pretend
+from trtllm_client import Client
 
 SHARED_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls", "ensemble")
 

@@ -6,13 +6,13 @@ import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.bench import measure, print_results
 from pipeline.bench.stats import Timeline, percentile, summary_ms
-from pipeline.client import ConnectionFailed, InvalidRequest, ServerFailed
-from pipeline.errors import RecipeError, UsageError
+from pipeline.errors import RecipeError, ServerError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import bench
@@ -20,6 +20,7 @@ from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
 from tests.unit.client.fake_model import FakeModel
 from tests.unit.client.fake_triton import FakeTriton, piece, refusal
+from trtllm_client import ConnectionFailed, InvalidRequest, ServerFailed
 
 
 def recipe(**sections):
@@ -164,6 +165,21 @@ def test_the_stage_writes_what_it_measured(tmp_path, monkeypatch):
     assert content == facts
     assert [row["output_tokens"] for row in content["measurements"]] == [8, 8]
     assert content["machine"]["cpus"] >= 1
+
+
+def test_a_request_that_fails_fails_the_stage_as_the_server_does(tmp_path, monkeypatch):
+    """The runner knows this project's errors alone."""
+
+    @contextmanager
+    def nobody(repository, *, log_file):
+        yield SimpleNamespace(grpc_url="127.0.0.1:1")
+
+    monkeypatch.setattr("pipeline.triton.server.TritonServer", nobody)
+    repository = Artifact("repository", "k", "d", Path("repository"), {"target": "openvino"})
+    context = StageContext(recipe(), {"repository": repository}, tmp_path, Silent())
+    with pytest.raises(ServerError, match="no Triton server answers here") as caught:
+        bench.run(context)
+    assert caught.value.as_dict()["error"] == "ConnectionFailed"
 
 
 def test_prompts_are_the_beginnings_of_the_held_out_texts(tmp_path):

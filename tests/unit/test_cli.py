@@ -63,11 +63,42 @@ def test_start_up_imports_nothing_heavy(module: str) -> None:
     assert loaded.isdisjoint(HEAVY), loaded & set(HEAVY)
 
 
-def test_the_client_needs_tritonclient_only() -> None:
-    code = "import sys, pipeline.client; print(*sys.modules)"
-    loaded = set(_python("-c", code).stdout.split())
-    unwanted = {"torch", "transformers", "modelopt", "openvino", "pydantic", "yaml", "typer"}
-    assert loaded.isdisjoint(unwanted), loaded & unwanted
+WITHOUT_TRITONCLIENT = """
+import sys
+for absent in ("tritonclient", "grpc"):
+    sys.modules[absent] = None
+from pipeline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("plan", "configs/demo.yaml", "--json"), 0),
+        (("generate", "--url", "127.0.0.1:1", "--json", "Hi"), 3),
+        (("verify", "--url", "127.0.0.1:1", "--json"), 3),
+        (("bench", "--url", "127.0.0.1:1", "--json"), 3),
+    ],
+)
+def test_only_commands_that_talk_to_a_server_need_tritonclient(
+    arguments: tuple[str, ...], code: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITONCLIENT, *arguments],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        error = json.loads(done.stdout)
+        assert error["error"] == "MissingDependencyError"
+        assert "tritonclient" in error["why"]
+        assert "pip install 'trtllm-pipeline[client]'" in error["fix"]
 
 
 def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> None:

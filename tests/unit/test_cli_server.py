@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.client import ServerFailed
 from pipeline.errors import ServerError
 from pipeline.serving import reachable
 from pipeline.store.deploy import set_aside
 from pipeline.store.store import Store
+from trtllm_client import ServerFailed
 
 from ..conftest import PROJECT
 from .client.fake_model import FakeModel

@@ -362,6 +362,27 @@ def test_an_unreachable_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         source.material(_recipe(tmp_path, "org/name"))
 
 
+def test_an_unreachable_hub_is_named_whatever_http_library_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From huggingface_hub 1.0 on a failed connection is no OSError."""
+
+    class HTTPError(Exception):
+        pass
+
+    class HubError(HTTPError, OSError):
+        pass
+
+    def model_info(*_arguments: object, **_options: object) -> None:
+        raise HTTPError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("huggingface_hub.errors.HfHubHTTPError", HubError)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SourceError, match=r"org/name cannot be fetched.*cannot be reached"):
+        source.material(_recipe(tmp_path, "org/name"))
+
+
 def test_other_bytes_of_equal_size_and_time_change_the_key(tmp_path: Path, model: Path) -> None:
     recipe = _recipe(tmp_path, str(model))
     path = model / "tokenizer.json"

@@ -14,7 +14,7 @@ from pipeline.progress import Silent
 from pipeline.recipe import Recipe
 from pipeline.stages import verify
 from pipeline.stages.base import StageContext
-from pipeline.stages.served import code_digest
+from pipeline.stages.served import CLIENT, code_digest
 from pipeline.store.artifact import Artifact
 from pipeline.triton.parameters import TOKENIZER_DIR
 from tests.unit.client.fake_model import FakeModel
@@ -75,5 +75,5 @@ def test_a_bad_server_keeps_the_artifact_and_stops_the_run(tmp_path, monkeypatch
 def test_the_asking_code_and_the_tools_are_part_of_the_key():
     material = verify.STAGE.material(RECIPE)
     assert set(material["tools"]) == {"nvidia-pytriton", "tritonclient", "grpcio"}
-    assert material["code"] == code_digest("client", "verify", "triton", "probes.py")
-    assert material["code"] != code_digest("client", "bench")
+    assert material["code"] == code_digest(CLIENT, "verify", "triton", "probes.py")
+    assert material["code"] != code_digest(CLIENT, "bench")

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from pipeline.client import (
+from pipeline.triton.contract import BLS, MODELS
+from tests.unit.client.fake_triton import FakeTriton, add_output, empty_final, pb, piece
+from trtllm_client import (
     AsyncClient,
     Client,
     GenerateRequest,
@@ -14,8 +16,6 @@ from pipeline.client import (
     ServerFailed,
     encode_request,
 )
-from pipeline.triton.contract import BLS, MODELS
-from tests.unit.client.fake_triton import FakeTriton, add_output, empty_final, pb, piece
 
 # What NVIDIA's own client reads from each response, end_to_end_grpc_client.py.
 TEN = {

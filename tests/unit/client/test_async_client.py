@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.client import (
+from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
+from tests.unit.client.test_client import endless, silent, story
+from trtllm_client import (
     AsyncClient,
     Cancelled,
     ConnectionFailed,
@@ -18,11 +20,9 @@ from pipeline.client import (
     ServerBusy,
     ServerFailed,
 )
-from pipeline.client._async_stream import AsyncStream
-from pipeline.client._settings import Prepared
-from pipeline.client._wire import new_message
-from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
-from tests.unit.client.test_client import endless, silent, story
+from trtllm_client._async_stream import AsyncStream
+from trtllm_client._settings import Prepared
+from trtllm_client._wire import new_message
 
 
 def in_loop(answer, use, **settings):

@@ -9,9 +9,9 @@ import subprocess
 import grpc
 import pytest
 
-from pipeline.client import Client, ConnectionFailed, InvalidRequest, Tls
-from pipeline.client._config import parse_url
 from tests.unit.client.fake_triton import FakeTriton, piece
+from trtllm_client import Client, ConnectionFailed, InvalidRequest, Tls
+from trtllm_client._config import parse_url
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.client import (
+from pipeline.errors import ServerError, UsageError, client_errors
+from trtllm_client import (
     Cancelled,
     ClientError,
     ConnectionFailed,
@@ -13,8 +14,7 @@ from pipeline.client import (
     ServerBusy,
     ServerFailed,
 )
-from pipeline.client._errors import error_from_message, error_from_status
-from pipeline.errors import PipelineError, ServerError, UsageError
+from trtllm_client._errors import error_from_message, error_from_status
 
 # Texts of Triton 2.51, TensorRT-LLM's executor and this repository's models.
 MESSAGES = [
@@ -99,14 +99,56 @@ def test_the_reason_of_a_failed_connection_is_its_last_clause():
     assert error.why == "Failed to connect to remote host: connect: Connection refused (111)"
 
 
-def test_every_error_is_a_pipeline_error_with_an_exit_code():
-    for kind in (Cancelled, ConnectionFailed, DeadlineExceeded, ServerBusy, ServerFailed):
-        assert issubclass(kind, ClientError)
-        assert issubclass(kind, ServerError)
-        assert kind("x").exit_code == 6
-    assert issubclass(InvalidRequest, UsageError)
-    assert InvalidRequest("x").exit_code == 2
-    assert issubclass(ClientError, PipelineError)
+SERVERS = (Cancelled, ConnectionFailed, DeadlineExceeded, ServerBusy, ServerFailed)
+
+
+def test_every_error_is_known_here():
+    assert {*SERVERS, InvalidRequest} == set(ClientError.__subclasses__())
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "code"),
+    [*((kind, ServerError, 6) for kind in SERVERS), (InvalidRequest, UsageError, 2)],
+)
+def test_the_command_line_tells_the_users_fault_from_the_servers(kind, ours, code):
+    with pytest.raises(ours, match="it broke") as caught, client_errors():
+        raise kind("it broke", where="grpc://h:1", why="a cause", fix="Mend it")
+    assert caught.value.as_dict() == {
+        "error": kind.__name__,
+        "what": "it broke",
+        "where": "grpc://h:1",
+        "why": "a cause",
+        "fix": "Mend it",
+        "exit_code": code,
+    }
+    assert type(caught.value.__cause__) is kind
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"where": "grpc://h:1", "why": "connection refused", "fix": "Start one"},
+        {"why": "int8_sq is odd!", "fix": "chmod 644 FILE"},
+    ],
+)
+def test_an_error_reads_the_same_here_and_on_the_command_line(facts):
+    error = ConnectionFailed("it broke", **facts)
+    with pytest.raises(ServerError, match="it broke") as caught, client_errors():
+        raise error
+    assert str(caught.value) == str(error)
+
+
+def test_an_error_is_one_paragraph():
+    error = ServerFailed("it broke", where="grpc://h:1", why="no room", fix="Make some")
+    assert str(error) == "grpc://h:1: it broke. No room. Make some."
+
+
+def test_other_errors_pass_as_they_are():
+    for error in (OSError("x"), ServerError("y"), ModuleNotFoundError("z", name="other")):
+        with pytest.raises(type(error), match=str(error)) as caught, client_errors():
+            raise error
+        assert caught.value is error
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import get_type_hints
 
 import pytest
 
-from pipeline.client import GenerateRequest, InvalidRequest, ServerFailed, encode_request
-from pipeline.client._request import Sampling
-from pipeline.client._wire import add_input, decode_outputs
 from tests.unit.client.fake_triton import Asked, piece
+from trtllm_client import GenerateRequest, InvalidRequest, ServerFailed, encode_request
+from trtllm_client._request import Sampling
+from trtllm_client._wire import add_input, decode_outputs
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,6 @@ from tests.unit.client.fake_triton import Asked, piece
 def test_refused(fields, message):
     with pytest.raises(InvalidRequest, match=message.split(".*", maxsplit=1)[0]) as caught:
         GenerateRequest(**{"prompt": "Hi", **fields}).validate()
-    assert caught.value.exit_code == 2
     assert re.search(message, str(caught.value))
 
 

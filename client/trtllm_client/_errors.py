@@ -1,12 +1,12 @@
 """What can go wrong between this client and a Triton server.
 
-* ClientError               every error of this package
-  + InvalidRequest   exit 2   the request is wrong; found here or by the server
-  + ConnectionFailed exit 6   nothing answers at the address, or the connection broke
-  + DeadlineExceeded exit 6   no answer, or no further answer, in time
-  + ServerBusy       exit 6   the server's queue is full
-  + ServerFailed     exit 6   the server answered with an error of its own
-  + Cancelled        exit 6   the request was cancelled, here or by the server
+* ClientError         what went wrong, where, why, and what to do about it
+  + InvalidRequest    the request is wrong; found here or by the server
+  + ConnectionFailed  nothing answers at the address, or the connection broke
+  + DeadlineExceeded  no answer, or no further answer, in time
+  + ServerBusy        the server's queue is full
+  + ServerFailed      the server answered with an error of its own
+  + Cancelled         the request was cancelled, here or by the server
 
 Triton sends the errors of a streamed request as plain text without a status code. The header
 ``triton_grpc_error`` would add the code, but servers of the 24.10 line crash on it under load, so
@@ -19,34 +19,68 @@ from __future__ import annotations
 
 import re
 
-from pipeline.errors import PipelineError, ServerError, UsageError
+
+class ClientError(Exception):
+    """Every error of this package; its text is one paragraph.
+
+    Args:
+        what: What went wrong, as a sentence without its full stop.
+        where: The server's address, or the file it concerns.
+        why: The cause, when it is known.
+        fix: What to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        why: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.why = why
+        self.fix = fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        sentences = (f"{place}{self.what}", _capitalized(self.why or ""), self.fix)
+        return " ".join(_sentence(text) for text in sentences if text)
 
 
-class ClientError(PipelineError):
-    """Every error of this package; ``where`` names the server's address."""
+def _capitalized(text: str) -> str:
+    # Names and paths stay as they are; only plain words begin a sentence.
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
-class InvalidRequest(ClientError, UsageError):
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+class InvalidRequest(ClientError):
     """The request is wrong; found here or by the server."""
 
 
-class ConnectionFailed(ClientError, ServerError):
+class ConnectionFailed(ClientError):
     """Nothing answers at the address, or the connection broke."""
 
 
-class DeadlineExceeded(ClientError, ServerError):
+class DeadlineExceeded(ClientError):
     """No answer, or no further answer, in time."""
 
 
-class ServerBusy(ClientError, ServerError):
+class ServerBusy(ClientError):
     """The server's queue is full; the same request may work later."""
 
 
-class ServerFailed(ClientError, ServerError):
+class ServerFailed(ClientError):
     """The server answered with an error of its own."""
 
 
-class Cancelled(ClientError, ServerError):
+class Cancelled(ClientError):
     """The request was cancelled, here or by the server."""
 
 

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.client._config import Endpoint, Tls, parse_url
-from pipeline.client._errors import InvalidRequest
-from pipeline.client._grpc import Message
-from pipeline.client._info import ModelMetadata
-from pipeline.client._request import GenerateRequest
-from pipeline.client._traits import Traits
-from pipeline.client._wire import answer_whole, encode_request
+from trtllm_client._config import Endpoint, Tls, parse_url
+from trtllm_client._errors import InvalidRequest
+from trtllm_client._grpc import Message
+from trtllm_client._info import ModelMetadata
+from trtllm_client._request import GenerateRequest
+from trtllm_client._traits import Traits
+from trtllm_client._wire import answer_whole, encode_request
 
 if TYPE_CHECKING:
-    from pipeline.client._request import Sampling
+    from trtllm_client._request import Sampling
 
 # Everything but generation answers at once; longer than this is an outage.
 INFO_TIMEOUT_S = 10.0

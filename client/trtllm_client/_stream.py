@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from pipeline.client._answer import Answer, collect
-from pipeline.client._errors import Cancelled, ClientError, error_from_status, went_silent
-from pipeline.client._grpc import grpc
-from pipeline.client._request import Chunk, Completion
-from pipeline.client._settings import CLOSE_TIMEOUT_S, Prepared
-from pipeline.client._watchdog import Watchdog
+from trtllm_client._answer import Answer, collect
+from trtllm_client._errors import Cancelled, ClientError, error_from_status, went_silent
+from trtllm_client._grpc import grpc
+from trtllm_client._request import Chunk, Completion
+from trtllm_client._settings import CLOSE_TIMEOUT_S, Prepared
+from trtllm_client._watchdog import Watchdog
 
 
 class Stream:

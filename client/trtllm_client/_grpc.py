@@ -1,12 +1,9 @@
-"""The optional dependency: gRPC and the KServe messages that tritonclient carries."""
+"""gRPC, and the KServe messages that tritonclient carries."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
-
-from pipeline.dependencies import install
-from pipeline.errors import MissingDependencyError
 
 # gRPC's C library writes its own account of every failed connection to stderr, next to the error
 # that is raised for it.
@@ -18,11 +15,12 @@ try:
     from tritonclient.grpc import service_pb2 as messages
     from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 except ImportError as error:
-    raise MissingDependencyError(
-        "the client needs tritonclient",
-        why=str(error),
-        fix=install("client"),
-    ) from error
+    msg = (
+        f"trtllm_client needs tritonclient and gRPC ({error}). "
+        "Install them: pip install 'tritonclient[grpc]'"
+    )
+    # Named, so that a caller can tell it from an absent package of its own.
+    raise ImportError(msg, name="trtllm_client") from error
 
 __all__ = ["INFER", "GRPCInferenceServiceStub", "Message", "grpc", "grpc_aio", "messages"]
 

@@ -6,27 +6,28 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
-from pipeline.client._errors import (
+from trtllm_client._config import DEFAULT_URL, Tls, open_channel
+from trtllm_client._contract import DEFAULT_MODEL
+from trtllm_client._errors import (
     ClientError,
     ConnectionFailed,
     client_closed,
     error_from_message,
     error_from_status,
 )
-from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, messages
-from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
-from pipeline.client._request import Completion, GenerateRequest
-from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
-from pipeline.client._stream import Stream
-from pipeline.client._traits import Traits
-from pipeline.client._watchdog import Watchdog
-from pipeline.client._wire import Outputs, Tensors, decode_outputs, decode_tensors, stop_request
+from trtllm_client._grpc import GRPCInferenceServiceStub, Message, grpc, messages
+from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
+from trtllm_client._request import Completion, GenerateRequest
+from trtllm_client._settings import INFO_TIMEOUT_S, Prepared, Settings
+from trtllm_client._stream import Stream
+from trtllm_client._traits import Traits
+from trtllm_client._watchdog import Watchdog
+from trtllm_client._wire import Outputs, Tensors, decode_outputs, decode_tensors, stop_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pipeline.client._request import Sampling
+    from trtllm_client._request import Sampling
 
 
 class Client:

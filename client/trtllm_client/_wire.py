@@ -10,23 +10,14 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.client._errors import InvalidRequest, ServerFailed
-from pipeline.client._grpc import INFER, Message
-from pipeline.client._metrics import PERF_METRICS
-from pipeline.client._request import GenerateRequest
-from pipeline.triton.contract import BLS, ENGINE, MODELS
+from trtllm_client._contract import ENGINE, INPUT_TYPES
+from trtllm_client._errors import InvalidRequest, ServerFailed
+from trtllm_client._grpc import INFER, Message
+from trtllm_client._metrics import PERF_METRICS
+from trtllm_client._request import GenerateRequest
 
-# KServe's name of an element type, and struct's code for it; texts are framed apart.
-_WIRE_TYPES = {
-    "TYPE_INT32": ("INT32", "i"),
-    "TYPE_INT64": ("INT64", "q"),
-    "TYPE_UINT64": ("UINT64", "Q"),
-    "TYPE_FP32": ("FP32", "f"),
-    "TYPE_BOOL": ("BOOL", "?"),
-    "TYPE_STRING": ("BYTES", ""),
-}
-_STRUCT_CODES = {wire: code for wire, code in _WIRE_TYPES.values() if code}
-_INPUT_TYPES = {tensor.name: _WIRE_TYPES.get(tensor.data_type) for tensor in MODELS[BLS].inputs}
+# struct's code for KServe's name of an element type; texts are framed apart.
+_STRUCT_CODES = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "BOOL": "?"}
 _PLAIN_FIELDS = (
     "temperature",
     "top_k",
@@ -157,12 +148,11 @@ def add_input(
         InvalidRequest: The element type is not known, or a value does not fit into it.
     """
     if datatype is None:
-        known = _INPUT_TYPES.get(name)
-        if known is None:
+        datatype = INPUT_TYPES.get(name)
+        if datatype is None:
             raise InvalidRequest(
                 f"the wire contract has no input {name!r} of a type this client sends"
             )
-        datatype = known[0]
     try:
         count = len(values)
         if datatype == "BYTES":

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from pipeline.client._errors import InvalidRequest
-from pipeline.client._metrics import PerfMetrics
+from trtllm_client._errors import InvalidRequest
+from trtllm_client._metrics import PerfMetrics
 
 INT32_MAX = 2**31 - 1
 # Numbers travel as 32-bit floats.

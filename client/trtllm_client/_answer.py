@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, TypeVar
 
-from pipeline.client._errors import ServerFailed, error_from_message
-from pipeline.client._grpc import Message
-from pipeline.client._metrics import perf_metrics
-from pipeline.client._request import Chunk, Completion
-from pipeline.client._traits import TextSoFar
-from pipeline.client._wire import decode_outputs
+from trtllm_client._errors import ServerFailed, error_from_message
+from trtllm_client._grpc import Message
+from trtllm_client._metrics import perf_metrics
+from trtllm_client._request import Chunk, Completion
+from trtllm_client._traits import TextSoFar
+from trtllm_client._wire import decode_outputs
 
 Value = TypeVar("Value")
 

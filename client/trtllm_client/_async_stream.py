@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
-from pipeline.client._answer import Answer, collect
-from pipeline.client._errors import Cancelled, ClientError, error_from_status, went_silent
-from pipeline.client._grpc import Message, grpc, grpc_aio
-from pipeline.client._request import Chunk, Completion
-from pipeline.client._settings import CLOSE_TIMEOUT_S, Prepared
-from pipeline.client._traits import Traits
+from trtllm_client._answer import Answer, collect
+from trtllm_client._errors import Cancelled, ClientError, error_from_status, went_silent
+from trtllm_client._grpc import Message, grpc, grpc_aio
+from trtllm_client._request import Chunk, Completion
+from trtllm_client._settings import CLOSE_TIMEOUT_S, Prepared
+from trtllm_client._traits import Traits
 
 AskTraits = Callable[[], Awaitable[Traits]]
 """Asks the server how the model of a stream answers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.client._grpc import Message
+from trtllm_client._grpc import Message
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.client._errors import InvalidRequest
-from pipeline.client._grpc import grpc
+from trtllm_client._errors import InvalidRequest
+from trtllm_client._grpc import grpc
 
 DEFAULT_URL = "127.0.0.1:8001"
-DEFAULT_MODEL = "tensorrt_llm_bls"
 
 # tritonclient's channel arguments, except that pings find a dead peer while a stream waits:
 # its own default of never would leave that to the stall limit alone.

@@ -8,20 +8,21 @@ from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.client._async_stream import AskTraits, AsyncStream
-from pipeline.client._config import DEFAULT_MODEL, DEFAULT_URL, Tls, open_channel
-from pipeline.client._errors import ClientError, client_closed, error_from_status
-from pipeline.client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
-from pipeline.client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
-from pipeline.client._request import Completion, GenerateRequest
-from pipeline.client._settings import INFO_TIMEOUT_S, Prepared, Settings
-from pipeline.client._traits import Traits
-from pipeline.client._wire import Outputs, decode_outputs, stop_request
+from trtllm_client._async_stream import AskTraits, AsyncStream
+from trtllm_client._config import DEFAULT_URL, Tls, open_channel
+from trtllm_client._contract import DEFAULT_MODEL
+from trtllm_client._errors import ClientError, client_closed, error_from_status
+from trtllm_client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
+from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
+from trtllm_client._request import Completion, GenerateRequest
+from trtllm_client._settings import INFO_TIMEOUT_S, Prepared, Settings
+from trtllm_client._traits import Traits
+from trtllm_client._wire import Outputs, decode_outputs, stop_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pipeline.client._request import Sampling
+    from trtllm_client._request import Sampling
 
 
 class AsyncClient:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.client._errors import ServerFailed
-from pipeline.client._info import ModelMetadata
+from trtllm_client._errors import ServerFailed
+from trtllm_client._info import ModelMetadata
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # What upstream's tensorrt_llm_bls takes for true.
