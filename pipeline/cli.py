@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pipeline._version import __version__
+from pipeline.client_errors import client_errors
 from pipeline.commands import build, schema, server, store
 from pipeline.commands.groups import grouped
 from pipeline.commands.options import DebugOption, Invocation
-from pipeline.errors import PipelineError, UsageError, client_errors
+from pipeline.errors import PipelineError, UsageError
 from pipeline.streams import OutputLostError, discard_unwritten, guard_streams
 
 if TYPE_CHECKING:

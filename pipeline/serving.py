@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError, client_errors
+from pipeline.client_errors import client_errors
+from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
 from pipeline.targets import get_target
 from pipeline.triton.running import RunningServer, ServerOptions

@@ -8,8 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
-from pipeline.errors import client_errors
 from pipeline.processor import processor_name
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext

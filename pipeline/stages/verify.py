@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
-from pipeline.errors import client_errors
 from pipeline.recipe import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs

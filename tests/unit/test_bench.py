@@ -171,7 +171,7 @@ def test_a_request_that_fails_fails_the_stage_as_the_server_does(tmp_path, monke
     """The runner knows this project's errors alone."""
 
     @contextmanager
-    def nobody(repository, *, log_file):
+    def nobody(repository, *, log_file, **_options):
         yield SimpleNamespace(grpc_url="127.0.0.1:1")
 
     monkeypatch.setattr("pipeline.triton.server.TritonServer", nobody)

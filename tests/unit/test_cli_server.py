@@ -249,10 +249,13 @@ def test_the_log_of_a_server_that_failed_is_kept_and_named(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("pipeline.serving.serving", _Server)
-    with pytest.raises(ServerError, match="the server's log is"), reachable(None, Path("x")):
+    with (
+        pytest.raises(ServerError, match="the server's log is") as caught,
+        reachable(None, Path("x")),
+    ):
         raise failure
     (log,) = tmp_path.glob("trtllm-pipeline-*/triton.log")
-    assert str(log) in str(failure)
+    assert str(log) in str(caught.value)
 
 
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt("stop"), ValueError("mine")])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import ServerError, UsageError, client_errors
+from pipeline.client_errors import client_errors
+from pipeline.errors import ServerError, UsageError
 from trtllm_client import (
     Cancelled,
     ClientError,
