@@ -216,14 +216,17 @@ class _Server:
 
 @pytest.mark.parametrize("failure", [ServerError("it died"), ServerFailed("no", fix="Look")])
 def test_the_log_of_a_server_that_failed_is_kept_and_named(
-    failure: ServerError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: ServerError | ServerFailed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("pipeline.serving.serving", _Server)
-    with pytest.raises(ServerError, match="the server's log is"), reachable(None, Path("x")):
+    with (
+        pytest.raises(ServerError, match="the server's log is") as caught,
+        reachable(None, Path("x")),
+    ):
         raise failure
     (log,) = tmp_path.glob("trtllm-pipeline-*/triton.log")
-    assert str(log) in str(failure)
+    assert str(log) in str(caught.value)
 
 
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt("stop"), ValueError("mine")])
