@@ -245,7 +245,7 @@ class _Server:
 
 @pytest.mark.parametrize("failure", [ServerError("it died"), ServerFailed("no", fix="Look")])
 def test_the_log_of_a_server_that_failed_is_kept_and_named(
-    failure: ServerError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: ServerError | ServerFailed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("pipeline.serving.serving", _Server)
