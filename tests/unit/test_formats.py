@@ -146,8 +146,8 @@ def test_a_multiple_binds_formats_without_groups_too(
     check_model(recipe(tmp_path / "recipe.yaml", *fp8), tmp_path)
     with pytest.raises(
         UnsupportedError,
-        match=r"\(quantize\.format\): out_features 11008 of mlp\.fc is not a multiple of 512\. fp8 with "
-        r"tensor_parallel 2 needs multiples of 256 x 2.*or use int8_sq\.",
+        match=r"\(quantize\.format\): out_features 11008 of mlp\.fc is not a multiple of 512\. "
+        r"fp8 with tensor_parallel 2 needs multiples of 256 x 2.*or use int8_sq\.",
     ):
         check_model(recipe(tmp_path / "recipe.yaml", *fp8, "compile.tensor_parallel=2"), tmp_path)
 
