@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.architectures import ARCHITECTURES, Architecture, QwenType
+from pipeline.architectures import (
+    ARCHITECTURES,
+    QKV,
+    Architecture,
+    Projection,
+    Split,
+    Width,
+)
 from pipeline.config_json import ConfigValues, read_config
+from pipeline.config_keys import refuse_other_arithmetic
 from pipeline.errors import SourceError, UnsupportedError
 
 ORIGINAL_POSITIONS = "original_max_position_embeddings"
@@ -35,15 +43,17 @@ class LinearShape:
 
     Attributes:
         name: ``attention.qkv``, ``attention.dense``, ``mlp.fc``, ``mlp.gate`` or ``mlp.proj``.
+        source: The linears of transformers' layer that it consists of, and their rows.
         out_features: Rows of the weight over all ranks.
         in_features: Columns of the weight over all ranks.
         split: What tensor parallelism cuts: ``column`` is out_features, ``row`` is in_features.
     """
 
     name: str
+    source: tuple[tuple[str, int], ...]
     out_features: int
     in_features: int
-    split: Literal["column", "row"]
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -74,23 +84,38 @@ class ModelFacts:
     attention_bias: bool
     mlp_bias: bool
     qk_layernorm: bool
-    qwen_type: QwenType | None
     tie_word_embeddings: bool
     sliding_window: int | None
     dtype: str | None = None
 
     @property
+    def family(self) -> Architecture:
+        """The row of the architecture."""
+        return ARCHITECTURES[self.architecture]
+
+    def width(self, name: Width) -> int:
+        """One of the sizes that a layer's tensors are made of."""
+        return {
+            "hidden": self.hidden_size,
+            "inner": self.intermediate_size,
+            "q": self.num_attention_heads * self.head_size,
+            "kv": self.num_key_value_heads * self.head_size,
+            "head": self.head_size,
+        }[name]
+
+    @property
     def linears(self) -> tuple[LinearShape, ...]:
-        """The quantizable linears of a decoder layer; gate_proj is ``fc``, up_proj is ``gate``."""
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        qkv = (heads + 2 * kv_heads) * self.head_size
-        hidden, inner = self.hidden_size, self.intermediate_size
-        return (
-            LinearShape("attention.qkv", qkv, hidden, "column"),
-            LinearShape("attention.dense", hidden, heads * self.head_size, "row"),
-            LinearShape("mlp.fc", inner, hidden, "column"),
-            LinearShape("mlp.gate", inner, hidden, "column"),
-            LinearShape("mlp.proj", hidden, inner, "row"),
+        """The quantizable linears of a decoder layer."""
+        return tuple(self._linear(projection) for projection in self.family.projections)
+
+    def _linear(self, projection: Projection) -> LinearShape:
+        rows = tuple((name, self.width(width)) for name, width in projection.sources)
+        return LinearShape(
+            projection.checkpoint,
+            rows,
+            sum(size for _, size in rows),
+            self.width(projection.columns),
+            projection.split,
         )
 
     @property
@@ -115,8 +140,10 @@ class ModelFacts:
         # With more ranks than KV heads each rank keeps a copy of one head.
         if max(kv_heads, ranks) % min(kv_heads, ranks):
             return f"{kv_heads} KV heads can be neither split nor repeated over {ranks} ranks"
-        # The first linear, qkv, is cut by heads.
-        for linear in self.linears[1:]:
+        for linear in self.linears:
+            if linear.name == QKV:
+                # Cut by heads.
+                continue
             column = linear.split == "column"
             size = linear.out_features if column else linear.in_features
             if size % ranks:
@@ -137,6 +164,7 @@ class ModelFacts:
             UnsupportedError: The architecture or one of its features is not supported.
         """
         architecture = _architecture(ConfigValues(config, where, SourceError), where)
+        refuse_other_arithmetic(architecture, config, where)
         values = ConfigValues({**architecture.defaults, **config}, where, SourceError)
         _refuse_quantized(values, where)
         hidden = values.positive_int("hidden_size")
@@ -159,9 +187,7 @@ class ModelFacts:
             attention_bias=values.flag("attention_bias"),
             mlp_bias=values.flag("mlp_bias"),
             qk_layernorm=architecture.qk_layernorm,
-            qwen_type=architecture.qwen_type,
             tie_word_embeddings=values.flag("tie_word_embeddings"),
-            # Llama attends to everything, even where its config.json has such a key.
             sliding_window=values.optional_positive_int("sliding_window")
             if architecture.windows == "all"
             else None,
@@ -306,8 +332,7 @@ def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, 
     if facts.mlp_bias:
         reasons.append("mlp_bias is true; biased MLP linears are not in the checkpoint contract")
     if facts.attention_bias and not architecture.attention_bias:
-        # Llama's attention_bias also puts a bias on o_proj, which the Qwen2 layout does not have.
-        reasons.append("attention_bias is true; only Qwen2 attention biases are supported")
+        reasons.append("attention_bias is true; biased o_proj is not in the checkpoint contract")
     if architecture.attention_bias and not facts.attention_bias:
         reasons.append("attention_bias is false, but the architecture always has these biases")
     if facts.num_attention_heads % facts.num_key_value_heads:
@@ -316,5 +341,8 @@ def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, 
         reasons.append(f"heads have {facts.head_size} features, which rope cannot rotate in pairs")
     if reasons:
         raise UnsupportedError(
-            f"{facts.architecture} cannot be used", where=where, why="; ".join(reasons)
+            f"{facts.architecture} cannot be used",
+            where=where,
+            why="; ".join(reasons),
+            fix="Use another model; with another config.json this one would not be itself",
         )

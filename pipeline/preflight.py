@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import UnsupportedError
+from pipeline.config_json import read_config
+from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import FORMATS
 from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
@@ -33,6 +34,7 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
         UnsupportedError: The combination cannot work; file, line, key, reason and remedy are named.
     """
     facts = ModelFacts.from_directory(directory)
+    _refuse_own_code(recipe, directory)
     for problem in _parallelism(recipe, facts):
         raise problem
     for problem in _quantization(recipe, facts):
@@ -74,6 +76,23 @@ def check_hub_model(recipe: Recipe) -> ModelFacts:
         UnsupportedError: See :func:`check_model`.
     """
     return check_model(recipe, hub_config(recipe))
+
+
+def _refuse_own_code(recipe: Recipe, directory: Path) -> None:
+    """Refuses a model whose own Python would read config.json, and compute what it likes."""
+    if not recipe.model.trust_remote_code:
+        return
+    config = read_config(directory, SourceError, "A Hugging Face checkpoint has one")
+    named = config.get("auto_map")
+    # That of a tokenizer, which is asked for texts alone, is none of a model's.
+    if isinstance(named, dict) and {"AutoConfig", "AutoModelForCausalLM"} & named.keys():
+        raise UnsupportedError(
+            "the model brings code of its own",
+            where=recipe.place("model.trust_remote_code"),
+            why=f"config.json names it in auto_map, and with trust_remote_code transformers runs "
+            f"it instead of its {config['architectures'][0]}, which is what the targets compute",
+            fix="Set model.trust_remote_code to false: transformers knows this architecture itself",
+        )
 
 
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.config_json import read_config
+from pipeline.config_keys import unread_keys
+from pipeline.errors import SourceError
 from pipeline.findings import Finding
 from pipeline.models import ORIGINAL_POSITIONS, ModelFacts
 from pipeline.recipe import Recipe
@@ -24,10 +27,14 @@ def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[
         directory: The snapshot; None where it has yet to be fetched, and config.json has to do.
 
     Raises:
-        SourceError: A weight file is damaged.
+        SourceError: A weight file or config.json is damaged.
     """
     dtype = source_dtype(facts, directory)
-    found = [*check_dtype(recipe, dtype), *_check_linear_rope(recipe, facts)]
+    found = [
+        *check_dtype(recipe, dtype),
+        *_check_linear_rope(recipe, facts),
+        *_list_unread_keys(directory),
+    ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
 
 
@@ -84,3 +91,20 @@ def _check_linear_rope(recipe: Recipe, facts: ModelFacts) -> Iterator[Finding]:
         f"If it does, keep compile.max_seq_len at {positions} or less, or name "
         f"{ORIGINAL_POSITIONS} in the rope_scaling of its config.json",
     )
+
+
+def _list_unread_keys(directory: Path | None) -> Iterator[Finding]:
+    """Keys of config.json that decide nothing, of which one may be meant to."""
+    if directory is None:
+        return
+    if unread := unread_keys(
+        read_config(directory, SourceError, "A Hugging Face checkpoint has one")
+    ):
+        yield Finding(
+            "note",
+            "model.source",
+            f"nobody reads these keys of config.json: {', '.join(unread)}",
+            "Neither transformers nor any stage computes anything from them; tools that trained or "
+            "converted the model leave such keys behind",
+            "Look at them only if one is meant to change what the model computes",
+        )

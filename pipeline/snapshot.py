@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.architectures import QKV
 from pipeline.config_json import read_config
 from pipeline.errors import SourceError
 from pipeline.models import ModelFacts
@@ -42,9 +43,10 @@ CODE = "*.py"
 # Formats that run code, or may, when they are read.
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".msgpack", ".h5")
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# With the dtype as in _save_anew.
 MERGE = (
-    "Merge an adapter once: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
-    ".save_pretrained(OUT)"
+    "Merge an adapter once: AutoPeftModelForCausalLM.from_pretrained(DIR, dtype='auto')"
+    ".merge_and_unload().save_pretrained(OUT)"
 )
 # Buffers of old checkpoints, computed from config.json today.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
@@ -133,8 +135,7 @@ def refuse_ambiguous_weights(directory: Path, place: str) -> None:
             f"config.json names {named!r} as the file of the weights",
             where=f"{place}/config.json (transformers_weights)",
             why=f"That file is what transformers takes, and {taken} what other programs take",
-            fix="Save the model once without it: AutoModelForCausalLM.from_pretrained(DIR)"
-            ".save_pretrained(OUT)",
+            fix=f"Save the model once without it: {_save_anew(directory, 'saved')}",
         )
     if (directory / ADAPTER).is_file():
         raise SourceError(
@@ -170,12 +171,7 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
             f"the weights are in {unsafe[0]}, which is refused",
             where=place,
             why="Reading pickled weights can run any code hidden in them",
-            # Without the dtype transformers 4 would write another one than the model has.
-            fix="Convert it where you trust the file: "
-            'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
-            "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
-            "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
-            f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-safetensors')}",
+            fix=f"Convert it where you trust the file: {_save_anew(directory, 'safetensors')}",
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     raise SourceError(
@@ -185,6 +181,17 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
         if others
         else None,
         fix="Point model.source at a directory written by save_pretrained()",
+    )
+
+
+def _save_anew(directory: Path, suffix: str) -> str:
+    """The command that makes transformers save a model, with its tokenizer, beside itself."""
+    return (
+        'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
+        "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
+        # Without the dtype transformers 4 would write another one than the model has.
+        "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
+        f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-{suffix}')}"
     )
 
 
@@ -284,27 +291,15 @@ def unreadable(place: str, error: OSError) -> SourceError:
 
 def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that transformers loads into the architecture."""
-    hidden, inner, head = facts.hidden_size, facts.intermediate_size, facts.head_size
-    q_rows, kv_rows = facts.num_attention_heads * head, facts.num_key_value_heads * head
+    hidden = facts.hidden_size
     layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (q_rows, hidden),
-        "self_attn.k_proj.weight": (kv_rows, hidden),
-        "self_attn.v_proj.weight": (kv_rows, hidden),
-        "self_attn.o_proj.weight": (hidden, q_rows),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
+        f"{norm.source}.weight": (facts.width(norm.over),) for norm in facts.family.norms
     }
-    if facts.attention_bias:
-        layer |= {
-            "self_attn.q_proj.bias": (q_rows,),
-            "self_attn.k_proj.bias": (kv_rows,),
-            "self_attn.v_proj.bias": (kv_rows,),
-        }
-    if facts.qk_layernorm:
-        layer |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
+    for linear in facts.linears:
+        for name, rows in linear.source:
+            layer[f"{name}.weight"] = (rows, linear.in_features)
+            if linear.name == QKV and facts.attention_bias:
+                layer[f"{name}.bias"] = (rows,)
     tensors = {
         f"model.layers.{index}.{name}": shape
         for index in range(facts.num_hidden_layers)

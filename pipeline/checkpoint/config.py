@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.architectures import ARCHITECTURES
 from pipeline.checkpoint.quantization import Quantization
 from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
@@ -142,8 +143,9 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
         "max_position_embeddings",
         "hidden_act",
     ]
-    if architecture.startswith("Qwen"):
-        required += ["qwen_type", "attn_bias", "seq_length"]
+    if architecture in ARCHITECTURES:
+        upstream = ARCHITECTURES[architecture].tensorrt_llm
+        required += [*upstream.switches, *upstream.required, *upstream.constants]
     missing = [key for key in required if key not in config]
     if missing:
         raise CheckpointError(
@@ -172,12 +174,14 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
             where=where,
             why=f"As Hugging Face's keys: {error.what}",
         ) from error
-    if facts.qwen_type != config.get("qwen_type"):
-        raise CheckpointError(
-            f"qwen_type is {config.get('qwen_type')!r} for {architecture}",
-            where=where,
-            why="TensorRT-LLM switches the q/k norms by it",
-        )
+    for key, value in facts.family.tensorrt_llm.switches.items():
+        if config[key] != value:
+            raise CheckpointError(
+                f"{key} is {config[key]!r} for {architecture}",
+                where=where,
+                why=f"TensorRT-LLM computes another model with it than with {value!r}",
+                fix="Export the checkpoint again with trtllm-pipeline run",
+            )
     return facts
 
 

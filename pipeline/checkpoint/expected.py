@@ -87,11 +87,9 @@ def kv_heads_per_rank(config: CheckpointConfig) -> int:
 
 def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, ExpectedTensor]]:
     facts, floats = config.facts, (config.dtype,)
-    for norm in ("input_layernorm", "post_layernorm"):
-        yield f"{prefix}{norm}.weight", ExpectedTensor(floats, (facts.hidden_size,))
-    if facts.qk_layernorm:
-        for norm in ("q_layernorm", "k_layernorm"):
-            yield f"{prefix}attention.{norm}.weight", ExpectedTensor(floats, (facts.head_size,))
+    for norm in facts.family.norms:
+        shape = (facts.width(norm.over),)
+        yield f"{prefix}{norm.checkpoint}.weight", ExpectedTensor(floats, shape)
     for linear in facts.linears:
         yield from _linear(config, f"{prefix}{linear.name}", linear)
     if facts.attention_bias:

@@ -71,6 +71,16 @@ class Layer:
     k_layernorm: Array | None = None
     kv_cache_scaling_factor: float | None = None
 
+    def linear(self, name: str) -> Linear:
+        """A linear by its name in TensorRT-LLM's layer, such as ``attention.qkv``."""
+        found: Linear = getattr(self, name.rpartition(".")[2])
+        return found
+
+    def norm(self, name: str) -> Array:
+        """A norm by its name in TensorRT-LLM's layer, such as ``attention.q_layernorm``."""
+        found: Array = getattr(self, name.rpartition(".")[2])
+        return found
+
 
 @dataclass(frozen=True)
 class Weights:

@@ -19,13 +19,6 @@ from pipeline.models import ModelFacts
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
 from pipeline.recipe import Recipe
 
-# ModelOpt's manual export knows no Qwen; Qwen2 and Qwen3 have Llama's module tree, biases and q/k
-# norms are found by name.
-DECODER_TYPE = "llama"
-# TensorRT-LLM's QWenConfig reads seq_length for its log-n attention, which Qwen2 and later do not
-# use; 8192 is the default of Qwen's own configuration.
-QWEN_SEQ_LENGTH = 8192
-
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 
 
@@ -50,7 +43,7 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
     try:
         with torch.inference_mode():
             ranks = modelopt.torch_to_tensorrt_llm_checkpoint(
-                model, DECODER_TYPE, dtype, tp_size, pp_size
+                model, facts.family.decoder_type, dtype, tp_size, pp_size
             )
             for exported, weights, _ in ranks:
                 _check_label(exported["quantization"], recipe)
@@ -107,9 +100,9 @@ def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) 
         "embedding_sharding_dim": 0,
         "mapping": {"world_size": tp_size * pp_size, "tp_size": tp_size, "pp_size": pp_size},
         "quantization": quantization_section(recipe.quantize),
+        **facts.family.tensorrt_llm.switches,
+        **facts.family.tensorrt_llm.constants,
     }
-    if facts.qwen_type:
-        config |= {"qwen_type": facts.qwen_type, "seq_length": QWEN_SEQ_LENGTH}
     if facts.sliding_window is not None:
         config["sliding_window"] = facts.sliding_window
     return config

@@ -60,19 +60,14 @@ def reference_model(
 
 
 def _fill_layer(module: Any, layer: Layer, facts: ModelFacts) -> None:
-    attention, mlp = module.self_attn, module.mlp
-    kv_rows = facts.num_key_value_heads * facts.head_size
-    attention.q_proj, attention.k_proj, attention.v_proj = split_linear(
-        layer.qkv, (facts.num_attention_heads * facts.head_size, kv_rows, kv_rows)
-    )
-    attention.o_proj = whole_linear(layer.dense)
-    mlp.gate_proj, mlp.up_proj = whole_linear(layer.fc), whole_linear(layer.gate)
-    mlp.down_proj = whole_linear(layer.proj)
-    _set_weight(module.input_layernorm, layer.input_layernorm)
-    _set_weight(module.post_attention_layernorm, layer.post_layernorm)
-    if layer.q_layernorm is not None and layer.k_layernorm is not None:
-        _set_weight(attention.q_norm, layer.q_layernorm)
-        _set_weight(attention.k_norm, layer.k_layernorm)
+    for linear in facts.linears:
+        stored = layer.linear(linear.name)
+        rows = tuple(size for _, size in linear.source)
+        parts = split_linear(stored, rows) if len(rows) > 1 else (whole_linear(stored),)
+        for (name, _), part in zip(linear.source, parts, strict=True):
+            module.set_submodule(name, part)
+    for norm in facts.family.norms:
+        _set_weight(module.get_submodule(norm.source), layer.norm(norm.checkpoint))
 
 
 def _set_weight(module: torch.nn.Module, array: Array) -> None:
@@ -80,7 +75,6 @@ def _set_weight(module: torch.nn.Module, array: Array) -> None:
 
 
 def _config(facts: ModelFacts) -> transformers.PretrainedConfig:
-    family = facts.architecture.removesuffix("ForCausalLM")
     options: dict[str, Any] = {
         "vocab_size": facts.vocab_size,
         "hidden_size": facts.hidden_size,
@@ -97,7 +91,9 @@ def _config(facts: ModelFacts) -> transformers.PretrainedConfig:
         # The checkpoint's lm_head is its own tensor even where the source's was the embedding.
         "tie_word_embeddings": False,
     }
-    if family == "Mistral":
+    if "sliding_window" in facts.family.understood:
         options["sliding_window"] = facts.sliding_window
-    config: transformers.PretrainedConfig = getattr(transformers, f"{family}Config")(**options)
+    config: transformers.PretrainedConfig = transformers.AutoConfig.for_model(
+        facts.family.model_type, **options
+    )
     return config

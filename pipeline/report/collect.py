@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.config_keys import unread_keys
 from pipeline.dependencies import versions
 from pipeline.failure import Failure
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
@@ -95,7 +96,13 @@ def _parts(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         return parts
     source = inputs["source"].facts
     full = int(source["parameters"]) * BYTES_16BIT
-    parts["model"] = {"source": recipe.model.source, "bytes_16bit": full, **source}
+    config = json.loads((inputs["source"].path / "config.json").read_text(encoding="utf-8"))
+    parts["model"] = {
+        "source": recipe.model.source,
+        "bytes_16bit": full,
+        "unread_keys": unread_keys(config),
+        **source,
+    }
     parts["sizes"].append(("16 bit", float(full), size(full)))
     if "quantize" in inputs:
         checkpoint = inputs["quantize"].facts

@@ -30,7 +30,13 @@ TOKENIZER_FILES = (
 )
 GENERATION = "generation_config.json"
 # What reads the snapshot's tokenizer and end ids, and writes those that are served.
-TOKENIZER_CODE = ("tokenizer.py", "probes.py", "end_ids.py", "chat_template.py")
+TOKENIZER_CODE = (
+    "tokenizer.py",
+    "probes.py",
+    "end_ids.py",
+    "chat_template.py",
+    "architectures.py",
+)
 # Older checkpoints keep them in config.json alone, where transformers reads them.
 SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from pipeline.config_json import read_config
+from pipeline.config_keys import unread_keys
 from pipeline.end_ids import read_end_ids
+from pipeline.errors import SourceError
 from pipeline.hub import hub_commit, hub_snapshot
 from pipeline.models import ModelFacts
 from pipeline.preflight import check_hub_model, check_model
@@ -69,6 +72,8 @@ def run(context: StageContext) -> dict[str, Any]:
             f"left out, as no index names it and transformers does not read it: {ignored[0]}"
             + (f", and {len(ignored) - 1} more" if len(ignored) > 1 else "")
         )
+    if unread := unread_keys(read_config(directory, SourceError, "A snapshot has one")):
+        context.progress.note(f"nobody reads these keys of config.json: {', '.join(unread)}")
     paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
     with context.progress.task("copying the snapshot", size) as task:

@@ -83,6 +83,7 @@ def test_a_section_has_the_names_of_the_recipe() -> None:
         ("repository", "probes.py", True),
         ("repository", "end_ids.py", True),
         ("repository", "chat_template.py", True),
+        ("repository", "architectures.py", True),
         ("repository", "verify/check.py", False),
         ("verify", "triton/contract.py", True),
         ("verify", "verify/check.py", True),

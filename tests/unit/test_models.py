@@ -70,7 +70,8 @@ def test_default_rope_in_rope_parameters_is_no_scaling() -> None:
 )
 def test_architectures(name: str, bias: bool, norms: bool, qwen_type: str | None) -> None:
     facts = ModelFacts.from_config(LLAMA | {"architectures": [name]}, "c")
-    assert (facts.attention_bias, facts.qk_layernorm, facts.qwen_type) == (bias, norms, qwen_type)
+    assert (facts.attention_bias, facts.qk_layernorm) == (bias, norms)
+    assert facts.family.tensorrt_llm.switches.get("qwen_type") == qwen_type
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,10 @@ def test_a_sliding_window_is_read_where_the_architecture_has_one() -> None:
     mistral = LLAMA | {"architectures": ["MistralForCausalLM"]}
     assert ModelFacts.from_config(mistral | window, "c").sliding_window == 1024
     assert ModelFacts.from_config(mistral | {"sliding_window": None}, "c").sliding_window is None
-    assert ModelFacts.from_config(LLAMA | window, "c").sliding_window is None
+    assert ModelFacts.from_config(LLAMA | {"sliding_window": None}, "c").sliding_window is None
+    # transformers' cache of keys and values minds it in a Llama too.
+    with pytest.raises(UnsupportedError, match=r"sliding_window is 1024.*set sliding_window to"):
+        ModelFacts.from_config(LLAMA | window, "c")
 
 
 WINDOWED = {"use_sliding_window": True, "sliding_window": 1024}

@@ -146,3 +146,14 @@ def test_heads_of_the_usual_models_have_kernels(tmp_path: Path, head: int) -> No
 def test_the_refusal_names_line_and_key(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"recipe\.yaml:4 \(quantize\.group_size\)"):
         _check(tmp_path, LLAMA2_7B, "compile.tensor_parallel=4")
+
+
+def test_code_of_the_model_is_not_what_the_targets_compute(tmp_path: Path) -> None:
+    own = LLAMA2_7B | {"auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    # Without leave to run it transformers takes its own class.
+    _check(tmp_path, own)
+    trusting = ("model.trust_remote_code=true", f"model.revision={'a' * 40}")
+    _check(tmp_path, LLAMA2_7B, *trusting)
+    _check(tmp_path, LLAMA2_7B | {"auto_map": {"AutoTokenizer": "own.Tokenizer"}}, *trusting)
+    with pytest.raises(UnsupportedError, match=r"code of its own.*auto_map.*LlamaForCausalLM"):
+        _check(tmp_path, own, *trusting)

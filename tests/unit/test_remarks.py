@@ -107,3 +107,18 @@ def test_linear_rope_has_two_conventions(tmp_path: Path) -> None:
     facts = _facts("llama-3.1-8b", max_position_embeddings=16384, rope_scaling=said)
     assert facts.longest_sequence == 16384
     assert remarks(_recipe(tmp_path, bfloat16), facts, None) == ()
+
+
+def test_keys_that_nobody_reads_are_a_note_beside_what_counts(tmp_path: Path) -> None:
+    # SmolLM2's file as it is published, with keys of the tools that trained and converted it.
+    published = json.loads((DATA / "published-configs.json").read_text())
+    entry = next(entry for name, entry in published.items() if "SmolLM2" in name)
+    strays = ["is_llama_config", "rope_interleaved", "transformers.js_config"]
+    assert set(strays) <= entry["config"].keys()
+    facts = ModelFacts.from_config(entry["config"], "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(entry["config"]))
+    recipe = _recipe(tmp_path, "model.dtype=bfloat16")
+    (note,) = remarks(recipe, facts, tmp_path)
+    assert note.severity == "note"
+    assert note.what.endswith(f": {', '.join(strays)}")
+    assert remarks(recipe, facts, None) == ()

@@ -42,6 +42,7 @@ def _report(**changes: Any) -> dict[str, Any]:
             "source": "model",
             "bytes": 4 << 20,
             "bytes_16bit": 2 << 20,
+            "unread_keys": [],
         },
         "checkpoint": {"format": "int4_awq", "quant_algo": None, "bytes": 1 << 20, "share": 0.5},
         "engine": {"target": "openvino"},
@@ -85,6 +86,13 @@ def test_markdown_has_the_numbers_and_no_holes() -> None:
     assert "Quality" not in text
     assert "Built 2026-07-01; measured on: architecture x86_64, cpus 2." in text
     assert "quantize:\n  format: int4_awq\n  kv_cache: null\n```" in text
+
+
+def test_keys_of_config_json_that_nobody_reads_are_listed_once() -> None:
+    model = _report()["model"] | {"unread_keys": ["is_llama_config", "rope_interleaved"]}
+    for text in (render_markdown(_report(model=model)), render_html(_report(model=model))):
+        assert text.count("is_llama_config, rope_interleaved") == 1
+    assert "nobody reads" not in render_markdown(_report()).lower()
 
 
 def test_html_escapes_what_users_wrote() -> None:
@@ -210,7 +218,7 @@ def _artifacts(root: Path, evaluation: dict[str, Any]) -> dict[str, Artifact]:
     source = {"parameters": 10, "bytes": 20, "architecture": "LlamaForCausalLM"}
     conformance = {"passed": 0, "failed": 0, "skipped": 0, "server": "triton", "checks": []}
     made = (
-        ("source", source, "model", 0),
+        ("source", source, "config.json", {"architectures": ["LlamaForCausalLM"], "mine": 1}),
         ("quantize", {"bytes": 10, "quant_algo": None}, "config.json", 0),
         ("evaluate", {}, "evaluation.json", evaluation),
         ("compile", {}, "engine.bin", 0),
@@ -244,6 +252,7 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
         "activations": {**ACTIVATIONS, "largest": value and 7e4},
     }
     report = collect(_recipe(), _artifacts(tmp_path, evaluation))
+    assert report["model"]["unread_keys"] == ["mine"]
     # The repository has the longest name and so the latest day.
     assert report["created"] == "2026-07-10T12:00:00Z"
     assert report["machine"] == {"architecture": "x86_64", "cpus": 2}

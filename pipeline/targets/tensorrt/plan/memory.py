@@ -130,7 +130,7 @@ def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
 
 def _layer_bytes(checkpoint: CheckpointFacts) -> int:
     model, size = checkpoint.model, checkpoint.bytes_per_value
-    norms = 2 * model.hidden_size + (2 * model.head_size if model.qk_layernorm else 0)
+    norms = sum(model.width(norm.over) for norm in model.family.norms)
     bias = _qkv_rows(checkpoint) if model.attention_bias else 0
     scale = 4 if checkpoint.kv_cache_algo else 0
     return sum(_linear_bytes(checkpoint, *shape) for shape in _linear_shapes(checkpoint)) + (

@@ -21,8 +21,6 @@ PLUGINS = "compile.tensorrt.plugin_config"
 LARGE_STEP = 16384
 """``max_num_tokens`` above which upstream warns of TensorRT's tensor volume."""
 MIN_FP8_SM = 89
-FUSING_ARCHITECTURES = ("LlamaForCausalLM",)
-"""Of the supported architectures, those that ``reduce_fusion`` is written for."""
 
 Changes = dict[str, Any]
 Override = tuple[Changes, Finding | None]
@@ -158,9 +156,9 @@ def _bound_step(
 def _fusions(
     config: BuildConfig, checkpoint: CheckpointFacts, _gpu: Gpu | None
 ) -> Iterator[Override]:
-    plugins, architecture = config.plugin_config, checkpoint.model.architecture
+    plugins, fuses = config.plugin_config, checkpoint.model.family.tensorrt_llm.reduce_fusion
     reduce_fusion = plugins.reduce_fusion
-    if reduce_fusion and (checkpoint.tp_size == 1 or architecture not in FUSING_ARCHITECTURES):
+    if reduce_fusion and (checkpoint.tp_size == 1 or not fuses):
         reduce_fusion = False
         yield _off("reduce_fusion", "It needs tensor parallelism and a Llama model")
     if plugins.user_buffer and not reduce_fusion:

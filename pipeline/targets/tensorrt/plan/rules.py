@@ -197,7 +197,7 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
 
 def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """Formats whose accuracy is known to need watching."""
-    algo, architecture = checkpoint.quant_algo, checkpoint.model.architecture
+    algo, smoothquant = checkpoint.quant_algo, checkpoint.model.family.tensorrt_llm.smoothquant_note
     if checkpoint.format.quantizes and recipe.evaluate is None:
         yield Finding(
             "warning",
@@ -206,14 +206,8 @@ def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Findi
             "The recipe has no evaluate section, so there is no gate before the build",
             "Add evaluate.text and evaluate.gates",
         )
-    if checkpoint.format.calibration == "smoothquant" and architecture == "LlamaForCausalLM":
-        yield Finding(
-            "note",
-            "quantize.format",
-            "INT8 SmoothQuant of Llama needs a close look at the gate",
-            "ModelOpt's support matrix does not list it for Llama 3",
-            "Compare quantize.smoothquant_alpha 0.5, 0.8 and 1.0",
-        )
+    if checkpoint.format.calibration == "smoothquant" and smoothquant:
+        yield Finding("note", "quantize.format", *smoothquant)
     if checkpoint.kv_cache_algo == INT8_KV_CACHE:
         yield Finding(
             "warning",
