@@ -197,16 +197,17 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
 
 def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """Formats whose accuracy is known to need watching."""
-    algo, smoothquant = checkpoint.quant_algo, checkpoint.model.family.tensorrt_llm.smoothquant_note
-    if checkpoint.format.quantizes and recipe.evaluate is None:
+    quantization = checkpoint.format
+    smoothquant = checkpoint.model.family.tensorrt_llm.smoothquant_note
+    if quantization.quantizes and recipe.evaluate is None:
         yield Finding(
             "warning",
             "evaluate",
-            f"nothing measures what {algo} costs in quality",
+            f"nothing measures what {checkpoint.quant_algo} costs in quality",
             "The recipe has no evaluate section, so there is no gate before the build",
             "Add evaluate.text and evaluate.gates",
         )
-    if checkpoint.format.calibration == "smoothquant" and smoothquant:
+    if quantization.calibration == "smoothquant" and smoothquant:
         yield Finding("note", "quantize.format", *smoothquant)
     if checkpoint.kv_cache_algo == INT8_KV_CACHE:
         yield Finding(
