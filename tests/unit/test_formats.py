@@ -120,7 +120,7 @@ def test_checkpoints_of_shipped_recipes_stay_cached(name: str) -> None:
     assert quantize.section(found) == RECORDED[name]["key"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in RECORDED if not name.endswith(".yaml")])
 def test_each_format_keeps_its_key_and_its_section(name: str, tmp_path: Path) -> None:
     found = recipe(tmp_path / "recipe.yaml", f"quantize.format={name}")
     assert quantize.section(found) == RECORDED[name]["key"]

@@ -71,17 +71,20 @@ PLACES = {
 }
 
 
-def _names() -> set[str]:
-    names = {row.name for row in FORMATS.values() if row.dtype is None}
-    names |= {row.quant_algo for row in FORMATS.values() if row.quantizes}
-    names |= {alias for row in FORMATS.values() if row.dtype is None for alias in row.aliases}
-    # As a word of English, ``int4`` is a kind of number.
-    names |= {name for row in REFUSED for name in row.names if "_" in name}
-    return names
+def _names() -> Iterator[str]:
+    for row in FORMATS.values():
+        if row.quantizes:
+            yield from (row.name, row.quant_algo, *row.aliases)
+    for refused in REFUSED:
+        yield from refused.names
 
 
+# In a sentence these are kinds of numbers, or words of English: they count alone only.
+WORDS = {name for name in _names() if name.isalnum() and name != "fp8"}
 # Longest first, so that what is found is the whole name.
-SPELLED = sorted((name for name in _names() if name not in ("awq", "FP8")), key=len, reverse=True)
+SPELLED = sorted(set(_names()) - WORDS, key=len, reverse=True)
+# A kind of number too where it stands alone: the weights of a row, for one.
+KINDS = {"int4"}
 IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(SPELLED)}|W\d+A\d+\w*)(?![A-Za-z0-9_])")
 IN_NAME = re.compile(
     rf"(?<![a-z0-9])(?:{'|'.join(name.lower() for name in SPELLED if name != 'fp8')}|w\d+a\d+\w*)"
@@ -102,7 +105,7 @@ def known_formats(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) in docstrings:
                 continue
-            if node.value in ("FP8", "awq", NO_QUANT):
+            if node.value in {*WORDS, NO_QUANT} - KINDS:
                 yield node.lineno, node.value
             yield from ((node.lineno, found[0]) for found in IN_TEXT.finditer(node.value))
 

@@ -11,7 +11,9 @@ from openvino import opset13 as op
 
 from pipeline.checkpoint.layout import Linear
 from pipeline.errors import CompileError
+from pipeline.formats import ALGOS
 from pipeline.targets.openvino.linears import Linears, nibbles_along_rows
+from pipeline.targets.openvino.preflight import EXECUTED_ALGOS
 from tests.unit.checkpoint.test_dequantize import pack
 
 EXACT = {
@@ -131,3 +133,21 @@ def test_a_format_without_an_execution_is_named() -> None:
     linear = Linear("proj", "FP8", np.zeros((64, 128), np.int8), np.ones(1, np.float32))
     with pytest.raises(CompileError, match="proj: the CPU target does not execute FP8"):
         compiled(linear)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_what_the_pre_flight_lets_pass_has_a_graph(algo: str) -> None:
+    row = ALGOS[algo]
+    codes = np.ones((32 if row.weights == "int4" else 64, 128), np.int8)
+    linear = Linear(
+        "dense",
+        algo,
+        codes if row.quantizes else codes.astype(np.float32),
+        weights_scaling_factor=np.ones((64, 1), np.float32),
+        prequant_scaling_factor=np.ones(128, np.float16),
+    )
+    if algo in EXECUTED_ALGOS:
+        assert run(linear, draw(2, 128)).shape == (2, 64)
+    else:
+        with pytest.raises(CompileError, match=f"does not execute {algo}"):
+            compiled(linear)
