@@ -164,9 +164,9 @@ class _Reader:
     def _eos_token(self) -> Iterator[int]:
         """The id of the tokenizer's eos token, as AutoTokenizer takes it from the files."""
         token = self._special.get("eos_token")
-        id_ = None if token is None else self._added.get(token, self._ordinary.get(token))
         if token is None:
             return
+        id_ = self._added[token] if token in self._added else self._ordinary.get(token)
         if id_ is None:
             if token == self._class_defaults().get("eos_token"):
                 return
@@ -258,11 +258,10 @@ class _Reader:
         return f"The last token of the model is {self._config['vocab_size'] - 1} (vocab_size)"
 
     def _text(self, id_: int) -> str | None:
-        for tokens in (self._added, self._ordinary):
-            for token, known in tokens.items():
-                if known == id_:
-                    return token
-        return None
+        added = next((token for token, known in self._added.items() if known == id_), None)
+        if added is not None:
+            return added
+        return next((token for token, known in self._ordinary.items() if known == id_), None)
 
     def _json(self, name: str) -> dict[str, Any]:
         """A file's object; empty where there is no such file."""

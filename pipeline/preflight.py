@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config_json import read_config
 from pipeline.errors import SourceError, UnsupportedError
+from pipeline.formats import FORMATS
 from pipeline.hub import hub_config
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
@@ -104,12 +105,13 @@ def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError
             where=recipe.place("compile.tensor_parallel"),
             fix=f"Choose a tensor_parallel of {', '.join(map(str, possible))}",
         )
-    if tp > kv_heads and recipe.quantize.format == "int8_sq":
+    row = FORMATS[recipe.quantize.format]
+    if tp > kv_heads and not row.repeats_kv_heads:
         yield UnsupportedError(
-            f"int8_sq cannot repeat {kv_heads} KV heads over {tp} ranks",
+            f"{row.name} cannot repeat {kv_heads} KV heads over {tp} ranks",
             where=recipe.place("compile.tensor_parallel"),
             why="ModelOpt does not duplicate the per-channel scales of KV heads",
-            fix=f"Use tensor_parallel of at most {kv_heads}, or int4_awq or fp8",
+            fix=f"Use tensor_parallel of at most {kv_heads}, or {' or '.join(row.instead)}",
         )
     if facts.num_hidden_layers % pp:
         yield UnsupportedError(
@@ -121,24 +123,30 @@ def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError
 
 def _quantization(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
     quantize, tp = recipe.quantize, recipe.compile.tensor_parallel
-    if quantize.format not in ("int4_awq", "w4a8_awq"):
+    row = FORMATS[quantize.format]
+    unit = row.unit(quantize.group_size)
+    if unit == 1:
         return
-    # TensorRT-LLM pads a layer that breaks this rule, and the export then no longer fits it.
-    unit = max(64 if quantize.format == "int4_awq" else 128, quantize.group_size)
+    group = f"group_size {quantize.group_size} and " if row.group_sizes else ""
+    smaller = {group_size: row.unit(group_size) for group_size in row.group_sizes}
     for linear in facts.linears:
         for side, size in (
             ("in_features", linear.in_features),
             ("out_features", linear.out_features),
         ):
             if size % (unit * tp):
-                smaller = quantize.group_size == 128 and quantize.format == "int4_awq"
-                fits = smaller and size % (64 * tp) == 0
+                fitting = (
+                    group_size
+                    for group_size, other in sorted(smaller.items(), reverse=True)
+                    if other < unit and size % (other * tp) == 0
+                )
+                fits = next(fitting, None)
                 yield UnsupportedError(
                     f"{side} {size} of {linear.name} is not a multiple of {unit * tp}",
-                    where=recipe.place("quantize.group_size"),
-                    why=f"{quantize.format} with group_size {quantize.group_size} and "
-                    f"tensor_parallel {tp} needs multiples of {unit} x {tp}",
-                    fix="Set quantize.group_size to 64"
+                    where=recipe.place("quantize.group_size" if group else "quantize.format"),
+                    why=f"{row.name} with {group}tensor_parallel {tp} needs multiples of "
+                    f"{unit} x {tp}",
+                    fix=f"Set quantize.group_size to {fits}"
                     if fits
-                    else "Lower compile.tensor_parallel, or use int8_sq or fp8",
+                    else f"Lower compile.tensor_parallel, or use {' or '.join(row.instead)}",
                 )

@@ -12,6 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
+from pipeline.formats import (
+    DEFAULT_GROUP_SIZE,
+    FORMATS,
+    Dtype,
+    FormatName,
+    GroupSize,
+    KvCacheName,
+    canonical_format,
+)
 from pipeline.recipe_compile import CompileSection
 from pipeline.recipe_section import (
     FileName,
@@ -23,44 +32,11 @@ from pipeline.recipe_section import (
     Whole,
 )
 
-# ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
-FORMAT_ALIASES = {
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int8_smoothquant": "int8_sq",
-    "w8a8_sq": "int8_sq",
-    "awq": "int4_awq",
-    "w4a16_awq": "int4_awq",
-    "w4a8_awq_beta": "w4a8_awq",
-}
-# Looks like a format, but ModelOpt's export of it does not do what its label says.
-REFUSED_FORMATS = {
-    "int8_wo": "ModelOpt labels its weight-only INT8 export W8A8_SQ_PER_CHANNEL",
-    "int8_weight_only": "ModelOpt labels its weight-only INT8 export W8A8_SQ_PER_CHANNEL",
-    "int4_wo": "ModelOpt labels its round-to-nearest INT4 W4A16_AWQ, without pre-quant scales",
-    "int4": "ModelOpt labels its round-to-nearest INT4 W4A16_AWQ, without pre-quant scales",
-    "nvfp4": "ModelOpt calibrates NVFP4 on CUDA only and no supported target here runs it",
-}
-
-Format = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_awq"]
-Dtype = Literal["float16", "bfloat16"]
-
-
-def canonical_format(value: object) -> object:
-    """The stored name of a quantization format; raises ValueError for formats that mislead."""
-    if isinstance(value, str):
-        name = value.strip().lower()
-        if name in REFUSED_FORMATS:
-            choices = "float16, bfloat16, int8_sq, int4_awq, fp8, w4a8_awq"
-            msg = f"{name} is refused: {REFUSED_FORMATS[name]}; choose one of {choices}"
-            raise ValueError(msg)
-        return FORMAT_ALIASES.get(name, name)
-    return value
-
 
 def _with_aliases(schema: dict[str, Any]) -> None:
     own = {"enum": schema.pop("enum"), "type": schema.pop("type")}
-    others = {"enum": list(FORMAT_ALIASES), "description": "Other names of the same formats."}
+    aliases = [alias for row in FORMATS.values() for alias in row.aliases]
+    others = {"enum": aliases, "description": "Other names of the same formats."}
     schema["anyOf"] = [own, others]
 
 
@@ -131,20 +107,18 @@ class QuantizeSection(Section):
     """
 
     format: Annotated[
-        Format,
-        BeforeValidator(canonical_format),
-        Field(json_schema_extra=_with_aliases),
+        FormatName, BeforeValidator(canonical_format), Field(json_schema_extra=_with_aliases)
     ]
-    group_size: Annotated[Literal[64, 128], Whole, Unit("input features")] = 128
+    group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    kv_cache: Literal["int8", "fp8"] | None = None
+    kv_cache: KvCacheName | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     calibration: Calibration | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """Whether a forward pass over text decides any tensor of the checkpoint."""
-        return self.format not in ("float16", "bfloat16") or self.kv_cache is not None
+        return FORMATS[self.format].calibration is not None or self.kv_cache is not None
 
     @model_validator(mode="after")
     def _complete(self) -> QuantizeSection:
@@ -154,10 +128,15 @@ class QuantizeSection(Section):
                 "name a .txt or .jsonl file of typical text there"
             )
             raise ValueError(msg)
-        if self.kv_cache and self.format in ("float16", "bfloat16"):
+        row = FORMATS[self.format]
+        if self.kv_cache and not row.quantizes:
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
             # loads without the scales.
             msg = "kv_cache needs a quantized format; float16 and bfloat16 keep their own KV cache"
+            raise ValueError(msg)
+        if row.group_sizes and self.group_size not in row.group_sizes:
+            sizes = " or ".join(map(str, row.group_sizes))
+            msg = f"format {self.format} has groups of {sizes}, not group_size {self.group_size}"
             raise ValueError(msg)
         return self
 
@@ -316,8 +295,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_dtype(self) -> Recipe:
         name = self.quantize.format
-        unquantized = name in ("float16", "bfloat16")
-        if unquantized and "dtype" in self.model.model_fields_set and self.model.dtype != name:
+        own = FORMATS[name].dtype
+        if own and "dtype" in self.model.model_fields_set and self.model.dtype != own:
             msg = (
                 f"quantize.format {name} contradicts model.dtype {self.model.dtype}; "
                 "leave model.dtype out, or make them equal"
@@ -328,14 +307,12 @@ class Recipe(Section):
     @property
     def dtype(self) -> Dtype:
         """The precision of what is not quantized; an unquantized format is that precision."""
-        name = self.quantize.format
-        return name if name in ("float16", "bfloat16") else self.model.dtype
+        return FORMATS[self.quantize.format].dtype or self.model.dtype
 
     @property
     def dtype_key(self) -> str:
         """The key that decides :attr:`dtype`."""
-        unquantized = self.quantize.format in ("float16", "bfloat16")
-        return "quantize.format" if unquantized else "model.dtype"
+        return "quantize.format" if FORMATS[self.quantize.format].dtype else "model.dtype"
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 

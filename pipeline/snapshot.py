@@ -43,9 +43,10 @@ CODE = "*.py"
 # Formats that run code, or may, when they are read.
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".msgpack", ".h5")
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# With the dtype as in _save_anew.
 MERGE = (
-    "Merge an adapter once: AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload()"
-    ".save_pretrained(OUT)"
+    "Merge an adapter once: AutoPeftModelForCausalLM.from_pretrained(DIR, dtype='auto')"
+    ".merge_and_unload().save_pretrained(OUT)"
 )
 # Buffers of old checkpoints, computed from config.json today.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
@@ -134,8 +135,7 @@ def refuse_ambiguous_weights(directory: Path, place: str) -> None:
             f"config.json names {named!r} as the file of the weights",
             where=f"{place}/config.json (transformers_weights)",
             why=f"That file is what transformers takes, and {taken} what other programs take",
-            fix="Save the model once without it: AutoModelForCausalLM.from_pretrained(DIR)"
-            ".save_pretrained(OUT)",
+            fix=f"Save the model once without it: {_save_anew(directory, 'saved')}",
         )
     if (directory / ADAPTER).is_file():
         raise SourceError(
@@ -171,12 +171,7 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
             f"the weights are in {unsafe[0]}, which is refused",
             where=place,
             why="Reading pickled weights can run any code hidden in them",
-            # Without the dtype transformers 4 would write another one than the model has.
-            fix="Convert it where you trust the file: "
-            'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
-            "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
-            "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
-            f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-safetensors')}",
+            fix=f"Convert it where you trust the file: {_save_anew(directory, 'safetensors')}",
         )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     raise SourceError(
@@ -186,6 +181,17 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
         if others
         else None,
         fix="Point model.source at a directory written by save_pretrained()",
+    )
+
+
+def _save_anew(directory: Path, suffix: str) -> str:
+    """The command that makes transformers save a model, with its tokenizer, beside itself."""
+    return (
+        'python -c "import sys; from transformers import AutoModelForCausalLM as M, '
+        "AutoTokenizer as T; a, b = sys.argv[1:]; T.from_pretrained(a).save_pretrained(b); "
+        # Without the dtype transformers 4 would write another one than the model has.
+        "M.from_pretrained(a, dtype='auto').save_pretrained(b)\" "
+        f"{shlex.quote(str(directory))} {shlex.quote(f'{directory}-{suffix}')}"
     )
 
 

@@ -148,8 +148,17 @@ class TritonPythonModel:
             self._end(shared)
             return
         for index in range(1, prompts):
-            self._pool.submit(self._serve_prompt, shared, index, rows[index], row_of(tokens, index))
+            self._hand_over(shared, index, rows[index], row_of(tokens, index))
         self._serve_prompt(shared, 0, rows[0], row_of(tokens, 0))
+
+    def _hand_over(
+        self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]
+    ) -> None:
+        try:
+            self._pool.submit(self._serve_prompt, shared, index, inputs, tokens)
+        except RuntimeError as error:  # the model is being unloaded
+            self._fail(shared, index, error)
+            self._end(shared)
 
     def _serve_prompt(
         self, shared: _Request, index: int, inputs: dict[str, Any], tokens: dict[str, Any]

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.checkpoint.layout import Array, Linear
-from pipeline.checkpoint.quantization import FP8, NO_QUANT, W4A8, W4A16, W8A8
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.errors import UnsupportedError
+from pipeline.formats import FP8, NO_QUANT, W4A8_AWQ, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
 
 
 def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
@@ -26,11 +26,11 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     assert scale is not None
     if linear.algo == FP8:
         return linear.weight.astype(np.float32) * np.float32(scale.reshape(-1)[0])
-    if linear.algo == W8A8:
+    if linear.algo == W8A8_SQ_PER_CHANNEL:
         return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
-    if linear.algo == W4A16:
+    if linear.algo == W4A16_AWQ:
         return unpack_int4(linear.weight) * _spread(_to_model_dtype(scale, linear), linear)
-    if linear.algo == W4A8:
+    if linear.algo == W4A8_AWQ:
         # The INT4 weight is rounded once more, to the float8 that the product is made in.
         scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
         scaled = unpack_int4(linear.weight) * _spread(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.checkpoint.config import CheckpointConfig
-from pipeline.checkpoint.quantization import AWQ_ALGOS, FP8, NO_QUANT, W4A8, W8A8
+from pipeline.formats import ALGOS, FP8, NO_QUANT, W4A8_AWQ, W8A8_SQ_PER_CHANNEL
 from pipeline.models import LinearShape
 
 
@@ -122,14 +122,14 @@ def _linear(
         return
     prequant = ExpectedTensor(floats, (columns,), is_scale=True)
     yield f"{name}.prequant_scaling_factor", prequant
-    if algo == W8A8:
+    if algo == W8A8_SQ_PER_CHANNEL:
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows, columns))
         yield (
             f"{name}.weights_scaling_factor",
             ExpectedTensor(("float32",), (rows,), is_scale=True),
         )
         yield f"{name}.activation_scaling_factor", scalar
-    if algo in AWQ_ALGOS:
+    if ALGOS[algo].scales == "group":
         group = config.quantization.group_size
         assert group is not None
         scales = ExpectedTensor(
@@ -137,12 +137,12 @@ def _linear(
             (rows, columns // group),
             is_scale=True,
             loaded_as=config.dtype,
-            divided_by=f"{name}.weights_scaling_factor_2" if algo == W4A8 else None,
+            divided_by=f"{name}.weights_scaling_factor_2" if algo == W4A8_AWQ else None,
         )
         # uint8 would be loaded without the interleaving that the kernels need.
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows // 2, columns))
         yield f"{name}.weights_scaling_factor", scales
-    if algo == W4A8:
+    if algo == W4A8_AWQ:
         yield f"{name}.activation_scaling_factor", scalar
         yield f"{name}.weights_scaling_factor_2", scalar
 

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pipeline.formats import ALGOS
+
 Array = npt.NDArray[Any]
+
+PACKED_ALGOS = frozenset(algo for algo, row in ALGOS.items() if row.weights == "int4")
+"""Those whose weights hold two rows in one."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Linear:
     def out_features(self) -> int:
         """N."""
         rows = int(self.weight.shape[0])
-        return rows * 2 if self.algo in ("W4A16_AWQ", "W4A8_AWQ") else rows
+        return rows * 2 if self.algo in PACKED_ALGOS else rows
 
     @property
     def in_features(self) -> int:

@@ -8,15 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pipeline.errors import CheckpointError, UnsupportedError
-
-NO_QUANT = "NO_QUANT"
-W8A8 = "W8A8_SQ_PER_CHANNEL"
-W4A16 = "W4A16_AWQ"
-W4A8 = "W4A8_AWQ"
-FP8 = "FP8"
-QUANT_ALGOS = (NO_QUANT, W8A8, W4A16, W4A8, FP8)
-AWQ_ALGOS = (W4A16, W4A8)
-KV_CACHE_ALGOS = ("INT8", "FP8")
+from pipeline.formats import ALGOS, KV_CACHES, NO_QUANT, Format, refused_algo
 
 # The fields of TensorRT-LLM 1.2's QuantConfig; its constructor raises on any other key.
 QUANTIZATION_KEYS = frozenset(
@@ -84,26 +76,28 @@ class Quantization:
                 f"quantization.exclude_modules is {excludes!r}, not a list of patterns", where=where
             )
         algo = section.get("quant_algo") or NO_QUANT
-        if algo not in QUANT_ALGOS:
+        row = ALGOS.get(str(algo))
+        if row is None:
             raise UnsupportedError(
                 f"quant_algo {algo} is not supported",
                 where=where,
-                why=_reason(str(algo)),
-                fix=f"Supported: {', '.join(QUANT_ALGOS)}",
+                why=refused_algo(str(algo)),
+                fix=f"Supported: {', '.join(ALGOS)}",
             )
         kv_cache_algo = section.get("kv_cache_quant_algo")
-        if kv_cache_algo is not None and kv_cache_algo not in KV_CACHE_ALGOS:
+        known = [cache.algo for cache in KV_CACHES.values()]
+        if kv_cache_algo is not None and kv_cache_algo not in known:
             raise UnsupportedError(
                 f"kv_cache_quant_algo {kv_cache_algo} is not supported",
                 where=where,
-                fix=f"Supported: null, {', '.join(KV_CACHE_ALGOS)}",
+                fix=f"Supported: null, {', '.join(known)}",
             )
-        if algo in AWQ_ALGOS:
-            _check_awq(section, algo, where)
+        if row.group_sizes:
+            _check_groups(section, row, where)
         return cls(
             algo=algo,
             kv_cache_algo=kv_cache_algo,
-            group_size=int(section["group_size"]) if algo in AWQ_ALGOS else None,
+            group_size=int(section["group_size"]) if row.group_sizes else None,
             exclude_modules=DEFAULT_EXCLUDES if excludes is None else tuple(excludes),
         )
 
@@ -114,26 +108,18 @@ class Quantization:
         return self.algo
 
 
-def _reason(algo: str) -> str | None:
-    if algo.endswith("_PLUGIN"):
-        return (
-            "The smooth-quant plugin layers have other tensors (per_channel_scale, smoother, "
-            "scale_to_int) and drop Qwen3's q/k norms; W8A8_SQ_PER_CHANNEL is the same arithmetic"
-        )
-    if algo in ("W8A16", "W4A16"):
-        return "TensorRT-LLM quantizes weight-only formats itself while it loads them"
-    return None
-
-
-def _check_awq(section: Mapping[str, Any], algo: str, where: str) -> None:
+def _check_groups(section: Mapping[str, Any], row: Format, where: str) -> None:
     problems = []
-    if section.get("group_size") not in (64, 128):
-        problems.append(f"group_size is {section.get('group_size')!r}, not 64 or 128")
+    if section.get("group_size") not in row.group_sizes:
+        sizes = " or ".join(map(str, row.group_sizes))
+        problems.append(f"group_size is {section.get('group_size')!r}, not {sizes}")
     if section.get("has_zero_point") is not False:
         problems.append("has_zero_point is not false")
     if section.get("pre_quant_scale") is not True:
         problems.append("pre_quant_scale is not true, so the pre-quant scales would be ignored")
     if problems:
         raise CheckpointError(
-            f"quantization is not complete for {algo}", where=where, why="; ".join(problems)
+            f"quantization is not complete for {row.quant_algo}",
+            where=where,
+            why="; ".join(problems),
         )

@@ -14,10 +14,10 @@ import numpy as np
 
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import kv_heads_per_rank
-from pipeline.checkpoint.layout import Array, Layer, Linear, Weights
-from pipeline.checkpoint.quantization import AWQ_ALGOS, FP8, NO_QUANT
+from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Layer, Linear, Weights
 from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
+from pipeline.formats import ALGOS, NO_QUANT
 from pipeline.models import LinearShape
 
 
@@ -120,7 +120,7 @@ class _Stage:
             per_row = self._files[0].tensors[scales].shape != (1,)
             if column and per_row:
                 scaling = self._rows(scales, shape)
-            elif algo in AWQ_ALGOS:
+            elif ALGOS[algo].scales == "group":
                 scaling = _join(self.parts(scales), 1)
             else:
                 scaling = self.shared(scales)
@@ -129,11 +129,11 @@ class _Stage:
             smoothing = self.shared(prequant) if column else _join(self.parts(prequant), 0)
         weight_name, bias = f"{name}.weight", f"{name}.bias"
         weight = (
-            self._rows(weight_name, shape, 2 if algo in AWQ_ALGOS else 1)
+            self._rows(weight_name, shape, 2 if algo in PACKED_ALGOS else 1)
             if column
             else _join(self.parts(weight_name), 1)
         )
-        if algo == FP8 and weight.dtype == np.int8:
+        if ALGOS[algo].fp8_weights and weight.dtype == np.int8:
             weight = weight.view(numpy_dtype("float8_e4m3fn"))
         return Linear(
             name=global_name,

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.formats import INT8_KV_CACHE
 from pipeline.reference.linear import round_to_float8, round_to_int8
 
 ATTENTION_NAME = "sdpa_quantized_kv_cache"
@@ -27,7 +28,7 @@ def set_kv_cache(attention: torch.nn.Module, algo: str, step: float) -> None:
         step: ``kv_cache_scaling_factor``: amax / 127 for INT8; multiplies the codes for FP8.
     """
     attention.kv_cache_rounding = (  # type: ignore[assignment]
-        round_to_int8 if algo == "INT8" else round_to_float8,
+        round_to_int8 if algo == INT8_KV_CACHE else round_to_float8,
         step,
     )
 

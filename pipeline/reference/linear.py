@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline.checkpoint import dequantize
 from pipeline.checkpoint.layout import Array, Linear
+from pipeline.formats import ALGOS
 
 # The largest finite float8_e4m3fn; TensorRT saturates to it.
 FLOAT8_MAX = 448.0
@@ -67,9 +68,8 @@ class CheckpointLinear(torch.nn.Module):
         if self.prequant is not None:
             x = x * self.prequant
         if self.step is not None:
-            x = (round_to_int8 if self.algo == "W8A8_SQ_PER_CHANNEL" else round_to_float8)(
-                x, self.step
-            )
+            integer = ALGOS[self.algo].activations == "int8"
+            x = (round_to_int8 if integer else round_to_float8)(x, self.step)
         return functional.linear(x, self.weight, self.bias)
 
 

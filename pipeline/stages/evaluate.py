@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
+from pipeline.formats import FORMATS
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
@@ -185,12 +186,7 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
 
 
 def _remedy(recipe: Recipe) -> str:
-    remedies = {
-        "int4_awq": "Try quantize.group_size: 64 or format int8_sq",
-        "w4a8_awq": "Try quantize.group_size: 64 or format fp8",
-        "int8_sq": "Try quantize.smoothquant_alpha: 0.5 or format int4_awq",
-    }
-    first = remedies.get(recipe.quantize.format, "Compare model.dtype with the source's own dtype")
+    first = FORMATS[recipe.quantize.format].remedy
     return f"{first}, calibrate on more text, or loosen the gate"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import require, versions
+from pipeline.formats import FORMATS
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.remarks import check_dtype, source_dtype
@@ -36,9 +37,10 @@ def section(recipe: Recipe) -> dict[str, Any]:
             "device": quantize.device,
             "calibration": calibration,
         }
-    if quantize.format in ("int4_awq", "w4a8_awq"):
+    row = FORMATS[quantize.format]
+    if row.group_sizes:
         keys["group_size"] = quantize.group_size
-    if quantize.format == "int8_sq":
+    if row.calibration == "smoothquant":
         keys["smoothquant_alpha"] = quantize.smoothquant_alpha
     return keys
 

@@ -60,10 +60,6 @@ class Health:
     error: str | None
 
 
-class _PassingError(ServerError):
-    """A start that failed for a reason that a second one need not meet."""
-
-
 class TritonServer(RunningServer):
     """A tritonserver that is ready inside a ``with`` block.
 
@@ -110,6 +106,8 @@ class TritonServer(RunningServer):
         self._state: State = "stopped"
         self._error: str | None = None
         self._failure: str | None = None
+        # Whether a start has failed for a reason that a second one need not meet.
+        self._passing = False
         self._restarts = 0
         self._stopping, self._ended = threading.Event(), threading.Event()
         self.ready_s: float | None = None
@@ -134,7 +132,7 @@ class TritonServer(RunningServer):
         self.grpc_port, self.http_port, self.metrics_port = reserve(self.host, wanted).values()
         self._stopping.clear()
         self._ended.clear()
-        self._failure = None
+        self._failure, self._passing = None, False
         self._log = self._open_log()
         try:
             self._launch_or_once_more()
@@ -222,7 +220,9 @@ class TritonServer(RunningServer):
     def _launch_or_once_more(self) -> None:
         try:
             self._launch()
-        except _PassingError as error:
+        except ServerError as error:
+            if not self._passing:
+                raise
             logger.warning("%s: %s; starting it once more", error.what, error.why)
             if self._process:
                 self._process.stop(at_once=True)
@@ -262,8 +262,8 @@ class TritonServer(RunningServer):
         """The error for a start that failed, with the reason out of the log."""
         cause = find_cause(self._said_since(offset), seen)
         why = self._process.real_paths(cause.why) if self._process else cause.why
-        kind = _PassingError if cause.passing else ServerError
-        return kind(what, where=self._place(), why=why, fix=cause.fix)
+        self._passing = cause.passing
+        return ServerError(what, where=self._place(), why=why, fix=cause.fix)
 
     def _said_since(self, offset: int) -> str:
         if self._log is None:

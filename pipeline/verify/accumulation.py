@@ -34,10 +34,11 @@ def streamed_texts(client: Client, inputs: Mapping[str, Sequence[Value]]) -> lis
 
 
 def all_begin_alike(texts: list[str]) -> bool:
-    """Whether each text begins with the one before; two at least are needed to tell.
+    """Whether each text begins with the one before and they grow; two at least are needed to tell.
 
     A last replacement character may stand for a character that is only complete in the next text.
+    Texts that are all the same are new ones: a model may say one word over and over.
     """
-    return len(texts) > 1 and all(
+    return len(set(texts)) > 1 and all(
         later.startswith(earlier.rstrip(_REPLACEMENT)) for earlier, later in pairwise(texts)
     )

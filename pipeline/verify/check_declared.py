@@ -163,7 +163,7 @@ def _special(context: Context, ids: list[int]) -> set[int]:
     """The ids that leave no text, wherever they stand."""
     if not ids:
         return set()
-    anchor = ids[0]
+    anchor = _plain_token(context)
     distinct = sorted(set(ids))
     plain = _texts(context, [[anchor, anchor]])[0]
     found: set[int] = set()
@@ -172,6 +172,17 @@ def _special(context: Context, ids: list[int]) -> set[int]:
         texts = _texts(context, [[anchor, token, anchor] for token in some])
         found |= {token for token, text in zip(some, texts, strict=True) if text == plain}
     return found
+
+
+def _plain_token(context: Context) -> int:
+    """A token of a prompt that is a word or a part of one.
+
+    Next to a part of a character, other parts would seem to leave no text.
+    """
+    ids = token_ids(context, context.plan.prompts[0])[:_ROWS]
+    texts = _texts(context, [[token] for token in ids])
+    plain = (token for token, text in zip(ids, texts, strict=True) if text.strip().isalnum())
+    return next(plain, ids[0])
 
 
 def _texts(context: Context, rows: list[list[int]]) -> list[str]:

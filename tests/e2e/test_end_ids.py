@@ -62,7 +62,7 @@ def test_a_story_ends_where_the_tokenizer_says_it_does(
     done = json.loads(
         cli.run(recipe, *source, "--set", "name=tune", "--until", "repository", "--json").stdout
     )
-    repository = Path(done["outputs"]) / "repository"
+    repository = Path(done["deployed"]["repository"])
     path = repository / "preprocessing" / "1" / "tokenizer" / "generation_config.json"
     assert json.loads(path.read_text())["eos_token_id"] == [PAD, END]
     text, count = _story_by_transformers()

@@ -59,7 +59,7 @@ def variant(cli: Cli, factory: pytest.TempPathFactory, *settings: str) -> Iterat
         "configs/demo.yaml", "--set", f"name=demo-{name}", *options, "--until", "repository",
         "--json",
     )  # fmt: skip
-    repository = Path(json.loads(done.stdout)["outputs"]) / "repository"
+    repository = Path(json.loads(done.stdout)["deployed"]["repository"])
     with serving(repository, factory.mktemp("log") / "triton.log") as server:
         yield server
 

@@ -49,7 +49,7 @@ def serve(root: Path, decoupled: str) -> TritonServer:
         recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
         recipe = recipe.model_copy(update={"evaluate": None})
         built = run_recipe(recipe, BuildDir(root / "build"), Silent(), until="repository")
-    return TritonServer(built.outputs / "repository", log_file=root / f"{decoupled}.log")
+    return TritonServer(built.deployed["repository"], log_file=root / f"{decoupled}.log")
 
 
 @pytest.fixture(scope="module")

@@ -17,24 +17,33 @@ import pytest
 from packaging.requirements import Requirement
 
 from pipeline.dependencies import install
+from pipeline.end_ids import LOCAL_COPY
 from pipeline.errors import PipelineError, UsageError
 from pipeline.quantize.formats import MODELOPT
-from pipeline.snapshot import refuse_without_safetensors, weight_files
+from pipeline.snapshot import (
+    refuse_ambiguous_weights,
+    refuse_without_safetensors,
+    weight_files,
+)
 from pipeline.targets.tensorrt.serve import launch
 from pipeline.text import read_texts
 from pipeline.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from tests.conftest import PROJECT
+from tests.e2e import test_hub
+from tests.e2e.test_hub import FILES, Hub
 from tests.integration.quantize_support import write_source
 from tests.integration.tokenizer_layouts import BOS, byte_level
 
 PROGRAM = re.compile(
-    r"(pip install|python -c|iconv -|chmod -|docker run|mkdir -|curl |wget |apt-get |git clone)"
+    r"(pip install|python -c|iconv -|chmod -|docker run|hf download|mkdir -|curl |wget |apt-get "
+    r"|git clone)"
     r"|\.from_pretrained\("
 )
 PRODUCT = re.compile(r"trtllm-pipeline ([a-z]+)")
 
 # File and command of each remedy that names a program, and the test that runs it.
 RUN_BY = {
+    ("end_ids.py", "hf download"): "test_a_model_of_the_hub_is_copied",
     ("dependencies.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
     ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
     ("snapshot.py", "python -c"): "test_pickled_weights_are_converted",
@@ -47,6 +56,8 @@ RUN_BY = {
     ("targets/tensorrt/serve/launch.py", "chmod -"): "test_the_containers_user_may_read",
     ("triton/installation.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
 }
+
+hub = test_hub.hub
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -142,7 +153,7 @@ def test_commands_of_our_own_exist() -> None:
     asked = {
         option
         for file, text in remedies()
-        if "tensorrt" not in file and "enable-shared" not in text
+        if "tensorrt" not in file and not re.search("enable-shared|hf download", text)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
     }
     assert {"--build-dir", "--url", "--header"} <= asked <= options
@@ -189,6 +200,40 @@ def test_pickled_weights_are_converted(tmp_path: Path) -> None:
     assert again.dtype == torch.bfloat16
     expected = model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_model_whose_config_names_another_file_is_saved_anew(tmp_path: Path) -> None:
+    """With the weights that transformers takes, in the dtype that they have."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    source = write_source("Llama", tmp_path / "it's a model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(source)
+    (source / "model.safetensors").rename(source / "other.safetensors")
+    write_source("Llama", source)
+    config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
+    config["transformers_weights"] = "other.safetensors"
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PipelineError, match="names 'other") as raised:
+        refuse_ambiguous_weights(source, "here")
+    shell(command_of(raised.value, "python"), tmp_path)
+    written = tmp_path / "it's a model-saved"
+    refuse_ambiguous_weights(written, "there")
+    assert (written / "tokenizer.json").is_file()
+    again = load_file(written / "model.safetensors")
+    expected = model.state_dict()
+    assert {value.dtype for value in again.values()} == {torch.bfloat16}
+    assert all(torch.equal(value, expected[name]) for name, value in again.items())
+
+
+def test_a_model_of_the_hub_is_copied(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
+    """By the real command of huggingface_hub, from a small Hub on this machine."""
+    command = command_of(PipelineError("", fix=LOCAL_COPY), "hf download")
+    command = command.replace("ID", "org/tiny").replace("DIR", "copy")
+    shell(command, tmp_path, HF_ENDPOINT=hub[1], HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0")
+    assert (tmp_path / "copy" / "config.json").read_bytes() == FILES["config.json"]
 
 
 def test_a_text_is_converted(tmp_path: Path) -> None:

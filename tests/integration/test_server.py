@@ -334,8 +334,11 @@ def test_a_start_that_dies_of_a_lock_twice_names_it(
 ) -> None:
     installation = failing_server(tmp_path, times=2)
     monkeypatch.setattr(Installation, "find", lambda: installation)
-    with pytest.raises(ServerError, match=r"did not start.*lock_exception.*fewer servers"):
+    with pytest.raises(
+        ServerError, match=r"did not start.*lock_exception.*fewer servers"
+    ) as raised:
         TritonServer(repository, log_file=log).start()
+    assert raised.value.as_dict()["error"] == "ServerError"  # as --json names it
     assert (tmp_path / "count").read_text() == "x\nx\n"
 
 

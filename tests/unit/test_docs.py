@@ -12,8 +12,6 @@ from ..conftest import PROJECT
 PAGES = ("ARCHITECTURE.md", "docs/adding.md", "docs/python.md", "examples/README.md")
 # A file by its path from the root, and perhaps names in it.
 NAMED = re.compile(r"`([\w.-]+/[\w./-]+\.\w+)`(?:\s+\(((?:`\w+`(?:,\s+)?)+)\))?")
-# Pages speak of these already; the test fails when they are there, to be taken out of here.
-TO_COME = {"docs/adding.md": ["pipeline/formats.py"]}
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 
 
@@ -56,7 +54,7 @@ def test_the_life_of_a_request_names_what_is_there() -> None:
 def test_a_page_names_what_is_there(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")
     assert NAMED.search(text)
-    assert missing(text) == TO_COME.get(page, [])
+    assert missing(text) == []
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,16 @@ def test_a_turn_that_ends_beyond_the_vocabulary_is_left_out(tmp_path: Path) -> N
     )
     assert found.ids == [TEXT_END]
     assert "left out: 151645 <|im_end|>, which ends a chat turn" in found.notes[0]
+
+
+def test_the_vocabulary_is_not_read_for_tokens_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is megabytes in real models, and ``plan`` is to take a second at most."""
+    directory = _snapshot(
+        tmp_path,
+        generation_config_json={"eos_token_id": [TURN_END, TEXT_END]},
+        tokenizer_config_json={"eos_token": "<|im_end|>", "chat_template": CHATML},
+    )
+    monkeypatch.delattr("pipeline.end_ids._vocabulary")
+    assert read_end_ids(directory).ids == [TURN_END, TEXT_END]

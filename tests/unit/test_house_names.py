@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.targets import TARGETS
+from tests.unit.source_text import docstrings_of, words_of
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
 PRODUCT = re.compile(r"tensorrt[-_]?llm", re.IGNORECASE)
@@ -35,10 +36,12 @@ HOMES = ("targets/", "recipe")
 def known_targets(source: str) -> Iterator[str]:
     """The places in a module's text that know a target, as line and word."""
     tree = ast.parse(source)
-    docstrings = _docstrings(tree)
+    docstrings = docstrings_of(tree)
     for node in ast.walk(tree):
         yield from (
-            f"{getattr(node, 'lineno', 0)}: {word}" for word in _words(node) if _names_target(word)
+            f"{getattr(node, 'lineno', 0)}: {word}"
+            for word in words_of(node)
+            if _names_target(word)
         )
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
             text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
@@ -48,23 +51,6 @@ def known_targets(source: str) -> Iterator[str]:
 
 def _names_target(identifier: str) -> bool:
     return NAME.search(PRODUCT.sub("", identifier).lower()) is not None
-
-
-def _words(node: ast.AST) -> Iterator[str]:
-    """Every identifier that a node of the syntax tree holds by itself."""
-    for name, value in ast.iter_fields(node):
-        values = value if isinstance(value, list) else [value]
-        if not (isinstance(node, ast.Constant) and name in ("value", "kind")):
-            yield from (word for word in values if isinstance(word, str))
-
-
-def _docstrings(tree: ast.Module) -> set[int]:
-    """Strings that stand alone as a statement: docstrings, also those of constants."""
-    return {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
 
 
 @pytest.mark.parametrize(

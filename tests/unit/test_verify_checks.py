@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 
@@ -11,7 +12,7 @@ from pipeline.triton.contract import BLS, ENSEMBLE, MODELS, POSTPROCESSING, PREP
 from pipeline.triton.tensors import ragged
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.check import CheckFailed, CheckSkipped
-from tests.unit.client.fake_model import BREAKS, FakeModel, answer_once
+from tests.unit.client.fake_model import BREAKS, VOCABULARY, FakeModel, answer_once
 
 PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 
@@ -211,6 +212,24 @@ def test_a_server_that_takes_spaces_out_as_transformers_4_does_is_no_failure(
     assert found.status == status
     if status == "passed":
         assert found.details["with_spaces_taken_out"] == 1
+
+
+def test_a_model_that_says_one_word_over_and_over_does_not_repeat_its_text(monkeypatch):
+    monkeypatch.setattr("tests.unit.client.fake_model.continuation", lambda *_: repeat(7))
+    results = verify(FakeModel(), "accumulate_tokens", "stream_equals_whole")
+    assert {result.reason for result in results.values()} == {None}
+
+
+def test_a_part_of_a_character_is_no_special_token(monkeypatch):
+    """The first two bytes of one, in tokens of their own; both together are one broken character,
+    and so is the first alone."""
+    fake = "tests.unit.client.fake_model"
+    first, second = len(VOCABULARY) - 4, len(VOCABULARY) - 3
+    monkeypatch.setattr(
+        f"{fake}.VOCABULARY", [*VOCABULARY[:first], b"\xf0", b"\x9f", b"\xc3", b"\xa9"]
+    )
+    monkeypatch.setattr(f"{fake}.continuation", lambda *_: chain((first, second), repeat(7)))
+    assert verify(FakeModel(), "end_ids")["end_ids"].reason is None
 
 
 def test_on_the_ensemble():

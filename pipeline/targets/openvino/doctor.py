@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.dependencies import install, installed
+from pipeline.formats import FORMATS, either
 from pipeline.processor import has_vnni
 from pipeline.targets.base import Finding, look_for
 
@@ -25,9 +26,12 @@ def findings() -> list[Finding]:
 def _int8_products(vnni: bool | None) -> Finding:
     if vnni is None:
         return Finding("INT8 products", "not known", True, "")
+    quantized = [row for row in FORMATS.values() if row.quantizes]
+    integers = either(row for row in quantized if row.activations == "int8")
+    others = either(row for row in quantized if row.activations == "float")
     advice = (
-        "This processor has no VNNI, so int8_sq is computed in float32: exactly, and more slowly "
-        "than INT8. int4_awq needs none"
+        f"This processor has no VNNI, so {integers} is computed in float32: exactly, and more "
+        f"slowly than INT8. {others} needs none"
     )
     return Finding("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
 

@@ -11,7 +11,9 @@ from openvino import opset13 as op
 
 from pipeline.checkpoint.layout import Array, Linear
 from pipeline.errors import CompileError
+from pipeline.formats import NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
 from pipeline.targets.openvino.ops import Node, as_float32, floats, integers, stored, stored_int4
+from pipeline.targets.openvino.preflight import EXECUTED_FORMATS
 
 
 class Linears:
@@ -67,18 +69,18 @@ def _quantized(x: Node, step: float) -> Node:
 
 def _weight(linear: Linear) -> Node:
     name = f"{linear.name}.weight"
-    if linear.algo == "NO_QUANT":
+    if linear.algo == NO_QUANT:
         return as_float32(stored(linear.weight, name))
-    if linear.algo == "W8A8_SQ_PER_CHANNEL":
+    if linear.algo == W8A8_SQ_PER_CHANNEL:
         assert linear.weights_scaling_factor is not None
         steps = floats(linear.weights_scaling_factor.reshape(-1, 1))
         return op.multiply(as_float32(stored(linear.weight, name)), steps)
-    if linear.algo == "W4A16_AWQ":
+    if linear.algo == W4A16_AWQ:
         return _int4_weight(linear, name)
     raise CompileError(
         f"the CPU target does not execute {linear.algo}",
         where=linear.name,
-        fix="Quantize to int4_awq, int8_sq, float16 or bfloat16",
+        fix=f"Quantize to {EXECUTED_FORMATS}",
     )
 
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.formats import FORMATS
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets.openvino.options import kv_cache_precision
 
 TOKENS_PER_BLOCK = 32
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0}
-_WEIGHT_BYTES = {"float16": 2.0, "bfloat16": 2.0, "int8_sq": 1.0, "int4_awq": 0.5}
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,8 @@ def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:
     """Bytes of the weights as they are stored; in memory they take at least that."""
     linears = sum(linear.out_features * linear.in_features for linear in facts.linears)
     tables = 2 * facts.vocab_size * facts.hidden_size
-    return round(
-        facts.num_hidden_layers * linears * _WEIGHT_BYTES[recipe.quantize.format] + 2 * tables
-    )
+    bits = FORMATS[recipe.quantize.format].weight_bits
+    return round(facts.num_hidden_layers * linears * bits / 8 + 2 * tables)
 
 
 def machine_memory(root: Path = Path("/")) -> int | None:

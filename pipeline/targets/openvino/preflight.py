@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pipeline.errors import UnsupportedError
+from pipeline.formats import FORMATS, NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL, either
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 from pipeline.targets.openvino.memory import TOKENS_PER_BLOCK, plan_memory
 from pipeline.targets.openvino.options import kv_cache_precision
 
-EXECUTED_FORMATS = ("float16", "bfloat16", "int8_sq", "int4_awq")
+EXECUTED_ALGOS = (NO_QUANT, W8A8_SQ_PER_CHANNEL, W4A16_AWQ)
+EXECUTED_FORMATS = either(row for row in FORMATS.values() if row.quant_algo in EXECUTED_ALGOS)
 # What the CPU plugin's paged attention accepts with each arithmetic; it throws on the others.
 KV_CACHE_PRECISIONS = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "f16", "u8")}
 
@@ -22,14 +24,13 @@ def check(recipe: Recipe, facts: ModelFacts) -> None:
 
 
 def _check_format(recipe: Recipe) -> None:
-    name = recipe.quantize.format
-    if name not in EXECUTED_FORMATS:
+    row = FORMATS[recipe.quantize.format]
+    if row.quant_algo not in EXECUTED_ALGOS:
         raise UnsupportedError(
-            f"{name} is not executed by the CPU target",
+            f"{row.name} is not executed by the CPU target",
             where=recipe.place("quantize.format"),
             why="The CPU has no float8 arithmetic; an emulation would not be the engine's numbers",
-            fix="Set compile.target to tensorrt, or quantize.format to "
-            f"{', '.join(EXECUTED_FORMATS[:-1])} or {EXECUTED_FORMATS[-1]}",
+            fix=f"Set compile.target to tensorrt, or quantize.format to {EXECUTED_FORMATS}",
         )
     cache = recipe.quantize.kv_cache
     if cache is not None:

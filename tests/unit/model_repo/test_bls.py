@@ -488,6 +488,21 @@ def test_prompts_of_a_batch_count_as_requests(tmp_path: Path) -> None:
         assert by_prompt(fits) == {0: "ba", 1: "dc"}
 
 
+def test_a_batch_is_answered_when_the_model_is_unloaded_meanwhile(model: TritonPythonModel) -> None:
+    use(Engine("one"))
+
+    def unloaded_meanwhile(asked: InferenceRequest) -> Iterator[InferenceResponse]:
+        model._pool.shutdown(wait=False)  # what finalize() begins with
+        return preprocessing(asked)
+
+    HANDLERS["preprocessing"] = unloaded_meanwhile
+    sent = several("a", "b", "c")
+    model.execute([sent])
+    assert "shutdown" in sent.sender.failure(timeout=5)
+    model.finalize()
+    assert model._unfinished == 0
+
+
 def test_a_client_that_goes_away_stops_every_prompt(model: TritonPythonModel) -> None:
     engine = use(Engine("one ", "two "))
     engine.pause_after = 0

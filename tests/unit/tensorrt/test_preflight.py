@@ -17,9 +17,8 @@ from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.recipe_file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
-from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.lines import preflight_lines
-from pipeline.targets.tensorrt.plan.preflight import check, explain, inspect, predict
+from pipeline.targets.tensorrt.plan.preflight import check, explain, inspect
 from tests.doubles.trtllm_build.machine import pretend
 
 from ...conftest import PROJECT
@@ -155,27 +154,6 @@ def test_a_sliding_window_bounds_the_sequence(tmp_path: Path) -> None:
     mistral = replace(model("llama-3.1-8b"), sliding_window=4096)
     with pytest.raises(UnsupportedError, match="sliding window of 4096"):
         check(recipe(tmp_path), mistral)
-
-
-@pytest.mark.parametrize(
-    "algo",
-    [
-        "W8A8_SQ_PER_TENSOR_PLUGIN",
-        "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
-        "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
-        "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN",
-    ],
-)
-def test_plugin_smoothquant_loses_the_norms_of_qwen3(tmp_path: Path, algo: str) -> None:
-    config = preflight(tmp_path).requested
-
-    def errors(name: str) -> list[str]:
-        facts = CheckpointFacts(model(name), "float16", algo, None, None, 1, 1)
-        findings = predict(config, facts, None).findings
-        return [finding.what for finding in findings if finding.severity == "error"]
-
-    assert errors("qwen3-8b") == [f"{algo} drops the q and k norms of Qwen3ForCausalLM"]
-    assert errors("llama-3.1-8b") == []
 
 
 def test_long_prompts_without_chunked_context(tmp_path: Path) -> None:

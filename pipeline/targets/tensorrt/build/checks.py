@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError, UnsupportedError
+from pipeline.formats import NO_QUANT
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.build.command import Build
 from pipeline.targets.tensorrt.build.engine import world_size
@@ -101,7 +102,7 @@ def check_same_model(
         "version": (config["version"], tools.tensorrt_llm),
         "world_size": (world_size(config), pretrained.world_size),
         "quant_algo": (
-            quantization.get("quant_algo") or "NO_QUANT",
+            quantization.get("quant_algo") or NO_QUANT,
             pretrained.quantization.algo,
         ),
         "kv_cache_quant_algo": (

@@ -12,7 +12,9 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pipeline.formats import FORMATS
 from pipeline.targets.tensorrt.gpus import MIN_SM
+from pipeline.targets.tensorrt.plan.facts import NO_INTEGER_FORMATS
 from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT_LLM
 
@@ -54,6 +56,7 @@ _EXPORT_AGAIN = (
     "Quantize again with this pipeline and the same compile.tensor_parallel and "
     "compile.pipeline_parallel; a checkpoint cannot be repaired by hand"
 )
+_NEED_FP8 = " and ".join(row.name for row in FORMATS.values() if row.needs_fp8)
 _RIGHT_VERSION = f"Use TensorRT-LLM {TENSORRT_LLM}: {DEFAULT_CONTAINER.image}"
 
 CAUSES = (
@@ -102,21 +105,22 @@ CAUSES = (
         r" on SM>=100",
         "TensorRT-LLM has no INT8 SmoothQuant kernels for Blackwell data-center GPUs "
         "(SM 100 to 119)",
-        "Set quantize.format to fp8 for this GPU, or build on Ampere, Ada or Hopper",
+        f"Set quantize.format to {NO_INTEGER_FORMATS} for this GPU, "
+        "or build on Ampere, Ada or Hopper",
     ),
     _cause(
         r"INT8/INT4 quantization is not supported on SM>=100",
         "TensorRT-LLM has no INT8 or INT4 kernels, nor an INT8 KV cache, for Blackwell data-center "
         "GPUs (SM 100 to 119)",
-        "Set quantize.format to fp8 and quantize.kv_cache to fp8 or null for this GPU, "
-        "or build on Ampere, Ada or Hopper",
+        f"Set quantize.format to {NO_INTEGER_FORMATS} and quantize.kv_cache to fp8 or null "
+        "for this GPU, or build on Ampere, Ada or Hopper",
     ),
     _cause(
         r"\bis not supported on SM ?\d+|[Uu]nsupported (SM|compute capability|arch)"
         r"|no kernel image is available|FP8 .*(only supported|not supported).*(SM|Ada|Hopper)"
         r"|Target GPU SM \d+ is not supported",
         "This GPU has no kernel for the format or a plugin",
-        f"fp8 and w4a8_awq need SM {MIN_FP8_SM} or later, everything needs SM {MIN_SM} or later; "
+        f"{_NEED_FP8} need SM {MIN_FP8_SM} or later, everything needs SM {MIN_SM} or later; "
         "choose another quantize.format or GPU",
     ),
     _cause(

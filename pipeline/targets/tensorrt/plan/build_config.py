@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.formats import FORMATS, FP8_KV_CACHE, kv_cache_algo
 from pipeline.recipe import Recipe
 from pipeline.recipe_compile import PluginSection
-from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, QUANT_ALGOS
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
 
@@ -114,11 +114,11 @@ class BuildConfig:
     def from_recipe(cls, recipe: Recipe) -> BuildConfig:
         """The configuration a recipe asks for, before any of upstream's overrides."""
         section, options = recipe.compile, recipe.compile.tensorrt
-        fp8_weights = QUANT_ALGOS[recipe.quantize.format] in FP8_ALGOS
+        row, kv_cache = FORMATS[recipe.quantize.format], kv_cache_algo(recipe.quantize.kv_cache)
         plugins = PluginConfig.from_section(
             options.plugin_config,
             tokens_per_block=section.tokens_per_block,
-            fp8_attention=fp8_weights and recipe.quantize.kv_cache == "fp8",
+            fp8_attention=row.needs_fp8 and kv_cache == FP8_KV_CACHE,
         )
         opt_num_tokens = options.opt_num_tokens
         if opt_num_tokens is None and not plugins.multiple_profiles:

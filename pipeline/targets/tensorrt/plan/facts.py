@@ -5,24 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.formats import ALGOS, FORMATS, Format, either, kv_cache_algo
 from pipeline.models import ModelFacts
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.config import CheckpointConfig
 
-# ModelOpt's name of a format -> quant_algo of the checkpoint it exports.
-QUANT_ALGOS = {
-    "float16": "NO_QUANT",
-    "bfloat16": "NO_QUANT",
-    "int8_sq": "W8A8_SQ_PER_CHANNEL",
-    "int4_awq": "W4A16_AWQ",
-    "fp8": "FP8",
-    "w4a8_awq": "W4A8_AWQ",
-}
-INT4_ALGOS = frozenset(("W4A16_AWQ", "W4A8_AWQ"))
-FP8_ALGOS = frozenset(("FP8", "W4A8_AWQ"))
-"""The formats whose linears compute in FP8."""
+FP8_FORMATS = either(row for row in FORMATS.values() if row.fp8_weights)
+"""Formats to name in a remedy: weights in FP8."""
+NO_FP8_FORMATS = either(row for row in FORMATS.values() if row.quantizes and not row.needs_fp8)
+"""Formats to name in a remedy: those of GPUs that compute no FP8."""
+NO_INTEGER_FORMATS = either(
+    row for row in FORMATS.values() if row.quantizes and not row.integer_weights
+)
+"""Formats to name in a remedy: those of GPUs whose kernels take no integer weights."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,11 @@ class CheckpointFacts:
     pp_size: int
 
     @property
+    def format(self) -> Format:
+        """The row of the format; those that share ``quant_algo`` are one here."""
+        return ALGOS[self.quant_algo]
+
+    @property
     def world_size(self) -> int:
         """Ranks, one GPU each."""
         return self.tp_size * self.pp_size
@@ -60,15 +62,13 @@ class CheckpointFacts:
     @classmethod
     def from_recipe(cls, recipe: Recipe, model: ModelFacts) -> CheckpointFacts:
         """The checkpoint that the quantize stage will write for a recipe."""
-        name = recipe.quantize.format
-        kv_cache = recipe.quantize.kv_cache
-        algo = QUANT_ALGOS[name]
+        row = FORMATS[recipe.quantize.format]
         return cls(
             model=model,
-            dtype=name if name in ("float16", "bfloat16") else recipe.model.dtype,
-            quant_algo=algo,
-            kv_cache_algo=kv_cache.upper() if kv_cache else None,
-            group_size=recipe.quantize.group_size if algo in INT4_ALGOS else None,
+            dtype=recipe.dtype,
+            quant_algo=row.quant_algo,
+            kv_cache_algo=kv_cache_algo(recipe.quantize.kv_cache),
+            group_size=recipe.quantize.group_size if row.group_sizes else None,
             tp_size=recipe.compile.tensor_parallel,
             pp_size=recipe.compile.pipeline_parallel,
         )

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pipeline.recipe import ServeSection
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
-from pipeline.targets.tensorrt.plan.facts import INT4_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 
 RUNTIME_BYTES = GIB
 COMMUNICATION_BYTES = GIB // 2
@@ -153,18 +153,19 @@ def _linear_shapes(checkpoint: CheckpointFacts) -> list[tuple[int, int]]:
 
 
 def _linear_bytes(checkpoint: CheckpointFacts, rows: int, columns: int) -> int:
-    algo, size = checkpoint.quant_algo, checkpoint.bytes_per_value
-    if algo in INT4_ALGOS:
-        assert checkpoint.group_size is not None
-        # Two weights per byte, a scale per group, a pre-quant scale per input feature.
-        return (
-            rows * columns // 2 + rows * (columns // checkpoint.group_size) * size + columns * size
-        )
-    if algo == "FP8":
-        return rows * columns + 8
-    if algo.startswith("W8A8"):
-        return rows * columns + rows * 4 + columns * size + 4
-    return rows * columns * size
+    row, size = checkpoint.format, checkpoint.bytes_per_value
+    if not row.quantizes:
+        return rows * columns * size
+    weights = rows * columns * row.weight_bits // 8
+    if row.scales == "tensor":
+        # A scale of the weights and one of the input.
+        return weights + 8
+    # Those with finer scales have a pre-quant scale for each input feature.
+    weights += columns * size
+    if row.scales == "row":
+        return weights + rows * 4 + 4
+    assert checkpoint.group_size is not None
+    return weights + rows * (columns // checkpoint.group_size) * size
 
 
 def _kv_heads(checkpoint: CheckpointFacts) -> int:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.findings import Finding
+from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
 from pipeline.targets.tensorrt.gpus import Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
-from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.facts import FP8_FORMATS, CheckpointFacts
 
 PLUGINS = "compile.tensorrt.plugin_config"
 LARGE_STEP = 16384
@@ -178,7 +179,7 @@ def _attention(
         if paged:
             yield _no_paged("context_fmha is off", f"Set {PLUGINS}.context_fmha to true")
         return
-    if checkpoint.quant_algo not in FP8_ALGOS or too_old:
+    if not checkpoint.format.needs_fp8 or too_old:
         if fp8:
             reason = (
                 f"{gpu.name} has no FP8 attention kernels; SM {MIN_FP8_SM} or later has"
@@ -186,16 +187,16 @@ def _attention(
                 else "It needs FP8 weights"
             )
             yield _off("use_fp8_context_fmha", reason)
-        if paged and kv_cache == "FP8":
+        if paged and kv_cache == FP8_KV_CACHE:
             paged = False
             yield _no_paged(
                 "An FP8 KV cache needs FP8 attention, which needs FP8 weights and "
                 f"SM {MIN_FP8_SM} or later",
-                "Set quantize.kv_cache to null, or quantize.format to fp8",
+                f"Set quantize.kv_cache to null, or quantize.format to {FP8_FORMATS}",
             )
-    elif paged and kv_cache != "FP8" and fp8:
+    elif paged and kv_cache != FP8_KV_CACHE and fp8:
         yield _off("use_fp8_context_fmha", "With paged blocks it needs an FP8 KV cache")
-    elif paged and kv_cache == "FP8" and not fp8:
+    elif paged and kv_cache == FP8_KV_CACHE and not fp8:
         yield (
             {"use_fp8_context_fmha": True},
             Finding(
@@ -206,11 +207,11 @@ def _attention(
                 f"Leave {PLUGINS}.use_fp8_context_fmha out",
             ),
         )
-    if paged and kv_cache == "INT8":
+    if paged and kv_cache == INT8_KV_CACHE:
         yield _no_paged(
             "Paged attention has no kernels for an INT8 KV cache",
-            "Set quantize.kv_cache to null; on SM 89 or later fp8 weights with an fp8 KV cache "
-            "keep both",
+            f"Set quantize.kv_cache to null; on SM {MIN_FP8_SM} or later {FP8_FORMATS} weights "
+            "with an fp8 KV cache keep both",
         )
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.findings import Finding
+from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
 from pipeline.recipe import Recipe
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
-from pipeline.targets.tensorrt.plan.facts import FP8_ALGOS, INT4_ALGOS, CheckpointFacts
+from pipeline.targets.tensorrt.plan.facts import (
+    NO_FP8_FORMATS,
+    NO_INTEGER_FORMATS,
+    CheckpointFacts,
+)
 from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM, PLUGINS
 
-INT_ALGOS = INT4_ALGOS | {"W8A8_SQ_PER_CHANNEL"}
 DATA_CENTER_BLACKWELL = range(100, 120)
 """Compute capabilities on which ``build()`` refuses every INT8 and INT4 format."""
 HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
@@ -28,7 +32,7 @@ FP8_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_plugin", "low_latency_gem
 
 def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]:
     """What the compute capability rules out."""
-    algo, kv_cache = checkpoint.quant_algo, checkpoint.kv_cache_algo
+    row, algo, kv_cache = checkpoint.format, checkpoint.quant_algo, checkpoint.kv_cache_algo
     if gpu is None:
         yield Finding(
             "note",
@@ -47,15 +51,15 @@ def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]
             "Build on an Ampere, Ada, Hopper or Blackwell GPU and name it in compile.gpu",
         )
         return
-    if gpu.sm < MIN_FP8_SM and algo in FP8_ALGOS:
+    if gpu.sm < MIN_FP8_SM and row.needs_fp8:
         yield Finding(
             "error",
             "quantize.format",
             f"{algo} does not run on {gpu.name}",
             f"FP8 arithmetic needs SM {MIN_FP8_SM} (Ada) or later; {gpu.name} is SM {gpu.sm}",
-            "Set quantize.format to int4_awq or int8_sq, or compile.gpu to an Ada or Hopper GPU",
+            f"Set quantize.format to {NO_FP8_FORMATS}, or compile.gpu to an Ada or Hopper GPU",
         )
-    if gpu.sm < MIN_FP8_SM and kv_cache == "FP8" and algo not in FP8_ALGOS:
+    if gpu.sm < MIN_FP8_SM and kv_cache == FP8_KV_CACHE and not row.needs_fp8:
         yield Finding(
             "warning",
             "quantize.kv_cache",
@@ -63,17 +67,18 @@ def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]
             f"SM {gpu.sm} has no FP8 arithmetic, so every read is converted",
             "Set quantize.kv_cache to null",
         )
-    if gpu.sm in DATA_CENTER_BLACKWELL and (algo in INT_ALGOS or kv_cache == "INT8"):
-        refused = algo if algo in INT_ALGOS else "an INT8 KV cache"
+    if gpu.sm in DATA_CENTER_BLACKWELL and (row.integer_weights or kv_cache == INT8_KV_CACHE):
+        refused = algo if row.integer_weights else "an INT8 KV cache"
         yield Finding(
             "error",
-            "quantize.format" if algo in INT_ALGOS else "quantize.kv_cache",
+            "quantize.format" if row.integer_weights else "quantize.kv_cache",
             f"{refused} is refused on {gpu.name}",
             "TensorRT-LLM 1.2 builds no INT8 and no INT4 engine on SM 100 to 119; "
             f"{gpu.name} is SM {gpu.sm}",
-            "Set quantize.format to fp8 (kv_cache: fp8 or null), or choose a Hopper or Ada GPU",
+            f"Set quantize.format to {NO_INTEGER_FORMATS} (kv_cache: fp8 or null), or choose "
+            "a Hopper or Ada GPU",
         )
-    if gpu.sm >= DATA_CENTER_BLACKWELL.stop and algo in INT_ALGOS:
+    if gpu.sm >= DATA_CENTER_BLACKWELL.stop and row.integer_weights:
         yield Finding(
             "note",
             "compile.gpu",
@@ -88,7 +93,7 @@ def check_plugins(
 ) -> Iterator[Finding]:
     """Kernels that the format or the GPU does not have."""
     plugins = config.plugin_config
-    if plugins.gemm_plugin == "fp8" and checkpoint.quant_algo != "FP8":
+    if plugins.gemm_plugin == "fp8" and not checkpoint.format.fp8_weights:
         yield Finding(
             "error",
             f"{PLUGINS}.gemm_plugin",
@@ -100,7 +105,7 @@ def check_plugins(
         if getattr(plugins, option) is None:
             continue
         swiglu = option == "gemm_swiglu_plugin"
-        if checkpoint.quant_algo != "FP8":
+        if not checkpoint.format.fp8_weights:
             yield _unavailable(option, f"It needs FP8 weights, not {checkpoint.quant_algo}")
         elif gpu and gpu.sm == DATA_CENTER_BLACKWELL.start:
             yield _unavailable(option, f"trtllm-build refuses it on SM {gpu.sm}")
@@ -126,15 +131,6 @@ def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
 def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """What the model's own limits and layers rule out."""
     model = checkpoint.model
-    if model.qk_layernorm and checkpoint.quant_algo.endswith("_PLUGIN"):
-        yield Finding(
-            "error",
-            "quantize.format",
-            f"{checkpoint.quant_algo} drops the q and k norms of {model.architecture}",
-            "SmoothQuantAttention has no parameters for them; the build only warns of tensors "
-            "that were provided but not required, and the text is wrong",
-            "Set quantize.format to int8_sq, whose W8A8_SQ_PER_CHANNEL keeps them",
-        )
     if model.head_size not in HEAD_SIZES:
         yield Finding(
             "error",
@@ -201,18 +197,19 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
 
 def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """Formats whose accuracy is known to need watching."""
-    algo, smoothquant = checkpoint.quant_algo, checkpoint.model.family.tensorrt_llm.smoothquant_note
-    if algo != "NO_QUANT" and recipe.evaluate is None:
+    quantization = checkpoint.format
+    smoothquant = checkpoint.model.family.tensorrt_llm.smoothquant_note
+    if quantization.quantizes and recipe.evaluate is None:
         yield Finding(
             "warning",
             "evaluate",
-            f"nothing measures what {algo} costs in quality",
+            f"nothing measures what {checkpoint.quant_algo} costs in quality",
             "The recipe has no evaluate section, so there is no gate before the build",
             "Add evaluate.text and evaluate.gates",
         )
-    if algo == "W8A8_SQ_PER_CHANNEL" and smoothquant:
+    if quantization.calibration == "smoothquant" and smoothquant:
         yield Finding("note", "quantize.format", *smoothquant)
-    if checkpoint.kv_cache_algo == "INT8":
+    if checkpoint.kv_cache_algo == INT8_KV_CACHE:
         yield Finding(
             "warning",
             "quantize.kv_cache",

@@ -1,0 +1,266 @@
+"""The quantization formats: all that is known about one stands in its row.
+
+A row says what a format is, not how it is computed. Recipe, presets, memory plans, pre-flight and
+remedies read it; how weights are packed, multiplied and turned back is the work of the modules that
+execute a format. The names are those that ``quantize.py`` of TensorRT-LLM takes as ``--qformat``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+FormatName = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_awq"]
+"""What ``quantize.format`` may be; every name has a row in :data:`FORMATS`."""
+Dtype = Literal["float16", "bfloat16"]
+GroupSize = Literal[64, 128]
+"""What ``quantize.group_size`` may be; which of them a format has is in its row."""
+DEFAULT_GROUP_SIZE: GroupSize = 128
+"""Taken where the recipe does not say; every format with groups has it."""
+KvCacheName = Literal["int8", "fp8"]
+"""What ``quantize.kv_cache`` may be; each has a row in :data:`KV_CACHES`."""
+
+Number = Literal["float", "int8", "int4", "fp8"]
+"""``float`` is whatever the model is in, float16 or bfloat16."""
+_BITS: dict[Number, int] = {"float": 16, "int8": 8, "int4": 4, "fp8": 8}
+
+NO_QUANT = "NO_QUANT"
+"""TensorRT-LLM's ``quant_algo`` of linears in floating point; ``config.json`` may say null."""
+W8A8_SQ_PER_CHANNEL = "W8A8_SQ_PER_CHANNEL"
+W4A16_AWQ = "W4A16_AWQ"
+W4A8_AWQ = "W4A8_AWQ"
+FP8 = "FP8"
+
+INT8_KV_CACHE, FP8_KV_CACHE = "INT8", "FP8"
+"""TensorRT-LLM's ``kv_cache_quant_algo``."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One quantization format.
+
+    Attributes:
+        name: The recipe's ``quantize.format``.
+        quant_algo: TensorRT-LLM's name in the checkpoint's ``config.json``. Formats that share it
+            are the same to whoever reads a checkpoint.
+        weights: The numbers that the weights of linears are stored in.
+        activations: The numbers that the inputs of linears are multiplied in.
+        aliases: Other spellings that a recipe may use; lower case.
+        dtype: The precision of the whole model for a format that is nothing else; None for one
+            that quantizes.
+        preset: The attribute of ``modelopt.torch.quantization`` that it starts from.
+        calibration: ModelOpt's ``algorithm.method``, which says how often and for what the
+            calibration text is read; None reads none.
+        scales: What shares one scale of a weight: a group of input features, a row of the matrix
+            or the whole tensor.
+        group_sizes: The input features that may share one scale, ascending.
+        multiple: The sides of a linear on each rank, and groups too, must be multiples of it.
+        repeats_kv_heads: Whether its export gives copies of a KV head to several ranks.
+        remedy: What to try first when a quality gate closes, as a sentence without its full stop.
+        instead: Formats to take where the shape of a model rules this one out.
+    """
+
+    name: FormatName
+    quant_algo: str
+    weights: Number
+    activations: Number
+    aliases: tuple[str, ...] = ()
+    dtype: Dtype | None = None
+    preset: str | None = None
+    calibration: Literal["max", "smoothquant", "awq_lite"] | None = None
+    scales: Literal["group", "row", "tensor"] | None = None
+    group_sizes: tuple[GroupSize, ...] = ()
+    multiple: int = 1
+    repeats_kv_heads: bool = True
+    remedy: str = "Compare model.dtype with the source's own dtype"
+    instead: tuple[FormatName, ...] = ()
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether linears are stored in anything but floating point."""
+        return self.quant_algo != NO_QUANT
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one weight, without scales."""
+        return _BITS[self.weights]
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of one value that goes into a matrix multiplication."""
+        return _BITS[self.activations]
+
+    @property
+    def integer_weights(self) -> bool:
+        """Whether weights are INT8 or INT4."""
+        return self.weights in ("int8", "int4")
+
+    @property
+    def fp8_weights(self) -> bool:
+        """Whether weights are FP8."""
+        return self.weights == "fp8"
+
+    @property
+    def needs_fp8(self) -> bool:
+        """Whether its linears compute in FP8, which takes hardware that can."""
+        return self.activations == "fp8"
+
+    def unit(self, group_size: int) -> int:
+        """What the sides of a linear on each rank must be multiples of."""
+        return max(self.multiple, group_size) if self.group_sizes else self.multiple
+
+
+FORMATS: dict[FormatName, Format] = {
+    row.name: row
+    for row in (
+        Format("float16", NO_QUANT, "float", "float", aliases=("fp16",), dtype="float16"),
+        Format("bfloat16", NO_QUANT, "float", "float", aliases=("bf16",), dtype="bfloat16"),
+        Format(
+            "int8_sq",
+            W8A8_SQ_PER_CHANNEL,
+            "int8",
+            "int8",
+            # ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
+            aliases=("int8_smoothquant", "w8a8_sq"),
+            preset="INT8_SMOOTHQUANT_CFG",
+            calibration="smoothquant",
+            scales="row",
+            # ModelOpt does not duplicate the per-channel scales.
+            repeats_kv_heads=False,
+            remedy="Try quantize.smoothquant_alpha: 0.5 or format int4_awq",
+            instead=("int4_awq", "fp8"),
+        ),
+        Format(
+            "int4_awq",
+            W4A16_AWQ,
+            "int4",
+            "float",
+            aliases=("awq", "w4a16_awq"),
+            preset="INT4_AWQ_CFG",
+            calibration="awq_lite",
+            scales="group",
+            group_sizes=(64, 128),
+            # TensorRT-LLM pads a layer that breaks it, and the export then no longer fits.
+            multiple=64,
+            remedy="Try quantize.group_size: 64 or format int8_sq",
+            instead=("int8_sq", "fp8"),
+        ),
+        Format(
+            "fp8",
+            FP8,
+            "fp8",
+            "fp8",
+            preset="FP8_DEFAULT_CFG",
+            calibration="max",
+            scales="tensor",
+        ),
+        Format(
+            "w4a8_awq",
+            W4A8_AWQ,
+            "int4",
+            "fp8",
+            aliases=("w4a8_awq_beta",),
+            preset="W4A8_AWQ_BETA_CFG",
+            calibration="awq_lite",
+            scales="group",
+            group_sizes=(64, 128),
+            multiple=128,
+            remedy="Try quantize.group_size: 64 or format fp8",
+            instead=("int8_sq", "fp8"),
+        ),
+    )
+}
+
+ALGOS: dict[str, Format] = {row.quant_algo: row for row in reversed(FORMATS.values())}
+"""By ``quant_algo``, the first format that has it."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What looks like a format and is not taken.
+
+    Attributes:
+        names: Every spelling; lower case.
+        reason: Why, as a sentence without its full stop.
+    """
+
+    names: tuple[str, ...]
+    reason: str
+
+
+REFUSED = (
+    Refused(
+        ("int8_wo", "int8_weight_only"),
+        f"ModelOpt labels its weight-only INT8 export {W8A8_SQ_PER_CHANNEL}",
+    ),
+    Refused(
+        ("int4_wo", "int4"),
+        f"ModelOpt labels its round-to-nearest INT4 {W4A16_AWQ}, without pre-quant scales",
+    ),
+    Refused(
+        ("nvfp4",),
+        "ModelOpt calibrates NVFP4 on CUDA only and no supported target here runs it",
+    ),
+)
+_ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
+_REASONS = {name: row.reason for row in REFUSED for name in row.names}
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """One precision of a quantized KV cache.
+
+    Attributes:
+        algo: TensorRT-LLM's ``kv_cache_quant_algo``.
+        num_bits: What ModelOpt's quantizer calls it: bits of an integer, or of exponent and
+            mantissa.
+    """
+
+    algo: str
+    num_bits: int | tuple[int, int]
+
+
+KV_CACHES: dict[KvCacheName, KvCache] = {
+    "int8": KvCache(INT8_KV_CACHE, 8),
+    "fp8": KvCache(FP8_KV_CACHE, (4, 3)),
+}
+
+
+def canonical_format(value: object) -> object:
+    """Turns any spelling of a format into the stored one; leaves what is none as it is.
+
+    Raises:
+        ValueError: The format is one of :data:`REFUSED`.
+    """
+    if not isinstance(value, str):
+        return value
+    name = value.strip().lower()
+    if name in _REASONS:
+        msg = f"{name} is refused: {_REASONS[name]}; choose one of {', '.join(FORMATS)}"
+        raise ValueError(msg)
+    return _ALIASES.get(name, name)
+
+
+def refused_algo(algo: str) -> str | None:
+    """Says why a ``quant_algo`` that TensorRT-LLM has is not taken; None where nothing is known."""
+    if algo.endswith("_PLUGIN"):
+        return (
+            "The smooth-quant plugin layers have other tensors (per_channel_scale, smoother, "
+            f"scale_to_int) and drop Qwen3's q/k norms; {W8A8_SQ_PER_CHANNEL} is the same "
+            "arithmetic"
+        )
+    if algo in ("W8A16", "W4A16"):
+        return "TensorRT-LLM quantizes weight-only formats itself while it loads them"
+    return None
+
+
+def kv_cache_algo(name: KvCacheName | None) -> str | None:
+    """Returns the ``kv_cache_quant_algo`` of a recipe's ``quantize.kv_cache``."""
+    return None if name is None else KV_CACHES[name].algo
+
+
+def either(rows: Iterable[Format]) -> str:
+    """Lists formats as a remedy does, smallest weights first: ``int4_awq, int8_sq or float16``."""
+    *others, last = (row.name for row in sorted(rows, key=lambda row: row.weight_bits))
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,180 @@
+"""A quantization format is known by name only where its row is and where one is executed.
+
+What counts is the program: identifiers, parts of imported names and string constants. Comments and
+docstrings may name what they explain.
+
+Three rules keep other things apart from the names of formats:
+
+* ``float16`` and ``bfloat16`` are dtypes everywhere else, and ``NO_QUANT`` is the name of no format
+  but of their absence: only its text must not be written a second time.
+* ``FP8`` is also a kind of number: it counts as an identifier or a string of its own, not in a
+  sentence. In lower case it is what a recipe says, and counts there too.
+* Every other name (``int8_sq``, ``W4A16_AWQ``, ``W8A8``) counts wherever it stands.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from pipeline.formats import FORMATS, NO_QUANT, REFUSED
+from tests.conftest import PROJECT
+from tests.unit.source_text import docstrings_of, words_of
+
+TABLE = "pipeline/formats.py"
+
+
+class Place(NamedTuple):
+    """A module that executes formats: the words that it may know, and why."""
+
+    words: frozenset[str]
+    reason: str
+
+
+def _place(words: str, reason: str) -> Place:
+    return Place(frozenset(words.split()), reason)
+
+
+PLACES = {
+    "pipeline/checkpoint/dequantize.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
+    ),
+    "pipeline/checkpoint/expected.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A8_AWQ FP8", "lists the tensors that a linear of each has"
+    ),
+    "pipeline/targets/openvino/linears.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "builds the graph of each that the CPU executes"
+    ),
+    "pipeline/targets/openvino/preflight.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "says which have such a graph, without importing OpenVINO"
+    ),
+    "model_repo/tensorrt_llm/settings.py": _place(
+        "W8A8", "multiplies INT8 by INT8; a Triton model imports nothing from the pipeline"
+    ),
+    "pipeline/recipe_compile.py": _place("fp8", "the options of trtllm-build's plugins"),
+    "pipeline/targets/tensorrt/plan/rules.py": _place(
+        "fp8", "the GEMM plugin that is called so, and the KV cache"
+    ),
+    "pipeline/targets/tensorrt/plan/overrides.py": _place(
+        "fp8", "the KV cache that is called so, in an advice"
+    ),
+    "pipeline/targets/tensorrt/build/failures.py": _place(
+        "fp8", "the KV cache that is called so, in an advice"
+    ),
+    "pipeline/targets/tensorrt/toolchain.py": _place(
+        "int8_sq", "the format that another product of NVIDIA does not have"
+    ),
+}
+
+
+def _names() -> set[str]:
+    names = {row.name for row in FORMATS.values() if row.dtype is None}
+    names |= {row.quant_algo for row in FORMATS.values() if row.quantizes}
+    names |= {alias for row in FORMATS.values() if row.dtype is None for alias in row.aliases}
+    # As a word of English, ``int4`` is a kind of number.
+    names |= {name for row in REFUSED for name in row.names if "_" in name}
+    return names
+
+
+# Longest first, so that what is found is the whole name.
+SPELLED = sorted((name for name in _names() if name not in ("awq", "FP8")), key=len, reverse=True)
+IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(SPELLED)}|W\d+A\d+\w*)(?![A-Za-z0-9_])")
+IN_NAME = re.compile(
+    rf"(?<![a-z0-9])(?:{'|'.join(name.lower() for name in SPELLED if name != 'fp8')}|w\d+a\d+\w*)"
+)
+
+
+def known_formats(source: str) -> Iterator[tuple[int, str]]:
+    """The line and the name of each format that a module's text knows."""
+    tree = ast.parse(source)
+    docstrings = docstrings_of(tree)
+    for node in ast.walk(tree):
+        for word in words_of(node):
+            if word == "FP8":
+                yield getattr(node, "lineno", 0), word
+            elif found := IN_NAME.search(word.lower()):
+                start = found.start()
+                yield getattr(node, "lineno", 0), word[start : found.end()]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) in docstrings:
+                continue
+            if node.value in ("FP8", "awq", NO_QUANT):
+                yield node.lineno, node.value
+            yield from ((node.lineno, found[0]) for found in IN_TEXT.finditer(node.value))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ('if name == "int4_awq": pass', "int4_awq"),
+        ('f"Set quantize.format to fp8 on {gpu}"', "fp8"),
+        ('X = "Try int8_sq, or less text"', "int8_sq"),
+        ('algo = "W4A16_AWQ"', "W4A16_AWQ"),
+        ('algo == "FP8"', "FP8"),
+        ('algo or "NO_QUANT"', "NO_QUANT"),
+        ('algo.startswith("W8A8")', "W8A8"),
+        ("from pipeline.formats import W4A8_AWQ", "W4A8_AWQ"),
+        ("from pipeline.formats import FP8", "FP8"),
+        ("def int8_sq_section(): pass", "int8_sq"),
+        ("run(w4a8_awq=1)", "w4a8_awq"),
+        ("_is_int4_awq()", "int4_awq"),
+        ('alias = "int8_smoothquant"', "int8_smoothquant"),
+        ('refused = "int8_wo"', "int8_wo"),
+        ('X = "awq"', "awq"),
+    ],
+)
+def test_a_module_that_knows_a_format_is_found(source: str, name: str) -> None:
+    assert [word for _, word in known_formats(source)] == [name]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""The format int4_awq."""',
+        "X = 1  # int8_sq",
+        "from pipeline.formats import NO_QUANT",
+        'torch.dtype == "bfloat16"',
+        'X = "It needs FP8 weights, and INT4 or AWQ is none"',
+        "plugins.use_fp8_context_fmha",
+        "MIN_FP8_SM = 89",
+        "unpack_int4(int8)",
+        "raw = 'float8_e4m3fn'",
+        'row.calibration == "awq_lite"',
+        "AWQ_MAX_SAMPLES = 32",
+    ],
+)
+def test_numbers_and_explanations_are_no_formats(source: str) -> None:
+    assert list(known_formats(source)) == []
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    for folder in ("pipeline", "model_repo"):
+        for path in sorted((PROJECT / folder).rglob("*.py")):
+            yield path.relative_to(PROJECT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_no_other_module_knows_a_format_by_name() -> None:
+    found = []
+    for place, source in _modules():
+        if place != TABLE:
+            allowed = PLACES[place].words if place in PLACES else ()
+            found += [
+                f"{place}:{line}: {word}"
+                for line, word in known_formats(source)
+                if word not in allowed
+            ]
+    for path in sorted((PROJECT / "pipeline").rglob("*.j2")):
+        if IN_TEXT.search(path.read_text(encoding="utf-8")):
+            found.append(f"{path.relative_to(PROJECT)} names a format")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_place_that_may_know_a_format_does(place: str) -> None:
+    source = (PROJECT / place).read_text(encoding="utf-8")
+    known = {word for _, word in known_formats(source)}
+    assert PLACES[place].words == known
