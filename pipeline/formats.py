@@ -203,8 +203,7 @@ REFUSED = (
         "ModelOpt calibrates NVFP4 on CUDA only and no supported target here runs it",
     ),
 )
-# Every other spelling of a format that a recipe may use, and the name it is stored under.
-ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
+_ALIASES = {alias: row.name for row in FORMATS.values() for alias in row.aliases}
 _REASONS = {name: row.reason for row in REFUSED for name in row.names}
 
 
@@ -240,7 +239,7 @@ def canonical_format(value: object) -> object:
     if name in _REASONS:
         msg = f"{name} is refused: {_REASONS[name]}; choose one of {', '.join(FORMATS)}"
         raise ValueError(msg)
-    return ALIASES.get(name, name)
+    return _ALIASES.get(name, name)
 
 
 def refused_algo(algo: str) -> str | None:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from pipeline.formats import (
-    ALIASES,
     DEFAULT_GROUP_SIZE,
     FORMATS,
     Dtype,
@@ -36,7 +35,8 @@ from pipeline.recipe_section import (
 
 def _with_aliases(schema: dict[str, Any]) -> None:
     own = {"enum": schema.pop("enum"), "type": schema.pop("type")}
-    others = {"enum": list(ALIASES), "description": "Other names of the same formats."}
+    aliases = [alias for row in FORMATS.values() for alias in row.aliases]
+    others = {"enum": aliases, "description": "Other names of the same formats."}
     schema["anyOf"] = [own, others]
 
 
@@ -107,9 +107,7 @@ class QuantizeSection(Section):
     """
 
     format: Annotated[
-        FormatName,
-        BeforeValidator(canonical_format),
-        Field(json_schema_extra=_with_aliases),
+        FormatName, BeforeValidator(canonical_format), Field(json_schema_extra=_with_aliases)
     ]
     group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0

@@ -55,7 +55,8 @@ def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.cli", "pipeline.planner", "pipeline.runner", "pipeline.recipe_file"]
+    "module",
+    ["pipeline.cli", "pipeline.api", "pipeline.planner", "pipeline.runner", "pipeline.recipe_docs"],
 )
 def test_start_up_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
@@ -156,6 +157,22 @@ def test_the_version() -> None:
     from pipeline import __version__
 
     assert _python("-m", "pipeline", "--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [([], "recipe.schema.json"), (["--json"], "recipe.schema.json"), (["--markdown"], "recipe.md")],
+)
+def test_schema_prints_the_files_of_docs(arguments: list[str], name: str) -> None:
+    done = _cli("schema", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (PROJECT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_schema_is_either_a_page_or_json() -> None:
+    done = _cli("schema", "--markdown", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["what"] == "--markdown is no JSON"
 
 
 MISUSES = [
