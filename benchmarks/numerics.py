@@ -89,7 +89,7 @@ def quantize(name: str, arguments: argparse.Namespace, output: Path) -> Path:
 
 
 def recipe(name: str, arguments: argparse.Namespace, **openvino: Any) -> Any:
-    from pipeline.recipe import Recipe
+    from pipeline.recipe.schema import Recipe
 
     calibration = {"text": str(arguments.calibration), "sequence_length": arguments.length}
     return Recipe.model_validate(
@@ -104,7 +104,7 @@ def recipe(name: str, arguments: argparse.Namespace, **openvino: Any) -> Any:
 
 def windows(arguments: argparse.Namespace) -> np.ndarray:
     """Held-out text as int64 [windows, length], so that no padding enters the logits."""
-    from pipeline.text import load_tokenizer, read_texts
+    from pipeline.source.texts import load_tokenizer, read_texts
 
     tokenizer = load_tokenizer(arguments.model)
     ids = [token for text in read_texts(arguments.heldout) for token in tokenizer.encode(text)]

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from pipeline import recipe_file
-from pipeline.end_ids import EndIds, read_end_ids
 from pipeline.errors import RecipeError, UsageError
 from pipeline.findings import Finding
 from pipeline.planner import PlannedStage, build_plan, stages_for
 from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe import file as recipe_file
+from pipeline.recipe.schema import Recipe
 from pipeline.remarks import remarks
 from pipeline.runner import Listener, RunResult, run_recipe
+from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
+from pipeline.source.texts import check_texts
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
 from pipeline.targets.base import Explanation
-from pipeline.text import check_texts
 
 BUILD_DIR = "build"
 

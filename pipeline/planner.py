@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.failure import Failure
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
 from pipeline.stages.base import Stage

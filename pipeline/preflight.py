@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config_json import read_config
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import FORMATS
-from pipeline.hub import hub_config
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.config_json import read_config
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
 from pipeline.targets import get_target
 from pipeline.targets.base import Explanation

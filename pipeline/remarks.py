@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config_json import read_config
-from pipeline.config_keys import unread_keys
 from pipeline.errors import SourceError
 from pipeline.findings import Finding
-from pipeline.models import ORIGINAL_POSITIONS, ModelFacts
-from pipeline.recipe import Recipe
-from pipeline.snapshot import main_dtype, stored_tensors
+from pipeline.models.config_json import read_config
+from pipeline.models.config_keys import unread_keys
+from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import main_dtype, stored_tensors
 from pipeline.targets import get_target
 
 FLOAT16_MAX = 65504.0

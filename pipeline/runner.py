@@ -15,14 +15,14 @@ from pipeline.failure import Failure
 from pipeline.planner import PlannedStage, plan_stage, stages_for
 from pipeline.preflight import check_local_model
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.texts import check_texts
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import release, set_aside
 from pipeline.store.files import write_atomically
 from pipeline.store.lock import read_lock, write_lock
-from pipeline.text import check_texts
 
 Listener = Callable[[PlannedStage, float], None]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pipeline.recipe import Recipe
-from pipeline.recipe_section import Section
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.section import Section
 from pipeline.stages.base import Stage, StageContext
 
 

@@ -10,7 +10,7 @@ from pipeline.checkpoint.layout import Weights
 from pipeline.checkpoint.reader import TensorFile
 from pipeline.checkpoint.shards import merge
 from pipeline.checkpoint.validate import check_tensors
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.architectures import ARCHITECTURES
 from pipeline.checkpoint.quantization import Quantization
-from pipeline.config_json import ConfigValues, read_config
 from pipeline.errors import CheckpointError, SourceError, UnsupportedError
 from pipeline.formats import NO_QUANT
-from pipeline.models import ModelFacts
+from pipeline.models.architectures import ARCHITECTURES
+from pipeline.models.config_json import ConfigValues, read_config
+from pipeline.models.facts import ModelFacts
 
 DTYPES = ("float16", "bfloat16", "float32")
 

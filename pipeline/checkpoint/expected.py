@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.formats import ALGOS, FP8, NO_QUANT, W4A8_AWQ, W8A8_SQ_PER_CHANNEL
-from pipeline.models import LinearShape
+from pipeline.models.facts import LinearShape
 
 
 @dataclass(frozen=True)

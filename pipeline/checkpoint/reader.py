@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.checkpoint.layout import Array
 from pipeline.errors import CheckpointError
-from pipeline.safetensors_header import BrokenHeaderError, read_header
+from pipeline.source.safetensors_header import BrokenHeaderError, read_header
 
 DTYPE_NAMES = {
     "F64": "float64",

@@ -18,7 +18,7 @@ from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Layer, Linear, Weigh
 from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
 from pipeline.formats import ALGOS, NO_QUANT
-from pipeline.models import LinearShape
+from pipeline.models.facts import LinearShape
 
 
 def merge(config: CheckpointConfig, files: Sequence[TensorFile]) -> Weights:

@@ -9,8 +9,8 @@ from pipeline.dependencies import require
 from pipeline.errors import StageError
 from pipeline.progress import Progress, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
-from pipeline.recipe import QuantizeSection
-from pipeline.text import Rows
+from pipeline.recipe.schema import QuantizeSection
+from pipeline.source.texts import Rows
 
 
 def calibrate(

@@ -15,9 +15,9 @@ from typing import Any
 from pipeline.checkpoint.validate import rank_path
 from pipeline.dependencies import install, require
 from pipeline.errors import StageError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.dependencies import MODELOPT, require
 from pipeline.errors import UnsupportedError
 from pipeline.formats import FORMATS, KV_CACHES, kv_cache_algo
-from pipeline.recipe import QuantizeSection, Recipe
+from pipeline.recipe.schema import QuantizeSection, Recipe
 
 # TensorRT-LLM's quantize.py stops AWQ here: the search costs a dozen forward passes and more texts
 # do not change its scales.

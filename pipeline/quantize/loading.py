@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline.dependencies import require
 from pipeline.errors import UnsupportedError
-from pipeline.huggingface import load_causal_lm
 from pipeline.quantize.formats import checkpoint_dtype
-from pipeline.recipe import Recipe
-from pipeline.snapshot import read_weights, weight_files
+from pipeline.recipe.schema import Recipe
+from pipeline.source.loading import load_causal_lm
+from pipeline.source.snapshot import read_weights, weight_files
 
 # Below this the model is calibrated in float32: search and smoothing then work on unrounded
 # products, and it is also the fastest arithmetic of most CPUs. Above it memory decides.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.text import Tokenizer
+from pipeline.source.texts import Tokenizer
 
 # Logits of one batch, in elements; float32 copies of several of these are alive at once.
 BATCH_LOGITS = 1 << 26

@@ -10,7 +10,7 @@ import transformers
 
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.layout import Array, Layer, Weights
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.reference.kv_cache import ATTENTION_NAME, set_kv_cache
 from pipeline.reference.linear import float32_tensor, split_linear, whole_linear
 

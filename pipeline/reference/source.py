@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.huggingface import load_causal_lm
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.loading import load_causal_lm
 
 # Left for activations and logits beside the weights of both models.
 GPU_MEMORY_SHARE = 0.8

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline._version import __version__
-from pipeline.config_keys import unread_keys
 from pipeline.dependencies import versions
 from pipeline.failure import Failure
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
-from pipeline.recipe import Gates, Recipe
+from pipeline.models.config_keys import unread_keys
+from pipeline.recipe.schema import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams

@@ -1,1 +1,1 @@
-"""Where a model comes from."""
+"""Where a model comes from, and what is read of it: weights, tokenizer, end ids, texts."""

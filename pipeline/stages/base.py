@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.dependencies import Requirements
 from pipeline.failure import Failure
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 
 

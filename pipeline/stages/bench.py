@@ -11,10 +11,10 @@ from typing import Any
 from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
 from pipeline.processor import processor_name
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
-from pipeline.text import text_digest
 
 RESULT_NAME = "bench.json"
 TEXT_KEY = "evaluate.text"
@@ -66,7 +66,7 @@ def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
         UsageError: The file is not usable.
     """
     from pipeline.bench import PROMPTS
-    from pipeline.text import read_texts
+    from pipeline.source.texts import read_texts
 
     words = max(1, min(_WORDS_PER_PROMPT, max_input_len // _TOKENS_PER_WORD))
     texts = read_texts(path) if path else PROMPTS

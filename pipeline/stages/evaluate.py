@@ -17,12 +17,12 @@ from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
 from pipeline.gates import beyond_range, broken_by_engine, broken_gates
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
-from pipeline.text import text_digest
 
 if TYPE_CHECKING:
     from pipeline.reference.activations import Activations
@@ -68,8 +68,8 @@ def run(context: StageContext) -> dict[str, Any]:
         StageError: The engine could not be built or measured.
     """
     from pipeline.quantize.loading import count_parameters
-    from pipeline.quantize.surroundings import deterministic, surroundings
     from pipeline.reference.comparison import finite_or_none, summarize
+    from pipeline.source.runtime import deterministic, surroundings
 
     recipe, source = context.recipe, context.inputs["source"].path
     engine = get_target(recipe.compile.target).evaluation(recipe, context.progress)
@@ -100,7 +100,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _windows(context: StageContext, longest: int | None) -> list[list[int]]:
     """Windows of the recipe's text, no longer than the model and the engine take."""
     from pipeline.reference.comparison import token_windows
-    from pipeline.text import load_tokenizer, read_texts
+    from pipeline.source.texts import load_tokenizer, read_texts
 
     recipe, source = context.recipe, context.inputs["source"].path
     assert recipe.evaluate is not None

@@ -7,11 +7,11 @@ from typing import Any
 
 from pipeline.dependencies import require, versions
 from pipeline.formats import FORMATS
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 from pipeline.remarks import check_dtype, source_dtype
+from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.text import text_digest
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
@@ -70,7 +70,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.quantize.calibrate import calibrate
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import count_parameters, load_model
-    from pipeline.quantize.surroundings import deterministic, surroundings
+    from pipeline.source.runtime import deterministic, surroundings
 
     recipe, source = context.recipe, context.inputs["source"].path
     facts = ModelFacts.from_directory(source)
@@ -100,7 +100,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _calibration_texts(context: StageContext) -> list[str]:
     from pipeline.quantize.formats import AWQ_MAX_SAMPLES, is_awq
-    from pipeline.text import read_texts, sample
+    from pipeline.source.texts import read_texts, sample
 
     quantize = context.recipe.quantize
     if quantize.calibration is None or not quantize.needs_calibration:
@@ -120,7 +120,7 @@ def _calibration_texts(context: StageContext) -> list[str]:
 
 
 def _batches(context: StageContext, texts: list[str], facts: ModelFacts) -> list[list[list[int]]]:
-    from pipeline.text import batches, load_tokenizer, token_rows
+    from pipeline.source.texts import batches, load_tokenizer, token_rows
 
     recipe = context.recipe
     calibration = recipe.quantize.calibration

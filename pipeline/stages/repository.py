@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import versions
-from pipeline.end_ids import read_end_ids
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
-from pipeline.probes import FILE_NAME as PROBES
-from pipeline.probes import check_served, make_probes, to_json
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.end_ids import read_end_ids
+from pipeline.source.probes import FILE_NAME as PROBES
+from pipeline.source.probes import check_served, make_probes, to_json
+from pipeline.source.tokenizer import CONFIG as TOKENIZER_CONFIG
+from pipeline.source.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.stages.served import code_digest, target_package
 from pipeline.store.artifact import MANIFEST, Artifact
@@ -20,8 +22,6 @@ from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
 from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
-from pipeline.tokenizer import CONFIG as TOKENIZER_CONFIG
-from pipeline.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -31,11 +31,11 @@ TOKENIZER_FILES = (
 GENERATION = "generation_config.json"
 # What reads the snapshot's tokenizer and end ids, and writes those that are served.
 TOKENIZER_CODE = (
-    "tokenizer.py",
-    "probes.py",
-    "end_ids.py",
-    "chat_template.py",
-    "architectures.py",
+    "source/tokenizer.py",
+    "source/probes.py",
+    "source/end_ids.py",
+    "source/chat_template.py",
+    "models/architectures.py",
 )
 # Older checkpoints keep them in config.json alone, where transformers reads them.
 SPECIAL_IDS = ("bos_token_id", "pad_token_id")
@@ -219,7 +219,7 @@ def _deliver_generation_config(snapshot: Path, target: Path) -> None:
 
 def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
     """The tokenizer that calibration and evaluation used, with texts that prove it."""
-    from pipeline.quantize.surroundings import surroundings
+    from pipeline.source.runtime import surroundings
 
     snapshot = context.inputs["source"].path
     with surroundings(context.progress):

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.dependencies import Requirements, check_installed
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.store.digests import digest_of, file_digest, files_below
 from pipeline.targets import get_target
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from pipeline.config_json import read_config
-from pipeline.config_keys import unread_keys
-from pipeline.end_ids import read_end_ids
 from pipeline.errors import SourceError
-from pipeline.hub import hub_commit, hub_snapshot
-from pipeline.models import ModelFacts
+from pipeline.models.config_json import read_config
+from pipeline.models.config_keys import unread_keys
+from pipeline.models.facts import ModelFacts
 from pipeline.preflight import check_hub_model, check_model
-from pipeline.recipe import Recipe
-from pipeline.snapshot import (
+from pipeline.recipe.schema import Recipe
+from pipeline.source.end_ids import read_end_ids
+from pipeline.source.hub import hub_commit, hub_snapshot
+from pipeline.source.local import local_directory
+from pipeline.source.snapshot import (
     check_snapshot,
     left_out,
     refuse_ambiguous_weights,
@@ -21,7 +22,6 @@ from pipeline.snapshot import (
     snapshot_files,
     unreadable,
 )
-from pipeline.source.local import local_directory
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.files import link_or_copy

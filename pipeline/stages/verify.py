@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
 from pipeline.store.artifact import Artifact
@@ -18,7 +18,7 @@ JUNIT_NAME = "verify.xml"
 
 def material(_recipe: Recipe) -> dict[str, Any]:
     """The checks, the contract they check against, and the versions of server and client."""
-    code = code_digest(CLIENT, "verify", "triton", "probes.py")
+    code = code_digest(CLIENT, "verify", "triton", "source/probes.py")
     return {"code": code, "tools": versions(TOOLS)}
 
 
@@ -30,8 +30,8 @@ def run(context: StageContext) -> dict[str, Any]:
         UnsupportedError: This machine cannot serve the target.
         MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
     """
-    from pipeline.probes import known_probes
     from pipeline.serving import open_server
+    from pipeline.source.probes import known_probes
     from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
 
     repository = context.inputs["repository"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.store.store import Store
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE, POSTPROCESSING, PREPROCESSING
 
 # Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from pipeline.probes import Probes
+from pipeline.source.probes import Probes
 from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
 from trtllm_client import AsyncClient, Client, Completion, InvalidRequest, Tls
 

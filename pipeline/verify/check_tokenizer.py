@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.probes import Probe, Probes, cleaned_up
+from pipeline.source.probes import Probe, Probes, cleaned_up
 from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
 from pipeline.verify.tokens import token_ids

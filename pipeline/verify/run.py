@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.probes import Probes
+from pipeline.source.probes import Probes
 from pipeline.triton.contract import BLS
 from pipeline.verify.accumulation import seen_to_accumulate
 from pipeline.verify.catalogue import CHECKS

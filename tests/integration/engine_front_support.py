@@ -21,7 +21,7 @@ from model_repo.tensorrt_llm.generation import Generation
 from model_repo.tensorrt_llm.request import GenerationRequest, RequestError, Sampling
 from model_repo.tensorrt_llm.settings import EngineSettings
 from pipeline.checkpoint import Layer, Linear, Weights
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.graph import build_model
 
 PROPERTIES = {

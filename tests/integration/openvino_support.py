@@ -12,7 +12,7 @@ import numpy as np
 
 from model_repo.tensorrt_llm.exactness import exact_properties
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets import get_target
 
 

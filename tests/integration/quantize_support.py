@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages.base import StageContext
 from pipeline.stages.quantize import STAGE
 from pipeline.store.artifact import Artifact

@@ -12,7 +12,7 @@ import transformers
 
 from pipeline.errors import CheckpointError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.activations import ActivationWatch
 from pipeline.stages.base import StageContext

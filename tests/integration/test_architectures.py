@@ -13,11 +13,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from pipeline.architectures import ARCHITECTURES, Architecture
-from pipeline.config_keys import ELSEWHERE, INERT, SHARED_FIXED, fixed_keys
 from pipeline.errors import UnsupportedError
-from pipeline.models import ModelFacts
-from pipeline.snapshot import expected_tensors
+from pipeline.models.architectures import ARCHITECTURES, Architecture
+from pipeline.models.config_keys import ELSEWHERE, INERT, SHARED_FIXED, fixed_keys
+from pipeline.models.facts import ModelFacts
+from pipeline.source.snapshot import expected_tensors
 
 from .config_scan import class_reads, shared_reads
 from .quantize_support import ARCHITECTURES as COMPUTED

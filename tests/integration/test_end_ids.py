@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import transformers
 
-from pipeline.chat_template import _compile, find_template
-from pipeline.end_ids import CLASS_DEFAULTS, read_end_ids
+from pipeline.source.chat_template import _compile, find_template
+from pipeline.source.end_ids import CLASS_DEFAULTS, read_end_ids
 
 from ..conftest import DEMO_MODEL
 

@@ -12,14 +12,14 @@ import torch
 
 from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 from pipeline.reference.source import load_source
+from pipeline.source.texts import load_tokenizer, token_rows
 from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
 from pipeline.store.artifact import Artifact
-from pipeline.text import load_tokenizer, token_rows
 from tests.integration.quantize_support import calibration_words, run_stage, write_source
 from tests.integration.quantize_support import recipe as quantize_recipe
 

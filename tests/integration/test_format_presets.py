@@ -9,7 +9,7 @@ import pytest
 from pipeline.dependencies import require
 from pipeline.formats import FORMATS, KV_CACHES, Format
 from pipeline.progress import Silent
-from pipeline.quantize.surroundings import surroundings
+from pipeline.source.runtime import surroundings
 
 # ModelOpt's num_bits: bits of an integer, or of exponent and mantissa.
 NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}

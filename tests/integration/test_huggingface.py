@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from pipeline.errors import SourceError
-from pipeline.huggingface import load_causal_lm
-from pipeline.models import ModelFacts
-from pipeline.snapshot import check_snapshot, expected_tensors
+from pipeline.models.facts import ModelFacts
+from pipeline.source.loading import load_causal_lm
+from pipeline.source.snapshot import check_snapshot, expected_tensors
 from tests.integration.quantize_support import ARCHITECTURES, write_source
 
 HEAD, THETA = 64, 500_000.0

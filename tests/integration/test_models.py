@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from pipeline.errors import UnsupportedError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 
 from .quantize_support import ARCHITECTURES
 

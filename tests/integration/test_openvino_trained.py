@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
-from pipeline.text import load_tokenizer, read_texts
+from pipeline.source.texts import load_tokenizer, read_texts
 from tests.conftest import DEMO_MODEL, SHARED_MODELS
 from tests.integration.openvino_support import (
     compile_engine,

@@ -17,9 +17,9 @@ import pytest
 from pipeline.checkpoint import Layer, Linear, Weights, dequantize, open_checkpoint
 from pipeline.checkpoint.reader import TensorFile
 from pipeline.errors import StageError, UnsupportedError, UsageError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from tests.conftest import PROJECT
 from tests.integration.quantize_support import (
     ARCHITECTURES,

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline.checkpoint import Layer, Linear, dequantize, open_checkpoint
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
 from pipeline.quantize.calibrate import calibrate
 from pipeline.quantize.export import export
 from pipeline.quantize.loading import load_model
-from pipeline.quantize.surroundings import deterministic, surroundings
-from pipeline.text import batches, load_tokenizer, read_texts, sample, token_rows
+from pipeline.source.runtime import deterministic, surroundings
+from pipeline.source.texts import batches, load_tokenizer, read_texts, sample, token_rows
 from tests.integration.quantize_support import ARCHITECTURES, FORMATS, recipe, write_source
 
 QUANTIZED = tuple(name for name in FORMATS if name != "float16")

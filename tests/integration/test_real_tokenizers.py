@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.probes import CHAT, TEXTS, exact_text
+from pipeline.source.probes import CHAT, TEXTS, exact_text
 from tests.conftest import PROJECT
 from tests.integration.tokenizer_support import serve
 

@@ -12,7 +12,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pipeline.checkpoint import open_checkpoint
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.reference import load_reference, reference_model
 from pipeline.reference.linear import round_to_float8, round_to_int8
 from pipeline.reference.source import load_source

@@ -17,17 +17,17 @@ import pytest
 from packaging.requirements import Requirement
 
 from pipeline.dependencies import install
-from pipeline.end_ids import LOCAL_COPY
 from pipeline.errors import PipelineError, UsageError
 from pipeline.quantize.formats import MODELOPT
-from pipeline.snapshot import (
+from pipeline.source.end_ids import LOCAL_COPY
+from pipeline.source.snapshot import (
     refuse_ambiguous_weights,
     refuse_without_safetensors,
     weight_files,
 )
+from pipeline.source.texts import read_texts
+from pipeline.source.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from pipeline.targets.tensorrt.serve import launch
-from pipeline.text import read_texts
-from pipeline.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from tests.conftest import PROJECT
 from tests.e2e import test_hub
 from tests.e2e.test_hub import FILES, Hub
@@ -49,7 +49,7 @@ RUN_BY = {
     ("snapshot.py", "python -c"): "test_pickled_weights_are_converted",
     ("snapshot.py", ".from_pretrained("): "test_pickled_weights_are_converted",
     ("stages/repository.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
-    ("text.py", "iconv -"): "test_a_text_is_converted",
+    ("texts.py", "iconv -"): "test_a_text_is_converted",
     ("tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
     ("tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
     ("tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
@@ -139,7 +139,7 @@ def test_every_command_of_a_remedy_is_run_here() -> None:
 def test_commands_of_our_own_exist() -> None:
     from typer.main import get_command
 
-    from pipeline.cli import app
+    from pipeline.cli.main import app
 
     known = get_command(app)
     assert isinstance(getattr(known, "commands", None), Mapping)

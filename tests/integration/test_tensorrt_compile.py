@@ -16,7 +16,7 @@ pytest.importorskip("modelopt")
 
 from pipeline.errors import CompileError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.build.build import build_engine
 from tests.doubles.trtllm_build.machine import pretend
 from tests.integration.quantize_support import matrix_recipe, run_stage, write_source

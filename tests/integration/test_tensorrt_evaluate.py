@@ -18,7 +18,7 @@ pytest.importorskip("modelopt")
 
 from pipeline.errors import CompileError, QualityGateError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import compile as compile_stage
 from pipeline.stages import evaluate
 from pipeline.stages.base import StageContext

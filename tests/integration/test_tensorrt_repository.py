@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ServerError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 from pipeline.runner import run_recipe
 from pipeline.serving import check_custody, serve_command
 from pipeline.store.build_dir import BuildDir

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from pipeline.errors import RepositoryError, SourceError, UsageError
-from pipeline.probes import (
+from pipeline.source.probes import (
     CHAT,
     TEXTS,
     TOKENIZER_FOLDER,
@@ -24,8 +24,8 @@ from pipeline.probes import (
     make_probes,
     read_probes,
 )
+from pipeline.source.tokenizer import open_tokenizer, served_config, served_file
 from pipeline.store.digests import file_digest
-from pipeline.tokenizer import open_tokenizer, served_config, served_file
 from pipeline.triton.parameters import TOKENIZER_DIR
 from tests.conftest import PROJECT
 from tests.integration.tokenizer_layouts import BOS, LAYOUTS, byte_level, save

@@ -12,7 +12,12 @@ import torch
 import transformers
 
 from pipeline.errors import SourceError
-from pipeline.snapshot import left_out, refuse_ambiguous_weights, snapshot_files, weight_files
+from pipeline.source.snapshot import (
+    left_out,
+    refuse_ambiguous_weights,
+    snapshot_files,
+    weight_files,
+)
 
 from .quantize_support import SIZES
 

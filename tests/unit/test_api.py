@@ -12,7 +12,7 @@ import pytest
 import pipeline
 from pipeline import planner
 from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 
 from ..conftest import PROJECT
 from .test_run import House
@@ -46,7 +46,7 @@ def test_importing_the_package_imports_nothing_else() -> None:
 
 def test_the_functions_stay_functions_whatever_is_imported() -> None:
     """A module of that name would take its place."""
-    code = "import pipeline.cli, pipeline.api, pipeline.runner, pipeline.planner, pipeline"
+    code = "import pipeline.cli.main, pipeline.api, pipeline.runner, pipeline.planner, pipeline"
     code += "; from pipeline import load_recipe, plan, run"
     code += "; print(load_recipe.__name__, plan.__name__, run.__name__, callable(pipeline.run))"
     assert printed(code) == "load_recipe plan run True"

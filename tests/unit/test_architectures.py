@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline.architectures import ARCHITECTURES
-from pipeline.config_keys import unread_keys
 from pipeline.errors import UnsupportedError
-from pipeline.models import ModelFacts
+from pipeline.models.architectures import ARCHITECTURES
+from pipeline.models.config_keys import unread_keys
+from pipeline.models.facts import ModelFacts
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data/published-configs.json").read_text()

@@ -14,7 +14,7 @@ from pipeline.bench import measure, print_results
 from pipeline.bench.stats import Timeline, percentile, summary_ms
 from pipeline.errors import RecipeError, ServerError, UsageError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import bench
 from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact

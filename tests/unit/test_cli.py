@@ -56,7 +56,13 @@ def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize(
     "module",
-    ["pipeline.cli", "pipeline.api", "pipeline.planner", "pipeline.runner", "pipeline.recipe_docs"],
+    [
+        "pipeline.cli.main",
+        "pipeline.api",
+        "pipeline.planner",
+        "pipeline.runner",
+        "pipeline.recipe.docs",
+    ],
 )
 def test_start_up_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
@@ -68,7 +74,7 @@ WITHOUT_TRITONCLIENT = """
 import sys
 for absent in ("tritonclient", "grpc"):
     sys.modules[absent] = None
-from pipeline.cli import main
+from pipeline.cli.main import main
 main()
 """
 

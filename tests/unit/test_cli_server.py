@@ -26,7 +26,7 @@ from .client.test_client import silent
 # Whoever runs the tests may have made SIGINT ignored, as shells do for what runs behind them.
 START = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from pipeline.cli import main; main()"
+    "from pipeline.cli.main import main; main()"
 )
 
 

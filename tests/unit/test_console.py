@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import comparison, print_side_by_side
+from pipeline.cli.comparison import comparison, print_side_by_side
 from pipeline.progress import Bars
 from pipeline.tables import print_table
 

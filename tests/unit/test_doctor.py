@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline.commands.doctor import diagnose
+from pipeline.cli.diagnosis import diagnose
 from pipeline.targets.base import Finding
 from pipeline.targets.openvino import doctor as cpu_doctor
 from pipeline.targets.tensorrt import doctor as gpu_doctor
@@ -99,7 +99,7 @@ def test_doctor_names_the_known_vulnerabilities_of_the_pin() -> None:
 
 def test_doctor_imports_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.commands.doctor as doctor\n"
+        "import sys, pipeline.cli.diagnosis as doctor\n"
         "doctor.diagnose()\n"
         "heavy = {'torch', 'numpy', 'transformers', 'tensorrt_llm', 'openvino'}\n"
         "assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)\n"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.chat_template import TemplateError, turn_end
-from pipeline.end_ids import read_end_ids
 from pipeline.errors import SourceError
+from pipeline.source.chat_template import TemplateError, turn_end
+from pipeline.source.end_ids import read_end_ids
 
 # Qwen2.5's own ids, and the turn that its template writes.
 TEXT_END, TURN_START, TURN_END = 151643, 151644, 151645
@@ -237,5 +237,5 @@ def test_the_vocabulary_is_not_read_for_tokens_beside_it(
         generation_config_json={"eos_token_id": [TURN_END, TEXT_END]},
         tokenizer_config_json={"eos_token": "<|im_end|>", "chat_template": CHATML},
     )
-    monkeypatch.delattr("pipeline.end_ids._vocabulary")
+    monkeypatch.delattr("pipeline.source.end_ids._vocabulary")
     assert read_end_ids(directory).ids == [TURN_END, TEXT_END]

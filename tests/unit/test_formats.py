@@ -26,8 +26,8 @@ from pipeline.formats import (
 )
 from pipeline.preflight import check_model
 from pipeline.quantize.formats import quantization_section
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import quantize
 from tests.conftest import PROJECT
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.planner import STAGES, key_material
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import served
 from pipeline.stages.base import Stage
 from pipeline.targets import get_target
@@ -79,15 +79,15 @@ def test_a_section_has_the_names_of_the_recipe() -> None:
         ("repository", "triton/wiring.py", True),
         ("repository", "targets/openvino/target.py", True),
         ("repository", "targets/tensorrt/target.py", False),
-        ("repository", "tokenizer.py", True),
-        ("repository", "probes.py", True),
-        ("repository", "end_ids.py", True),
-        ("repository", "chat_template.py", True),
-        ("repository", "architectures.py", True),
+        ("repository", "source/tokenizer.py", True),
+        ("repository", "source/probes.py", True),
+        ("repository", "source/end_ids.py", True),
+        ("repository", "source/chat_template.py", True),
+        ("repository", "models/architectures.py", True),
         ("repository", "verify/check.py", False),
         ("verify", "triton/contract.py", True),
         ("verify", "verify/check.py", True),
-        ("verify", "probes.py", True),
+        ("verify", "source/probes.py", True),
         ("verify", "bench/load.py", False),
         ("bench", "triton/contract.py", True),
         ("bench", "bench/load.py", True),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import app
+from pipeline.cli.main import app
 from pipeline.errors import (
     CompileError,
     RepositoryError,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError, UnsupportedError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 
 LLAMA3_ROPE: dict[str, object] = {
     "factor": 8.0,

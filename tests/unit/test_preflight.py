@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import UnsupportedError
 from pipeline.preflight import check_model
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 
 # Llama-2-7B: 11008 = 86 x 128, so group 128 splits over 2 ranks and not over 4.
 LLAMA2_7B = {

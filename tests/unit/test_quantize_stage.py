@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.errors import RecipeError
 from pipeline.progress import Silent
-from pipeline.quantize.surroundings import surroundings
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.runtime import surroundings
 from pipeline.stages import quantize
 from tests.conftest import PROJECT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RecipeError, UsageError
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 
 from ..conftest import PROJECT
 

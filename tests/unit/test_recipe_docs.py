@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe
-from pipeline.recipe_docs import attributes, page_text, recipe_keys, recipe_schema, schema_text
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.docs import attributes, page_text, recipe_keys, recipe_schema, schema_text
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets import TARGETS, get_target
 
 from ..conftest import PROJECT

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.remarks import remarks, source_dtype
 
 from ..conftest import PROJECT

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import QualityGateError, StageError
 from pipeline.failure import Failure
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread

@@ -20,8 +20,8 @@ from pipeline.errors import (
 )
 from pipeline.planner import build_plan
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.runner import RunResult, run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact

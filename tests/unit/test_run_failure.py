@@ -20,7 +20,7 @@ from pipeline.errors import (
     VerificationError,
 )
 from pipeline.progress import Silent
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 from pipeline.runner import RunResult, run_recipe
 from pipeline.serving import warning_of
 from pipeline.stages.base import Deployment, Stage, StageContext

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import RecipeError, SourceError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.stages import source
 from pipeline.stages.base import StageContext
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from pipeline import api, planner, targets
-from pipeline.cli import app
-from pipeline.compare import comparison
+from pipeline.cli.comparison import comparison
+from pipeline.cli.main import app
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError, UsageError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.planner import build_plan, stages_for
 from pipeline.progress import Progress, Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir

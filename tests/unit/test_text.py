@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RecipeError, UsageError
-from pipeline.recipe import Recipe
-from pipeline.text import batches, check_texts, read_texts, sample, token_rows
+from pipeline.recipe.schema import Recipe
+from pipeline.source.texts import batches, check_texts, read_texts, sample, token_rows
 
 
 class Letters:

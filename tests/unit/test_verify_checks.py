@@ -7,7 +7,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from pipeline.probes import Probe, Probes
+from pipeline.source.probes import Probe, Probes
 from pipeline.triton.contract import BLS, ENSEMBLE, MODELS, POSTPROCESSING, PREPROCESSING
 from pipeline.triton.tensors import ragged
 from pipeline.verify import CHECKS, Plan, run_conformance

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import VerificationError
-from pipeline.probes import to_json
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.source.probes import to_json
 from pipeline.stages import verify
 from pipeline.stages.base import StageContext
 from pipeline.stages.served import CLIENT, code_digest
@@ -75,5 +75,5 @@ def test_a_bad_server_keeps_the_artifact_and_stops_the_run(tmp_path, monkeypatch
 def test_the_asking_code_and_the_tools_are_part_of_the_key():
     material = verify.STAGE.material(RECIPE)
     assert set(material["tools"]) == {"nvidia-pytriton", "tritonclient", "grpcio"}
-    assert material["code"] == code_digest(CLIENT, "verify", "triton", "probes.py")
+    assert material["code"] == code_digest(CLIENT, "verify", "triton", "source/probes.py")
     assert material["code"] != code_digest(CLIENT, "bench")

@@ -15,7 +15,7 @@ from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
 from pipeline.checkpoint.layout import Layer
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.linears import Linears
 from pipeline.targets.openvino.ops import (
     Node,

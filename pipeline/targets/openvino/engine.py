@@ -12,7 +12,7 @@ from pipeline._version import __version__
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.openvino.graph import build_model
 from pipeline.targets.openvino.options import build_config, runtime_properties
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 from pipeline.tables import memory_size
 from pipeline.targets.base import Explanation
 from pipeline.targets.openvino.memory import MemoryPlan, plan_memory

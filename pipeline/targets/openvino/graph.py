@@ -9,7 +9,7 @@ import openvino as ov
 from openvino import opset13 as op
 
 from pipeline.checkpoint.layout import Layer, Weights
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.attention import Attention
 from pipeline.targets.openvino.linears import Linears
 from pipeline.targets.openvino.ops import Node, as_float32, integer, rms_norm, stored

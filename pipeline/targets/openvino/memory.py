@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.formats import FORMATS
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.openvino.options import kv_cache_precision
 
 TOKENS_PER_BLOCK = 32

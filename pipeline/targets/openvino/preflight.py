@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipeline.errors import UnsupportedError
 from pipeline.formats import FORMATS, NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL, either
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.openvino.memory import TOKENS_PER_BLOCK, plan_memory
 from pipeline.targets.openvino.options import kv_cache_precision
 

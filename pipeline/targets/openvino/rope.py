@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 
 
 def inverse_frequencies(facts: ModelFacts) -> npt.NDArray[np.float32]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
 from pipeline.errors import UsageError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import Explanation, Finding, ServeCommand, Target
 from pipeline.targets.openvino import preflight
 from pipeline.triton.parameters import EngineModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, EngineModel
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, installed
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import EngineEvaluation, Explanation, Finding, ServeCommand, Target
 from pipeline.targets.tensorrt.environment import engine_tools
 from pipeline.targets.tensorrt.plan import preflight

@@ -11,7 +11,7 @@ import pytest
 from pipeline._version import __version__
 from pipeline.errors import CompileError
 from pipeline.progress import Silent
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.store.digests import file_digest, files_below
 from pipeline.targets import get_target
 from tests.unit.checkpoint.support import (

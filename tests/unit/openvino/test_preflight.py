@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UnsupportedError
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets import get_target
 from tests.unit.openvino.test_rope import facts
 

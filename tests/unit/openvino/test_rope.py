@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.rope import inverse_frequencies
 
 LLAMA3 = {

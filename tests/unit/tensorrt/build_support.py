@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from tests.doubles.trtllm_build import checkpoint as upstream
 
 ALGOS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.findings import Finding
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.plan.preflight import Preflight, inspect
 
 from ...conftest import PROJECT

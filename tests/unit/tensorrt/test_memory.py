@@ -10,7 +10,7 @@ import pytest
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import expected_tensors
 from pipeline.checkpoint.quantization import Quantization
-from pipeline.recipe import ServeSection
+from pipeline.recipe.schema import ServeSection
 from pipeline.targets.tensorrt.gpus import GIB, GPUS
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts

@@ -23,7 +23,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.preflight import check_model
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.build.failures import diagnose

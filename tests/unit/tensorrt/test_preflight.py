@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError, UnsupportedError
-from pipeline.recipe_file import load_recipe
+from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
 from pipeline.targets.tensorrt.plan.lines import preflight_lines
@@ -263,7 +263,7 @@ def test_the_plan_of_a_70b_takes_a_second_and_no_torch(tmp_path: Path) -> None:
         f" {str(tmp_path / 'build')!r}, '--set', 'quantize.format=fp8', '--set',"
         " 'quantize.kv_cache=fp8', '--set', 'compile.tensor_parallel=4', '--set',"
         " 'compile.gpu=H100-80GB']\n"
-        "from pipeline.cli import app\n"
+        "from pipeline.cli.main import app\n"
         "try: app()\n"
         "except SystemExit as exit: assert not exit.code\n"
         "assert time.process_time() < 1, time.process_time()\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from tests.unit.triton.by_target import render_configs
 
 ENGINE = {

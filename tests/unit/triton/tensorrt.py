@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from tests.unit.triton.by_target import render_configs
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton" / "tensorrt"

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import LOG_NAME
 from pipeline.targets.tensorrt.build.checks import (
     check_machine,

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError, UnsupportedError
 from pipeline.formats import NO_QUANT
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.build.command import Build
 from pipeline.targets.tensorrt.build.engine import world_size
 from pipeline.targets.tensorrt.environment import Machine, Toolkit

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.formats import ALGOS, FORMATS, Format, either, kv_cache_algo
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.config import CheckpointConfig

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.recipe import ServeSection
+from pipeline.recipe.schema import ServeSection
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.errors import UnsupportedError
 from pipeline.findings import Finding
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
 from pipeline.targets.tensorrt.plan import rules

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from pipeline.findings import Finding
 from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import (

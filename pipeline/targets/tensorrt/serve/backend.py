@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import RepositoryError, UnsupportedError
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.parameters import ENGINE_DIR, MOUNT, TOKENIZER_DIR, EngineModel
 

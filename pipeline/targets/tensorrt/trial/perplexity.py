@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import StageError
 from pipeline.progress import Progress
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import EngineEvaluation
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 from pipeline.targets.tensorrt.plan.build_config import build_section

@@ -2,7 +2,7 @@
 
 A new architecture is a new row. A row holds what transformers' classes of that name read from
 ``config.json``, so that a key which decides the arithmetic and which nothing here computes is
-refused by name (:mod:`pipeline.config_keys`), whether the file has it or leaves it out.
+refused by name (:mod:`pipeline.models.config_keys`), whether the file has it or leaves it out.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from pipeline.formats import (
     KvCacheName,
     canonical_format,
 )
-from pipeline.recipe_compile import CompileSection
-from pipeline.recipe_section import (
+from pipeline.recipe.compile import CompileSection
+from pipeline.recipe.section import (
     FileName,
     Fraction,
     Positive,

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.architectures import ARCHITECTURES
-from pipeline.chat_template import TemplateError, find_template, turn_end
 from pipeline.errors import SourceError
+from pipeline.models.architectures import ARCHITECTURES
+from pipeline.source.chat_template import TemplateError, find_template, turn_end
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BuildDirOption, Output
+from pipeline.cli.options import BuildDirOption, Output
 from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """List the artifacts with their keys and sizes."""
-    from pipeline.console import print_json
+    from pipeline.cli.console import print_json
     from pipeline.store.retention import inventory
     from pipeline.tables import print_table
 
@@ -34,7 +34,7 @@ def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
 
 def verify(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """Read every byte of every artifact and compare it with its manifest."""
-    from pipeline.console import print_json
+    from pipeline.cli.console import print_json
 
     store = _existing(build_dir).store
     damaged = store.verify()
@@ -64,7 +64,7 @@ def prune(
     output: Output,
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
-    from pipeline.console import print_json
+    from pipeline.cli.console import print_json
     from pipeline.store.retention import prune as remove
 
     removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)

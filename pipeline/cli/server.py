@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import Connection, Invocation, Output, new_file
+from pipeline.cli.options import Connection, Invocation, Output, new_file
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def serve(
     output: Output,
 ) -> None:
     """Serve a repository with Triton until interrupted, after checking every file of it."""
-    from pipeline.console import print_json, print_warning
+    from pipeline.cli.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers, serve_command, serve_forever
 
     print_warning(repository)
@@ -91,7 +91,7 @@ def generate(
     output: Output,
 ) -> None:
     """Stream a completion to the terminal."""
-    from pipeline.console import print_json
+    from pipeline.cli.console import print_json
     from trtllm_client import Client, GenerateRequest
 
     request = GenerateRequest(
@@ -164,9 +164,9 @@ def verify(
     output: Output,
 ) -> None:
     """Run the conformance checks against a server, started here or anywhere."""
-    from pipeline.console import print_json, progress_for
+    from pipeline.cli.console import print_json, progress_for
     from pipeline.errors import VerificationError
-    from pipeline.probes import find_probes, known_probes
+    from pipeline.source.probes import find_probes, known_probes
     from pipeline.verify import CHECKS, Plan, print_report, run_conformance, to_json, to_junit
 
     probes = known_probes(server.repository) if server.repository else None
@@ -208,7 +208,7 @@ def bench(
 ) -> None:
     """Measure throughput and latency of a running server."""
     from pipeline.bench import Measurement, measure, print_results
-    from pipeline.console import print_json, progress_for
+    from pipeline.cli.console import print_json, progress_for
 
     levels = concurrency or [1, 8]
     progress = progress_for(output.json)

@@ -155,7 +155,7 @@ class Connection:
             UsageError: It is not clear where the server is or how to talk to it.
             ServerError: The server did not start.
         """
-        from pipeline.console import print_warning
+        from pipeline.cli.console import print_warning
         from pipeline.serving import reachable
 
         if self.repository is not None and self.tls:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.architectures import (
+from pipeline.errors import SourceError, UnsupportedError
+from pipeline.models.architectures import (
     ARCHITECTURES,
     QKV,
     Architecture,
@@ -18,9 +19,8 @@ from pipeline.architectures import (
     Split,
     Width,
 )
-from pipeline.config_json import ConfigValues, read_config
-from pipeline.config_keys import refuse_other_arithmetic
-from pipeline.errors import SourceError, UnsupportedError
+from pipeline.models.config_json import ConfigValues, read_config
+from pipeline.models.config_keys import refuse_other_arithmetic
 
 ORIGINAL_POSITIONS = "original_max_position_embeddings"
 # The rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone, and

@@ -1,8 +1,8 @@
 """The recipe's documentation, made of its models: a JSON schema and a page of all keys.
 
 What a key means is in the ``Attributes`` section of its model's docstring; its unit and the target
-that reads it are :class:`~pipeline.recipe_section.Unit` and
-:class:`~pipeline.recipe_section.ReadBy` beside its type. ``docs/recipe.md`` and
+that reads it are :class:`~pipeline.recipe.section.Unit` and
+:class:`~pipeline.recipe.section.ReadBy` beside its type. ``docs/recipe.md`` and
 ``docs/recipe.schema.json`` are written by ``make docs``.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from pipeline.recipe import Recipe
-from pipeline.recipe_section import ReadBy, Section, Unit, section_of
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.section import ReadBy, Section, Unit, section_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -91,7 +91,7 @@ def recipe_schema() -> dict[str, Any]:
     """Builds the JSON schema of a recipe, with a description of every key.
 
     It refuses unknown keys, wrong types and values out of range. Rules between keys are left to
-    :func:`pipeline.recipe_file.load_recipe`.
+    :func:`pipeline.recipe.file.load_recipe`.
     """
     schema = _plain_schema()
     keys = recipe_keys()

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline.errors import RepositoryError, UsageError
-from pipeline.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
+from pipeline.source.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
 
 FILE_NAME = "probes.json"
 # Of a repository, as pipeline.triton.parameters.TOKENIZER_DIR, which imports more than this needs.
@@ -115,7 +115,7 @@ def make_probes(tokenizer: HuggingFaceTokenizer, texts: Iterable[str] = TEXTS) -
     """What a tokenizer gives for texts, for its added tokens and for its chat template's output.
 
     Args:
-        tokenizer: As :func:`pipeline.tokenizer.open_tokenizer` returns it.
+        tokenizer: As :func:`pipeline.source.tokenizer.open_tokenizer` returns it.
         texts: The texts.
     """
     chat, without_chat = _chat(tokenizer)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import RecipeError, SourceError, UsageError
-from pipeline.models import ModelFacts
-from pipeline.recipe import Recipe
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.source.tokenizer import open_tokenizer
 from pipeline.store.digests import file_digest
-from pipeline.tokenizer import open_tokenizer
 
 Rows = list[list[int]]
 # JSON joins the escapes of a whole pair into one character, so any that is left is alone.

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UsageError
-from pipeline.recipe import Recipe, nearest_place
-from pipeline.recipe_section import section_of
+from pipeline.recipe.schema import Recipe, nearest_place
+from pipeline.recipe.section import section_of
 
 MAX_BYTES = 1 << 20
 

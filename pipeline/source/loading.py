@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.dependencies import require
 from pipeline.errors import SourceError
-from pipeline.models import ModelFacts
+from pipeline.models.facts import ModelFacts
 
 
 def load_causal_lm(

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.recipe import Recipe
-from pipeline.snapshot import patterns
+from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import patterns
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _TIMEOUT_S = 20

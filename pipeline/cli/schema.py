@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import Output
+from pipeline.cli.options import Output
 from pipeline.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def schema(
     output: Output,
 ) -> None:
     """Print the JSON schema of recipes: every key, its type, default and meaning."""
-    from pipeline.recipe_docs import page_text, schema_text
+    from pipeline.recipe.docs import page_text, schema_text
 
     if markdown and output.json:
         raise UsageError("--markdown is no JSON", fix="Leave --markdown or --json out")

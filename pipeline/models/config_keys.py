@@ -1,9 +1,9 @@
 """Which keys of ``config.json`` decide what transformers computes, and a model refused for one.
 
 transformers' classes say what a model is. What they read is what a row of
-:mod:`pipeline.architectures` lists, and what its shared code reads is listed here; a test compares
-both with the sources of the pinned version. Each key is one of three: understood, fixed to the
-values with which nothing changes, or inert. Keys outside of these are read by nobody.
+:mod:`pipeline.models.architectures` lists, and what its shared code reads is listed here; a test
+compares both with the sources of the pinned version. Each key is one of three: understood, fixed to
+the values with which nothing changes, or inert. Keys outside of these are read by nobody.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.architectures import ARCHITECTURES, Architecture
 from pipeline.errors import UnsupportedError
+from pipeline.models.architectures import ARCHITECTURES, Architecture
 
 # Keys that transformers' shared code reads for every class, and the values with which each class
 # computes what its own file says. The cache of keys and values, for one, drops what is outside
@@ -125,7 +125,7 @@ def unread_keys(config: Mapping[str, Any]) -> list[str]:
     model.
 
     Args:
-        config: A file that :meth:`pipeline.models.ModelFacts.from_config` has taken.
+        config: A file that :meth:`pipeline.models.facts.ModelFacts.from_config` has taken.
     """
     architecture = ARCHITECTURES[config["architectures"][0]]
     read = {*architecture.reads, *architecture.understood, *SHARED_FIXED, *INERT, *ELSEWHERE}

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.architectures import QKV
-from pipeline.config_json import read_config
 from pipeline.errors import SourceError
-from pipeline.models import ModelFacts
-from pipeline.safetensors_header import BrokenHeaderError, StoredTensor, read_header
-from pipeline.tokenizer import without_tokenizer_json
+from pipeline.models.architectures import QKV
+from pipeline.models.config_json import read_config
+from pipeline.models.facts import ModelFacts
+from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
+from pipeline.source.tokenizer import without_tokenizer_json
 
 WEIGHTS = "model*.safetensors"
 SINGLE = "model.safetensors"

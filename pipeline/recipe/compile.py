@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from pipeline.recipe_section import Positive, ReadBy, Section, Unit, Whole
+from pipeline.recipe.section import Positive, ReadBy, Section, Unit, Whole
 
 
 class OpenVinoSection(Section):

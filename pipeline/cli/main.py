@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pipeline._version import __version__
+from pipeline.cli import compare, doctor, plan, run, schema, server, store
+from pipeline.cli.groups import grouped
+from pipeline.cli.options import DebugOption, Invocation
+from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
 from pipeline.client_errors import client_errors
-from pipeline.commands import build, schema, server, store
-from pipeline.commands.groups import grouped
-from pipeline.commands.options import DebugOption, Invocation
 from pipeline.errors import PipelineError, UsageError
-from pipeline.streams import OutputLostError, discard_unwritten, guard_streams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,14 +36,14 @@ app = typer.Typer(
 store_app = typer.Typer(help="The artifact store.", no_args_is_help=True)
 
 for command in (
-    build.run,
-    build.plan,
+    run.run,
+    plan.plan,
     server.serve,
     server.generate,
     server.verify,
     server.bench,
-    build.compare,
-    build.doctor,
+    compare.compare,
+    doctor.doctor,
     schema.schema,
 ):
     app.command()(grouped(command))
@@ -123,7 +123,7 @@ def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
 
 def _failed(error: PipelineError, invocation: Invocation) -> int:
     # Not at the top: what prints tables imports every stage, and --help needs none.
-    from pipeline.console import print_error
+    from pipeline.cli.console import print_error
 
     try:
         if invocation.debug:

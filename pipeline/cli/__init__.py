@@ -1,0 +1,1 @@
+"""The commands: parse, call, print. :mod:`pipeline.cli.main` puts them together."""

@@ -1,0 +1,66 @@
+"""The command ``run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption
+
+
+def run(
+    *,
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    build_dir: BuildDirOption = Path("build"),
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Run a stage even if cached."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    output: Output,
+) -> None:
+    """Run a recipe: every stage that is not cached, then deploy repository and report."""
+    from pipeline import api
+    from pipeline.cli.console import print_json, progress_for, stage_dict, stage_line
+    from pipeline.planner import PlannedStage, stages_for
+
+    loaded = api.load_recipe(recipe, overrides or ())
+    lines = []
+
+    def on_stage(line: PlannedStage, seconds: float) -> None:
+        lines.append(stage_dict(line, seconds))
+        if not output.json:
+            print(stage_line(line, seconds), flush=True)
+
+    result = api.run(
+        loaded,
+        build_dir,
+        force=force or (),
+        until=until,
+        progress=progress_for(output.json),
+        on_stage=on_stage,
+    )
+    if output.json:
+        deployed = {name: str(path) for name, path in result.deployed.items()}
+        print_json(
+            {
+                "recipe": loaded.name,
+                "outputs": str(result.outputs),
+                "deployed": deployed,
+                "stages": lines,
+            }
+        )
+        return
+    served = any(stage.name == "repository" for stage in stages_for(loaded))
+    if not served and "compile" in result.stages:
+        # An export is all that such a target has to show, and it lies in the store.
+        compiled = result.stages["compile"].artifact
+        if compiled:
+            print(f"{'engine:':<12}{compiled.path}")
+    for name, path in result.deployed.items():
+        print(f"{name + ':':<12}{path}")

@@ -1,1 +1,0 @@
-"""The commands: parse, call, print. :mod:`pipeline.cli` puts them together."""
