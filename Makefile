@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test coverage e2e gpu-acceptance lint format docs clean help
+.PHONY: demo test gpu-acceptance lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -21,14 +21,8 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 	@$(BIN)/trtllm-pipeline generate --repository $(DEMO)/repository --max-tokens 300 "$(PROMPT)"
 	@printf '\nrepository: %s/repository\nreport:     %s/report.html (and .md, .json)\n' $(DEMO) $(DEMO)
 
-test: $(STAMP)  ## Runs unit, integration and end-to-end tests
-	$(BIN)/python -m pytest
-
-coverage: $(STAMP)  ## Unit and integration tests, and how much of the code they reach
-	$(BIN)/python -m pytest tests/unit tests/integration --cov --cov-report=term:skip-covered
-
-e2e: $(STAMP)  ## End-to-end tests
-	$(BIN)/python -m pytest tests/e2e
+test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
+	$(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
 	scripts/gpu-acceptance
