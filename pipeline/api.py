@@ -114,7 +114,7 @@ def run(
         until: The last stage to run; None runs all.
         progress: Is told what goes on, such as ``pipeline.progress.Lines(sys.stderr)``; None tells
             nobody.
-        on_stage: Called after each stage with its line of the plan and the seconds it took.
+        on_stage: Called after each stage with its planned stage and the seconds it took.
 
     Raises:
         UsageError: ``force`` or ``until`` names no stage of the recipe.
