@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
 from pipeline.failure import Failure
+from pipeline.model_checks import check_local_model
 from pipeline.planner import PlannedStage, plan_stage, stages_for
-from pipeline.preflight import check_local_model
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import check_texts
