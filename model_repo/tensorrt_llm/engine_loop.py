@@ -4,9 +4,12 @@ Each round takes cancellations, starts waiting requests for which there is room,
 step for all running ones and hands their new tokens out. Nobody else touches the pipeline, and the
 handles' blocking ``read()`` is only called when ``can_read()`` says there is something.
 
-Two properties of the engine shape this loop. When a step can schedule nothing, the engine drops
+Three properties of the engine shape this loop. When a step can schedule nothing, the engine drops
 *every* request as IGNORED, so whatever it dropped without being told to is started again with the
-tokens it had. And what is cancelled gives its blocks back only in the following step.
+tokens it had. What is cancelled gives its blocks back only in the following step. And of two
+prompts in one step that begin alike up to the middle of a KV block, one is computed on keys and
+values that are not the ones of its own beginning, where the engine finds that part of a block in
+its cache (openvino_genai 2026.4): so the second one waits until the first has its first token.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from typing import Any
 from .admission import Capacity, check_request
 from .engine_stats import EngineStats
 from .generation import Generation
-from .kv_blocks import KvBlocks
+from .kv_blocks import KvBlocks, shared_tokens
 from .request import GenerationRequest, RequestError, Sink
 from .sampling import generation_config
-from .settings import EngineSettings
+from .settings import TOKENS_PER_BLOCK, EngineSettings
 
 MAX_EVICTIONS = 8
 """Times in a row a request is started again without having gained a token."""
@@ -171,6 +174,8 @@ class EngineLoop:
         while self._waiting:
             generation = self._waiting[0]
             request = generation.request
+            if self._shared is not None and self._shares_unfinished_block(generation):
+                return
             promised = self._capacity.take(
                 request.prompt.size, request.max_new_tokens, whole=generation.evictions > 0
             )
@@ -194,6 +199,14 @@ class EngineLoop:
             with self._lock:
                 self._waiting.popleft()
                 self._running.append(generation)
+
+    def _shares_unfinished_block(self, generation: Generation) -> bool:
+        """Whether its prompt begins as one that is being computed, up to the middle of a block."""
+        computing = [g for g in self._running if g.computes_prompt]
+        prompt = generation.prompt()[0] if computing else None
+        return any(
+            shared_tokens(prompt, other.prompt()[0]) % TOKENS_PER_BLOCK for other in computing
+        )
 
     def _step(self) -> float:
         leaving, self._leaving = self._leaving, []

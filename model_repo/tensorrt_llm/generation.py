@@ -51,6 +51,11 @@ class Generation:
         """Tokens it may still generate."""
         return self.request.max_new_tokens - len(self.generated)
 
+    @property
+    def computes_prompt(self) -> bool:
+        """Whether a token of it is yet to come, at first or anew after an eviction."""
+        return not self.first_token or self.evictions > 0
+
     def prompt(self) -> npt.NDArray[np.int64]:
         """int64 [1, n] for the engine: the prompt and, after an eviction, what followed it."""
         parts = (self.request.prompt, np.asarray(self.generated, np.int64))
@@ -61,7 +66,7 @@ class Generation:
 
         None while the prompt is being computed, at first or anew after an eviction.
         """
-        if not self.first_token or self.evictions:
+        if self.computes_prompt:
             return []
         newest = None if self._at_end_id else -1
         return [*self.request.prompt.tolist(), *self.generated[:newest]]

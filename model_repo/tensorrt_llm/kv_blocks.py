@@ -130,6 +130,13 @@ class KvBlocks:
         return next(self._clock)
 
 
+def shared_tokens(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
+    """How many tokens two prompts have in common at their beginning."""
+    length = min(one.size, other.size)
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if different.size else length
+
+
 def _keys(tokens: npt.NDArray[np.int64], key: bytes) -> list[bytes]:
     """Keys of the whole blocks of ``tokens``, which follow the tokens that ``key`` stands for."""
     keys = []
