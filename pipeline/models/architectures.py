@@ -134,7 +134,8 @@ class Architecture:
     Attributes:
         name: The entry of ``architectures`` in ``config.json``.
         model_type: Its ``model_type``, by which transformers chooses the classes.
-        tokenizer_class: What AutoTokenizer takes where ``tokenizer_config.json`` names no class.
+        tokenizer_class: What AutoTokenizer takes where ``tokenizer_config.json`` names no class;
+            empty where it takes none.
         reads: Every key that transformers' configuration and modeling classes of this type read
             beside the shared ones, and what it takes for one that ``config.json`` leaves out. Null
             has the same meaning as in the file: to be derived from other keys, or none.

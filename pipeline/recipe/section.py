@@ -69,6 +69,15 @@ class Section(BaseModel):
         }
         return {k: v for k, v in values.items() if v is not None or k not in defaulted}
 
+    def read_by(self, target: str) -> dict[str, Any]:
+        """The keys that a target reads, as JSON values: all that are not another target's own."""
+        others = {
+            name
+            for name, field in type(self).model_fields.items()
+            if any(isinstance(mark, ReadBy) and mark.target != target for mark in field.metadata)
+        }
+        return self.model_dump(mode="json", exclude=others)
+
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """The model of the keys below a field; None for a field that has a value of its own."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from pipeline.planner import STAGES, key_material
+from pipeline.recipe.compile import CompileSection, PluginSection
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.section import ReadBy
 from pipeline.stages import served
 from pipeline.stages.base import Stage
-from pipeline.targets import get_target
+from pipeline.targets import TARGETS, get_target
 from tests.conftest import PROJECT
 
 STAGE = {stage.name: stage for stage in STAGES}
@@ -63,6 +66,19 @@ def test_what_the_target_does_not_read_builds_nothing_again(
 def test_what_the_target_reads_builds_the_engine_again(target: str, setting: str) -> None:
     chosen, stage = f"compile.target={target}", STAGE["compile"]
     assert material(stage, chosen, setting) != material(stage, chosen)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_options_of_a_new_target_build_no_engine_of_another_again(target: str) -> None:
+    class More(CompileSection):
+        third: Annotated[PluginSection, ReadBy("third")] = PluginSection()
+        shared: int = 1
+
+    before = recipe(f"compile.target={target}")
+    after = before.model_copy(update={"compile": More(**dict(before.compile))})
+    added = get_target(target).section(after)["compile"]
+    assert added.pop("shared") == 1
+    assert added == get_target(target).section(before)["compile"]
 
 
 def test_a_section_has_the_names_of_the_recipe() -> None:

@@ -51,9 +51,10 @@ class OpenVinoTarget:
         return explain(recipe, facts)
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """``compile`` without the options of GPUs; the ranks are the checkpoint's."""
-        others = {"gpu", "tensorrt", "tensor_parallel", "pipeline_parallel"}
-        return {"compile": recipe.compile.model_dump(mode="json", exclude=others)}
+        """``compile`` without the options of other targets; the ranks are the checkpoint's."""
+        section = recipe.compile.read_by(self.name)
+        del section["tensor_parallel"], section["pipeline_parallel"]
+        return {"compile": section}
 
     def tools(self) -> Mapping[str, str]:
         """Versions of OpenVINO, OpenVINO GenAI and NumPy, and of the graph this package builds."""

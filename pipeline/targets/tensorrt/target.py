@@ -59,7 +59,7 @@ class TensorRtTarget:
         return Explanation(preview_lines(explained), explained.as_dict())
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """``compile`` without the CPU's options and ``workers``; and what decides FP8 attention."""
+        """What it reads of ``compile``, but not ``workers``; and what decides FP8 attention."""
         return build_section(recipe)
 
     def tools(self) -> Mapping[str, str]:

@@ -198,7 +198,7 @@ def build_section(recipe: Recipe) -> dict[str, Any]:
 
     ``workers`` is how many ranks are built at the same time: the engine is the same.
     """
-    section = recipe.compile.model_dump(mode="json", exclude={"openvino"})
+    section = recipe.compile.read_by("tensorrt")
     del section["tensorrt"]["workers"]
     return {
         "compile": section,
