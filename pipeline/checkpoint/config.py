@@ -157,7 +157,7 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
         raise CheckpointError(
             f"{', '.join(missing)} is missing",
             where=where,
-            why="TensorRT-LLM would take its own default without a word",
+            why="TensorRT-LLM would silently use its own default",
             fix="Export the checkpoint again with trtllm-pipeline run",
         )
     source_form = {

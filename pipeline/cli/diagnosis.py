@@ -35,5 +35,5 @@ def diagnose() -> list[Finding]:
 
 def _pinned(package: str, wanted: str, extra: str, reason: str) -> Finding:
     found = installed(package)
-    advice = f"{wanted} is wanted: {reason}. {install(extra)}"
+    advice = f"{wanted} is needed: {reason}. {install(extra)}"
     return Finding(package, found or "absent", found == wanted, advice)

@@ -324,5 +324,5 @@ def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, 
             f"{facts.architecture} cannot be used",
             where=where,
             why="; ".join(reasons),
-            fix="Use another model; with another config.json this one would not be itself",
+            fix="Use another model; editing config.json would change what this one computes",
         )

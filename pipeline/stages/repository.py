@@ -170,7 +170,7 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
     for name, reason in artifact.facts.get("switched_off", {}).items():
         if name in recipe.serve.model_fields_set:
             raise UnsupportedError(
-                f"{name} is asked for, but this engine cannot do it",
+                f"{name} is set, but this engine does not support it",
                 where=recipe.place(f"serve.{name}"),
                 why=reason[:1].upper() + reason[1:],
                 fix=f"Set serve.{name} to false, or leave it out",
