@@ -57,7 +57,7 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts of one model that every stage agrees on.
+    """What every stage and target computes a model from.
 
     Attributes:
         rotary_base: Rope theta.
