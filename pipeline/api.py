@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.findings import Finding
+from pipeline.model_checks import check_hub_model, check_local_model, check_model, explain_engine
 from pipeline.planner import PlannedStage, build_plan, stages_for
-from pipeline.preflight import check_hub_model, check_local_model, check_model, explain
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
@@ -91,7 +91,7 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
         findings=remarks(recipe, facts, directory),
-        engine=explain(recipe, facts),
+        engine=explain_engine(recipe, facts),
         obstacle=_obstacle(recipe),
     )
 
@@ -114,7 +114,7 @@ def run(
         until: The last stage to run; None runs all.
         progress: Is told what goes on, such as ``pipeline.progress.Lines(sys.stderr)``; None tells
             nobody.
-        on_stage: Called after each stage with its line of the plan and the seconds it took.
+        on_stage: Called after each stage with its planned stage and the seconds it took.
 
     Raises:
         UsageError: ``force`` or ``until`` names no stage of the recipe.

@@ -35,7 +35,7 @@ Status = Literal["cached", "run", "waits"]
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of the plan.
+    """A stage as a run would find it: cached, to run, or waiting.
 
     Attributes:
         stage: The stage.
@@ -94,7 +94,7 @@ def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[Pl
     Raises:
         PipelineError: A stage's inputs outside the store are missing or unusable.
     """
-    planned: list[PlannedStage] = []
+    plan: list[PlannedStage] = []
     done: dict[str, Artifact] = {}
     stages = stages_for(recipe)
     names = {stage.name for stage in stages}
@@ -103,13 +103,13 @@ def build_plan(recipe: Recipe, store: Store, lock: Mapping[str, Any]) -> list[Pl
         missing = [name for name in wanted if name not in done]
         if missing:
             more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-            planned.append(PlannedStage(stage, "waits", f"needs {', '.join(missing[:2])}{more}"))
+            plan.append(PlannedStage(stage, "waits", f"needs {', '.join(missing[:2])}{more}"))
             continue
-        line = plan_stage(stage, recipe, {name: done[name] for name in wanted}, store, lock)
-        planned.append(line)
-        if line.artifact:
-            done[stage.name] = line.artifact
-    return planned
+        planned = plan_stage(stage, recipe, {name: done[name] for name in wanted}, store, lock)
+        plan.append(planned)
+        if planned.artifact:
+            done[stage.name] = planned.artifact
+    return plan
 
 
 def plan_stage(

@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
 from pipeline.failure import Failure
+from pipeline.model_checks import check_local_model
 from pipeline.planner import PlannedStage, plan_stage, stages_for
-from pipeline.preflight import check_local_model
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import check_texts
@@ -62,7 +62,7 @@ def run_recipe(
         progress: Where stages report.
         force: Names of stages to run even if cached.
         until: The last stage to run; None runs all.
-        on_stage: Called after each stage with its line and the seconds it took.
+        on_stage: Called after each stage with its planned stage and the seconds it took.
 
     Raises:
         RecipeError: A text cannot be read; nothing was done yet.
@@ -120,21 +120,25 @@ class _Run:
         """
         inputs = {name: _artifact(self.done[name]) for name in stage.inputs if name in self.done}
         started = time.monotonic()
-        line = plan_stage(stage, self.recipe, inputs, self.store, self.lock, failure=self.failure)
-        if line.artifact is None or stage.name in self.force:
+        planned = plan_stage(
+            stage, self.recipe, inputs, self.store, self.lock, failure=self.failure
+        )
+        if planned.artifact is None or stage.name in self.force:
             if all(earlier.status == "cached" for earlier in self.done.values()):
                 # The first stage that really runs: better to miss a package now than hours later.
                 check_installed(need for later in left for need in later.needs(self.recipe))
             context = StageContext(self.recipe, inputs, self.outputs, self.progress, self.failure)
             with self._remembering(stage):
-                line = self._build(line, context)
-        self.done[stage.name] = line
+                planned = self._build(planned, context)
+        self.done[stage.name] = planned
         # At once: what is not in the lock may be pruned while the next stage reads it.
         with self.store.writing():
-            write_lock(self.lock_path, {name: _entry(line) for name, line in self.done.items()})
-        self.on_stage(line, time.monotonic() - started)
+            write_lock(
+                self.lock_path, {name: _entry(planned) for name, planned in self.done.items()}
+            )
+        self.on_stage(planned, time.monotonic() - started)
         with self._remembering(stage):
-            stage.check(self.recipe, _artifact(line))
+            stage.check(self.recipe, _artifact(planned))
         self.passed.add(stage.name)
         for made in self.done.values():
             place = made.stage.deployment
@@ -148,8 +152,8 @@ class _Run:
             The names of the folders, by stage.
         """
         kept = {}
-        for name, line in self.done.items():
-            place = line.stage.deployment
+        for name, planned in self.done.items():
+            place = planned.stage.deployment
             if not (place and place.folder and place.after) or place.after in self.passed:
                 continue
             if name not in self.passed:
@@ -157,7 +161,7 @@ class _Run:
             failed = self.failure and self.failure.verdict and self.failure.stage == place.after
             said = f": {self.failure.error['what']}" if self.failure and failed else ""
             self.deployed[name] = set_aside(
-                _artifact(line),
+                _artifact(planned),
                 self.outputs / place.folder,
                 self.store,
                 "failed" if failed else "unverified",
@@ -196,8 +200,8 @@ class _Run:
                 self.failure = Failure(stage.name, verdict, error.as_dict())
             raise
 
-    def _build(self, line: PlannedStage, context: StageContext) -> PlannedStage:
-        stage, key, material, store = line.stage, line.key, line.material, self.store
+    def _build(self, planned: PlannedStage, context: StageContext) -> PlannedStage:
+        stage, key, material, store = planned.stage, planned.key, planned.material, self.store
         assert key is not None
         assert material is not None
         forced = stage.name in self.force
@@ -205,8 +209,8 @@ class _Run:
             artifact, _ = store.get(stage.name, key)
             if artifact and not forced:
                 # Another process built it while this one waited for the lock.
-                return replace(line, status="cached", artifact=artifact)
-            context.progress.note(f"{stage.name}: {stage.title} ({line.reason or 'forced'})")
+                return replace(planned, status="cached", artifact=artifact)
+            context.progress.note(f"{stage.name}: {stage.title} ({planned.reason or 'forced'})")
             with store.workspace(stage.name, key) as directory:
                 started = time.monotonic()
                 try:
@@ -226,31 +230,31 @@ class _Run:
                     facts=facts,
                     seconds=time.monotonic() - started,
                 )
-        return replace(line, artifact=artifact)
+        return replace(planned, artifact=artifact)
 
-    def _deploy(self, line: PlannedStage, place: Deployment) -> None:
-        artifact = _artifact(line)
+    def _deploy(self, planned: PlannedStage, place: Deployment) -> None:
+        artifact = _artifact(planned)
         if place.folder:
             target = release(artifact, self.outputs / place.folder, self.store)
-            self.deployed[line.stage.name] = target
+            self.deployed[planned.stage.name] = target
         for name in place.files:
             target, content = self.outputs / name, (artifact.path / name).read_bytes()
             if not _holds(target, content):
                 with self.store.writing():
                     write_atomically(target, content)
-            self.deployed[line.stage.name] = target
+            self.deployed[planned.stage.name] = target
 
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
 
 
-def _artifact(line: PlannedStage) -> Artifact:
-    if line.artifact is None:
-        raise PipelineError(f"{line.stage.name} has no artifact")
-    return line.artifact
+def _artifact(planned: PlannedStage) -> Artifact:
+    if planned.artifact is None:
+        raise PipelineError(f"{planned.stage.name} has no artifact")
+    return planned.artifact
 
 
-def _entry(line: PlannedStage) -> dict[str, Any]:
+def _entry(planned: PlannedStage) -> dict[str, Any]:
     """What the lock records of a stage that was brought up to date."""
-    return {"key": line.key, "digest": _artifact(line).digest, "material": line.material}
+    return {"key": planned.key, "digest": _artifact(planned).digest, "material": planned.material}

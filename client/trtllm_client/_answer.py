@@ -16,7 +16,7 @@ from trtllm_client._wire import decode_outputs
 Value = TypeVar("Value")
 
 
-class Answer:
+class StreamState:
     """Turns responses into chunks and knows when the answer is complete.
 
     Args:

@@ -22,7 +22,7 @@ from trtllm_client._wire import Outputs, decode_outputs, stop_request
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from trtllm_client._request import Sampling
+    from trtllm_client._request import SamplingOptions
 
 
 class AsyncClient:
@@ -67,7 +67,7 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """See :meth:`Client.generate`."""
         prepared = self._settings.prepare(
@@ -82,7 +82,7 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See :meth:`Client.stream`; what goes wrong at the server comes with the pieces."""
         prepared = self._settings.prepare(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
-from trtllm_client._answer import Answer, collect
+from trtllm_client._answer import StreamState, collect
 from trtllm_client._errors import Cancelled, ClientError, error_from_status, went_silent
 from trtllm_client._grpc import Message, grpc, grpc_aio
 from trtllm_client._request import Chunk, Completion
@@ -40,7 +40,7 @@ class AsyncStream:
         self._prepared = prepared
         self._deadline = prepared.deadline()
         self._address = address
-        self._answer = Answer(address, expects_data=prepared.expects_data)
+        self._state = StreamState(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
         self._refused: ClientError | None = None
         self._call = call(self._messages(ask))
@@ -88,25 +88,25 @@ class AsyncStream:
                 return
             self._prepared = self._prepared.suited_to(traits)
             if traits.accumulates:
-                self._answer.accumulates()
+                self._state.accumulates()
         yield self._prepared.message
 
     async def _read(self) -> Chunk:
         while True:
             response = await self._wait()
-            chunk = self._answer.feed(response)
+            chunk = self._state.feed(response)
             if chunk is not None:
                 return chunk
 
     async def _wait(self) -> Any:
-        limit = CLOSE_TIMEOUT_S if self._answer.complete else self._prepared.stall_timeout
+        limit = CLOSE_TIMEOUT_S if self._state.complete else self._prepared.stall_timeout
         loop = asyncio.get_running_loop()
         alarm = None if limit is None else loop.call_later(limit, self._give_up)
         try:
             response = await self._call.read()
         except asyncio.CancelledError as error:
             # gRPC raises it for a cancelled call as well as for a cancelled task.
-            if self._answer.complete and self._stalled:
+            if self._state.complete and self._stalled:
                 raise StopAsyncIteration from None
             if self._refused:
                 raise self._refused from error
@@ -114,7 +114,7 @@ class AsyncStream:
                 raise self._failure(None) from error
             raise
         except grpc.RpcError as error:
-            if self._answer.complete:
+            if self._state.complete:
                 # The whole answer is here; how the connection ended changes nothing.
                 raise StopAsyncIteration from None
             raise self._failure(error) from error
@@ -122,12 +122,12 @@ class AsyncStream:
             if alarm:
                 alarm.cancel()
         if response is grpc_aio.EOF:
-            self._answer.end()
+            self._state.end()
             raise StopAsyncIteration
         return response
 
     def _give_up(self) -> None:
-        if not self._answer.complete and self._prepared.stall_timeout is None:
+        if not self._state.complete and self._prepared.stall_timeout is None:
             return  # meanwhile it is known that the model answers once, at the end
         self._stalled = True
         self._call.cancel()
@@ -145,7 +145,7 @@ class AsyncStream:
 
     def _failure(self, error: Any) -> ClientError:
         """The error for a call that ended with a gRPC error; None stands for a cancelled call."""
-        received = self._answer.received
+        received = self._state.received
         if self._stalled:
             return went_silent(self._address, self._prepared.stall_timeout, received)
         if self._cancelled:

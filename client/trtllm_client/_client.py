@@ -19,15 +19,15 @@ from trtllm_client._grpc import GRPCInferenceServiceStub, Message, grpc, message
 from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from trtllm_client._request import Completion, GenerateRequest
 from trtllm_client._settings import INFO_TIMEOUT_S, Prepared, Settings
+from trtllm_client._stall_timer import StallTimer
 from trtllm_client._stream import Stream
 from trtllm_client._traits import Traits
-from trtllm_client._watchdog import Watchdog
 from trtllm_client._wire import Outputs, Tensors, decode_outputs, decode_tensors, stop_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from trtllm_client._request import Sampling
+    from trtllm_client._request import SamplingOptions
 
 
 class Client:
@@ -78,7 +78,7 @@ class Client:
         self.model = model
         self._channel = open_channel(self._settings.endpoint, tls, grpc)
         self._stub = GRPCInferenceServiceStub(self._channel)
-        self._watchdog = Watchdog()
+        self._stall_timer = StallTimer()
         self._traits: dict[str, Traits] = {}
 
     def generate(
@@ -87,7 +87,7 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """The whole answer in one response.
 
@@ -112,7 +112,7 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **sampling: Unpack[SamplingOptions],
     ) -> Stream:
         """The answer in pieces, as it is generated; arguments as for :meth:`generate`.
 
@@ -263,7 +263,7 @@ class Client:
             )
         except ValueError as error:  # so says gRPC of a closed channel
             raise client_closed(self.url) from error
-        return Stream(call, prepared, self.url, self._watchdog)
+        return Stream(call, prepared, self.url, self._stall_timer)
 
     def _call(
         self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S

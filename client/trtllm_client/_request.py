@@ -99,7 +99,7 @@ class GenerateRequest:
             _check_text("request_id", self.request_id)
 
 
-class Sampling(TypedDict, total=False):
+class SamplingOptions(TypedDict, total=False):
     """The fields of :class:`GenerateRequest` after its prompt, as keyword arguments."""
 
     max_tokens: int | None

@@ -20,7 +20,7 @@ from trtllm_client._traits import Traits
 from trtllm_client._wire import answer_whole, encode_request
 
 if TYPE_CHECKING:
-    from trtllm_client._request import Sampling
+    from trtllm_client._request import SamplingOptions
 
 # Everything but generation answers at once; longer than this is an outage.
 INFO_TIMEOUT_S = 10.0
@@ -118,7 +118,7 @@ class Settings:
     def prepare(
         self,
         request: GenerateRequest | str | bytes,
-        sampling: Sampling,
+        sampling: SamplingOptions,
         *,
         model: str | None,
         timeout: float | None,

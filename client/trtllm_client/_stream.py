@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from trtllm_client._answer import Answer, collect
+from trtllm_client._answer import StreamState, collect
 from trtllm_client._errors import Cancelled, ClientError, error_from_status, went_silent
 from trtllm_client._grpc import grpc
 from trtllm_client._request import Chunk, Completion
 from trtllm_client._settings import CLOSE_TIMEOUT_S, Prepared
-from trtllm_client._watchdog import Watchdog
+from trtllm_client._stall_timer import StallTimer
 
 
 class Stream:
@@ -26,18 +26,20 @@ class Stream:
         give_up_at: When the present wait is too long, in ``time.monotonic`` seconds.
     """
 
-    def __init__(self, call: Any, prepared: Prepared, address: str, watchdog: Watchdog) -> None:
+    def __init__(
+        self, call: Any, prepared: Prepared, address: str, stall_timer: StallTimer
+    ) -> None:
         self.request_id: str = prepared.message.id
         self.give_up_at: float | None = None
         self._call = call
         self._prepared = prepared
         self._deadline = prepared.deadline()
         self._address = address
-        self._watchdog = watchdog
-        self._answer = Answer(address, expects_data=prepared.expects_data)
+        self._stall_timer = stall_timer
+        self._state = StreamState(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
         # The wait for the end of the stream is limited even where that for an answer is not.
-        watchdog.watch(self, min(prepared.stall_timeout or CLOSE_TIMEOUT_S, CLOSE_TIMEOUT_S))
+        stall_timer.watch(self, min(prepared.stall_timeout or CLOSE_TIMEOUT_S, CLOSE_TIMEOUT_S))
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -59,7 +61,7 @@ class Stream:
 
     def accumulates(self) -> None:
         """Says, before anything is read, that each response holds the whole text so far."""
-        self._answer.accumulates()
+        self._state.accumulates()
 
     def completion(self) -> Completion:
         """What is left of the answer as a whole: all of it if nothing was read before."""
@@ -74,7 +76,7 @@ class Stream:
         """Ends the request if it is still running."""
         self._closed = True
         self._call.cancel()
-        self._watchdog.release(self)
+        self._stall_timer.release(self)
 
     def give_up(self) -> None:
         """Ends a wait that lasted too long."""
@@ -84,20 +86,20 @@ class Stream:
     def _read(self) -> Chunk:
         while True:
             response = self._wait()
-            chunk = self._answer.feed(response)
+            chunk = self._state.feed(response)
             if chunk is not None:
                 return chunk
 
     def _wait(self) -> Any:
-        limit = CLOSE_TIMEOUT_S if self._answer.complete else self._prepared.stall_timeout
+        limit = CLOSE_TIMEOUT_S if self._state.complete else self._prepared.stall_timeout
         self.give_up_at = None if limit is None else time.monotonic() + limit
         try:
             return next(self._call)
         except StopIteration:
-            self._answer.end()
+            self._state.end()
             raise
         except grpc.RpcError as error:
-            if self._answer.complete:
+            if self._state.complete:
                 # The whole answer is here; how the connection ended changes nothing.
                 raise StopIteration from None
             raise self._failure(error) from error
@@ -105,7 +107,7 @@ class Stream:
             self.give_up_at = None
 
     def _failure(self, error: Any) -> ClientError:
-        received = self._answer.received
+        received = self._state.received
         if self._stalled:
             return went_silent(self._address, self._prepared.stall_timeout, received)
         if self._cancelled:

@@ -35,11 +35,11 @@ from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models
-from .completion import Completion
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
 from .request_parameters import unknown_parameters
+from .text_answer import TextAnswer
 from .watcher import Watched, Watcher
 
 # What leaves things as they are; whatever the engine can do, this model makes one text per request.
@@ -216,7 +216,7 @@ class TritonPythonModel:
         facts = index_of(index, len(shared.engine_ids))
         if _scalar(inputs, "return_num_input_tokens"):
             facts["num_input_tokens"] = tokens["input_lengths"]
-        completion = Completion(
+        answer = TextAnswer(
             self._tokenizer,
             stop_words=stop_words,
             include_stop_word=self._include_stop_word,
@@ -239,21 +239,21 @@ class TritonPythonModel:
         abandoned = False
         try:
             for outputs in responses:
-                response = completion.take(outputs)
-                if completion.complete:
+                response = answer.take(outputs)
+                if answer.complete:
                     break
                 if response is not None and not reply.send(response):
                     abandoned = True
                     break
             if not abandoned:
-                reply.send(completion.finish(), last=True)
+                reply.send(answer.finish(), last=True)
         except CallError:
             raise  # the engine has ended the request itself
         except Exception:
             self._models.stop(engine_id)
             _read_rest(responses)
             raise
-        if completion.stopped or abandoned:
+        if answer.stopped or abandoned:
             self._models.stop(engine_id)
         _read_rest(responses)
 

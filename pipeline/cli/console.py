@@ -46,24 +46,24 @@ def print_warning(repository: Path | None) -> None:
         print(f"warning: {repository}: {warning}", file=sys.stderr, flush=True)
 
 
-def stage_line(line: PlannedStage, seconds: float | None = None) -> str:
+def stage_line(planned: PlannedStage, seconds: float | None = None) -> str:
     """One line about a stage: name, what happened or will, key."""
-    key = line.key[:12] if line.key else "-" * 12
-    if line.status == "cached":
-        return f"{line.stage.name:<11} cached  {key}"
+    key = planned.key[:12] if planned.key else "-" * 12
+    if planned.status == "cached":
+        return f"{planned.stage.name:<11} cached  {key}"
     if seconds is None:
-        return f"{line.stage.name:<11} {line.status:<6}  {key}  {line.reason}"
-    return f"{line.stage.name:<11} done    {key}  {seconds:6.1f} s  ({line.reason})"
+        return f"{planned.stage.name:<11} {planned.status:<6}  {key}  {planned.reason}"
+    return f"{planned.stage.name:<11} done    {key}  {seconds:6.1f} s  ({planned.reason})"
 
 
-def stage_dict(line: PlannedStage, seconds: float | None = None) -> dict[str, Any]:
+def stage_dict(planned: PlannedStage, seconds: float | None = None) -> dict[str, Any]:
     """The same as JSON."""
     return {
-        "stage": line.stage.name,
-        "status": line.status,
-        "reason": line.reason,
-        "key": line.key,
-        "digest": line.artifact.digest if line.artifact else None,
-        "path": str(line.artifact.path) if line.artifact else None,
+        "stage": planned.stage.name,
+        "status": planned.status,
+        "reason": planned.reason,
+        "key": planned.key,
+        "digest": planned.artifact.digest if planned.artifact else None,
+        "path": str(planned.artifact.path) if planned.artifact else None,
         "seconds": None if seconds is None else round(seconds, 3),
     }

@@ -7,19 +7,19 @@ import sys
 
 from pipeline.dependencies import MODELOPT, TRANSFORMERS, install, installed
 from pipeline.targets import TARGETS, get_target
-from pipeline.targets.base import Finding, look_for
+from pipeline.targets.base import Diagnosis, look_for
 
 
-def diagnose() -> list[Finding]:
+def diagnose() -> list[Diagnosis]:
     """Looks at Python, the packages that every target needs, and each target's own."""
     shared = [
-        Finding(
+        Diagnosis(
             "Python",
             platform.python_version(),
             (3, 10) <= sys.version_info[:2] <= (3, 12),
             "Use Python 3.10 to 3.12: ModelOpt 0.37 supports no other",
         ),
-        Finding("platform", f"{platform.system()} {platform.machine()}"),
+        Diagnosis("platform", f"{platform.system()} {platform.machine()}"),
         _pinned("nvidia-modelopt", MODELOPT, "quantize", "it writes the pinned checkpoint format"),
         _pinned(
             "transformers",
@@ -33,7 +33,7 @@ def diagnose() -> list[Finding]:
     return shared + [finding for name in TARGETS for finding in get_target(name).findings()]
 
 
-def _pinned(package: str, wanted: str, extra: str, reason: str) -> Finding:
+def _pinned(package: str, wanted: str, extra: str, reason: str) -> Diagnosis:
     found = installed(package)
     advice = f"{wanted} is needed: {reason}. {install(extra)}"
-    return Finding(package, found or "absent", found == wanted, advice)
+    return Diagnosis(package, found or "absent", found == wanted, advice)

@@ -28,7 +28,7 @@ def plan(
         print_json(
             {
                 "recipe": loaded.name,
-                "stages": [stage_dict(line) for line in found.stages],
+                "stages": [stage_dict(planned) for planned in found.stages],
                 "end_ids": end_ids.as_dict() if end_ids else None,
                 "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
@@ -36,7 +36,7 @@ def plan(
             }
         )
         return
-    print("\n".join(stage_line(line) for line in found.stages))
+    print("\n".join(stage_line(planned) for planned in found.stages))
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     print("\n".join(["", *named, *finding_lines(found.findings)]))
     if engine:

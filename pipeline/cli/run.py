@@ -30,12 +30,12 @@ def run(
     from pipeline.planner import PlannedStage, stages_for
 
     loaded = api.load_recipe(recipe, overrides or ())
-    lines = []
+    stages = []
 
-    def on_stage(line: PlannedStage, seconds: float) -> None:
-        lines.append(stage_dict(line, seconds))
+    def on_stage(planned: PlannedStage, seconds: float) -> None:
+        stages.append(stage_dict(planned, seconds))
         if not output.json:
-            print(stage_line(line, seconds), flush=True)
+            print(stage_line(planned, seconds), flush=True)
 
     result = api.run(
         loaded,
@@ -52,7 +52,7 @@ def run(
                 "recipe": loaded.name,
                 "outputs": str(result.outputs),
                 "deployed": deployed,
-                "stages": lines,
+                "stages": stages,
             }
         )
         return

@@ -1,4 +1,4 @@
-"""The surroundings ModelOpt and transformers run in: offline, quiet, repeatable."""
+"""How ModelOpt and transformers are run: offline, quiet and repeatably."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def surroundings(progress: Progress) -> Iterator[None]:
+def offline_and_quiet(progress: Progress) -> Iterator[None]:
     """Keeps libraries off the network and off the terminal; their warnings become notes.
 
     ModelOpt prints to standard output, which belongs to ``--json``.

@@ -69,11 +69,11 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     from pipeline.quantize.loading import count_parameters
     from pipeline.reference.comparison import finite_or_none, summarize
-    from pipeline.source.runtime import deterministic, surroundings
+    from pipeline.source.runtime import deterministic, offline_and_quiet
 
     recipe, source = context.recipe, context.inputs["source"].path
     engine = get_target(recipe.compile.target).evaluation(recipe, context.progress)
-    with surroundings(context.progress), deterministic(count_parameters(source)):
+    with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
         windows = _windows(context, engine.longest_window if engine else None)
         scores, activations = _scores(context, windows)
     summary = {**summarize(scores), "activations": activations.as_dict()}

@@ -70,7 +70,7 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.quantize.calibrate import calibrate
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import count_parameters, load_model
-    from pipeline.source.runtime import deterministic, surroundings
+    from pipeline.source.runtime import deterministic, offline_and_quiet
 
     recipe, source = context.recipe, context.inputs["source"].path
     facts = ModelFacts.from_directory(source)
@@ -78,7 +78,7 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"{finding.severity}: {finding.what}. {finding.why}")
     texts = _calibration_texts(context)
     tokens = 0
-    with surroundings(context.progress), deterministic(count_parameters(source)):
+    with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
         require("modelopt.torch.export", "quantize")
         model = load_model(source, recipe)
         if texts:

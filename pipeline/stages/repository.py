@@ -219,10 +219,10 @@ def _deliver_generation_config(snapshot: Path, target: Path) -> None:
 
 def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
     """The tokenizer that calibration and evaluation used, with texts that prove it."""
-    from pipeline.source.runtime import surroundings
+    from pipeline.source.runtime import offline_and_quiet
 
     snapshot = context.inputs["source"].path
-    with surroundings(context.progress):
+    with offline_and_quiet(context.progress):
         tokenizer = open_tokenizer(
             snapshot, trust_remote_code=context.recipe.model.trust_remote_code
         )

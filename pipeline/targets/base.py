@@ -31,7 +31,7 @@ Raises:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of ``doctor``.
 
     Attributes:
@@ -47,7 +47,7 @@ class Finding:
     advice: str = ""
 
 
-def look_for(package: str, extra: str, use: str) -> Finding:
+def look_for(package: str, extra: str, use: str) -> Diagnosis:
     """Says whether a distribution is installed, and what it is for where it is not.
 
     Args:
@@ -56,7 +56,7 @@ def look_for(package: str, extra: str, use: str) -> Finding:
         use: What needs it.
     """
     found = installed(package)
-    return Finding(package, found or "absent", found is not None, f"For {use}. {install(extra)}")
+    return Diagnosis(package, found or "absent", found is not None, f"For {use}. {install(extra)}")
 
 
 @dataclass(frozen=True)
@@ -226,5 +226,5 @@ class Target(Protocol):
             UnsupportedError: No known image can read the engine.
         """
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Diagnosis]:
         """Says what ``doctor`` should know about this machine and the target."""

@@ -12,7 +12,7 @@ from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
 from trtllm_client import AsyncClient, Client, Completion, InvalidRequest, Tls
 
 Details = dict[str, Any]
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 _FEWEST = 16
 
 DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVIDIA's does"
@@ -180,7 +180,7 @@ def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
     return make
 
 
-def as_long_as_accepted(tokens: int, ask: Callable[[int], Answer]) -> Answer:
+def as_long_as_accepted(tokens: int, ask: Callable[[int], Result]) -> Result:
     """Asks for so many tokens, and for half as many for as long as the server refuses that.
 
     Raises:

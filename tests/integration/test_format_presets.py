@@ -9,7 +9,7 @@ import pytest
 from pipeline.dependencies import require
 from pipeline.formats import FORMATS, KV_CACHES, Format
 from pipeline.progress import Silent
-from pipeline.source.runtime import surroundings
+from pipeline.source.runtime import offline_and_quiet
 
 # ModelOpt's num_bits: bits of an integer, or of exponent and mantissa.
 NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}
@@ -18,7 +18,7 @@ QUANTIZING = [row for row in FORMATS.values() if row.quantizes]
 
 @pytest.fixture(scope="module")
 def mtq() -> Any:
-    with surroundings(Silent()):
+    with offline_and_quiet(Silent()):
         return require("modelopt.torch.quantization", "quantize")
 
 

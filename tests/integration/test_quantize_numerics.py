@@ -20,7 +20,7 @@ from pipeline.progress import Silent
 from pipeline.quantize.calibrate import calibrate
 from pipeline.quantize.export import export
 from pipeline.quantize.loading import load_model
-from pipeline.source.runtime import deterministic, surroundings
+from pipeline.source.runtime import deterministic, offline_and_quiet
 from pipeline.source.texts import batches, load_tokenizer, read_texts, sample, token_rows
 from tests.integration.quantize_support import ARCHITECTURES, FORMATS, recipe, write_source
 
@@ -50,7 +50,7 @@ def test_every_linear_equals_modelopts(
     facts = ModelFacts.from_directory(source)
     texts = sample(read_texts(source / "calibration.txt"), 24, seed=1234)
     rows = token_rows(texts, load_tokenizer(source), 30)
-    with surroundings(Silent()), deterministic(parameters=1), torch.inference_mode():
+    with offline_and_quiet(Silent()), deterministic(parameters=1), torch.inference_mode():
         model = calibrate(
             load_model(source, settings), settings.quantize, batches(rows, 12), Silent()
         )

@@ -80,7 +80,9 @@ def undeclared(
         "quantize.calibration.text": str(root / "other.txt"),
         "evaluate.text": str(root / "other.txt"),
     }
-    artifacts = {name: line.artifact for name, line in result.stages.items() if line.artifact}
+    artifacts = {
+        name: planned.artifact for name, planned in result.stages.items() if planned.artifact
+    }
     found = set()
     for name, keys in reads.items():
         stage = result.stages[name].stage

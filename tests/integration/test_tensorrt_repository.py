@@ -109,7 +109,9 @@ def test_a_whole_run_in_the_pinned_container(
         gpus="2",
     )
     built = run_recipe(recipe, BuildDir(tmp_path / "build"), Silent(), until="repository")
-    facts = {name: line.artifact.facts for name, line in built.stages.items() if line.artifact}
+    facts = {
+        name: planned.artifact.facts for name, planned in built.stages.items() if planned.artifact
+    }
     assert facts["evaluate"]["engine_perplexity"] > 1
     vocabulary = ModelFacts.from_directory(PROJECT / str(recipe.model.source)).vocab_size
     assert [len(tokens) for tokens in facts["compile"]["smoke"]] == [16, 16, 16]

@@ -71,8 +71,8 @@ def test_a_recipe_is_read_with_overrides() -> None:
 
 def test_a_plan_says_what_a_run_would_do(demo: Recipe, tmp_path: Path) -> None:
     plan = pipeline.plan(demo, tmp_path)
-    assert [line.stage.name for line in plan.stages] == STAGES
-    assert [line.status for line in plan.stages] == ["run", *["waits"] * 7]
+    assert [planned.stage.name for planned in plan.stages] == STAGES
+    assert [planned.status for planned in plan.stages] == ["run", *["waits"] * 7]
     assert plan.stages[0].reason == "never ran"
     ends = json.loads((PROJECT / demo.model.source / "generation_config.json").read_text())
     assert plan.end_ids is not None
@@ -122,7 +122,7 @@ def test_a_run_returns_its_artifacts(
         recipe,
         str(tmp_path / "build"),
         until="quantize",
-        on_stage=lambda line, _seconds: told.append(f"{line.stage.name} {line.status}"),
+        on_stage=lambda planned, _seconds: told.append(f"{planned.stage.name} {planned.status}"),
     )
     assert told == ["source run", "quantize run"]
     assert result.outputs == tmp_path / "build" / "t"

@@ -20,6 +20,13 @@ def life_of_a_request() -> str:
     return text.partition("## Life of a request")[2].partition("\n## ")[0]
 
 
+def house() -> list[str]:
+    """The first cell of each row of the house's table."""
+    text = (PROJECT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("## The house")[2].partition("\n## ")[0]
+    return re.findall(r"^\| (`.*?) \|", table, re.M)
+
+
 def missing(text: str) -> list[str]:
     """The files and names of a page that are not there."""
     found = []
@@ -48,6 +55,21 @@ def test_the_life_of_a_request_names_what_is_there() -> None:
     assert [int(step) for step in steps] == list(range(1, 11))
     assert len(NAMED.findall(text)) > 20
     assert missing(text) == []
+
+
+def test_each_row_of_the_house_names_what_is_there() -> None:
+    rows = house()
+    assert len(rows) > 20
+    named = set()
+    for row in rows:
+        first, *others = re.findall(r"`([^`]+)`", row)
+        # The first is named from the root, the others beside it.
+        named |= {PROJECT / first, *((PROJECT / first).parent / other for other in others)}
+    assert [path for path in named if not path.exists()] == []
+    package = PROJECT / "pipeline"
+    rooms = {path for path in package.iterdir() if path.suffix == ".py" and path.name[0] != "_"}
+    rooms |= {path.parent for path in package.glob("*/__init__.py")}
+    assert rooms - named == set()
 
 
 @pytest.mark.parametrize("page", ["docs/adding.md", "docs/python.md"])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pipeline.cli.diagnosis import diagnose
-from pipeline.targets.base import Finding
+from pipeline.targets.base import Diagnosis
 from pipeline.targets.openvino import doctor as cpu_doctor
 from pipeline.targets.tensorrt import doctor as gpu_doctor
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
@@ -24,7 +24,7 @@ def _doctor(
     *,
     docker: bool = False,
     tensorrt_llm: str | None = None,
-) -> dict[str, Finding]:
+) -> dict[str, Diagnosis]:
     monkeypatch.setattr(gpu_doctor, "inspect_machine", lambda: machine)
     monkeypatch.setattr(
         gpu_doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if docker else None

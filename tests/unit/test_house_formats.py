@@ -49,7 +49,7 @@ PLACES = {
     "pipeline/targets/openvino/linears.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "builds the graph of each that the CPU executes"
     ),
-    "pipeline/targets/openvino/preflight.py": _place(
+    "pipeline/targets/openvino/refusals.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "says which have such a graph, without importing OpenVINO"
     ),
     "model_repo/tensorrt_llm/settings.py": _place(

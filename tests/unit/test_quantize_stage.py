@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import RecipeError
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
-from pipeline.source.runtime import surroundings
+from pipeline.source.runtime import offline_and_quiet
 from pipeline.stages import quantize
 from tests.conftest import PROJECT
 
@@ -78,7 +78,7 @@ def test_surroundings_pass_on_only_warnings_that_say_something(
             notes.append(message)
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with surroundings(Notes()):
+    with offline_and_quiet(Notes()):
         assert os.environ["HF_HUB_OFFLINE"] == "1"
         print("chatter")
         warnings.warn("Enable lm_head quantization. It may lose accuracy.", stacklevel=1)

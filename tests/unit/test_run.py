@@ -80,7 +80,10 @@ class House:
     def reasons(self, *overrides: str) -> dict[str, str]:
         recipe = load_recipe(self.path, overrides)
         lock = read_lock(self.build.outputs(recipe) / "lock.json")
-        return {line.stage.name: line.reason for line in build_plan(recipe, self.build.store, lock)}
+        return {
+            planned.stage.name: planned.reason
+            for planned in build_plan(recipe, self.build.store, lock)
+        }
 
 
 @pytest.fixture
@@ -96,9 +99,9 @@ def test_a_second_run_does_nothing(house: House) -> None:
     assert house.calls == ["source", "quantize", "compile"]
     second = house.run()
     assert house.calls == ["source", "quantize", "compile"]
-    assert {line.status for line in second.stages.values()} == {"cached"}
-    assert [line.key for line in second.stages.values()] == [
-        line.key for line in first.stages.values()
+    assert {planned.status for planned in second.stages.values()} == {"cached"}
+    assert [planned.key for planned in second.stages.values()] == [
+        planned.key for planned in first.stages.values()
     ]
 
 

@@ -26,7 +26,7 @@ from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
 from pipeline.targets import get_target
-from pipeline.targets.base import Finding, Target
+from pipeline.targets.base import Diagnosis, Target
 from tests.conftest import PROJECT
 
 SERVED = ["repository", "verify", "bench"]
@@ -72,7 +72,7 @@ class ExportTarget:
     def serve_command(self, *_: Any) -> Any:
         raise AssertionError
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Diagnosis]:
         return []
 
 
@@ -183,7 +183,7 @@ def test_the_command_says_where_the_export_is(
 
 def test_a_target_is_imported_when_it_is_asked_for() -> None:
     code = (
-        "import sys, pipeline.planner, pipeline.preflight\n"
+        "import sys, pipeline.planner, pipeline.model_checks\n"
         "from pipeline.targets import TARGETS, get_target\n"
         "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
         "assert loaded() == set(), loaded()\n"

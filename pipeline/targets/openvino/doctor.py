@@ -5,17 +5,17 @@ from __future__ import annotations
 from pipeline.dependencies import install, installed
 from pipeline.formats import FORMATS, either
 from pipeline.processor import has_vnni
-from pipeline.targets.base import Finding, look_for
+from pipeline.targets.base import Diagnosis, look_for
 
 
-def findings() -> list[Finding]:
+def findings() -> list[Diagnosis]:
     """Looks for the packages of the CPU target and at the processor's INT8 instructions."""
     return [
         look_for("openvino", "cpu", "compiling for the CPU"),
         look_for("openvino-genai", "cpu", "serving the CPU engine"),
         look_for("nvidia-pytriton", "cpu", "the Triton server without a container"),
         _int8_products(has_vnni()),
-        Finding(
+        Diagnosis(
             "target openvino",
             *_can("openvino", "openvino-genai", "nvidia-pytriton"),
             install("cpu"),
@@ -23,9 +23,9 @@ def findings() -> list[Finding]:
     ]
 
 
-def _int8_products(vnni: bool | None) -> Finding:
+def _int8_products(vnni: bool | None) -> Diagnosis:
     if vnni is None:
-        return Finding("INT8 products", "not known", True, "")
+        return Diagnosis("INT8 products", "not known", True, "")
     quantized = [row for row in FORMATS.values() if row.quantizes]
     integers = either(row for row in quantized if row.activations == "int8")
     others = either(row for row in quantized if row.activations == "float")
@@ -33,7 +33,7 @@ def _int8_products(vnni: bool | None) -> Finding:
         f"This processor has no VNNI, so {integers} is computed in float32: exactly, and more "
         f"slowly than INT8. {others} needs none"
     )
-    return Finding("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
+    return Diagnosis("INT8 products", "VNNI" if vnni else "in float32", vnni, advice)
 
 
 def _can(*packages: str) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from pipeline.checkpoint.layout import Array, Linear
 from pipeline.errors import CompileError
 from pipeline.formats import NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
 from pipeline.targets.openvino.ops import Node, as_float32, floats, integers, stored, stored_int4
-from pipeline.targets.openvino.preflight import EXECUTED_FORMATS
+from pipeline.targets.openvino.refusals import EXECUTED_FORMATS
 
 
 class Linears:

@@ -11,8 +11,8 @@ from pipeline.errors import UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import Explanation, Finding, ServeCommand, Target
-from pipeline.targets.openvino import preflight
+from pipeline.targets.base import Diagnosis, Explanation, ServeCommand, Target
+from pipeline.targets.openvino.refusals import refuse_unsupported
 from pipeline.triton.parameters import EngineModel
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class OpenVinoTarget:
         Raises:
             UnsupportedError: Naming the recipe's key, the reason and the remedy.
         """
-        preflight.check(recipe, facts)
+        refuse_unsupported(recipe, facts)
 
     def explain(self, recipe: Recipe, facts: ModelFacts) -> Explanation:
         """Describes the engine and what it takes of this machine's memory."""
@@ -141,7 +141,7 @@ class OpenVinoTarget:
         """
         raise _only_for_gpus(repository)
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""
         from pipeline.targets.openvino.doctor import findings
 

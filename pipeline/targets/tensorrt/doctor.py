@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from pipeline.dependencies import installed
-from pipeline.targets.base import Finding
+from pipeline.targets.base import Diagnosis
 from pipeline.targets.tensorrt.environment import inspect_machine
 from pipeline.targets.tensorrt.toolchain import (
     BULLETINS,
@@ -17,7 +17,7 @@ from pipeline.targets.tensorrt.toolchain import (
 )
 
 
-def findings() -> list[Finding]:
+def findings() -> list[Diagnosis]:
     """Looks at GPUs, driver, docker and TensorRT-LLM, and says what is known about the pin."""
     engine, machine = installed("tensorrt-llm"), inspect_machine()
     docker = shutil.which("docker")
@@ -31,39 +31,39 @@ def findings() -> list[Finding]:
     elif machine.gpus and docker and driver_fits and engine is None:
         how = "in the container"
     return [
-        Finding(
+        Diagnosis(
             "tensorrt-llm",
             engine or "absent",
             engine in (None, TENSORRT_LLM),
             f"Use {TENSORRT_LLM}: {ENGINE_FLOW_REMOVED} and later have no engine flow; "
             f"the image is {container.image}",
         ),
-        Finding(
+        Diagnosis(
             "NVIDIA GPU",
             gpus or "absent",
             bool(machine.gpus),
             f"{machine.problem}; plan and pre-flight need none, building and serving engines do",
         ),
-        Finding(
+        Diagnosis(
             "NVIDIA driver",
             machine.driver or "absent",
             driver_fits,
             f"CUDA {container.cuda} of {container.tag} needs {wanted}, or forward compatibility "
             "on a data-center GPU",
         ),
-        Finding(
+        Diagnosis(
             "docker",
             docker or "absent",
             docker is not None or engine == TENSORRT_LLM,
             "Install Docker and the NVIDIA container toolkit to use the pinned container",
         ),
-        Finding(
+        Diagnosis(
             "target tensorrt",
             how,
             how != "absent",
             f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image}",
         ),
-        Finding(
+        Diagnosis(
             "security",
             f"{len(BULLETINS)} notices",
             False,

@@ -10,10 +10,10 @@ from pipeline.dependencies import Requirements, installed
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import EngineEvaluation, Explanation, Finding, ServeCommand, Target
+from pipeline.targets.base import Diagnosis, EngineEvaluation, Explanation, ServeCommand, Target
 from pipeline.targets.tensorrt.environment import engine_tools
-from pipeline.targets.tensorrt.plan import preflight
 from pipeline.targets.tensorrt.plan.build_config import build_section
+from pipeline.targets.tensorrt.plan.preview import preview_here, refuse_errors
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 from pipeline.triton.parameters import EngineModel
 
@@ -45,7 +45,7 @@ class TensorRtTarget:
         """
         if (found := installed("tensorrt-llm")) is not None:
             check_tensorrt_llm(found)
-        preflight.check(recipe, facts)
+        refuse_errors(recipe, facts)
 
     def explain(self, recipe: Recipe, facts: ModelFacts) -> Explanation:
         """Predicts what ``trtllm-build`` makes of the recipe, and what fits the GPU.
@@ -53,10 +53,10 @@ class TensorRtTarget:
         Raises:
             RecipeError: ``compile.gpu`` is not in the table.
         """
-        from pipeline.targets.tensorrt.plan.lines import preflight_lines
+        from pipeline.targets.tensorrt.plan.lines import preview_lines
 
-        explained = preflight.explain(recipe, facts)
-        return Explanation(preflight_lines(explained), explained.as_dict())
+        explained = preview_here(recipe, facts)
+        return Explanation(preview_lines(explained), explained.as_dict())
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """``compile`` without the CPU's options and ``workers``; and what decides FP8 attention."""
@@ -162,7 +162,7 @@ class TensorRtTarget:
             orchestrator=options.orchestrator,
         )
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""
         from pipeline.targets.tensorrt.doctor import findings
 

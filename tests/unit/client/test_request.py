@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.client.fake_triton import Asked, piece
 from trtllm_client import GenerateRequest, InvalidRequest, ServerFailed, encode_request
-from trtllm_client._request import Sampling
+from trtllm_client._request import SamplingOptions
 from trtllm_client._wire import add_input, decode_outputs
 
 
@@ -110,9 +110,9 @@ def test_what_was_not_checked_and_cannot_be_sent_is_refused_all_the_same(fields)
 
 def test_keyword_arguments_are_the_fields_of_a_request():
     fields = {field.name for field in dataclasses.fields(GenerateRequest)}
-    assert set(Sampling.__annotations__) == fields - {"prompt"}
+    assert set(SamplingOptions.__annotations__) == fields - {"prompt"}
     hints = get_type_hints(GenerateRequest)
-    assert get_type_hints(Sampling) == {name: hints[name] for name in fields - {"prompt"}}
+    assert get_type_hints(SamplingOptions) == {name: hints[name] for name in fields - {"prompt"}}
 
 
 def test_outputs_are_decoded_by_their_type():

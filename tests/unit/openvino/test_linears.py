@@ -13,7 +13,7 @@ from pipeline.checkpoint.layout import Linear
 from pipeline.errors import CompileError
 from pipeline.formats import ALGOS
 from pipeline.targets.openvino.linears import Linears, nibbles_along_rows
-from pipeline.targets.openvino.preflight import EXECUTED_ALGOS
+from pipeline.targets.openvino.refusals import EXECUTED_ALGOS
 from tests.unit.checkpoint.test_dequantize import pack
 
 EXACT = {

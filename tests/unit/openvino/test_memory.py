@@ -12,7 +12,7 @@ from pipeline.targets.openvino.memory import (
     machine_memory,
     weight_bytes,
 )
-from tests.unit.openvino.test_preflight import recipe
+from tests.unit.openvino.test_refusals import recipe
 from tests.unit.openvino.test_rope import facts
 
 MEMINFO = "MemTotal:       8000 kB\nMemFree:        1000 kB\nMemAvailable:   2000 kB\n"

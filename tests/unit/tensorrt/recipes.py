@@ -10,7 +10,7 @@ from pipeline.findings import Finding
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.tensorrt.plan.preflight import Preflight, inspect
+from pipeline.targets.tensorrt.plan.preview import EnginePreview, preview_engine
 
 from ...conftest import PROJECT
 
@@ -45,13 +45,13 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def preflight(folder: Path, *overrides: str, of: str | ModelFacts = "llama-3.1-8b") -> Preflight:
+def preview(folder: Path, *overrides: str, of: str | ModelFacts = "llama-3.1-8b") -> EnginePreview:
     """The pre-flight of that recipe for a model."""
     facts = model(of) if isinstance(of, str) else of
-    return inspect(recipe(folder, *overrides), facts)
+    return preview_engine(recipe(folder, *overrides), facts)
 
 
-def found(result: Preflight, what: str) -> Finding:
+def found(result: EnginePreview, what: str) -> Finding:
     """The one finding whose text contains ``what``."""
     (finding,) = [f for f in result.effective.findings if what in f.what]
     return finding

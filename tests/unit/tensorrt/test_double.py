@@ -19,7 +19,7 @@ from pipeline.targets.tensorrt.build.engine import compare
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
-from pipeline.targets.tensorrt.plan.preflight import Effective, predict
+from pipeline.targets.tensorrt.plan.preview import Effective, predict_build
 from tests.doubles.trtllm_build import arguments, checkpoint, overrides
 from tests.doubles.trtllm_build.command import build_config
 from tests.unit.tensorrt.build_support import (
@@ -131,7 +131,7 @@ def test_the_preflight_alone_knows_that_old_gpus_have_no_kernels(
 
 def effective(requested: BuildConfig, facts: CheckpointFacts, sm: int) -> Effective:
     """The prediction for a GPU of that compute capability."""
-    return predict(requested, facts, Gpu("some", sm, 80 * GIB))
+    return predict_build(requested, facts, Gpu("some", sm, 80 * GIB))
 
 
 @pytest.mark.parametrize(("quantization", "kv_cache"), COMBINATIONS)

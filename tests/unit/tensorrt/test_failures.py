@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.targets.tensorrt.build.failures import CAUSES, diagnose
+from pipeline.targets.tensorrt.build.failures import CAUSES, explain_failure
 
 # (line of a log, part of the cause, part of the remedy)
 RECORDED = [
@@ -94,7 +94,7 @@ RECORDED = [
 @pytest.mark.parametrize(("line", "why", "fix"), RECORDED)
 def test_a_recorded_message(line: str, why: str, fix: str) -> None:
     noise = ["[TRT-LLM] [I] Set PluginConfig.context_fmha to True.", "Traceback (most recent):"]
-    failure = diagnose([*noise, line, "AssertionError: Engine building failed"], 1)
+    failure = explain_failure([*noise, line, "AssertionError: Engine building failed"], 1)
     assert why in failure.why
     assert fix in failure.fix
     assert failure.line == line[:300]
@@ -106,14 +106,14 @@ def test_the_specific_cause_wins_over_what_it_drags_along() -> None:
         "[TRT] [E] Error Code 2: OutOfMemory (Requested size was 1 bytes.)",
         "AssertionError: Engine building failed, please check the error log.",
     ]
-    assert "memory is too small" in diagnose(log, 1).why
-    assert "no kernel for a layer" in diagnose(log[:1], 1).why
-    assert "refuses this combination" in diagnose(log[2:], 1).why
+    assert "memory is too small" in explain_failure(log, 1).why
+    assert "no kernel for a layer" in explain_failure(log[:1], 1).why
+    assert "refuses this combination" in explain_failure(log[2:], 1).why
 
 
 @pytest.mark.parametrize("code", [-9, 137])
 def test_killed_without_a_word(code: int) -> None:
-    failure = diagnose(["[TRT-LLM] [I] Build TensorRT engine Unnamed Network 0"], code)
+    failure = explain_failure(["[TRT-LLM] [I] Build TensorRT engine Unnamed Network 0"], code)
     assert "out-of-memory killer" in failure.why
     assert failure.line == ""
 
@@ -127,7 +127,7 @@ def test_killed_without_a_word(code: int) -> None:
     ],
 )
 def test_an_unknown_cause_is_quoted(log: list[str], code: int, why: str) -> None:
-    assert diagnose(log, code).why == why
+    assert explain_failure(log, code).why == why
 
 
 def test_a_good_log_matches_no_cause() -> None:

@@ -17,13 +17,13 @@ from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.memory import activation_bytes, plan_memory, weight_bytes
 from pipeline.targets.tensorrt.trial.script_perplexity import KV_CACHE_FRACTION
 
-from .recipes import found, model, preflight
+from .recipes import found, model, preview
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3fn": 1}
 
 
 def test_llama_3_1_8b_int4_awq_on_one_l4(tmp_path: Path) -> None:
-    memory = preflight(tmp_path, "compile.gpu=L4").memory
+    memory = preview(tmp_path, "compile.gpu=L4").memory
     # qkv 6144 x 4096, dense 4096 x 4096, fc, gate and proj 14336 x 4096.
     values = 6144 * 4096 + 4096 * 4096 + 3 * 14336 * 4096
     assert values == 218_103_808
@@ -45,7 +45,7 @@ def test_llama_3_1_8b_int4_awq_on_one_l4(tmp_path: Path) -> None:
 
 
 def test_qwen2_5_7b_int8_sq_on_two_a10(tmp_path: Path) -> None:
-    result = preflight(
+    result = preview(
         tmp_path,
         "quantize.format=int8_sq",
         "compile.tensor_parallel=2",
@@ -70,7 +70,7 @@ def test_qwen2_5_7b_int8_sq_on_two_a10(tmp_path: Path) -> None:
 
 
 def test_llama_3_1_70b_fp8_with_fp8_cache_on_four_h100(tmp_path: Path) -> None:
-    result = preflight(
+    result = preview(
         tmp_path,
         "quantize.format=fp8",
         "quantize.kv_cache=fp8",
@@ -130,7 +130,7 @@ def test_weights_are_the_tensors_of_the_checkpoint(name: str, algo: str, tp: int
 
 def test_more_ranks_than_kv_heads_keep_copies(tmp_path: Path) -> None:
     tokens = {
-        tp: preflight(
+        tp: preview(
             tmp_path, "quantize.format=fp8", f"compile.tensor_parallel={tp}"
         ).memory.kv_bytes_per_token
         for tp in (1, 8, 16)
@@ -139,26 +139,26 @@ def test_more_ranks_than_kv_heads_keep_copies(tmp_path: Path) -> None:
 
 
 def test_pipeline_ranks_share_layers_and_cache(tmp_path: Path) -> None:
-    whole = preflight(tmp_path).memory
-    half = preflight(tmp_path, "compile.pipeline_parallel=2").memory
+    whole = preview(tmp_path).memory
+    half = preview(tmp_path, "compile.pipeline_parallel=2").memory
     assert half.kv_bytes_per_token * 2 == whole.kv_bytes_per_token
     assert half.weights < whole.weights * 0.51
 
 
 def test_a_last_block_counts_whole(tmp_path: Path) -> None:
-    memory = preflight(tmp_path, "compile.max_seq_len=8161").memory
+    memory = preview(tmp_path, "compile.max_seq_len=8161").memory
     assert memory.kv_bytes_per_sequence == 8192 * memory.kv_bytes_per_token
 
 
 def test_limits_of_the_cache(tmp_path: Path) -> None:
-    few = preflight(tmp_path, "compile.gpu=H200", "serve.max_tokens_in_paged_kv_cache=20000").memory
+    few = preview(tmp_path, "compile.gpu=H200", "serve.max_tokens_in_paged_kv_cache=20000").memory
     assert (few.kv_tokens, few.sequences) == (20000, 2)
-    half = preflight(tmp_path, "compile.gpu=L4", "serve.kv_cache_free_gpu_mem_fraction=0.45").memory
+    half = preview(tmp_path, "compile.gpu=L4", "serve.kv_cache_free_gpu_mem_fraction=0.45").memory
     assert half.kv_pool == pytest.approx(13.16 * GIB / 2, rel=1e-3)
 
 
 def test_without_a_gpu_there_is_no_capacity(tmp_path: Path) -> None:
-    result = preflight(tmp_path)
+    result = preview(tmp_path)
     assert result.memory.sequences is None
     assert result.memory.weights == 5_702_557_696
     assert found(result, "nothing that depends on the GPU").severity == "note"
@@ -173,7 +173,7 @@ def test_prompt_logits_are_counted() -> None:
 
 
 def test_the_evaluation_engine_of_a_full_gpu_has_room_for_a_window(tmp_path: Path) -> None:
-    result = preflight(tmp_path, "quantize.format=float16", "compile.gpu=L4", of="qwen3-8b")
+    result = preview(tmp_path, "quantize.format=float16", "compile.gpu=L4", of="qwen3-8b")
     serving = result.effective.config
     assert result.memory.sequences
     serve = ServeSection(kv_cache_free_gpu_mem_fraction=KV_CACHE_FRACTION)

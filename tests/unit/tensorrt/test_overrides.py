@@ -12,7 +12,7 @@ from pipeline.targets.tensorrt.plan.build_config import BuildConfig, PluginConfi
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.overrides import apply_overrides
 
-from .recipes import model, preflight, recipe
+from .recipes import model, preview, recipe
 
 CONFIG = BuildConfig(
     max_batch_size=8,
@@ -133,7 +133,7 @@ def test_reduce_fusion_is_for_llama_on_several_ranks(
 
 
 def test_a_recipe_that_needs_no_override_gets_none(tmp_path: Path) -> None:
-    result = preflight(tmp_path, "compile.gpu=L4")
+    result = preview(tmp_path, "compile.gpu=L4")
     assert result.effective.config == result.requested
     assert {finding.severity for finding in result.effective.findings} <= {"note"}
     assert result.effective.kv_cache_reuse
@@ -141,7 +141,7 @@ def test_a_recipe_that_needs_no_override_gets_none(tmp_path: Path) -> None:
 
 
 def test_every_finding_names_a_key_that_the_recipe_has(tmp_path: Path) -> None:
-    result = preflight(
+    result = preview(
         tmp_path,
         "quantize.kv_cache=int8",
         "compile.gpu=B200",

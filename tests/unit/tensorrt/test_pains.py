@@ -22,11 +22,11 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.preflight import check_model
+from pipeline.model_checks import check_model
 from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.build.engine import write_manifest
-from pipeline.targets.tensorrt.build.failures import diagnose
+from pipeline.targets.tensorrt.build.failures import explain_failure
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.serve.backend import build_parameters
@@ -42,7 +42,7 @@ from ..checkpoint.support import INT8, config, int8_tensors, write_checkpoint
 from ..model_repo.test_detokenizer import byte_level
 from ..triton.tensorrt import LLAMA_8B, LLAMA_70B, engine_config, write_repository
 from ..triton.tensorrt import recipe as triton_recipe
-from .recipes import DATA, found, model, preflight, recipe
+from .recipes import DATA, found, model, preview, recipe
 
 ENDPOINTS = Endpoints("127.0.0.1")
 L4 = InstalledGpu(0, "GPU-0", "NVIDIA L4", 89, 23034)
@@ -67,7 +67,7 @@ def _checked(folder: Path, name: str, *overrides: str) -> None:
 
 def test_01_an_engine_of_another_version_names_the_image(tmp_path: Path) -> None:
     line = "Serialization assertion stdVersionRead == serializationVersion failed. Version tag does"
-    failure = diagnose([f"[TRT] [E] {line} not match."], 1)
+    failure = explain_failure([f"[TRT] [E] {line} not match."], 1)
     assert DEFAULT_CONTAINER.image in failure.fix
     assert serving_container({"tensorrt_llm": "1.2.1", "tensorrt": TENSORRT}) == DEFAULT_CONTAINER
     with pytest.raises(UnsupportedError, match="no container is known with TensorRT-LLM 0"):
@@ -101,7 +101,7 @@ def test_03_a_version_without_engines_is_refused_with_the_way_out(version: str) 
 
 
 def test_04_smoothquant_is_per_channel_and_measured(tmp_path: Path) -> None:
-    result = preflight(tmp_path, "quantize.format=int8_sq", "evaluate=null")
+    result = preview(tmp_path, "quantize.format=int8_sq", "evaluate=null")
     assert result.checkpoint.quant_algo == "W8A8_SQ_PER_CHANNEL"
     assert found(result, "nothing measures").severity == "warning"
     assert "smoothquant_alpha" in found(result, "close look").remedy
@@ -119,7 +119,7 @@ def test_05_smoothquant_of_each_model_and_tp_is_known(tmp_path: Path, name: str,
     facts = model(name)
     assert (facts.rotary_scaling is not None) is (name == "llama-3.1-8b")
     assert facts.attention_bias is (name == "qwen2.5-7b")
-    result = preflight(tmp_path, *overrides, of=name)
+    result = preview(tmp_path, *overrides, of=name)
     assert not [f for f in result.effective.findings if f.severity == "error"]
 
 
@@ -160,11 +160,11 @@ def test_07_a_missing_scale_is_found_in_the_checkpoint(tmp_path: Path, scale: st
 
 def test_08_an_int8_kv_cache_is_off_and_explained(tmp_path: Path) -> None:
     assert recipe(tmp_path).quantize.kv_cache is None
-    result = preflight(tmp_path, "quantize.kv_cache=int8")
+    result = preview(tmp_path, "quantize.kv_cache=int8")
     assert not result.effective.kv_cache_reuse
     assert not result.effective.chunked_context
     assert "one static scale per layer" in found(result, "INT8 KV cache costs").why
-    assert result.memory.kv_bytes_per_token == preflight(tmp_path).memory.kv_bytes_per_token // 2
+    assert result.memory.kv_bytes_per_token == preview(tmp_path).memory.kv_bytes_per_token // 2
 
 
 def test_09_kv_reuse_follows_the_engine_and_says_so(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_09_kv_reuse_follows_the_engine_and_says_so(tmp_path: Path) -> None:
     )
     assert parameters.values["enable_kv_cache_reuse"] == "false"
     assert "without use_paged_context_fmha" in parameters.switched_off["enable_kv_cache_reuse"]
-    said = found(preflight(tmp_path, "quantize.kv_cache=fp8"), "no KV cache reuse")
+    said = found(preview(tmp_path, "quantize.kv_cache=fp8"), "no KV cache reuse")
     assert "quantize.format to fp8" in said.remedy
 
 
@@ -197,7 +197,7 @@ def test_11_streaming_keeps_spaces_and_split_characters() -> None:
 def test_12_a_kv_cache_that_cannot_hold_a_sequence_is_told_before_the_start(
     tmp_path: Path,
 ) -> None:
-    tight = preflight(
+    tight = preview(
         tmp_path, "quantize.format=float16", "compile.gpu=L4", "compile.max_num_tokens=65536"
     )
     assert found(tight, "may not hold one sequence").severity == "warning"
@@ -230,15 +230,15 @@ def test_14_a_build_never_takes_upstreams_default_sizes(tmp_path: Path) -> None:
     flags = BuildConfig.from_recipe(load_recipe(path, ["compile.target=tensorrt"])).flags()
     assert flags[flags.index("--max_batch_size") + 1] == "32"  # upstream's is 2048
     assert flags[flags.index("--max_num_tokens") + 1] == "2048"
-    killed = diagnose([], -signal.SIGKILL)
+    killed = explain_failure([], -signal.SIGKILL)
     assert "out-of-memory killer" in killed.why
     assert "workers" in killed.fix
-    assert "GPU's memory" in diagnose(["[TRT] [E] Error Code 2: OutOfMemory"], 1).why
+    assert "GPU's memory" in explain_failure(["[TRT] [E] Error Code 2: OutOfMemory"], 1).why
 
 
 def test_15_context_logits_come_from_an_engine_of_their_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    result = preflight(tmp_path, "compile.tensorrt.gather_context_logits=true")
+    result = preview(tmp_path, "compile.tensorrt.gather_context_logits=true")
     assert "reuse is switched off" in found(result, "at run time").what
     built = BuildConfig.from_recipe(recipe(tmp_path))
     assert not built.gather_context_logits

@@ -34,7 +34,7 @@ from pipeline.targets.tensorrt.build.engine import (
     world_size,
     write_manifest,
 )
-from pipeline.targets.tensorrt.build.failures import diagnose
+from pipeline.targets.tensorrt.build.failures import explain_failure
 from pipeline.targets.tensorrt.build.log import BuildLog
 from pipeline.targets.tensorrt.build.timing_cache import (
     cache_name,
@@ -53,7 +53,7 @@ from pipeline.targets.tensorrt.environment import (
     toolkit,
 )
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
-from pipeline.targets.tensorrt.plan.preflight import Effective
+from pipeline.targets.tensorrt.plan.preview import Effective
 from pipeline.targets.tensorrt.process import run_logged
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 
@@ -162,7 +162,7 @@ def _run(job: _Job, progress: Progress) -> list[str]:
         environ = {**os.environ, **DEVICE_ORDER}
         ending = run_logged(job.command, output / LOG_NAME, log, environ, directory=output)
     if ending.returncode:
-        failure = diagnose(ending.tail, ending.returncode)
+        failure = explain_failure(ending.tail, ending.returncode)
         kept = job.keep_log()
         said = (
             f" It said: {failure.line}" if failure.line and failure.line not in failure.why else ""

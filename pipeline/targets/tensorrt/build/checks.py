@@ -15,7 +15,7 @@ from pipeline.targets.tensorrt.environment import Machine, Toolkit
 from pipeline.targets.tensorrt.gpus import find_gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
-from pipeline.targets.tensorrt.plan.preflight import Effective, predict
+from pipeline.targets.tensorrt.plan.preview import Effective, predict_build
 from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 
 
@@ -62,7 +62,7 @@ def predict_here(
                 why="An engine runs only on the GPU model it was built on",
                 fix="Build on that GPU, or change compile.gpu",
             )
-    prediction = predict(wanted, CheckpointFacts.from_checkpoint(pretrained), gpu)
+    prediction = predict_build(wanted, CheckpointFacts.from_checkpoint(pretrained), gpu)
     error = next((found for found in prediction.findings if found.severity == "error"), None)
     if error:
         raise UnsupportedError(

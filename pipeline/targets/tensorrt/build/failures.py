@@ -194,7 +194,7 @@ CAUSES = (
 )
 
 
-def diagnose(lines: Iterable[str], returncode: int) -> Failure:
+def explain_failure(lines: Iterable[str], returncode: int) -> Failure:
     """The most telling cause of a failed build.
 
     Args:

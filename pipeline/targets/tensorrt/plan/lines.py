@@ -9,7 +9,7 @@ from pipeline.findings import finding_lines
 from pipeline.tables import memory_size
 
 if TYPE_CHECKING:
-    from pipeline.targets.tensorrt.plan.preflight import Preflight
+    from pipeline.targets.tensorrt.plan.preview import EnginePreview
 
 MIB = 1 << 20
 SHOWN_PLUGINS = (
@@ -23,17 +23,17 @@ SHOWN_PLUGINS = (
 )
 
 
-def preflight_lines(preflight: Preflight) -> list[str]:
+def preview_lines(preview: EnginePreview) -> list[str]:
     """Effective build configuration, memory plan and findings."""
-    findings = finding_lines(preflight.effective.findings)
-    return [*_engine(preflight), "", *_memory(preflight), *findings]
+    findings = finding_lines(preview.effective.findings)
+    return [*_engine(preview), "", *_memory(preview), *findings]
 
 
-def _engine(preflight: Preflight) -> Iterator[str]:
-    checkpoint, effective = preflight.checkpoint, preflight.effective
+def _engine(preview: EnginePreview) -> Iterator[str]:
+    checkpoint, effective = preview.checkpoint, preview.effective
     config = effective.config
     kv_cache = f", {checkpoint.kv_cache_algo} KV cache" if checkpoint.kv_cache_algo else ""
-    gpu = preflight.gpu
+    gpu = preview.gpu
     where = f"{gpu.name} (SM {gpu.sm})" if gpu else "a GPU the recipe does not name"
     yield f"engine: {checkpoint.quant_algo}{kv_cache}, {checkpoint.world_size} x {where}"
     yield (
@@ -50,8 +50,8 @@ def _engine(preflight: Preflight) -> Iterator[str]:
     )
 
 
-def _memory(preflight: Preflight) -> Iterator[str]:
-    memory, checkpoint = preflight.memory, preflight.checkpoint
+def _memory(preview: EnginePreview) -> Iterator[str]:
+    memory, checkpoint = preview.memory, preview.checkpoint
     rank = "each GPU" if checkpoint.world_size > 1 else "the GPU"
     yield f"memory of {rank}:"
     yield f"  weights            {memory_size(memory.weights)}"
@@ -67,7 +67,7 @@ def _memory(preflight: Preflight) -> Iterator[str]:
     yield f"  left for KV cache  {memory_size(memory.kv_pool)}  {memory.kv_tokens} tokens"
     yield (
         f"  sequences          {memory.sequences:9d}      of max_seq_len together "
-        f"(max_batch_size {preflight.effective.config.max_batch_size})"
+        f"(max_batch_size {preview.effective.config.max_batch_size})"
     )
 
 

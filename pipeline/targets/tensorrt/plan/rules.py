@@ -2,7 +2,7 @@
 
 Sources: ``build()`` and ``PluginConfig.validate()`` of TensorRT-LLM 1.2 for the refusals,
 ``TrtGptModelInflightBatching`` for in-flight batching, and the public issues of both projects for
-the rest. What does not depend on the target is in :mod:`pipeline.preflight`.
+the rest. What does not depend on the target is in :mod:`pipeline.model_checks`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
         yield Finding("error", key, "the engine would not load", why, f"Set {key} to paged")
 
 
-def check_model(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
+def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """What the model's own limits and layers rule out."""
     model = checkpoint.model
     if model.head_size not in HEAD_SIZES:

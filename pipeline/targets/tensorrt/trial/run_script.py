@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.errors import MissingDependencyError, StageError
 from pipeline.store.digests import digest_of
 from pipeline.targets.tensorrt.build.engine import read_config, world_size
-from pipeline.targets.tensorrt.build.failures import diagnose
+from pipeline.targets.tensorrt.build.failures import explain_failure
 from pipeline.targets.tensorrt.build.timing_cache import keep_log
 from pipeline.targets.tensorrt.docker import bind, docker_run
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER, toolkit
@@ -129,7 +129,7 @@ def run_script(
                 "NCCL waits for, and NCCL_P2P_DISABLE=1 avoids a broken link between GPUs",
             )
         if ending.returncode or not result.is_file():
-            failure = diagnose(ending.tail, ending.returncode)
+            failure = explain_failure(ending.tail, ending.returncode)
             raise StageError(
                 f"{script.stem} failed on the engine",
                 where=str(keep_log(log, logs)),

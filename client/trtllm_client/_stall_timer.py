@@ -25,10 +25,10 @@ class Watched(Protocol):
     give_up_at: float | None
 
     def give_up(self) -> None:
-        """Ends the wait; called from the watchdog's thread."""
+        """Ends the wait; called from the timer's thread."""
 
 
-class Watchdog:
+class StallTimer:
     """One thread for all streams of a client; it lives while there are any."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Watchdog:
             self._tick = min(self._tick, within / 4)
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._run, name="client-watchdog", daemon=True).start()
+                threading.Thread(target=self._run, name="client-stall-timer", daemon=True).start()
 
     def release(self, stream: Watched) -> None:
         """Stops looking after a stream."""

@@ -44,7 +44,7 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     return facts
 
 
-def explain(recipe: Recipe, facts: ModelFacts) -> Explanation | None:
+def explain_engine(recipe: Recipe, facts: ModelFacts) -> Explanation | None:
     """What the engine will be; None for a target that has no more to say than the recipe does.
 
     Args:

@@ -37,7 +37,7 @@ _CUMULATIVE = frozenset(
 )
 
 
-class Completion:
+class TextAnswer:
     """The answer to one request so far.
 
     Args:

@@ -41,7 +41,7 @@ class Effective:
 
 
 @dataclass(frozen=True)
-class Preflight:
+class EnginePreview:
     """Everything known about an engine before it is built.
 
     Attributes:
@@ -75,7 +75,7 @@ class Preflight:
         }
 
 
-def predict(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -> Effective:
+def predict_build(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -> Effective:
     """What ``trtllm-build`` makes of a configuration.
 
     Args:
@@ -88,7 +88,7 @@ def predict(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -
         *rules.check_gpu(checkpoint, gpu),
         *rules.check_plugins(config, checkpoint, gpu),
         *rules.check_inflight_batching(config),
-        *rules.check_model(config, checkpoint),
+        *rules.check_model_limits(config, checkpoint),
         *overridden,
     ]
     paged = effective.kv_cache_type == "paged" and effective.plugin_config.use_paged_context_fmha
@@ -100,7 +100,7 @@ def predict(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -
     )
 
 
-def inspect(recipe: Recipe, facts: ModelFacts) -> Preflight:
+def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
     """The whole pre-flight of a recipe.
 
     Raises:
@@ -109,7 +109,7 @@ def inspect(recipe: Recipe, facts: ModelFacts) -> Preflight:
     gpu = find_gpu(recipe.compile.gpu, recipe.place("compile.gpu")) if recipe.compile.gpu else None
     checkpoint = CheckpointFacts.from_recipe(recipe, facts)
     requested = BuildConfig.from_recipe(recipe)
-    effective = predict(requested, checkpoint, gpu)
+    effective = predict_build(requested, checkpoint, gpu)
     memory = plan_memory(effective.config, checkpoint, recipe.serve, gpu)
     findings = (
         *effective.findings,
@@ -120,19 +120,19 @@ def inspect(recipe: Recipe, facts: ModelFacts) -> Preflight:
     order = ("error", "warning", "note")
     ordered = tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
     effective = replace(effective, findings=ordered)
-    return Preflight(requested, effective, checkpoint, gpu, memory)
+    return EnginePreview(requested, effective, checkpoint, gpu, memory)
 
 
-def explain(recipe: Recipe, facts: ModelFacts) -> Preflight:
-    """Inspects a recipe, and adds what this machine lacks for users planning elsewhere.
+def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
+    """Previews an engine, and adds what this machine lacks for users planning elsewhere.
 
     Raises:
         RecipeError: ``compile.gpu`` is not in the table.
     """
-    preflight = inspect(recipe, facts)
+    preview = preview_engine(recipe, facts)
     missing = missing_to_build()
     if not missing:
-        return preflight
+        return preview
     finding = Finding(
         "note",
         "compile.target",
@@ -141,18 +141,18 @@ def explain(recipe: Recipe, facts: ModelFacts) -> Preflight:
         "command that builds the engine elsewhere",
         "Run on the GPU machine, or set compile.target to openvino to serve on this one",
     )
-    findings = (*preflight.effective.findings, finding)
-    return replace(preflight, effective=replace(preflight.effective, findings=findings))
+    findings = (*preview.effective.findings, finding)
+    return replace(preview, effective=replace(preview.effective, findings=findings))
 
 
-def check(recipe: Recipe, facts: ModelFacts) -> None:
+def refuse_errors(recipe: Recipe, facts: ModelFacts) -> None:
     """Refuses what cannot be built or served.
 
     Raises:
         RecipeError: ``compile.gpu`` is not in the table.
         UnsupportedError: Naming the recipe's key, the reason and the remedy.
     """
-    errors = [f for f in inspect(recipe, facts).effective.findings if f.severity == "error"]
+    errors = [f for f in preview_engine(recipe, facts).effective.findings if f.severity == "error"]
     if errors:
         first, *others = errors
         also = "".join(f". Also: {error.what} ({recipe.place(error.key)})" for error in others)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from model_repo.tensorrt_llm_bls.completion import Completion
+from model_repo.tensorrt_llm_bls.text_answer import TextAnswer
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 from tests.unit.model_repo.upstream import text_of
 
@@ -23,12 +23,12 @@ def text(outputs: dict[str, Any] | None) -> str | None:
     return None if outputs is None else text_of(outputs)
 
 
-def completion(**changes: Any) -> Completion:
-    return Completion(TOKENIZER, **{"streaming": True, "max_tokens": 100, **changes})
+def answer(**changes: Any) -> TextAnswer:
+    return TextAnswer(TOKENIZER, **{"streaming": True, "max_tokens": 100, **changes})
 
 
 def test_each_piece_of_text_is_sent_once() -> None:
-    made = completion()
+    made = answer()
     assert text(made.take(engine(ids("Hello")))) == "Hello"
     assert text(made.take(engine(ids(" there")))) == " there"
     assert not made.complete
@@ -36,13 +36,13 @@ def test_each_piece_of_text_is_sent_once() -> None:
 
 
 def test_half_a_character_is_nothing_to_send_yet() -> None:
-    made, parts = completion(), ids("é")
+    made, parts = answer(), ids("é")
     assert made.take(engine(parts[:1])) is None
     assert text(made.take(engine(parts[1:]))) == "é"
 
 
 def test_the_last_allowed_token_is_left_for_the_final_response() -> None:
-    made = completion(max_tokens=3)
+    made = answer(max_tokens=3)
     assert text(made.take(engine(ids("ab")))) == "ab"
     assert made.take(engine(ids("c"))) is None
     assert made.complete
@@ -51,13 +51,13 @@ def test_the_last_allowed_token_is_left_for_the_final_response() -> None:
 
 
 def test_an_incomplete_character_at_the_end_is_not_swallowed() -> None:
-    made = completion(max_tokens=2)
+    made = answer(max_tokens=2)
     made.take(engine([*ids("a"), ids("é")[0]]))
     assert text(made.finish()) == "a\ufffd"
 
 
 def test_a_stop_word_over_several_responses_ends_the_text_before_it() -> None:
-    made = completion(stop_words=["END"])
+    made = answer(stop_words=["END"])
     assert text(made.take(engine(ids("fine E")))) == "fine "
     assert made.take(engine(ids("N"))) is None
     assert made.take(engine(ids("D and more"))) is None
@@ -67,32 +67,32 @@ def test_a_stop_word_over_several_responses_ends_the_text_before_it() -> None:
 
 
 def test_a_stop_word_can_be_part_of_the_text() -> None:
-    made = completion(stop_words=["END"], include_stop_word=True)
+    made = answer(stop_words=["END"], include_stop_word=True)
     made.take(engine(ids("fine END and more")))
     assert text(made.finish()) == "fine END"
 
 
 def test_a_beginning_of_a_stop_word_at_the_end_is_text() -> None:
-    made = completion(stop_words=["END"])
+    made = answer(stop_words=["END"])
     made.take(engine(ids("the E")))
     assert text(made.finish()) == "E"
 
 
 def test_without_streaming_everything_comes_at_the_end() -> None:
-    made = completion(streaming=False, prompt=ids("Say: "), echo=True)
+    made = answer(streaming=False, prompt=ids("Say: "), echo=True)
     assert made.take(engine(ids("Hel"))) is None
     assert made.take(engine(ids("lo"))) is None
     assert text(made.finish()) == "Say: Hello"
 
 
 def test_a_stop_word_in_the_prompt_does_not_count() -> None:
-    made = completion(streaming=False, prompt=ids("END "), echo=True, stop_words=["END"])
+    made = answer(streaming=False, prompt=ids("END "), echo=True, stop_words=["END"])
     made.take(engine(ids("Hello")))
     assert text(made.finish()) == "END Hello"
 
 
 def test_details_of_held_back_text_are_not_lost() -> None:
-    made, parts = completion(), ids("é!")
+    made, parts = answer(), ids("é!")
 
     def details(value: float) -> dict[str, np.ndarray]:
         return {
@@ -117,7 +117,7 @@ def test_details_of_held_back_text_are_not_lost() -> None:
 def test_answers_count_the_tokens_they_are_made_of() -> None:
     parts = ids("é!")
     facts = {"num_input_tokens": np.array([[7]], np.int32)}
-    made = completion(facts=facts, count_tokens=True, max_tokens=len(parts))
+    made = answer(facts=facts, count_tokens=True, max_tokens=len(parts))
     assert made.take(engine(parts[:1])) is None
     sent = made.take(engine(parts[1:2]))
     assert sent is not None
@@ -127,7 +127,7 @@ def test_answers_count_the_tokens_they_are_made_of() -> None:
     assert (last["num_input_tokens"].tolist(), last["num_output_tokens"].tolist()) == ([[7]], [[1]])
 
 
-def streamed(made: Completion, *texts: str) -> list[str]:
+def streamed(made: TextAnswer, *texts: str) -> list[str]:
     """The texts of the responses, the last one included."""
     sent = [made.take(engine(ids(part))) for part in texts]
     return [text_of(outputs) for outputs in [*sent, made.finish()] if outputs is not None]
@@ -135,23 +135,23 @@ def streamed(made: Completion, *texts: str) -> list[str]:
 
 def test_an_accumulated_stream_has_the_whole_text_so_far_in_each_response() -> None:
     """What end_to_end_grpc_client.py --overwrite-output-text has at the end is the last one."""
-    texts = streamed(completion(accumulate=True), "Once", " upon", " a time")
+    texts = streamed(answer(accumulate=True), "Once", " upon", " a time")
     assert texts == ["Once", "Once upon", "Once upon a time", "Once upon a time"]
 
 
 def test_an_accumulated_stream_ends_before_the_stop_word() -> None:
-    made = completion(accumulate=True, stop_words=["END"])
+    made = answer(accumulate=True, stop_words=["END"])
     assert streamed(made, "one ", "two E", "ND three") == ["one ", "one two ", "one two "]
 
 
 def test_accumulation_leaves_an_answer_in_one_response_alone() -> None:
-    made = completion(accumulate=True, streaming=False, prompt=ids("Say: "), echo=True)
+    made = answer(accumulate=True, streaming=False, prompt=ids("Say: "), echo=True)
     assert streamed(made, "Hel", "lo") == ["Say: Hello"]
 
 
 def test_counts_and_log_probabilities_do_not_accumulate() -> None:
     """In upstream's decode.py only the tokens to decode are joined."""
-    made = completion(accumulate=True, count_tokens=True)
+    made = answer(accumulate=True, count_tokens=True)
     one = np.array([[[-1.0]]], np.float32)
     sent = [made.take(engine(ids(letter), output_log_probs=one)) for letter in "ab"]
     assert [outputs["num_output_tokens"].tolist() for outputs in sent if outputs] == [[[1]], [[1]]]
@@ -167,7 +167,7 @@ def test_every_response_has_the_newest_performance_metrics() -> None:
             for name in ("kv_cache_alloc_new_blocks", "last_token_time_ns", "acceptance_rate")
         }
 
-    made = completion()
+    made = answer()
     parts = ids("aé")
     sent = [made.take(engine(parts[:1], **metrics(1)))]
     assert made.take(engine(parts[1:2], **metrics(2))) is None
@@ -178,7 +178,7 @@ def test_every_response_has_the_newest_performance_metrics() -> None:
 
 
 def test_a_stop_word_in_the_middle_still_leaves_the_metrics_in_the_last_response() -> None:
-    made = completion(stop_words=["END"])
+    made = answer(stop_words=["END"])
     made.take(engine(ids("one END"), kv_cache_alloc_new_blocks=np.array([[4]], np.int32)))
     assert made.stopped
     assert made.finish()["kv_cache_alloc_new_blocks"].tolist() == [[4]]

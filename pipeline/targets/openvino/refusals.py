@@ -15,7 +15,7 @@ EXECUTED_FORMATS = either(row for row in FORMATS.values() if row.quant_algo in E
 KV_CACHE_PRECISIONS = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "f16", "u8")}
 
 
-def check(recipe: Recipe, facts: ModelFacts) -> None:
+def refuse_unsupported(recipe: Recipe, facts: ModelFacts) -> None:
     """Raises UnsupportedError for what could only fail, or be served wrongly, later."""
     _check_format(recipe)
     _check_length(recipe, facts)

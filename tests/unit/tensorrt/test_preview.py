@@ -17,12 +17,12 @@ from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
-from pipeline.targets.tensorrt.plan.lines import preflight_lines
-from pipeline.targets.tensorrt.plan.preflight import check, explain, inspect
+from pipeline.targets.tensorrt.plan.lines import preview_lines
+from pipeline.targets.tensorrt.plan.preview import preview_engine, preview_here, refuse_errors
 from tests.doubles.trtllm_build.machine import pretend
 
 from ...conftest import PROJECT
-from .recipes import DATA, TEXT, found, model, preflight, recipe
+from .recipes import DATA, TEXT, found, model, preview, recipe
 
 PLUGINS = "compile.tensorrt.plugin_config"
 
@@ -104,7 +104,7 @@ def test_the_plan_says_what_this_machine_lacks(
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", **machine)
     monkeypatch.setattr(subprocess, "run", None)  # nothing is started to find out
-    result = explain(recipe(tmp_path), model("llama-3.1-8b"))
+    result = preview_here(recipe(tmp_path), model("llama-3.1-8b"))
     notes = [f for f in result.effective.findings if f.key == "compile.target"]
     if why is None:
         assert notes == []
@@ -118,7 +118,7 @@ def test_the_plan_says_what_this_machine_lacks(
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     overrides = (f"{PLUGINS}.remove_input_padding=false", "compile.gpu=B200")
     with pytest.raises(UnsupportedError, match=r"refused on B200.*Also: the engine would not"):
-        check(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
+        refuse_errors(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
 
 
 @pytest.mark.parametrize(
@@ -140,34 +140,34 @@ def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_combinations_that_work(tmp_path: Path, overrides: list[str]) -> None:
-    check(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
+    refuse_errors(recipe(tmp_path, *overrides), model("llama-3.1-8b"))
 
 
 def test_linear_rope_scaling_counts_and_llama3_does_not(tmp_path: Path) -> None:
     linear = model("llama-3.1-8b", rope_scaling={"rope_type": "linear", "factor": 2.0})
-    check(recipe(tmp_path, "compile.max_seq_len=262144"), linear)
+    refuse_errors(recipe(tmp_path, "compile.max_seq_len=262144"), linear)
     with pytest.raises(UnsupportedError, match="131072 positions"):
-        check(recipe(tmp_path, "compile.max_seq_len=262144"), model("llama-3.1-8b"))
+        refuse_errors(recipe(tmp_path, "compile.max_seq_len=262144"), model("llama-3.1-8b"))
 
 
 def test_a_sliding_window_bounds_the_sequence(tmp_path: Path) -> None:
     mistral = replace(model("llama-3.1-8b"), sliding_window=4096)
     with pytest.raises(UnsupportedError, match="sliding window of 4096"):
-        check(recipe(tmp_path), mistral)
+        refuse_errors(recipe(tmp_path), mistral)
 
 
 def test_long_prompts_without_chunked_context(tmp_path: Path) -> None:
-    chunked = preflight(tmp_path, "compile.max_num_tokens=2048")
+    chunked = preview(tmp_path, "compile.max_num_tokens=2048")
     assert not [f for f in chunked.effective.findings if "refused" in f.what]
-    whole = preflight(tmp_path, "compile.max_num_tokens=2048", "serve.enable_chunked_context=false")
+    whole = preview(tmp_path, "compile.max_num_tokens=2048", "serve.enable_chunked_context=false")
     finding = found(whole, "prompts of more than 2048 tokens are refused")
     assert "4096, or serve.enable_chunked_context to true" in finding.remedy
-    int8 = preflight(tmp_path, "compile.max_num_tokens=2048", "quantize.kv_cache=int8")
+    int8 = preview(tmp_path, "compile.max_num_tokens=2048", "quantize.kv_cache=int8")
     assert "enable_chunked_context" not in found(int8, "prompts of more than").remedy
 
 
 def test_prompt_logits_switch_reuse_off(tmp_path: Path) -> None:
-    result = preflight(tmp_path, "compile.tensorrt.gather_context_logits=true")
+    result = preview(tmp_path, "compile.tensorrt.gather_context_logits=true")
     assert not result.effective.kv_cache_reuse
     assert result.effective.chunked_context
     assert found(result, "reuse is switched off at run time").severity == "warning"
@@ -175,7 +175,7 @@ def test_prompt_logits_switch_reuse_off(tmp_path: Path) -> None:
 
 def test_a_full_gpu_is_warned_of_before_triton_refuses_it(tmp_path: Path) -> None:
     # 16.1 GiB of weights and 1 GiB of KV cache fit 22 GiB, 8 GiB of activations do not.
-    result = preflight(
+    result = preview(
         tmp_path, "quantize.format=float16", "compile.gpu=L4", "compile.max_num_tokens=65536"
     )
     assert result.memory.sequences == 0
@@ -184,7 +184,7 @@ def test_a_full_gpu_is_warned_of_before_triton_refuses_it(tmp_path: Path) -> Non
 
 def test_an_unknown_gpu_names_the_near_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no GPU H10-80GB.*Did you mean H100-80GB\?") as caught:
-        inspect(recipe(tmp_path, "compile.gpu=H10-80GB"), model("llama-3.1-8b"))
+        preview_engine(recipe(tmp_path, "compile.gpu=H10-80GB"), model("llama-3.1-8b"))
     assert caught.value.exit_code == 2
     with pytest.raises(RecipeError, match=r"table\. Known: A30, A100-40GB"):
         find_gpu("quantum", "here")
@@ -285,13 +285,13 @@ def test_the_plan_of_a_70b_takes_a_second_and_no_torch(tmp_path: Path) -> None:
 def test_the_inspection_itself_takes_milliseconds(tmp_path: Path) -> None:
     asked, facts = recipe(tmp_path, "compile.gpu=H200"), model("llama-3.1-70b")
     started = time.process_time()
-    inspect(asked, facts)
+    preview_engine(asked, facts)
     assert time.process_time() - started < 0.1
 
 
 def test_the_plan_is_printed(tmp_path: Path) -> None:
-    plan = preflight(tmp_path, "compile.gpu=L4", "quantize.kv_cache=int8")
-    text = "\n".join(preflight_lines(plan))
+    plan = preview(tmp_path, "compile.gpu=L4", "quantize.kv_cache=int8")
+    text = "\n".join(preview_lines(plan))
     assert "engine: W4A16_AWQ, INT8 KV cache, 1 x L4 (SM 89)" in text
     assert "use_paged_context_fmha off" in text
     assert "KV cache reuse not possible, chunked context not possible" in text
@@ -309,7 +309,7 @@ def test_the_plan_is_printed(tmp_path: Path) -> None:
 def test_the_shipped_recipes_build_what_they_say(path: Path) -> None:
     asked = load_recipe(path)
     name = next(file.stem for file in DATA.glob("*.json") if path.stem.startswith(file.stem))
-    result = inspect(asked, model(name))
+    result = preview_engine(asked, model(name))
     assert asked.compile.gpu
     assert {finding.severity for finding in result.effective.findings} == {"note"}
     assert result.effective.config == result.requested
