@@ -9,6 +9,7 @@ from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import FORMATS
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
+from pipeline.models.ranks import split_problem
 from pipeline.recipe.schema import Recipe
 from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
@@ -98,8 +99,8 @@ def _refuse_own_code(recipe: Recipe, directory: Path) -> None:
 def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
     tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
     kv_heads = facts.num_key_value_heads
-    if problem := facts.split_problem(tp):
-        possible = [n for n in range(1, MOST_RANKS + 1) if facts.split_problem(n) is None]
+    if problem := split_problem(facts, tp):
+        possible = [n for n in range(1, MOST_RANKS + 1) if split_problem(facts, n) is None]
         yield UnsupportedError(
             problem,
             where=recipe.place("compile.tensor_parallel"),

@@ -103,7 +103,7 @@ def _list_unread_keys(directory: Path | None) -> Iterator[Finding]:
         yield Finding(
             "note",
             "model.source",
-            f"nobody reads these keys of config.json: {', '.join(unread)}",
+            f"nothing reads these keys of config.json: {', '.join(unread)}",
             "Neither transformers nor any stage computes anything from them; tools that trained or "
             "converted the model leave such keys behind",
             "Look at them only if one is meant to change what the model computes",

@@ -125,7 +125,7 @@ class _Run:
         )
         if planned.artifact is None or stage.name in self.force:
             if all(earlier.status == "cached" for earlier in self.done.values()):
-                # This is the first work, and none should be done in vain.
+                # The first stage that really runs: better to miss a package now than hours later.
                 check_installed(need for later in left for need in later.needs(self.recipe))
             context = StageContext(self.recipe, inputs, self.outputs, self.progress, self.failure)
             with self._remembering(stage):

@@ -258,7 +258,7 @@ def serve_forever(
         _kept_handlers(signal.SIGINT, signal.SIGTERM) as numbers,
         serving(repository, log, **options) as server,
     ):
-        # From here on to stop is no failure; a server that still starts is interrupted.
+        # A stop from here on is a clean exit; during start-up it is an interruption.
         for number in numbers:
             signal.signal(number, ask)
         addresses = {"grpc": server.grpc_url, "http": server.http_url}
@@ -269,7 +269,7 @@ def serve_forever(
 
 @contextmanager
 def _kept_handlers(*numbers: signal.Signals) -> Iterator[tuple[signal.Signals, ...]]:
-    """Gives signals back the handlers that they have now."""
+    """Restores the current signal handlers on exit."""
     previous = [signal.getsignal(number) for number in numbers]
     try:
         yield numbers

@@ -1,6 +1,6 @@
 """Ends the model's process when the server that started it is gone.
 
-A stub that waits for a server that was killed waits for ever: the engine's when it publishes a
+A stub that waits for a server that was killed waits forever: the engine's when it publishes a
 metric, any when it sends a response. Only the supervisor would end it, and it may have been killed
 as well.
 """

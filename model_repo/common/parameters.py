@@ -1,7 +1,6 @@
 """The parameters of a model's config.pbtxt, read strictly.
 
-A value that is neither of two is an error here: taken for one of them it would be wrong half the
-time, and nobody would be told.
+Anything but ``true`` and ``false`` is rejected where a flag is meant, rather than guessed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LONGEST_CHARACTER = 4
 """Bytes, hence tokens at most, of one UTF-8 character."""
 
 LONGEST_WAIT = 16
-"""Tokens held back before they count as damaged text, which would otherwise be held for ever."""
+"""Tokens held back before they count as damaged text, which would otherwise be held forever."""
 
 
 class IncrementalDetokenizer:
@@ -97,7 +97,7 @@ class IncrementalDetokenizer:
         if text:
             self._context, self._pending = self._pending[:count], self._pending[count:]
         elif count > LONGEST_WAIT:
-            # The window must not grow for ever on ids that no text belongs to. A few are kept:
+            # The window must not grow forever on ids that no text belongs to. A few are kept:
             # whether the next token keeps its leading space depends on them.
             del self._pending[:count]
         return text

@@ -13,6 +13,7 @@ from pipeline.formats import NO_QUANT
 from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.config_json import ConfigValues, read_config
 from pipeline.models.facts import ModelFacts
+from pipeline.models.ranks import RankShare, split_problem
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -50,6 +51,11 @@ class CheckpointConfig:
         """Decoder layers in each rank file, numbered from 0."""
         return self.facts.num_hidden_layers // self.pp_size
 
+    @property
+    def share(self) -> RankShare:
+        """What each tensor-parallel rank holds."""
+        return RankShare(self.facts, self.tp_size)
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], where: str) -> CheckpointConfig:
         """Checks a parsed ``config.json``.
@@ -80,7 +86,7 @@ class CheckpointConfig:
         embedding_sharding_dim = values.index("embedding_sharding_dim")
         if embedding_sharding_dim > 1:
             raise values.wrong("embedding_sharding_dim", "0 (by token) or 1 (by feature)")
-        problem = facts.split_problem(tp_size)
+        problem = split_problem(facts, tp_size)
         if use_parallel_embedding and embedding_sharding_dim and facts.hidden_size % tp_size:
             problem = (
                 f"embeddings of {facts.hidden_size} features cannot be split over {tp_size} ranks"
@@ -151,7 +157,7 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
         raise CheckpointError(
             f"{', '.join(missing)} is missing",
             where=where,
-            why="TensorRT-LLM would take its own default without a word",
+            why="TensorRT-LLM would silently use its own default",
             fix="Export the checkpoint again with trtllm-pipeline run",
         )
     source_form = {

@@ -58,16 +58,11 @@ def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedT
         tensors["transformer.ln_f.weight"] = ExpectedTensor(floats, (facts.hidden_size,))
         tensors["lm_head.weight"] = ExpectedTensor(
             floats,
-            (rows_per_rank(config), facts.hidden_size),
+            (config.share.vocabulary_rows, facts.hidden_size),
             # TensorRT-LLM copies the embedding when the head is absent from the same file.
             required=not (facts.tie_word_embeddings and first),
         )
     return tensors
-
-
-def rows_per_rank(config: CheckpointConfig) -> int:
-    """Vocabulary rows per tensor-parallel rank; the last rank is padded with zero rows."""
-    return -(-config.facts.vocab_size // config.tp_size)
 
 
 def embedding_shape(config: CheckpointConfig) -> tuple[int, int]:
@@ -76,13 +71,8 @@ def embedding_shape(config: CheckpointConfig) -> tuple[int, int]:
     if not config.use_parallel_embedding:
         return vocab, hidden
     if config.embedding_sharding_dim == 0:
-        return rows_per_rank(config), hidden
+        return config.share.vocabulary_rows, hidden
     return vocab, hidden // config.tp_size
-
-
-def kv_heads_per_rank(config: CheckpointConfig) -> int:
-    """KV heads on each rank; with more ranks than heads, ranks hold copies."""
-    return max(config.facts.num_key_value_heads // config.tp_size, 1)
 
 
 def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, ExpectedTensor]]:
@@ -93,8 +83,7 @@ def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, Expecte
     for linear in facts.linears:
         yield from _linear(config, f"{prefix}{linear.name}", linear)
     if facts.attention_bias:
-        rows = _rank_shape(config, facts.linears[0])[0]
-        yield f"{prefix}attention.qkv.bias", ExpectedTensor(floats, (rows,))
+        yield f"{prefix}attention.qkv.bias", ExpectedTensor(floats, (config.share.qkv_rows,))
     if config.quantization.kv_cache_algo:
         scale = ExpectedTensor(("float32",), (1,), is_scale=True)
         yield f"{prefix}attention.kv_cache_scaling_factor", scale
@@ -107,7 +96,7 @@ def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, Expecte
 def _linear(
     config: CheckpointConfig, name: str, linear: LinearShape
 ) -> Iterator[tuple[str, ExpectedTensor]]:
-    rows, columns = _rank_shape(config, linear)
+    rows, columns = config.share.shape(linear)
     algo = config.quantization.algo_of(name)
     floats = (config.dtype,)
     scalar = ExpectedTensor(("float32",), (1,), is_scale=True)
@@ -145,13 +134,3 @@ def _linear(
     if algo == W4A8_AWQ:
         yield f"{name}.activation_scaling_factor", scalar
         yield f"{name}.weights_scaling_factor_2", scalar
-
-
-def _rank_shape(config: CheckpointConfig, linear: LinearShape) -> tuple[int, int]:
-    facts, tp_size = config.facts, config.tp_size
-    if linear.name == "attention.qkv":
-        heads = facts.num_attention_heads // tp_size + 2 * kv_heads_per_rank(config)
-        return heads * facts.head_size, linear.in_features
-    if linear.split == "column":
-        return linear.out_features // tp_size, linear.in_features
-    return linear.out_features, linear.in_features // tp_size

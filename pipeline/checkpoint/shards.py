@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.checkpoint.config import CheckpointConfig
-from pipeline.checkpoint.expected import kv_heads_per_rank
 from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Layer, Linear, Weights
 from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
@@ -151,11 +150,9 @@ class _Stage:
         parts = self.parts(name)
         if shape.name != "attention.qkv" or len(parts) == 1:
             return _join(parts, 0)
-        facts, tp_size = self._config.facts, self._config.tp_size
-        q_rows = facts.num_attention_heads // tp_size * facts.head_size // rows_per_entry
-        kv_rows = kv_heads_per_rank(self._config) * facts.head_size // rows_per_entry
-        # With more ranks than KV heads, neighbouring ranks hold copies of the same head.
-        owners = parts[:: max(tp_size // facts.num_key_value_heads, 1)]
+        share = self._config.share
+        q_rows, kv_rows = share.q_rows // rows_per_entry, share.kv_rows // rows_per_entry
+        owners = parts[:: share.kv_copies]
         return np.concatenate(
             [part[:q_rows] for part in parts]
             + [part[q_rows : q_rows + kv_rows] for part in owners]

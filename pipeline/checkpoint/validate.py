@@ -69,7 +69,7 @@ def check_tensors(directory: Path, config: CheckpointConfig) -> tuple[TensorFile
         if not rank_path(directory, rank).is_file()
     ]
     problems += [
-        f"{path.name} is of no rank of mapping.world_size {config.world_size}"
+        f"{path.name} belongs to no rank of mapping.world_size {config.world_size}"
         for path in sorted(directory.glob("rank*.safetensors"))
         if not (match := re.fullmatch(r"rank(\d+)\.safetensors", path.name))
         or int(match[1]) >= config.world_size

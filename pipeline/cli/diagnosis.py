@@ -35,5 +35,5 @@ def diagnose() -> list[Diagnosis]:
 
 def _pinned(package: str, wanted: str, extra: str, reason: str) -> Diagnosis:
     found = installed(package)
-    advice = f"{wanted} is wanted: {reason}. {install(extra)}"
+    advice = f"{wanted} is needed: {reason}. {install(extra)}"
     return Diagnosis(package, found or "absent", found == wanted, advice)

@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in which each parameter that is a dataclass becomes one option per field.
+    """Turns each parameter of a command that is a dataclass into one option per field.
 
     Typer reads options from a signature, so the one it is shown has the fields in place of the
     dataclass.
 
     Args:
-        command: The function; its fields' annotations are Typer's, as those of parameters are.
+        command: The function; annotate the dataclass fields like Typer parameters.
     """
     parameters = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {

@@ -69,7 +69,7 @@ BuildDirOption = Annotated[
 
 
 def new_file(path: Path | None) -> Path | None:
-    """Refuses a file that could not be written, before the work that it is to record.
+    """Fails early if the output file cannot be created.
 
     Raises:
         UsageError: Its folder does not exist, or it is a folder itself.

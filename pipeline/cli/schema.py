@@ -21,5 +21,5 @@ def schema(
     from pipeline.recipe.docs import page_text, schema_text
 
     if markdown and output.json:
-        raise UsageError("--markdown is no JSON", fix="Leave --markdown or --json out")
+        raise UsageError("--markdown does not print JSON", fix="Leave --markdown or --json out")
     print(page_text() if markdown else schema_text(), end="")

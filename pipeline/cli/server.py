@@ -21,7 +21,7 @@ def serve(
     *,
     context: typer.Context,
     repository: Annotated[Path, typer.Argument(help="A repository, e.g. build/<name>/repository.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback unless asked.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = (
         "127.0.0.1"
     ),
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8001,
@@ -31,13 +31,13 @@ def serve(
         "triton.log"
     ),
     devices: Annotated[
-        str | None, typer.Option(help="GPUs, e.g. 0,1; the first ones unless given.")
+        str | None, typer.Option(help="GPUs, e.g. 0,1; the first ones by default.")
     ] = None,
     orchestrator: Annotated[
         bool, typer.Option("--orchestrator", help="One server that spawns a worker per rank.")
     ] = False,
     print_command: Annotated[
-        bool, typer.Option("--print-command", help="Print the command for a GPU, to copy.")
+        bool, typer.Option("--print-command", help="Print the docker command of a GPU repository.")
     ] = False,
     output: Output,
 ) -> None:

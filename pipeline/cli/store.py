@@ -60,7 +60,9 @@ def prune(
     *,
     build_dir: BuildDirOption = Path("build"),
     keep: Annotated[bool, typer.Option(help="Keep what the last run of each recipe uses.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
     output: Output,
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""

@@ -13,7 +13,6 @@ from typing import Any
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.models.architectures import (
     ARCHITECTURES,
-    QKV,
     Architecture,
     Projection,
     Split,
@@ -58,7 +57,7 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts of one model that every stage agrees on.
+    """What every stage and target computes a model from.
 
     Attributes:
         rotary_base: Rope theta.
@@ -131,25 +130,6 @@ class ModelFacts:
             return self.max_position_embeddings
         unscaled = scaling.get(ORIGINAL_POSITIONS, self.max_position_embeddings)
         return int(int(unscaled) * float(scaling["factor"]))
-
-    def split_problem(self, ranks: int) -> str | None:
-        """Why the decoder's layers cannot be cut over tensor-parallel ranks; None if they can."""
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        if heads % ranks:
-            return f"{heads} attention heads cannot be split over {ranks} ranks"
-        # With more ranks than KV heads each rank keeps a copy of one head.
-        if max(kv_heads, ranks) % min(kv_heads, ranks):
-            return f"{kv_heads} KV heads can be neither split nor repeated over {ranks} ranks"
-        for linear in self.linears:
-            if linear.name == QKV:
-                # Cut by heads.
-                continue
-            column = linear.split == "column"
-            size = linear.out_features if column else linear.in_features
-            if size % ranks:
-                side = "out_features" if column else "in_features"
-                return f"{side} {size} of {linear.name} cannot be split over {ranks} ranks"
-        return None
 
     @classmethod
     def from_config(cls, config: dict[str, Any], where: str) -> ModelFacts:
@@ -344,5 +324,5 @@ def _refuse_unsupported_features(facts: ModelFacts, architecture: Architecture, 
             f"{facts.architecture} cannot be used",
             where=where,
             why="; ".join(reasons),
-            fix="Use another model; with another config.json this one would not be itself",
+            fix="Use another model; editing config.json would change what this one computes",
         )

@@ -1,4 +1,4 @@
 """Quantization with NVIDIA ModelOpt: load, calibrate, export.
 
-ModelOpt's quiet mistakes are undone or refused here; each place says which.
+Works around ModelOpt's silent bugs; each workaround is explained where it is.
 """

@@ -16,6 +16,7 @@ from pipeline.checkpoint.validate import rank_path
 from pipeline.dependencies import install, require
 from pipeline.errors import StageError
 from pipeline.models.facts import ModelFacts
+from pipeline.models.ranks import vocabulary_rows
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
 from pipeline.recipe.schema import Recipe
 
@@ -144,6 +145,6 @@ def _unpad_vocabulary(
 def _rows_of_rank(weight: Any, tp_rank: int, tp_size: int) -> Any:
     from torch.nn.functional import pad
 
-    rows = -(-weight.shape[0] // tp_size)
+    rows = vocabulary_rows(weight.shape[0], tp_size)
     part = weight[tp_rank * rows : (tp_rank + 1) * rows]
     return pad(part, (0, 0, 0, rows - part.shape[0]))

@@ -206,7 +206,7 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
     elif first["type"] == "literal_error":
         why = f"{first['input']!r} is not one of {first['ctx']['expected']}"
     elif first["type"] == "model_type":
-        why = "it must be a section, that is keys of its own"
+        why = "it must be a section with keys of its own"
         fix = f"Write the keys of {key} below it, indented"
     elif first["type"] == "string_type":
         fix = f"Put the value of {key} in quotes"

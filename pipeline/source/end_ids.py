@@ -177,7 +177,7 @@ class _Reader:
             yield id_
             return
         raise SourceError(
-            f"eos_token is {json.dumps(token, ensure_ascii=False)}, which is no token of the model",
+            f"eos_token is {json.dumps(token, ensure_ascii=False)}, which the model does not have",
             where=f"{self._place}/{TOKENIZER_CONFIG}",
             why=problem,
             fix="Name the token that ends a text there, or use the tokenizer's files that were "
@@ -190,7 +190,7 @@ class _Reader:
             template = find_template(self._directory, self._tokenizer_config)
             token = turn_end(template, self._special, self._added) if template else None
         except (OSError, TemplateError) as error:
-            return [], [f"the chat template has no say, as it cannot be rendered: {error}"]
+            return [], [f"the chat template is ignored: it cannot be rendered: {error}"]
         if token is None:
             return [], []
         if self._is_beyond(self._added[token]):

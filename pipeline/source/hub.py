@@ -14,7 +14,7 @@ _TIMEOUT_S = 20
 
 
 def hub_commit(recipe: Recipe) -> str:
-    """The commit that the recipe's revision stands for now, or stood for when it was fetched last.
+    """Resolves the recipe's revision to a commit; offline, to the one that was fetched last.
 
     Raises:
         SourceError: The Hub does not know it, or cannot be reached and nothing was fetched before.

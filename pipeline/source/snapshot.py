@@ -161,7 +161,7 @@ def refuse_without_safetensors(directory: Path, place: str) -> None:
         return
     if (directory / ADAPTER).is_file():
         raise SourceError(
-            "this is an adapter, which is no model of its own",
+            "this is an adapter, not a whole model",
             where=f"{place}/{ADAPTER}",
             fix=MERGE,
         )

@@ -87,8 +87,9 @@ def read_texts(path: Path) -> list[str]:
     readers = {".txt": _paragraphs, ".jsonl": _json_lines}
     reader = readers.get(path.suffix.lower())
     if reader is None:
+        found = f"its extension is {path.suffix}" if path.suffix else "it has no extension"
         raise UsageError(
-            f"texts cannot be read from a {path.suffix or 'nameless kind of'} file",
+            f"unsupported text file: {found}",
             where=str(path),
             fix="Use .txt (paragraphs between blank lines) or .jsonl (objects with a text)",
         )

@@ -117,7 +117,7 @@ def served_file(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
         backend = tokenizer.backend_tokenizer
         content = json.loads(backend.to_str())
         for token in content["added_tokens"]:
-            # A token that was special once is skipped for ever by the tokenizer that was changed in
+            # A token that was special once is skipped forever by the tokenizer that was changed in
             # memory, whatever its flag says by then; a file has only the flag.
             token["special"] = token["special"] or _is_skipped(backend, token["id"])
         content["added_tokens"] = list(_with_earlier_flags(tokenizer, content))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.dependencies import versions
+from pipeline.dependencies import install, versions
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
@@ -110,7 +110,7 @@ def run(context: StageContext) -> dict[str, Any]:
         raise MissingDependencyError(
             "config.pbtxt cannot be written",
             why=str(error),
-            fix="Install it: pip install 'trtllm-pipeline[cpu]'",
+            fix=install("cpu"),
         ) from error
     from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
     from pipeline.triton.tensors import ENGINE, TWINS
@@ -170,7 +170,7 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
     for name, reason in artifact.facts.get("switched_off", {}).items():
         if name in recipe.serve.model_fields_set:
             raise UnsupportedError(
-                f"{name} is asked for, but this engine cannot do it",
+                f"{name} is set, but this engine does not support it",
                 where=recipe.place(f"serve.{name}"),
                 why=reason[:1].upper() + reason[1:],
                 fix=f"Set serve.{name} to false, or leave it out",

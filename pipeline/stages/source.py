@@ -73,7 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
             + (f", and {len(ignored) - 1} more" if len(ignored) > 1 else "")
         )
     if unread := unread_keys(read_config(directory, SourceError, "A snapshot has one")):
-        context.progress.note(f"nobody reads these keys of config.json: {', '.join(unread)}")
+        context.progress.note(f"nothing reads these keys of config.json: {', '.join(unread)}")
     paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
     with context.progress.task("copying the snapshot", size) as task:

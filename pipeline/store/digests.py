@@ -91,7 +91,10 @@ class DigestMemo:
             self._changed = True
 
     def save(self) -> None:
-        """Writes what was learnt, where it can be; two processes at once lose entries, not mix."""
+        """Writes what was learnt, if the directory can be written.
+
+        Concurrent writers may lose entries but never corrupt the file.
+        """
         if not self._changed:
             return
         alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}

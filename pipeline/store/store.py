@@ -181,7 +181,7 @@ class Store:
             except Timeout:
                 continue  # another process is building in it
             except OSError:
-                break  # the store cannot be written, which only matters to who has to
+                break  # a read-only store is fine unless this run needs to write
         return removed
 
     def remove(self, path: Path) -> None:

@@ -149,7 +149,7 @@ def main() -> int:
         deadline = time.monotonic() + settings["grace_s"]
         code = _wait(server.pid, wakeup, watch_input=False, deadline=deadline)
     if code is None:
-        # A client that holds a stream open keeps the server from ending for ever.
+        # A client that holds a stream open keeps the server from ending forever.
         os.killpg(server.pid, signal.SIGKILL)
         code = _wait(server.pid, wakeup, watch_input=False, deadline=None)
     _clear_up(server.pid)

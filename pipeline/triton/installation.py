@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.dependencies import install
 from pipeline.errors import MissingDependencyError, ServerError
 from pipeline.triton.guardian import STUB
 
@@ -50,7 +51,7 @@ class Installation:
             raise MissingDependencyError(
                 "nvidia-pytriton is not installed",
                 why="Its wheel holds the tritonserver that is run here",
-                fix="Install it: pip install 'trtllm-pipeline[cpu]'",
+                fix=install("cpu"),
             )
         package = Path(spec.origin).parent
         root = package / "tritonserver"

@@ -1,6 +1,6 @@
 """Supervises the tritonserver of the nvidia-pytriton wheel.
 
-A Python stub that dies takes its requests with it: clients wait for ever, and Triton reports
+A Python stub that dies takes its requests with it: clients wait forever, and Triton reports
 itself healthy. Unloading and loading the model brings the model back, but not those clients, and it
 needs Triton's model control API, with which anyone who reaches the port can replace the models. So
 the watchdog restarts the whole server, on the same ports: requests in flight end with an error that
@@ -293,7 +293,7 @@ class TritonServer(RunningServer):
                 self._process = None
             if not self._budget.take():
                 logger.error("%s; giving up after %d restarts", self._error, self._budget.limit)
-                self._fail("Triton was restarted too often and is stopped now")
+                self._fail("Triton was restarted too often and has been stopped")
                 return False
             try:
                 self._launch()
@@ -306,7 +306,7 @@ class TritonServer(RunningServer):
 
     def _watch_failed(self, error: Exception) -> None:
         self._error = repr(error)
-        self._fail("nobody watches over Triton any more: the watchdog failed")
+        self._fail("the watchdog crashed; Triton is no longer supervised")
 
     def _fail(self, failure: str) -> None:
         """Lets whoever waits for the server know that it is beyond recovery."""

@@ -78,6 +78,6 @@ class Watchdog:
                 fault = self._fault()
                 if fault and not self._recover(fault):
                     return
-        except Exception as error:  # whoever waits for the server must not wait for ever
+        except Exception as error:  # whoever waits for the server must not wait forever
             logger.exception("the watchdog failed")
             self._broken(error)

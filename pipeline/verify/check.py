@@ -19,7 +19,7 @@ DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVID
 
 
 class CheckFailed(Exception):  # noqa: N818 -- not an error of the program
-    """What a check was to prove does not hold."""
+    """The server does not do what the check proves."""
 
     def __init__(self, reason: str, **details: Any) -> None:
         super().__init__(reason)
@@ -27,7 +27,7 @@ class CheckFailed(Exception):  # noqa: N818 -- not an error of the program
 
 
 class CheckSkipped(Exception):  # noqa: N818 -- not an error of the program
-    """What a check was to prove could not be put to the test."""
+    """The check could not be exercised on this server."""
 
 
 @dataclass(frozen=True)

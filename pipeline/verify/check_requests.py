@@ -132,7 +132,7 @@ def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str)
         texts = [text_of(tensors) for tensors in context.client.responses(message)]
     except InvalidRequest as error:
         return error.what
-    raise CheckFailed(f"a request with {name}, which is no input, was answered with {texts}")
+    raise CheckFailed(f"a request with {name}, which is not an input, was answered with {texts}")
 
 
 @check("models that are not decoupled answer a plain unary call, with the same text")

@@ -7,7 +7,7 @@ from pipeline.verify.check import CheckFailed, Context, Details, check
 from trtllm_client import ModelMetadata
 
 
-@check("the server and its text model are ready and say who they are")
+@check("the server and its text model are ready and identify themselves")
 def readiness(context: Context) -> Details:
     """Server and model readiness, and the server's own metadata."""
     if not context.client.is_ready():

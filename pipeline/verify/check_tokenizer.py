@@ -16,9 +16,7 @@ def own_tokenizer(context: Context) -> Details:
     """Every probe text through ``preprocessing``, and its ids through ``postprocessing``."""
     probes = context.probes
     if probes is None:
-        raise CheckSkipped(
-            "it is not known what the model's tokenizer gives: name its folder with --tokenizer"
-        )
+        raise CheckSkipped("the model's tokenizer is not known: name its folder with --tokenizer")
     missing = [name for name in (PREPROCESSING, POSTPROCESSING) if not context.has(name)]
     if missing:
         raise CheckSkipped(f"the server has no model {' and '.join(missing)}")

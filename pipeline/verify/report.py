@@ -87,5 +87,5 @@ def raise_for_failures(where: str, failures: list[tuple[str, str | None]]) -> No
         why="; ".join(
             f"{name}: {(reason or 'no reason').rstrip('.')}" for name, reason in failures
         ),
-        fix="The JSON and JUnit output has the details, the server's log its side",
+        fix="See the JSON or JUnit output for details and the server's log for its side",
     )

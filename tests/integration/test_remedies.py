@@ -43,18 +43,16 @@ PRODUCT = re.compile(r"trtllm-pipeline ([a-z]+)")
 
 # File and command of each remedy that names a program, and the test that runs it.
 RUN_BY = {
-    ("end_ids.py", "hf download"): "test_a_model_of_the_hub_is_copied",
+    ("source/end_ids.py", "hf download"): "test_a_model_of_the_hub_is_copied",
     ("dependencies.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
     ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
-    ("snapshot.py", "python -c"): "test_pickled_weights_are_converted",
-    ("snapshot.py", ".from_pretrained("): "test_pickled_weights_are_converted",
-    ("stages/repository.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
-    ("texts.py", "iconv -"): "test_a_text_is_converted",
-    ("tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
-    ("tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
-    ("tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
+    ("source/snapshot.py", "python -c"): "test_pickled_weights_are_converted",
+    ("source/snapshot.py", ".from_pretrained("): "test_pickled_weights_are_converted",
+    ("source/texts.py", "iconv -"): "test_a_text_is_converted",
+    ("source/tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
+    ("source/tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
+    ("source/tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
     ("targets/tensorrt/serve/launch.py", "chmod -"): "test_the_containers_user_may_read",
-    ("triton/installation.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
 }
 
 hub = test_hub.hub
@@ -165,11 +163,13 @@ def test_extras_that_are_to_be_installed_exist() -> None:
     extras = set(importlib.metadata.metadata("trtllm-pipeline").get_all("Provides-Extra") or ())
     named = {
         extra
-        for _, text in remedies()
-        for group in re.findall(r"trtllm-pipeline\[([\w,]+)\]", text)
-        for extra in group.split(",")
+        for _, tree in sources()
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+        if call.func.id == "install" and isinstance(call.args[0], ast.Constant)
+        for extra in str(call.args[0].value).split(",")
     }
-    assert {"cpu"} <= named <= extras
+    assert {"cpu", "client", "quantize"} <= named <= extras
     words = shlex.split(install("quantize,client").partition(": ")[2].replace(",", " ", 1))
     assert "trtllm-pipeline[quantize" in " ".join(words)
 

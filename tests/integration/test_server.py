@@ -476,7 +476,7 @@ def test_a_watchdog_that_fails_ends_the_wait(
         pid = server.health().pid or 0
         # Where the watchdog, which is running already, looks every time.
         monkeypatch.setattr("pipeline.triton.server.is_alive", lambda _pid: mistaken())
-        with pytest.raises(ServerError, match="the watchdog failed") as caught:
+        with pytest.raises(ServerError, match="the watchdog crashed") as caught:
             server.wait(60)
         assert server.health().state == "failed"
     assert "a mistake" in str(caught.value)

@@ -230,5 +230,5 @@ def test_with_fewer_gpus_than_ranks_it_is_built_and_said_not_to_be_tried(
             facts = run(compile_stage, recipe, ranks, folder / "store", progress).facts
         assert facts["world_size"] == 2
         assert ("smoke" in facts) is tried
-        said = any("its 2 ranks run on as many GPUs, 1 can be used" in n for n in progress.notes)
+        said = any("its 2 ranks need a GPU each, and 1 can be used" in n for n in progress.notes)
         assert said is not tried

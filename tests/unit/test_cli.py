@@ -178,7 +178,7 @@ def test_schema_prints_the_files_of_docs(arguments: list[str], name: str) -> Non
 def test_schema_is_either_a_page_or_json() -> None:
     done = _cli("schema", "--markdown", "--json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["what"] == "--markdown is no JSON"
+    assert json.loads(done.stdout)["what"] == "--markdown does not print JSON"
 
 
 MISUSES = [

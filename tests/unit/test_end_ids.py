@@ -213,7 +213,7 @@ def test_a_template_that_cannot_be_rendered_has_no_say(
     found = read_end_ids(_snapshot(tmp_path, tokenizer_config_json=config))
     assert found.ids == [TURN_END]
     assert reason in found.notes[0]
-    assert "the chat template has no say" in found.lines()[1]
+    assert "the chat template is ignored" in found.lines()[1]
 
 
 def test_a_turn_that_ends_beyond_the_vocabulary_is_left_out(tmp_path: Path) -> None:

@@ -240,15 +240,6 @@ def test_windows_in_some_layers_are_refused(
         ModelFacts.from_config(config, "c")
 
 
-def test_a_decoder_is_split_by_heads_and_by_each_linear() -> None:
-    facts = ModelFacts.from_config(LLAMA, "c")
-    # 8 KV heads are repeated over 16 ranks.
-    assert [n for n in range(1, 20) if facts.split_problem(n) is None] == [1, 2, 4, 8, 16]
-    assert facts.split_problem(3) == "32 attention heads cannot be split over 3 ranks"
-    odd = ModelFacts.from_config(LLAMA | {"intermediate_size": 14338}, "c")
-    assert odd.split_problem(4) == "out_features 14338 of mlp.fc cannot be split over 4 ranks"
-
-
 def test_incomplete_and_unreadable_configurations(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"there is no config\.json"):
         ModelFacts.from_directory(tmp_path)

@@ -92,7 +92,7 @@ def test_keys_of_config_json_that_nobody_reads_are_listed_once() -> None:
     model = _report()["model"] | {"unread_keys": ["is_llama_config", "rope_interleaved"]}
     for text in (render_markdown(_report(model=model)), render_html(_report(model=model))):
         assert text.count("is_llama_config, rope_interleaved") == 1
-    assert "nobody reads" not in render_markdown(_report()).lower()
+    assert "nothing reads" not in render_markdown(_report()).lower()
 
 
 def test_html_escapes_what_users_wrote() -> None:

@@ -96,7 +96,7 @@ def inspect_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     try:
         gpus, driver = parse_query(answer.stdout)
     except ValueError as error:
-        return Machine(problem=f"nvidia-smi cannot be understood: {error}")
+        return Machine(problem=f"nvidia-smi gave unexpected output: {error}")
     visible = _visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     problem = "" if visible else "CUDA_VISIBLE_DEVICES hides every GPU"
     return Machine(visible, driver, problem)
@@ -114,7 +114,7 @@ def parse_query(text: str) -> tuple[tuple[InstalledGpu, ...], str]:
     gpus, driver = [], ""
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if len(row) != len(QUERY.split(",")):
-            raise ValueError(f"{row!r} has not the fields {QUERY}")
+            raise ValueError(f"{row!r} does not have the fields {QUERY}")
         index, uuid, name, capability, memory, driver = (field.strip() for field in row)
         major, _, minor = capability.partition(".")
         # Some integrated GPUs report "[N/A]" for memory that they share with the host.

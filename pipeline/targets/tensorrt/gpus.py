@@ -38,7 +38,7 @@ class Gpu:
         return self.memory / GIB
 
     def is_like(self, device: Gpu) -> bool:
-        """Whether a device, with the driver's name and all of its memory, is this model.
+        """Whether an installed device is this GPU model; compares name and memory.
 
         Names differ in what they say besides the model ("NVIDIA A100-SXM4-80GB", "NVIDIA H100
         NVL" for the one with 94 GB), so sizes are compared instead of read from them; a size of 0

@@ -99,7 +99,7 @@ def _process(
 def _deadline(process: subprocess.Popen[str], timeout_s: float | None) -> Iterator[threading.Event]:
     """Ends the process when its time is up, and says whether that was needed.
 
-    A thread, because who reads the output of a process that hangs waits for the next line.
+    Uses a timer thread: the reader blocks on the next line of a hung process.
     """
     passed = threading.Event()
     if timeout_s is None:

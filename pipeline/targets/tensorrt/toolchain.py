@@ -34,14 +34,12 @@ class Container:
         tensorrt_llm: The TensorRT-LLM inside.
         tensorrt: The TensorRT inside.
         cuda: The CUDA major version.
-        tritonclient: The client released with it; None where this project never used it.
     """
 
     tag: str
     tensorrt_llm: str
     tensorrt: str
     cuda: int
-    tritonclient: str | None = None
 
     @property
     def driver(self) -> int:
@@ -65,10 +63,10 @@ CONTAINERS = (
     Container("26.01", "1.1.0", "10.13.3.9", 13),
     Container("26.02", "1.1.0", "10.13.3.9", 13),
     Container("26.03", "1.2.0rc8", "10.14.1.48", 13),
-    Container("26.04", "1.2.1", "10.14.1.48", 13, "2.68.0"),
-    Container("26.05", "1.2.1", "10.14.1.48", 13, "2.69.0"),
-    Container("26.06", "1.2.1", "10.14.1.48", 13, "2.70.0"),
-    Container("26.07", "1.2.1", "10.14.1.48", 13, "2.71.0"),
+    Container("26.04", "1.2.1", "10.14.1.48", 13),
+    Container("26.05", "1.2.1", "10.14.1.48", 13),
+    Container("26.06", "1.2.1", "10.14.1.48", 13),
+    Container("26.07", "1.2.1", "10.14.1.48", 13),
 )
 DEFAULT_CONTAINER = next(container for container in CONTAINERS if container.tag == "26.06")
 

@@ -222,7 +222,7 @@ def test_every_rank_needs_its_file_and_no_other_may_be_there(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"rank1\.safetensors is missing"):
         validate(tmp_path / "few")
     write_checkpoint(tmp_path / "many", config(), float16_tensors(), float16_tensors())
-    with pytest.raises(CheckpointError, match=r"rank1\.safetensors is of no rank"):
+    with pytest.raises(CheckpointError, match=r"rank1\.safetensors belongs to no rank"):
         validate(tmp_path / "many")
 
 

@@ -7,7 +7,7 @@ import threading
 from model_repo.common.orphan import EXIT_STATUS, end_with_parent
 from tests.conftest import PROJECT
 
-# Its child waits for ever; it ends as soon as the child is up.
+# Its child waits forever; it ends as soon as the child is up.
 PARENT = """
 import subprocess, sys
 child = "import time; from model_repo.common.orphan import end_with_parent; " \

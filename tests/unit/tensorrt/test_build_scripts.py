@@ -193,7 +193,7 @@ def test_a_script_that_hangs_ends_with_the_reason(
     monkeypatch.setattr(run_script, "TIMEOUT_S", 0.1)
     with pytest.raises(StageError, match="did not end on the engine within 0 s") as caught:
         run_script.run_smoke(engine, [[1, 2]], tmp_path, max_new_tokens=2, **ENDS)
-    assert "NCCL wait for ever" in str(caught.value.why)
+    assert "NCCL wait forever" in str(caught.value.why)
     assert "NCCL_DEBUG=INFO" in str(caught.value.fix)
     assert caught.value.where == str(tmp_path / "failed-script_smoke.log")
 

@@ -75,7 +75,7 @@ def test_a_directory_that_is_no_engine(text: str, tmp_path: Path) -> None:
     [
         ({"rank0.engine": "x"}, r"rank1\.engine is missing"),
         ({"rank0.engine": "x", "rank1.engine": ""}, r"rank1\.engine is empty"),
-        ({f"rank{rank}.engine": "x" for rank in range(3)}, r"rank2\.engine is of no rank"),
+        ({f"rank{rank}.engine": "x" for rank in range(3)}, r"rank2\.engine belongs to no rank"),
     ],
 )
 def test_ranks_that_do_not_add_up(files: dict[str, str], message: str, tmp_path: Path) -> None:

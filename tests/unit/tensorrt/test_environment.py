@@ -36,7 +36,11 @@ def test_a_gpu_that_shares_the_hosts_memory() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "lists no GPU"), ("0, GPU-1, NVIDIA L4\n", "has not the fields"), ("a" + ",b" * 5, "a")],
+    [
+        ("", "lists no GPU"),
+        ("0, GPU-1, NVIDIA L4\n", "does not have the fields"),
+        ("a" + ",b" * 5, "a"),
+    ],
 )
 def test_other_answers_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -17,7 +17,6 @@ from pipeline.targets.tensorrt.toolchain import (
 def test_the_default_container_holds_the_pins() -> None:
     assert DEFAULT_CONTAINER.tensorrt_llm == toolchain.TENSORRT_LLM
     assert DEFAULT_CONTAINER.tensorrt == toolchain.TENSORRT
-    assert DEFAULT_CONTAINER.tritonclient == "2.70.0"
     assert DEFAULT_CONTAINER.driver == 580
     assert DEFAULT_CONTAINER.image == "nvcr.io/nvidia/tritonserver:26.06-trtllm-python-py3"
 

@@ -186,6 +186,7 @@ def test_a_default_that_the_engine_cannot_do_is_a_fact(context: StageContext) ->
     stage.check(context.recipe, artifact)
     asked = tensorrt.recipe(QWEN_7B, enable_chunked_context=True)
     with pytest.raises(
-        UnsupportedError, match=r"enable_chunked_context is asked for, .* cannot do it\. The engine"
+        UnsupportedError,
+        match=r"enable_chunked_context is set, .* does not support it\. The engine",
     ):
         stage.check(asked, artifact)

@@ -104,7 +104,7 @@ def check_ranks(directory: Path, ranks: int) -> int:
     wanted = {f"rank{rank}.engine" for rank in range(ranks)}
     found = {path.name: path.stat().st_size for path in directory.glob("rank*.engine")}
     problems = [f"{name} is missing" for name in sorted(wanted - found.keys())]
-    problems += [f"{name} is of no rank" for name in sorted(found.keys() - wanted)]
+    problems += [f"{name} belongs to no rank" for name in sorted(found.keys() - wanted)]
     problems += [f"{name} is empty" for name in sorted(wanted & found.keys()) if not found[name]]
     if problems:
         raise CompileError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.formats import ALGOS, FORMATS, Format, either, kv_cache_algo
 from pipeline.models.facts import ModelFacts
+from pipeline.models.ranks import RankShare
 from pipeline.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class CheckpointFacts:
     def world_size(self) -> int:
         """Ranks, one GPU each."""
         return self.tp_size * self.pp_size
+
+    @property
+    def share(self) -> RankShare:
+        """What each tensor-parallel rank holds."""
+        return RankShare(self.model, self.tp_size)
 
     @property
     def bytes_per_value(self) -> int:

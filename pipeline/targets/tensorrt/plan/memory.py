@@ -105,7 +105,7 @@ def weight_bytes(checkpoint: CheckpointFacts) -> int:
     model, size = checkpoint.model, checkpoint.bytes_per_value
     layers = model.num_hidden_layers // checkpoint.pp_size * _layer_bytes(checkpoint)
     # Export shards the embedding over the tensor-parallel ranks; a tied head is a copy.
-    table = -(-model.vocab_size // checkpoint.tp_size) * model.hidden_size * size
+    table = checkpoint.share.vocabulary_rows * model.hidden_size * size
     head = table + model.hidden_size * size
     return layers + (table + head if checkpoint.pp_size == 1 else head)
 
@@ -115,41 +115,26 @@ def kv_bytes_per_token(checkpoint: CheckpointFacts) -> int:
     model = checkpoint.model
     size = 1 if checkpoint.kv_cache_algo else checkpoint.bytes_per_value
     layers = model.num_hidden_layers // checkpoint.pp_size
-    return 2 * layers * _kv_heads(checkpoint) * model.head_size * size
+    return 2 * layers * checkpoint.share.kv_heads * model.head_size * size
 
 
 def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
     """Upper bound of the execution context; the formula is in the module's docstring."""
-    model, tp = checkpoint.model, checkpoint.tp_size
-    qkv, inner = _qkv_rows(checkpoint), model.intermediate_size // tp
-    values = 4 * model.hidden_size + qkv + 3 * inner
+    model, share = checkpoint.model, checkpoint.share
+    values = 4 * model.hidden_size + share.qkv_rows + 3 * share.inner_rows
     logit_rows = config.max_num_tokens if config.gather_context_logits else config.max_batch_size
     logits = logit_rows * model.vocab_size * 4
     return config.max_num_tokens * values * checkpoint.bytes_per_value + logits
 
 
 def _layer_bytes(checkpoint: CheckpointFacts) -> int:
-    model, size = checkpoint.model, checkpoint.bytes_per_value
+    model, share = checkpoint.model, checkpoint.share
+    size = checkpoint.bytes_per_value
     norms = sum(model.width(norm.over) for norm in model.family.norms)
-    bias = _qkv_rows(checkpoint) if model.attention_bias else 0
+    bias = share.qkv_rows if model.attention_bias else 0
     scale = 4 if checkpoint.kv_cache_algo else 0
-    return sum(_linear_bytes(checkpoint, *shape) for shape in _linear_shapes(checkpoint)) + (
-        (norms + bias) * size + scale
-    )
-
-
-def _linear_shapes(checkpoint: CheckpointFacts) -> list[tuple[int, int]]:
-    """(rows, columns) of each linear of a layer on one rank."""
-    tp = checkpoint.tp_size
-    shapes = []
-    for linear in checkpoint.model.linears:
-        if linear.name == "attention.qkv":
-            shapes.append((_qkv_rows(checkpoint), linear.in_features))
-        elif linear.split == "column":
-            shapes.append((linear.out_features // tp, linear.in_features))
-        else:
-            shapes.append((linear.out_features, linear.in_features // tp))
-    return shapes
+    linears = sum(_linear_bytes(checkpoint, *share.shape(linear)) for linear in model.linears)
+    return linears + (norms + bias) * size + scale
 
 
 def _linear_bytes(checkpoint: CheckpointFacts, rows: int, columns: int) -> int:
@@ -166,13 +151,3 @@ def _linear_bytes(checkpoint: CheckpointFacts, rows: int, columns: int) -> int:
         return weights + rows * 4 + 4
     assert checkpoint.group_size is not None
     return weights + rows * (columns // checkpoint.group_size) * size
-
-
-def _kv_heads(checkpoint: CheckpointFacts) -> int:
-    # With more ranks than KV heads, ranks hold copies.
-    return max(checkpoint.model.num_key_value_heads // checkpoint.tp_size, 1)
-
-
-def _qkv_rows(checkpoint: CheckpointFacts) -> int:
-    heads = checkpoint.model.num_attention_heads // checkpoint.tp_size
-    return (heads + 2 * _kv_heads(checkpoint)) * checkpoint.model.head_size

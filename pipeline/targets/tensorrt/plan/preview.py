@@ -124,7 +124,7 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
 
 
 def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
-    """The pre-flight, and what this machine lacks to compile: for who plans on another one.
+    """Previews an engine, and adds what this machine lacks for users planning elsewhere.
 
     Raises:
         RecipeError: ``compile.gpu`` is not in the table.
@@ -196,5 +196,5 @@ def _check_memory(
             "compile.max_batch_size",
             f"{memory.sequences} of {config.max_batch_size} sequences fit at full length",
             f"The KV cache holds about {memory.kv_tokens} tokens; shorter sequences share it",
-            "Nothing, unless most sequences are that long",
+            "No action needed unless most sequences are that long",
         )

@@ -189,9 +189,9 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
         yield Finding(
             "note",
             "compile.max_input_len",
-            f"max_input_len {effective.max_input_len} is no limit of the engine",
+            f"the engine does not enforce max_input_len {effective.max_input_len}",
             "With packed input and context_fmha trtllm-build ignores it",
-            "Nothing: longer prompts are admitted as long as max_seq_len has room for them",
+            "No action needed: longer prompts are admitted where max_seq_len has room for them",
         )
 
 

@@ -37,7 +37,7 @@ def try_engine(engine: Path, progress: Progress) -> list[list[int]] | None:
     ranks, gpus = world_size(config), len(inspect_machine().gpus)
     if gpus < ranks:
         progress.note(
-            f"the engine was not tried: its {ranks} ranks run on as many GPUs, {gpus} can be used"
+            f"the engine was not tried: its {ranks} ranks need a GPU each, and {gpus} can be used"
         )
         return None
     build = config["build_config"]

@@ -29,7 +29,7 @@ from pipeline.targets.tensorrt.trial import script_perplexity, script_smoke
 INSIDE = Path("/job")
 
 # Loading a 70B engine from a slow disk takes minutes, and scoring 100,000 tokens on it as long.
-# What takes an hour is a rank that waits for another one for ever.
+# What takes an hour is a rank that waits for another one forever.
 TIMEOUT_S = 3600.0
 
 # No token ends a sequence: an engine knows nothing of its tokenizer.
@@ -124,7 +124,7 @@ def run_script(
             raise StageError(
                 f"{script.stem} did not end on the engine within {TIMEOUT_S:.0f} seconds",
                 where=str(keep_log(log, logs)),
-                why="It hangs; ranks that cannot reach each other through NCCL wait for ever",
+                why="It hangs; ranks that cannot reach each other through NCCL wait forever",
                 fix="Look at the log, nvidia-smi and nvidia-smi topo -m; NCCL_DEBUG=INFO says what "
                 "NCCL waits for, and NCCL_P2P_DISABLE=1 avoids a broken link between GPUs",
             )

@@ -10,10 +10,10 @@ number of logits and their being there are therefore checked for every window.
 
     python script_perplexity.py REQUEST.json RESULT.json
 
-The request holds ``engine`` (directory), ``windows`` (lists of token ids), ``end_id``, ``pad_id``
-and optionally ``kv_cache_fraction``. The result holds ``perplexity``, ``tokens`` (scored; the first
-of each window is context only), ``nll`` (sum, in nats), ``seconds``, and ``by_window``, a list of
-``tokens`` and ``nll``. An engine of several ranks runs under ``mpirun``; rank 0 writes the result.
+The request holds ``engine`` (directory), ``windows`` (lists of token ids), ``end_id`` and
+``pad_id``. The result holds ``perplexity``, ``tokens`` (scored; the first of each window is context
+only), ``nll`` (sum, in nats), ``seconds``, and ``by_window``, a list of ``tokens`` and ``nll``. An
+engine of several ranks runs under ``mpirun``; rank 0 writes the result.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(request: dict[str, Any]) -> dict[str, Any] | None:
         max_batch_size=1,
         max_input_len=longest,
         max_output_len=1,
-        kv_cache_free_gpu_memory_fraction=request.get("kv_cache_fraction", KV_CACHE_FRACTION),
+        kv_cache_free_gpu_memory_fraction=KV_CACHE_FRACTION,
         kv_cache_enable_block_reuse=False,
         enable_chunked_context=False,
     )

@@ -7,9 +7,9 @@ return shapes of ``ModelRunnerCpp`` and is tested with a stand-in for them; it h
     python script_smoke.py REQUEST.json RESULT.json
 
 The request holds ``engine`` (directory), ``prompts`` (lists of token ids), ``max_new_tokens``,
-``end_id``, ``pad_id`` and optionally ``kv_cache_fraction``. The result holds ``new_tokens`` (lists
-of token ids without the prompt, one per prompt), ``seconds`` and ``problems`` (sentences; an empty
-list is a pass). An engine of several ranks runs under ``mpirun``; rank 0 writes the result.
+``end_id`` and ``pad_id``. The result holds ``new_tokens`` (lists of token ids without the prompt,
+one per prompt), ``seconds`` and ``problems`` (sentences; an empty list is a pass). An engine of
+several ranks runs under ``mpirun``; rank 0 writes the result.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(request: dict[str, Any]) -> dict[str, Any] | None:
         max_batch_size=1,
         max_input_len=longest,
         max_output_len=request["max_new_tokens"],
-        kv_cache_free_gpu_memory_fraction=request.get("kv_cache_fraction", KV_CACHE_FRACTION),
+        kv_cache_free_gpu_memory_fraction=KV_CACHE_FRACTION,
         kv_cache_enable_block_reuse=False,
         enable_chunked_context=False,
     )
