@@ -22,6 +22,8 @@ from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
 from .request_parameters import unknown_parameters
 
+_REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
+
 ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
 """Where the repository keeps the engine's limits, whatever the engine."""
 
@@ -62,6 +64,10 @@ class TritonPythonModel:
 
     def _outputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         encoder = self._encoder
+        for name, client_name in _REQUIRED.items():
+            # Triton counts the inputs of a request and does not look which they are.
+            if name not in inputs:
+                raise PromptError(f"the input {client_name} is missing")
         queries = inputs["QUERY"]
         batch = queries.shape[0]
         decoder_query = inputs.get("DECODER_QUERY")

@@ -119,7 +119,14 @@ class TritonPythonModel:
         """Prepares a request and answers its first prompt; other threads answer the others."""
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if "text_input" not in inputs:
+                # Triton counts the inputs of a request and does not look which they are.
+                raise CallError("the input text_input is missing")
             prompts = count_prompts(inputs)
+        except CallError as error:
+            self._release()
+            _refuse(sender, str(error), error.code)
+            return
         except Exception as error:
             pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
             self._release()

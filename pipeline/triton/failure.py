@@ -32,6 +32,11 @@ _NOISE = re.compile(
 )
 
 
+# Triton's handler of fatal signals says so before it looks for a stack trace, in which it may hang.
+# 2 and 15 are those that it is stopped with.
+_CRASH = re.compile(r"^Signal \((?!2\)|15\))(?P<number>\d+)\) received", re.MULTILINE)
+
+
 class Cause(NamedTuple):
     """Why the server did not start and what helps.
 
@@ -85,6 +90,15 @@ def has_given_up(log: str) -> bool:
     Triton 2.51 sometimes hangs in its own exit after these, its last words.
     """
     return _LAST_WORDS.search(log) is not None
+
+
+def crash_signal(log: str) -> int | None:
+    """The number of the fatal signal that the server said it got; None if there was none.
+
+    Triton 2.51 can hang for good between these words and its end.
+    """
+    match = _CRASH.search(log)
+    return int(match["number"]) if match else None
 
 
 def find_cause(log: str, seen: str | None = None) -> Cause:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.errors import PipelineError, ServerError
-from pipeline.triton.failure import find_cause, has_given_up
+from pipeline.triton.failure import crash_signal, find_cause, has_given_up
 from pipeline.triton.installation import Installation
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
@@ -102,6 +102,7 @@ class TritonServer(RunningServer):
         self._budget = RestartBudget()
         self._process: ServerProcess | None = None
         self._stubs: dict[int, str] = {}
+        self._looked_at = 0
         self._log: IO[bytes] | None = None
         self._state: State = "stopped"
         self._error: str | None = None
@@ -256,6 +257,7 @@ class TritonServer(RunningServer):
         self.ready_s = time.monotonic() - started
         # One that died just before is among them, so the watchdog notices.
         self._stubs = stubs.names | live_stubs(self._process.pid or 0)
+        self._looked_at = offset
         self._state = "ready"
 
     def _explained(self, what: str, offset: int, seen: str | None = None) -> ServerError:
@@ -266,12 +268,15 @@ class TritonServer(RunningServer):
         return ServerError(what, where=self._place(), why=why, fix=cause.fix)
 
     def _said_since(self, offset: int) -> str:
+        return self._written_since(offset).decode(errors="replace")
+
+    def _written_since(self, offset: int) -> bytes:
         if self._log is None:
-            return ""
+            return b""
         # The server writes through the same open file, whose position must stay where it is.
         number = self._log.fileno()
         size = os.fstat(number).st_size - offset
-        return os.pread(number, max(size, 0), offset).decode(errors="replace")
+        return os.pread(number, max(size, 0), offset)
 
     def _place(self) -> str:
         return str(self.log_file or self.repository)
@@ -280,7 +285,17 @@ class TritonServer(RunningServer):
         if self._process is None or self._process.poll() is not None:
             return "tritonserver ended by itself"
         dead = sorted({name for pid, name in self._stubs.items() if not is_alive(pid)})
-        return f"the Python process of model {', '.join(dead)} died" if dead else None
+        if dead:
+            return f"the Python process of model {', '.join(dead)} died"
+        signal_number = self._crashed()
+        return f"tritonserver crashed with signal {signal_number}" if signal_number else None
+
+    def _crashed(self) -> int | None:
+        """The signal that the server has said to have crashed with, in lines not looked at yet."""
+        written = self._written_since(self._looked_at)
+        lines = written[: written.rfind(b"\n") + 1]
+        self._looked_at += len(lines)
+        return crash_signal(lines.decode(errors="replace"))
 
     def _recover(self, fault: str) -> bool:
         """Runs in the watchdog's thread; False ends the watch."""

@@ -590,7 +590,7 @@ def test_a_request_that_cannot_be_read_gets_an_answer(model: TritonPythonModel) 
     use(Engine("a"))
     sent = Request({"max_tokens": np.array([[1]], np.int32)}, ["text_output"])
     model.execute([sent])
-    assert sent.sender.failure() == "the request failed: KeyError('text_input')"
+    assert sent.sender.failure() == "the input text_input is missing"
     later = request()
     model.execute([later])
     assert texts(later) == ["a"]

@@ -358,3 +358,16 @@ def test_a_character_split_over_responses_of_the_ensemble_is_two_replacements(
     assert len(ids) == 2
     assert postprocessed(repository, ids[:1], ids[1:]) == ["\ufffd", "\ufffd"]
     assert postprocessed(repository, ids) == ["é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "client_name"), [("QUERY", "text_input"), ("REQUEST_OUTPUT_LEN", "max_tokens")]
+)
+def test_a_missing_input_is_named_as_the_client_knows_it(
+    repository: Path, name: str, client_name: str
+) -> None:
+    """Triton lets a request pass that has enough inputs, whichever they are."""
+    tensors = inputs()
+    del tensors[name]
+    (response,) = opened(repository).execute([Request(tensors, OUTPUTS)])
+    assert response.error().message() == f"the input {client_name} is missing"

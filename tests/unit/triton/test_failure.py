@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from pipeline.triton.failure import find_cause, has_given_up
+from pipeline.triton.failure import crash_signal, find_cause, has_given_up
+from pipeline.triton.server import TritonServer
 
 
 def line(level: str, text: str) -> str:
@@ -146,3 +151,33 @@ def test_last_words_are_told_from_other_errors() -> None:
     assert not has_given_up(loading)
     assert not has_given_up(f"{loading}a model prints error: creating server: x\n")
     assert has_given_up(f"{loading}error: creating server: Internal - failed to load all models\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("double free or corruption (out)\nSignal (6) received.\n", 6),
+        ("Signal (11) received.\n 0# 0x0000 in tritonserver\n", 11),
+        (
+            "Signal (15) received.\n" + line("I", "Waiting for in-flight requests to complete."),
+            None,
+        ),
+        ("Signal (2) received.\n", None),
+        (line("E", "a model said: Signal (6) received."), None),
+    ],
+)
+def test_a_server_that_says_it_crashed_has_crashed(said: str, number: int | None) -> None:
+    assert crash_signal(said) == number
+
+
+def test_a_crashed_server_that_hangs_in_its_end_is_a_fault_once() -> None:
+    server = TritonServer(Path("repository"))
+    with tempfile.TemporaryFile() as log:
+        server._log, server._process = log, SimpleNamespace(poll=lambda: None)
+        log.write(b"Signal (15) received.\nSignal (6)")
+        log.flush()
+        assert server._fault() is None
+        log.write(b" received.\n")
+        log.flush()
+        assert server._fault() == "tritonserver crashed with signal 6"
+        assert server._fault() is None
