@@ -38,7 +38,7 @@ class Recording:
         if isinstance(described, property):
             assert described.fget is not None
             return described.fget(self)  # what a property reads is read
-        if name in ("model_dump", "section"):
+        if name in ("model_dump", "read_by", "section"):
             return lambda *names, **options: self._dump(name, *names, **options)
         if name != "model_fields_set" and isinstance(described, types.FunctionType):
             return types.MethodType(described, self)

@@ -23,6 +23,7 @@ class ServerOptions:
         grpc_port: 0 picks a free port; likewise the others.
         devices: GPUs to use, as ``nvidia-smi`` counts them; None takes the first ones.
         orchestrator: One server that spawns a worker per rank.
+        watchdog: Restart a server that died (targets whose server this package supervises).
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +32,7 @@ class ServerOptions:
     metrics_port: int = 0
     devices: Sequence[int] | None = None
     orchestrator: bool = False
+    watchdog: bool = True
 
 
 class RunningServer(ABC):

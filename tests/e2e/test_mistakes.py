@@ -35,7 +35,6 @@ from .conftest import Cli
         (["generate", "hello", "--url", "127.0.0.1:1"], 6, "127.0.0.1:1"),
         (["generate", "hello"], 2, "say where the server is"),
         (["generate", "hello", "--url", "127.0.0.1:1", "--max-tokens", "-5"], 2, "max_tokens"),
-        (["generate", "", "--url", "127.0.0.1:1"], 2, "prompt"),
         (["verify", "--url", "127.0.0.1:1"], 6, "127.0.0.1:1"),
         (["serve", "no/such/repository"], 2, "there is no such repository"),
         (["compare", "no/such/report"], 2, "this is not a report"),

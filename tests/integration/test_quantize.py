@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ def test_what_is_written_states_the_sources_facts(
     kv_cache = KV_CACHES.get(name)
     assert config["quantization"]["kv_cache_quant_algo"] == (kv_cache and kv_cache.upper())
     opened = open_checkpoint(output)
-    assert opened.facts == ModelFacts.from_directory(sources[architecture])
+    # The checkpoint has a dtype of its own.
+    assert opened.facts == replace(ModelFacts.from_directory(sources[architecture]), dtype=None)
     scales = {layer.kv_cache_scaling_factor for layer in opened.weights().layers}
     assert (None in scales) == (kv_cache is None)
 
@@ -316,7 +317,10 @@ def test_weights_that_overflow_float16_are_found(sources: dict[str, Path], tmp_p
     tensors = load_file(loud / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 1e5)
     save_file(tensors, loud / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StageError, match=r"transformer\.ln_f\.weight has NaN or infinite"):
+    with pytest.raises(
+        StageError,
+        match=r"ln_f\.weight has values that are infinite in float16.*bfloat16",
+    ):
         run_stage(recipe(loud, format="float16"), loud, tmp_path / "out")
 
 

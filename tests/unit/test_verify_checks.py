@@ -30,7 +30,7 @@ CAUGHT = {
     "ignores_end_token": ("end_token", "ended it where it comes first"),
     "ignores_misspelt_inputs": (
         "request_parameters",
-        "temprature, which is no input, was",
+        "temprature, which is not an input, was",
     ),
     "ignores_stop_requests": ("stop_request", "ran on to all its 480 tokens"),
     "ignores_stop_words": ("stop_words", "unstreamed, stop word"),

@@ -128,6 +128,7 @@ class OpenVinoTarget:
             grpc_port=options.grpc_port,
             http_port=options.http_port,
             metrics_port=options.metrics_port,
+            watchdog=options.watchdog,
         )
 
     def serve_command(
