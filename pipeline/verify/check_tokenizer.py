@@ -27,7 +27,7 @@ def own_tokenizer(context: Context) -> Details:
         if ids != list(probe.ids):
             wrong.append((probe, "other tokens", list(probe.ids), ids))
         text = _text(context, probe.ids)
-        without_spaces += text != probe.decoded
+        without_spaces += len(text) < len(probe.decoded)
         if not _is_the_text(text, probe, probes):
             wrong.append((probe, "another text", probe.decoded, text))
     if wrong:
@@ -45,7 +45,9 @@ def own_tokenizer(context: Context) -> Details:
 
 def _is_the_text(text: str, probe: Probe, probes: Probes) -> bool:
     # NVIDIA's postprocessing decodes with transformers 4, which takes spaces out where it is asked.
-    return text == probe.decoded or (probes.cleans_up and text == cleaned_up(probe.decoded))
+    rights = {probe.decoded, *([cleaned_up(probe.decoded)] if probes.cleans_up else [])}
+    # Postprocessing cannot know whether ids continue a text, and keeps the space of a first word.
+    return text in rights or text.removeprefix(" ") in rights
 
 
 def _text(context: Context, ids: Sequence[int]) -> str:

