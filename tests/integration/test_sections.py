@@ -63,7 +63,7 @@ def run(
 
 def of_other_targets(target: str) -> set[str]:
     """Keys that this target does not read, as docs/recipe.md says."""
-    found = {key.name for key in recipe_keys() if key.target not in (None, target)}
+    found = {key.name for key in recipe_keys() if key.targets and target not in key.targets}
     assert found
     return found
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -20,7 +20,9 @@ from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.planner import build_plan, stages_for
 from pipeline.progress import Progress, Silent
+from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.section import ReadBy, section_of
 from pipeline.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
@@ -111,6 +113,17 @@ def names(stages: tuple[Stage, ...]) -> list[str]:
 def test_every_target_is_where_the_table_says() -> None:
     for name in targets.TARGETS:
         assert get_target(name).name == name
+
+
+def test_the_recipe_lists_the_targets_of_the_table() -> None:
+    """And each has its options, if it has any, in the module that is called like it."""
+    fields = CompileSection.model_fields
+    assert set(get_args(fields["target"].annotation)) == targets.TARGETS.keys()
+    for name in targets.TARGETS.keys() & fields.keys():
+        section = section_of(fields[name])
+        assert section is not None
+        assert section.__module__ == f"pipeline.recipe.{name}"
+        assert ReadBy(name) in fields[name].metadata
 
 
 def test_a_target_that_does_not_exist() -> None:
