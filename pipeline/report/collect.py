@@ -9,14 +9,14 @@ from typing import Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import versions
-from pipeline.failure import Failure
-from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.models.config_keys import unread_keys
 from pipeline.recipe.schema import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams
 from pipeline.targets import get_target
+from pipeline.verdict.failure import Failure
+from pipeline.verdict.gates import beyond_range, broken_by_engine, broken_gates
 
 TOOLS = (
     "nvidia-modelopt",

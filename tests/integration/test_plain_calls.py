@@ -27,7 +27,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from pipeline.bench import measure
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
-from pipeline.runner import run_recipe
+from pipeline.running.runner import run_recipe
 from pipeline.store.build_dir import BuildDir
 from pipeline.triton.server import TritonServer
 from pipeline.verify import run_conformance

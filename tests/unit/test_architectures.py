@@ -152,7 +152,7 @@ def _literals(tree: ast.AST) -> Iterator[str]:
 
 def test_a_model_is_checked_without_transformers() -> None:
     code = (
-        "import sys, pipeline.model_checks\n"
+        "import sys, pipeline.preflight.model_checks\n"
         "print(sorted({'transformers', 'torch', 'numpy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import pytest
 
-from pipeline.planner import STAGES, key_material
 from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy
 from pipeline.recipe.tensorrt import PluginSection
+from pipeline.running.planner import STAGES, key_material
 from pipeline.stages import served
 from pipeline.stages.base import Stage
 from pipeline.targets import TARGETS, get_target

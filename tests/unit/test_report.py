@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import QualityGateError, StageError
-from pipeline.failure import Failure
 from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread
 from pipeline.store.artifact import Artifact
 from pipeline.tables import number
+from pipeline.verdict.failure import Failure
 
 
 def _report(**changes: Any) -> dict[str, Any]:

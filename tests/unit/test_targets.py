@@ -12,18 +12,19 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline import api, planner, targets
+from pipeline import api, targets
 from pipeline.cli.comparison import comparison
 from pipeline.cli.main import app
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
-from pipeline.planner import build_plan, stages_for
 from pipeline.progress import Progress, Silent
 from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy, section_of
-from pipeline.runner import run_recipe
+from pipeline.running import planner
+from pipeline.running.planner import build_plan, stages_for
+from pipeline.running.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
@@ -197,7 +198,7 @@ def test_the_command_says_where_the_export_is(
 
 def test_a_target_is_imported_when_it_is_asked_for() -> None:
     code = (
-        "import sys, pipeline.planner, pipeline.model_checks\n"
+        "import sys, pipeline.running.planner, pipeline.preflight.model_checks\n"
         "from pipeline.targets import TARGETS, get_target\n"
         "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
         "assert loaded() == set(), loaded()\n"

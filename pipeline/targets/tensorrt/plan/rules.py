@@ -2,16 +2,16 @@
 
 Sources: ``build()`` and ``PluginConfig.validate()`` of TensorRT-LLM 1.2 for the refusals,
 ``TrtGptModelInflightBatching`` for in-flight batching, and the public issues of both projects for
-the rest. What does not depend on the target is in :mod:`pipeline.model_checks`.
+the rest. What does not depend on the target is in :mod:`pipeline.preflight.model_checks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.findings import Finding
 from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import (

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.findings import Finding
 from pipeline.models.config_json import read_config
 from pipeline.models.config_keys import unread_keys
 from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import main_dtype, stored_tensors
 from pipeline.targets import get_target
+from pipeline.targets.findings import Finding
 
 FLOAT16_MAX = 65504.0
 """The largest finite float16."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.failure import Failure
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
@@ -15,6 +14,7 @@ from pipeline.store.artifact import Artifact, Damage
 from pipeline.store.digests import canonical_json, digest_of
 from pipeline.store.store import Store
 from pipeline.targets import get_target
+from pipeline.verdict.failure import Failure
 
 STAGES: tuple[Stage, ...] = (
     source.STAGE,
