@@ -32,6 +32,13 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 TABLE = "architectures.py"
+# MODEL_MAP of tensorrt_llm/models/__init__.py, what it has of the supported architectures.
+MODEL_MAP = {
+    "LlamaForCausalLM": "LLaMAForCausalLM",
+    "MistralForCausalLM": "LLaMAForCausalLM",
+    "Qwen2ForCausalLM": "QWenForCausalLM",
+    "Qwen3ForCausalLM": "QWenForCausalLM",
+}
 
 
 def _facts(architecture: str, **keys: Any) -> ModelFacts:
@@ -112,6 +119,11 @@ def test_a_row_may_fix_a_key_that_it_does_not_compute(monkeypatch: pytest.Monkey
     assert _facts(name) == _facts(name, residual_multiplier=1)
     with pytest.raises(UnsupportedError, match=r"residual_multiplier is 0\.22.* where it is 1\.0"):
         _facts(name, residual_multiplier=0.22)
+
+
+def test_the_classes_of_tensorrt_llm_are_upstreams() -> None:
+    known = {name: row.tensorrt_llm.model_class for name, row in ARCHITECTURES.items()}
+    assert {name: known_class for name, known_class in known.items() if known_class} == MODEL_MAP
 
 
 def test_keys_of_other_tools_are_no_reason_to_refuse_a_model() -> None:

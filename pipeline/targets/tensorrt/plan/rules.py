@@ -131,6 +131,15 @@ def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
 def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """What the model's own limits and layers rule out."""
     model = checkpoint.model
+    if model.family.tensorrt_llm.model_class is None:
+        yield Finding(
+            "error",
+            "compile.target",
+            f"TensorRT-LLM 1.2 has no class for {model.architecture}",
+            "trtllm-build looks the checkpoint's architecture up in its MODEL_MAP and ends where "
+            "it is not there",
+            "Set compile.target to openvino, or choose another model",
+        )
     if model.head_size not in HEAD_SIZES:
         yield Finding(
             "error",
