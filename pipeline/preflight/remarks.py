@@ -39,7 +39,7 @@ def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[
 
 
 def source_dtype(facts: ModelFacts, directory: Path | None) -> str | None:
-    """What the weights are: as their files say, or config.json; None where neither does.
+    """Reads the dtype of the weights from their files or config.json; None where neither says it.
 
     A model that was trained in bfloat16 and saved in float32 is bfloat16 still: its config.json
     says so, and its activations need that range.

@@ -89,6 +89,6 @@ class Section(BaseModel):
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The model of the keys below a field; None for a field that has a value of its own."""
+    """Returns the model of the keys below a field; None for a field with a value of its own."""
     candidates = (field.annotation, *get_args(field.annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -55,7 +55,7 @@ class PlannedStage:
 
 
 def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that a recipe asks for and its target has, in order.
+    """Lists the stages that a recipe asks for and its target has, in order.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -72,7 +72,7 @@ def key_material(
     inputs: Mapping[str, Artifact],
     failure: Failure | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a stage's bytes; its digest is the stage's key."""
+    """Gathers everything that decides a stage's bytes; its digest is the stage's key."""
     return {
         "stage": stage.name,
         "version": stage.version,
