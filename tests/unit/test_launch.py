@@ -431,7 +431,7 @@ def test_devices() -> None:
         ("Both encoder and decoder model paths are empty", "not where gpt_model_path says"),
         ("Cannot find parameter with name: tokenizer_dir", "lacks a parameter"),
         ("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory", "too small, or"),
-        ("docker: Error: could not select device driver with capabilities", "cannot reach the GPU"),
+        ("docker: Error: could not select device driver with capabilities", "cannot hand the GPU"),
         ("Bind for 127.0.0.1:8001 failed: port is already allocated", "A port is in use"),
         ("There are not enough slots available in the system", "fewer CPU cores"),
         ("something else entirely", "The last line of its log is: something else entirely"),

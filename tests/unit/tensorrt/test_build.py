@@ -292,7 +292,7 @@ REPLAYS = {
     "disk-full": ("disk is full", "--build-dir"),
     "old-driver": ("driver is older", "branch 580 or later; data-center GPUs may use CUDA forward"),
     "plugin-sm": ("no kernel for the format", "SM 89"),
-    "version": ("built by another TensorRT", IMAGE),
+    "version": ("built with another TensorRT", IMAGE),
     "timing-cache": ("timing cache belongs to another", "timing folder"),
     "docker-gpu": ("cannot hand the GPU", "container toolkit"),
     "docker-daemon": ("daemon cannot be reached", "Start it"),
