@@ -35,7 +35,7 @@ def known(pattern: str, why: str, fix: str) -> Known:
 
 _DRIVER = DEFAULT_CONTAINER.driver
 _IMAGE = DEFAULT_CONTAINER.image
-# See pipeline.targets.tensorrt.handed_on.
+# See pipeline.targets.handed_on.
 _HANDED_ON = "it is handed on to the container"
 
 MACHINE = (
@@ -165,7 +165,8 @@ RUNTIME = (
     known(
         r"ess_singleton|Unable to start a daemon on the local node",
         "MPI cannot start in a process that mpirun did not start",
-        "Start it under mpirun: trtllm-pipeline serve --mpirun",
+        "Start it under mpirun, trtllm-pipeline serve --mpirun; or export "
+        f"OMPI_MCA_ess_singleton_isolated=1, and {_HANDED_ON}",
     ),
     known(
         r"getting local rank failed|No permission \(-17\)",
