@@ -125,6 +125,7 @@ def answer(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_project_is_installed_and_nothing_is_replaced(container: Path, tmp_path: Path) -> None:
     if not index_answers(tmp_path):
         pytest.skip("no package index answers here")
@@ -144,7 +145,7 @@ def test_the_project_is_installed_and_nothing_is_replaced(container: Path, tmp_p
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert listing(container) == before

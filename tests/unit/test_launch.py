@@ -15,6 +15,7 @@ import pytest
 from pipeline.cli.main import app
 from pipeline.errors import (
     CompileError,
+    MissingDependencyError,
     RepositoryError,
     ServerError,
     UnsupportedError,
@@ -266,6 +267,14 @@ def test_no_image_has_the_engines_tensorrt(repository: Path) -> None:
 def test_why_no_image_has_it(repository: Path, changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UnsupportedError, match=why):
         docker_launch(bind(repository, **changes), HERE)
+
+
+def test_tensorrt_llm_of_another_python(outside: Any, repository: Path, tmp_path: Path) -> None:
+    program(tmp_path / "bin/trtllm-build", "")
+    outside.setenv("PATH", str(tmp_path / "bin"))
+    outside.setattr(launch_module, "daemon_problem", lambda: "docker is not installed")
+    with pytest.raises(MissingDependencyError, match=r"scripts/install python3 \.venv"):
+        plan_launch(repository, HERE)
 
 
 def test_an_engine_of_unknown_origin(tmp_path: Path) -> None:

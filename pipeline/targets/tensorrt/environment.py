@@ -12,10 +12,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.dependencies import installed
+from pipeline.errors import MissingDependencyError
 from pipeline.targets.tensorrt.gpus import Gpu
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 
@@ -241,13 +244,27 @@ def _release(version: str) -> str:
     return numbers[0] if numbers else version
 
 
+def another_pythons() -> MissingDependencyError | None:
+    """What to say where TensorRT-LLM is installed, but not for this Python, as in the container."""
+    program = shutil.which("trtllm-build")
+    if program is None or installed("tensorrt-llm") is not None:
+        return None
+    return MissingDependencyError(
+        "TensorRT-LLM is installed here, but not for the Python of this command",
+        why=f"It belongs to {program}, and this is {sys.executable}",
+        fix="Install this project beside it, from a checkout: scripts/install python3 .venv, with "
+        f"the python3 of {Path(program).parent}; nothing of it is replaced",
+    )
+
+
 def missing_to_build() -> list[str]:
     """What a build would miss here, as clauses; found without starting any program."""
     missing = []
     if shutil.which("nvidia-smi") is None:
         missing.append("there is no NVIDIA GPU (nvidia-smi is not installed)")
     if installed("tensorrt-llm") is None and shutil.which("docker") is None:
-        missing.append("neither TensorRT-LLM nor Docker is installed")
+        other = another_pythons()
+        missing.append(other.what if other else "neither TensorRT-LLM nor Docker is installed")
     return missing
 
 

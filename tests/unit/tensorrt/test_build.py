@@ -226,6 +226,18 @@ def test_without_a_gpu_the_command_to_copy_is_given(
     assert f"{IMAGE} trtllm-build --checkpoint_dir /checkpoint" in caught.value.fix
 
 
+def test_tensorrt_llm_of_another_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    """As inside the container: its own Python has TensorRT-LLM, this one's environment has not."""
+    machine = tmp_path / "machine"
+    pretend(monkeypatch, machine, programs=("trtllm-build", "nvidia-smi"), tensorrt_llm=None)
+    with pytest.raises(MissingDependencyError, match="not for the Python of this") as caught:
+        build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    assert str(machine / "bin/trtllm-build") in str(caught.value.why)
+    assert "scripts/install python3 .venv" in str(caught.value.fix)
+
+
 def test_a_gpu_without_tensorrt_llm_and_docker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
 ) -> None:

@@ -16,6 +16,7 @@ from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
     InstalledGpu,
     Machine,
+    another_pythons,
     inspect_machine,
     toolkit,
 )
@@ -223,6 +224,7 @@ def plan_launch(
     """How to serve a repository on this machine.
 
     Raises:
+        MissingDependencyError: There is no docker, and TensorRT-LLM is another Python's.
         UnsupportedError: There is no docker or no GPU (the command to run elsewhere is in the
             message), the GPU is not the engine's, or the toolchain is another.
         UsageError: See :func:`docker_launch`.
@@ -246,6 +248,8 @@ def plan_launch(
     if not problem and not local:
         problem = daemon_problem()
     if problem:
+        if machine.gpus and (other := another_pythons()):
+            raise other
         raise UnsupportedError(
             "this engine is served by a machine with its GPU and docker",
             why=f"Here, {problem}",
