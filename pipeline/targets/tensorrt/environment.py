@@ -204,7 +204,9 @@ def _division_problem(
     if not divided:
         return None
     names = [part.uuid for part in slices if part.index == divided[0].index]
-    how = f"name one of its slices: CUDA_VISIBLE_DEVICES={names[0]}" if names else "it has no slice"
+    how = "it has no slice yet: nvidia-smi mig -cgi makes one, nvidia-smi -mig 0 makes it whole"
+    if names:
+        how = f"name one of its slices: CUDA_VISIBLE_DEVICES={names[0]}"
     return f"MIG divides GPU {divided[0].index}, so CUDA does not see it whole; {how}"
 
 

@@ -130,6 +130,17 @@ def test_a_divided_gpu_is_not_taken_for_a_whole_one(divided: None, visible: str 
     )
 
 
+def test_a_divided_gpu_without_slices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\nif [ $1 = -L ]; then echo 'GPU 0: NVIDIA A30 (UUID: GPU-1)'\n"
+        "else echo '0, GPU-1, NVIDIA A30, 8.0, 24576, 580.65.06, Enabled'; fi\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert "it has no slice yet: nvidia-smi mig -cgi" in inspect_machine({}).problem
+
+
 def test_a_slice_that_is_not_there(divided: None) -> None:
     machine = inspect_machine({"CUDA_VISIBLE_DEVICES": "MIG-00000000"})
     assert machine.problem == "CUDA_VISIBLE_DEVICES hides every GPU"
