@@ -2,8 +2,9 @@
 
 Each text is from the thread it names, shortened; the cause is the one found there. ``repo#n`` is
 short for NVIDIA/TensorRT-LLM (llm), triton-inference-server/tensorrtllm_backend (backend) and
-triton-inference-server/server (server). Several would be taken for something else by the first
-word that looks like a cause.
+triton-inference-server/server (server). "With" puts two texts into one log, "worded as" gives a
+text another name or version of ours. Several would be taken for something else by the first word
+that looks like a cause.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Shown(NamedTuple):
 # In either log: of the container that builds or tries an engine, and of the one that serves.
 ANYWHERE = (
     Shown(
-        "MauriceNino/dashdot#1226, of CUDA 12.8",
+        "MauriceNino/dashdot#1226, worded as for CUDA 13.1",
         OCI + "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=13.1, please "
         "update your driver to a newer version, or use an earlier cuda container: unknown",
         "driver is older than CUDA 13",
@@ -68,9 +69,10 @@ ANYWHERE = (
         "toolkit",
     ),
     Shown(
-        "NVIDIA's list of CUDA errors, cudaErrorSystemDriverMismatch",
-        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has "
-        "unsupported display driver / cuda driver combination",
+        "CompVis/stable-diffusion#439",
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions "
+        "before calling NumCudaDevices() that might have already set an error? Error 803: system "
+        "has unsupported display driver / cuda driver combination",
         "of different versions",
         "branch 580",
     ),
@@ -81,13 +83,13 @@ ANYWHERE = (
         "branch 580",
     ),
     Shown(
-        "server#3688 and many",
+        "server#2784",
         "CUDA driver version is insufficient for CUDA runtime version",
         "driver is older",
         "branch 580",
     ),
     Shown(
-        "pytorch/pytorch#35710; PyTorch warns, and then there are no GPUs to work with",
+        "microsoft/lisa#2823 with llm#1164: PyTorch warns, and then there is no GPU",
         "UserWarning: CUDA initialization: Unexpected error from cudaGetDeviceCount(). Did you run "
         "some cuda functions before calling NumCudaDevices() that might have already set an error? "
         "Error 802: system not yet initialized (Triggered internally at CUDAFunctions.cpp:112.)\n"
@@ -97,13 +99,14 @@ ANYWHERE = (
         "CUDA_VISIBLE_DEVICES",
     ),
     Shown(
-        "the same, from the older message",
-        "RuntimeError: cuda runtime error (802) : system not yet initialized at THCGeneral.cpp:50",
+        "pytorch/pytorch#35710",
+        "RuntimeError: cuda runtime error (802) : system not yet initialized at /opt/conda/"
+        "conda-bld/pytorch_1579022034529/work/aten/src/THC/THCGeneral.cpp:50",
         "fabric manager",
         "nvidia-fabricmanager",
     ),
     Shown(
-        "NVIDIA/nvidia-docker, wiki: Frequently asked questions",
+        "NVIDIA/nvidia-docker#1352, OpenBMB/XAgent#273",
         'docker: Error response from daemon: could not select device driver "" with capabilities: '
         "[[gpu]].",
         "cannot hand the GPU",
@@ -125,8 +128,8 @@ ANYWHERE = (
     ),
     Shown(
         "server#7356",
-        "docker: Error response from daemon: failed to resolve reference "
-        '"nvcr.io/nvidia/tritonserver:22.12-py3": failed to do request: Head '
+        "ERROR: failed to solve: nvcr.io/nvidia/tritonserver:22.12-py3: failed to resolve source "
+        "metadata for nvcr.io/nvidia/tritonserver:22.12-py3: failed to do request: Head "
         '"https://nvcr.io/v2/nvidia/tritonserver/manifests/22.12-py3": dial tcp: lookup nvcr.io: '
         "i/o timeout",
         "cannot fetch the image",
@@ -141,7 +144,7 @@ ANYWHERE = (
     ),
     Shown(
         "NVIDIA/TensorRT#1479",
-        "26.06-trtllm-python-py3: Pulling from nvidia/tritonserver\n"
+        "10.2-cudnn8-devel-ubuntu18.04: Pulling from nvidia/cuda\n"
         "no matching manifest for linux/arm64/v8 in the manifest list entries",
         "not made for this machine's processor",
         "docker manifest inspect",
@@ -171,7 +174,7 @@ ANYWHERE = (
     ),
     Shown(
         "tech-shrimp/docker_image_pusher#39",
-        "write /var/lib/docker/tmp/GetImageBlob3110843648: no space left on device",
+        "/var/lib/docker/tmp/GetImageBlob3110843648: no space left on device",
         "disk of Docker's images",
         "data-root",
         "--build-dir",
@@ -197,12 +200,18 @@ ANYWHERE = (
         "under mpirun",
     ),
     Shown(
-        "llm#1826: NCCL, before what it drags along",
-        "pa:21856:21856 [0] misc/shmutils.cc:72 NCCL WARN Error: failed to extend "
-        "/dev/shm/nccl-YNr3AB to 9637892 bytes\nNo space left on device\n"
-        "pa:21856:21856 [0] misc/shmutils.cc:113 NCCL WARN Error while creating shared memory "
-        "segment /dev/shm/nccl-YNr3AB (size 9637888)\n"
-        "what():  " + LLM + "Failed, NCCL error allreducePlugin.cpp:218 'unhandled system error'",
+        "llm#1826",
+        "dc69d25252pa:21856:21856 [0] misc/shmutils.cc:72 NCCL WARN Error: failed to extend "
+        "/dev/shm/nccl-YNr3AB to 9637892 bytes\n"
+        "dc69d25252pa:21856:21856 [0] misc/shmutils.cc:113 NCCL WARN Error while creating shared "
+        "memory segment /dev/shm/nccl-YNr3AB (size 9637888)",
+        "segment in /dev/shm",
+        "NCCL_SHM_DISABLE=1",
+    ),
+    Shown(
+        "llm#1826 with the kernel's ENOSPC: /dev/shm is what is full",
+        "NCCL WARN Error: failed to extend /dev/shm/nccl-YNr3AB to 9637892 bytes\n"
+        "No space left on device",
         "segment in /dev/shm",
         "NCCL_SHM_DISABLE=1",
         "--build-dir",
@@ -216,9 +225,9 @@ ANYWHERE = (
         "--shm-size",
     ),
     Shown(
-        "NVIDIA/nccl#925",
-        "a99:76786:77145 [3] misc/ibvwrap.cc:284 NCCL WARN Call to ibv_modify_qp failed with error "
-        "No such device\nNCCL failure: ncclSystemError",
+        "NVIDIA/nccl#799, #925",
+        "72bf7b08-26f3-4ebc:76786:77145 [3] misc/ibvwrap.cc:284 NCCL WARN Call to ibv_modify_qp "
+        "failed with error No such device",
         "InfiniBand",
         "NCCL_IB_DISABLE=1",
         "NCCL_P2P_DISABLE",
@@ -231,16 +240,26 @@ ANYWHERE = (
         "NCCL_DEBUG=INFO",
     ),
     Shown(
-        "llm#213, #408",
-        LLM + "Failed, NCCL error ncclUtils.cpp:31 'internal error - please report this issue to "
-        "the NCCL developers'",
+        "llm#213, #504, backend#103",
+        "Failed, NCCL error /src/tensorrt_llm/cpp/tensorrt_llm/plugins/ncclPlugin/"
+        "allreducePlugin.cpp:295 'internal error - please report this issue to the NCCL "
+        "developers'",
         "through NCCL",
         "NCCL_P2P_DISABLE=1",
     ),
     Shown(
+        "llm#4238",
+        "[1] enqueue.cc:1500 NCCL WARN Cuda failure 1 'invalid argument'\n"
+        "Failed, NCCL error /home/jenkins/agent/workspace/LLM/main/L0_Test-x86_64/tensorrt_llm/cpp/"
+        "tensorrt_llm/thop/allreduceOp.cpp:308 'unhandled cuda error (run with NCCL_DEBUG=INFO for "
+        "details)'",
+        "through NCCL",
+        "NCCL_DEBUG=INFO",
+    ),
+    Shown(
         "llm#1670: it is the memory that is missing, NCCL only met it first",
-        "ai:1:1 [0] include/alloc.h:175 NCCL WARN Cuda failure 2 'out of memory'\n"
-        "what():  " + LLM + "Failed, NCCL error allreducePlugin.cpp:218 'unhandled cuda error'",
+        "VM-0-16-ubuntu:392:494 [2] enqueue.cc:43 NCCL WARN Cuda failure 'out of memory'\n"
+        "VM-0-16-ubuntu:392:494 [2] enqueue.cc:54 NCCL WARN Cuda failure 'invalid resource handle'",
         "memory is too small",
         "nvidia-smi",
         "NCCL_P2P_DISABLE",
@@ -302,14 +321,14 @@ ANYWHERE = (
         "stock image",
     ),
     Shown(
-        "Open MPI's help-orte-rmaps-base.txt",
-        "There are not enough slots available in the system to satisfy the 2\nslots that were "
-        "requested by the application:\n\n  tritonserver",
+        "llm#5854, mit-han-lab/spvnas#10",
+        "There are not enough slots available in the system to satisfy the 8 slots \nthat were "
+        "requested by the application:\n  python",
         "fewer CPU cores",
         "core per rank",
     ),
     Shown(
-        "backend#375",
+        "backend#375, worded as in TensorRT-LLM's plugins of today",
         LLM + "Assertion failed: Expected length (168) != real length (152). This is often caused "
         "by using different TensorRT LLM version to build engine and run engine.",
         "built with another TensorRT or TensorRT-LLM",
@@ -323,15 +342,18 @@ ANYWHERE = (
         "same image",
     ),
     Shown(
-        "llm#1695",
-        "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion "
-        "stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match.)",
+        "backend#190, llm#660",
+        "[TensorRT-LLM][ERROR] 1: [stdArchiveReader.cpp::stdArchiveReaderInitCommon::47] Error "
+        "Code 1: Serialization (Serialization assertion stdVersionRead == kSERIALIZATION_VERSION "
+        "failed.Version tag does not match. Note: Current Version: 226, Serialized Engine Version: 228)",
         "built with another TensorRT or TensorRT-LLM",
         "same image",
     ),
     Shown(
-        "llm#1838's text after TensorRT's own: the engine is right, the memory is short",
-        "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)\n"
+        "guidance-ai/llgtrt#7: the engine is right, the memory is short",
+        "[TensorRT-LLM][ERROR] [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime "
+        "(out of memory)\n[TensorRT-LLM][ERROR] [deserialize.cpp::load::572] Error Code 2: OutOfMemory "
+        "(Requested size was 69568823808 bytes.)\nError: tlc_init: "
         + LLM
         + "Assertion failed: Failed to deserialize cuda engine.",
         "memory is too small",
@@ -339,7 +361,7 @@ ANYWHERE = (
         "same image",
     ),
     Shown(
-        "llm#808: PyTorch was replaced under TensorRT-LLM",
+        "llm#808, whose symbol is another: PyTorch was replaced under TensorRT-LLM",
         "ImportError: /usr/local/lib/python3.10/dist-packages/tensorrt_llm/libs/libth_common.so: "
         "undefined symbol: _ZN2at4_ops5zeros4callEN3c108ArrayRefINS2_6SymIntEEE",
         "of another version",
@@ -353,16 +375,17 @@ ANYWHERE = (
         "TensorRT-LLM 1.2.1",
     ),
     Shown(
-        "h2oai/h2o-llmstudio#974",
+        "vectorize-io/hindsight#3934",
         'File "torch/_inductor/runtime/cache_dir_utils.py", line 23, in default_cache_dir\n'
         "KeyError: 'getpwuid(): uid not found: 1042'",
         "name of a user",
         "USER",
     ),
     Shown(
-        "moby's own words for a user outside the docker group",
-        "docker: permission denied while trying to connect to the Docker daemon socket at "
-        "unix:///var/run/docker.sock",
+        "NVIDIA/nvidia-docker#1138",
+        "docker: Got permission denied while trying to connect to the Docker daemon socket at "
+        "unix:///var/run/docker.sock: Post http://%2Fvar%2Frun%2Fdocker.sock/v1.40/containers/create"
+        ": dial unix /var/run/docker.sock: connect: permission denied.",
         "daemon cannot be reached",
         "docker group",
         "SELinux",
@@ -391,7 +414,7 @@ SERVING = (
         "trtllm-python-py3",
     ),
     Shown(
-        "server#5206's wording",
+        "server#5206, worded as for this backend",
         "Invalid argument: unable to find 'libtriton_tensorrtllm.so' for model 'tensorrt_llm', "
         "searched: /models/tensorrt_llm/1, /models/tensorrt_llm, " + BACKEND,
         "no tensorrtllm backend",
@@ -406,27 +429,28 @@ SERVING = (
         "trtllm-python-py3",
     ),
     Shown(
-        "docker-library/docs#991, maris-development/beacon#514: SELinux on a mount",
+        "maris-development/beacon#514, worded as by Triton: SELinux on a mount",
         "failed to open text file for read /models/ensemble/config.pbtxt: Permission denied",
         "mounted folder",
         "label=disable",
     ),
     Shown(
-        "server#1931's wording, which has no errno",
+        "server#1931, worded as for our mount: it has no errno",
         "error: creating server: Internal - failed to stat file /models",
         "mounted folder",
         "getenforce",
     ),
     Shown(
-        "llm#1063, janhq/cortex.cpp#1315: every good log has such lines; the memory is the cause",
+        "llm#1063 with llm#494: every good log has such lines; the memory is the cause",
         "[TensorRT-LLM][INFO] Parameter layer_types cannot be read from json:\n[TensorRT-LLM]"
         "[WARNING] [json.exception.out_of_range.403] key 'layer_types' not found\n"
-        "maxTokensInPagedKvCache (64) must be large enough to process at least 1 sequence",
+        "maxTokensInPagedKvCache must be large enough to process at least 1 sequence to completion "
+        "(i.e. must be larger than beam_width * tokensPerBlock * maxBlocksPerSeq)",
         "KV cache is too small",
         "max_seq_len",
     ),
     Shown(
-        "server#1931: the image's entry point says this of every start as another user",
+        "server#1931 with a port in use: the entry point says this of every start as a user",
         "find: '/usr/lib/ssl/private': Permission denied\nBind for 127.0.0.1:8001 failed: port is "
         "already allocated",
         "port is in use",
