@@ -345,15 +345,16 @@ ANYWHERE = (
         "backend#190, llm#660",
         "[TensorRT-LLM][ERROR] 1: [stdArchiveReader.cpp::stdArchiveReaderInitCommon::47] Error "
         "Code 1: Serialization (Serialization assertion stdVersionRead == kSERIALIZATION_VERSION "
-        "failed.Version tag does not match. Note: Current Version: 226, Serialized Engine Version: 228)",
+        "failed.Version tag does not match. Note: Current Version: 226, Serialized Engine Version: "
+        "228)",
         "built with another TensorRT or TensorRT-LLM",
         "same image",
     ),
     Shown(
         "guidance-ai/llgtrt#7: the engine is right, the memory is short",
         "[TensorRT-LLM][ERROR] [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime "
-        "(out of memory)\n[TensorRT-LLM][ERROR] [deserialize.cpp::load::572] Error Code 2: OutOfMemory "
-        "(Requested size was 69568823808 bytes.)\nError: tlc_init: "
+        "(out of memory)\n[TensorRT-LLM][ERROR] [deserialize.cpp::load::572] Error Code 2: "
+        "OutOfMemory (Requested size was 69568823808 bytes.)\nError: tlc_init: "
         + LLM
         + "Assertion failed: Failed to deserialize cuda engine.",
         "memory is too small",
