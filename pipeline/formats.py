@@ -107,7 +107,7 @@ class Format:
         return self.activations == "fp8"
 
     def unit(self, group_size: int) -> int:
-        """What the sides of a linear on each rank must be multiples of."""
+        """Returns what the sides of a linear on each rank must be multiples of."""
         return max(self.multiple, group_size) if self.group_sizes else self.multiple
 
 

@@ -68,7 +68,7 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
 
 
 def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:
-    """The checkpoint's ``config.json`` as TensorRT-LLM 1.2's LLaMAConfig and QWenConfig read it.
+    """Builds ``config.json`` as TensorRT-LLM 1.2's LLaMAConfig and QWenConfig read it.
 
     ``logits_dtype`` is TensorRT-LLM's default, float32, which Triton's ``logits_datatype`` expects;
     ModelOpt would write float16, in which close logits tie.

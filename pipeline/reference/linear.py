@@ -17,12 +17,12 @@ FLOAT8_MAX = 448.0
 
 
 def float32_tensor(array: Array) -> torch.Tensor:
-    """A float32 copy of an array of any floating or integer dtype."""
+    """Copies an array of any floating or integer dtype to float32."""
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
-    """x on the grid of a static INT8 quantizer, -128 * step to 127 * step.
+    """Rounds x to the grid of a static INT8 quantizer, -128 * step to 127 * step.
 
     The order of operations is that of ModelOpt 0.37's ``_tensor_quant``, which decides ties. So
     does dividing tensor by tensor: torch divides a number by one through the reciprocal.
@@ -37,7 +37,7 @@ def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
 
 
 def round_to_float8(x: torch.Tensor, step: float) -> torch.Tensor:
-    """x on the grid of a static float8_e4m3fn quantizer with the scale ``step``, amax / 448."""
+    """Rounds x to the grid of a static float8_e4m3fn quantizer whose ``step`` is amax / 448."""
     largest = torch.tensor(FLOAT8_MAX, device=x.device)
     scale = largest / (torch.tensor(step, device=x.device) * largest)
     codes = torch.clamp(x * scale, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
@@ -64,7 +64,7 @@ class CheckpointLinear(torch.nn.Module):
         self.register_buffer("prequant", None if prequant is None else float32_tensor(prequant))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] to [..., N]."""
+        """Maps float32 [..., K] to [..., N]."""
         if self.prequant is not None:
             x = x * self.prequant
         if self.step is not None:
@@ -74,9 +74,13 @@ class CheckpointLinear(torch.nn.Module):
 
 
 def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]:
-    """The linears that were fused into one, by their numbers of rows.
+    """Splits a fused linear into those that it was made of, by their numbers of rows.
 
     They share the quantizer of x, as the fused one does.
+
+    Args:
+        linear: The fused one, of N rows.
+        sizes: Rows of each part, in order; N together.
     """
     weights = torch.split(torch.from_numpy(dequantize(linear)), list(sizes))
     biases: Sequence[torch.Tensor | None] = [None] * len(sizes)
@@ -86,5 +90,5 @@ def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]
 
 
 def whole_linear(linear: Linear) -> CheckpointLinear:
-    """The linear as it is."""
+    """Makes one torch linear of a checkpoint's, without splitting it."""
     return split_linear(linear, [linear.out_features])[0]

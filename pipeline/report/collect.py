@@ -26,7 +26,7 @@ BYTES_16BIT = 2
 def collect(
     recipe: Recipe, inputs: Mapping[str, Artifact], failure: Failure | None = None
 ) -> dict[str, Any]:
-    """The report as JSON values; what was not reached is None.
+    """Gathers the report as JSON values; what was not reached is None.
 
     Args:
         recipe: The recipe.

@@ -10,7 +10,7 @@ from pipeline.targets import get_target
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """What the target reads of the recipe.
+    """Returns what the target reads of the recipe.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -19,7 +19,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the target's tools.
+    """Returns the versions of the target's tools.
 
     Raises:
         UnsupportedError: There is no such target.

@@ -34,7 +34,7 @@ TOOLS = ("torch", "transformers")
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """What decides the measurement; the gates do not, and the text counts by its contents."""
+    """Returns what decides the measurement; gates do not, and the text counts by its contents."""
     assert recipe.evaluate is not None
     return {
         **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
@@ -44,7 +44,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the tools and the digest of the text; and what an engine is measured with.
+    """Gathers the tools' versions, the digest of the text, and what an engine is measured with.
 
     Raises:
         RecipeError: The text cannot be read.

@@ -20,7 +20,7 @@ CALIBRATION_TEXT = "quantize.calibration.text"
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """The keys that decide the checkpoint's bytes; those a format does not read are left out."""
+    """Returns the keys that decide the checkpoint's bytes, only those that its format reads."""
     quantize = recipe.quantize
     keys: dict[str, Any] = {
         "format": quantize.format,
@@ -46,7 +46,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the tools, and the digest of the calibration text where it is read.
+    """Gathers the tools' versions, and the digest of the calibration text where it is read.
 
     Raises:
         RecipeError: The calibration text cannot be read.
