@@ -299,7 +299,7 @@ KNOWN: Mapping[str, ModelContract] = {**MODELS, BLS_UNARY: _UNARY}
 
 
 def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
-    """The models of a repository by name, in the order in which they must be loaded one by one.
+    """Returns a repository's models by name, in the order in which they must be loaded one by one.
 
     Args:
         decoupled: ``serve.decoupled`` of the recipe: whether the models that answer clients may
@@ -313,7 +313,7 @@ def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
 
 
 def answering_model(model: str) -> str:
-    """The model whose transaction policy decides how often ``model`` answers a request.
+    """Names the model whose transaction policy decides how often ``model`` answers a request.
 
     An ensemble has none of its own; it answers as often as the engine does.
     """

@@ -33,7 +33,7 @@ class OpenVinoTarget:
     rounds_activations = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
-        """OpenVINO, and the wheel that holds tritonserver."""
+        """Lists the packages for OpenVINO and the wheel that holds tritonserver."""
         return [(name, "cpu") for name in ("openvino", "openvino_genai", "ml_dtypes", "pytriton")]
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
@@ -51,13 +51,13 @@ class OpenVinoTarget:
         return explain(recipe, facts)
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """``compile`` without the options of other targets; the ranks are the checkpoint's."""
+        """Returns ``compile`` without other targets' options; the ranks are the checkpoint's."""
         section = recipe.compile.read_by(self.name)
         del section["tensor_parallel"], section["pipeline_parallel"]
         return {"compile": section}
 
     def tools(self) -> Mapping[str, str]:
-        """Versions of OpenVINO, OpenVINO GenAI and NumPy, and of the graph this package builds."""
+        """Returns the versions of OpenVINO, OpenVINO GenAI and NumPy, and of our graph."""
         return {"graph": GRAPH_VERSION, **versions(PACKAGES)}
 
     def compile(
@@ -92,10 +92,10 @@ class OpenVinoTarget:
         recipe: Recipe,
         progress: Progress | None = None,
     ) -> None:
-        """None: the engine executes the arithmetic of the reference, which is measured."""
+        """Returns None: the engine executes the reference's arithmetic, which is measured."""
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
-        """The Python front of the engine."""
+        """Returns the Python front of the engine."""
         from pipeline.targets.openvino.triton_model import openvino_engine
 
         return openvino_engine(recipe, engine)
@@ -112,7 +112,7 @@ class OpenVinoTarget:
                 yield f"{place}/{name} is missing"
 
     def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
-        """The tritonserver of the ``nvidia-pytriton`` wheel, without a container.
+        """Makes the tritonserver of the ``nvidia-pytriton`` wheel, without a container.
 
         Raises:
             UsageError: An option for GPUs was given.
