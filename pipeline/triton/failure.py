@@ -85,7 +85,7 @@ _KNOWN = (
 
 
 def has_given_up(log: str) -> bool:
-    """Looks for the server's last words when it ends without having started.
+    """Checks for the server's last words, those of an end without having started.
 
     Triton 2.51 sometimes hangs in its own exit after them.
     """
