@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.loading import DIVIDED_SCALES
-from pipeline.formats import ALGOS, FP8, NO_QUANT, W4A8_AWQ, W8A8_SQ_PER_CHANNEL
+from pipeline.formats import ALGOS, FP8, NO_QUANT, W8A8_SQ_PER_CHANNEL
 from pipeline.models.facts import LinearShape
 
 
@@ -126,7 +126,7 @@ def _linear(
         yield f"{name}.weights_scaling_factor", scalar
         yield f"{name}.activation_scaling_factor", scalar
         return
-    divided = algo == W4A8_AWQ
+    divided = ALGOS[algo].divides_prequant
     prequant = ExpectedTensor(
         floats,
         (columns,),

@@ -43,14 +43,12 @@ def as_loaded(
 
 def largest_loadable(dtype: str, divisor: float) -> float:
     """The largest value of a dtype whose quotient by ``divisor`` is finite in that dtype."""
-    import ml_dtypes
-
     number = numpy_dtype(dtype).type
-    most = np.float32(ml_dtypes.finfo(numpy_dtype(dtype)).max)
+    most = np.nextafter(number(np.inf), number(0))
     with np.errstate(over="ignore"):
-        limit = number(most * np.float32(divisor))
+        limit = number(np.float32(most) * np.float32(divisor))
     if not np.isfinite(np.float32(limit)):
-        return float(most)
+        limit = most
     while not np.isfinite(as_loaded(np.asarray(limit), dtype, divisor=divisor)):
         limit = np.nextafter(limit, number(0))
     return float(limit)

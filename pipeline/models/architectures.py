@@ -118,6 +118,10 @@ class TensorRtLlm:
         required: Keys that it has a default for which may not be the model's.
         reduce_fusion: Whether ``reduce_fusion`` is written for it.
         smoothquant_note: What is known of INT8 SmoothQuant's accuracy: what, why and what to do.
+        fp8_kv_cache_note: The same of an FP8 KV cache.
+        qk_norm_epsilon: The epsilon of the norms of queries and keys where it is not the model's:
+            the default of ``Attention`` in ``tensorrt_llm/layers/attention.py``, to which
+            ``models/qwen/model.py`` passes none.
     """
 
     switches: Mapping[str, Any] = field(default_factory=dict)
@@ -125,6 +129,8 @@ class TensorRtLlm:
     required: tuple[str, ...] = ()
     reduce_fusion: bool = False
     smoothquant_note: tuple[str, str, str] | None = None
+    fp8_kv_cache_note: tuple[str, str, str] | None = None
+    qk_norm_epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,16 @@ ARCHITECTURES = {
             # Not a key of Qwen2's: its q, k and v have biases whatever the file says.
             attention_bias=True,
             windows="some",
-            tensorrt_llm=TensorRtLlm({"qwen_type": "qwen2"}, _QWEN_CONSTANTS, ("attn_bias",)),
+            tensorrt_llm=TensorRtLlm(
+                {"qwen_type": "qwen2"},
+                _QWEN_CONSTANTS,
+                ("attn_bias",),
+                fp8_kv_cache_note=(
+                    "an FP8 KV cache is reported to break Qwen2.5",
+                    "NVIDIA/TensorRT-LLM#4218; its keys are large, and a layer has one scale",
+                    "Set quantize.kv_cache to null, unless the gate and the engine's text are good",
+                ),
+            ),
         ),
         Architecture(
             "Qwen3ForCausalLM",
@@ -301,7 +316,9 @@ ARCHITECTURES = {
             _QWEN3,
             windows="some",
             norms=PRE_NORMS + QK_NORMS,
-            tensorrt_llm=TensorRtLlm({"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",)),
+            tensorrt_llm=TensorRtLlm(
+                {"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",), qk_norm_epsilon=1e-5
+            ),
         ),
     )
 }

@@ -68,10 +68,10 @@ class CheckpointLinear(torch.nn.Module):
         self.step = linear.activation_scaling_factor
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
-        self._one_factor = (
-            prequant is not None and self.step is not None and ALGOS[self.algo].needs_fp8
-        )
-        if prequant is not None and self._one_factor:
+        # The step of the FP8 codes that x times the quotient is rounded to.
+        self._code: float | None = None
+        if prequant is not None and ALGOS[self.algo].divides_prequant:
+            self._code = self.step
             prequant = as_loaded(prequant, prequant.dtype.name, divisor=self.step)
         self.prequant: torch.Tensor | None
         self.register_buffer("prequant", None if prequant is None else float32_tensor(prequant))
@@ -80,8 +80,8 @@ class CheckpointLinear(torch.nn.Module):
         """[..., K] to [..., N]."""
         if self.prequant is not None:
             x = x * self.prequant
-        if self._one_factor:
-            x = _float8(x) * self.step
+        if self._code is not None:
+            x = _float8(x) * self._code
         elif self.step is not None:
             integer = ALGOS[self.algo].activations == "int8"
             x = (round_to_int8 if integer else round_to_float8)(x, self.step)

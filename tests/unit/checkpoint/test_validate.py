@@ -210,7 +210,9 @@ def test_pre_quant_scales_of_w4a8_must_survive_their_division(tmp_path: Path) ->
     tensors[f"{module}.prequant_scaling_factor"][7] = 214
     tensors[f"{module}.activation_scaling_factor"][:] = 1.8e-4
     write_checkpoint(tmp_path, config(quantization=W4A8), tensors)
-    reason = rf"{module}\.prequant_scaling_factor has scales that become infinite in float16\. Set m"
+    reason = (
+        rf"{module}\.prequant_scaling_factor has scales that become infinite in float16\. Set m"
+    )
     with pytest.raises(CheckpointError, match=reason):
         validate(tmp_path)
     for name, array in tensors.items():
@@ -237,7 +239,7 @@ def test_one_of_the_two_kv_scales_is_not_enough(tmp_path: Path, there: str, miss
 
 
 def test_of_two_kv_scales_the_larger_counts_and_the_common_one_does_not(tmp_path: Path) -> None:
-    """As ``process_kv_scaling_factor`` of models/modeling_utils.py: ``max`` replaces what is there."""
+    """As ``process_kv_scaling_factor`` of models/modeling_utils.py has it."""
     tensors = int8_tensors()
     for layer, (keys, values) in enumerate([(0.25, 0.5), (0.75, 0.125)]):
         prefix = f"transformer.layers.{layer}.attention."
