@@ -37,7 +37,7 @@ CASES = [
     ("Qwen2", "int8_sq", 2),
     ("Qwen3", "fp8", 1),
     ("Qwen3", "fp8", 2),
-    ("Mistral", "w4a8_awq", 1),
+    ("Llama", "w4a8_awq", 2),
 ]
 
 
