@@ -112,6 +112,8 @@ class TensorRtLlm:
     """What TensorRT-LLM 1.2 fixes for an architecture.
 
     Attributes:
+        model_class: Its class for the architecture, in ``MODEL_MAP`` of tensorrt_llm/models/
+            __init__.py; None where it has none, and so builds no engine.
         switches: Keys of the checkpoint's ``config.json`` by which the class of the architecture
             chooses its arithmetic, and their values.
         constants: Keys that it needs and makes no use of.
@@ -124,6 +126,7 @@ class TensorRtLlm:
             ``models/qwen/model.py`` passes none.
     """
 
+    model_class: str | None = None
     switches: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -281,6 +284,7 @@ ARCHITECTURES = {
             "LlamaTokenizer",
             _LLAMA,
             tensorrt_llm=TensorRtLlm(
+                "LLaMAForCausalLM",
                 reduce_fusion=True,
                 smoothquant_note=(
                     "INT8 SmoothQuant of Llama needs a close look at the gate",
@@ -289,7 +293,14 @@ ARCHITECTURES = {
                 ),
             ),
         ),
-        Architecture("MistralForCausalLM", "mistral", "LlamaTokenizer", _MISTRAL, windows="all"),
+        Architecture(
+            "MistralForCausalLM",
+            "mistral",
+            "LlamaTokenizer",
+            _MISTRAL,
+            windows="all",
+            tensorrt_llm=TensorRtLlm("LLaMAForCausalLM"),
+        ),
         Architecture(
             "Qwen2ForCausalLM",
             "qwen2",
@@ -299,6 +310,7 @@ ARCHITECTURES = {
             attention_bias=True,
             windows="some",
             tensorrt_llm=TensorRtLlm(
+                "QWenForCausalLM",
                 {"qwen_type": "qwen2"},
                 _QWEN_CONSTANTS,
                 ("attn_bias",),
@@ -317,7 +329,11 @@ ARCHITECTURES = {
             windows="some",
             norms=PRE_NORMS + QK_NORMS,
             tensorrt_llm=TensorRtLlm(
-                {"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",), qk_norm_epsilon=1e-5
+                "QWenForCausalLM",
+                {"qwen_type": "qwen3"},
+                _QWEN_CONSTANTS,
+                ("attn_bias",),
+                qk_norm_epsilon=1e-5,
             ),
         ),
     )

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import model_checks
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.checkpoint.expected import expected_tensors
 from pipeline.errors import CheckpointError, UnsupportedError
+from pipeline.preflight import model_checks
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.build.engine import compare
 from pipeline.targets.tensorrt.gpus import GIB, Gpu

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.findings import Finding
 from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 
 
