@@ -217,8 +217,9 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
                 f"Set compile.max_num_tokens to at least {effective.max_input_len}"
                 + (", or serve.enable_chunked_context to true" if paged else ""),
             )
-        if serve.batch_scheduler_policy == "max_utilization":
-            most = min(effective.max_num_tokens, effective.max_seq_len - 1)
+        # What executorImpl.cpp checks: all but the last token are a prompt after an eviction.
+        most = effective.max_num_tokens + 1
+        if serve.batch_scheduler_policy == "max_utilization" and most < effective.max_seq_len:
             yield Finding(
                 "warning",
                 "serve.batch_scheduler_policy",
