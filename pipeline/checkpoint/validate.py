@@ -32,6 +32,10 @@ _OTHER_DTYPE = (
     "beyond 65504, the largest float16. If they are infinite in the source itself, its files are "
     "broken"
 )
+_OTHER_SCALES = (
+    "Set model.dtype to bfloat16: TensorRT-LLM loads these scales in the model's dtype, and the "
+    "largest float16 is 65504"
+)
 
 
 def validate(directory: Path) -> CheckpointConfig:
@@ -54,7 +58,7 @@ def validate(directory: Path) -> CheckpointConfig:
             for name in file.tensors
             for problem in _value_problems(name, file, expected[name])
         ]
-    _raise(problems, directory, _OTHER_DTYPE if _is_of_range(problems, config) else _EXPORT_AGAIN)
+    _raise(problems, directory, _remedy(problems, config))
     return config
 
 
@@ -145,10 +149,12 @@ def _loadable(piece: Array, file: TensorFile, loading: Loading) -> bool:
     return bool(np.isfinite(loaded).all())
 
 
-def _is_of_range(problems: list[str], config: CheckpointConfig) -> bool:
-    """Whether values that float16 does not hold are all that is wrong."""
-    words = f" {_INFINITE} float16", f" {_INFINITE_SCALES} float16"
-    return config.dtype == "float16" and all(problem.endswith(words) for problem in problems)
+def _remedy(problems: list[str], config: CheckpointConfig) -> str:
+    """What to do; another dtype where values that float16 does not hold are all that is wrong."""
+    values, scales = f" {_INFINITE} float16", f" {_INFINITE_SCALES} float16"
+    if config.dtype != "float16" or not all(p.endswith((values, scales)) for p in problems):
+        return _EXPORT_AGAIN
+    return _OTHER_DTYPE if any(p.endswith(values) for p in problems) else _OTHER_SCALES
 
 
 def _raise(problems: list[str], directory: Path, fix: str = _EXPORT_AGAIN) -> None:

@@ -131,9 +131,9 @@ def _bound_prequant(weights: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
     For W4A8 it divides them by the activation scale in the model's dtype. AWQ gives channels that
     the calibration text hardly moves large pre-quant scales, and in float16 the quotient of such a
-    channel overflows. Its values were then less than 448 / 65504 in the whole text, so that those
-    which the lower scale makes smaller are rounded to almost nothing before, and larger ones
-    saturate at the same FP8 code as before.
+    channel overflows. Its values stay below 448 / 65504 in the whole text, so that little is lost
+    where the lower scale makes them smaller, and the gate measures it; larger ones saturate at the
+    same FP8 code as before.
     """
     if not FORMATS[recipe.quantize.format].divides_prequant:
         return weights
