@@ -41,8 +41,8 @@ def test_group_scales_of_w4a8_equal_the_loaders_to_the_last_bit(dtype: str) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dequantized_weights_have_the_scales_of_the_loader(dtype: str) -> None:
-    scales = np.random.default_rng(1).uniform(1e-3, 0.05, (64, 3)).astype(np.float32)
-    codes = np.random.default_rng(2).integers(-8, 8, (64, 384)).astype(np.int8)
+    scales = np.random.default_rng(1).uniform(1e-3, 0.05, (2048, 3)).astype(np.float32)
+    codes = np.random.default_rng(2).integers(-8, 8, (2048, 384)).astype(np.int8)
     linear = Linear(
         "l",
         "W4A8_AWQ",
