@@ -42,9 +42,14 @@ def as_loaded(
 
 
 def largest_loadable(dtype: str, divisor: float) -> float:
-    """The largest value of a dtype whose quotient by ``divisor`` is finite in that dtype."""
+    """The largest value of a dtype whose quotient by ``divisor`` is finite in that dtype.
+
+    Any value for a divisor that is no scale, which is for the caller to judge.
+    """
     number = numpy_dtype(dtype).type
     most = np.nextafter(number(np.inf), number(0))
+    if not divisor > 0:
+        return float(most)
     with np.errstate(over="ignore"):
         limit = number(np.float32(most) * np.float32(divisor))
     if not np.isfinite(np.float32(limit)):

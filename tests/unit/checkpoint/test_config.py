@@ -53,6 +53,13 @@ def test_qwen_needs_the_keys_that_tensorrt_llm_defaults_silently() -> None:
         read(**qwen, qwen_type="qwen2")
 
 
+def test_every_key_of_upstreams_quantization_is_known() -> None:
+    """The fields of QuantConfig in models/modeling_utils.py of 1.2; engines list all of them."""
+    section = {"smoothquant_val": 0.5, "clamp_val": None, "use_meta_recipe": False}
+    section |= {"mamba_ssm_cache_dtype": None, "kv_cache_quant_algo": None}
+    assert read(quantization={"quant_algo": None, **section}).quantization.algo == "NO_QUANT"
+
+
 def test_an_unknown_quantization_key_is_refused_like_upstream() -> None:
     with pytest.raises(CheckpointError, match="unknown quantization key groupsize"):
         read(quantization={"quant_algo": None, "groupsize": 128})

@@ -74,3 +74,8 @@ def test_the_largest_scale_is_the_last_one_that_stays_finite(dtype: str, activat
     # A few steps of the dtype further it is not, unless the dtype itself ends there.
     further = (limit.float() * 1.02).to(kind) / torch.tensor([activation])
     assert activation > 1 or not torch.isfinite(further.to(kind)).all()
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_scale_bounds_nothing(divisor: float) -> None:
+    assert largest_loadable("float16", divisor) == 65504.0
