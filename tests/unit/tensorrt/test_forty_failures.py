@@ -37,8 +37,6 @@ PLAN = f"{HERE}::test_the_plan_answers"
 
 # What these answers are made of, where it is not the pre-flight.
 LIMITS = "model_repo/preprocessing/engine_limits.py"
-CAUSES = "pipeline/targets/tensorrt/causes.py"
-ENVIRONMENT = "pipeline/targets/handed_on.py"
 
 
 def unit(file: str, name: str) -> str:
@@ -213,7 +211,6 @@ ROWS = (
             unit("test_launch.py", "test_leader_layout"),
             f"{TEXTS}::test_serving_names_cause_and_remedy",
         ),
-        CAUSES,
     ),
     Row(
         19,
@@ -238,7 +235,6 @@ ROWS = (
         "reported",
         "shared memory and memlock are set; the causes of the rest are known",
         (f"{TEXTS}::test_serving_names_cause_and_remedy",),
-        CAUSES,
     ),
     Row(
         22,
@@ -247,7 +243,6 @@ ROWS = (
         "reported",
         "the cause names OMPI_MCA_pml, which is handed on to the container",
         (unit("test_handed_on.py", "test_what_the_libraries_read_is_handed_on"),),
-        ENVIRONMENT,
     ),
     Row(
         23,
@@ -259,7 +254,6 @@ ROWS = (
             unit("test_launch.py", "test_in_place_with_another_toolchain"),
             f"{TEXTS}::test_serving_names_cause_and_remedy",
         ),
-        CAUSES,
     ),
     Row(
         24,
@@ -276,7 +270,6 @@ ROWS = (
         "reported",
         "cause and remedy are named",
         (f"{TEXTS}::test_serving_names_cause_and_remedy",),
-        CAUSES,
     ),
     Row(
         26,
@@ -296,7 +289,6 @@ ROWS = (
             unit("test_launch.py", "test_a_repository_that_the_containers_user_cannot_read"),
             f"{TEXTS}::test_serving_names_cause_and_remedy",
         ),
-        CAUSES,
     ),
     Row(
         28,
@@ -422,7 +414,6 @@ ROWS = (
             f"{TEXTS}::test_serving_names_cause_and_remedy",
             f"{TEXTS}::test_building_names_cause_and_remedy",
         ),
-        CAUSES,
     ),
 )
 
