@@ -316,7 +316,7 @@ ARCHITECTURES = {
                 ("attn_bias",),
                 fp8_kv_cache_note=(
                     "an FP8 KV cache is reported to break Qwen2.5",
-                    "In NVIDIA/TensorRT-LLM#4218 keys and values were large; a layer has one scale",
+                    "In NVIDIA/TensorRT-LLM#4218 its keys were large; a layer has one scale",
                     "Set quantize.kv_cache to null, unless the gate and the engine's text are good",
                 ),
             ),
