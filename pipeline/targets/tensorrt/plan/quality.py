@@ -42,7 +42,7 @@ def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Findi
             "note",
             "quantize.format",
             f"trtllm-build may find no kernel for a weight of {checkpoint.quant_algo}",
-            "Kernels of INT4 weights are tried on the GPU for each shape that a rank has. Where none "
+            "INT4 kernels are tried on the GPU for each shape that a rank has. Where none "
             'runs the build warns "Have not found any valid GEMM config" and goes on; the engine '
             "then fails at its first token (NVIDIA/TensorRT-LLM#1792, #9688)",
             "No action needed before the build: the compile stage passes the warning on and tries "
