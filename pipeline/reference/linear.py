@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline.checkpoint import dequantize
 from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.loading import as_loaded
 from pipeline.formats import ALGOS
 
 # The largest finite float8_e4m3fn; TensorRT saturates to it.
@@ -40,12 +41,19 @@ def round_to_float8(x: torch.Tensor, step: float) -> torch.Tensor:
     """Rounds x to the grid of a static float8_e4m3fn quantizer whose ``step`` is amax / 448."""
     largest = torch.tensor(FLOAT8_MAX, device=x.device)
     scale = largest / (torch.tensor(step, device=x.device) * largest)
-    codes = torch.clamp(x * scale, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
-    return codes.to(torch.float32) / scale
+    return _float8(x * scale) / scale
+
+
+def _float8(x: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(x, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn).to(torch.float32)
 
 
 class CheckpointLinear(torch.nn.Module):
     """y = quantize(x * prequant) @ W.T + bias in float32.
+
+    With a pre-quant scale and FP8 activations, as W4A8 has them, TensorRT-LLM has one factor for
+    both: x is multiplied by their quotient, which is rounded to the model's dtype when it is
+    loaded, and what comes out is the FP8 code.
 
     Args:
         linear: Where the quantizer of x comes from.
@@ -60,6 +68,11 @@ class CheckpointLinear(torch.nn.Module):
         self.step = linear.activation_scaling_factor
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        # The step of the FP8 codes that x times the quotient is rounded to.
+        self._code: float | None = None
+        if prequant is not None and ALGOS[self.algo].divides_prequant:
+            self._code = self.step
+            prequant = as_loaded(prequant, prequant.dtype.name, divisor=self.step)
         self.prequant: torch.Tensor | None
         self.register_buffer("prequant", None if prequant is None else float32_tensor(prequant))
 
@@ -67,7 +80,9 @@ class CheckpointLinear(torch.nn.Module):
         """Maps float32 [..., K] to [..., N]."""
         if self.prequant is not None:
             x = x * self.prequant
-        if self.step is not None:
+        if self._code is not None:
+            x = _float8(x) * self._code
+        elif self.step is not None:
             integer = ALGOS[self.algo].activations == "int8"
             x = (round_to_int8 if integer else round_to_float8)(x, self.step)
         return functional.linear(x, self.weight, self.bias)

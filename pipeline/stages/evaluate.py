@@ -36,7 +36,10 @@ TOOLS = ("torch", "transformers")
 def section(recipe: Recipe) -> dict[str, Any]:
     """Returns what decides the measurement; gates do not, and the text counts by its contents."""
     assert recipe.evaluate is not None
+    # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
+    divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
+        **divided,
         **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,

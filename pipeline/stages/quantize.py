@@ -38,6 +38,8 @@ def section(recipe: Recipe) -> dict[str, Any]:
             "calibration": calibration,
         }
     row = FORMATS[quantize.format]
+    if row.export > 1:
+        keys["export"] = row.export
     if row.group_sizes:
         keys["group_size"] = quantize.group_size
     if row.calibration == "smoothquant":

@@ -75,6 +75,7 @@ def checkpoint_config(
         "max_position_embeddings": 4096,
         "hidden_act": "silu",
         "norm_epsilon": 1e-5,
+        "position_embedding_type": "rope_gpt_neox",
         "rotary_base": 10000.0,
         "use_parallel_embedding": True,
         "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},

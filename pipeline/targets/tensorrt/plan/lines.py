@@ -44,10 +44,11 @@ def _engine(preview: EnginePreview) -> Iterator[str]:
     plugins = config.plugin_config
     shown = (f"{name} {_value(getattr(plugins, name))}" for name in SHOWN_PLUGINS)
     yield f"  kv_cache_type {config.kv_cache_type}, {', '.join(shown)}"
-    yield (
-        f"  KV cache reuse {_possible(effective.kv_cache_reuse)}, "
-        f"chunked context {_possible(effective.chunked_context)}"
+    reuse, chunked = (
+        preview.served("enable_kv_cache_reuse"),
+        preview.served("enable_chunked_context"),
     )
+    yield f"  KV cache reuse {reuse}, chunked context {chunked}"
 
 
 def _memory(preview: EnginePreview) -> Iterator[str]:
@@ -75,7 +76,3 @@ def _value(value: str | bool | int | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "off" if value is None else str(value)
-
-
-def _possible(value: bool) -> str:
-    return "possible" if value else "not possible"
