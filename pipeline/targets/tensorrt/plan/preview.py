@@ -158,7 +158,8 @@ def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         "the compile stage cannot run on this machine",
         f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
         "command that builds the engine elsewhere",
-        "Run on the GPU machine, or set compile.target to openvino to serve on this one",
+        "Run on the GPU machine, build there with the script of plan --script, or set "
+        "compile.target to openvino to serve on this one",
     )
     findings = (*preview.effective.findings, finding)
     return replace(preview, effective=replace(preview.effective, findings=findings))
