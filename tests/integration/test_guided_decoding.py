@@ -209,7 +209,7 @@ def test_a_text_that_the_engine_drops_goes_on_where_it_was(
     dropped = 0
     changes = {"num_kv_blocks": 12, "guaranteed_no_evict": False, "enable_prefix_caching": False}
     with guided(engine_dir, **changes) as small:
-        for cancel_at in range(5, 100, 5):
+        for cancel_at in range(40, 100, 5):
             pairs = [ask(small, prompt, wish, 100) for prompt in asked]
             while len(pairs[0][1].ids) < cancel_at and not pairs[0][0].done:
                 threading.Event().wait(0.0005)
