@@ -287,7 +287,7 @@ def test_a_bad_guide_is_refused_with_the_reason(
     error = refusal(checker, wish)
     assert error is not None
     assert re.search(reason, str(error))
-    assert str(error).startswith(f"guided_decoding_guide, {wish.kind}: ")
+    assert str(error).startswith(f"guided_decoding_guide cannot be followed as {wish.kind}: ")
     assert "/" not in str(error).split(": ", 1)[1]  # no path of the machine that built OpenVINO
     assert error.code == "INVALID_ARG"
 
