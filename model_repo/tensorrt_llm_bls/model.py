@@ -35,6 +35,7 @@ from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models
+from .guides import GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
@@ -145,6 +146,7 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                _check_guide(row)
             if not self._decoupled:
                 _refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -275,6 +277,14 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
         if value not in (None, only):
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
+
+
+def _check_guide(inputs: dict[str, Any]) -> None:
+    """Refuses a guide that the C++ backend would ignore, or fail all its requests with."""
+    try:
+        read_guide(inputs)
+    except GuideError as error:
+        raise CallError(str(error)) from error
 
 
 def _refuse_many_answers(rows: list[dict[str, Any]]) -> None:

@@ -202,6 +202,8 @@ class ServeSection(Section):
         decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
             streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
             keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
+        guided_decoding: What keeps a text to the JSON schema, regular expression or grammar of its
+            request (``guided_decoding_guide``); None refuses such requests.
         preprocessing_instance_count: Processes of the model that makes tokens of text.
         postprocessing_instance_count: Processes of the model that makes text of tokens for
             ``ensemble``.
@@ -224,6 +226,7 @@ class ServeSection(Section):
     include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Annotated[Positive, Unit("milliseconds")] = 100
     decoupled: bool | Literal["both"] = True
+    guided_decoding: Literal["xgrammar"] | None = None
     preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     postprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     bls_instance_count: Annotated[Positive, Unit("processes")] = 1
