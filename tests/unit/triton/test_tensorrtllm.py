@@ -266,3 +266,14 @@ def test_a_backend_that_answers_once() -> None:
     engine = parse(texts["tensorrt_llm"])
     assert engine.backend == "tensorrtllm"
     assert not any(parse(text).model_transaction_policy.decoupled for text in texts.values())
+
+
+def test_guided_decoding_has_a_file_of_the_tokenizer() -> None:
+    # getGuidedDecodingConfigFromParams: with one of the two empty it is off without a word.
+    found = values(rendered(guided_decoding="xgrammar"))
+    assert found["guided_decoding_backend"] == "xgrammar"
+    path = "/models/tensorrt_llm/1/xgrammar_tokenizer_info.json"
+    assert found["xgrammar_tokenizer_info_path"] == path
+    model = engine_model(tensorrt.recipe(guided_decoding="xgrammar"), tensorrt.engine_config())
+    assert list(model.files) == ["xgrammar_tokenizer_info.json"]
+    assert not engine_model(tensorrt.recipe(), tensorrt.engine_config()).files
