@@ -175,7 +175,7 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
                 f"{name} is set, but this engine does not support it",
                 where=recipe.place(f"serve.{name}"),
                 why=reason[:1].upper() + reason[1:],
-                fix=f"Set serve.{name} to false, or leave it out",
+                fix=f"Leave serve.{name} out, or switch it off",
             )
 
 

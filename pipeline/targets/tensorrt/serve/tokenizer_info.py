@@ -1,15 +1,15 @@
-"""What the C++ backend's guided decoding is told of the tokenizer: ``xgrammar_tokenizer_info.json``.
+"""``xgrammar_tokenizer_info.json``: what the C++ backend's guided decoding knows of the tokenizer.
 
 The keys are those of upstream's ``examples/generate_xgrammar_tokenizer_info.py``, and the backend
 fails to load without one of them (``getGuidedDecodingConfigFromParams`` in
-inflight_batcher_llm/src/model_instance_state.cc). Three values differ from the script's, on purpose:
+inflight_batcher_llm/src/model_instance_state.cc). Three things differ from the script's on purpose:
 
 * ``encoded_vocab`` has a place for every id. The backend takes the place for the id, and the script
   closes gaps.
 * A special token has no text there. xgrammar would take ``<|im_start|>`` for ten characters that a
   string may hold, and the answer, which has no special tokens, would lack them.
-* ``stop_token_ids`` are all ids that end a text, not the tokenizer's eos alone, which need not be the
-  one that ends a turn.
+* ``stop_token_ids`` are all ids that end a text, not the tokenizer's eos alone, which need not be
+  the one that ends a turn.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> str:
         raise UnsupportedError(
             "guided decoding needs a token that ends a text",
             where=where,
-            why="The model names none that the engine has, so a text that is complete could not end",
+            why="The model names none that the engine has, so a complete text could not end",
             fix="Set serve.guided_decoding to null, or name eos_token_id in generation_config.json",
         )
     kinds = set(_kinds(json.loads(text).get("decoder")))
