@@ -35,7 +35,7 @@ from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models
-from .guides import GuideError, read_guide
+from .guides import KIND, GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
@@ -94,6 +94,7 @@ class TritonPythonModel:
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
+        self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -146,7 +147,7 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
-                _check_guide(row)
+                _check_guide(row, served=self._guided_decoding)
             if not self._decoupled:
                 _refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -279,12 +280,33 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
 
 
-def _check_guide(inputs: dict[str, Any]) -> None:
-    """Refuses a guide that the C++ backend would ignore, or fail all its requests with."""
+def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:
+    """Refuses a guide that the C++ backend would ignore, or fail all its requests with.
+
+    A text that follows a guide ends with one of the model's own end ids. Where the request has
+    another, the engine goes on, and xgrammar fails on a text that it has ended
+    (GuidedDecodingConfig::validate in executor/guidedDecodingConfig.cpp warns of the mismatch).
+    """
     try:
-        read_guide(inputs)
+        guide = read_guide(inputs)
     except GuideError as error:
         raise CallError(str(error)) from error
+    if guide is None:
+        return
+    if not served:
+        raise CallError(
+            f"{KIND} {guide[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+    for name in ("end_id", "min_tokens"):
+        value = _scalar(inputs, name)
+        if value is not None and (name, value) != ("min_tokens", 0):
+            raise CallError(
+                f"{name} cannot be combined with a guide, which decides where the text may end; "
+                "leave one of them out"
+            )
 
 
 def _refuse_many_answers(rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ moved or mounted anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,8 @@ UNLIMITED_QUEUE = 256
 
 TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
 ENGINE_DIR = f"{ENGINE}/1/engine"
+ENGINE_FILES = f"{ENGINE}/1"
+"""Where :attr:`EngineModel.files` are."""
 MOUNT = PurePosixPath("/models")
 """Where the repository is inside a container."""
 
@@ -42,11 +44,14 @@ class EngineModel:
         backend: Triton backend; ``python`` needs a ``model.py``.
         parameters: ``string_value`` parameters of its config.pbtxt.
         switched_off: Why a setting of ``serve`` is false although the recipe says true, by name.
+        files: Files beside the engine's folder that are made from the tokenizer that is served, by
+            name; each function takes the tokenizer's folder and returns the text.
     """
 
     backend: str
     parameters: Mapping[str, str]
     switched_off: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
 
 
 def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
@@ -65,7 +70,9 @@ def _bls(recipe: Recipe) -> dict[str, str]:
     serve = recipe.serve
     # What the engine admits must also find a thread in the model before it.
     waiting = serve.max_queue_size or UNLIMITED_QUEUE
+    guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
     return {
+        **guided,
         "tokenizer_dir": TOKENIZER_DIR,
         "accumulate_tokens": _flag(serve.accumulate_tokens),
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),

@@ -607,3 +607,38 @@ def test_a_request_that_cannot_be_read_gets_an_answer(model: TritonPythonModel) 
     later = request()
     model.execute([later])
     assert texts(later) == ["a"]
+
+
+GUIDE = {"guided_decoding_guide_type": np.array([[b"regex"]], object)}
+GUIDE["guided_decoding_guide"] = np.array([[b"[0-9]+"]], object)
+
+
+def test_a_guide_is_refused_where_no_guides_are_served(model: TritonPythonModel) -> None:
+    engine = use(Engine("12"))
+    sent = request(**GUIDE)
+    model.execute([sent])
+    assert "GuidedDecoder is not set up in this repository" in sent.sender.failure()
+    assert not engine.calls
+
+
+@pytest.mark.parametrize(("name", "value"), [("end_id", 3), ("end_id", -1), ("min_tokens", 2)])
+def test_a_guide_goes_with_no_other_end(tmp_path: Path, name: str, value: int) -> None:
+    # xgrammar of the C++ backend fails on a text that goes on after its end, and every request of
+    # the engine with it.
+    engine = use(Engine("12"))
+    with opened(tmp_path, guided_decoding_backend="xgrammar") as made:
+        use(engine)
+        sent = request(**GUIDE, **{name: np.array([[value]], np.int32)})
+        made.execute([sent])
+        assert f"{name} cannot be combined with a guide" in sent.sender.failure()
+    assert not engine.calls
+
+
+def test_a_guide_reaches_the_engine(tmp_path: Path) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, guided_decoding_backend="xgrammar") as made:
+        use(engine)
+        sent = request(**GUIDE, min_tokens=np.array([[0]], np.int32))
+        made.execute([sent])
+        assert texts(sent)[-1] == "12"
+    assert engine.calls[0].inputs["guided_decoding_guide"].item() == b"[0-9]+"

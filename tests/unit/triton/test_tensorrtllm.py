@@ -266,3 +266,29 @@ def test_a_backend_that_answers_once() -> None:
     engine = parse(texts["tensorrt_llm"])
     assert engine.backend == "tensorrtllm"
     assert not any(parse(text).model_transaction_policy.decoupled for text in texts.values())
+
+
+def test_guided_decoding_has_a_file_of_the_tokenizer() -> None:
+    # getGuidedDecodingConfigFromParams: with one of the two empty it is off without a word.
+    found = values(rendered(guided_decoding="xgrammar"))
+    assert found["guided_decoding_backend"] == "xgrammar"
+    path = "/models/tensorrt_llm/1/xgrammar_tokenizer_info.json"
+    assert found["xgrammar_tokenizer_info_path"] == path
+    model = engine_model(tensorrt.recipe(guided_decoding="xgrammar"), tensorrt.engine_config())
+    assert list(model.files) == ["xgrammar_tokenizer_info.json"]
+    assert not engine_model(tensorrt.recipe(), tensorrt.engine_config()).files
+
+
+def test_features_of_the_runtime_reach_the_backend() -> None:
+    found = values(rendered(kv_cache_host_memory=1.5, cuda_graphs=12))
+    assert found["kv_cache_host_memory_bytes"] == "1610612736"
+    assert found["cuda_graph_mode"] == "true"
+    assert found["cuda_graph_cache_size"] == "12"
+
+
+def test_an_engine_without_reuse_keeps_nothing_on_the_host() -> None:
+    built = engine_model(
+        tensorrt.recipe(kv_cache_host_memory=1.5), _changed(use_paged_context_fmha=False)
+    )
+    assert built.parameters["kv_cache_host_memory_bytes"] == "0"
+    assert "built without use_paged" in built.switched_off["kv_cache_host_memory"]

@@ -57,10 +57,17 @@ def _memory(preview: EnginePreview) -> Iterator[str]:
     yield f"  weights            {memory_size(memory.weights)}"
     yield f"  activations        {memory_size(memory.activations)}  at most, an estimate"
     yield f"  runtime            {memory_size(memory.runtime)}  an allowance"
+    if memory.cuda_graphs:
+        yield f"  CUDA graphs        {memory_size(memory.cuda_graphs)}  at most"
     yield (
         f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
         f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"
     )
+    if memory.host_kv_tokens:
+        yield (
+            f"  KV cache, host     {memory_size(memory.host_kv_cache)}  "
+            f"{memory.host_kv_tokens} tokens, of the host's memory"
+        )
     if memory.gpu_memory is None or memory.kv_pool is None:
         return
     yield f"  GPU                {memory_size(memory.gpu_memory)}"

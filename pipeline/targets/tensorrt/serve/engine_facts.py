@@ -24,6 +24,7 @@ class TrtEngine:
     Attributes:
         version: The TensorRT-LLM that built it.
         max_seq_len: Prompt plus generated tokens, at most.
+        vocab_size: Tokens it knows.
         logits_dtype: Element type of ``context_logits`` and ``generation_logits``.
         kv_cache_quant: ``INT8``, ``FP8`` or None.
         attention_plugin: Whether the GPT attention plugin is in it.
@@ -43,6 +44,7 @@ class TrtEngine:
     max_batch_size: int
     max_beam_width: int
     max_seq_len: int
+    vocab_size: int
     logits_dtype: str
     kv_cache_quant: str | None
     attention_plugin: bool
@@ -73,6 +75,7 @@ class TrtEngine:
                 max_batch_size=int(build["max_batch_size"]),
                 max_beam_width=int(build["max_beam_width"]),
                 max_seq_len=int(build["max_seq_len"]),
+                vocab_size=int(model["vocab_size"]),
                 logits_dtype=str(model["logits_dtype"]),
                 kv_cache_quant=quantization.get("kv_cache_quant_algo"),
                 attention_plugin=bool(plugins["gpt_attention_plugin"]),

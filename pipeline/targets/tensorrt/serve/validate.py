@@ -36,6 +36,7 @@ def engine_problems(
     for name in MANDATORY:
         if name not in config.parameters:
             yield f"{place}: the parameter {name} is missing; without it the backend does not load"
+    yield from _guided_decoding(config, directory.parent)
     batching = _parameter(config, "gpt_model_type")
     if batching not in BATCHING:
         yield f"{place}: parameter gpt_model_type is {batching!r}, not {BATCHING[0]}"
@@ -63,6 +64,18 @@ def engine_problems(
     ):
         if obstacle and _parameter(config, name) != "false":
             yield f"{place}: parameter {name} must be false: {obstacle}"
+
+
+def _guided_decoding(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
+    """The rules of ``getGuidedDecodingConfigFromParams``, which loads no model that breaks one."""
+    place, name = f"{ENGINE}/config.pbtxt", "xgrammar_tokenizer_info_path"
+    guided, path = _parameter(config, "guided_decoding_backend"), _parameter(config, name)
+    if bool(guided) != bool(path):
+        yield f"{place}: guided_decoding_backend and {name} go together; one of them is empty"
+    if guided not in ("", "xgrammar"):
+        yield f"{place}: parameter guided_decoding_backend is {guided!r}, not xgrammar"
+    if path and not (folder / PurePosixPath(path).name).is_file():
+        yield f"{place}: parameter {name}: there is no {path}"
 
 
 def _parameter(config: proto.ModelConfig, name: str) -> str:
