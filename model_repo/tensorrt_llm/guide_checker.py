@@ -153,8 +153,10 @@ class GuideChecker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         here = Path(__file__).resolve().parent
-        python = sys.executable or shutil.which("python3")
-        if not python:
+        python: str | None = sys.executable
+        if not Path(sys.executable or "").name.startswith("python"):
+            python = shutil.which("python3")  # an interpreter within a program names the program
+        if python is None:
             raise RuntimeError("guided decoding needs a Python interpreter on PATH")
         return subprocess.Popen(
             [python, "-m", f"{here.name}.guide_worker", json.dumps(self._config)],
