@@ -123,7 +123,7 @@ def build_config(arguments: Any, plugins: dict[str, Any]) -> dict[str, Any]:
         "kv_cache_type": cache_type,
         "strongly_typed": True,
         "force_num_profiles": None,
-        "speculative_decoding_mode": 1,
+        "speculative_decoding_mode": command_line.SPECULATION[values["speculative_decoding_mode"]],
         "use_refit": False,
         "lora_config": {"lora_dir": [], "max_lora_rank": 64},
         "use_strip_plan": values["strip_plan"],
