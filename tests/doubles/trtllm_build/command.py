@@ -52,6 +52,8 @@ def main() -> int:
 
 
 def _build(arguments: Any) -> int:
+    if arguments.gather_context_logits and arguments.max_draft_len > 0:
+        raise RuntimeError("Gather context logits is not support with draft len > 0. ")
     directory, output = Path(arguments.checkpoint_dir), Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     config = checkpoint.read_config(directory, log)

@@ -156,6 +156,10 @@ def test_guesses_take_logits(tmp_path: Path) -> None:
         (["quantize.format=fp8", "quantize.kv_cache=int8"], "with an INT8 KV cache"),
         (["quantize.format=fp8", "compile.pipeline_parallel=2"], "with pipeline parallelism"),
         (
+            ["quantize.format=fp8", "compile.tensorrt.gather_context_logits=true"],
+            "trtllm-build refuses gather_context_logits",
+        ),
+        (
             ["quantize.format=fp8", "serve.guided_decoding=xgrammar"],
             "guided decoding does not go with lookahead decoding",
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.formats import INT8_KV_CACHE
+from pipeline.formats import FORMATS, INT8_KV_CACHE, either
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
@@ -15,6 +15,10 @@ from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan
 
 LOOKAHEAD = "compile.tensorrt.lookahead"
+SPECULATING_FORMATS = either(
+    row for row in FORMATS.values() if row.fp8_weights or not row.quantizes
+)
+"""Formats to name in a remedy."""
 TRIED_HEAD_SIZE = 128
 """Of Vicuna 7B, the model of examples/lookahead."""
 
@@ -103,7 +107,7 @@ def _lookahead(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]
             LOOKAHEAD,
             f"lookahead decoding does not go with {checkpoint.quant_algo}",
             "TensorRT-LLM 1.2 supports it for float16, bfloat16 and FP8 only",
-            f"Leave {LOOKAHEAD} out, or set quantize.format to fp8, float16 or bfloat16",
+            f"Leave {LOOKAHEAD} out, or set quantize.format to {SPECULATING_FORMATS}",
         )
     if checkpoint.kv_cache_algo == INT8_KV_CACHE:
         yield Finding(
@@ -120,6 +124,14 @@ def _lookahead(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]
             "lookahead decoding does not go with pipeline parallelism",
             "TensorRT-LLM 1.2 supports it with tensor parallelism only",
             f"Set compile.pipeline_parallel to 1, or leave {LOOKAHEAD} out",
+        )
+    if recipe.compile.tensorrt.gather_context_logits:
+        yield Finding(
+            "error",
+            "compile.tensorrt.gather_context_logits",
+            "prompt logits do not go with lookahead decoding",
+            "trtllm-build refuses gather_context_logits with guessed tokens",
+            "Leave gather_context_logits out; the evaluate stage builds an engine of its own",
         )
     if recipe.serve.guided_decoding is not None:
         yield Finding(
