@@ -51,6 +51,15 @@ _ONLY = {
     "use_draft_logits": (False, "draft tokens"),
 }
 
+# Of a request to an engine that speculates: what asks for nothing.
+_GREEDY = {
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "return_log_probs": (False,),
+}
+_NO_WORDS = ("bad_words", "embedding_bias_words")
+
 _ANSWERS_ONCE = (
     "this model answers once per request (its model_transaction_policy is not decoupled); call one "
     "that may answer often, tensorrt_llm_bls of a repository with serve.decoupled: true or both"
@@ -95,6 +104,7 @@ class TritonPythonModel:
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
         self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
+        self._greedy = flag(parameters, "decodes_greedily", default=False)
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -147,6 +157,8 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                if self._greedy:
+                    _refuse_sampling(row)
                 _check_guide(row, served=self._guided_decoding)
             if not self._decoupled:
                 _refuse_many_answers(rows)
@@ -278,6 +290,29 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
         if value not in (None, only):
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
+
+
+def _refuse_sampling(inputs: dict[str, Any]) -> None:
+    """What an engine that speculates would leave out without a word.
+
+    Its decoder takes the most likely token at each place, and has neither penalties nor banned
+    words nor log probabilities (``DecodingMode::Lookahead`` in executor/types.h,
+    layers/lookaheadDecodingLayer.cpp).
+    """
+    asked = [
+        name for name, neutral in _GREEDY.items() if _scalar(inputs, name) not in (None, *neutral)
+    ]
+    # Of either, 0 is not given; neither of them is greedy decoding.
+    top_k, top_p = _scalar(inputs, "top_k") or 0, _scalar(inputs, "top_p") or 0.0
+    if top_k > 1 or (top_k < 1 and top_p > 0.0):
+        asked.append("top_k" if top_k else "top_p")
+    asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
+    if asked:
+        raise CallError(
+            f"{', '.join(asked)}: this engine was built for lookahead decoding, which takes the "
+            "most likely token at each place; leave it out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
 
 
 def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:

@@ -642,3 +642,42 @@ def test_a_guide_reaches_the_engine(tmp_path: Path) -> None:
         made.execute([sent])
         assert texts(sent)[-1] == "12"
     assert engine.calls[0].inputs["guided_decoding_guide"].item() == b"[0-9]+"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"top_k": np.array([[5]], np.int32)},
+        {"top_p": np.array([[0.9]], np.float32)},
+        {"top_k": np.array([[0]], np.int32), "top_p": np.array([[1.0]], np.float32)},
+        {"repetition_penalty": np.array([[1.2]], np.float32)},
+        {"frequency_penalty": np.array([[0.5]], np.float32)},
+        {"return_log_probs": np.array([[True]])},
+        {"bad_words": words("cat")},
+    ],
+)
+def test_an_engine_that_guesses_tokens_samples_nothing(
+    tmp_path: Path, asked: dict[str, np.ndarray]
+) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, decodes_greedily="true") as made:
+        use(engine)
+        sent = request(**asked)
+        made.execute([sent])
+        failure = sent.sender.failure()
+    assert f"{list(asked)[-1]}: this engine was built for lookahead decoding" in failure
+    assert not engine.calls
+
+
+def test_greedy_requests_pass_to_an_engine_that_guesses(tmp_path: Path) -> None:
+    with opened(tmp_path, decodes_greedily="true") as made:
+        use(Engine("12"))
+        sent = request(
+            top_k=np.array([[1]], np.int32),
+            top_p=np.array([[0.9]], np.float32),
+            temperature=np.array([[0.7]], np.float32),
+            repetition_penalty=np.array([[1.0]], np.float32),
+            return_log_probs=np.array([[False]]),
+        )
+        made.execute([sent])
+        assert texts(sent)[-1] == "12"

@@ -98,3 +98,94 @@ def test_the_cpu_target_refuses_what_it_has_not(tmp_path: Path, setting: str, re
     with pytest.raises(UnsupportedError, match=reason) as error:
         get_target("openvino").check(settings, model(LLAMA))
     assert setting.split("=", maxsplit=1)[0] in str(error.value)
+
+
+LOOKAHEAD = "compile.tensorrt.lookahead"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "draft"),
+    [
+        # examples/lookahead/README.md builds (7, 7, 7) with --max_draft_len=83.
+        ((7, 7, 7), 83),
+        # A hoster's configurations: (4, 5, 3) with 27 draft tokens, (1, 32, 1) with 61.
+        ((4, 5, 3), 27),
+        ((1, 32, 1), 61),
+    ],
+)
+def test_the_draft_length_is_upstreams(
+    sizes: tuple[int, int, int], draft: int, tmp_path: Path
+) -> None:
+    window, ngram, verification = sizes
+    result = preview(
+        tmp_path,
+        "quantize.format=float16",
+        f"{LOOKAHEAD}.window_size={window}",
+        f"{LOOKAHEAD}.ngram_size={ngram}",
+        f"{LOOKAHEAD}.verification_set_size={verification}",
+    )
+    flags = result.requested.flags()
+    place = flags.index("--speculative_decoding_mode")
+    assert flags[place + 1 : place + 4] == ["lookahead_decoding", "--max_draft_len", str(draft)]
+    # The text is as long as before, and the step holds all guesses of 64 sequences.
+    assert result.effective.config.max_seq_len == 8192 + draft
+    assert result.effective.config.max_num_tokens == max(8192, 64 * (draft + 1))
+    assert any(f"max_draft_len {draft}" in line for line in preview_lines(result))
+
+
+def test_without_lookahead_no_flag_says_so(tmp_path: Path) -> None:
+    result = preview(tmp_path)
+    assert "--speculative_decoding_mode" not in result.requested.flags()
+    assert not any("speculative" in line for line in preview_lines(result))
+
+
+def test_guesses_take_logits(tmp_path: Path) -> None:
+    plain = preview(tmp_path, "quantize.format=float16").memory
+    guessing = preview(tmp_path, "quantize.format=float16", f"{LOOKAHEAD}={{}}").memory
+    # (4, 3, 4): 1 + 7 x 2 = 15 tokens more, for 64 sequences, in float32.
+    assert guessing.activations - plain.activations == 64 * 15 * 128256 * 4
+    assert guessing.kv_bytes_per_sequence == plain.kv_bytes_per_sequence + 32 * 131_072
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ([], "does not go with W4A16_AWQ.*float16, bfloat16 and FP8 only"),
+        (["quantize.format=int8_sq"], "does not go with W8A8_SQ_PER_CHANNEL"),
+        (["quantize.format=w4a8_awq"], "does not go with W4A8_AWQ"),
+        (["quantize.format=fp8", "quantize.kv_cache=int8"], "with an INT8 KV cache"),
+        (["quantize.format=fp8", "compile.pipeline_parallel=2"], "with pipeline parallelism"),
+        (
+            ["quantize.format=fp8", "compile.tensorrt.gather_context_logits=true"],
+            "trtllm-build refuses gather_context_logits",
+        ),
+        (
+            ["quantize.format=fp8", "serve.guided_decoding=xgrammar"],
+            "guided decoding does not go with lookahead decoding",
+        ),
+    ],
+)
+def test_what_lookahead_does_not_go_with(overrides: list[str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        refuse(tmp_path, f"{LOOKAHEAD}={{}}", *overrides)
+
+
+@pytest.mark.parametrize("name", ["fp8", "float16", "bfloat16"])
+def test_what_lookahead_goes_with(name: str, tmp_path: Path) -> None:
+    result = preview(tmp_path, f"{LOOKAHEAD}={{}}", f"quantize.format={name}")
+    assert not [f for f in result.effective.findings if f.severity == "error"]
+    assert found(result, "decodes greedily").key == LOOKAHEAD
+    assert not [f for f in result.effective.findings if "features may have no" in f.what]
+    small = preview(
+        tmp_path,
+        f"{LOOKAHEAD}={{}}",
+        f"quantize.format={name}",
+        of=model(LLAMA, head_dim=64, hidden_size=2048),
+    )
+    assert found(small, "heads of 64 features may have no kernel").severity == "warning"
+
+
+@pytest.mark.parametrize("setting", ["ngram_size=1", "window_size=0", "verification_set_size=0"])
+def test_sizes_that_guess_nothing_are_refused(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=setting.partition("=")[0]):
+        recipe(tmp_path, f"{LOOKAHEAD}.{setting}")

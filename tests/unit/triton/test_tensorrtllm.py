@@ -10,6 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.tensorrt import LookaheadSection
 from pipeline.triton.contract import MODELS
 from tests.unit.triton import tensorrt
 from tests.unit.triton.by_target import engine_model, render_configs
@@ -232,7 +234,11 @@ def test_what_the_engine_cannot_do_is_off_with_the_reason(
         ({"remove_input_padding": False}, r"in-flight batching needs remove_input_padding,"),
         ({"kv_cache_type": "CONTINUOUS"}, r"in-flight batching needs kv_cache_type PAGED,"),
         ({"logits_dtype": "float16"}, r"Its logits are float16, .* TYPE_FP32"),
-        ({"speculative_decoding_mode": 2}, r"built for speculative decoding"),
+        ({"speculative_decoding_mode": 2}, r"built for speculative decoding of kind 2"),
+        (
+            {"speculative_decoding_mode": 8, "max_draft_len": 15},
+            r"guesses 0 tokens by the recipe, and the engine was built for 15",
+        ),
         ({"max_beam_width": 0}, r"max_beam_width 1 is more than the 0 it was built for"),
     ],
 )
@@ -292,3 +298,30 @@ def test_an_engine_without_reuse_keeps_nothing_on_the_host() -> None:
     )
     assert built.parameters["kv_cache_host_memory_bytes"] == "0"
     assert "built without use_paged" in built.switched_off["kv_cache_host_memory"]
+
+
+def _lookahead() -> Recipe:
+    """The first golden recipe, with lookahead decoding of (4, 3, 4)."""
+    plain = tensorrt.recipe()
+    options = plain.compile.tensorrt.model_copy(update={"lookahead": LookaheadSection()})
+    section = plain.compile.model_copy(update={"tensorrt": options})
+    return plain.model_copy(update={"compile": section})
+
+
+def test_lookahead_decoding_has_its_sizes() -> None:
+    engine = _changed(speculative_decoding_mode=8, max_draft_len=15)
+    texts = render_configs(_lookahead(), engine)
+    sizes = {
+        "decoding_mode": "lookahead",
+        "lookahead_window_size": "4",
+        "lookahead_ngram_size": "3",
+        "lookahead_verification_set_size": "4",
+    }
+    assert sizes.items() <= values(parse(texts["tensorrt_llm"])).items()
+    assert values(parse(texts["tensorrt_llm_bls"]))["decodes_greedily"] == "true"
+
+
+@pytest.mark.parametrize("changes", [{}, {"speculative_decoding_mode": 8, "max_draft_len": 14}])
+def test_lookahead_decoding_needs_its_engine(changes: dict[str, Any]) -> None:
+    with pytest.raises(RepositoryError, match=r"guesses 15 tokens by the recipe"):
+        render_configs(_lookahead(), _changed(**changes))

@@ -129,6 +129,11 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
         lambda r: (r / ENGINE / "rank2.engine").write_text("of another engine"),
         r"engine/rank2\.engine is not one of the engine's 2 ranks",
     ),
+    (_parameter("decoding_mode", "lookahead"), r"the engine was not built for lookahead decoding"),
+    (
+        _engine(speculative_decoding_mode=8),
+        r"'top_k_top_p', and the engine was built for lookahead",
+    ),
     (_engine(tp_size=4), r"world_size is 2, but tp_size 4 x pp_size 1 is 4"),
     (_engine(version="1.0.0"), r"built with TensorRT-LLM 1\.0\.0, not 1\.2\.1"),
     (_engine(max_batch_size=8), r"max_batch_size 64 is larger than the 8 sequences"),
@@ -218,3 +223,23 @@ def test_guided_decoding_gets_the_tokenizer_that_is_served(context: StageContext
         (context.output / "tensorrt_llm_bls/config.pbtxt").read_text(), proto.ModelConfig()
     )
     assert bls.parameters["guided_decoding_backend"].string_value == "xgrammar"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (("4", "3", "4"), None),
+        (("4", "3", "5"), r"of 4, 3, 5 guesses 17 tokens, and the engine was built for 15"),
+        (("4", "3", ""), r"needs the three sizes"),
+    ],
+)
+def test_lookahead_sizes_fit_the_engine(
+    repository: Path, sizes: tuple[str, str, str], expected: str | None
+) -> None:
+    _engine(speculative_decoding_mode=8, max_draft_len=15)(repository)
+    _parameter("decoding_mode", "lookahead")(repository)
+    for name, size in zip(("window", "ngram", "verification_set"), sizes, strict=True):
+        _parameter(f"lookahead_{name}_size", size)(repository)
+    found = problems(repository)
+    assert len(found) == (expected is not None)
+    assert expected is None or re.search(expected, found[0])

@@ -44,6 +44,11 @@ def _engine(preview: EnginePreview) -> Iterator[str]:
     plugins = config.plugin_config
     shown = (f"{name} {_value(getattr(plugins, name))}" for name in SHOWN_PLUGINS)
     yield f"  kv_cache_type {config.kv_cache_type}, {', '.join(shown)}"
+    if config.speculative_decoding_mode:
+        yield (
+            f"  speculative_decoding_mode {config.speculative_decoding_mode}, "
+            f"max_draft_len {config.max_draft_len}"
+        )
     yield (
         f"  KV cache reuse {_possible(effective.kv_cache_reuse)}, "
         f"chunked context {_possible(effective.chunked_context)}"

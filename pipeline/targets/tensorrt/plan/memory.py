@@ -149,7 +149,8 @@ def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
     """Upper bound of the execution context; the formula is in the module's docstring."""
     model, share = checkpoint.model, checkpoint.share
     values = 4 * model.hidden_size + share.qkv_rows + 3 * share.inner_rows
-    logit_rows = config.max_num_tokens if config.gather_context_logits else config.max_batch_size
+    generated = config.max_batch_size * (config.max_draft_len + 1)
+    logit_rows = config.max_num_tokens if config.gather_context_logits else generated
     logits = logit_rows * model.vocab_size * 4
     return config.max_num_tokens * values * checkpoint.bytes_per_value + logits
 

@@ -114,7 +114,7 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
     findings = (
         *effective.findings,
         *rules.check_serving(recipe, effective.config),
-        *features.check_features(recipe, effective.config, memory),
+        *features.check_features(recipe, checkpoint, effective.config, memory),
         *rules.check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )

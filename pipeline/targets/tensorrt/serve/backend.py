@@ -37,7 +37,6 @@ BATCHING = ("inflight_fused_batching", "inflight_batching")
 
 # The backend's own defaults, stated so that its log has no warnings and a later change is a diff.
 _DEFAULTS: Mapping[str, str] = {
-    "decoding_mode": "top_k_top_p",
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
     "gpu_weights_percent": "1.0",
@@ -81,7 +80,7 @@ def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
             vocab_size=facts.vocab_size,
             where=recipe.place("serve.guided_decoding"),
         )
-    return EngineModel(BACKEND, built.values, built.switched_off, files)
+    return EngineModel(BACKEND, built.values, built.switched_off, files, greedy=facts.lookahead)
 
 
 def build_parameters(
@@ -135,6 +134,7 @@ def build_parameters(
         "gpt_model_path": str(MOUNT / engine_dir),
         "gpt_model_type": BATCHING[0],
         **_guided_decoding(serve),
+        **_decoding_mode(recipe),
         "kv_cache_host_memory_bytes": str(0 if no_host_cache else host_kv_bytes(serve)),
         "kv_cache_free_gpu_mem_fraction": str(serve.kv_cache_free_gpu_mem_fraction),
         "max_beam_width": str(recipe.compile.max_beam_width),
@@ -155,12 +155,33 @@ def _guided_decoding(serve: ServeSection) -> dict[str, str]:
     }
 
 
+def _decoding_mode(recipe: Recipe) -> dict[str, str]:
+    """The backend loads no lookahead engine without the three sizes."""
+    lookahead = recipe.compile.tensorrt.lookahead
+    if lookahead is None:
+        return {"decoding_mode": "top_k_top_p"}
+    return {
+        "decoding_mode": "lookahead",
+        "lookahead_window_size": str(lookahead.window_size),
+        "lookahead_ngram_size": str(lookahead.ngram_size),
+        "lookahead_verification_set_size": str(lookahead.verification_set_size),
+    }
+
+
 def _check(recipe: Recipe, engine: TrtEngine) -> None:
     found = list(engine.problems())
     if recipe.compile.max_beam_width > engine.max_beam_width:
         found.append(
             f"max_beam_width {recipe.compile.max_beam_width} is more than the "
             f"{engine.max_beam_width} it was built for"
+        )
+    lookahead = recipe.compile.tensorrt.lookahead
+    wanted = lookahead.max_draft_len if lookahead else 0
+    built = engine.max_draft_len if engine.lookahead else 0
+    if wanted != built:
+        found.append(
+            f"lookahead decoding guesses {wanted} tokens by the recipe, and the engine was built "
+            f"for {built}"
         )
     if found:
         raise RepositoryError(
