@@ -140,7 +140,7 @@ class TritonPythonModel:
 
 
 def _guide_checker(settings: EngineSettings) -> GuideChecker | None:
-    """Started before the engine is opened, so that the two load side by side."""
+    """Starts the trials before the engine is opened, so that the two load side by side."""
     if not settings.guided_decoding or settings.tokenizer is None or not settings.end_ids:
         return None  # the engine says what is missing
     return GuideChecker(settings.tokenizer, settings.vocab_size, settings.end_ids)

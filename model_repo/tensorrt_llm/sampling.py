@@ -104,7 +104,7 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
 
 
 def structured_output(genai: Any, guide: Guide) -> Any:
-    """OpenVINO's StructuredOutputConfig of a guide.
+    """Makes OpenVINO's StructuredOutputConfig of a guide.
 
     ``json`` is an object or an array, as xgrammar's own grammar of JSON has it, which TensorRT-LLM
     uses (``CompileBuiltinJSONGrammar`` in cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp).

@@ -275,7 +275,7 @@ def _held_back(inputs: Inputs, end_ids: frozenset[int]) -> frozenset[int]:
 
 
 def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
-    """What the text must be, of which the type and the shape are checked here, not the guide."""
+    """Reads what the text must be; type and shape are checked here, not the guide itself."""
     tensors = {name: array for name in (KIND, GUIDE) if (array := inputs.array(name)) is not None}
     try:
         found = read_guide(tensors)
