@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .request import GenerationRequest, RequestError, Sampling
+from .request import GenerationRequest, Guide, RequestError, Sampling
 
 COLDEST = 1e-5
 """The lowest temperature that is sampled with. Below, only the most likely token has a chance, and
@@ -22,6 +22,8 @@ far below the scores divided by it no longer fit into float32, which gives any t
 
 LARGEST_TOP_K = 1024
 """TensorRT-LLM's limit (``TOP_K_MAX``); it lowers a larger one to this."""
+
+_ANY_JSON = '{"anyOf": [{"type": "object"}, {"type": "array"}]}'
 
 _COUNTS_OTHERWISE = (
     "TensorRT-LLM counts the prompt's tokens too and always lowers their scores, the CPU engine "
@@ -77,6 +79,10 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
     # Each of the engine's end ids is subject to min_new_tokens. Any other ends the text when it is
     # read from the engine (generation.py).
     known = request.held_back if config.min_new_tokens else request.end_ids
+    if request.guide is not None:
+        config.structured_output_config = structured_output(genai, request.guide)
+        # The guide allows them behind a complete text only, so they must not be ordinary tokens.
+        known = request.guide.end_ids
     if known:
         config.set_eos_token_id(min(known))
         config.stop_token_ids = set(known)
@@ -95,6 +101,19 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
         if sampling.top_k:
             config.top_k = sampling.top_k
     return config
+
+
+def structured_output(genai: Any, guide: Guide) -> Any:
+    """Makes OpenVINO's StructuredOutputConfig of a guide.
+
+    ``json`` is an object or an array, as xgrammar's own grammar of JSON has it, which TensorRT-LLM
+    uses (``CompileBuiltinJSONGrammar`` in cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp).
+    """
+    if guide.kind == "regex":
+        return genai.StructuredOutputConfig(regex=guide.text)
+    if guide.kind == "ebnf_grammar":
+        return genai.StructuredOutputConfig(grammar=guide.text)
+    return genai.StructuredOutputConfig(json_schema=guide.text or _ANY_JSON)
 
 
 def _real(

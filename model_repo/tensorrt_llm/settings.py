@@ -38,6 +38,8 @@ class EngineSettings:
         properties: Properties of OpenVINO's CPU plugin.
         int8_products: Whether the engine multiplies INT8 by INT8.
         decoupled: Whether a request may get many responses (model_transaction_policy).
+        tokenizer: The model's ``tokenizer.json``; None where requests bring tokens only.
+        guided_decoding: Whether requests may say what their text must be.
     """
 
     engine_dir: Path
@@ -59,6 +61,8 @@ class EngineSettings:
     kv_block_bytes: int = 0
     int8_products: bool = False
     decoupled: bool = True
+    tokenizer: Path | None = None
+    guided_decoding: bool = False
 
     @property
     def kv_bytes(self) -> int:
@@ -88,6 +92,14 @@ def read_settings(
             f"config.pbtxt: batch_scheduler_policy is {policy!r}; "
             "known: guaranteed_no_evict, max_utilization"
         )
+    backend = parameters.get("guided_decoding_backend")
+    if backend not in (None, "xgrammar"):
+        raise ValueError(
+            f"config.pbtxt: guided_decoding_backend is {backend!r}; known: xgrammar, and empty for "
+            "no guided decoding"
+        )
+    if backend and not parameters.get("tokenizer_dir"):
+        raise ValueError("config.pbtxt: guided_decoding_backend needs tokenizer_dir")
     engine_dir = repository / parameters["gpt_model_path"]
     engine = json.loads((engine_dir / "config.json").read_text(encoding="utf-8"))
     build = engine["build_config"]
@@ -122,6 +134,12 @@ def read_settings(
         kv_block_bytes=_kv_block_bytes(engine),
         int8_products=_quant_algo(engine).startswith("W8A8"),
         decoupled=decoupled,
+        tokenizer=(
+            repository / parameters["tokenizer_dir"] / "tokenizer.json"
+            if parameters.get("tokenizer_dir")
+            else None
+        ),
+        guided_decoding=backend is not None,
     )
 
 
