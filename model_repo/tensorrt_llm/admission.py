@@ -7,7 +7,11 @@ larger than the KV cache ends its neighbours too, and a sequence that outgrows t
 from __future__ import annotations
 
 from .request import GenerationRequest, RequestError
+from .request_limits import room_problem, tokens_problem
 from .settings import TOKENS_PER_BLOCK, EngineSettings, blocks
+
+ASKED = "request_output_len (max_tokens)"
+"""What an error calls the number of tokens asked for."""
 
 
 def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
@@ -19,10 +23,8 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
     prompt_len = int(request.prompt.size)
     if prompt_len == 0:
         raise RequestError("the prompt is empty: input_ids must hold at least one token")
-    if request.max_new_tokens < 1:
-        raise RequestError(
-            f"request_output_len (max_tokens) must be at least 1, got {request.max_new_tokens}"
-        )
+    if problem := tokens_problem(request.max_new_tokens, ASKED, request.sampling.min_tokens):
+        raise RequestError(problem)
     low, high = int(request.prompt.min()), int(request.prompt.max())
     if low < 0 or high >= settings.vocab_size:
         raise RequestError(
@@ -34,22 +36,13 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
             f"the prompt has {prompt_len} tokens; the engine was compiled for at most "
             f"{settings.max_input_len} (max_input_len)"
         )
+    if problem := room_problem(prompt_len, request.max_new_tokens, ASKED, settings.max_seq_len):
+        raise RequestError(problem)
     total = prompt_len + request.max_new_tokens
-    if total > settings.max_seq_len:
-        raise RequestError(
-            f"the prompt's {prompt_len} tokens plus request_output_len (max_tokens) "
-            f"{request.max_new_tokens} is {total}; the engine was compiled for at most "
-            f"{settings.max_seq_len} (max_seq_len)"
-        )
     if blocks(total) > settings.num_kv_blocks:
         raise RequestError(
             f"the request needs {blocks(total)} KV cache blocks of {TOKENS_PER_BLOCK} tokens; "
             f"the cache has {settings.num_kv_blocks} (max_tokens_in_paged_kv_cache)"
-        )
-    if request.sampling.min_tokens > request.max_new_tokens:
-        raise RequestError(
-            f"min_tokens {request.sampling.min_tokens} is above request_output_len (max_tokens) "
-            f"{request.max_new_tokens}"
         )
 
 

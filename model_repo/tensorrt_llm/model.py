@@ -24,7 +24,7 @@ from .request import RequestError
 from .request_parameters import unknown_parameters
 from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
 from .settings import read_settings
-from .tensors import Inputs, check_policy, is_stop, read_answer, read_request
+from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
 """Seconds a thread waits for the interpreter lock before it asks for it. Python's default, 5 ms, is
@@ -107,6 +107,7 @@ class TritonPythonModel:
         rows = inputs.rows()
         check_policy(inputs, len(rows), self._settings)
         wanted = frozenset(request.requested_output_names())
+        check_outputs(wanted)
         if len(rows) > 1:
             sender = BatchSender(sender, len(rows))
         streams, requests = [], []

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .end_ids import read_end_ids
 from .parameters import flag, number
 
 TOKENS_PER_BLOCK = 32
@@ -32,7 +31,6 @@ class EngineSettings:
         max_num_batched_tokens: Tokens per engine step.
         max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
         guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
-        end_ids: The model's own end-of-text ids.
         cancellation_check_period: Seconds.
         stats_check_period: Seconds.
         properties: Properties of OpenVINO's CPU plugin.
@@ -52,7 +50,6 @@ class EngineSettings:
     enable_prefix_caching: bool = True
     dynamic_split_fuse: bool = True
     exclude_input_in_output: bool = False
-    end_ids: tuple[int, ...] = ()
     cancellation_check_period: float = 0.1
     stats_check_period: float = 0.1
     properties: Mapping[str, str] | None = None
@@ -93,10 +90,9 @@ def read_settings(
     build = engine["build_config"]
     max_batch_size, max_seq_len = int(build["max_batch_size"]), int(build["max_seq_len"])
     chunked = flag(parameters, "enable_chunked_context", default=True)
-    vocab_size = int(engine["pretrained_config"]["vocab_size"])
     return EngineSettings(
         engine_dir=engine_dir,
-        vocab_size=vocab_size,
+        vocab_size=int(engine["pretrained_config"]["vocab_size"]),
         max_batch_size=max_batch_size,
         max_input_len=int(build["max_input_len"]),
         max_seq_len=max_seq_len,
@@ -111,11 +107,6 @@ def read_settings(
         enable_prefix_caching=flag(parameters, "enable_kv_cache_reuse", default=True),
         dynamic_split_fuse=chunked,
         exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
-        end_ids=(
-            read_end_ids(repository / parameters["tokenizer_dir"], vocab_size)
-            if parameters.get("tokenizer_dir")
-            else ()
-        ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},

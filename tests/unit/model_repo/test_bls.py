@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,7 +213,14 @@ def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonMode
     assert inputs["runtime_top_k"].tolist() == [[5]]
     assert inputs["return_log_probs"].tolist() == [[True]]
     assert "bad_words_list" not in inputs
-    assert engine.calls[0].wanted == ["output_ids", "sequence_length", "cum_log_probs"]
+    # The scores of single tokens are needed to take that of an end id out of the sum.
+    assert engine.calls[0].wanted == [
+        "output_ids",
+        "sequence_length",
+        "cum_log_probs",
+        "output_log_probs",
+    ]
+    assert set(sent.sender.outputs()[0]) == {"text_output"}  # this engine has none
 
 
 def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel) -> None:
@@ -242,6 +250,25 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
         ({"num_return_sequences": np.array([[-3]])}, "num_return_sequences -3: .* no several"),
         ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
         ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
+        # executorImpl.cpp refuses it: the backend for Triton sets no gather_generation_logits.
+        (
+            {"return_generation_logits": np.array([True])},
+            "return_generation_logits True: .* gather_generation_logits on, so every request",
+        ),
+        # samplingConfig.cpp; NaN fails its comparisons as it does these.
+        ({"temperature": np.array([[-0.5]])}, "temperature must be at least 0, got -0.5"),
+        ({"temperature": np.array([[np.nan]])}, "temperature must be at least 0, got nan"),
+        ({"top_k": np.array([[-1]])}, "top_k must be at least 0, got -1"),
+        ({"top_p": np.array([[1.5]])}, "top_p must be between 0 and 1, got 1.5"),
+        ({"repetition_penalty": np.array([[0.0]])}, "repetition_penalty must be above 0"),
+        ({"min_tokens": np.array([[-2]])}, "min_tokens must be at least 0, got -2"),
+        ({"length_penalty": np.array([[-1.0]])}, "length_penalty must be at least 0, got -1"),
+        ({"presence_penalty": np.array([[np.inf]])}, "presence_penalty must be a finite number"),
+        ({"max_tokens": np.array([[0]])}, "max_tokens must be at least 1, got 0"),
+        (
+            {"max_tokens": np.array([[4]]), "min_tokens": np.array([[5]])},
+            "min_tokens 5 is above max_tokens 4",
+        ),
         ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
         ({"text_input": words("")}, "text_input is empty"),
     ],
@@ -254,6 +281,74 @@ def test_a_bad_request_gets_a_clear_error(
     model.execute([sent])
     with pytest.raises(AssertionError, match=reason):
         sent.sender.outputs()
+
+
+def test_what_upstream_takes_for_not_given_is_taken(model: TritonPythonModel) -> None:
+    """utils.cc, getSamplingConfigFromTensors, drops a top_p of 0; zeros elsewhere are allowed."""
+    use(Engine("a"))
+    zero = np.array([[0.0]], np.float32)
+    sent = request(top_p=zero, temperature=zero, top_k=np.array([[0]]), min_tokens=np.array([[0]]))
+    model.execute([sent])
+    assert texts(sent) == ["a"]
+
+
+class Backend:
+    """The C++ backend as llmRequest.cpp and model_instance_state.cc have it, token by token.
+
+    Every response of a stream has the scores of all tokens so far, and a stop word, which the
+    model's end ids after the first are to it, stays in the output.
+    """
+
+    def __init__(self, tokens: list[int], scores: list[float]) -> None:
+        self.tokens, self.scores = tokens, scores
+
+    def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        for name in ("output_ids", "sequence_length"):
+            if name not in request.wanted:
+                message = f"{name} tensor must be present in list of output tensors"
+                yield InferenceResponse(error=TritonError(message, TritonError.INTERNAL))
+                return
+        count = len(self.tokens)
+        ends = range(1, count + 1) if request.inputs["streaming"].item() else (count,)
+        for begin, end in zip((0, *ends), ends, strict=False):
+            scores = np.array([[self.scores[:end]]], np.float32)
+            total = np.array([[sum(self.scores[:end])]], np.float32)
+            found = {"output_log_probs": scores, "cum_log_probs": total}
+            asked = {name: value for name, value in found.items() if name in request.wanted}
+            yield answer(self.tokens[begin:end], **asked)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stop_words", [(), ("never",)])
+def test_each_score_is_sent_once_and_an_end_id_has_none(
+    tmp_path: Path, stream: bool, stop_words: tuple[str, ...]
+) -> None:
+    (end,) = ids("!")
+    (tmp_path / "tokenizer").mkdir()
+    ends = json.dumps({"eos_token_id": [ids("?")[0], end]})
+    (tmp_path / "tokenizer" / "generation_config.json").write_text(ends)
+    outputs = "text_output output_log_probs cum_log_probs num_output_tokens"
+    yes = np.array([True])
+    asked = {
+        "stream": np.array([[stream]]),
+        "return_log_probs": yes,
+        "return_num_output_tokens": yes,
+        "max_tokens": np.array([[4]], np.int32),
+        **({"stop_words": words(*stop_words)} if stop_words else {}),
+    }
+    scores = [-0.5, -1.0, -0.25, -8.0]
+    with opened(tmp_path) as made:
+        HANDLERS["tensorrt_llm"] = Backend(ids("abc!"), scores)
+        ended = request(wanted=outputs, **asked)
+        own = request(wanted=outputs, **asked, end_id=np.array([[-1]], np.int32))
+        made.execute([ended, own])
+        for sent, text, count in ((ended, "abc", 3), (own, "abc!", 4)):
+            responses = sent.sender.outputs()
+            assert "".join(text_of(one) for one in responses) == text
+            found = [one["output_log_probs"].reshape(-1).tolist() for one in responses]
+            assert sum(found, []) == scores[:count]
+            assert responses[-1]["cum_log_probs"].item() == sum(scores[:count])
+            assert sum(one["num_output_tokens"].item() for one in responses) == count
 
 
 def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonModel) -> None:
