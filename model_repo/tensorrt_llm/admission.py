@@ -34,7 +34,7 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
     if prompt_len > settings.max_input_len:
         raise RequestError(
             f"the prompt has {prompt_len} tokens; the engine was compiled for at most "
-            f"{settings.max_input_len} (max_input_len)"
+            f"{settings.max_input_len} (max_input_len, or max_num_tokens where a prompt is not cut)"
         )
     if problem := room_problem(prompt_len, request.max_new_tokens, ASKED, settings.max_seq_len):
         raise RequestError(problem)
@@ -43,6 +43,27 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
         raise RequestError(
             f"the request needs {blocks(total)} KV cache blocks of {TOKENS_PER_BLOCK} tokens; "
             f"the cache has {settings.num_kv_blocks} (max_tokens_in_paged_kv_cache)"
+        )
+
+
+def check_stream(request: GenerationRequest, settings: EngineSettings) -> None:
+    """Refuses a stream that could not be taken up again after an eviction.
+
+    What was sent is then part of the prompt, and TensorRT-LLM would cut one that is too long
+    (executorImpl.cpp, fetchNewRequests); the CPU engine would not, and follows suit.
+
+    Raises:
+        RequestError: With the limit that the request breaks.
+    """
+    if settings.guaranteed_no_evict or settings.dynamic_split_fuse:
+        return
+    longest = int(request.prompt.size) + request.max_new_tokens - 1
+    if longest > settings.max_input_len:
+        raise RequestError(
+            f"the prompt and {ASKED} may grow to {longest} tokens, more than the "
+            f"{settings.max_input_len} of the longest prompt; a stream that is evicted under "
+            "batch_scheduler_policy max_utilization could then not go on: serve with "
+            "enable_chunked_context or guaranteed_no_evict, or do not stream it"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from .admission import check_stream
 from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
@@ -116,6 +117,8 @@ class TritonPythonModel:
             answer = read_answer(
                 row, wanted, wish, self._settings, batch_index=index if len(rows) > 1 else None
             )
+            if answer.streaming:
+                check_stream(wish, self._settings)
             streams.append(ResponseStream(sender, answer, self._responder.ready))
             requests.append(wish)
         generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))

@@ -43,6 +43,10 @@ _ONE_SEQUENCE = (
     "TensorRT-LLM 1.2.1 behind Triton takes the number for no_repeat_ngram_size, which at 1 "
     "forbids every token that came before; leave it out (tensorrt_llm_bls takes 1)"
 )
+_EARLY_STOPPING = (
+    "early_stopping: TensorRT-LLM 1.2.1 behind Triton reads four bytes of this input, which has "
+    "one, and may refuse what it finds; without beams it means nothing, leave it out"
+)
 _UNSUPPORTED_FLAGS = {
     "return_context_logits": "context logits",
     "return_generation_logits": "generation logits",
@@ -292,6 +296,8 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     sequences = inputs.scalar("num_return_sequences")
     if sequences is not None:
         raise RequestError(f"num_return_sequences {sequences}: {_ONE_SEQUENCE}", "UNSUPPORTED")
+    if inputs.array("early_stopping") is not None:
+        raise RequestError(_EARLY_STOPPING, "UNSUPPORTED")
     if word_list(inputs.array("bad_words_list"), "bad_words_list"):
         raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
     for name, what in _UNSUPPORTED.items():

@@ -137,6 +137,10 @@ class Models:
             if name in inputs:
                 # A scalar arrives without its dimension and must be sent with it.
                 passed[engine_name] = inputs[name].reshape(1, 1) if one_element else inputs[name]
+        if "temperature" in inputs and inputs["temperature"].item() == 0:
+            # TensorRT-LLM makes 1 of a temperature of 0, and of top_p where that is given; only a
+            # top_k that is given becomes 1, too (runtime/samplingConfig.h, validate).
+            passed["runtime_top_k"] = np.ones((1, 1), np.int32)
         request = pb_utils.InferenceRequest(
             model_name=self._engine,
             request_id=request_id,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from model_repo.tensorrt_llm.sampling import read_sampling
 from model_repo.tensorrt_llm_bls.model import TritonPythonModel
 from tests.unit.model_repo.fake_triton import (
     HANDLERS,
@@ -290,6 +291,30 @@ def test_what_upstream_takes_for_not_given_is_taken(model: TritonPythonModel) ->
     sent = request(top_p=zero, temperature=zero, top_k=np.array([[0]]), min_tokens=np.array([[0]]))
     model.execute([sent])
     assert texts(sent) == ["a"]
+
+
+@pytest.mark.parametrize("more", [{}, {"top_p": np.array([[0.9]])}, {"top_k": np.array([[5]])}])
+def test_temperature_0_is_greedy_on_either_engine(
+    model: TritonPythonModel, more: dict[str, np.ndarray]
+) -> None:
+    """runtime/samplingConfig.h: ``if (topK) topK = 1; if (topP) topP = 1.f``, at temperature 1."""
+    engine = use(Engine("a"))
+    cold = request(temperature=np.array([[0.0]], np.float32), **more)
+    model.execute([cold])
+    assert texts(cold) == ["a"]
+    sampling = {
+        name: engine.calls[0].inputs[name].item()
+        for name in ("runtime_top_k", "runtime_top_p", "temperature")
+        if name in engine.calls[0].inputs
+    }
+    # What upstream makes of it, by that file.
+    if sampling["temperature"] == 0:
+        for name in sampling:
+            sampling[name] = 1
+    assert sampling["runtime_top_k"] == 1
+    assert read_sampling(
+        {name: array.item() for name, array in engine.calls[0].inputs.items() if array.size == 1}.get
+    ).greedy
 
 
 class Backend:

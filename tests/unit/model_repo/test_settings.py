@@ -77,8 +77,20 @@ def test_the_cache_holds_a_full_batch_by_default(repository: Path) -> None:
 
 def test_steps_are_kept_short_because_they_hold_the_interpreter_lock(repository: Path) -> None:
     assert read(repository).max_num_batched_tokens == 256
+    assert read(repository).max_input_len == 64
     whole_prompts = read(repository, enable_chunked_context="false")
+    assert whole_prompts.max_input_len == 64
     assert (whole_prompts.dynamic_split_fuse, whole_prompts.max_num_batched_tokens) == (False, 100)
+
+
+def test_a_prompt_that_may_not_be_cut_must_fit_in_one_step(repository: Path) -> None:
+    """As TensorRT-LLM's: TensorRT-LLM issues 2717 and 2702."""
+    path = repository / "tensorrt_llm/1/engine/config.json"
+    engine = json.loads(path.read_text())
+    engine["build_config"]["max_num_tokens"] = 48
+    path.write_text(json.dumps(engine))
+    assert read(repository).max_input_len == 64
+    assert read(repository, enable_chunked_context="false").max_input_len == 48
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "u8"])

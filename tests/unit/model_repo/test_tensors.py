@@ -126,6 +126,7 @@ def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
         ("lora_task_id", np.array([1], np.uint64), "no LoRA"),
         ("guided_decoding_guide", np.array([[b"{}"]], object), "no guided decoding"),
         ("draft_input_ids", ints(5), "no draft tokens"),
+        ("early_stopping", np.array([True]), "reads four bytes of this input, which has one"),
         ("runtime_top_p_decay", np.array([0.5], np.float32), "no decaying top_p"),
         ("lookahead_window_size", ints(4), "no lookahead decoding"),
         ("retention_token_range_starts", ints(0), "no KV cache retention"),
