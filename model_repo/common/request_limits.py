@@ -50,6 +50,21 @@ def sampling_problem(scalar: Scalar, names: Mapping[str, str] | None = None) -> 
     return None
 
 
+def cold_problem(scalar: Scalar, names: Mapping[str, str] | None = None) -> str | None:
+    """Why a temperature of 0 is refused where it would not give the most likely token.
+
+    ``validate`` of cpp/include/tensorrt_llm/runtime/samplingConfig.h makes 1 of it, and of top_k
+    and top_p where they are given.
+    """
+    top_k, top_p = ((names or {}).get(name, name) for name in ("top_k", "top_p"))
+    if scalar("temperature") != 0 or not scalar(top_p) or scalar(top_k) is not None:
+        return None
+    return (
+        f"temperature 0 with {top_p} and no {top_k} must be sent with {top_k} 1: TensorRT-LLM makes "
+        f"of it temperature 1 and {top_p} 1, which is any token"
+    )
+
+
 def tokens_problem(max_tokens: int, name: str, min_tokens: int = 0) -> str | None:
     """Why the number of tokens asked for is refused.
 

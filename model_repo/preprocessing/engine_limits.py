@@ -15,11 +15,13 @@ class EngineLimits:
         vocab_size: Its tokens. A tokenizer may have fewer (Qwen2.5: 151665 of 152064) or more.
         max_input_len: Tokens of the longest prompt it was compiled for.
         max_seq_len: Prompt plus generated tokens, at most.
+        max_beam_width: Beams of one request, at most.
     """
 
     vocab_size: int | None = None
     max_input_len: int | None = None
     max_seq_len: int | None = None
+    max_beam_width: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> EngineLimits:
@@ -35,6 +37,7 @@ class EngineLimits:
             vocab_size=_number(model, "vocab_size"),
             max_input_len=_number(build, "max_input_len"),
             max_seq_len=None if length is None else length - draft,
+            max_beam_width=_number(build, "max_beam_width"),
         )
 
 

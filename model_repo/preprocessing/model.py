@@ -4,6 +4,12 @@ Every end id of the model's generation_config.json is honoured: the first one is
 the others join the stop words, which is how the C++ backend can be told about them. A request that
 brings its own ``END_ID`` gets that one only, and -1 for none.
 
+What no engine should be asked for is refused here, so that both targets say the same; the inputs
+that are looked at for that go to the engine by themselves. TensorRT-LLM checks most of them, too, but
+its answer is the text of an assertion, and a beam_width above the engine's ends every other request
+(changeBeamWidth in batch_manager/trtGptModelInflightBatching.cpp, terminateActiveRequests in
+executor/executorImpl.cpp).
+
 There are no virtual tokens here: they come from images, or from clients of ``tensorrt_llm`` that
 write ids above the vocabulary themselves. So ``OUT_PROMPT_TABLE_EXTRA_IDS`` is never made.
 """
@@ -21,10 +27,15 @@ from .engine_limits import EngineLimits
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
-from .request_limits import room_problem, tokens_problem
+from .request_limits import cold_problem, room_problem, sampling_problem, tokens_problem
 from .request_parameters import unknown_parameters
 
 _REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
+
+_NO_GENERATION_LOGITS = (
+    "return_generation_logits: TensorRT-LLM's backend for Triton never switches its executor's "
+    "gather_generation_logits on, so that every request for them fails; leave it out"
+)
 
 ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
 """Where the repository keeps the engine's limits, whatever the engine."""
@@ -77,8 +88,8 @@ class TritonPythonModel:
             raise PromptError("decoder_text_input: this model has no encoder to pair it with")
         if np.any(inputs.get("PROMPT_TABLE_EXTRA_ID", 0)):
             raise PromptError("prompt_table_extra_id: a text has no virtual tokens to give it to")
-        for max_tokens in inputs["REQUEST_OUTPUT_LEN"].flat:
-            if problem := tokens_problem(int(max_tokens), "max_tokens"):
+        for row in range(batch):
+            if problem := self._problem(inputs, row):
                 raise PromptError(problem)
         ids = [encoder.encode(row[0], "text_input") for row in queries]
         self._check_room(ids, inputs["REQUEST_OUTPUT_LEN"])
@@ -118,6 +129,25 @@ class TritonPythonModel:
             for word in itertools.chain.from_iterable(rows):
                 self._encoder.check_known(word, client_name)
         return word_list([[*row, *(more or [])] for row in rows])
+
+    def _problem(self, inputs: dict[str, Any], row: int) -> str | None:
+        """Why what one prompt asks the engine for is refused."""
+
+        def scalar(name: str) -> Any:
+            array = inputs.get(name.upper())
+            return None if array is None else array[row].item()
+
+        beams, most = scalar("beam_width"), self._encoder.limits.max_beam_width
+        if beams is not None and (beams < 1 or beams > (most or beams)):
+            return f"beam_width must be from 1 to the engine's max_beam_width {most}, got {beams}"
+        if scalar("return_generation_logits"):
+            return _NO_GENERATION_LOGITS
+        max_tokens = int(inputs["REQUEST_OUTPUT_LEN"][row].item())
+        return (
+            sampling_problem(scalar)
+            or cold_problem(scalar)
+            or tokens_problem(max_tokens, "max_tokens", scalar("min_tokens") or 0)
+        )
 
     def _check_room(self, prompts: list[list[int]], max_tokens: Any) -> None:
         longest = self._encoder.limits.max_seq_len

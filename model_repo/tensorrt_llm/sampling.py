@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from .request import GenerationRequest, RequestError, Sampling
-from .request_limits import Scalar, sampling_problem
+from .request_limits import Scalar, cold_problem, sampling_problem
 
 COLDEST = 1e-5
 """The lowest temperature that is sampled with. Below, only the most likely token has a chance, and
@@ -26,11 +26,6 @@ _COUNTS_OTHERWISE = (
     "TensorRT-LLM counts the prompt's tokens too and always lowers their scores, the CPU engine "
     "counts generated ones only and raises those below zero; leave it out or send 0 here, use "
     "repetition_penalty, which is the same on both, or serve the tensorrt target"
-)
-_NOT_GREEDY = (
-    "temperature 0 with runtime_top_p and no runtime_top_k: TensorRT-LLM makes of it temperature 1 "
-    "and runtime_top_p 1, that is a token drawn from all; for the most likely one send "
-    "runtime_top_k 1, or ask tensorrt_llm_bls, which does so"
 )
 _OTHER_PENALTIES = ("presence_penalty", "frequency_penalty")
 # What tensorrt_llm calls otherwise than the text models do.
@@ -50,7 +45,8 @@ def read_sampling(scalar: Scalar) -> Sampling:
     Raises:
         RequestError: A value is out of range.
     """
-    if problem := sampling_problem(scalar, _ENGINE_NAMES):
+    problem = sampling_problem(scalar, _ENGINE_NAMES) or cold_problem(scalar, _ENGINE_NAMES)
+    if problem is not None:
         raise RequestError(problem)
     for name in _OTHER_PENALTIES:
         value = scalar(name)
@@ -59,8 +55,6 @@ def read_sampling(scalar: Scalar) -> Sampling:
     temperature = _given(scalar("temperature"), 1.0)
     top_k = min(scalar("runtime_top_k") or 0, LARGEST_TOP_K)
     top_p = float(scalar("runtime_top_p") or 0.0)
-    if temperature == 0 and top_p > 0 and scalar("runtime_top_k") is None:
-        raise RequestError(_NOT_GREEDY)
     return Sampling(
         greedy=temperature < COLDEST or top_k == 1 or (top_k == 0 and top_p == 0),
         temperature=temperature,

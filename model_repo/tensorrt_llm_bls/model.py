@@ -37,12 +37,11 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
-from .calls import CallError, Models
+from .calls import CallError, Models, greedy_when_cold
 from .end_ids import read_end_ids
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
-from .request_limits import sampling_problem, tokens_problem
 from .request_parameters import unknown_parameters
 from .text_answer import TextAnswer
 from .watcher import Watched, Watcher
@@ -53,11 +52,6 @@ _ONLY = {
     "num_return_sequences": (1, "several sequences per request"),
     "num_draft_tokens": (0, "draft tokens"),
     "use_draft_logits": (False, "draft tokens"),
-    "return_generation_logits": (
-        False,
-        "generation logits: TensorRT-LLM's backend for Triton never switches its executor's "
-        "gather_generation_logits on, so every request that asks for them fails",
-    ),
 }
 
 _ANSWERS_ONCE = (
@@ -129,7 +123,9 @@ class TritonPythonModel:
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
         try:
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            inputs = greedy_when_cold(
+                {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            )
             if "text_input" not in inputs:
                 # Triton counts the inputs of a request and does not look which they are.
                 raise CallError("the input text_input is missing")
@@ -156,7 +152,6 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
-                _refuse_impossible(row)
             if not self._decoupled:
                 _refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -289,17 +284,6 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
         if value not in (None, only):
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
-
-
-def _refuse_impossible(inputs: dict[str, Any]) -> None:
-    def scalar(name: str) -> Any:
-        return _scalar(inputs, name)
-
-    problem = sampling_problem(scalar)
-    if problem is None and "max_tokens" in inputs:
-        problem = tokens_problem(scalar("max_tokens"), "max_tokens", scalar("min_tokens") or 0)
-    if problem is not None:
-        raise CallError(problem)
 
 
 def _asked(wanted: Iterable[str]) -> list[str]:

@@ -1,8 +1,17 @@
-"""How the ensemble joins preprocessing, engine and postprocessing, as upstream does."""
+"""How the ensemble joins preprocessing, engine and postprocessing: as upstream does, but that
+``preprocessing`` sees what it is to check."""
 
 from __future__ import annotations
 
-from pipeline.triton.tensors import ENGINE, POSTPROCESSING, PREPROCESSING, Step
+from pipeline.triton.tensors import (
+    BOOL,
+    ENGINE,
+    FP32,
+    INT32,
+    POSTPROCESSING,
+    PREPROCESSING,
+    Step,
+)
 
 # Everything an answer says besides its text, from the engine to the client unchanged.
 ANSWER_DETAILS = (
@@ -26,6 +35,21 @@ ANSWER_DETAILS = (
     "num_output_tokens",
 )
 
+CHECKED = {
+    "top_k": INT32,
+    "top_p": FP32,
+    "temperature": FP32,
+    "length_penalty": FP32,
+    "repetition_penalty": FP32,
+    "min_tokens": INT32,
+    "presence_penalty": FP32,
+    "frequency_penalty": FP32,
+    "beam_width": INT32,
+    "return_generation_logits": BOOL,
+}
+"""Inputs of the engine that ``preprocessing`` checks before the engine sees them, with their types;
+its own names for them are the same in capitals."""
+
 STEPS = (
     Step(
         PREPROCESSING,
@@ -40,6 +64,7 @@ STEPS = (
             "END_ID": "end_id",
             "PAD_ID": "pad_id",
             "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+            **{name.upper(): name for name in CHECKED},
         },
         output_map={
             "REQUEST_INPUT_LEN": "_REQUEST_INPUT_LEN",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from model_repo.preprocessing.request_limits import cold_problem
 from model_repo.tensorrt_llm.sampling import read_sampling
 from model_repo.tensorrt_llm_bls.model import TritonPythonModel
 from tests.unit.model_repo.fake_triton import (
@@ -251,25 +252,6 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
         ({"num_return_sequences": np.array([[-3]])}, "num_return_sequences -3: .* no several"),
         ({"num_draft_tokens": np.array([[3]])}, "num_draft_tokens 3: .* no draft tokens"),
         ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
-        # executorImpl.cpp refuses it: the backend for Triton sets no gather_generation_logits.
-        (
-            {"return_generation_logits": np.array([True])},
-            "return_generation_logits True: .* gather_generation_logits on, so every request",
-        ),
-        # samplingConfig.cpp; NaN fails its comparisons as it does these.
-        ({"temperature": np.array([[-0.5]])}, "temperature must be at least 0, got -0.5"),
-        ({"temperature": np.array([[np.nan]])}, "temperature must be at least 0, got nan"),
-        ({"top_k": np.array([[-1]])}, "top_k must be at least 0, got -1"),
-        ({"top_p": np.array([[1.5]])}, "top_p must be between 0 and 1, got 1.5"),
-        ({"repetition_penalty": np.array([[0.0]])}, "repetition_penalty must be above 0"),
-        ({"min_tokens": np.array([[-2]])}, "min_tokens must be at least 0, got -2"),
-        ({"length_penalty": np.array([[-1.0]])}, "length_penalty must be at least 0, got -1"),
-        ({"presence_penalty": np.array([[np.inf]])}, "presence_penalty must be a finite number"),
-        ({"max_tokens": np.array([[0]])}, "max_tokens must be at least 1, got 0"),
-        (
-            {"max_tokens": np.array([[4]]), "min_tokens": np.array([[5]])},
-            "min_tokens 5 is above max_tokens 4",
-        ),
         ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
         ({"text_input": words("")}, "text_input is empty"),
     ],
@@ -284,21 +266,19 @@ def test_a_bad_request_gets_a_clear_error(
         sent.sender.outputs()
 
 
-def test_what_upstream_takes_for_not_given_is_taken(model: TritonPythonModel) -> None:
-    """utils.cc, getSamplingConfigFromTensors, drops a top_p of 0; zeros elsewhere are allowed."""
-    use(Engine("a"))
-    zero = np.array([[0.0]], np.float32)
-    sent = request(top_p=zero, temperature=zero, top_k=np.array([[0]]), min_tokens=np.array([[0]]))
-    model.execute([sent])
-    assert texts(sent) == ["a"]
-
-
 @pytest.mark.parametrize("more", [{}, {"top_p": np.array([[0.9]])}, {"top_k": np.array([[5]])}])
 def test_temperature_0_is_greedy_on_either_engine(
     model: TritonPythonModel, more: dict[str, np.ndarray]
 ) -> None:
     """runtime/samplingConfig.h: ``if (topK) topK = 1; if (topP) topP = 1.f``, at temperature 1."""
     engine = use(Engine("a"))
+    seen: dict[str, np.ndarray] = {}
+
+    def listening(asked: InferenceRequest) -> Iterator[InferenceResponse]:
+        seen.update({n.lower(): a for n, a in asked.inputs.items() if n in ("TOP_K", "TOP_P")})
+        yield from preprocessing(asked)
+
+    HANDLERS["preprocessing"] = listening
     cold = request(temperature=np.array([[0.0]], np.float32), **more)
     model.execute([cold])
     assert texts(cold) == ["a"]
@@ -312,9 +292,27 @@ def test_temperature_0_is_greedy_on_either_engine(
         for name in sampling:
             sampling[name] = 1
     assert sampling["runtime_top_k"] == 1
+    assert cold_problem({name: array.item() for name, array in seen.items()}.get) is None
     assert read_sampling(
         {name: array.item() for name, array in engine.calls[0].inputs.items() if array.size == 1}.get
     ).greedy
+
+
+def test_each_prompt_of_a_batch_is_cold_by_itself(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several(
+        "abcd",
+        "wxyz",
+        temperature=np.array([[0.0], [0.7]], np.float32),
+        top_p=np.array([[0.9], [0.9]], np.float32),
+    )
+    model.execute([sent])
+    by_prompt(sent)
+    top_k = {
+        TOKENIZER.decode(call.inputs["input_ids"][0].tolist()): call.inputs["runtime_top_k"].item()
+        for call in engine.calls
+    }
+    assert top_k == {"abcd": 1, "wxyz": 0}  # 0 is no limit
 
 
 class Backend:

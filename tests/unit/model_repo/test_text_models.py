@@ -382,6 +382,61 @@ def test_more_tokens_than_the_engine_has_room_for_are_refused(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        # cpp/tensorrt_llm/executor/samplingConfig.cpp; NaN fails its comparisons, too.
+        ("temperature", -0.5, "temperature must be at least 0, got -0.5"),
+        ("temperature", np.nan, "temperature must be at least 0, got nan"),
+        ("top_k", -1, "top_k must be at least 0, got -1"),
+        ("top_p", 1.5, "top_p must be between 0 and 1, got 1.5"),
+        ("repetition_penalty", 0.0, "repetition_penalty must be above 0; 1 leaves the tokens"),
+        ("repetition_penalty", -1.0, "repetition_penalty must be at least 0, got -1"),
+        ("min_tokens", -2, "min_tokens must be at least 0, got -2"),
+        ("min_tokens", 5, "min_tokens 5 is above max_tokens 4"),
+        ("length_penalty", -1.0, "length_penalty must be at least 0, got -1"),
+        ("presence_penalty", np.inf, "presence_penalty must be a finite number, got inf"),
+        ("frequency_penalty", np.nan, "frequency_penalty must be a finite number, got nan"),
+        # trtGptModelInflightBatching.cpp, changeBeamWidth: inside a step, at everyone's cost.
+        ("beam_width", 3, "beam_width must be from 1 to the engine's max_beam_width 2, got 3"),
+        ("beam_width", 0, "beam_width must be from 1 to"),
+        # executorImpl.cpp; the backend for Triton never sets it.
+        ("return_generation_logits", True, "gather_generation_logits on, so that every request"),
+    ],
+)
+def test_what_no_engine_should_be_asked_for_is_refused(
+    repository: Path, name: str, value: Any, reason: str
+) -> None:
+    write_engine(repository, max_beam_width=2)
+    model, good = opened(repository), {"REQUEST_OUTPUT_LEN": np.array([[4], [4]], np.int32)}
+    fine = {"min_tokens": 4, "return_generation_logits": False}.get(name, 1)
+    batch = {"QUERY": np.array([[b"One"], [b"Two"]], object), **good}
+    for values, refused in (([fine, fine], False), ([fine, value], True)):
+        asked = {**batch, name.upper(): np.array([[one] for one in values])}
+        (response,) = model.execute([Request(asked, OUTPUTS)])
+        assert response.has_error() is refused
+    assert reason in response.error().message()
+
+
+def test_what_tensorrt_llm_takes_for_not_given_is_taken(repository: Path) -> None:
+    """utils.cc, getSamplingConfigFromTensors, drops a top_p of 0; zeros elsewhere are allowed."""
+    zeros = ("temperature", "top_k", "top_p", "min_tokens", "length_penalty", "presence_penalty")
+    run(opened(repository), inputs(**{name.upper(): np.array([[0]]) for name in zeros}))
+
+
+def test_a_cold_top_p_is_refused_where_it_would_not_be_greedy(repository: Path) -> None:
+    """runtime/samplingConfig.h, validate: ``temperature = 1; if (topK) topK = 1; topP = 1``."""
+    model = opened(repository)
+    cold = inputs(TEMPERATURE=np.array([[0.0]]), TOP_P=np.array([[0.9]]))
+    (response,) = model.execute([Request(cold, OUTPUTS)])
+    assert response.error().message() == (
+        "temperature 0 with top_p and no top_k must be sent with top_k 1: TensorRT-LLM makes of it "
+        "temperature 1 and top_p 1, which is any token"
+    )
+    run(model, {**cold, "TOP_K": np.array([[1]])})
+    run(model, {**cold, "TEMPERATURE": np.array([[0.5]])})
+
+
 def test_each_prompt_of_a_batch_needs_room(repository: Path) -> None:
     write_engine(repository, max_seq_len=20)
     batch = {

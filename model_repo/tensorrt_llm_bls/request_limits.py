@@ -1,1 +1,0 @@
-../common/request_limits.py
