@@ -153,8 +153,9 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|Incorrect sampling config|is not within acceptable range"
             r"|Repetition penalty should be|Sparse list must|GuidedDecoder is not setup"
             r"|Guided decoding does not|gather_(?:context|generation)_logits"
-            r"|Cannot set the request lookahead|Invalid size for tensor|is not present in the request"
-            r"|tensor not provided|request ID is not provided|not found in cache\. Please send"
+            r"|Cannot set the request lookahead|Invalid size for tensor"
+            r"|is not present in the request|tensor not provided|request ID is not provided"
+            r"|not found in cache\. Please send"
             r"|decoupled transaction policy|potentially greater than max input length"
         ),
     ),

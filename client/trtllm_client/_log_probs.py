@@ -7,8 +7,8 @@ class LogProbsSoFar:
     """Takes the new log probabilities out of each response of a stream.
 
     TensorRT-LLM's executor puts the list of all tokens so far into every response, and NVIDIA's
-    ``ensemble`` and ``tensorrt_llm_bls`` pass it on; this project's ``tensorrt_llm_bls`` sends those
-    of the new tokens. Nothing in a response says which of the two it is, so the numbers must.
+    ``ensemble`` and ``tensorrt_llm_bls`` pass it on; this project's ``tensorrt_llm_bls`` sends
+    those of the new tokens. Nothing in a response says which of the two it is, so the numbers must.
     """
 
     def __init__(self) -> None:

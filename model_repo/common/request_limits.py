@@ -60,8 +60,8 @@ def cold_problem(scalar: Scalar, names: Mapping[str, str] | None = None) -> str 
     if scalar("temperature") != 0 or not scalar(top_p) or scalar(top_k) is not None:
         return None
     return (
-        f"temperature 0 with {top_p} and no {top_k} must be sent with {top_k} 1: TensorRT-LLM makes "
-        f"of it temperature 1 and {top_p} 1, which is any token"
+        f"temperature 0 with {top_p} and no {top_k} must be sent with {top_k} 1: TensorRT-LLM "
+        f"makes of it temperature 1 and {top_p} 1, which is any token"
     )
 
 

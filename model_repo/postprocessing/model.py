@@ -7,10 +7,10 @@ replacement characters, as in upstream's ensemble. And an answer keeps the space
 first word, with tokenizers that have one there, also after a prompt that ends with a special token.
 ``tensorrt_llm_bls`` knows the prompt, decodes across responses and is exact.
 
-The model's end ids after the first are stop words to the engine, which leaves them in its output. One
-at the end of a response has no text here, as if it were the first one. Neither can it be known whether
-the request named an end id of its own, so that it might be an ordinary token; nor do the engine's
-counts and log probabilities pass through here.
+The model's end ids after the first are stop words to the engine, which leaves them in its output.
+One at the end of a response has no text here, as if it were the first one. Neither can it be known
+whether the request named an end id of its own, so that it might be an ordinary token; nor do the
+engine's counts and log probabilities pass through here.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ the others join the stop words, which is how the C++ backend can be told about t
 brings its own ``END_ID`` gets that one only, and -1 for none.
 
 What no engine should be asked for is refused here, so that both targets say the same; the inputs
-that are looked at for that go to the engine by themselves. TensorRT-LLM checks most of them, too, but
-its answer is the text of an assertion, and a beam_width above the engine's ends every other request
-(changeBeamWidth in batch_manager/trtGptModelInflightBatching.cpp, terminateActiveRequests in
-executor/executorImpl.cpp).
+that are looked at for that go to the engine by themselves. TensorRT-LLM checks most of them, too,
+but its answer is the text of an assertion, and a beam_width above the engine's ends every other
+request (changeBeamWidth in batch_manager/trtGptModelInflightBatching.cpp, terminateActiveRequests
+in executor/executorImpl.cpp).
 
 There are no virtual tokens here: they come from images, or from clients of ``tensorrt_llm`` that
 write ids above the vocabulary themselves. So ``OUT_PROMPT_TABLE_EXTRA_IDS`` is never made.

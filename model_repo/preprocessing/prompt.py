@@ -24,7 +24,7 @@ UNKNOWN = EngineLimits()
 
 
 class PromptError(Exception):
-    """A request that cannot be turned into tokens for the engine; the message goes to the client."""
+    """A request that the engine cannot be asked; the message goes to the client."""
 
 
 class PromptEncoder:
@@ -136,7 +136,8 @@ class PromptEncoder:
         if self._max_bytes is not None and size > self._max_bytes:
             raise PromptError(
                 f"{name} is too long: its {size} bytes cannot fit into the "
-                f"{self.limits.max_input_len} tokens (max_input_len) that the engine was compiled for"
+                f"{self.limits.max_input_len} tokens (max_input_len) that the engine was compiled "
+                "for"
             )
 
     def _id_of(self, token: Any) -> int | None:

@@ -4,8 +4,9 @@ It imports nothing of this project. What it knows is written after ``model_insta
 triton_backend/inflight_batcher_llm/src of TensorRT-LLM 1.2: a request that does not ask for both
 output_ids and sequence_length fails; each row of a batch is a sequence of its own, whose responses
 have a batch dimension of 1 and, in a batch, ``batch_index``; every response has the performance
-metrics, and the log probabilities of all tokens so far (``LlmRequest::createResult``); the prompt is put in front unless streaming or excluded; a stop word ends the tokens and is
-one of them; a request with ``stop`` is answered with an empty response.
+metrics, and the log probabilities of all tokens so far (``LlmRequest::createResult``); the prompt
+is put in front unless streaming or excluded; a stop word ends the tokens and is one of them; a
+request with ``stop`` is answered with an empty response.
 
 ``script.json`` beside it is a list of token ids. A prompt that ends with one of them is answered
 with those after it, any other with all of them.

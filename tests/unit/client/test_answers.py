@@ -147,9 +147,9 @@ class TestLogProbs:
             assert [chunk.output_log_probs for chunk in asyncio.run(read())] == list(self.SCORES)
 
     def test_lists_that_begin_with_those_before_are_growing_where_nothing_else_tells(self):
-        with self.server(growing=True, counted=False, summed=False) as server:
-            with Client(server.url) as client:
-                whole = client.stream("Hi", return_log_probs=True).completion()
+        server = self.server(growing=True, counted=False, summed=False)
+        with server, Client(server.url) as client:
+            whole = client.stream("Hi", return_log_probs=True).completion()
         assert whole.output_log_probs == sum(self.SCORES, ())
 
     @pytest.mark.parametrize("growing", [True, False])

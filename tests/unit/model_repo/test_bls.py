@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -293,9 +294,8 @@ def test_temperature_0_is_greedy_on_either_engine(
             sampling[name] = 1
     assert sampling["runtime_top_k"] == 1
     assert cold_problem({name: array.item() for name, array in seen.items()}.get) is None
-    assert read_sampling(
-        {name: array.item() for name, array in engine.calls[0].inputs.items() if array.size == 1}.get
-    ).greedy
+    given = {name: a.item() for name, a in engine.calls[0].inputs.items() if a.size == 1}
+    assert read_sampling(given.get).greedy
 
 
 def test_each_prompt_of_a_batch_is_cold_by_itself(model: TritonPythonModel) -> None:
@@ -369,7 +369,7 @@ def test_each_score_is_sent_once_and_an_end_id_has_none(
             responses = sent.sender.outputs()
             assert "".join(text_of(one) for one in responses) == text
             found = [one["output_log_probs"].reshape(-1).tolist() for one in responses]
-            assert sum(found, []) == scores[:count]
+            assert list(chain.from_iterable(found)) == scores[:count]
             assert responses[-1]["cum_log_probs"].item() == sum(scores[:count])
             assert sum(one["num_output_tokens"].item() for one in responses) == count
 

@@ -75,7 +75,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> Non
 def test_a_cold_top_p_is_not_what_tensorrt_llm_makes_of_it() -> None:
     """runtime/samplingConfig.h, validate: it draws from all tokens at temperature 1."""
     cold = {"temperature": 0.0, "runtime_top_p": 0.9}
-    with pytest.raises(RequestError, match="must be sent with runtime_top_k 1: .* any token"):
+    with pytest.raises(RequestError, match=r"must be sent with runtime_top_k 1: .* any token"):
         read_sampling(cold.get)
     assert read_sampling({**cold, "runtime_top_k": 0}.get).greedy
     assert read_sampling({**cold, "runtime_top_p": 0.0}.get).greedy

@@ -247,7 +247,7 @@ def test_a_model_that_answers_once_says_what_it_cannot_do(
 def test_a_request_without_tokens_and_their_number_fails_as_upstream(name: str) -> None:
     """model_instance_state.cc, fillTritonResponse; the text is upstream's."""
     check_outputs(ALL)
-    with pytest.raises(RequestError) as caught:  # noqa: PT011 - the whole text is compared
+    with pytest.raises(RequestError) as caught:
         check_outputs(ALL - {name})
     assert str(caught.value) == (
         f"Error encountered while populating response: {name} tensor must be present in list of "
@@ -339,9 +339,7 @@ def test_counts() -> None:
     assert outputs["num_input_tokens"].item() == 3
     # fillTritonResponse adds up the sizes of what it sends, the prompt's included.
     assert outputs["num_output_tokens"].item() == 3 + 2
-    alone = answer(
-        return_num_output_tokens=yes, exclude_input_in_output=yes
-    ).outputs([11, 12], [])
+    alone = answer(return_num_output_tokens=yes, exclude_input_in_output=yes).outputs([11, 12], [])
     assert alone["num_output_tokens"].item() == 2
     assert not PERF_METRICS & set(outputs)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_an_end_id_that_the_engine_left_in_is_no_part_of_the_answer(streaming: b
     responses = [outputs for outputs in sent if outputs is not None]
     assert "".join(text_of(outputs) for outputs in responses) == "ab"
     scores = [outputs["output_log_probs"].reshape(-1).tolist() for outputs in responses]
-    assert sum(scores, []) == [-0.5, -1.0]
+    assert list(chain.from_iterable(scores)) == [-0.5, -1.0]
     assert responses[-1]["cum_log_probs"].tolist() == [[-1.5]]
     assert sum(outputs["num_output_tokens"].item() for outputs in responses) == 2
 

@@ -497,7 +497,7 @@ def postprocessed(repository: Path, *pieces: list[int]) -> list[str]:
 
 
 def test_a_further_end_id_at_the_end_has_no_text(repository: Path) -> None:
-    """The engine leaves it in its output, for it knows it as a stop word (stopCriteriaKernels.cu)."""
+    """The engine leaves it in its output, knowing it as a stop word (stopCriteriaKernels.cu)."""
     cat, there = (TOKENIZER.token_to_id(piece) for piece in ("▁cat", "▁there"))
     path = repository / "tokenizer" / "generation_config.json"
     path.write_text(json.dumps({"eos_token_id": [2, cat]}))

@@ -26,9 +26,9 @@ MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_b
 
 BATCHING = ("inflight_fused_batching", "inflight_batching")
 
-# The backend's own defaults but for one, stated so that its log has no warnings and a later change is
-# a diff. Normalised log probabilities would be shares of the tokens that top_k leaves: always 0 for a
-# greedy text, while their sum, which is never normalised, is not (samplingTopKKernels.cu).
+# The backend's own defaults but for one, stated so that its log has no warnings and a later change
+# is a diff. Normalised log probabilities would be shares of the tokens that top_k leaves: always 0
+# for a greedy text, while their sum, which is never normalised, is not (samplingTopKKernels.cu).
 _DEFAULTS: Mapping[str, str] = {
     "cuda_graph_cache_size": "0",
     "cuda_graph_mode": "false",
