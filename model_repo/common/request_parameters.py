@@ -47,7 +47,8 @@ def unknown_parameters(request: Any) -> str | None:
     so do clients that are to work with any release. Alone it would change the answer in silence.
     """
     names = json.loads(request.parameters() or "{}")
-    given = {tensor.name() for tensor in request.inputs()}
+    # preprocessing has its inputs' names in capitals.
+    given = {tensor.name().lower() for tensor in request.inputs()}
     unknown = sorted(
         name
         for name in names

@@ -25,7 +25,7 @@ _TO_PREPROCESSING = {
     "pad_id": "PAD_ID",
     "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
 }
-# Inputs of one element that preprocessing only checks, by its own names in capitals.
+# Inputs of one element that preprocessing only looks at, by its own names in capitals.
 _CHECKED = (
     "top_k",
     "top_p",
@@ -37,6 +37,7 @@ _CHECKED = (
     "frequency_penalty",
     "beam_width",
     "return_generation_logits",
+    "seed",
 )
 _FROM_PREPROCESSING = {
     "INPUT_ID": "input_ids",

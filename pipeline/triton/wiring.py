@@ -10,6 +10,7 @@ from pipeline.triton.tensors import (
     INT32,
     POSTPROCESSING,
     PREPROCESSING,
+    UINT64,
     Step,
 )
 
@@ -46,9 +47,11 @@ CHECKED = {
     "frequency_penalty": FP32,
     "beam_width": INT32,
     "return_generation_logits": BOOL,
+    "seed": UINT64,
 }
-"""Inputs of the engine that ``preprocessing`` checks before the engine sees them, with their types;
-its own names for them are the same in capitals."""
+"""Inputs of the engine that ``preprocessing`` looks at before the engine sees them, with their
+types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there: its
+former name is then taken as a parameter."""
 
 STEPS = (
     Step(

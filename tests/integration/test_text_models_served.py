@@ -301,6 +301,17 @@ def test_an_input_of_the_old_contract_is_named_over_http(server: TritonServer, m
 
 
 @pytest.mark.parametrize("model", BOTH)
+def test_a_former_name_beside_the_new_one_is_taken(server: TritonServer, model: str) -> None:
+    """As by upstream, to whose models a parameter is nothing."""
+    old = {"random_seed": 7, "min_length": 2}
+    body = {"text_input": "Once upon a", "max_tokens": 20, "seed": 7, "min_tokens": 2, **old}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
+    )
+    assert json.load(urllib.request.urlopen(request))["text_output"] == TEXT
+
+
+@pytest.mark.parametrize("model", BOTH)
 def test_generate_over_http_has_the_text_as_one_string(server: TritonServer, model: str) -> None:
     body = {"text_input": "Once upon a", "max_tokens": 20, "bad_words": "", "stop_words": ""}
     request = urllib.request.Request(

@@ -125,8 +125,10 @@ def test_an_input_of_the_old_contract_is_named_with_its_new_name(
 
 def test_a_former_name_beside_the_new_one_is_taken() -> None:
     """Upstream reads the new one; a parameter that no model reads is nothing to it."""
-    both = Request({"seed": np.array([[7]])}, [], parameters={"random_seed": 7})
-    assert unknown_parameters(both) is None
+    both = {"random_seed": 7, "min_length": 4}
+    for names in (("seed", "min_tokens"), ("SEED", "MIN_TOKENS")):
+        asked = Request(dict.fromkeys(names, np.array([[7]])), [], parameters=both)
+        assert unknown_parameters(asked) is None
     alone = Request({"top_k": np.array([[7]])}, [], parameters={"random_seed": 7})
     assert unknown_parameters(alone) == "invalid parameter random_seed: this input is called seed"
 
