@@ -50,8 +50,8 @@ CHECKED = {
     "seed": UINT64,
 }
 """Inputs of the engine that ``preprocessing`` looks at before the engine sees them, with their
-types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there: its
-former name is then taken as a parameter."""
+types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there:
+its former name is then taken as a parameter."""
 
 STEPS = (
     Step(
