@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption
+from pipeline.cli.options import (
+    BuildDirOption,
+    EnvOption,
+    Output,
+    RecipeArgument,
+    SetOption,
+)
 
 
 def run(
@@ -22,12 +28,13 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    env: EnvOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.console import print_json, progress_for, stage_dict, stage_line
-    from pipeline.planner import PlannedStage, stages_for
+    from pipeline.running.planner import PlannedStage, stages_for
 
     loaded = api.load_recipe(recipe, overrides or ())
     stages = []
