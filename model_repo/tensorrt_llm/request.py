@@ -46,6 +46,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """What the text must be.
+
+    Attributes:
+        kind: TensorRT-LLM's type: ``json``, ``json_schema``, ``regex`` or ``ebnf_grammar``.
+        text: The schema, expression or grammar; "" for ``json``.
+        end_ids: The model's end ids: one of them, and nothing else, may follow a complete text.
+    """
+
+    kind: str
+    text: str
+    end_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to continue.
 
@@ -56,6 +71,7 @@ class GenerationRequest:
             None is none.
         stop_words: Token sequences; each ends the text and stays in the output, as upstream.
         log_probs: Whether the log-probability of every generated token is wanted.
+        guide: What the text must be; its end ids are ``end_id`` or among the stop words.
         client_id: The client's request id, "" when it gave none; it need not be unique.
     """
 
@@ -65,6 +81,7 @@ class GenerationRequest:
     end_id: int | None = None
     stop_words: tuple[tuple[int, ...], ...] = ()
     log_probs: bool = False
+    guide: Guide | None = None
     client_id: str = ""
 
 

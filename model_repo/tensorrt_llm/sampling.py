@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .request import GenerationRequest, RequestError, Sampling
+from .request import GenerationRequest, Guide, RequestError, Sampling
 from .request_limits import Scalar, cold_problem, sampling_problem
 
 COLDEST = 1e-5
@@ -21,6 +21,8 @@ far below the scores divided by it no longer fit into float32, which gives any t
 
 LARGEST_TOP_K = 1024
 """TensorRT-LLM's limit (``TOP_K_MAX``); it lowers a larger one to this."""
+
+_ANY_JSON = '{"anyOf": [{"type": "object"}, {"type": "array"}]}'
 
 _COUNTS_OTHERWISE = (
     "TensorRT-LLM counts the prompt's tokens too and always lowers their scores, the CPU engine "
@@ -78,9 +80,14 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
     config.max_new_tokens = request.max_new_tokens - already_generated
     config.min_new_tokens = max(0, sampling.min_tokens - already_generated)
     # Stop words are not told: the engine would hold them back, too, until min_new_tokens.
-    if request.end_id is not None:
-        config.set_eos_token_id(request.end_id)
-        config.stop_token_ids = {request.end_id}
+    known = frozenset() if request.end_id is None else frozenset((request.end_id,))
+    if request.guide is not None:
+        config.structured_output_config = structured_output(genai, request.guide)
+        # The guide allows them behind a complete text only, so they must not be ordinary tokens.
+        known = request.guide.end_ids
+    if known:
+        config.set_eos_token_id(min(known))
+        config.stop_token_ids = set(known)
     else:
         # The engine refuses its own default end id of -1 even where it is to be ignored.
         config.set_eos_token_id(0)
@@ -96,6 +103,19 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
         if sampling.top_k:
             config.top_k = sampling.top_k
     return config
+
+
+def structured_output(genai: Any, guide: Guide) -> Any:
+    """OpenVINO's StructuredOutputConfig of a guide.
+
+    ``json`` is an object or an array, as xgrammar's own grammar of JSON has it, which TensorRT-LLM
+    uses (``CompileBuiltinJSONGrammar`` in cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp).
+    """
+    if guide.kind == "regex":
+        return genai.StructuredOutputConfig(regex=guide.text)
+    if guide.kind == "ebnf_grammar":
+        return genai.StructuredOutputConfig(grammar=guide.text)
+    return genai.StructuredOutputConfig(json_schema=guide.text or _ANY_JSON)
 
 
 def _given(value: float | None, default: float) -> float:

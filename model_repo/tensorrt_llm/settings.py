@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .end_ids import read_end_ids
 from .parameters import flag, number
 
 TOKENS_PER_BLOCK = 32
@@ -32,11 +33,14 @@ class EngineSettings:
         max_num_batched_tokens: Tokens per engine step.
         max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
         guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
+        end_ids: The model's own end-of-text ids, with which a guided text ends.
         cancellation_check_period: Seconds.
         stats_check_period: Seconds.
         properties: Properties of OpenVINO's CPU plugin.
         int8_products: Whether the engine multiplies INT8 by INT8.
         decoupled: Whether a request may get many responses (model_transaction_policy).
+        tokenizer: The model's ``tokenizer.json``; None where requests bring tokens only.
+        guided_decoding: Whether requests may say what their text must be.
     """
 
     engine_dir: Path
@@ -51,12 +55,15 @@ class EngineSettings:
     enable_prefix_caching: bool = True
     dynamic_split_fuse: bool = True
     exclude_input_in_output: bool = False
+    end_ids: tuple[int, ...] = ()
     cancellation_check_period: float = 0.1
     stats_check_period: float = 0.1
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
     int8_products: bool = False
     decoupled: bool = True
+    tokenizer: Path | None = None
+    guided_decoding: bool = False
 
     @property
     def kv_bytes(self) -> int:
@@ -86,14 +93,23 @@ def read_settings(
             f"config.pbtxt: batch_scheduler_policy is {policy!r}; "
             "known: guaranteed_no_evict, max_utilization"
         )
+    backend = parameters.get("guided_decoding_backend")
+    if backend not in (None, "xgrammar"):
+        raise ValueError(
+            f"config.pbtxt: guided_decoding_backend is {backend!r}; known: xgrammar, and empty for "
+            "no guided decoding"
+        )
+    if backend and not parameters.get("tokenizer_dir"):
+        raise ValueError("config.pbtxt: guided_decoding_backend needs tokenizer_dir")
     engine_dir = repository / parameters["gpt_model_path"]
     engine = json.loads((engine_dir / "config.json").read_text(encoding="utf-8"))
     build = engine["build_config"]
     max_batch_size, max_seq_len = int(build["max_batch_size"]), int(build["max_seq_len"])
     chunked = flag(parameters, "enable_chunked_context", default=True)
+    vocab_size = int(engine["pretrained_config"]["vocab_size"])
     return EngineSettings(
         engine_dir=engine_dir,
-        vocab_size=int(engine["pretrained_config"]["vocab_size"]),
+        vocab_size=vocab_size,
         max_batch_size=max_batch_size,
         max_input_len=_max_input_len(build, chunked=chunked),
         max_seq_len=max_seq_len,
@@ -108,12 +124,23 @@ def read_settings(
         enable_prefix_caching=flag(parameters, "enable_kv_cache_reuse", default=True),
         dynamic_split_fuse=chunked,
         exclude_input_in_output=flag(parameters, "exclude_input_in_output", default=False),
+        end_ids=(
+            read_end_ids(repository / parameters["tokenizer_dir"], vocab_size)
+            if parameters.get("tokenizer_dir")
+            else ()
+        ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),
         int8_products=_quant_algo(engine).startswith("W8A8"),
         decoupled=decoupled,
+        tokenizer=(
+            repository / parameters["tokenizer_dir"] / "tokenizer.json"
+            if parameters.get("tokenizer_dir")
+            else None
+        ),
+        guided_decoding=backend is not None,
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .answer import Answer
-from .request import GenerationRequest, RequestError
+from .guides import GUIDE, KIND, GuideError, read_guide
+from .request import GenerationRequest, Guide, RequestError
 from .sampling import read_sampling
 from .settings import EngineSettings
 
@@ -20,6 +21,7 @@ _UNSUPPORTED = {
     "embedding_bias": "embedding bias",
     "draft_input_ids": "draft tokens",
     "draft_logits": "draft tokens",
+    "draft_acceptance_threshold": "draft tokens",
     "prompt_embedding_table": "prompt tuning tables",
     "encoder_input_features": "encoder inputs",
     "cross_attention_mask": "encoder inputs",
@@ -28,15 +30,24 @@ _UNSUPPORTED = {
     "lora_task_id": "LoRA",
     "lora_weights": "LoRA",
     "lora_config": "LoRA",
-    "guided_decoding_guide": "guided decoding",
-    "guided_decoding_guide_type": "guided decoding",
     "lookahead_window_size": "lookahead decoding",
+    "lookahead_ngram_size": "lookahead decoding",
+    "lookahead_verification_set_size": "lookahead decoding",
     "context_phase_params": "disaggregated serving",
     "retention_token_range_starts": "KV cache retention",
     "retention_decode_priority": "KV cache retention",
     "runtime_top_p_min": "decaying top_p",
     "runtime_top_p_decay": "decaying top_p",
     "runtime_top_p_reset_ids": "decaying top_p",
+}
+# Each of them was tried with openvino_genai 2026.4 (docs/features.md).
+_WHY = {
+    "LoRA": "OpenVINO GenAI has one set of adapters for all its requests and ignores those of a "
+    "single one; merge the adapter into the model, or serve the tensorrt target",
+    "draft tokens": "OpenVINO GenAI takes none from a client, and its own draft models answer "
+    "sampled requests wrongly; leave it out",
+    "lookahead decoding": "OpenVINO GenAI does not do it, and it would not change the text; leave "
+    "it out, or serve the tensorrt target",
 }
 _ONE_SEQUENCE = (
     "the CPU engine has no several sequences per request, and 1 is no safe way to say so: "
@@ -163,14 +174,23 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
             f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens, all of which "
             "TensorRT-LLM takes for the prompt: send the prompt without padding"
         )
+    stop_words = word_list(inputs.array("stop_words_list"), "stop_words_list")
+    end_id = _end_id(inputs, settings)
+    guide = _guide(inputs, settings)
+    if guide is not None:
+        # The engine ends with a complete text, whatever ends the request's own; any but the
+        # request's own end id stays in the output, as a stop word does.
+        ends = ((token,) for token in sorted(guide.end_ids) if token != end_id)
+        stop_words = tuple(dict.fromkeys((*stop_words, *ends)))
     inputs.required("request_output_len")
     return GenerationRequest(
         prompt=ids[0].astype(np.int64),
         max_new_tokens=int(inputs.scalar("request_output_len")),
         sampling=read_sampling(inputs.scalar),
-        end_id=_end_id(inputs, settings),
-        stop_words=word_list(inputs.array("stop_words_list"), "stop_words_list"),
+        end_id=end_id,
+        stop_words=stop_words,
         log_probs=bool(inputs.scalar("return_log_probs")),
+        guide=guide,
         client_id=client_id,
     )
 
@@ -273,6 +293,30 @@ def check_outputs(wanted: Collection[str]) -> None:
             )
 
 
+def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
+    """What the text must be, of which the type and the shape are checked here, not the guide."""
+    tensors = {name: array for name in (KIND, GUIDE) if (array := inputs.array(name)) is not None}
+    try:
+        found = read_guide(tensors)
+    except GuideError as error:
+        raise RequestError(str(error)) from error
+    if found is None:
+        return None
+    if not settings.guided_decoding:
+        raise RequestError(
+            f"{KIND} {found[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
+            "UNSUPPORTED",
+        )
+    if inputs.scalar("min_tokens"):
+        raise RequestError(
+            "min_tokens cannot be combined with a guide, which decides where the text may end; "
+            "leave one of them out"
+        )
+    return Guide(*found, frozenset(settings.end_ids))
+
+
 def check_policy(inputs: Inputs, rows: int, settings: EngineSettings) -> None:
     """Refuses what a model that answers once cannot do, as upstream's backend does.
 
@@ -303,7 +347,8 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     for name, what in _UNSUPPORTED.items():
         array = inputs.array(name)
         if array is not None and array.size:
-            raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
+            why = f": {_WHY[what]}" if what in _WHY else ""
+            raise RequestError(f"{name}: the CPU engine has no {what}{why}", "UNSUPPORTED")
     for name, what in _UNSUPPORTED_FLAGS.items():
         if inputs.scalar(name):
             raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")

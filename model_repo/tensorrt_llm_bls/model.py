@@ -39,6 +39,7 @@ from tokenizers import Tokenizer
 from .batch import count_prompts, index_of, prompt_ids, row_of
 from .calls import CallError, Models, greedy_when_cold
 from .end_ids import read_end_ids
+from .guides import KIND, GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
@@ -53,6 +54,15 @@ _ONLY = {
     "num_draft_tokens": (0, "draft tokens"),
     "use_draft_logits": (False, "draft tokens"),
 }
+
+# Of a request to an engine that speculates: what asks for nothing.
+_GREEDY = {
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "return_log_probs": (False,),
+}
+_NO_WORDS = ("bad_words", "embedding_bias_words")
 
 _ANSWERS_ONCE = (
     "this model answers once per request (its model_transaction_policy is not decoupled); call one "
@@ -98,6 +108,8 @@ class TritonPythonModel:
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
+        self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
+        self._greedy = flag(parameters, "decodes_greedily", default=False)
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -152,6 +164,9 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                if self._greedy:
+                    _refuse_sampling(row)
+                _check_guide(row, served=self._guided_decoding)
             if not self._decoupled:
                 _refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -293,6 +308,58 @@ def _asked(wanted: Iterable[str]) -> list[str]:
         # An end id that the engine leaves in its output is taken out of the sum (text_answer.py).
         asked.append("output_log_probs")
     return asked
+
+
+def _refuse_sampling(inputs: dict[str, Any]) -> None:
+    """What an engine that speculates would leave out without a word.
+
+    Its decoder takes the most likely token at each place, and has neither penalties nor banned
+    words nor log probabilities (``DecodingMode::Lookahead`` in executor/types.h,
+    layers/lookaheadDecodingLayer.cpp).
+    """
+    asked = [
+        name for name, neutral in _GREEDY.items() if _scalar(inputs, name) not in (None, *neutral)
+    ]
+    # Of either, 0 is not given; neither of them is greedy decoding.
+    top_k, top_p = _scalar(inputs, "top_k") or 0, _scalar(inputs, "top_p") or 0.0
+    if top_k > 1 or (top_k < 1 and top_p > 0.0):
+        asked.append("top_k" if top_k else "top_p")
+    asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
+    if asked:
+        raise CallError(
+            f"{', '.join(asked)}: this engine was built for lookahead decoding, which takes the "
+            "most likely token at each place; leave it out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+
+
+def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:
+    """Refuses a guide that the C++ backend would ignore, or fail all its requests with.
+
+    A text that follows a guide ends with one of the model's own end ids. Where the request has
+    another, the engine goes on, and xgrammar fails on a text that it has ended
+    (GuidedDecodingConfig::validate in executor/guidedDecodingConfig.cpp warns of the mismatch).
+    """
+    try:
+        guide = read_guide(inputs)
+    except GuideError as error:
+        raise CallError(str(error)) from error
+    if guide is None:
+        return
+    if not served:
+        raise CallError(
+            f"{KIND} {guide[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+    for name in ("end_id", "min_tokens"):
+        value = _scalar(inputs, name)
+        if value is not None and (name, value) != ("min_tokens", 0):
+            raise CallError(
+                f"{name} cannot be combined with a guide, which decides where the text may end; "
+                "leave one of them out"
+            )
 
 
 def _refuse_many_answers(rows: list[dict[str, Any]]) -> None:

@@ -91,7 +91,7 @@ class TensorRtTarget:
         from pipeline.targets.tensorrt.trial.first_tokens import try_engine
 
         facts = build_engine(checkpoint, recipe, output, progress)
-        generated = try_engine(output, progress)
+        generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
 
     def evaluation(

@@ -255,6 +255,19 @@ def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel)
         ({"use_draft_logits": np.array([True])}, "use_draft_logits True: .* no draft tokens"),
         ({"parameters": {"id": "x", "temprature": 0.5}}, "invalid parameter temprature: there is"),
         ({"text_input": words("")}, "text_input is empty"),
+        # Upstream's backend takes no notice of the first two, and the text comes unguided.
+        ({"guided_decoding_guide": words("{}")}, "needs guided_decoding_guide_type"),
+        (
+            {"guided_decoding_guide_type": words("schema"), "guided_decoding_guide": words("{}")},
+            "guided_decoding_guide_type must be one of json, json_schema",
+        ),
+        (
+            {
+                "guided_decoding_guide_type": words("json_schema"),
+                "guided_decoding_guide": words("{'a': 1}"),
+            },
+            "guided_decoding_guide must be JSON for the type json_schema",
+        ),
     ],
 )
 def test_a_bad_request_gets_a_clear_error(
@@ -712,3 +725,77 @@ def test_a_request_that_cannot_be_read_gets_an_answer(model: TritonPythonModel) 
     later = request()
     model.execute([later])
     assert texts(later) == ["a"]
+
+
+GUIDE = {"guided_decoding_guide_type": np.array([[b"regex"]], object)}
+GUIDE["guided_decoding_guide"] = np.array([[b"[0-9]+"]], object)
+
+
+def test_a_guide_is_refused_where_no_guides_are_served(model: TritonPythonModel) -> None:
+    engine = use(Engine("12"))
+    sent = request(**GUIDE)
+    model.execute([sent])
+    assert "GuidedDecoder is not set up in this repository" in sent.sender.failure()
+    assert not engine.calls
+
+
+@pytest.mark.parametrize(("name", "value"), [("end_id", 3), ("end_id", -1), ("min_tokens", 2)])
+def test_a_guide_goes_with_no_other_end(tmp_path: Path, name: str, value: int) -> None:
+    # xgrammar of the C++ backend fails on a text that goes on after its end, and every request of
+    # the engine with it.
+    engine = use(Engine("12"))
+    with opened(tmp_path, guided_decoding_backend="xgrammar") as made:
+        use(engine)
+        sent = request(**GUIDE, **{name: np.array([[value]], np.int32)})
+        made.execute([sent])
+        assert f"{name} cannot be combined with a guide" in sent.sender.failure()
+    assert not engine.calls
+
+
+def test_a_guide_reaches_the_engine(tmp_path: Path) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, guided_decoding_backend="xgrammar") as made:
+        use(engine)
+        sent = request(**GUIDE, min_tokens=np.array([[0]], np.int32))
+        made.execute([sent])
+        assert texts(sent)[-1] == "12"
+    assert engine.calls[0].inputs["guided_decoding_guide"].item() == b"[0-9]+"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"top_k": np.array([[5]], np.int32)},
+        {"top_p": np.array([[0.9]], np.float32)},
+        {"top_k": np.array([[0]], np.int32), "top_p": np.array([[1.0]], np.float32)},
+        {"repetition_penalty": np.array([[1.2]], np.float32)},
+        {"frequency_penalty": np.array([[0.5]], np.float32)},
+        {"return_log_probs": np.array([[True]])},
+        {"bad_words": words("cat")},
+    ],
+)
+def test_an_engine_that_guesses_tokens_samples_nothing(
+    tmp_path: Path, asked: dict[str, np.ndarray]
+) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, decodes_greedily="true") as made:
+        use(engine)
+        sent = request(**asked)
+        made.execute([sent])
+        failure = sent.sender.failure()
+    assert f"{list(asked)[-1]}: this engine was built for lookahead decoding" in failure
+    assert not engine.calls
+
+
+def test_greedy_requests_pass_to_an_engine_that_guesses(tmp_path: Path) -> None:
+    with opened(tmp_path, decodes_greedily="true") as made:
+        use(Engine("12"))
+        sent = request(
+            top_k=np.array([[1]], np.int32),
+            top_p=np.array([[0.9]], np.float32),
+            temperature=np.array([[0.7]], np.float32),
+            repetition_penalty=np.array([[1.0]], np.float32),
+            return_log_probs=np.array([[False]]),
+        )
+        made.execute([sent])
+        assert texts(sent)[-1] == "12"

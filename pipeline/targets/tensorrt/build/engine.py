@@ -31,6 +31,8 @@ SERVICE_OPTIONS = frozenset(
         "max_beam_width",
         "kv_cache_type",
         "gather_context_logits",
+        "speculative_decoding_mode",
+        "max_draft_len",
         "plugin_config.gpt_attention_plugin",
         "plugin_config.remove_input_padding",
         "plugin_config.context_fmha",

@@ -16,7 +16,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
-from pipeline.targets.tensorrt.plan import rules
+from pipeline.targets.tensorrt.plan import features, rules
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
@@ -114,6 +114,7 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
     findings = (
         *effective.findings,
         *rules.check_serving(recipe, effective.config),
+        *features.check_features(recipe, checkpoint, effective.config, memory),
         *rules.check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )
