@@ -40,7 +40,7 @@ class StreamState:
         self._so_far = TextSoFar()
 
     def feed(self, response: Message) -> Chunk | None:
-        """The chunk in a ``ModelStreamInferResponse``; None when it only marks the end.
+        """Returns the chunk in a ``ModelStreamInferResponse``; None when it only marks the end.
 
         Raises:
             ClientError: The response is an error.
@@ -121,7 +121,7 @@ def _chunk(infer: Message, final: bool) -> Chunk:
 
 
 def collect(chunks: Iterable[Chunk], request_id: str, max_tokens: int | None) -> Completion:
-    """The whole answer from its pieces.
+    """Puts the whole answer together from its pieces.
 
     Args:
         chunks: All pieces, in order.

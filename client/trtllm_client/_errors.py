@@ -177,7 +177,7 @@ _CODES: dict[str, type[ClientError]] = {
 
 
 def error_from_message(text: str, address: str) -> ClientError:
-    """The error for the ``error_message`` of a streamed response.
+    """Makes the error for the ``error_message`` of a streamed response.
 
     Args:
         text: What the server sent.
@@ -219,7 +219,7 @@ def _refusal(kind: type[ClientError], message: str, address: str) -> ClientError
 def error_from_status(
     code: str, details: str, address: str, *, answered: int = 0, late: bool = False
 ) -> ClientError:
-    """The error for a gRPC call that ended with a status other than OK.
+    """Makes the error for a gRPC call that ended with a status other than OK.
 
     Args:
         code: Name of the status, such as ``UNAVAILABLE``.
@@ -264,7 +264,7 @@ def error_from_status(
 
 
 def client_closed(address: str) -> InvalidRequest:
-    """The error for a call after ``close``."""
+    """Makes the error for a call after ``close``."""
     return InvalidRequest("this client was closed", where=address, fix="Make a new one")
 
 
@@ -289,7 +289,7 @@ def _unreachable(details: str, address: str, answered: int) -> ConnectionFailed:
 
 
 def went_silent(address: str, limit: float | None, received: int) -> DeadlineExceeded:
-    """The error for a server that stopped answering.
+    """Makes the error for a server that stopped answering.
 
     Args:
         address: The server's address, for ``where``.

@@ -17,7 +17,7 @@ class LogProbsSoFar:
     def new(
         self, scores: tuple[float, ...], tokens: int | None, total: float | None
     ) -> tuple[float, ...]:
-        """The scores that are new with a response.
+        """Returns the scores that are new with a response.
 
         Args:
             scores: Those in the response.

@@ -36,7 +36,6 @@ TEXTS = "tests/unit/tensorrt/test_failure_texts.py"
 PLAN = f"{HERE}::test_the_plan_answers"
 
 # What these answers are made of, where it is not the pre-flight.
-LIMITS = "model_repo/preprocessing/engine_limits.py"
 
 
 def unit(file: str, name: str) -> str:
@@ -54,7 +53,6 @@ class Row(NamedTuple):
         answer: What becomes of it here.
         how: By what.
         proofs: The tests that show it, as ``file::name``.
-        made_of: The file that the answer stands in, where the proofs are the tests of that file.
     """
 
     number: int
@@ -63,7 +61,6 @@ class Row(NamedTuple):
     answer: Literal["prevented", "reported", "let through"]
     how: str
     proofs: tuple[str, ...] = ()
-    made_of: str | None = None
 
 
 ROWS = (
@@ -74,7 +71,6 @@ ROWS = (
         "prevented",
         "preprocessing makes it as wide as the engine's padded vocabulary",
         (unit("model_repo/test_text_models.py", "test_a_bias_has_the_engines_vocabulary"),),
-        LIMITS,
     ),
     Row(
         2,
@@ -83,7 +79,6 @@ ROWS = (
         "prevented",
         "normalize_log_probs is false",
         (unit("model_repo/test_bls.py", "test_each_score_is_sent_once_and_an_end_id_has_none"),),
-        LIMITS,
     ),
     Row(
         3,
@@ -92,7 +87,6 @@ ROWS = (
         "prevented",
         "tensorrt_llm_bls sends each of them once",
         (unit("model_repo/test_bls.py", "test_each_score_is_sent_once_and_an_end_id_has_none"),),
-        LIMITS,
     ),
     Row(
         4,
@@ -101,7 +95,6 @@ ROWS = (
         "prevented",
         "generation logits are refused",
         (unit("model_repo/test_bls.py", "test_a_bad_request_gets_a_clear_error"),),
-        LIMITS,
     ),
     Row(
         5,
@@ -431,8 +424,6 @@ def test_the_table_is_whole() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
 def test_each_answer_has_its_proof(row: Row) -> None:
-    if row.made_of and not (PROJECT / row.made_of).is_file():
-        pytest.skip(f"{row.made_of}, which the answer is made of, is not in this tree")
     for proof in row.proofs:
         path, _, name = proof.partition("::")
         assert name in functions(path), proof
