@@ -76,7 +76,7 @@ def commands() -> set[str]:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_docstring_opens_with_what_the_function_does(room: str) -> None:
-    paths = [path for path in sorted(PROJECT.glob(room))]
+    paths = sorted(PROJECT.glob(room))
     assert paths, f"{room} is not there"
     spoken = commands()
     found = []
