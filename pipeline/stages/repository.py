@@ -79,7 +79,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     """
     return {
         **get_target(recipe.compile.target).section(recipe),
-        **recipe.section("serve"),
+        "serve": recipe.serve.read_by(recipe.compile.target),
         "trust_remote_code": recipe.model.trust_remote_code,
     }
 

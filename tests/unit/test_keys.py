@@ -42,6 +42,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
         ("openvino", "compile.gpu=L4"),
         ("openvino", "compile.tensorrt.workers=2"),
         ("openvino", "compile.tensorrt.plugin_config.user_buffer=true"),
+        ("openvino", "serve.cuda_graphs=4"),
         ("tensorrt", "compile.tensorrt.workers=2"),
         ("tensorrt", "compile.openvino.kv_cache_precision=u8"),
     ],
