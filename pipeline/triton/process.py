@@ -51,6 +51,7 @@ class ServerProcess:
         flags: Sequence[str],
         exit_timeout_s: int,
         log: IO[bytes],
+        *,
         backends: Mapping[str, Path] | None = None,
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"

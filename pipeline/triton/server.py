@@ -246,7 +246,7 @@ class TritonServer(RunningServer):
             self._flags(),
             self._exit_timeout_s,
             self._log,
-            self._backends,
+            backends=self._backends,
         )
         stubs, next_look = LoadingStubs(), started
         while not self.answers():

@@ -84,9 +84,9 @@ def choose(
     x = penalized(
         scores, sampling, how.temperature, tokens=tokens, prompt_length=prompt_length, bias=bias
     )
-    if sampling.min_tokens and len(tokens) - prompt_length < sampling.min_tokens:
-        if end_id is not None and end_id >= 0:
-            x[end_id] = _LOWEST
+    early = len(tokens) - prompt_length < (sampling.min_tokens or 0)
+    if early and end_id is not None and end_id >= 0:
+        x[end_id] = _LOWEST
     _ban(x, tokens, bad_words, sampling.no_repeat_ngram_size or 0)
     log_probs = x.astype(np.float64)
     log_probs -= log_probs.max()
@@ -95,9 +95,8 @@ def choose(
         best = np.argsort(-log_probs, kind="stable")[: how.top_k]
         mass = np.exp(log_probs[best])
         place = _draw(mass, random.random() * how.top_p * mass.sum())
-        token = int(best[place])
-        chosen = float(log_probs[token])
-        return Choice(token, chosen, chosen - float(np.log(mass.sum())))
+        log_prob = float(np.log(mass[place]))
+        return Choice(int(best[place]), log_prob, log_prob - float(np.log(mass.sum())))
     order = np.argsort(-log_probs, kind="stable")
     token = int(order[_draw(np.exp(log_probs[order]), random.random() * how.top_p)])
     # The top-p kernel does not know normalize_log_probs.

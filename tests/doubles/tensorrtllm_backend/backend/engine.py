@@ -1,8 +1,8 @@
 """The same model on the CPU: OpenVINO's own runtime, without openvino_genai.
 
 ``rank0.engine`` of the repository is a double's and cannot run, so the engine directory that the
-same recipe builds for OpenVINO is opened instead. Each sequence has an inference request of its own,
-with the KV cache as its state.
+same recipe builds for OpenVINO is opened instead. Each sequence has an inference request of its
+own, with the KV cache as its state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Engine:
 
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         self.vocab_size = int(config["pretrained_config"]["vocab_size"])
-        properties = {**(config.get("runtime") or {}), "INFERENCE_NUM_THREADS": "1"}
+        properties = {**(config.get("runtime") or {}), "ENABLE_CPU_PINNING": "NO"}
         self._model: Any = openvino.Core().compile_model(
             directory / "openvino_model.xml", "CPU", properties
         )
@@ -62,7 +62,9 @@ class Running:
                 "attention_mask": np.ones((1, self._past + count), np.int64),
                 "position_ids": np.arange(self._past, self._past + count)[None],
                 "beam_idx": np.zeros(1, np.int32),
-            }
+            },
+            share_inputs=True,
+            share_outputs=True,
         )
         self._past += count
         return np.array(outputs[0][0], np.float32)

@@ -1,9 +1,9 @@
 """Errors with the words of TensorRT-LLM's exceptions.
 
-``TLLM_CHECK`` and ``TLLM_CHECK_WITH_INFO`` put ``[TensorRT-LLM][ERROR] Assertion failed:`` in front
-of the expression or the text (tllmException.h, assert.h), ``TLLM_THROW`` puts nothing there. Both
-end with the source's file and line, and the stack on further lines (tllmException.cpp), all of which
-reaches the client.
+``TLLM_CHECK`` and ``TLLM_CHECK_WITH_INFO`` put ``[TensorRT-LLM][ERROR] Assertion failed:`` in
+front of the expression or the text (tllmException.h, assert.h), ``TLLM_THROW`` puts nothing there.
+Both end with the source's file and line, and the stack on further lines (tllmException.cpp), all of
+which reaches the client.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 _STACK = (
-    "1       0x7f4a1c2b8d5f tensorrt_llm::common::throwRuntimeError(char const*, int, char const*)"
-    " + 83\n"
-    "2       0x7f4a1c31a9c2 /opt/tritonserver/backends/tensorrtllm/libtriton_tensorrtllm.so(+0x3a9c2)"
-    " [0x7f4a1c31a9c2]\n"
+    "1       0x7f4a1c2b8d5f tensorrt_llm::common::throwRuntimeError(char const*, int, "
+    "char const*) + 83\n"
+    "2       0x7f4a1c31a9c2 /opt/tritonserver/backends/tensorrtllm/"
+    "libtriton_tensorrtllm.so(+0x3a9c2) [0x7f4a1c31a9c2]\n"
     "3       0x7f4b0e6f1ac3 /usr/lib/x86_64-linux-gnu/libc.so.6(+0x94ac3) [0x7f4b0e6f1ac3]"
 )
 

@@ -1,7 +1,8 @@
 """The executor's loop: ``executorImpl.cpp``, and each request's part of it, ``llmRequest.cpp``.
 
-One thread takes cancellations, steps every scheduled request and then takes new ones from the queue.
-What is wrong with a new request fails it alone; what is thrown while stepping ends every active one.
+One thread takes cancellations, sends what is new, takes requests from the queue and steps all that
+are scheduled. What is wrong with a new request fails it alone; what is thrown while stepping ends
+every active one.
 """
 
 from __future__ import annotations
@@ -319,7 +320,7 @@ class Executor:
             for request in self._active:
                 if request.blocks:
                     self._step(request, stats)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- as upstream, whatever it is
             text = f"Encountered an error in forwardAsync function: {error}"
             for request in self._active:
                 self._terminate(request)
