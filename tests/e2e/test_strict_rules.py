@@ -162,8 +162,8 @@ class TestRefusals:
             (
                 {"return_context_logits": one(True, bool)},
                 (
-                    "[TensorRT-LLM][ERROR] Assertion failed: Return context logit need to build engine "
-                    "with gather_context_logits"
+                    "[TensorRT-LLM][ERROR] Assertion failed: Return context logit need to build "
+                    "engine with gather_context_logits"
                 ),
             ),
             (
