@@ -12,20 +12,25 @@ from os import PathLike
 from pathlib import Path
 
 from pipeline.errors import RecipeError, UsageError
-from pipeline.findings import Finding
-from pipeline.model_checks import check_hub_model, check_local_model, check_model, explain_engine
-from pipeline.planner import PlannedStage, build_plan, stages_for
+from pipeline.preflight.model_checks import (
+    check_hub_model,
+    check_local_model,
+    check_model,
+    explain_engine,
+)
+from pipeline.preflight.remarks import remarks
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
-from pipeline.remarks import remarks
-from pipeline.runner import Listener, RunResult, run_recipe
+from pipeline.running.planner import PlannedStage, build_plan, stages_for
+from pipeline.running.runner import Listener, RunResult, run_recipe
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
 from pipeline.source.texts import check_texts
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
 from pipeline.targets.base import Explanation
+from pipeline.targets.findings import Finding
 
 BUILD_DIR = "build"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.planner import PlannedStage
 from pipeline.progress import Bars, Lines, Progress
+from pipeline.running.planner import PlannedStage
 
 
 def progress_for(json_output: bool) -> Progress:

@@ -19,7 +19,7 @@ def plan(
 
     from pipeline import api
     from pipeline.cli.console import print_json, stage_dict, stage_line
-    from pipeline.findings import finding_lines
+    from pipeline.targets.findings import finding_lines
 
     loaded = api.load_recipe(recipe, overrides or ())
     found = api.plan(loaded, build_dir)

@@ -27,7 +27,7 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.console import print_json, progress_for, stage_dict, stage_line
-    from pipeline.planner import PlannedStage, stages_for
+    from pipeline.running.planner import PlannedStage, stages_for
 
     loaded = api.load_recipe(recipe, overrides or ())
     stages = []

@@ -112,6 +112,8 @@ class TensorRtLlm:
     """What TensorRT-LLM 1.2 fixes for an architecture.
 
     Attributes:
+        model_class: Its class for the architecture, in ``MODEL_MAP`` of tensorrt_llm/models/
+            __init__.py; None where it has none, and so builds no engine.
         switches: Keys of the checkpoint's ``config.json`` by which the class of the architecture
             chooses its arithmetic, and their values.
         constants: Keys that it needs and makes no use of.
@@ -120,6 +122,7 @@ class TensorRtLlm:
         smoothquant_note: What is known of INT8 SmoothQuant's accuracy: what, why and what to do.
     """
 
+    model_class: str | None = None
     switches: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -275,6 +278,7 @@ ARCHITECTURES = {
             "LlamaTokenizer",
             _LLAMA,
             tensorrt_llm=TensorRtLlm(
+                "LLaMAForCausalLM",
                 reduce_fusion=True,
                 smoothquant_note=(
                     "INT8 SmoothQuant of Llama needs a close look at the gate",
@@ -283,7 +287,14 @@ ARCHITECTURES = {
                 ),
             ),
         ),
-        Architecture("MistralForCausalLM", "mistral", "LlamaTokenizer", _MISTRAL, windows="all"),
+        Architecture(
+            "MistralForCausalLM",
+            "mistral",
+            "LlamaTokenizer",
+            _MISTRAL,
+            windows="all",
+            tensorrt_llm=TensorRtLlm("LLaMAForCausalLM"),
+        ),
         Architecture(
             "Qwen2ForCausalLM",
             "qwen2",
@@ -292,7 +303,9 @@ ARCHITECTURES = {
             # Not a key of Qwen2's: its q, k and v have biases whatever the file says.
             attention_bias=True,
             windows="some",
-            tensorrt_llm=TensorRtLlm({"qwen_type": "qwen2"}, _QWEN_CONSTANTS, ("attn_bias",)),
+            tensorrt_llm=TensorRtLlm(
+                "QWenForCausalLM", {"qwen_type": "qwen2"}, _QWEN_CONSTANTS, ("attn_bias",)
+            ),
         ),
         Architecture(
             "Qwen3ForCausalLM",
@@ -301,7 +314,9 @@ ARCHITECTURES = {
             _QWEN3,
             windows="some",
             norms=PRE_NORMS + QK_NORMS,
-            tensorrt_llm=TensorRtLlm({"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",)),
+            tensorrt_llm=TensorRtLlm(
+                "QWenForCausalLM", {"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",)
+            ),
         ),
     )
 }

@@ -1,7 +1,7 @@
 """The recipe's documentation, made of its models: a JSON schema and a page of all keys.
 
-What a key means is in the ``Attributes`` section of its model's docstring; its unit and the target
-that reads it are :class:`~pipeline.recipe.section.Unit` and
+What a key means is in the ``Attributes`` section of its model's docstring; its unit and the targets
+that read it are :class:`~pipeline.recipe.section.Unit` and
 :class:`~pipeline.recipe.section.ReadBy` beside its type. ``docs/recipe.md`` and
 ``docs/recipe.schema.json`` are written by ``make docs``.
 """
@@ -61,7 +61,7 @@ class Key:
         required: Whether it must be given where its section is.
         default: The value that it has where it is left out; None where it is required or a section.
         unit: What the number counts; empty where it counts nothing.
-        target: The target that alone reads it; None where every target does.
+        targets: The targets that read it; empty where every target does.
     """
 
     name: str
@@ -72,19 +72,22 @@ class Key:
     required: bool
     default: Any
     unit: str
-    target: str | None
+    targets: tuple[str, ...]
 
     @property
     def description(self) -> str:
-        """Meaning, unit and target as plain text."""
+        """Meaning, unit and targets as plain text."""
         unit = f"Unit: {self.unit}." if self.unit else ""
-        target = f"Read by the {self.target} target only." if self.target else ""
-        return " ".join(text for text in (self.meaning, unit, target) if text).replace("``", "`")
+        readers = ""
+        if self.targets:
+            kind = "target" if len(self.targets) == 1 else "targets"
+            readers = f"Read by the {' and '.join(self.targets)} {kind} only."
+        return " ".join(text for text in (self.meaning, unit, readers) if text).replace("``", "`")
 
 
 def recipe_keys() -> list[Key]:
     """Lists every key in the order of the models; a section comes before its keys."""
-    return list(_keys(Recipe, "", None, _plain_schema()))
+    return list(_keys(Recipe, "", (), _plain_schema()))
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -144,7 +147,7 @@ def attributes(model: type[Section]) -> dict[str, str]:
 
 
 def _keys(
-    model: type[Section], place: str, target: str | None, schema: Mapping[str, Any]
+    model: type[Section], place: str, targets: tuple[str, ...], schema: Mapping[str, Any]
 ) -> Iterator[Key]:
     meanings, properties = attributes(model), _definition(schema, model)["properties"]
     for field_name, field in model.model_fields.items():
@@ -160,11 +163,11 @@ def _keys(
             required=required,
             default=None if required or section else field.default,
             unit=unit.name if unit else "",
-            target=own.target if own else target,
+            targets=own.targets if own else targets,
         )
         yield key
         if section:
-            yield from _keys(section, key.name, key.target, schema)
+            yield from _keys(section, key.name, key.targets, schema)
 
 
 def _sections(keys: Iterable[Key]) -> Iterator[tuple[str, type[Section]]]:
@@ -186,7 +189,7 @@ def _row(key: Key) -> str:
         "required" if key.required else default,
         key.unit,
         _markdown(key.meaning),
-        key.target or "every target",
+        ", ".join(key.targets) or "every target",
     )
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"
 

@@ -244,7 +244,7 @@ class BenchSection(Section):
 
 
 def nearest_place(key: str, places: Mapping[str, str]) -> str | None:
-    """Where a dotted key, or the nearest key that encloses it, was set; None if nowhere."""
+    """Finds where a dotted key, or the nearest key that encloses it, was set; None if nowhere."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         place = places.get(".".join(parts[:length]))
@@ -317,7 +317,7 @@ class Recipe(Section):
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def place(self, key: str) -> str:
-        """Where a key was set, as ``file:line (key)``; the nearest enclosing key if it was not.
+        """Says where a key, or the nearest one that encloses it, was set: ``file:line (key)``.
 
         Args:
             key: Dotted key, such as ``compile.max_seq_len``.
@@ -326,12 +326,12 @@ class Recipe(Section):
         return f"{place} ({key})" if place else key
 
     def section(self, *names: str) -> dict[str, Any]:
-        """The named sections as plain JSON values, in a stable order."""
+        """Returns the named sections as plain JSON values, in a stable order."""
         whole = self.model_dump(mode="json", by_alias=True)
         return {name: whole[name] for name in names}
 
     def text_paths(self) -> dict[str, Path]:
-        """The text files the recipe names, by dotted key."""
+        """Lists the text files that the recipe names, by dotted key."""
         paths = {}
         if self.quantize.calibration and self.quantize.needs_calibration:
             paths["quantize.calibration.text"] = Path(self.quantize.calibration.text)

@@ -42,15 +42,22 @@ class Unit:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ReadBy:
-    """The one compile target that reads a key or a section; without it every target does.
+    """Names the compile targets that read a key or a section; without it every target does.
+
+    Args:
+        target: A target's name in the recipe.
+        more: Names of other targets that read it too.
 
     Attributes:
-        target: Its name in the recipe.
+        targets: All of them.
     """
 
-    target: str
+    targets: tuple[str, ...]
+
+    def __init__(self, target: str, *more: str) -> None:
+        object.__setattr__(self, "targets", (target, *more))
 
 
 class Section(BaseModel):
@@ -70,16 +77,18 @@ class Section(BaseModel):
         return {k: v for k, v in values.items() if v is not None or k not in defaulted}
 
     def read_by(self, target: str) -> dict[str, Any]:
-        """The keys that a target reads, as JSON values: all that are not another target's own."""
+        """Returns the keys that a target reads, as JSON values: all that are not others' own."""
         others = {
             name
             for name, field in type(self).model_fields.items()
-            if any(isinstance(mark, ReadBy) and mark.target != target for mark in field.metadata)
+            if any(
+                isinstance(mark, ReadBy) and target not in mark.targets for mark in field.metadata
+            )
         }
         return self.model_dump(mode="json", exclude=others)
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The model of the keys below a field; None for a field that has a value of its own."""
+    """Returns the model of the keys below a field; None for a field with a value of its own."""
     candidates = (field.annotation, *get_args(field.annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -9,22 +9,17 @@ from typing import Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import versions
-from pipeline.failure import Failure
-from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.models.config_keys import unread_keys
 from pipeline.recipe.schema import Gates, Recipe
 from pipeline.report.render import percent, size
 from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.tables import number, streams
 from pipeline.targets import get_target
+from pipeline.verdict.failure import Failure
+from pipeline.verdict.gates import beyond_range, broken_by_engine, broken_gates
 
-TOOLS = (
-    "nvidia-modelopt",
-    "transformers",
-    "torch",
-    "nvidia-pytriton",
-    "tritonclient",
-)
+TOOLS = ("nvidia-modelopt", "transformers", "torch")
+SERVING_TOOLS = ("nvidia-pytriton", "tritonclient")
 BYTES_16BIT = 2
 
 
@@ -59,8 +54,15 @@ def collect(
         "load": _load(bench) if bench else None,
         "conformance": conformance,
         "stages": stages,
-        "tools": {**versions(TOOLS), **get_target(recipe.compile.target).tools()},
+        "tools": _tools(recipe),
     }
+
+
+def _tools(recipe: Recipe) -> dict[str, str]:
+    """Versions of what had a part in the run; of what serves too if the target is served."""
+    target = get_target(recipe.compile.target)
+    serving = () if target.triton_model is None else SERVING_TOOLS
+    return {**versions((*TOOLS, *serving)), **target.tools()}
 
 
 def _verdict(

@@ -27,7 +27,7 @@ class TemplateError(ValueError):
 
 
 def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """A model's own template; None where it has none.
+    """Finds a model's own template; None where it has none.
 
     The file of its own comes first, as in transformers; of several named templates the default one
     counts.
@@ -52,7 +52,7 @@ def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str |
 
 
 def turn_end(template: str, special: Mapping[str, Any], tokens: Collection[str]) -> str | None:
-    """The token that follows an answer, with nothing but white space between them.
+    """Finds the token that follows an answer, with nothing but white space between them.
 
     Where another question follows the answer it must be the same token: what differs there opens
     the next turn and does not close this one.

@@ -72,7 +72,7 @@ class EndIds:
         return [end.id for end in self.ends]
 
     def lines(self) -> list[str]:
-        """The same as text, for a terminal."""
+        """Writes the same as text, for a terminal."""
         if not self.ends:
             named = ["none: no file of the model names one, so every text runs to max_tokens"]
         else:
@@ -83,12 +83,12 @@ class EndIds:
         return [f"end ids: {first}", *(f"         {line}" for line in others)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Returns the same as JSON values."""
         return asdict(self)
 
 
 def read_end_ids(directory: Path, place: str | None = None) -> EndIds:
-    """What ends a text, from the JSON files of a Hugging Face snapshot.
+    """Reads what ends a text from the JSON files of a Hugging Face snapshot.
 
     Args:
         directory: The snapshot.

@@ -46,7 +46,7 @@ def hub_commit(recipe: Recipe) -> str:
 
 
 def hub_config(recipe: Recipe) -> Path:
-    """A directory of the cache that holds the model's ``config.json``, and perhaps nothing else.
+    """Fetches the model's ``config.json``, perhaps alone, and returns the cache's directory of it.
 
     Raises:
         SourceError: It cannot be fetched.
@@ -66,7 +66,7 @@ def hub_config(recipe: Recipe) -> Path:
 
 
 def hub_snapshot(recipe: Recipe) -> Path:
-    """The whole snapshot, fetched unless the cache has it.
+    """Fetches the whole snapshot unless the cache has it, and returns its directory.
 
     Raises:
         SourceError: It cannot be fetched, or the branch moved meanwhile.

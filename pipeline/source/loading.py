@@ -13,7 +13,7 @@ from pipeline.models.facts import ModelFacts
 def load_causal_lm(
     directory: Path, dtype: Any, *, trust_remote_code: bool = False, device_map: Any = None
 ) -> Any:
-    """A ``*ForCausalLM`` in evaluation mode, from safetensors on this machine alone.
+    """Loads a ``*ForCausalLM`` in evaluation mode, from safetensors on this machine alone.
 
     Args:
         directory: A Hugging Face snapshot.

@@ -12,7 +12,7 @@ HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def local_directory(recipe: Recipe) -> Path | None:
-    """The model's directory, or None when the recipe names a Hub id.
+    """Finds the model's directory; None when the recipe names a Hub id.
 
     Raises:
         RecipeError: It is neither.

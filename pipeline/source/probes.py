@@ -112,7 +112,7 @@ class Probes:
 
 
 def make_probes(tokenizer: HuggingFaceTokenizer, texts: Iterable[str] = TEXTS) -> Probes:
-    """What a tokenizer gives for texts, for its added tokens and for its chat template's output.
+    """Records what a tokenizer gives for texts, added tokens and its chat template's output.
 
     Args:
         tokenizer: As :func:`pipeline.source.tokenizer.open_tokenizer` returns it.
@@ -128,7 +128,7 @@ def make_probes(tokenizer: HuggingFaceTokenizer, texts: Iterable[str] = TEXTS) -
 
 
 def exact_text(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:
-    """The text of ids without special tokens, and with every space that the ids hold.
+    """Decodes ids without special tokens, and with every space that the ids hold.
 
     transformers 4 takes spaces out of it for tokenizers whose file says so, Llama 3's among them:
     ``x != y`` becomes ``x!= y``. transformers 5 leaves them in for these (its ``_decode``, and pull
@@ -142,14 +142,14 @@ def exact_text(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:
 
 
 def cleaned_up(text: str) -> str:
-    """A text as transformers 4 takes spaces out of it, by its table of replacements."""
+    """Takes spaces out of a text as transformers 4 does, by its table of replacements."""
     for found in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(found, found.strip())
     return text
 
 
 def to_json(probes: Probes) -> str:
-    """The text of ``probes.json``; ASCII, since some probes are control characters."""
+    """Writes the text of ``probes.json``; ASCII, since some probes are control characters."""
     return f"{json.dumps(asdict(probes), indent=1)}\n"
 
 
@@ -176,7 +176,7 @@ def read_probes(path: Path) -> Probes:
 
 
 def known_probes(directory: Path) -> Probes | None:
-    """The probes that travel with a repository; None where there are none.
+    """Reads the probes that travel with a repository; None where there are none.
 
     Args:
         directory: A repository, or its tokenizer's folder.
@@ -191,7 +191,7 @@ def known_probes(directory: Path) -> Probes | None:
 
 
 def find_probes(directory: Path) -> Probes:
-    """The probes of a repository, or those of the tokenizer that a model directory holds.
+    """Reads a repository's probes, or makes them of the tokenizer in a model directory.
 
     Args:
         directory: A repository, its tokenizer's folder, or a Hugging Face model or tokenizer.

@@ -44,7 +44,7 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file holds, by name.
+    """Lists what a safetensors file holds, by name.
 
     Raises:
         OSError: The file cannot be read.

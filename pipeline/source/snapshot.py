@@ -68,12 +68,12 @@ class Contents:
 
 
 def patterns(*, code: bool) -> list[str]:
-    """Glob patterns of the files that are taken; Python only where it was asked for."""
+    """Lists glob patterns of the files that are taken; Python only where it was asked for."""
     return [WEIGHTS, *COMPANIONS, *([CODE] if code else [])]
 
 
 def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
-    """The files of a snapshot that are taken, sorted.
+    """Lists the files of a snapshot that are taken, sorted.
 
     Of several sets of weights (some models come with ``consolidated.safetensors`` as well) only the
     one that transformers reads counts.
@@ -91,7 +91,7 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights: the single one, or else those of the index.
+    """Lists the files that hold the weights: the single one, or else those of the index.
 
     The order is that of ``_get_resolved_checkpoint_files`` in transformers 4.57's modeling_utils.
     Variants such as model.fp16.safetensors are read only where one is asked for, which nothing here
@@ -240,7 +240,7 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
 
 
 def stored_tensors(directory: Path, place: str) -> dict[str, StoredTensor]:
-    """Every tensor of the weight files, by name, from their headers.
+    """Reads every tensor of the weight files, by name, from their headers.
 
     Raises:
         SourceError: A file cannot be read or is damaged.
@@ -252,7 +252,7 @@ def stored_tensors(directory: Path, place: str) -> dict[str, StoredTensor]:
 
 
 def main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
-    """The dtype of most elements, by torch's name."""
+    """Finds the dtype of most elements, by torch's name."""
     elements: dict[str, int] = {}
     for tensor in tensors.values():
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
@@ -261,7 +261,7 @@ def main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
 
 
 def read_weights(path: Path, place: str) -> dict[str, StoredTensor]:
-    """The header of a weight file.
+    """Reads the header of a weight file.
 
     Raises:
         SourceError: It cannot be read or is damaged.
@@ -280,7 +280,7 @@ def read_weights(path: Path, place: str) -> dict[str, StoredTensor]:
 
 
 def unreadable(place: str, error: OSError) -> SourceError:
-    """The error for a file of the model that the operating system does not give."""
+    """Makes the error for a file of the model that the operating system does not give."""
     return SourceError(
         "a model file cannot be read",
         where=place,

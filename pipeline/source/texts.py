@@ -26,11 +26,11 @@ class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     def encode(self, text: str, /) -> list[int]:
-        """Token ids with the model's own special tokens."""
+        """Returns token ids with the model's own special tokens."""
 
 
 def text_digest(recipe: Recipe, key: str) -> str | None:
-    """The SHA-256 of a text file that the recipe names; None where it names none.
+    """Computes the SHA-256 of a text file that the recipe names; None where it names none.
 
     Args:
         recipe: The recipe.
@@ -104,13 +104,13 @@ def read_texts(path: Path) -> list[str]:
 
 
 def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
-    """At most ``count`` of the texts, chosen by ``seed``, in file order."""
+    """Chooses at most ``count`` of the texts by ``seed``, in file order."""
     chosen = random.Random(seed).sample(range(len(texts)), min(count, len(texts)))  # noqa: S311
     return [texts[index] for index in sorted(chosen)]
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a Hugging Face snapshot, from local files only.
+    """Loads the tokenizer of a Hugging Face snapshot, from local files only.
 
     Its ``encode`` raises SourceError for a token that the model has no embedding of: such a
     token is only found in a text, because tokenizers with spare ids beyond the model's are common.

@@ -36,7 +36,7 @@ class HuggingFaceTokenizer(Protocol):
     clean_up_tokenization_spaces: bool
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids with the model's own special tokens, or without."""
+        """Returns token ids with the model's own special tokens, or without."""
 
     def decode(
         self,
@@ -46,19 +46,19 @@ class HuggingFaceTokenizer(Protocol):
         skip_special_tokens: bool,
         clean_up_tokenization_spaces: bool,
     ) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids."""
 
     def get_added_vocab(self) -> dict[str, int]:
-        """The ids of the added tokens."""
+        """Returns the ids of the added tokens."""
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], /, **options: Any
     ) -> str | list[int]:
-        """The text of a conversation, with ``tokenize=False``."""
+        """Returns the text of a conversation, with ``tokenize=False``."""
 
 
 def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> HuggingFaceTokenizer:
-    """The tokenizer of a Hugging Face snapshot, from local files only.
+    """Loads the tokenizer of a Hugging Face snapshot, from local files only.
 
     Args:
         directory: The snapshot.
@@ -93,7 +93,7 @@ def open_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Huggi
 
 
 def written_by_transformers_5(config: dict[str, Any]) -> bool:
-    """Whether a tokenizer_config.json has the layout of transformers 5, which 4 cannot read.
+    """Recognizes a tokenizer_config.json in the layout of transformers 5, which 4 cannot read.
 
     Args:
         config: Its content.
@@ -106,7 +106,7 @@ def written_by_transformers_5(config: dict[str, Any]) -> bool:
 
 
 def served_file(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
-    """The text of a tokenizer.json that does what a tokenizer does.
+    """Writes the text of a tokenizer.json that does what a tokenizer does.
 
     Args:
         tokenizer: As :func:`open_tokenizer` returns it.
@@ -129,7 +129,7 @@ def served_file(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
 
 
 def served_config(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
-    """The text of a tokenizer_config.json that names the special tokens that are in force.
+    """Writes the text of a tokenizer_config.json that names the special tokens in force.
 
     special_tokens_map.json, or the class, may name others than the snapshot's own file does.
 
@@ -146,7 +146,7 @@ def served_config(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
 
 
 def write_once(directory: Path) -> str:
-    """The command that makes transformers write the tokenizer.json of a directory that has none."""
+    """Gives the command by which transformers writes a directory's missing tokenizer.json."""
     return (
         'python -c "import sys; from transformers import AutoTokenizer as T; '
         'T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])" '
@@ -155,7 +155,7 @@ def write_once(directory: Path) -> str:
 
 
 def without_tokenizer_json(directory: Path) -> str:
-    """What to do about a directory without tokenizer.json, by the files that it has instead."""
+    """Says what to do about a directory without tokenizer.json, by the files that it has."""
     if (directory / "tokenizer.model").is_file():
         return (
             f"Install what reads tokenizer.model: {CONVERTER} (for Llama 3's own file: tiktoken); "

@@ -1,1 +1,1 @@
-"""The stages of a run, one module each; :mod:`pipeline.planner` puts them in order."""
+"""The stages of a run, one module each; :mod:`pipeline.running.planner` puts them in order."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import Requirements
-from pipeline.failure import Failure
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
+from pipeline.verdict.failure import Failure
 
 
 @dataclass(frozen=True)

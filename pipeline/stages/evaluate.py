@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
-from pipeline.gates import beyond_range, broken_by_engine, broken_gates
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
+from pipeline.verdict.gates import beyond_range, broken_by_engine, broken_gates
 
 if TYPE_CHECKING:
     from pipeline.reference.activations import Activations

@@ -8,8 +8,8 @@ from typing import Any
 from pipeline.dependencies import require, versions
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
+from pipeline.preflight.remarks import check_dtype, source_dtype
 from pipeline.recipe.schema import Recipe
-from pipeline.remarks import check_dtype, source_dtype
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 

@@ -6,10 +6,10 @@ import shutil
 from typing import Any
 
 from pipeline.errors import SourceError
-from pipeline.model_checks import check_hub_model, check_model
 from pipeline.models.config_json import read_config
 from pipeline.models.config_keys import unread_keys
 from pipeline.models.facts import ModelFacts
+from pipeline.preflight.model_checks import check_hub_model, check_model
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
 from pipeline.source.hub import hub_commit, hub_snapshot

@@ -21,5 +21,5 @@ class BuildDir:
         return Store(self.root / "store")
 
     def outputs(self, recipe: Recipe) -> Path:
-        """The recipe's own folder."""
+        """Returns the recipe's own folder."""
         return self.root / recipe.name

@@ -97,7 +97,7 @@ def set_aside(artifact: Artifact, target: Path, store: Store, state: Aside, why:
 
 
 def aside(target: Path, state: Aside) -> Path:
-    """The folder beside ``target`` for artifacts of that state."""
+    """Names the folder beside ``target`` for artifacts of that state."""
     return target.with_name(f"{target.name}.{state}")
 
 

@@ -15,17 +15,17 @@ CHUNK_BYTES = 1 << 20
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Writes JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest_of(value: object) -> str:
-    """The SHA-256 of a JSON value's canonical text."""
+    """Computes the SHA-256 of a JSON value's canonical text."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Computes the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -34,7 +34,7 @@ def file_digest(path: Path) -> str:
 
 
 def files_below(directory: Path) -> list[str]:
-    """Relative POSIX paths of all regular files below a directory, sorted.
+    """Lists relative POSIX paths of all regular files below a directory, sorted.
 
     Symbolic links to files count as files; links to directories are not followed.
     """
@@ -67,7 +67,7 @@ class DigestMemo:
             self._entries = {}
 
     def digest(self, path: Path) -> str:
-        """The SHA-256 of a file, from memory when its stat has not moved.
+        """Returns the SHA-256 of a file, from memory when its stat has not moved.
 
         Raises:
             OSError: The file cannot be read.

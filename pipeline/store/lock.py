@@ -11,7 +11,7 @@ from pipeline.store.files import write_atomically
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """What the last run of a recipe used, by stage; empty when there was none."""
+    """Reads what the last run of a recipe used, by stage; empty when there was none."""
     try:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
         return {name: entry for name, entry in stages.items() if entry["key"] and entry["material"]}

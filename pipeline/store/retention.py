@@ -13,7 +13,7 @@ from pipeline.store.store import Store
 
 
 def inventory(store: Store) -> list[dict[str, Any]]:
-    """One row per artifact: stage, key, creation time (UTC), bytes, seconds it took."""
+    """Lists one row per artifact: stage, key, creation time (UTC), bytes, seconds it took."""
     rows = []
     for path in store.artifacts():
         row = {"stage": path.parent.name, "key": path.name, "path": str(path)}

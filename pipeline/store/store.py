@@ -39,11 +39,11 @@ class Store:
         self.memo = DigestMemo(root / "digests.json")
 
     def path(self, stage: str, key: str) -> Path:
-        """Where the artifact of that key is or would be."""
+        """Returns where the artifact of that key is or would be."""
         return self.root / stage / key
 
     def get(self, stage: str, key: str) -> tuple[Artifact | None, Damage | None]:
-        """The artifact of that key, if it is there and whole.
+        """Returns the artifact of that key, if it is there and whole.
 
         Returns:
             The artifact or None, and what is wrong with the directory when it is damaged.
@@ -73,7 +73,7 @@ class Store:
 
     @contextmanager
     def workspace(self, stage: str, key: str) -> Iterator[Path]:
-        """An empty directory to build in, on the store's own file system; removed afterwards."""
+        """Makes an empty directory to build in, on the store's file system; removed afterwards."""
         name = f"{stage}-{key}-{uuid.uuid4().hex[:8]}"
         path = self.root / "tmp" / name
         with self.writing():

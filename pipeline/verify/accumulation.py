@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from pipeline.verify.requests import Value, request, text_inputs, text_of
+from pipeline.verify.requests import REPLACEMENT, Value, request, text_inputs, text_of
 from trtllm_client import Client, ClientError
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _TOKENS = 8
 
 
@@ -40,5 +39,5 @@ def all_begin_alike(texts: list[str]) -> bool:
     Texts that are all the same are new ones: a model may say one word over and over.
     """
     return len(set(texts)) > 1 and all(
-        later.startswith(earlier.rstrip(_REPLACEMENT)) for earlier, later in pairwise(texts)
+        later.startswith(earlier.rstrip(REPLACEMENT)) for earlier, later in pairwise(texts)
     )

@@ -6,12 +6,11 @@ import math
 
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.requests import NO_END, REPLACEMENT
 from pipeline.verify.tokens import token_ids
 from trtllm_client import Completion
 
-NO_END = -1
 _FIRST_CANDIDATE, _CANDIDATE_STEP = 4, 2
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @check("max_tokens is the number of tokens generated when nothing else ends the text")
@@ -23,7 +22,7 @@ def max_tokens(context: Context) -> Details:
     for length, answer in zip(lengths, answers, strict=True):
         if _count(answer) != length:
             raise CheckFailed(f"max_tokens {length} gave {answer.num_output_tokens} tokens")
-        if not answers[-1].text.startswith(answer.text.rstrip(_REPLACEMENT)):
+        if not answers[-1].text.startswith(answer.text.rstrip(REPLACEMENT)):
             raise CheckFailed(
                 f"the text of {length} tokens is not the beginning of the text of {lengths[-1]}",
                 short=answer.text,
@@ -73,7 +72,7 @@ def stop_words(context: Context) -> Details:
         "the ensemble compares stop words token by token and keeps them, as NVIDIA's does"
     )
     prompt = context.plan.prompts[0]
-    whole = context.greedy(prompt, end_id=NO_END).text.rstrip(_REPLACEMENT)
+    whole = context.greedy(prompt, end_id=NO_END).text.rstrip(REPLACEMENT)
     streams = context.decoupled()
     pieces = context.streamed(prompt, end_id=NO_END) if streams else whole.split(" ")
     words = _stop_candidates([piece for piece in pieces if piece], whole)
@@ -96,7 +95,7 @@ def stop_words(context: Context) -> Details:
     if len(kept) > 1:
         raise CheckFailed("the stop word is part of some answers and not of others", words=words)
     absent = context.greedy(prompt, end_id=NO_END, stop_words=(whole + "\x01",)).text
-    if absent.rstrip(_REPLACEMENT) != whole:
+    if absent.rstrip(REPLACEMENT) != whole:
         raise CheckFailed("a stop word that never comes changed the text", got=absent, whole=whole)
     return {"words": words}
 

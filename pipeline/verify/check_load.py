@@ -17,9 +17,9 @@ from pipeline.verify.check import (
     check,
     first_difference,
 )
+from pipeline.verify.requests import NO_END
 from trtllm_client import AsyncClient, AsyncStream, Cancelled
 
-NO_END = -1
 # Filling more slots than this would be a load test of a large GPU.
 _MOST_SLOTS = 128
 # A request with a slot starts faster than the slowest of those before it, which came all at once.

@@ -15,9 +15,9 @@ from pipeline.verify.check import (
     check,
     first_difference,
 )
+from pipeline.verify.requests import REPLACEMENT
 from pipeline.verify.tokens import token_ids
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NEIGHBOURS = 4
 
 

@@ -9,6 +9,8 @@ from pipeline.triton.contract import BLS, ENGINE, MODELS, POSTPROCESSING
 from trtllm_client import Tensors, add_input, new_message
 
 NO_END = -1
+# What a text has in place of bytes that are no character, or not yet.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 ALL_DETAILS: Mapping[str, bool] = dict.fromkeys(
     (
         "return_log_probs",

@@ -21,9 +21,9 @@ import tritonclient.http as httpclient
 from tokenizers import Tokenizer
 
 from ..conftest import DEMO_MODEL
+from ..metrics import METRICS
 from .conftest import Cli
 from .nvidia_calls import (
-    METRICS,
     WAIT_S,
     drained,
     id_arrays,

@@ -27,18 +27,14 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from pipeline.bench import measure
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
-from pipeline.runner import run_recipe
+from pipeline.running.runner import run_recipe
 from pipeline.store.build_dir import BuildDir
 from pipeline.triton.server import TritonServer
 from pipeline.verify import run_conformance
 from tests.conftest import DEMO_MODEL, PROJECT
+from tests.metrics import METRICS
 
 PROMPT = "Once there was a gentle boy named Jack, and"
-METRICS = (
-    *(f"kv_cache_{kind}_blocks" for kind in ("alloc_new", "reused", "alloc_total")),
-    *(f"{event}_time_ns" for event in ("arrival", "first_scheduled", "first_token", "last_token")),
-    *("acceptance_rate", "total_accepted_draft_tokens", "total_draft_tokens"),
-)
 
 
 def serve(root: Path, decoupled: str) -> TritonServer:

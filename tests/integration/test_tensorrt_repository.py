@@ -21,7 +21,7 @@ from pipeline.errors import ServerError
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
-from pipeline.runner import run_recipe
+from pipeline.running.runner import run_recipe
 from pipeline.serving import check_custody, serve_command
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.digests import file_digest, files_below

@@ -25,6 +25,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from pipeline.stages.repository import model_sources, python_files
 from pipeline.triton.server import TritonServer
 from tests.conftest import PROJECT
+from tests.metrics import METRICS
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 from tests.unit.model_repo.upstream import assert_shape
 from tests.unit.triton.by_target import render_configs
@@ -34,18 +35,6 @@ SCRIPTED = PROJECT / "tests" / "doubles" / "scripted_engine.py"
 WORDS = ("▁time", "▁", ",", "▁there", "▁was", "▁a", "▁cat", ".")
 TEXT = " time , there was a cat."
 BOTH = ("tensorrt_llm_bls", "ensemble")
-METRICS = (
-    "kv_cache_alloc_new_blocks",
-    "kv_cache_reused_blocks",
-    "kv_cache_alloc_total_blocks",
-    "arrival_time_ns",
-    "first_scheduled_time_ns",
-    "first_token_time_ns",
-    "last_token_time_ns",
-    "acceptance_rate",
-    "total_accepted_draft_tokens",
-    "total_draft_tokens",
-)
 
 
 def llama_2_kind() -> Tokenizer:

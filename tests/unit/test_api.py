@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import planner
 from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
 from pipeline.recipe.schema import Recipe
+from pipeline.running import planner
 
 from ..conftest import PROJECT
 from .test_run import House
@@ -46,8 +46,8 @@ def test_importing_the_package_imports_nothing_else() -> None:
 
 def test_the_functions_stay_functions_whatever_is_imported() -> None:
     """A module of that name would take its place."""
-    code = "import pipeline.cli.main, pipeline.api, pipeline.runner, pipeline.planner, pipeline"
-    code += "; from pipeline import load_recipe, plan, run"
+    code = "import pipeline.cli.main, pipeline.api, pipeline.running.planner, pipeline"
+    code += ", pipeline.running.runner; from pipeline import load_recipe, plan, run"
     code += "; print(load_recipe.__name__, plan.__name__, run.__name__, callable(pipeline.run))"
     assert printed(code) == "load_recipe plan run True"
 
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_used_has_no_plan(
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
     """Three small stages in the place of the real ones."""
-    from pipeline import runner
+    from pipeline.running import runner
 
     house = House(tmp_path)
     monkeypatch.setattr(planner, "STAGES", house.stages())

@@ -32,6 +32,13 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 TABLE = "architectures.py"
+# MODEL_MAP of tensorrt_llm/models/__init__.py, what it has of the supported architectures.
+MODEL_MAP = {
+    "LlamaForCausalLM": "LLaMAForCausalLM",
+    "MistralForCausalLM": "LLaMAForCausalLM",
+    "Qwen2ForCausalLM": "QWenForCausalLM",
+    "Qwen3ForCausalLM": "QWenForCausalLM",
+}
 
 
 def _facts(architecture: str, **keys: Any) -> ModelFacts:
@@ -114,6 +121,11 @@ def test_a_row_may_fix_a_key_that_it_does_not_compute(monkeypatch: pytest.Monkey
         _facts(name, residual_multiplier=0.22)
 
 
+def test_the_classes_of_tensorrt_llm_are_upstreams() -> None:
+    known = {name: row.tensorrt_llm.model_class for name, row in ARCHITECTURES.items()}
+    assert {name: known_class for name, known_class in known.items() if known_class} == MODEL_MAP
+
+
 def test_keys_of_other_tools_are_no_reason_to_refuse_a_model() -> None:
     strays = {"unsloth_version": "2025.1", "use_qk_norm": True, "num_local_experts": 8}
     for name in ARCHITECTURES:
@@ -152,7 +164,7 @@ def _literals(tree: ast.AST) -> Iterator[str]:
 
 def test_a_model_is_checked_without_transformers() -> None:
     code = (
-        "import sys, pipeline.model_checks\n"
+        "import sys, pipeline.preflight.model_checks\n"
         "print(sorted({'transformers', 'torch', 'numpy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -59,8 +59,8 @@ def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
     [
         "pipeline.cli.main",
         "pipeline.api",
-        "pipeline.planner",
-        "pipeline.runner",
+        "pipeline.running.planner",
+        "pipeline.running.runner",
         "pipeline.recipe.docs",
     ],
 )

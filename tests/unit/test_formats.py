@@ -24,7 +24,7 @@ from pipeline.formats import (
     KvCacheName,
     either,
 )
-from pipeline.model_checks import check_model
+from pipeline.preflight.model_checks import check_model
 from pipeline.quantize.formats import quantization_section
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe

@@ -55,7 +55,7 @@ PLACES = {
     "model_repo/tensorrt_llm/settings.py": _place(
         "W8A8", "multiplies INT8 by INT8; a Triton model imports nothing from the pipeline"
     ),
-    "pipeline/recipe/compile.py": _place("fp8", "the options of trtllm-build's plugins"),
+    "pipeline/recipe/tensorrt.py": _place("fp8", "the options of trtllm-build's plugins"),
     "pipeline/targets/tensorrt/plan/rules.py": _place(
         "fp8", "the GEMM plugin that is called so, and the KV cache"
     ),

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import pytest
 
-from pipeline.planner import STAGES, key_material
-from pipeline.recipe.compile import CompileSection, PluginSection
+from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy
+from pipeline.recipe.tensorrt import PluginSection
+from pipeline.running.planner import STAGES, key_material
 from pipeline.stages import served
 from pipeline.stages.base import Stage
 from pipeline.targets import TARGETS, get_target
@@ -73,11 +74,13 @@ def test_options_of_a_new_target_build_no_engine_of_another_again(target: str) -
     class More(CompileSection):
         third: Annotated[PluginSection, ReadBy("third")] = PluginSection()
         shared: int = 1
+        some: Annotated[int, ReadBy("third", target)] = 2
 
     before = recipe(f"compile.target={target}")
     after = before.model_copy(update={"compile": More(**dict(before.compile))})
     added = get_target(target).section(after)["compile"]
     assert added.pop("shared") == 1
+    assert added.pop("some") == 2
     assert added == get_target(target).section(before)["compile"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UnsupportedError
-from pipeline.model_checks import check_model
+from pipeline.preflight.model_checks import check_model
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from pipeline.errors import RecipeError
+from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.docs import attributes, page_text, recipe_keys, recipe_schema, schema_text
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.section import ReadBy
 from pipeline.targets import TARGETS, get_target
 
 from ..conftest import PROJECT
@@ -111,14 +113,26 @@ def test_a_target_reads_what_the_page_says(target: str, least: Recipe) -> None:
     documented = {
         key.name
         for key in recipe_keys()
-        if key.name.startswith("compile.") and not key.section and key.target in (None, target)
+        if key.name.startswith("compile.")
+        and not key.section
+        and (not key.targets or target in key.targets)
     }
     absent = {name for name in documented if (target, name) in NOT_IN_THE_KEY}
     assert documented - absent == read
 
 
 def test_a_key_is_of_a_target_that_there_is() -> None:
-    assert {key.target for key in recipe_keys()} <= {None, *TARGETS}
+    assert {target for key in recipe_keys() for target in key.targets} == TARGETS.keys()
+
+
+def test_a_key_that_several_targets_read_names_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ReadBy("tensorrt", "third")
+    field = CompileSection.model_fields["gpu"]
+    monkeypatch.setattr(field, "metadata", [own])
+    key = next(key for key in recipe_keys() if key.name == "compile.gpu")
+    assert key.description.endswith(" Read by the tensorrt and third targets only.")
+    line = next(line for line in page_text().splitlines() if line.startswith("| `gpu` |"))
+    assert line.endswith(" | tensorrt, third |")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

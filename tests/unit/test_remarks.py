@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from pipeline.models.facts import ModelFacts
+from pipeline.preflight.remarks import remarks, source_dtype
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.remarks import remarks, source_dtype
 
 from ..conftest import PROJECT
 from .test_source import safetensors_bytes

@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import QualityGateError, StageError
-from pipeline.failure import Failure
 from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.charts import LABEL_WIDTH, VALUE_WIDTH, WIDTH, bars, histogram
 from pipeline.report.render import percent, size, spread
 from pipeline.store.artifact import Artifact
 from pipeline.tables import number
+from pipeline.verdict.failure import Failure
 
 
 def _report(**changes: Any) -> dict[str, Any]:
@@ -258,6 +258,7 @@ def test_a_report_is_made_of_artifacts_alone_and_bears_what_is_no_number(
     assert report["machine"] == {"architecture": "x86_64", "cpus": 2}
     assert report["recipe"]["quantize"]["format"] == "float16"
     assert report["load"]["best_streams"] == "1 stream"
+    assert {"torch", "nvidia-pytriton", "tritonclient", "openvino"} <= report["tools"].keys()
     shown = "1" if value else "-"
     for text in (render_markdown(report), render_html(report)):
         assert "1,234" in text

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline import planner, runner
 from pipeline.errors import (
     MissingDependencyError,
     QualityGateError,
@@ -18,11 +17,12 @@ from pipeline.errors import (
     StoreError,
     UnsupportedError,
 )
-from pipeline.planner import build_plan
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.runner import RunResult, run_recipe
+from pipeline.running import planner, runner
+from pipeline.running.planner import build_plan
+from pipeline.running.runner import RunResult, run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir

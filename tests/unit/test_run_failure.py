@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import planner, runner
 from pipeline.errors import (
     MissingDependencyError,
     PipelineError,
@@ -21,7 +20,8 @@ from pipeline.errors import (
 )
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
-from pipeline.runner import RunResult, run_recipe
+from pipeline.running import planner, runner
+from pipeline.running.runner import RunResult, run_recipe
 from pipeline.serving import warning_of
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import check_files, read_manifest

@@ -8,20 +8,23 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from pipeline import api, planner, targets
+from pipeline import api, targets
 from pipeline.cli.comparison import comparison
 from pipeline.cli.main import app
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
-from pipeline.planner import build_plan, stages_for
 from pipeline.progress import Progress, Silent
+from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.schema import Recipe
-from pipeline.runner import run_recipe
+from pipeline.recipe.section import ReadBy, section_of
+from pipeline.running import planner
+from pipeline.running.planner import build_plan, stages_for
+from pipeline.running.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
@@ -113,6 +116,17 @@ def test_every_target_is_where_the_table_says() -> None:
         assert get_target(name).name == name
 
 
+def test_the_recipe_lists_the_targets_of_the_table() -> None:
+    """And each has its options, if it has any, in the module that is called like it."""
+    fields = CompileSection.model_fields
+    assert set(get_args(fields["target"].annotation)) == targets.TARGETS.keys()
+    for name in targets.TARGETS.keys() & fields.keys():
+        section = section_of(fields[name])
+        assert section is not None
+        assert section.__module__ == f"pipeline.recipe.{name}"
+        assert ReadBy(name) in fields[name].metadata
+
+
 def test_a_target_that_does_not_exist() -> None:
     names = ", ".join(targets.TARGETS)
     with pytest.raises(UnsupportedError, match=rf"no compile target abacus.*Targets: {names}"):
@@ -146,11 +160,13 @@ def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -
     assert report["engine"]["target"] == "export"
     assert report["load"] is report["conformance"] is report["machine"] is None
     assert report["tools"]["exporter"] == "7"
+    # Nothing was served, so what serves had no part in it.
+    assert report["tools"].keys().isdisjoint(("nvidia-pytriton", "tritonclient", "grpcio"))
     assert [stage["name"] for stage in report["stages"]] == ["source", "quantize", "compile"]
     for page in ("report.md", "report.html"):
         text = (result.outputs / page).read_text()
         assert "compiled for export" in text
-        for word in ("onformance", "Load", "tokens/s", "measured on"):
+        for word in ("riton", "onformance", "Load", "tokens/s", "measured on"):
             assert word not in text, (page, word)
     (row,) = comparison([result.outputs])
     assert (row["format"], row["tokens/s"], row["streams"]) == ("float16", None, None)
@@ -184,7 +200,7 @@ def test_the_command_says_where_the_export_is(
 
 def test_a_target_is_imported_when_it_is_asked_for() -> None:
     code = (
-        "import sys, pipeline.planner, pipeline.model_checks\n"
+        "import sys, pipeline.running.planner, pipeline.preflight.model_checks\n"
         "from pipeline.targets import TARGETS, get_target\n"
         "loaded = lambda: {n for n in TARGETS if f'pipeline.targets.{n}' in sys.modules}\n"
         "assert loaded() == set(), loaded()\n"

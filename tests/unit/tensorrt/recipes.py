@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.findings import Finding
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.plan.preview import EnginePreview, preview_engine
 
 from ...conftest import PROJECT

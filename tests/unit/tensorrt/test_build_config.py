@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recipe.compile import PluginSection
+from pipeline.recipe.tensorrt import PluginSection
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig, PluginConfig
 
 from .recipes import recipe

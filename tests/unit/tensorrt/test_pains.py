@@ -22,7 +22,7 @@ from pipeline.errors import (
     UnsupportedError,
     UsageError,
 )
-from pipeline.model_checks import check_model
+from pipeline.preflight.model_checks import check_model
 from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.build.engine import write_manifest

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError, UnsupportedError
+from pipeline.models.architectures import ARCHITECTURES, TensorRtLlm
 from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from pipeline.targets.tensorrt.gpus import GPUS, Gpu, find_gpu
@@ -316,3 +317,14 @@ def test_the_shipped_recipes_build_what_they_say(path: Path) -> None:
     assert result.effective.kv_cache_reuse
     assert result.memory.sequences
     assert result.memory.sequences >= 8
+
+
+def test_an_architecture_of_which_tensorrt_llm_has_no_class_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream ends with "Unsupported model architecture", when the checkpoint is written."""
+    llama = ARCHITECTURES["LlamaForCausalLM"]
+    assert not [f for f in preview(tmp_path).effective.findings if "no class" in f.what]
+    monkeypatch.setitem(ARCHITECTURES, llama.name, replace(llama, tensorrt_llm=TensorRtLlm()))
+    with pytest.raises(UnsupportedError, match=r"has no class for LlamaForCausalLM.*MODEL_MAP"):
+        refuse_errors(recipe(tmp_path), model("llama-3.1-8b"))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.formats import FORMATS, FP8_KV_CACHE, kv_cache_algo
-from pipeline.recipe.compile import PluginSection
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.tensorrt import PluginSection
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
 
@@ -31,7 +31,7 @@ STATED_OPTIONS = (
 
 @dataclass(frozen=True)
 class PluginConfig:
-    """``PluginConfig``, resolved; :class:`~pipeline.recipe.compile.PluginSection` explains it."""
+    """``PluginConfig``, resolved; :class:`~pipeline.recipe.tensorrt.PluginSection` explains it."""
 
     gpt_attention_plugin: str | None = "auto"
     gemm_plugin: str | None = None

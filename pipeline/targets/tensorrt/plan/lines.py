@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.findings import finding_lines
 from pipeline.tables import memory_size
+from pipeline.targets.findings import finding_lines
 
 if TYPE_CHECKING:
     from pipeline.targets.tensorrt.plan.preview import EnginePreview

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from pipeline.findings import Finding
 from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.gpus import Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import FP8_FORMATS, CheckpointFacts

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.findings import Finding
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
 from pipeline.targets.tensorrt.plan import rules

@@ -2,16 +2,16 @@
 
 Sources: ``build()`` and ``PluginConfig.validate()`` of TensorRT-LLM 1.2 for the refusals,
 ``TrtGptModelInflightBatching`` for in-flight batching, and the public issues of both projects for
-the rest. What does not depend on the target is in :mod:`pipeline.model_checks`.
+the rest. What does not depend on the target is in :mod:`pipeline.preflight.model_checks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.findings import Finding
 from pipeline.formats import FP8_KV_CACHE, INT8_KV_CACHE
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import (
@@ -131,6 +131,15 @@ def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
 def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
     """What the model's own limits and layers rule out."""
     model = checkpoint.model
+    if model.family.tensorrt_llm.model_class is None:
+        yield Finding(
+            "error",
+            "compile.target",
+            f"TensorRT-LLM 1.2 has no class for {model.architecture}",
+            "trtllm-build looks the checkpoint's architecture up in its MODEL_MAP and ends where "
+            "it is not there",
+            "Set compile.target to openvino, or choose another model",
+        )
     if model.head_size not in HEAD_SIZES:
         yield Finding(
             "error",

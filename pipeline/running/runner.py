@@ -11,11 +11,10 @@ from typing import Any
 
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
-from pipeline.failure import Failure
-from pipeline.model_checks import check_local_model
-from pipeline.planner import PlannedStage, plan_stage, stages_for
+from pipeline.preflight.model_checks import check_local_model
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
+from pipeline.running.planner import PlannedStage, plan_stage, stages_for
 from pipeline.source.texts import check_texts
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import Artifact
@@ -23,6 +22,7 @@ from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import release, set_aside
 from pipeline.store.files import write_atomically
 from pipeline.store.lock import read_lock, write_lock
+from pipeline.verdict.failure import Failure
 
 Listener = Callable[[PlannedStage, float], None]
 

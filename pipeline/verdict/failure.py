@@ -26,5 +26,5 @@ class Failure:
     kept: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Returns the same as JSON values."""
         return {**asdict(self), "unreached": list(self.unreached)}

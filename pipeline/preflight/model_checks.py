@@ -45,7 +45,7 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
 
 
 def explain_engine(recipe: Recipe, facts: ModelFacts) -> Explanation | None:
-    """What the engine will be; None for a target that has no more to say than the recipe does.
+    """Describes the engine to be built; None for a target that has no more to say than the recipe.
 
     Args:
         recipe: A recipe that :func:`check_model` has passed.

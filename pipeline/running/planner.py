@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.failure import Failure
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
 from pipeline.stages import compile as compile_stage
@@ -15,6 +14,7 @@ from pipeline.store.artifact import Artifact, Damage
 from pipeline.store.digests import canonical_json, digest_of
 from pipeline.store.store import Store
 from pipeline.targets import get_target
+from pipeline.verdict.failure import Failure
 
 STAGES: tuple[Stage, ...] = (
     source.STAGE,
@@ -55,7 +55,7 @@ class PlannedStage:
 
 
 def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that a recipe asks for and its target has, in order.
+    """Lists the stages that a recipe asks for and its target has, in order.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -72,7 +72,7 @@ def key_material(
     inputs: Mapping[str, Artifact],
     failure: Failure | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a stage's bytes; its digest is the stage's key."""
+    """Gathers everything that decides a stage's bytes; its digest is the stage's key."""
     return {
         "stage": stage.name,
         "version": stage.version,

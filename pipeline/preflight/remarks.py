@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.findings import Finding
 from pipeline.models.config_json import read_config
 from pipeline.models.config_keys import unread_keys
 from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import main_dtype, stored_tensors
 from pipeline.targets import get_target
+from pipeline.targets.findings import Finding
 
 FLOAT16_MAX = 65504.0
 """The largest finite float16."""
@@ -39,7 +39,7 @@ def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[
 
 
 def source_dtype(facts: ModelFacts, directory: Path | None) -> str | None:
-    """What the weights are: as their files say, or config.json; None where neither does.
+    """Reads the dtype of the weights from their files or config.json; None where neither says it.
 
     A model that was trained in bfloat16 and saved in float32 is bfloat16 still: its config.json
     says so, and its activations need that range.

@@ -9,7 +9,7 @@ from pipeline.recipe.schema import Gates
 
 
 def broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The gates that the written files break.
+    """Finds the gates that the written files break.
 
     Args:
         gates: The recipe's limits.
@@ -36,7 +36,7 @@ def broken_gates(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, 
 
 
 def broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The gates that an engine of the written files breaks; none where no engine was measured.
+    """Finds the gates that an engine of the written files breaks; none where none was measured.
 
     Args:
         gates: The recipe's limits.
@@ -59,7 +59,7 @@ def broken_by_engine(gates: Gates, facts: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def beyond_range(activations: Mapping[str, Any]) -> str | None:
-    """What to say of activations that the checkpoint's dtype does not hold; None if there are none.
+    """Describes activations that the checkpoint's dtype does not hold; None if there are none.
 
     Args:
         activations: See :meth:`pipeline.reference.activations.Activations.as_dict`.

@@ -1,0 +1,1 @@
+"""Decides which stages run, and runs them."""
