@@ -112,7 +112,7 @@ class Pair:
     def _build(self, config: str, target: str, name: str, settings: tuple[str, ...]) -> Path:
         from pipeline.progress import Silent
         from pipeline.recipe.file import load_recipe
-        from pipeline.runner import run_recipe
+        from pipeline.running.runner import run_recipe
         from pipeline.store.build_dir import BuildDir
 
         given = [f"name={name}", f"compile.target={target}", *settings]

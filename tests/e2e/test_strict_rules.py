@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
 from ..conftest import DEMO_MODEL
-from .nvidia_calls import METRICS, drained, id_arrays, requested, streamed, tensor
+from ..metrics import METRICS
+from .nvidia_calls import drained, id_arrays, requested, streamed, tensor
 
 pytestmark = pytest.mark.strict
 

@@ -26,6 +26,9 @@ from .settings import Settings
 _EXECUTOR = "cpp/tensorrt_llm/executor/executorImpl.cpp"
 _LLM_REQUEST = "cpp/tensorrt_llm/batch_manager/llmRequest.cpp"
 _MODEL = "cpp/tensorrt_llm/batch_manager/trtGptModelInflightBatching.cpp"
+ITERATION_S = 0.002
+"""Seconds that an iteration takes at least, as on a GPU; a stop or a cancellation comes in time."""
+
 _SETUP = "cpp/tensorrt_llm/batch_manager/createNewDecoderRequests.cpp"
 
 
@@ -225,11 +228,13 @@ class Executor:
                 self._wake.wait_for(lambda: self._queued or self._active or self._shut_down)
                 if self._shut_down and not self._active:
                     return
+            started = time.monotonic()
             self._terminate_cancelled()
             self._populate_responses()
             self._fetch()
             if self._active:
                 self._forward()
+                time.sleep(max(0.0, started + ITERATION_S - time.monotonic()))
 
     def _terminate_cancelled(self) -> None:
         with self._wake:
