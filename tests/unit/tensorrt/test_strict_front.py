@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import queue
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import PROJECT
 from tests.doubles.tensorrtllm_backend.backend import decoder
 from tests.doubles.tensorrtllm_backend.backend.errors import TllmError
 from tests.doubles.tensorrtllm_backend.backend.executor import Executor, Response
@@ -423,3 +425,12 @@ class TestStart:
         path.write_text(path.read_text().replace('"world_size": 1', '"world_size": 2'))
         with pytest.raises(TllmError, match=r"MPI worldSize is expected to be equal to tp\*pp\*cp"):
             read_settings(model_config(), repository)
+
+
+def test_the_table_of_rules_names_every_test_and_no_other() -> None:
+    readme = (PROJECT / "tests/doubles/tensorrtllm_backend/README.md").read_text()
+    rows = readme.partition("## Rules")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(test_\w+)`", rows))
+    files = (Path(__file__), PROJECT / "tests/e2e/test_strict_rules.py")
+    tests = {n for f in files for n in re.findall(r"^ *def (test_\w+)", f.read_text(), re.M)}
+    assert named == tests - {"test_the_table_of_rules_names_every_test_and_no_other"}
