@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,27 @@ class TestTexts:
             with pytest.raises(Cancelled, match="cancelled"):
                 for _ in stream:
                     pass
+
+
+class TestHttp:
+    def test_the_generate_endpoints(self, strict: Any, cpu_texts: dict[str, str]) -> None:
+        body = {"text_input": PROMPT, "max_tokens": TOKENS, "end_id": -1}
+        whole = {**body, "exclude_input_in_output": True, "stop_words": "", "bad_words": ""}
+        (answer,) = posted(strict, "tensorrt_llm_bls/generate", whole)
+        assert answer["text_output"] == cpu_texts[PROMPT]
+        pieces = posted(strict, "tensorrt_llm_bls/generate_stream", {**body, "stream": True})
+        assert "".join(piece["text_output"] for piece in pieces) == cpu_texts[PROMPT]
+        assert len(pieces) > 3
+
+
+def posted(server: Any, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The answers of one of Triton's generate endpoints."""
+    sent = urllib.request.Request(
+        f"{server.http_url}/v2/models/{path}", data=json.dumps(body).encode()
+    )
+    with urllib.request.urlopen(sent, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return [json.loads(line.removeprefix("data:")) for line in lines if line.strip()]
 
 
 class TestNvidiasClients:
