@@ -89,9 +89,15 @@ class Built:
 
 @dataclass(frozen=True)
 class Pair:
-    """Builds recipes for both targets in one build directory, so that they share a checkpoint."""
+    """Builds recipes for both targets in one build directory, so that they share a checkpoint.
 
-    root: Path
+    Attributes:
+        build: The build directory.
+        machines: For what seems to be installed.
+    """
+
+    build: Path
+    machines: Path
 
     def __call__(self, config: str, *settings: str) -> Built:
         """The repositories of a recipe; ``trtllm-build`` is a double.
@@ -105,7 +111,7 @@ class Pair:
             patch.chdir(PROJECT)
             patch.setenv("HF_HUB_OFFLINE", "1")
             cpu = self._build(config, "openvino", f"{name}-cpu", settings)
-            pretend(patch, self.root / "machines" / name, sm="90", gpus="1")
+            pretend(patch, self.machines / name, sm="90", gpus="1")
             gpu = self._build(config, "tensorrt", f"{name}-gpu", settings)
         return Built(gpu, cpu)
 
@@ -118,13 +124,13 @@ class Pair:
         given = [f"name={name}", f"compile.target={target}", *settings]
         recipe = load_recipe(PROJECT / "configs" / f"{config}.yaml", given)
         recipe = recipe.model_copy(update={"evaluate": None})
-        built = run_recipe(recipe, BuildDir(self.root / "build"), Silent(), until="repository")
+        built = run_recipe(recipe, BuildDir(self.build), Silent(), until="repository")
         return Path(built.deployed["repository"])
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return Pair(tmp_path_factory.mktemp("strict"))
+def pair(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(cli.build, tmp_path_factory.mktemp("machines"))
 
 
 @pytest.fixture(scope="session")

@@ -638,12 +638,20 @@ def metric(server: Any, name: str, label: str = "") -> float:
     return float(found[1])
 
 
+def wait_for_tokens(server: Any, expected: float) -> None:
+    """They are counted when the last response has been sent."""
+    deadline = time.monotonic() + 10
+    while (found := metric(server, "nv_llm_output_token_len_sum")) != expected:
+        assert time.monotonic() < deadline, (found, expected)
+        time.sleep(0.02)
+
+
 def metrics(server: Any) -> str:
     with urllib.request.urlopen(server.metrics_url, timeout=30) as answer:
         return str(answer.read().decode())
 
 
-def test_metrics_have_upstreams_names_and_labels(strict: Any, ask: Ask) -> None:
+def test_metrics_have_upstreams_names_and_labels(strict: Any, ask: Ask, prompt: list[int]) -> None:
     # custom_metrics_reporter.cc: family, label, values.
     families = {
         "nv_trt_llm_request_metrics": (
@@ -665,8 +673,12 @@ def test_metrics_have_upstreams_names_and_labels(strict: Any, ask: Ask) -> None:
         for value in values:
             assert metric(strict, name, f'{label}="{value}"') >= 0
     assert metric(strict, "nv_trt_llm_request_metrics", 'request_type="max"') == 32
-    before = metric(strict, "nv_llm_output_token_len_sum", "total_output_tokens")
+    before = metric(strict, "nv_llm_output_token_len_sum")
     # Neither the prompt in a whole answer nor the number of responses counts.
     ask(7, streaming=False, exclude_input_in_output=one(False, bool))
     ask(5)
-    assert metric(strict, "nv_llm_output_token_len_sum", "total_output_tokens") == before + 12
+    wait_for_tokens(strict, before + 12)
+    # A batch counts once, with the tokens of the prompt that finishes last.
+    arrays = {n: np.concatenate([a] * 2) for n, a in id_arrays(prompt, 6, streaming=True).items()}
+    streamed(strict.grpc_url, ENGINE, arrays, BOTH)
+    wait_for_tokens(strict, before + 18)

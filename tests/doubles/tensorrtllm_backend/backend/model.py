@@ -54,10 +54,9 @@ class _Pending:
     request: Any
     triton_id: str
     left: set[int]
-    output_tokens: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RequestData:
     """``RequestData``: what is remembered of a prompt until its last response."""
 
@@ -68,6 +67,7 @@ class _RequestData:
     batch_size: int
     num_input_tokens: bool
     num_output_tokens: bool
+    output_tokens: int = 0
 
 
 class TritonPythonModel:
@@ -183,7 +183,7 @@ class TritonPythonModel:
             except TllmError as error:
                 message = _error(f"Error encountered while populating response: {error}")
         with self._lock:
-            data.pending.output_tokens += count
+            data.output_tokens += count
             last = final and data.pending.left == {response.request_id}
             if final:
                 self._forget(response.request_id, data)
@@ -201,9 +201,9 @@ class TritonPythonModel:
                 del self._by_triton_id[data.pending.triton_id]
 
     def _count(self, data: _RequestData) -> None:
-        """``reportCustomMetrics``, with the tokens of the request's last prompt to finish."""
+        """``reportCustomMetrics``: of a batch, the tokens of the last prompt to finish."""
         prompt, request = len(data.request.input_tokens), data.request
-        output = data.pending.output_tokens
+        output = data.output_tokens
         if not request.exclude_input and not request.streaming:
             output -= prompt
         self._metrics.finished(prompt, output)
