@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import re
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable
@@ -20,8 +21,12 @@ import tritonclient.grpc as grpcclient
 from tokenizers import Tokenizer
 from tritonclient.utils import InferenceServerException
 
+from pipeline.errors import ServerError
+from tests.doubles.tensorrtllm_backend.serving import strict_server
+
 from ..conftest import DEMO_MODEL
 from ..metrics import METRICS
+from .conftest import Built
 from .nvidia_calls import drained, id_arrays, requested, streamed, tensor
 
 pytestmark = pytest.mark.strict
@@ -649,6 +654,29 @@ def wait_for_tokens(server: Any, expected: float) -> None:
 def metrics(server: Any) -> str:
     with urllib.request.urlopen(server.metrics_url, timeout=30) as answer:
         return str(answer.read().decode())
+
+
+def test_a_model_without_a_mandatory_parameter_does_not_load(int4: Built, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(int4.gpu / ENGINE, repository / ENGINE)
+    config = repository / ENGINE / "config.pbtxt"
+    text, found = re.subn(
+        r'parameters {\s*key: "guided_decoding_backend"\s*value {[^}]*}\s*}',
+        "",
+        config.read_text(),
+    )
+    assert found == 1
+    config.unlink()
+    config.write_text(text)
+    reason = (
+        "unexpected error when creating modelInstanceState: Cannot find parameter with name: "
+        "guided_decoding_backend"
+    )
+    with (
+        pytest.raises(ServerError, match=reason),
+        strict_server(repository, int4.engine, tmp_path / "triton.log"),
+    ):
+        pass
 
 
 def test_metrics_have_upstreams_names_and_labels(strict: Any, ask: Ask, prompt: list[int]) -> None:
