@@ -472,7 +472,7 @@ def test_gives_up_when_the_model_cannot_come_back(repository: Path, log: Path) -
 def test_a_restart_that_the_machine_refuses_counts_as_one_that_failed(
     repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with TritonServer(repository, log_file=log) as server:
