@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -73,13 +74,25 @@ class Installation:
             libpython=_libpython(stub.parent, version),
         )
 
-    def link(self, runtime: Path) -> None:
-        """Fills ``runtime`` with the Python backend, ``lib`` and a Python environment."""
+    def link(self, runtime: Path, backends: Mapping[str, Path] | None = None) -> None:
+        """Fills ``runtime`` with backends, ``lib`` and a Python environment.
+
+        Args:
+            backends: Folders of more backends than Python's, by name: each holds a library
+                ``libtriton_NAME.so``, or a ``model.py`` that serves all its models.
+        """
         backend, lib = runtime / "backends" / "python", runtime / "lib"
         backend.mkdir(parents=True)
         lib.mkdir()
         for path in (*self.backend.glob("*.so"), *self.backend.glob("*.py"), self.stub):
             (backend / path.name).symlink_to(path)
+        for name, folder in (backends or {}).items():
+            (runtime / "backends" / name).symlink_to(folder)
+        if backends:
+            # For a backend that is a model.py Triton wants the library itself, no link to it.
+            for path in self.backend.glob("*.so"):
+                (backend / path.name).unlink()
+                shutil.copy(path, backend)
         _write_environment(runtime)
         if self.libpython:
             (lib / self.libpython.name).symlink_to(self.libpython)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +38,7 @@ class ServerProcess:
         flags: Command line flags beyond those that every server here gets.
         exit_timeout_s: How long a stopping server waits for requests in flight.
         log: Open file that receives the server's output.
+        backends: Folders of more backends, by name.
 
     Raises:
         ServerError: The processes could not be started.
@@ -50,6 +51,8 @@ class ServerProcess:
         flags: Sequence[str],
         exit_timeout_s: int,
         log: IO[bytes],
+        *,
+        backends: Mapping[str, Path] | None = None,
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
@@ -70,7 +73,7 @@ class ServerProcess:
             *flags,
         ]
         try:
-            installation.link(self._runtime)
+            installation.link(self._runtime, backends)
             self._link.symlink_to(self._repository)
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
             self._guardian = subprocess.Popen(

@@ -75,6 +75,8 @@ class TritonServer(RunningServer):
         ready_timeout_s: Seconds that loading the models may take.
         watchdog: Restart the server when it or one of its Python stubs dies, at most three times
             within a minute.
+        backends: Folders of more backends than Python's, by name, as in Triton's own folder of
+            backends.
         flags: More tritonserver flags, such as those for TLS. Never secrets: other users of the
             machine see them.
     """
@@ -91,12 +93,13 @@ class TritonServer(RunningServer):
         exit_timeout_s: int = 5,
         ready_timeout_s: float = 120.0,
         watchdog: bool = True,
+        backends: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
     ) -> None:
         self.repository, self.host, self.log_file = repository, host, log_file
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
-        self._extra_flags = tuple(flags)
+        self._backends, self._extra_flags = dict(backends or {}), tuple(flags)
         self._watch = watchdog
         self._watchdog: Watchdog | None = None
         self._budget = RestartBudget()
@@ -238,7 +241,12 @@ class TritonServer(RunningServer):
         offset = self._log.seek(0, 2)
         self._state = "starting"
         self._process = ServerProcess(
-            Installation.find(), self.repository, self._flags(), self._exit_timeout_s, self._log
+            Installation.find(),
+            self.repository,
+            self._flags(),
+            self._exit_timeout_s,
+            self._log,
+            backends=self._backends,
         )
         stubs, next_look = LoadingStubs(), started
         while not self.answers():

@@ -296,6 +296,23 @@ def test_a_server_that_hangs_in_its_own_exit_is_not_waited_for(
         TritonServer(repository, log_file=log, ready_timeout_s=60).start()
 
 
+def test_a_backend_that_is_a_folder_with_a_model_serves_its_models(
+    repository: Path, log: Path, tmp_path: Path
+) -> None:
+    """Triton's Python-based backends; the model's own folder holds a configuration and no code."""
+    backend = tmp_path / "counting"
+    backend.mkdir()
+    for path in (repository / "counter" / "1").glob("*.py"):
+        path.rename(backend / path.name)
+    config = repository / "counter" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "python"', 'backend: "counting"'))
+    with TritonServer(repository, log_file=log, backends={"counting": backend}) as server:
+        assert numbers(server.grpc_url, 3) == [0, 1, 2]
+        assert set(server.health().stubs.values()) == {"counter", "other"}
+    with pytest.raises(ServerError, match="unable to find backend library for backend 'counting'"):
+        TritonServer(repository, log_file=log).start()
+
+
 def failing_server(folder: Path, times: int) -> Installation:
     """The real server behind a script that dies first, as Triton was seen to die under load."""
     real, count = Installation.find(), folder / "count"
@@ -455,7 +472,7 @@ def test_gives_up_when_the_model_cannot_come_back(repository: Path, log: Path) -
 def test_a_restart_that_the_machine_refuses_counts_as_one_that_failed(
     repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with TritonServer(repository, log_file=log) as server:
