@@ -64,15 +64,6 @@ TEXT_MODELS = ("tensorrt_llm_bls", "ensemble")
 EACH_MODEL = pytest.mark.parametrize("model", TEXT_MODELS)
 BOTH_WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
 
-D2 = pytest.mark.xfail(
-    strict=True, reason="the bias of preprocessing is as wide as the tokenizer, not the engine"
-)
-D3 = pytest.mark.xfail(
-    strict=True, reason="normalize_log_probs is true, and the pieces of a stream repeat the list"
-)
-D4 = pytest.mark.xfail(strict=True, reason="nothing before the engine validates the request")
-D6 = pytest.mark.xfail(strict=True, reason="an end id after the first one stays in the answer")
-
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of the program in a process of its own."""
@@ -133,23 +124,12 @@ class TestCommands:
         assert row["ttft_ms"]["p50"] > 0
 
     def test_verify(self, verified: dict[str, dict[str, Any]]) -> None:
-        after = {"log_probs", "bad_inputs"}
         failed = {
-            name: check["reason"]
-            for name, check in verified.items()
-            if check["status"] == "failed" and name not in after
+            name: check["reason"] for name, check in verified.items() if check["status"] == "failed"
         }
         assert failed == {}
         skipped = {name for name, check in verified.items() if check["status"] == "skipped"}
         assert skipped == {"unary_call"}
-
-    @D3
-    def test_verify_log_probs(self, verified: dict[str, dict[str, Any]]) -> None:
-        assert verified["log_probs"]["status"] == "passed", verified["log_probs"]
-
-    @D4
-    def test_verify_bad_inputs(self, verified: dict[str, dict[str, Any]]) -> None:
-        assert verified["bad_inputs"]["status"] == "passed", verified["bad_inputs"]
 
 
 class TestTexts:
@@ -349,7 +329,6 @@ class TestMended:
         ):
             list(client.responses(message))
 
-    @D4
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -378,7 +357,6 @@ class TestMended:
         if model == "tensorrt_llm_bls":
             assert "TensorRT-LLM" not in str(caught.value)
 
-    @D4
     @EACH_MODEL
     def test_an_answer_that_was_cut_does_not_say_that_it_ended(
         self, strict: Any, model: str
@@ -392,7 +370,6 @@ class TestMended:
             else:
                 assert answer.finish_reason == "length"
 
-    @D3
     @BOTH_WAYS
     @EACH_MODEL
     def test_log_probs_are_one_for_each_token_and_their_sum_is_right(
@@ -413,7 +390,6 @@ class TestMended:
         assert math.isclose(sum(probs), total, rel_tol=1e-4)
         assert total < -0.1
 
-    @D3
     def test_log_probs_are_those_of_transformers(self, strict_odd: Any) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -434,7 +410,6 @@ class TestMended:
                 expected.append(float(scores.max()))
         assert list(answer.output_log_probs) == pytest.approx(expected, abs=5e-3)
 
-    @D2
     def test_a_bias_of_words_where_the_engine_has_more_tokens(self, strict_odd: Any) -> None:
         with Client(strict_odd.grpc_url) as client:
             plain = client.generate(PROMPT, max_tokens=4, end_id=-1).text
@@ -442,7 +417,6 @@ class TestMended:
             biased = client.send(_with_bias(f" {word}", -100.0), timeout=60).completion()
         assert not biased.text.startswith(f" {word}")
 
-    @D6
     def test_a_second_end_id_is_not_part_of_the_answer(self, strict_odd: Any) -> None:
         """The full stop ends the stories of this model, as <|eot_id|> does Llama 3's answers."""
         tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
@@ -455,7 +429,6 @@ class TestMended:
         ids = tokenizer.encode(PROMPTS[3] + first).ids
         assert answer.num_output_tokens == len(ids) - len(tokenizer.encode(PROMPTS[3]).ids)
 
-    @D6
     def test_it_ends_a_text_whose_last_token_it_is(self, strict_odd: Any) -> None:
         tokenizer = Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
         with Client(strict_odd.grpc_url) as client:
