@@ -54,6 +54,7 @@ from pipeline.triton.wiring import STEPS
 __all__ = [
     "BLS",
     "BLS_UNARY",
+    "CPP_BACKEND",
     "ENGINE",
     "ENSEMBLE",
     "KNOWN",
@@ -66,6 +67,9 @@ __all__ = [
     "answering_model",
     "served_models",
 ]
+
+CPP_BACKEND = "tensorrtllm"
+"""The backend that runs TensorRT-LLM engines in Triton, as ``config.pbtxt`` names it."""
 
 _PREPROCESSING = ModelContract(
     PREPROCESSING,

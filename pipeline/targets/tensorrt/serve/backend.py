@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.triton.contract import CPP_BACKEND
 from pipeline.triton.parameters import ENGINE_DIR, MOUNT, TOKENIZER_DIR, EngineModel
 
-BACKEND = "tensorrtllm"
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 """Parameters that the backend reads unconditionally: without one of them it does not load."""
@@ -72,7 +72,7 @@ def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         engine_dir=ENGINE_DIR,
         tokenizer_dir=TOKENIZER_DIR,
     )
-    return EngineModel(BACKEND, built.values, built.switched_off)
+    return EngineModel(CPP_BACKEND, built.values, built.switched_off)
 
 
 def build_parameters(

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RepositoryError
-from pipeline.targets.tensorrt.serve.backend import BACKEND, BATCHING, MANDATORY
+from pipeline.targets.tensorrt.serve.backend import BATCHING, MANDATORY
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
-from pipeline.triton.tensors import ENGINE
+from pipeline.triton.contract import CPP_BACKEND, ENGINE
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
@@ -26,8 +26,8 @@ def engine_problems(
         content: Its ``config.json``.
     """
     place, value = f"{ENGINE}/config.pbtxt", _parameter(config, "gpt_model_path")
-    if config.backend != BACKEND:
-        yield f"{place}: the backend is {config.backend!r}, not {BACKEND}"
+    if config.backend != CPP_BACKEND:
+        yield f"{place}: the backend is {config.backend!r}, not {CPP_BACKEND}"
     if not PurePosixPath(value).is_absolute():
         yield (
             f"{place}: parameter gpt_model_path: {value} is relative; the C++ backend looks for it "
