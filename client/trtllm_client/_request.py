@@ -13,6 +13,9 @@ INT32_MAX = 2**31 - 1
 # Numbers travel as 32-bit floats.
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
+GUIDE_TYPES = ("json", "json_schema", "regex", "ebnf_grammar")
+"""What a text can be kept to, by TensorRT-LLM's names."""
+
 # Not any sequence: a text is one of its own letters.
 Words = tuple[str, ...] | list[str]
 
@@ -42,6 +45,11 @@ class GenerateRequest:
         min_tokens: Tokens to generate before the end token counts.
         end_id: The token that ends the text; -1 is none.
         pad_id: The token that fills unused places.
+        guided_decoding_guide_type: What kind of guide the text must follow: ``json`` (any object or
+            array), ``json_schema``, ``regex`` or ``ebnf_grammar``. The server needs guided
+            decoding.
+        guided_decoding_guide: The schema as JSON, the expression, or the grammar, whose first rule
+            is called root; not for ``json``.
         exclude_input_in_output: Whether the answer leaves out the prompt.
         return_log_probs: Whether the answer has the log probability of each token.
         return_num_tokens: Whether the answer has the number of prompt and generated tokens.
@@ -65,6 +73,8 @@ class GenerateRequest:
     min_tokens: int | None = None
     end_id: int | None = None
     pad_id: int | None = None
+    guided_decoding_guide_type: str | None = None
+    guided_decoding_guide: str | bytes | None = None
     exclude_input_in_output: bool | None = None
     return_log_probs: bool = False
     return_num_tokens: bool = True
@@ -93,6 +103,7 @@ class GenerateRequest:
             _check_float(name, getattr(self, name), -math.inf, math.inf)
         _check_words("stop_words", self.stop_words)
         _check_words("bad_words", self.bad_words)
+        _check_guide(self.guided_decoding_guide_type, self.guided_decoding_guide, self.min_tokens)
         if self.request_id is not None:
             if not isinstance(self.request_id, str) or not self.request_id:
                 raise InvalidRequest(f"request_id must be a text, not {self.request_id!r}")
@@ -116,6 +127,8 @@ class SamplingOptions(TypedDict, total=False):
     min_tokens: int | None
     end_id: int | None
     pad_id: int | None
+    guided_decoding_guide_type: str | None
+    guided_decoding_guide: str | bytes | None
     exclude_input_in_output: bool | None
     return_log_probs: bool
     return_num_tokens: bool
@@ -201,6 +214,39 @@ def _check_words(name: str, words: object) -> None:
         _check_text(name, word)
         if not word:
             raise InvalidRequest(f"{name} has an empty text", fix="Leave it out")
+
+
+def _check_guide(kind: object, guide: object, min_tokens: object) -> None:
+    """Refuses a guide that a server would leave out, or could not follow.
+
+    TensorRT-LLM's backend takes no notice of a type that it does not know, nor of a guide without
+    one (``getGuidedDecodingParamsFromTensors``).
+    """
+    if kind is None:
+        if guide is not None:
+            raise InvalidRequest(
+                "guided_decoding_guide needs guided_decoding_guide_type",
+                fix=f"Set it to one of {', '.join(GUIDE_TYPES)}",
+            )
+        return
+    if kind not in GUIDE_TYPES:
+        known = ", ".join(GUIDE_TYPES)
+        raise InvalidRequest(f"guided_decoding_guide_type must be one of {known}, not {kind!r}")
+    if kind == "json":
+        if guide is not None:
+            raise InvalidRequest(
+                "guided_decoding_guide means nothing for the type json",
+                fix="Use the type json_schema for a schema",
+            )
+    else:
+        _check_text("guided_decoding_guide", guide)
+        if not guide:
+            raise InvalidRequest(f"guided_decoding_guide is empty; {kind} needs one")
+    if min_tokens:
+        raise InvalidRequest(
+            "min_tokens does not go with a guide, which decides where the text may end",
+            fix="Leave one of them out",
+        )
 
 
 def _check_int(name: str, value: object, low: int, high: int, *, required: bool = False) -> None:

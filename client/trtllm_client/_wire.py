@@ -30,6 +30,8 @@ _PLAIN_FIELDS = (
     "min_tokens",
     "end_id",
     "pad_id",
+    "guided_decoding_guide_type",
+    "guided_decoding_guide",
     "exclude_input_in_output",
 )
 

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .exactness import exact_properties
+from .guide_tokenizer import guide_tokenizer
 from .request import GenerationRequest, RequestError
 from .sampling import generation_config
 from .settings import TOKENS_PER_BLOCK, EngineSettings
+from .vocabulary import token_texts
 
 
 class Engine:
@@ -23,9 +25,11 @@ class Engine:
     Attributes:
         saturates: Whether INT8 is multiplied in float32, because this processor's own INT8
             products would not be exact.
+        textless: Ids without a text, which no guide allows; empty without guided decoding.
 
     Raises:
         RuntimeError: OpenVINO cannot load the engine.
+        ValueError: Guided decoding cannot follow this model's tokens.
         MemoryError: The machine has less memory than the KV cache takes.
     """
 
@@ -44,9 +48,13 @@ class Engine:
         scheduler.num_kv_blocks = settings.num_kv_blocks
         scheduler.dynamic_split_fuse = settings.dynamic_split_fuse
         scheduler.enable_prefix_caching = settings.enable_prefix_caching
-        # Text never reaches the engine; it accepts a tokenizer made from an empty directory.
-        with tempfile.TemporaryDirectory() as empty:
-            tokenizer = openvino_genai.Tokenizer(empty)
+        self.textless: frozenset[int] = frozenset()
+        if settings.guided_decoding:
+            tokenizer = self._guide_tokenizer(settings)
+        else:
+            # Text never reaches the engine; it accepts a tokenizer made from an empty directory.
+            with tempfile.TemporaryDirectory() as empty:
+                tokenizer = openvino_genai.Tokenizer(empty)
         try:
             self.pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
                 settings.engine_dir, tokenizer, scheduler, "CPU", **properties
@@ -61,6 +69,16 @@ class Engine:
                 "serve.max_tokens_in_paged_kv_cache (config.pbtxt: max_tokens_in_paged_kv_cache), "
                 "compile.max_batch_size or compile.max_seq_len"
             ) from error
+
+    def _guide_tokenizer(self, settings: EngineSettings) -> Any:
+        if settings.tokenizer is None or not settings.end_ids:
+            raise ValueError(
+                "guided decoding needs the model's tokenizer and an id that ends its texts; set "
+                "serve.guided_decoding to null (config.pbtxt: guided_decoding_backend)"
+            )
+        texts = token_texts(settings.tokenizer, settings.vocab_size, settings.end_ids)
+        self.textless = frozenset(id_ for id_, text in enumerate(texts) if not text)
+        return guide_tokenizer(self.genai, texts, min(settings.end_ids))
 
     def tensor(self, ids: npt.NDArray[np.int64]) -> Any:
         """The engine's tensor of int64 [1, n] token ids."""

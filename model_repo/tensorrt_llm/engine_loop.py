@@ -14,6 +14,7 @@ its cache (openvino_genai 2026.4): so the second one waits until the first has i
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
@@ -25,9 +26,12 @@ from .admission import Capacity, check_request
 from .engine_stats import EngineStats
 from .generation import Generation
 from .kv_blocks import KvBlocks, shared_tokens
-from .request import GenerationRequest, RequestError, Sink
+from .request import GenerationRequest, Guide, RequestError, Sink
 from .sampling import generation_config
 from .settings import TOKENS_PER_BLOCK, EngineSettings
+
+CheckGuide = Callable[[Guide, Callable[[RequestError | None], None]], None]
+"""Tries a guide and calls back, sooner or later, with why it is refused or None."""
 
 MAX_EVICTIONS = 8
 """Times in a row a request is started again without having gained a token."""
@@ -42,6 +46,8 @@ class EngineLoop:
         tensor: Makes the engine's tensor from an int64 [1, n] array.
         settings: The engine's limits.
         after_step: Called by the engine's thread after each round, with its step's seconds.
+        check_guide: Tries the guides of requests before the engine sees them.
+        textless: Ids that no guide allows.
         broken: Called last by the engine's thread, with the error, when the engine has failed and
             every request was told so; not when it fails while being closed.
     """
@@ -54,6 +60,8 @@ class EngineLoop:
         settings: EngineSettings,
         *,
         after_step: Callable[[float], None] = lambda _: None,
+        check_guide: CheckGuide = lambda _, done: done(None),
+        textless: frozenset[int] = frozenset(),
         broken: Callable[[Exception], None] = lambda _: None,
     ) -> None:
         self.stats = EngineStats(settings)
@@ -62,6 +70,8 @@ class EngineLoop:
         self._tensor = tensor
         self._settings = settings
         self._after_step = after_step
+        self._check_guide = check_guide
+        self._textless = textless
         self._broken = broken
         self._capacity = Capacity(settings)
         self._shared = KvBlocks(settings.num_kv_blocks) if settings.enable_prefix_caching else None
@@ -69,6 +79,7 @@ class EngineLoop:
         self._engine_ids = itertools.count()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
+        self._checking: list[Generation] = []
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         self._leaving: list[Generation] = []
@@ -98,7 +109,10 @@ class EngineLoop:
         """
         for request, _ in requests:
             check_request(request, self._settings)
-        generations = [Generation(request, sink) for request, sink in requests]
+        generations = [
+            Generation(request, sink, textless=self._textless if request.guide else frozenset())
+            for request, sink in requests
+        ]
         limit = self._settings.max_queue_size
         with self._wake:
             if self._failure is not None:
@@ -111,12 +125,24 @@ class EngineLoop:
                     f"Maximum queue size of {limit} has been reached, please try again later",
                     "UNAVAILABLE",
                 )
-            self._waiting.extend(generations)
             for generation in generations:
+                guided = generation.request.guide is not None
+                (self._checking if guided else self._waiting).append(generation)
                 if client_id := generation.request.client_id:
                     self._by_client_id.setdefault(client_id, []).append(generation)
             self._wake.notify()
+        for generation in generations:
+            if guide := generation.request.guide:
+                self._check_guide(guide, functools.partial(self._checked, generation))
         return generations
+
+    def _checked(self, generation: Generation, refusal: RequestError | None) -> None:
+        with self._wake:
+            if generation in self._checking:  # nobody has ended it meanwhile
+                self._checking.remove(generation)
+                generation.refusal = refusal
+                self._waiting.append(generation)
+                self._wake.notify()
 
     def cancel(self, generation: Generation) -> None:
         """Ends a request early; its sink gets an empty last response. Harmless when it is over."""
@@ -141,7 +167,7 @@ class EngineLoop:
             self._thread.join(timeout)
 
     def _in_flight(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._checking) + len(self._waiting) + len(self._running)
 
     def _run(self) -> None:
         try:
@@ -156,18 +182,28 @@ class EngineLoop:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(
-                lambda: self._closing or self._waiting or self._running or self._leaving
-            )
+            self._wake.wait_for(self._has_work)
             return not self._closing
 
+    def _has_work(self) -> bool:
+        listed = self._waiting or self._running or self._leaving
+        return bool(self._closing or listed or any(g.cancelled for g in self._checking))
+
     def _drop_cancelled(self) -> None:
+        """Ends what the client has given up, and what waits in vain."""
         with self._lock:
-            cancelled = [g for g in (*self._waiting, *self._running) if g.cancelled]
+            cancelled = [g for g in self._listed() if g.cancelled]
+            refused = [g for g in self._waiting if g.refusal is not None and not g.cancelled]
         for generation in cancelled:
             generation.done = True
             generation.sink.tokens([], [], last=True)
             self._forget(generation)
+        for generation in refused:
+            assert generation.refusal is not None
+            self._fail(generation, generation.refusal)
+
+    def _listed(self) -> list[Generation]:
+        return [*self._checking, *self._waiting, *self._running]
 
     def _start_waiting(self) -> None:
         """Starts requests in their order; one that must wait holds up those behind it."""
@@ -181,9 +217,7 @@ class EngineLoop:
             )
             if promised is None:
                 return
-            config = generation_config(
-                self._genai, request, already_generated=len(generation.generated)
-            )
+            config = generation_config(self._genai, request, already_generated=generation.kept)
             try:
                 generation.handle = self._pipeline.add_request(
                     next(self._engine_ids), self._tensor(generation.prompt()), config
@@ -224,9 +258,13 @@ class EngineLoop:
         handle = generation.handle
         before = len(generation.generated)
         complete = False
-        while not complete and handle.can_read():
-            for output in handle.read().values():
-                complete = generation.accept(output.generated_ids, output.generated_log_probs)
+        try:
+            while not complete and handle.can_read():
+                for output in handle.read().values():
+                    complete = generation.accept(output.generated_ids, output.generated_log_probs)
+        except RequestError as error:
+            self._fail(generation, error)
+            return
         self.stats.generated_tokens += len(generation.generated) - before
         self._note_blocks(generation)
         if complete:
@@ -250,7 +288,7 @@ class EngineLoop:
 
     def _start_again(self, generation: Generation) -> None:
         """Queues a request that the engine dropped, ahead of those that never ran."""
-        generation.evictions += 1
+        generation.evicted()
         self.stats.evictions += 1
         if generation.evictions > MAX_EVICTIONS:
             message = f"the engine dropped the request {MAX_EVICTIONS} times: the KV cache is full"
@@ -281,6 +319,8 @@ class EngineLoop:
         with self._lock:
             if generation in self._running:
                 self._running.remove(generation)
+            elif generation in self._checking:
+                self._checking.remove(generation)
             else:
                 self._waiting.remove(generation)
             same_id = self._by_client_id.get(generation.request.client_id)
@@ -290,7 +330,9 @@ class EngineLoop:
                     del self._by_client_id[generation.request.client_id]
 
     def _shut_down(self) -> None:
-        for generation in [*self._waiting, *self._running]:
+        with self._lock:
+            unfinished = self._listed()
+        for generation in unfinished:
             self._fail(generation, RequestError("the engine is shutting down", "UNAVAILABLE"))
         while self._pipeline.has_non_finished_requests():
             self._pipeline.step()
@@ -304,7 +346,8 @@ class EngineLoop:
         with self._lock:
             closing = self._closing
             self._failure = failure
-            generations = [*self._waiting, *self._running]
+            generations = self._listed()
+            self._checking.clear()
             self._waiting.clear()
             self._running.clear()
             self._by_client_id.clear()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .kv_blocks import Held
-from .request import GenerationRequest, Sink
+from .request import GenerationRequest, RequestError, Sink
 
 
 @dataclass(eq=False)
@@ -24,6 +24,8 @@ class Generation:
         promised: KV blocks it holds.
         held: Which ones, where they may be shared.
         evictions: Times in a row that the engine dropped it without a new token.
+        textless: Ids that no guide allows.
+        refusal: Why it is not served at all.
     """
 
     request: GenerationRequest
@@ -33,11 +35,14 @@ class Generation:
     promised: int = 0
     held: Held | None = None
     evictions: int = 0
+    textless: frozenset[int] = frozenset()
+    refusal: RequestError | None = None
     cancelled: bool = False
     done: bool = False
     arrived: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
     _at_end_id: bool = False
+    _to_repeat: int = 0
     _stop_words: dict[int, list[list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,9 +61,22 @@ class Generation:
         """Whether a token of it is yet to come, at first or anew after an eviction."""
         return not self.first_token or self.evictions > 0
 
+    @property
+    def kept(self) -> int:
+        """Tokens that are part of the prompt after an eviction.
+
+        None under a guide, which the engine follows from the first token on: it makes them again.
+        """
+        return 0 if self.request.guide is not None else len(self.generated)
+
+    def evicted(self) -> None:
+        """The engine has dropped it and will begin anew."""
+        self.evictions += 1
+        self._to_repeat = len(self.generated) - self.kept
+
     def prompt(self) -> npt.NDArray[np.int64]:
         """int64 [1, n] for the engine: the prompt and, after an eviction, what followed it."""
-        parts = (self.request.prompt, np.asarray(self.generated, np.int64))
+        parts = (self.request.prompt, np.asarray(self.generated[: self.kept], np.int64))
         return np.concatenate(parts).reshape(1, -1)
 
     def computed(self) -> list[int]:
@@ -72,19 +90,31 @@ class Generation:
         return [*self.request.prompt.tolist(), *self.generated[:newest]]
 
     def accept(self, ids: Sequence[int], log_probs: Sequence[float]) -> bool:
-        """Takes tokens from the engine, up to an end id, a stop word or the last one allowed.
+        """Takes tokens from the engine, up to the end id, a stop word or the last one allowed.
 
         Returns:
             Whether the text is complete.
+
+        Raises:
+            RequestError: The tokens leave the guide, or are not those of before an eviction.
         """
         if not self.first_token:
             self.first_token = time.perf_counter()
+        repeated = self._repeat(ids)
+        ids, log_probs = ids[repeated:], log_probs[repeated:]
+        if self._to_repeat:
+            return False
         self.evictions = 0
         start, complete = len(self.generated), False
         for token in ids:
-            if token in self.request.end_ids:
+            if token == self.request.end_id:
                 complete = self._at_end_id = True
                 break
+            if token in self.textless:
+                raise RequestError(
+                    "guided_decoding_guide: after the text so far no token of this model can "
+                    "follow it; the text would no longer keep to it"
+                )
             self.generated.append(token)
             complete = self.remaining == 0 or self._at_stop_word()
             if complete:
@@ -95,6 +125,18 @@ class Generation:
             self.done = complete
             self.sink.tokens(new, scores, last=complete)
         return complete
+
+    def _repeat(self, ids: Sequence[int]) -> int:
+        """Passes over tokens that are made a second time; returns how many of ``ids`` are."""
+        count = min(self._to_repeat, len(ids))
+        start = len(self.generated) - self._to_repeat
+        if list(ids[:count]) != self.generated[start : start + count]:
+            raise RequestError(
+                "the engine dropped the request, and made other tokens of it the second time",
+                "UNAVAILABLE",
+            )
+        self._to_repeat -= count
+        return count
 
     def _at_stop_word(self) -> bool:
         ending_so = self._stop_words.get(self.generated[-1], ())

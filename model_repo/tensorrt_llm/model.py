@@ -13,18 +13,20 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from .admission import check_stream
 from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
 from .generation import Generation
+from .guide_checker import GuideChecker
 from .metrics import EngineMetrics
 from .orphan import end_with_parent
 from .parameters import read_parameters
 from .request import RequestError
 from .request_parameters import unknown_parameters
 from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
-from .settings import read_settings
-from .tensors import Inputs, check_policy, is_stop, read_answer, read_request
+from .settings import EngineSettings, read_settings
+from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
 """Seconds a thread waits for the interpreter lock before it asks for it. Python's default, 5 ms, is
@@ -45,8 +47,11 @@ class TritonPythonModel:
                 json.loads(args["model_config"])
             ),
         )
+        self._guides = _guide_checker(self._settings)
         engine = Engine(self._settings)
         engine.warm_up(self._settings)
+        if self._guides is not None:
+            self._guides.wait_ready()
         if engine.saturates:
             pb_utils.Logger.log_warn(
                 "INT8 products saturate on this processor (it has no VNNI), so they are computed "
@@ -65,6 +70,8 @@ class TritonPythonModel:
             engine.tensor,
             self._settings,
             after_step=self._responder.publish,
+            textless=engine.textless,
+            **({"check_guide": self._guides.check} if self._guides is not None else {}),
             broken=lambda error: end_process(error, self._responder.close),
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
@@ -90,6 +97,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Ends the threads; unfinished requests get an error."""
+        if self._guides is not None:
+            self._guides.close()
         self._loop.close()
         self._responder.close()
 
@@ -107,6 +116,7 @@ class TritonPythonModel:
         rows = inputs.rows()
         check_policy(inputs, len(rows), self._settings)
         wanted = frozenset(request.requested_output_names())
+        check_outputs(wanted)
         if len(rows) > 1:
             sender = BatchSender(sender, len(rows))
         streams, requests = [], []
@@ -115,6 +125,8 @@ class TritonPythonModel:
             answer = read_answer(
                 row, wanted, wish, self._settings, batch_index=index if len(rows) > 1 else None
             )
+            if answer.streaming:
+                check_stream(wish, self._settings)
             streams.append(ResponseStream(sender, answer, self._responder.ready))
             requests.append(wish)
         generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
@@ -129,3 +141,10 @@ class TritonPythonModel:
 
     def _publish_metrics(self) -> None:
         self._metrics.publish()
+
+
+def _guide_checker(settings: EngineSettings) -> GuideChecker | None:
+    """Starts the trials before the engine is opened, so that the two load side by side."""
+    if not settings.guided_decoding or settings.tokenizer is None or not settings.end_ids:
+        return None  # the engine says what is missing
+    return GuideChecker(settings.tokenizer, settings.vocab_size, settings.end_ids)

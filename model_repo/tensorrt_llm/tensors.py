@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .answer import Answer
-from .request import GenerationRequest, RequestError
+from .guides import GUIDE, KIND, GuideError, read_guide
+from .request import GenerationRequest, Guide, RequestError
 from .sampling import read_sampling
 from .settings import EngineSettings
 
@@ -20,6 +21,7 @@ _UNSUPPORTED = {
     "embedding_bias": "embedding bias",
     "draft_input_ids": "draft tokens",
     "draft_logits": "draft tokens",
+    "draft_acceptance_threshold": "draft tokens",
     "prompt_embedding_table": "prompt tuning tables",
     "encoder_input_features": "encoder inputs",
     "cross_attention_mask": "encoder inputs",
@@ -28,9 +30,9 @@ _UNSUPPORTED = {
     "lora_task_id": "LoRA",
     "lora_weights": "LoRA",
     "lora_config": "LoRA",
-    "guided_decoding_guide": "guided decoding",
-    "guided_decoding_guide_type": "guided decoding",
     "lookahead_window_size": "lookahead decoding",
+    "lookahead_ngram_size": "lookahead decoding",
+    "lookahead_verification_set_size": "lookahead decoding",
     "context_phase_params": "disaggregated serving",
     "retention_token_range_starts": "KV cache retention",
     "retention_decode_priority": "KV cache retention",
@@ -38,10 +40,23 @@ _UNSUPPORTED = {
     "runtime_top_p_decay": "decaying top_p",
     "runtime_top_p_reset_ids": "decaying top_p",
 }
+# Each of them was tried with openvino_genai 2026.4 (docs/features.md).
+_WHY = {
+    "LoRA": "OpenVINO GenAI has one set of adapters for all its requests and ignores those of a "
+    "single one; merge the adapter into the model, or serve the tensorrt target",
+    "draft tokens": "OpenVINO GenAI takes none from a client, and its own draft models answer "
+    "sampled requests wrongly; leave it out",
+    "lookahead decoding": "OpenVINO GenAI does not do it, and it would not change the text; leave "
+    "it out, or serve the tensorrt target",
+}
 _ONE_SEQUENCE = (
     "the CPU engine has no several sequences per request, and 1 is no safe way to say so: "
     "TensorRT-LLM 1.2.1 behind Triton takes the number for no_repeat_ngram_size, which at 1 "
     "forbids every token that came before; leave it out (tensorrt_llm_bls takes 1)"
+)
+_EARLY_STOPPING = (
+    "early_stopping: TensorRT-LLM 1.2.1 behind Triton reads four bytes of this input, which has "
+    "one, and may refuse what it finds; without beams it means nothing, leave it out"
 )
 _UNSUPPORTED_FLAGS = {
     "return_context_logits": "context logits",
@@ -91,10 +106,16 @@ class Inputs:
                     f"{name} must have one row for each of the {count} prompts, got the shape "
                     f"{list(array.shape)}"
                 )
-        return [
-            Inputs({name: array[row : row + 1] for name, array in self._tensors.items()})
-            for row in range(count)
-        ]
+        return [self._row(row) if count > 1 else self for row in range(count)]
+
+    def _row(self, row: int) -> Inputs:
+        tensors = {name: array[row : row + 1] for name, array in self._tensors.items()}
+        ids, length = tensors["input_ids"], int(tensors["input_lengths"].item())
+        if not 0 <= length <= ids.shape[1]:
+            raise RequestError(
+                f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens"
+            )
+        return Inputs({**tensors, "input_ids": ids[:, :length]})
 
     def array(self, name: str) -> Array | None:
         """An optional tensor."""
@@ -148,18 +169,28 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
     ids = inputs.required("input_ids")
     _refuse_unsupported(inputs)
     length = inputs.scalar("input_lengths")
-    if length is not None and not 0 <= length <= ids.shape[1]:
-        raise RequestError(f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens")
-    end_ids, stop_words = _ends(inputs, settings)
+    if length is not None and length != ids.shape[1]:
+        raise RequestError(
+            f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens, all of which "
+            "TensorRT-LLM takes for the prompt: send the prompt without padding"
+        )
+    stop_words = word_list(inputs.array("stop_words_list"), "stop_words_list")
+    end_id = _end_id(inputs, settings)
+    guide = _guide(inputs, settings)
+    if guide is not None:
+        # The engine ends with a complete text, whatever ends the request's own; any but the
+        # request's own end id stays in the output, as a stop word does.
+        ends = ((token,) for token in sorted(guide.end_ids) if token != end_id)
+        stop_words = tuple(dict.fromkeys((*stop_words, *ends)))
     inputs.required("request_output_len")
     return GenerationRequest(
-        prompt=ids[0, :length].astype(np.int64),
+        prompt=ids[0].astype(np.int64),
         max_new_tokens=int(inputs.scalar("request_output_len")),
         sampling=read_sampling(inputs.scalar),
-        end_ids=end_ids,
-        held_back=_held_back(inputs, end_ids),
+        end_id=end_id,
         stop_words=stop_words,
         log_probs=bool(inputs.scalar("return_log_probs")),
+        guide=guide,
         client_id=client_id,
     )
 
@@ -212,9 +243,9 @@ def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
         raise RequestError(f"{name} must have the shape [1, 2, L], got {list(array.shape)}")
     ids, ends = array[0].tolist()
     words, start = [], 0
+    while ends and ends[-1] == -1:
+        ends.pop()
     for end in ends:
-        if end == -1:
-            continue
         if not start < end <= len(ids):
             raise RequestError(
                 f"{name}: the word ends must rise from 1 to {len(ids)}, but {end} follows {start}"
@@ -224,38 +255,66 @@ def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
     return tuple(words)
 
 
-def _ends(
-    inputs: Inputs, settings: EngineSettings
-) -> tuple[frozenset[int], tuple[tuple[int, ...], ...]]:
-    """End ids and stop words.
+def _end_id(inputs: Inputs, settings: EngineSettings) -> int | None:
+    """The token that ends the text; without one, and with upstream's -1, none does.
 
-    A request that names no end id ends at any of the model's, one that names an id at that one
-    only; -1 is upstream's way to ask for none at all. A stop word that is one of the model's end
-    ids is treated as such, so it is left out of the output: that is how the preprocessing model
-    names all of them.
+    The model's own end ids are for the client to know, as with the C++ backend: preprocessing
+    names the first one as ``end_id`` and the others as stop words.
     """
-    words = word_list(inputs.array("stop_words_list"), "stop_words_list")
-    own = frozenset(settings.end_ids)
     end_id = inputs.scalar("end_id")
-    if end_id is None:
-        ends = own
-    elif end_id == -1:
-        ends = frozenset()
-    elif 0 <= end_id < settings.vocab_size:
-        ends = frozenset((int(end_id),))
-    else:
+    if end_id is None or end_id == -1:
+        return None
+    if not 0 <= end_id < settings.vocab_size:
         raise RequestError(
             f"end_id is {end_id}; this model's ids are 0 to {settings.vocab_size - 1}, and -1 is "
             "for no end id"
         )
-    ends |= {word[0] for word in words if len(word) == 1 and word[0] in own}
-    return ends, tuple(word for word in words if not (len(word) == 1 and word[0] in ends))
+    return int(end_id)
 
 
-def _held_back(inputs: Inputs, end_ids: frozenset[int]) -> frozenset[int]:
-    """The end ids that min_tokens holds back: TensorRT-LLM knows the request's own one only."""
-    end_id = inputs.scalar("end_id")
-    return end_ids if end_id is None else end_ids & {int(end_id)}
+def check_outputs(wanted: Collection[str]) -> None:
+    """Refuses a request that does not ask for both the tokens and their number.
+
+    Upstream's backend fails each of its responses (model_instance_state.cc, fillTritonResponse);
+    who names no output asks for all of them.
+
+    Args:
+        wanted: Names of the outputs that the client asked for.
+
+    Raises:
+        RequestError: With upstream's text and code.
+    """
+    for name in ("output_ids", "sequence_length"):
+        if name not in wanted:
+            raise RequestError(
+                "Error encountered while populating response: "
+                f"{name} tensor must be present in list of output tensors",
+                "INTERNAL",
+            )
+
+
+def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
+    """Reads what the text must be; type and shape are checked here, not the guide itself."""
+    tensors = {name: array for name in (KIND, GUIDE) if (array := inputs.array(name)) is not None}
+    try:
+        found = read_guide(tensors)
+    except GuideError as error:
+        raise RequestError(str(error)) from error
+    if found is None:
+        return None
+    if not settings.guided_decoding:
+        raise RequestError(
+            f"{KIND} {found[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
+            "UNSUPPORTED",
+        )
+    if inputs.scalar("min_tokens"):
+        raise RequestError(
+            "min_tokens cannot be combined with a guide, which decides where the text may end; "
+            "leave one of them out"
+        )
+    return Guide(*found, frozenset(settings.end_ids))
 
 
 def check_policy(inputs: Inputs, rows: int, settings: EngineSettings) -> None:
@@ -281,12 +340,15 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     sequences = inputs.scalar("num_return_sequences")
     if sequences is not None:
         raise RequestError(f"num_return_sequences {sequences}: {_ONE_SEQUENCE}", "UNSUPPORTED")
+    if inputs.array("early_stopping") is not None:
+        raise RequestError(_EARLY_STOPPING, "UNSUPPORTED")
     if word_list(inputs.array("bad_words_list"), "bad_words_list"):
         raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
     for name, what in _UNSUPPORTED.items():
         array = inputs.array(name)
         if array is not None and array.size:
-            raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
+            why = f": {_WHY[what]}" if what in _WHY else ""
+            raise RequestError(f"{name}: the CPU engine has no {what}{why}", "UNSUPPORTED")
     for name, what in _UNSUPPORTED_FLAGS.items():
         if inputs.scalar(name):
             raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")

@@ -8,6 +8,9 @@ A response of a stream has the text that is new; with the parameter ``accumulate
 whole text so far, as upstream's model with that parameter. The text continues the prompt's, so that
 both together are the text of all token ids.
 
+An end id of the model that the engine knows as a stop word, and so leaves in its output, is neither
+part of the text nor counted.
+
 The stop words end the text at the first place where they appear in it, also when the engine's
 tokens spell them differently; they are not part of the text unless the parameter
 ``include_stop_str_in_output`` says so.
@@ -23,7 +26,7 @@ import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +37,9 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
-from .calls import CallError, Models
+from .calls import CallError, Models, greedy_when_cold
+from .end_ids import read_end_ids
+from .guides import KIND, GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
@@ -49,6 +54,15 @@ _ONLY = {
     "num_draft_tokens": (0, "draft tokens"),
     "use_draft_logits": (False, "draft tokens"),
 }
+
+# Of a request to an engine that speculates: what asks for nothing.
+_GREEDY = {
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "return_log_probs": (False,),
+}
+_NO_WORDS = ("bad_words", "embedding_bias_words")
 
 _ANSWERS_ONCE = (
     "this model answers once per request (its model_transaction_policy is not decoupled); call one "
@@ -81,8 +95,9 @@ class TritonPythonModel:
         end_with_parent()
         parameters = read_parameters(args)
         tokenizer_dir = parameters.get("tokenizer_dir", "preprocessing/1/tokenizer")
-        path = Path(args["model_repository"]).parent / tokenizer_dir / "tokenizer.json"
-        self._tokenizer = Tokenizer.from_file(str(path))
+        directory = Path(args["model_repository"]).parent / tokenizer_dir
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._end_ids = frozenset(read_end_ids(directory))
         self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
         self._accumulate = flag(parameters, "accumulate_tokens", default=False)
         self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
@@ -93,6 +108,8 @@ class TritonPythonModel:
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
+        self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
+        self._greedy = flag(parameters, "decodes_greedily", default=False)
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -118,7 +135,9 @@ class TritonPythonModel:
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
         try:
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            inputs = greedy_when_cold(
+                {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            )
             if "text_input" not in inputs:
                 # Triton counts the inputs of a request and does not look which they are.
                 raise CallError("the input text_input is missing")
@@ -150,6 +169,9 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                if self._greedy:
+                    _refuse_sampling(row)
+                _check_guide(row, served=self._guided_decoding)
             if not self._decoupled:
                 _refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -239,11 +261,13 @@ class TritonPythonModel:
             echo=not streaming and not self._excludes_input(inputs),
             facts=facts,
             count_tokens=bool(_scalar(inputs, "return_num_output_tokens")),
+            # A request that names an end id of its own ends at no other.
+            end_ids=() if "end_id" in inputs else self._end_ids,
         )
         responses = self._models.generate(
             inputs,
             tokens,
-            [*_ALWAYS, *(name for name in shared.wanted if name not in _MADE_HERE)],
+            _asked(shared.wanted),
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
             streaming=self._models.decoupled and (streaming or bool(stop_words)),
@@ -280,6 +304,67 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
         if value not in (None, only):
             unsupported = pb_utils.TritonError.UNSUPPORTED
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
+
+
+def _asked(wanted: Iterable[str]) -> list[str]:
+    """The engine's outputs that an answer with the outputs ``wanted`` is made of."""
+    asked = [*_ALWAYS, *(name for name in wanted if name not in _MADE_HERE)]
+    if "cum_log_probs" in asked and "output_log_probs" not in asked:
+        # An end id that the engine leaves in its output is taken out of the sum (text_answer.py).
+        asked.append("output_log_probs")
+    return asked
+
+
+def _refuse_sampling(inputs: dict[str, Any]) -> None:
+    """What an engine that speculates would leave out without a word.
+
+    Its decoder takes the most likely token at each place, and has neither penalties nor banned
+    words nor log probabilities (``DecodingMode::Lookahead`` in executor/types.h,
+    layers/lookaheadDecodingLayer.cpp).
+    """
+    asked = [
+        name for name, neutral in _GREEDY.items() if _scalar(inputs, name) not in (None, *neutral)
+    ]
+    # Of either, 0 is not given; neither of them is greedy decoding.
+    top_k, top_p = _scalar(inputs, "top_k") or 0, _scalar(inputs, "top_p") or 0.0
+    if top_k > 1 or (top_k < 1 and top_p > 0.0):
+        asked.append("top_k" if top_k else "top_p")
+    asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
+    if asked:
+        raise CallError(
+            f"{', '.join(asked)}: this engine was built for lookahead decoding, which takes the "
+            "most likely token at each place; leave it out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+
+
+def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:
+    """Refuses a guide that the C++ backend would ignore, or fail all its requests with.
+
+    A text that follows a guide ends with one of the model's own end ids. Where the request has
+    another, the engine goes on, and xgrammar fails on a text that it has ended
+    (GuidedDecodingConfig::validate in executor/guidedDecodingConfig.cpp warns of the mismatch).
+    """
+    try:
+        guide = read_guide(inputs)
+    except GuideError as error:
+        raise CallError(str(error)) from error
+    if guide is None:
+        return
+    if not served:
+        raise CallError(
+            f"{KIND} {guide[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+    for name in ("end_id", "min_tokens"):
+        value = _scalar(inputs, name)
+        if value is not None and (name, value) != ("min_tokens", 0):
+            raise CallError(
+                f"{name} cannot be combined with a guide, which decides where the text may end; "
+                "leave one of them out"
+            )
 
 
 def _refuse_many_answers(rows: list[dict[str, Any]]) -> None:

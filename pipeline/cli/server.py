@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.guide import read_guide
 from pipeline.cli.options import Connection, EnvOption, Invocation, Output, new_file
 from pipeline.errors import UsageError
 
@@ -93,6 +94,18 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="End before this text; repeatable.")
     ] = None,
+    json_object: Annotated[
+        bool, typer.Option(help="Make the text a JSON object or array.")
+    ] = False,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="Make the text JSON of the schema in this file.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Make the text match this regular expression as a whole.")
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Make the text follow the EBNF grammar in this file.")
+    ] = None,
     server: Connection,
     output: Output,
 ) -> None:
@@ -100,6 +113,9 @@ def generate(
     from pipeline.cli.console import print_json
     from trtllm_client import Client, GenerateRequest
 
+    kind, guide = read_guide(
+        json_object=json_object, json_schema=json_schema, regex=regex, grammar=grammar
+    )
     request = GenerateRequest(
         prompt=_standard_input() if prompt == "-" else prompt,
         max_tokens=max_tokens,
@@ -108,6 +124,8 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop_words=tuple(stop or ()),
+        guided_decoding_guide_type=kind,
+        guided_decoding_guide=guide,
     )
     request.validate()  # before a server is started for it
     pieces = []

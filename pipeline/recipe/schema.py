@@ -188,6 +188,8 @@ class ServeSection(Section):
             sequences of max_seq_len on the CPU and leaves it to the free-memory fraction on a GPU.
         kv_cache_free_gpu_mem_fraction: The share of the GPU memory left beside the engine that the
             KV cache takes.
+        kv_cache_host_memory: Memory of the host, for each rank, that keeps KV blocks for reuse
+            which the GPU has no room for; None keeps none. It needs ``enable_kv_cache_reuse``.
         enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks.
         enable_chunked_context: Whether a long prompt is spread over several engine steps.
         batch_scheduler_policy: ``guaranteed_no_evict`` starts a request when the KV cache can hold
@@ -203,6 +205,11 @@ class ServeSection(Section):
         decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
             streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
             keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
+        guided_decoding: What keeps a text to the JSON schema, regular expression or grammar of its
+            request (``guided_decoding_guide``); None refuses such requests.
+        cuda_graphs: How many CUDA graphs of generation steps are kept, which start faster than
+            their kernels one by one; there is one for each number of running sequences, so
+            ``max_batch_size`` is the most. 0 uses none.
         preprocessing_instance_count: Processes of the model that makes tokens of text.
         postprocessing_instance_count: Processes of the model that makes text of tokens for
             ``ensemble``.
@@ -215,6 +222,9 @@ class ServeSection(Section):
     kv_cache_free_gpu_mem_fraction: Annotated[
         Fraction, Unit("share of free GPU memory"), ReadBy("tensorrt")
     ] = 0.9
+    kv_cache_host_memory: Annotated[
+        Annotated[float, Field(gt=0.0)] | None, Unit("GiB"), ReadBy("tensorrt")
+    ] = None
     enable_kv_cache_reuse: bool = True
     enable_chunked_context: bool = True
     batch_scheduler_policy: Literal["guaranteed_no_evict", "max_utilization"] = (
@@ -225,6 +235,8 @@ class ServeSection(Section):
     include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Annotated[Positive, Unit("milliseconds")] = 100
     decoupled: bool | Literal["both"] = True
+    guided_decoding: Literal["xgrammar"] | None = None
+    cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt")] = 0
     preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     postprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     bls_instance_count: Annotated[Positive, Unit("processes")] = 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.recipe.section import Positive, Section, Unit
 
@@ -89,6 +89,41 @@ class PluginSection(Section):
         return values
 
 
+class LookaheadSection(Section):
+    """Lookahead decoding: several tokens a step, guessed from n-grams of the text so far.
+
+    The sizes are (W, N, G) of TensorRT-LLM's examples/lookahead; the defaults are its executor's.
+
+    Attributes:
+        window_size: N-grams that are made at a time (W).
+        ngram_size: Tokens of an n-gram (N), of which a step accepts that many at most.
+        verification_set_size: N-grams that a step tries (G).
+    """
+
+    window_size: Annotated[Positive, Unit("n-grams")] = 4
+    ngram_size: Annotated[int, Field(ge=2), Unit("tokens")] = 3
+    verification_set_size: Annotated[Positive, Unit("n-grams")] = 4
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """W, N and G."""
+        return self.window_size, self.ngram_size, self.verification_set_size
+
+    @property
+    def max_draft_len(self) -> int:
+        """Tokens that a step guesses for a sequence."""
+        return max_draft_len(*self.sizes)
+
+
+def max_draft_len(window: int, ngram: int, verification: int) -> int:
+    """``--max_draft_len`` of lookahead decoding.
+
+    The formula is that of TensorRT-LLM's examples/lookahead/README.md and of
+    ``LookaheadDecodingConfig::calculateSpeculativeResourceTuple``.
+    """
+    return (0 if ngram == 1 else ngram - 2) + (window - 1 + verification) * (ngram - 1)
+
+
 class TensorRtSection(Section):
     """Options of ``trtllm-build`` beyond the sizes; names are ``BuildConfig``'s.
 
@@ -99,6 +134,8 @@ class TensorRtSection(Section):
         gather_context_logits: Returns prompt logits, which switches KV cache reuse off; for an
             evaluation engine.
         workers: How many ranks are built at the same time, on one GPU each; None is all of them.
+        lookahead: Lookahead decoding of the text that greedy decoding gives; None decodes one token
+            a step, and samples.
         plugin_config: Options of ``PluginConfig``.
     """
 
@@ -106,6 +143,7 @@ class TensorRtSection(Section):
     kv_cache_type: Literal["paged", "continuous", "disabled"] = "paged"
     gather_context_logits: bool = False
     workers: Annotated[Positive | None, Unit("ranks")] = None
+    lookahead: LookaheadSection | None = None
     plugin_config: PluginSection = PluginSection()
 
     @model_validator(mode="after")

@@ -112,7 +112,7 @@ def run(context: StageContext) -> dict[str, Any]:
             why=str(error),
             fix=install("cpu"),
         ) from error
-    from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
+    from pipeline.triton.parameters import ENGINE_DIR, ENGINE_FILES, TOKENIZER_DIR
     from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
@@ -138,6 +138,8 @@ def run(context: StageContext) -> dict[str, Any]:
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
     tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
+    for name, make in engine.files.items():
+        (output / ENGINE_FILES / name).write_text(make(output / TOKENIZER_DIR), encoding="utf-8")
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)
@@ -173,7 +175,7 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
                 f"{name} is set, but this engine does not support it",
                 where=recipe.place(f"serve.{name}"),
                 why=reason[:1].upper() + reason[1:],
-                fix=f"Set serve.{name} to false, or leave it out",
+                fix=f"Leave serve.{name} out, or switch it off",
             )
 
 
@@ -242,7 +244,7 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="repository",
-    version=4,
+    version=5,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

@@ -11,6 +11,8 @@ Deviations, each on purpose:
 * Upstream's ``decoupled_mode`` is ``serve.decoupled``; ``both`` adds a sixth model,
   ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
+* ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
+  be wrong to ask any engine for is refused there, for the ensemble too.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).
@@ -49,11 +51,12 @@ from pipeline.triton.tensors import (
     ragged,
     scalar,
 )
-from pipeline.triton.wiring import STEPS
+from pipeline.triton.wiring import CHECKED, STEPS
 
 __all__ = [
     "BLS",
     "BLS_UNARY",
+    "CHECKED",
     "CPP_BACKEND",
     "ENGINE",
     "ENSEMBLE",
@@ -84,6 +87,7 @@ _PREPROCESSING = ModelContract(
         one("END_ID", INT32),
         one("PAD_ID", INT32),
         one("PROMPT_TABLE_EXTRA_ID", UINT64),
+        *(one(name.upper(), data_type) for name, data_type in CHECKED.items()),
     ),
     outputs=(
         Tensor("INPUT_ID", INT32, (-1,)),

@@ -7,7 +7,7 @@ moved or mounted anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -19,6 +19,8 @@ UNLIMITED_QUEUE = 256
 
 TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
 ENGINE_DIR = f"{ENGINE}/1/engine"
+ENGINE_FILES = f"{ENGINE}/1"
+"""Where :attr:`EngineModel.files` are."""
 MOUNT = PurePosixPath("/models")
 """Where the repository is inside a container."""
 
@@ -42,11 +44,16 @@ class EngineModel:
         backend: Triton backend; ``python`` needs a ``model.py``.
         parameters: ``string_value`` parameters of its config.pbtxt.
         switched_off: Why a setting of ``serve`` is false although the recipe says true, by name.
+        greedy: Whether the engine decodes greedily, whatever a request says.
+        files: Files beside the engine's folder that are made from the tokenizer that is served, by
+            name; each function takes the tokenizer's folder and returns the text.
     """
 
     backend: str
     parameters: Mapping[str, str]
     switched_off: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
+    greedy: bool = False
 
 
 def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
@@ -55,17 +62,21 @@ def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[s
         PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
         ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
-        BLS: _bls(recipe),
+        BLS: _bls(recipe, engine),
         # Otherwise the model takes its engine's transaction policy for its own.
-        BLS_UNARY: {**_bls(recipe), "tensorrt_llm_decoupled": "true"},
+        BLS_UNARY: {**_bls(recipe, engine), "tensorrt_llm_decoupled": "true"},
     }
 
 
-def _bls(recipe: Recipe) -> dict[str, str]:
+def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
     serve = recipe.serve
     # What the engine admits must also find a thread in the model before it.
     waiting = serve.max_queue_size or UNLIMITED_QUEUE
+    guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
+    greedy = {"decodes_greedily": "true"} if engine.greedy else {}
     return {
+        **guided,
+        **greedy,
         "tokenizer_dir": TOKENIZER_DIR,
         "accumulate_tokens": _flag(serve.accumulate_tokens),
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),

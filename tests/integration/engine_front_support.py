@@ -203,7 +203,9 @@ class Stubborn:
 class Front:
     """An engine loop with short calls for tests."""
 
-    def __init__(self, engine: Engine, limits: EngineSettings, pipeline: Any = None) -> None:
+    def __init__(
+        self, engine: Engine, limits: EngineSettings, pipeline: Any = None, **options: Any
+    ) -> None:
         self.engine = engine
         self.broken: list[Exception] = []
         self.loop = EngineLoop(
@@ -211,7 +213,9 @@ class Front:
             engine.genai,
             engine.tensor,
             limits,
+            textless=engine.textless,
             broken=self.broken.append,
+            **options,
         )
         self.loop.start()
 

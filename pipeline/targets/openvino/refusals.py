@@ -18,6 +18,7 @@ KV_CACHE_PRECISIONS = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "f16", "u8"
 def refuse_unsupported(recipe: Recipe, facts: ModelFacts) -> None:
     """Raises UnsupportedError for what could only fail, or be served wrongly, later."""
     _check_format(recipe)
+    _check_features(recipe)
     _check_length(recipe, facts)
     _check_precisions(recipe)
     _check_memory(recipe, facts)
@@ -42,6 +43,25 @@ def _check_format(recipe: Recipe) -> None:
             fix="Set compile.target to tensorrt, or quantize.kv_cache to null "
             "(compile.openvino.kv_cache_precision: u8 is the CPU's own 8-bit cache)",
         )
+
+
+def _check_features(recipe: Recipe) -> None:
+    serve = recipe.serve
+    for key, asked, why in (
+        (
+            "kv_cache_host_memory",
+            serve.kv_cache_host_memory is not None,
+            "The CPU's KV cache is in the host's memory already",
+        ),
+        ("cuda_graphs", serve.cuda_graphs > 0, "There are no CUDA graphs without a GPU"),
+    ):
+        if asked:
+            raise UnsupportedError(
+                f"the CPU target has no {key}",
+                where=recipe.place(f"serve.{key}"),
+                why=why,
+                fix=f"Leave serve.{key} out, or set compile.target to tensorrt",
+            )
 
 
 def _check_length(recipe: Recipe, facts: ModelFacts) -> None:

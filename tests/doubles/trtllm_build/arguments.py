@@ -53,6 +53,15 @@ INTERNAL_PLUGINS = {
     "paged_kv_cache": None,
     "manage_weights": False,
 }
+# The IntFlag SpeculativeDecodingMode; without the option it is NONE.
+SPECULATION = {
+    None: 1,
+    "draft_tokens_external": 2,
+    "medusa": 4,
+    "lookahead_decoding": 8,
+    "explicit_draft_tokens": 16,
+    "eagle": 32,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,13 +108,7 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--max_lora_rank", type=int, default=64)
     it.add_argument(
         "--speculative_decoding_mode",
-        choices=(
-            "draft_tokens_external",
-            "lookahead_decoding",
-            "medusa",
-            "explicit_draft_tokens",
-            "eagle",
-        ),
+        choices=tuple(name for name in SPECULATION if name),
     )
     it.add_argument("--max_draft_len", type=int, default=0)
     for name, values, default in PLUGINS:

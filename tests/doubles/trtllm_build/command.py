@@ -52,6 +52,8 @@ def main() -> int:
 
 
 def _build(arguments: Any) -> int:
+    if arguments.gather_context_logits and arguments.max_draft_len > 0:
+        raise RuntimeError("Gather context logits is not support with draft len > 0. ")
     directory, output = Path(arguments.checkpoint_dir), Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     config = checkpoint.read_config(directory, log)
@@ -124,7 +126,7 @@ def build_config(arguments: Any, plugins: dict[str, Any]) -> dict[str, Any]:
         "kv_cache_type": cache_type,
         "strongly_typed": True,
         "force_num_profiles": None,
-        "speculative_decoding_mode": 1,
+        "speculative_decoding_mode": command_line.SPECULATION[values["speculative_decoding_mode"]],
         "use_refit": False,
         "lora_config": {"lora_dir": [], "max_lora_rank": 64},
         "use_strip_plan": values["strip_plan"],

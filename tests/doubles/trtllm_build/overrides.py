@@ -24,6 +24,7 @@ def apply(build: dict[str, Any], config: dict[str, Any], sm: int, log: Log) -> N
     _lengths(build, config, log)
     _step(build, plugins, log)
     _fusions(plugins, config, log)
+    _speculation(build, log)
     _attention(plugins, config["quantization"], sm, log)
     _refuse(config["quantization"], sm)
     _optimize(plugins)
@@ -107,6 +108,22 @@ def _fusions(plugins: dict[str, Any], config: dict[str, Any], log: Log) -> None:
         off("user_buffer")
     if plugins["norm_quant_fusion"] and config["quantization"]["quant_algo"] != "NVFP4":
         off("norm_quant_fusion")
+
+
+def _speculation(build: dict[str, Any], log: Log) -> None:
+    if build["speculative_decoding_mode"] == 1:
+        return
+    length, draft = build["max_seq_len"], build["max_draft_len"]
+    build["max_seq_len"] = length + draft
+    log("I", f"Increasing max_seq_len ({length}) by max_draft_len ({draft})")
+    tokens = build["max_batch_size"] * (draft + 1)
+    if build["max_num_tokens"] < tokens:
+        log(
+            "I",
+            f"max_num_tokens ({build['max_num_tokens']}) is smaller than max_batch_size * "
+            f"(max_draft_len + 1). New max_num_tokens is set to {tokens}.",
+        )
+        build["max_num_tokens"] = tokens
 
 
 def _attention(plugins: dict[str, Any], quantization: dict[str, Any], sm: int, log: Log) -> None:

@@ -121,6 +121,25 @@ def test_prediction_and_double_agree_on_the_evaluation_engine(
     assert found["max_seq_len"] >= longest + 1
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("lookahead", [(4, 3, 4), (7, 7, 7), (1, 2, 1)])
+def test_prediction_and_double_agree_on_lookahead(
+    lookahead: tuple[int, int, int], sizes: dict[str, int], tmp_path: Path
+) -> None:
+    config, facts = load_config(tmp_path, quantization="float16")
+    names = ("window_size", "ngram_size", "verification_set_size")
+    options = {"lookahead": dict(zip(names, lookahead, strict=True))}
+    requested = BuildConfig.from_recipe(recipe("float16", options=options, **sizes))
+    expected = effective(requested, facts, 90).config.as_dict()
+    del expected["plugin_config"]["nccl_plugin"]
+    found = upstream(requested, config, 90)
+    assert compare(found, expected) == []
+    assert found["speculative_decoding_mode"] == 8
+    plain = upstream(BuildConfig.from_recipe(recipe("float16", **sizes)), config, 90)
+    assert found["max_seq_len"] == plain["max_seq_len"] + found["max_draft_len"]
+    assert found["max_num_tokens"] >= found["max_batch_size"] * (found["max_draft_len"] + 1)
+
+
 @pytest.mark.parametrize("sm", [70, 75])
 @pytest.mark.parametrize("quantization", ALGOS)
 def test_the_preflight_alone_knows_that_old_gpus_have_no_kernels(

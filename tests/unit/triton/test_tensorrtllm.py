@@ -10,6 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.tensorrt import LookaheadSection
 from pipeline.triton.contract import MODELS
 from tests.unit.triton import tensorrt
 from tests.unit.triton.by_target import engine_model, render_configs
@@ -39,7 +41,9 @@ REVIEW: list[tuple[str, str | None, str]] = [
     ("iter_stats_max_iterations", "1000", "the default; 0 would empty the metrics"),
     ("request_stats_max_iterations", "0", "nothing reads them"),
     ("enable_kv_cache_reuse", "true", "all three engines have paged context attention"),
-    ("normalize_log_probs", "true", "the default"),
+    # samplingTopKKernels.cu takes the logarithm of the sum over the tokens that top_k leaves off
+    # every score but not off their sum: a greedy text would score 0 everywhere.
+    ("normalize_log_probs", "false", "log p over the whole vocabulary, as OpenAI's"),
     ("enable_chunked_context", "true", "all three engines have paged context attention"),
     ("gpu_device_ids", None, "the launcher decides which GPUs a server sees"),
     ("participant_ids", None, "only for an orchestrator that does not spawn its workers"),
@@ -232,7 +236,11 @@ def test_what_the_engine_cannot_do_is_off_with_the_reason(
         ({"remove_input_padding": False}, r"in-flight batching needs remove_input_padding,"),
         ({"kv_cache_type": "CONTINUOUS"}, r"in-flight batching needs kv_cache_type PAGED,"),
         ({"logits_dtype": "float16"}, r"Its logits are float16, .* TYPE_FP32"),
-        ({"speculative_decoding_mode": 2}, r"built for speculative decoding"),
+        ({"speculative_decoding_mode": 2}, r"built for speculative decoding of kind 2"),
+        (
+            {"speculative_decoding_mode": 8, "max_draft_len": 15},
+            r"guesses 0 tokens by the recipe, and the engine was built for 15",
+        ),
         ({"max_beam_width": 0}, r"max_beam_width 1 is more than the 0 it was built for"),
     ],
 )
@@ -266,3 +274,56 @@ def test_a_backend_that_answers_once() -> None:
     engine = parse(texts["tensorrt_llm"])
     assert engine.backend == "tensorrtllm"
     assert not any(parse(text).model_transaction_policy.decoupled for text in texts.values())
+
+
+def test_guided_decoding_has_a_file_of_the_tokenizer() -> None:
+    # getGuidedDecodingConfigFromParams: with one of the two empty it is off without a word.
+    found = values(rendered(guided_decoding="xgrammar"))
+    assert found["guided_decoding_backend"] == "xgrammar"
+    path = "/models/tensorrt_llm/1/xgrammar_tokenizer_info.json"
+    assert found["xgrammar_tokenizer_info_path"] == path
+    model = engine_model(tensorrt.recipe(guided_decoding="xgrammar"), tensorrt.engine_config())
+    assert list(model.files) == ["xgrammar_tokenizer_info.json"]
+    assert not engine_model(tensorrt.recipe(), tensorrt.engine_config()).files
+
+
+def test_features_of_the_runtime_reach_the_backend() -> None:
+    found = values(rendered(kv_cache_host_memory=1.5, cuda_graphs=12))
+    assert found["kv_cache_host_memory_bytes"] == "1610612736"
+    assert found["cuda_graph_mode"] == "true"
+    assert found["cuda_graph_cache_size"] == "12"
+
+
+def test_an_engine_without_reuse_keeps_nothing_on_the_host() -> None:
+    built = engine_model(
+        tensorrt.recipe(kv_cache_host_memory=1.5), _changed(use_paged_context_fmha=False)
+    )
+    assert built.parameters["kv_cache_host_memory_bytes"] == "0"
+    assert "built without use_paged" in built.switched_off["kv_cache_host_memory"]
+
+
+def _lookahead() -> Recipe:
+    """The first golden recipe, with lookahead decoding of (4, 3, 4)."""
+    plain = tensorrt.recipe()
+    options = plain.compile.tensorrt.model_copy(update={"lookahead": LookaheadSection()})
+    section = plain.compile.model_copy(update={"tensorrt": options})
+    return plain.model_copy(update={"compile": section})
+
+
+def test_lookahead_decoding_has_its_sizes() -> None:
+    engine = _changed(speculative_decoding_mode=8, max_draft_len=15)
+    texts = render_configs(_lookahead(), engine)
+    sizes = {
+        "decoding_mode": "lookahead",
+        "lookahead_window_size": "4",
+        "lookahead_ngram_size": "3",
+        "lookahead_verification_set_size": "4",
+    }
+    assert sizes.items() <= values(parse(texts["tensorrt_llm"])).items()
+    assert values(parse(texts["tensorrt_llm_bls"]))["decodes_greedily"] == "true"
+
+
+@pytest.mark.parametrize("changes", [{}, {"speculative_decoding_mode": 8, "max_draft_len": 14}])
+def test_lookahead_decoding_needs_its_engine(changes: dict[str, Any]) -> None:
+    with pytest.raises(RepositoryError, match=r"guesses 15 tokens by the recipe"):
+        render_configs(_lookahead(), _changed(**changes))

@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from tokenizers import Tokenizer
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
@@ -106,6 +108,12 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (_parameter("tokenizer_dir", None), r"the parameter tokenizer_dir is missing; without it"),
     (_parameter("guided_decoding_backend", None), r"guided_decoding_backend is missing; without"),
     (_parameter("xgrammar_tokenizer_info_path", None), r"xgrammar_tokenizer_info_path is missing"),
+    (_parameter("guided_decoding_backend", "xgrammar"), r"go together; one of them is empty"),
+    (_parameter("guided_decoding_backend", "outlines"), r"is 'outlines', not xgrammar"),
+    (
+        _parameter("xgrammar_tokenizer_info_path", "/models/tensorrt_llm/1/info.json"),
+        r"xgrammar_tokenizer_info_path: there is no /models/tensorrt_llm/1/info\.json",
+    ),
     (_parameter("gpt_model_type", "inflight_fused"), r"gpt_model_type is 'inflight_fused', not"),
     (_parameter("max_beam_width", "4"), r"max_beam_width is '4'; the engine was built for 1 to 1"),
     (
@@ -120,6 +128,11 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda r: (r / ENGINE / "rank2.engine").write_text("of another engine"),
         r"engine/rank2\.engine is not one of the engine's 2 ranks",
+    ),
+    (_parameter("decoding_mode", "lookahead"), r"the engine was not built for lookahead decoding"),
+    (
+        _engine(speculative_decoding_mode=8),
+        r"'top_k_top_p', and the engine was built for lookahead",
     ),
     (_engine(tp_size=4), r"world_size is 2, but tp_size 4 x pp_size 1 is 4"),
     (_engine(version="1.0.0"), r"built with TensorRT-LLM 1\.0\.0, not 1\.2\.1"),
@@ -190,3 +203,43 @@ def test_a_default_that_the_engine_cannot_do_is_a_fact(context: StageContext) ->
         match=r"enable_chunked_context is set, .* does not support it\. The engine",
     ):
         stage.check(asked, artifact)
+
+
+def test_guided_decoding_gets_the_tokenizer_that_is_served(context: StageContext) -> None:
+    guided = tensorrt.recipe(QWEN_7B, guided_decoding="xgrammar")
+    stage.run(replace(context, recipe=guided))
+    model = context.output / "tensorrt_llm"
+    config = text_format.Parse((model / "config.pbtxt").read_text(), proto.ModelConfig())
+    path = local_path(
+        context.output, config.parameters["xgrammar_tokenizer_info_path"].string_value
+    )
+    info = json.loads(path.read_text())
+    assert info["stop_token_ids"] == [7, 8, 1]
+    served = context.output / "preprocessing/1/tokenizer/tokenizer.json"
+    assert info["tokenizer_str"] == served.read_text()
+    tokenizer = Tokenizer.from_file(str(served))
+    assert len(info["encoded_vocab"]) == tokenizer.get_vocab_size()
+    bls = text_format.Parse(
+        (context.output / "tensorrt_llm_bls/config.pbtxt").read_text(), proto.ModelConfig()
+    )
+    assert bls.parameters["guided_decoding_backend"].string_value == "xgrammar"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (("4", "3", "4"), None),
+        (("4", "3", "5"), r"of 4, 3, 5 guesses 17 tokens, and the engine was built for 15"),
+        (("4", "3", ""), r"needs the three sizes"),
+    ],
+)
+def test_lookahead_sizes_fit_the_engine(
+    repository: Path, sizes: tuple[str, str, str], expected: str | None
+) -> None:
+    _engine(speculative_decoding_mode=8, max_draft_len=15)(repository)
+    _parameter("decoding_mode", "lookahead")(repository)
+    for name, size in zip(("window", "ngram", "verification_set"), sizes, strict=True):
+        _parameter(f"lookahead_{name}_size", size)(repository)
+    found = problems(repository)
+    assert len(found) == (expected is not None)
+    assert expected is None or re.search(expected, found[0])

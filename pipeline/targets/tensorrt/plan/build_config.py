@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.formats import FORMATS, FP8_KV_CACHE, kv_cache_algo
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.tensorrt import PluginSection
+from pipeline.targets.tensorrt.speculation import SPECULATION, SpeculationName
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
 
@@ -91,6 +92,8 @@ class BuildConfig:
         max_num_tokens: Packed tokens per engine step.
         opt_num_tokens: Tokens per step that kernels are chosen for; None with several profiles.
         gather_context_logits: Returns the logits of prompt tokens.
+        speculative_decoding_mode: How tokens are guessed; None guesses none.
+        max_draft_len: Tokens that are guessed for a sequence in a step.
         workers: Ranks built at the same time; trtllm-build takes at most one per visible GPU.
         input_timing_cache: A timing cache to start from.
         output_timing_cache: Where the timing cache goes. ``trtllm-build`` would write
@@ -105,6 +108,8 @@ class BuildConfig:
     max_beam_width: int = 1
     kv_cache_type: KvCacheType = "paged"
     gather_context_logits: bool = False
+    speculative_decoding_mode: SpeculationName | None = None
+    max_draft_len: int = 0
     plugin_config: PluginConfig = PluginConfig()
     workers: int = 1
     input_timing_cache: Path | None = None
@@ -135,6 +140,8 @@ class BuildConfig:
             max_beam_width=section.max_beam_width,
             kv_cache_type=options.kv_cache_type,
             gather_context_logits=options.gather_context_logits,
+            speculative_decoding_mode="lookahead_decoding" if options.lookahead else None,
+            max_draft_len=options.lookahead.max_draft_len if options.lookahead else 0,
             plugin_config=plugins,
             workers=options.workers or section.tensor_parallel * section.pipeline_parallel,
         )
@@ -161,6 +168,8 @@ class BuildConfig:
             max_num_tokens=max(longest, self.plugin_config.tokens_per_block),
             opt_num_tokens=None,
             gather_context_logits=True,
+            speculative_decoding_mode=None,
+            max_draft_len=0,
         )
 
     def flags(self) -> list[str]:
@@ -177,6 +186,9 @@ class BuildConfig:
             flags += ["--opt_num_tokens", str(self.opt_num_tokens)]
         if self.gather_context_logits:
             flags += ["--gather_context_logits"]
+        if self.speculative_decoding_mode is not None:
+            flags += ["--speculative_decoding_mode", self.speculative_decoding_mode]
+            flags += ["--max_draft_len", str(self.max_draft_len)]
         flags += self.plugin_config.flags()
         flags += ["--workers", str(self.workers)]
         if self.input_timing_cache:
@@ -188,6 +200,7 @@ class BuildConfig:
     def as_dict(self) -> dict[str, Any]:
         """The options that decide the engine, under upstream's names; no paths, no workers."""
         values = asdict(self)
+        values["speculative_decoding_mode"] = SPECULATION[self.speculative_decoding_mode]
         for name in ("workers", "input_timing_cache", "output_timing_cache"):
             del values[name]
         return values

@@ -44,6 +44,11 @@ def _engine(preview: EnginePreview) -> Iterator[str]:
     plugins = config.plugin_config
     shown = (f"{name} {_value(getattr(plugins, name))}" for name in SHOWN_PLUGINS)
     yield f"  kv_cache_type {config.kv_cache_type}, {', '.join(shown)}"
+    if config.speculative_decoding_mode:
+        yield (
+            f"  speculative_decoding_mode {config.speculative_decoding_mode}, "
+            f"max_draft_len {config.max_draft_len}"
+        )
     reuse, chunked = (
         preview.served("enable_kv_cache_reuse"),
         preview.served("enable_chunked_context"),
@@ -58,10 +63,17 @@ def _memory(preview: EnginePreview) -> Iterator[str]:
     yield f"  weights            {memory_size(memory.weights)}"
     yield f"  activations        {memory_size(memory.activations)}  at most, an estimate"
     yield f"  runtime            {memory_size(memory.runtime)}  an allowance"
+    if memory.cuda_graphs:
+        yield f"  CUDA graphs        {memory_size(memory.cuda_graphs)}  at most"
     yield (
         f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
         f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"
     )
+    if memory.host_kv_tokens:
+        yield (
+            f"  KV cache, host     {memory_size(memory.host_kv_cache)}  "
+            f"{memory.host_kv_tokens} tokens, of the host's memory"
+        )
     if memory.gpu_memory is None or memory.kv_pool is None:
         return
     yield f"  GPU                {memory_size(memory.gpu_memory)}"

@@ -27,6 +27,8 @@ from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 RUNTIME_BYTES = GIB
 COMMUNICATION_BYTES = GIB // 2
 """Allowance for NCCL and all-reduce buffers where there is more than one rank."""
+CUDA_GRAPH_BYTES = 10 * 10**6
+"""The largest graph by upstream's remark, "one graph is 4-10MB of GPU memory"."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class MemoryPlan:
         kv_pool: What is left for the KV cache at the free fraction; None without a GPU.
         kv_tokens: Tokens in the pool, in whole blocks.
         sequences: Sequences of max_seq_len that run together, at most max_batch_size.
+        cuda_graphs: Upper bound of the CUDA graphs that are kept.
+        host_kv_cache: Memory of the host for KV blocks, in whole blocks.
+        host_kv_tokens: Tokens in it.
     """
 
     weights: int
@@ -54,11 +59,14 @@ class MemoryPlan:
     kv_pool: int | None = None
     kv_tokens: int | None = None
     sequences: int | None = None
+    cuda_graphs: int = 0
+    host_kv_cache: int = 0
+    host_kv_tokens: int = 0
 
     @property
     def fixed(self) -> int:
         """What is taken before the KV cache is sized."""
-        return self.weights + self.activations + self.runtime
+        return self.weights + self.activations + self.runtime + self.cuda_graphs
 
 
 def plan_memory(
@@ -75,12 +83,16 @@ def plan_memory(
     per_token = kv_bytes_per_token(checkpoint)
     block = config.plugin_config.tokens_per_block
     blocks_per_sequence = -(-config.max_seq_len // block)
+    host_blocks = host_kv_bytes(serve) // per_token // block
     plan = MemoryPlan(
         weights=weight_bytes(checkpoint),
         activations=activation_bytes(config, checkpoint),
         runtime=RUNTIME_BYTES + (COMMUNICATION_BYTES if checkpoint.world_size > 1 else 0),
         kv_bytes_per_token=per_token,
         kv_bytes_per_sequence=blocks_per_sequence * block * per_token,
+        cuda_graphs=cuda_graph_bytes(config, checkpoint, serve),
+        host_kv_cache=host_blocks * block * per_token,
+        host_kv_tokens=host_blocks * block,
     )
     if gpu is None:
         return plan
@@ -95,6 +107,21 @@ def plan_memory(
         kv_tokens=blocks * block,
         sequences=min(blocks // blocks_per_sequence, config.max_batch_size),
     )
+
+
+def host_kv_bytes(serve: ServeSection) -> int:
+    """What the recipe gives of the host's memory to the KV cache of one rank."""
+    return int((serve.kv_cache_host_memory or 0) * GIB)
+
+
+def cuda_graph_bytes(config: BuildConfig, checkpoint: CheckpointFacts, serve: ServeSection) -> int:
+    """Upper bound of the CUDA graphs that are kept.
+
+    The runtime keeps at most max_batch_size of them for each micro batch, of which pipeline
+    parallelism has one a stage (batch_manager/trtGptModelInflightBatching.cpp).
+    """
+    kept = min(serve.cuda_graphs, config.max_batch_size) * checkpoint.pp_size
+    return kept * CUDA_GRAPH_BYTES
 
 
 def weight_bytes(checkpoint: CheckpointFacts) -> int:
@@ -122,7 +149,8 @@ def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
     """Upper bound of the execution context; the formula is in the module's docstring."""
     model, share = checkpoint.model, checkpoint.share
     values = 4 * model.hidden_size + share.qkv_rows + 3 * share.inner_rows
-    logit_rows = config.max_num_tokens if config.gather_context_logits else config.max_batch_size
+    generated = config.max_batch_size * (config.max_draft_len + 1)
+    logit_rows = config.max_num_tokens if config.gather_context_logits else generated
     logits = logit_rows * model.vocab_size * 4
     return config.max_num_tokens * values * checkpoint.bytes_per_value + logits
 

@@ -167,6 +167,39 @@ def _fusions(
         yield _off("norm_quant_fusion", "It needs NVFP4 weights")
 
 
+def _speculation(
+    config: BuildConfig, _checkpoint: CheckpointFacts, _gpu: Gpu | None
+) -> Iterator[Override]:
+    draft, key = config.max_draft_len, "compile.tensorrt.lookahead"
+    if config.speculative_decoding_mode is None:
+        return
+    length = config.max_seq_len + draft
+    yield (
+        {"max_seq_len": length},
+        Finding(
+            "note",
+            key,
+            f"max_seq_len {config.max_seq_len} becomes {length}",
+            f"Each step needs room for {draft} guessed tokens behind the text",
+            f"No action needed: prompt and answer have {config.max_seq_len} tokens as before",
+        ),
+    )
+    step = config.max_batch_size * (draft + 1)
+    if config.max_num_tokens < step:
+        yield (
+            {"max_num_tokens": step},
+            Finding(
+                "warning",
+                "compile.max_num_tokens",
+                f"max_num_tokens {config.max_num_tokens} becomes {step}",
+                f"A step must hold {draft} guessed tokens and one more for each of "
+                f"max_batch_size {config.max_batch_size} sequences",
+                f"Set compile.max_num_tokens to {step}, lower compile.max_batch_size, or make the "
+                f"sizes of {key} smaller",
+            ),
+        )
+
+
 def _attention(
     config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None
 ) -> Iterator[Override]:
@@ -245,6 +278,7 @@ RULES: tuple[Callable[[BuildConfig, CheckpointFacts, Gpu | None], Iterator[Overr
     _clip_input_length,
     _bound_step,
     _fusions,
+    _speculation,
     _attention,
 )
 """In the order in which upstream applies them."""

@@ -16,7 +16,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
-from pipeline.targets.tensorrt.plan import rules
+from pipeline.targets.tensorrt.plan import features, rules
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
@@ -132,6 +132,7 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
     findings = (
         *effective.findings,
         *rules.check_serving(recipe, effective.config),
+        *features.check_features(recipe, checkpoint, effective.config, memory),
         *check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )
@@ -158,7 +159,8 @@ def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         "the compile stage cannot run on this machine",
         f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
         "command that builds the engine elsewhere",
-        "Run on the GPU machine, or set compile.target to openvino to serve on this one",
+        "Run on the GPU machine, build there with the script of plan --script, or set "
+        "compile.target to openvino to serve on this one",
     )
     findings = (*preview.effective.findings, finding)
     return replace(preview, effective=replace(preview.effective, findings=findings))

@@ -12,37 +12,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.errors import RepositoryError, UnsupportedError
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, ServeSection
+from pipeline.targets.tensorrt.plan.memory import host_kv_bytes
+from pipeline.targets.tensorrt.serve import tokenizer_info
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.contract import CPP_BACKEND
-from pipeline.triton.parameters import ENGINE_DIR, MOUNT, TOKENIZER_DIR, EngineModel
+from pipeline.triton.parameters import (
+    ENGINE_DIR,
+    ENGINE_FILES,
+    MOUNT,
+    TOKENIZER_DIR,
+    EngineModel,
+)
 
+BACKEND = CPP_BACKEND
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 """Parameters that the backend reads unconditionally: without one of them it does not load."""
 
 BATCHING = ("inflight_fused_batching", "inflight_batching")
 
-# The backend's own defaults, stated so that its log has no warnings and a later change is a diff.
+# The backend's own defaults but for one, stated so that its log has no warnings and a later change
+# is a diff. Normalised log probabilities would be shares of the tokens that top_k leaves: always 0
+# for a greedy text, while their sum, which is never normalised, is not (samplingTopKKernels.cu).
 _DEFAULTS: Mapping[str, str] = {
-    "cuda_graph_cache_size": "0",
-    "cuda_graph_mode": "false",
-    "decoding_mode": "top_k_top_p",
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
     "gpu_weights_percent": "1.0",
     "iter_stats_max_iterations": "1000",
-    "kv_cache_host_memory_bytes": "0",
     "kv_cache_onboard_blocks": "true",
     "lora_cache_gpu_memory_fraction": "0.05",
     "lora_cache_host_memory_bytes": "1073741824",
     "lora_cache_max_adapter_size": "64",
     "lora_cache_optimal_adapter_size": "8",
     "multi_block_mode": "true",
-    "normalize_log_probs": "true",
+    "normalize_log_probs": "false",
     "num_nodes": "1",
     "recv_poll_period_ms": "0",
     "request_stats_max_iterations": "0",
@@ -66,13 +74,16 @@ class BackendParameters:
 
 def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
     """The C++ backend of TensorRT-LLM."""
-    built = build_parameters(
-        recipe,
-        TrtEngine.from_config(engine),
-        engine_dir=ENGINE_DIR,
-        tokenizer_dir=TOKENIZER_DIR,
-    )
-    return EngineModel(CPP_BACKEND, built.values, built.switched_off)
+    facts = TrtEngine.from_config(engine)
+    built = build_parameters(recipe, facts, engine_dir=ENGINE_DIR, tokenizer_dir=TOKENIZER_DIR)
+    files = {}
+    if recipe.serve.guided_decoding:
+        files[tokenizer_info.FILE_NAME] = partial(
+            tokenizer_info.tokenizer_info,
+            vocab_size=facts.vocab_size,
+            where=recipe.place("serve.guided_decoding"),
+        )
+    return EngineModel(BACKEND, built.values, built.switched_off, files, greedy=facts.lookahead)
 
 
 def build_parameters(
@@ -107,10 +118,16 @@ def build_parameters(
     }
     granted = {name: _flag(want and not why) for name, (want, why) in asked.items()}
     switched_off = {name: why for name, (want, why) in asked.items() if want and why}
+    no_host_cache = engine.kv_reuse_obstacle()
+    if serve.kv_cache_host_memory and no_host_cache:
+        switched_off["kv_cache_host_memory"] = no_host_cache
     values = {
         **_DEFAULTS,
         **granted,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+        # Above 0 without the mode, the number has no effect (ExtendedRuntimePerfKnobConfig).
+        "cuda_graph_cache_size": str(serve.cuda_graphs),
+        "cuda_graph_mode": _flag(serve.cuda_graphs > 0),
         "batch_scheduler_policy": serve.batch_scheduler_policy,
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
@@ -119,17 +136,39 @@ def build_parameters(
         # report a wrong one as something else.
         "gpt_model_path": str(MOUNT / engine_dir),
         "gpt_model_type": BATCHING[0],
-        # Empty switches guided decoding off; the C++ backend needs a vocabulary file for it.
-        "guided_decoding_backend": "",
+        **_guided_decoding(serve),
+        **_decoding_mode(recipe),
+        "kv_cache_host_memory_bytes": str(0 if no_host_cache else host_kv_bytes(serve)),
         "kv_cache_free_gpu_mem_fraction": str(serve.kv_cache_free_gpu_mem_fraction),
         "max_beam_width": str(recipe.compile.max_beam_width),
         "max_queue_size": str(serve.max_queue_size),
         "tokenizer_dir": str(MOUNT / tokenizer_dir),
-        "xgrammar_tokenizer_info_path": "",
     }
     if serve.max_tokens_in_paged_kv_cache is not None:
         values["max_tokens_in_paged_kv_cache"] = str(serve.max_tokens_in_paged_kv_cache)
     return BackendParameters(values, switched_off)
+
+
+def _guided_decoding(serve: ServeSection) -> dict[str, str]:
+    """Both are empty where it is off; the backend reads them unconditionally."""
+    path = MOUNT / ENGINE_FILES / tokenizer_info.FILE_NAME
+    return {
+        "guided_decoding_backend": serve.guided_decoding or "",
+        "xgrammar_tokenizer_info_path": str(path) if serve.guided_decoding else "",
+    }
+
+
+def _decoding_mode(recipe: Recipe) -> dict[str, str]:
+    """The backend loads no lookahead engine without the three sizes."""
+    lookahead = recipe.compile.tensorrt.lookahead
+    if lookahead is None:
+        return {"decoding_mode": "top_k_top_p"}
+    return {
+        "decoding_mode": "lookahead",
+        "lookahead_window_size": str(lookahead.window_size),
+        "lookahead_ngram_size": str(lookahead.ngram_size),
+        "lookahead_verification_set_size": str(lookahead.verification_set_size),
+    }
 
 
 def _check(recipe: Recipe, engine: TrtEngine) -> None:
@@ -138,6 +177,14 @@ def _check(recipe: Recipe, engine: TrtEngine) -> None:
         found.append(
             f"max_beam_width {recipe.compile.max_beam_width} is more than the "
             f"{engine.max_beam_width} it was built for"
+        )
+    lookahead = recipe.compile.tensorrt.lookahead
+    wanted = lookahead.max_draft_len if lookahead else 0
+    built = engine.max_draft_len if engine.lookahead else 0
+    if wanted != built:
+        found.append(
+            f"lookahead decoding guesses {wanted} tokens by the recipe, and the engine was built "
+            f"for {built}"
         )
     if found:
         raise RepositoryError(

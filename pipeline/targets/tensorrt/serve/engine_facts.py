@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RepositoryError
+from pipeline.targets.tensorrt.speculation import SPECULATION
 from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 
-# SpeculativeDecodingMode.NONE, as BuildConfig writes it.
-_NO_SPECULATION = 1
+# SpeculativeDecodingMode, as BuildConfig writes it.
+_NO_SPECULATION = SPECULATION[None]
+_LOOKAHEAD = SPECULATION["lookahead_decoding"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class TrtEngine:
     Attributes:
         version: The TensorRT-LLM that built it.
         max_seq_len: Prompt plus generated tokens, at most.
+        vocab_size: Tokens it knows.
         logits_dtype: Element type of ``context_logits`` and ``generation_logits``.
         kv_cache_quant: ``INT8``, ``FP8`` or None.
         attention_plugin: Whether the GPT attention plugin is in it.
@@ -32,7 +35,8 @@ class TrtEngine:
         paged_context_fmha: Whether the context phase can read KV blocks, as it was built (not as it
             was asked for).
         gather_context_logits: Whether it returns logits of every prompt token.
-        speculative: Whether it was built for a kind of speculative decoding.
+        speculation: The kind of speculative decoding it was built for, by upstream's number.
+        max_draft_len: Tokens that a step guesses for a sequence.
         gpus_per_node: GPUs of one machine in its mapping.
     """
 
@@ -43,6 +47,7 @@ class TrtEngine:
     max_batch_size: int
     max_beam_width: int
     max_seq_len: int
+    vocab_size: int
     logits_dtype: str
     kv_cache_quant: str | None
     attention_plugin: bool
@@ -50,7 +55,8 @@ class TrtEngine:
     paged_kv_cache: bool
     paged_context_fmha: bool
     gather_context_logits: bool
-    speculative: bool
+    speculation: int
+    max_draft_len: int
     gpus_per_node: int = 8
 
     @classmethod
@@ -73,6 +79,7 @@ class TrtEngine:
                 max_batch_size=int(build["max_batch_size"]),
                 max_beam_width=int(build["max_beam_width"]),
                 max_seq_len=int(build["max_seq_len"]),
+                vocab_size=int(model["vocab_size"]),
                 logits_dtype=str(model["logits_dtype"]),
                 kv_cache_quant=quantization.get("kv_cache_quant_algo"),
                 attention_plugin=bool(plugins["gpt_attention_plugin"]),
@@ -80,7 +87,8 @@ class TrtEngine:
                 paged_kv_cache=str(build["kv_cache_type"]).rpartition(".")[2].upper() == "PAGED",
                 paged_context_fmha=bool(plugins["use_paged_context_fmha"]),
                 gather_context_logits=bool(build["gather_context_logits"]),
-                speculative=int(build.get("speculative_decoding_mode", 1)) != _NO_SPECULATION,
+                speculation=int(build.get("speculative_decoding_mode", _NO_SPECULATION)),
+                max_draft_len=int(build.get("max_draft_len", 0)),
                 gpus_per_node=int(mapping.get("gpus_per_node", 8)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,6 +103,11 @@ class TrtEngine:
     def rank_files(self) -> tuple[str, ...]:
         """The engine files it consists of, one per rank."""
         return tuple(f"rank{rank}.engine" for rank in range(self.world_size))
+
+    @property
+    def lookahead(self) -> bool:
+        """Whether it was built for lookahead decoding."""
+        return self.speculation == _LOOKAHEAD
 
     def kv_reuse_obstacle(self) -> str | None:
         """Why KV blocks cannot be shared between prompts; None when they can."""
@@ -146,5 +159,8 @@ class TrtEngine:
                 f"its logits are {self.logits_dtype}, but the wire contract of all models says "
                 "TYPE_FP32; build with --logits_dtype float32"
             )
-        if self.speculative:
-            yield "it was built for speculative decoding, which this repository does not serve"
+        if self.speculation not in (_NO_SPECULATION, _LOOKAHEAD):
+            yield (
+                f"it was built for speculative decoding of kind {self.speculation}, which this "
+                "repository does not serve"
+            )

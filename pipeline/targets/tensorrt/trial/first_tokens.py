@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
+from pipeline.recipe.tensorrt import LookaheadSection
 from pipeline.targets.base import LOG_NAME
 from pipeline.targets.tensorrt.build.engine import read_config, world_size
 from pipeline.targets.tensorrt.build.timing_cache import keep_log, timing_folder
@@ -19,12 +20,15 @@ NEW_TOKENS = 16
 STRIDE = 7919
 
 
-def try_engine(engine: Path, progress: Progress) -> list[list[int]] | None:
+def try_engine(
+    engine: Path, progress: Progress, lookahead: LookaheadSection | None = None
+) -> list[list[int]] | None:
     """Generates greedily on an engine in its workspace.
 
     Args:
         engine: An engine directory with its log.
         progress: Is told when the engine cannot be tried here.
+        lookahead: What it was built for; its runtime needs the sizes.
 
     Returns:
         The new tokens of each prompt; None when there are fewer GPUs than ranks.
@@ -41,13 +45,20 @@ def try_engine(engine: Path, progress: Progress) -> list[list[int]] | None:
         )
         return None
     build = config["build_config"]
-    new_tokens = min(NEW_TOKENS, build["max_seq_len"] // 2)
-    longest = min(build["max_seq_len"] - new_tokens, build["max_num_tokens"])
+    room = build["max_seq_len"] - build.get("max_draft_len", 0)
+    new_tokens = min(NEW_TOKENS, room // 2)
+    longest = min(room - new_tokens, build["max_num_tokens"])
     prompts = smoke_prompts(config["pretrained_config"]["vocab_size"], longest)
     logs = timing_folder(engine)
     with progress.task("generating on the engine", 1) as task:
         result: dict[str, Any] = run_smoke(
-            engine, prompts, logs, max_new_tokens=new_tokens, end_id=NO_END, pad_id=PAD
+            engine,
+            prompts,
+            logs,
+            max_new_tokens=new_tokens,
+            end_id=NO_END,
+            pad_id=PAD,
+            lookahead=lookahead.sizes if lookahead else None,
         )
         task.advance()
     if result["problems"]:

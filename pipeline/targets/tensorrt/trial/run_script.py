@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def run_smoke(
     max_new_tokens: int,
     end_id: int,
     pad_id: int,
+    lookahead: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Greedy generation on an engine.
 
@@ -55,6 +56,7 @@ def run_smoke(
         max_new_tokens: Generated per prompt, at most.
         end_id: Ends a sequence; :data:`NO_END` for none.
         pad_id: Pads outputs.
+        lookahead: The three sizes of lookahead decoding; None for an engine without.
 
     Returns:
         ``new_tokens``, ``seconds`` and ``problems``; see
@@ -69,6 +71,7 @@ def run_smoke(
         "max_new_tokens": max_new_tokens,
         "end_id": end_id,
         "pad_id": pad_id,
+        "lookahead": None if lookahead is None else list(lookahead),
     }
     return run_script(Path(script_smoke.__file__), engine, request, logs)
 

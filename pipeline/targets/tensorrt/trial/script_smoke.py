@@ -7,9 +7,10 @@ return shapes of ``ModelRunnerCpp`` and is tested with a stand-in for them; it h
     python script_smoke.py REQUEST.json RESULT.json
 
 The request holds ``engine`` (directory), ``prompts`` (lists of token ids), ``max_new_tokens``,
-``end_id`` and ``pad_id``. The result holds ``new_tokens`` (lists of token ids without the prompt,
-one per prompt), ``seconds`` and ``problems`` (sentences; an empty list is a pass). An engine of
-several ranks runs under ``mpirun``; rank 0 writes the result.
+``end_id``, ``pad_id`` and, for an engine of lookahead decoding, ``lookahead`` (its three sizes).
+The result holds ``new_tokens`` (lists of token ids without the prompt, one per prompt), ``seconds``
+and ``problems`` (sentences; an empty list is a pass). An engine of several ranks runs under
+``mpirun``; rank 0 writes the result.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def run(request: dict[str, Any]) -> dict[str, Any] | None:
         kv_cache_free_gpu_memory_fraction=KV_CACHE_FRACTION,
         kv_cache_enable_block_reuse=False,
         enable_chunked_context=False,
+        lookahead_config=request.get("lookahead"),
     )
     problems: list[str] = []
     vocabulary = config["pretrained_config"]["vocab_size"]

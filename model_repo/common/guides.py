@@ -1,0 +1,101 @@
+"""The guide of a request: what its text must be (guided decoding).
+
+Names are TensorRT-LLM's (``getGuidedDecodingParamsFromTensors`` in
+triton_backend/inflight_batcher_llm/src/utils.cc). There a type that is not known, and a guide
+without a type, are left out without a word, and the text comes unguided; here they are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+KIND, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
+KINDS = ("json", "json_schema", "regex", "ebnf_grammar")
+
+LONGEST_GUIDE = 256 * 1024
+"""Bytes; what takes a guide apart needs time that grows with them."""
+
+DEEPEST_GUIDE = 200
+"""Brackets within each other. Each takes stack space of what takes a guide apart, and a thousand
+were measured to overflow it (xgrammar of openvino_genai 2026.4)."""
+
+
+class GuideError(ValueError):
+    """A guide that no text can follow, or none at all; the text goes to the client as it is."""
+
+
+def read_guide(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[str, str] | None:
+    """Returns type and text of the guide of one request; None without one.
+
+    An empty text counts as not given, and ``json``, which any JSON object or array follows, needs
+    none.
+
+    Args:
+        tensors: The inputs of one request by name, among them :data:`KIND` and :data:`GUIDE`.
+
+    Raises:
+        GuideError: Saying what is wrong with the guide and what to send.
+    """
+    kind, text = _text(tensors, KIND), _text(tensors, GUIDE)
+    if not kind:
+        if text:
+            raise GuideError(f"{GUIDE} needs {KIND}, one of {', '.join(KINDS)}")
+        return None
+    if kind not in KINDS:
+        raise GuideError(f"{KIND} must be one of {', '.join(KINDS)}, not {kind[:40]!r}")
+    if kind == "json":
+        return kind, ""
+    if not text:
+        raise GuideError(f"{KIND} {kind} needs {GUIDE}, the {kind.replace('_', ' ')} itself")
+    if len(text.encode()) > LONGEST_GUIDE:
+        raise GuideError(
+            f"{GUIDE} must not have more than {LONGEST_GUIDE:,} bytes, got {len(text.encode()):,}"
+        )
+    if _depth(text) > DEEPEST_GUIDE:
+        raise GuideError(
+            f"{GUIDE} must not have more than {DEEPEST_GUIDE} brackets within each other"
+        )
+    if kind == "json_schema":
+        _check_schema(text)
+    return kind, text
+
+
+def _text(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> str:
+    array = tensors.get(name)
+    if array is None or array.size == 0:
+        return ""
+    if array.size != 1:
+        raise GuideError(f"{name} must hold one text, got the shape {list(array.shape)}")
+    value = array.reshape(-1)[0]
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise GuideError(f"{name} is not valid UTF-8: {error.reason}") from error
+
+
+def _depth(text: str) -> int:
+    """Counts brackets within each other; those in strings and classes count as well."""
+    depth = deepest = 0
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            next(characters, None)
+        elif character in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in ")]}":
+            depth -= 1
+    return deepest
+
+
+def _check_schema(text: str) -> None:
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise GuideError(f"{GUIDE} must be JSON for the type json_schema: {error}") from error
+    if not isinstance(schema, dict) and schema is not True:
+        raise GuideError(f"{GUIDE} must be a JSON schema, which is an object, got {text[:40]}")
