@@ -20,8 +20,9 @@ from pipeline.triton.tensors import ragged
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.check import CheckFailed, CheckSkipped
 from pipeline.verify.check_load import _most_open, _Stream
+from pipeline.verify.tokens import token_ids
 from tests.unit.client.fake_model import BREAKS, VOCABULARY, FakeModel, answer_once
-from trtllm_client import Chunk, PerfMetrics
+from trtllm_client import Chunk, InvalidRequest, PerfMetrics
 
 PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
 
@@ -294,6 +295,25 @@ def test_a_slot_that_was_kept_stays_a_failure_when_later_attempts_prove_nothing(
 def test_without_the_tokenizer_its_answers_are_not_called_right():
     result = verify(FakeModel("other_tokens"), "own_tokenizer", probes=None)["own_tokenizer"]
     assert (result.status, "--tokenizer" in result.reason) == ("skipped", True)
+
+
+@pytest.mark.parametrize(
+    ("most", "status", "reason"),
+    [(3, "passed", None), (1, "skipped", "every text is refused"), (-3, "failed", "of 2 tokens")],
+)
+def test_an_engine_without_room_refuses_the_longest_texts_only(most, status, reason, monkeypatch):
+    """A negative limit refuses texts of fewer tokens."""
+
+    def limited(context, text):
+        ids = token_ids(context, text)
+        if len(ids) > most if most > 0 else len(ids) < -most:
+            raise InvalidRequest("too long")
+        return ids
+
+    monkeypatch.setattr("pipeline.verify.check_tokenizer.token_ids", limited)
+    found = verify(FakeModel(), "own_tokenizer")["own_tokenizer"]
+    assert found.status == status
+    assert (reason or "") in (found.reason or "")
 
 
 @pytest.mark.parametrize(
