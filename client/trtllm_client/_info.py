@@ -50,6 +50,7 @@ class ModelMetadata:
         max_batch_size: Requests in one batch, at most; 0 is no batching.
         decoupled: Whether a request may have many responses.
         parameters: Its parameters from ``config.pbtxt``.
+        backend: The backend that runs it, such as ``python``; empty for an ensemble.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ModelMetadata:
     max_batch_size: int
     decoupled: bool
     parameters: tuple[tuple[str, str], ...]
+    backend: str = ""
 
 
 def server_metadata(message: Message) -> ServerMetadata:
@@ -79,6 +81,7 @@ def model_metadata(metadata: Message, config: Message) -> ModelMetadata:
         max_batch_size=settings.max_batch_size,
         decoupled=settings.model_transaction_policy.decoupled,
         parameters=tuple(sorted((k, v.string_value) for k, v in settings.parameters.items())),
+        backend=settings.backend,
     )
 
 

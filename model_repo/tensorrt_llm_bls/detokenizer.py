@@ -55,7 +55,7 @@ class IncrementalDetokenizer:
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that is certain now, after ``ids``; possibly empty."""
-        self._pending += [int(token) for token in ids if token not in self._special]
+        self._pending += [int(token) for token in ids if self._has_text(int(token))]
         before = self._decode(self._context)
         # A character that is still incomplete began at most three tokens ago.
         for held in range(min(LONGEST_CHARACTER, len(self._pending))):
@@ -92,6 +92,11 @@ class IncrementalDetokenizer:
             return text[len(before) :]
         # Bytes that are no character spoil all of a run of byte tokens, also those sent already.
         return self._decode(self._pending[:count])
+
+    def _has_text(self, token: int) -> bool:
+        # A model may have rows for more ids than its tokenizer has tokens. Between the bytes of a
+        # character, ids without a token would make it longer than it can be.
+        return token not in self._special and self._tokenizer.id_to_token(token) is not None
 
     def _emit(self, count: int, text: str) -> str:
         if text:

@@ -161,6 +161,11 @@ class TritonPythonModel:
         try:
             if reason := unknown_parameters(request):
                 raise CallError(reason)
+            if prompts > self._capacity:
+                raise CallError(
+                    f"the request has {prompts} prompts; tensorrt_llm_bls serves at most "
+                    f"{self._capacity} at a time (max_concurrent_requests)"
+                )
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)

@@ -15,6 +15,7 @@ from pipeline.cli.options import Connection, EnvOption, Invocation, Output, new_
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.verify import CheckResult
     from trtllm_client import Client, GenerateRequest
 
 
@@ -183,31 +184,57 @@ def verify(
         Path | None,
         typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="Run this check; repeatable.")
+    ] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeatable.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='Prompts: one a line, or .jsonl with {"prompt": ...}.'),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="How close log probabilities of two tokens are where texts may part; by default "
+            "0.25 with TensorRT-LLM's backend, and texts must be equal with any other."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Demand equal texts of any server.")
+    ] = False,
     server: Connection,
     output: Output,
 ) -> None:
     """Run the conformance checks against a server, started here or anywhere."""
+    from pipeline.cli.conformance import junit_of, options_of
     from pipeline.cli.console import print_json, progress_for
     from pipeline.errors import VerificationError
     from pipeline.source.probes import find_probes, known_probes
-    from pipeline.verify import CHECKS, Plan, print_report, run_conformance, to_json, to_junit
+    from pipeline.verify import print_report, run_conformance, to_json
 
+    options = options_of(only, skip, prompts, tolerance, strict=strict, patience=server.timeout)
     probes = known_probes(server.repository) if server.repository else None
     if tokenizer is not None:
         probes = find_probes(tokenizer)
-    with server.address() as address:
-        with progress_for(output.json).task("conformance checks", len(CHECKS)) as task:
+    with junit_of(junit, server) as file, server.address() as address:
+        with progress_for(output.json).task("conformance checks", options.count) as task:
+
+            def note(result: CheckResult) -> None:
+                file.note(result)
+                task.advance()
+
             report = run_conformance(
                 address,
                 model=server.model,
-                plan=Plan(patience=server.timeout),
                 tls=server.tls,
                 headers=server.headers,
                 probes=probes,
-                on_result=lambda _result: task.advance(),
+                on_result=note,
+                **options.fields,
             )
-        if junit:
-            junit.write_text(to_junit(report), encoding="utf-8")
+        file.finish(report)
         if not output.json:
             print_report(report)
         try:

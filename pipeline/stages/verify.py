@@ -84,7 +84,7 @@ def check(_recipe: Recipe, artifact: Artifact) -> None:
 
 STAGE = Stage(
     name="verify",
-    version=1,
+    version=2,
     title="test the repository with the real server over gRPC",
     inputs=("repository",),
     run=run,

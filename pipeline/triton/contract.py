@@ -57,6 +57,7 @@ __all__ = [
     "BLS",
     "BLS_UNARY",
     "CHECKED",
+    "CPP_BACKEND",
     "ENGINE",
     "ENSEMBLE",
     "KNOWN",
@@ -69,6 +70,9 @@ __all__ = [
     "answering_model",
     "served_models",
 ]
+
+CPP_BACKEND = "tensorrtllm"
+"""The backend that runs TensorRT-LLM engines in Triton, as ``config.pbtxt`` names it."""
 
 _PREPROCESSING = ModelContract(
     PREPROCESSING,

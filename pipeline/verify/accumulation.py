@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from pipeline.verify.requests import REPLACEMENT, Value, request, text_inputs, text_of
-from trtllm_client import Client, ClientError
+from trtllm_client import Client, ClientError, Tensors
 
 _TOKENS = 8
 
@@ -20,16 +20,20 @@ def seen_to_accumulate(client: Client, prompt: str) -> bool:
     """
     inputs = text_inputs([prompt], _TOKENS, stream=True)
     try:
-        texts = streamed_texts(client, inputs)
+        texts = texts_of(streamed(client, inputs))
     except ClientError:
         return False  # what is wrong with the server is for the checks to say
     return all_begin_alike(texts)
 
 
-def streamed_texts(client: Client, inputs: Mapping[str, Sequence[Value]]) -> list[str]:
-    """The text of each response, as it arrived; empty ones left out."""
-    message = request(client.model, inputs, outputs=("text_output",))
-    return [text for tensors in client.responses(message) if (text := text_of(tensors))]
+def streamed(client: Client, inputs: Mapping[str, Sequence[Value]]) -> list[Tensors]:
+    """Streams a request, and returns its responses as they arrived."""
+    return list(client.responses(request(client.model, inputs)))
+
+
+def texts_of(responses: Iterable[Tensors]) -> list[str]:
+    """Reads the text of each response; empty ones are left out."""
+    return [text for tensors in responses if (text := text_of(tensors))]
 
 
 def all_begin_alike(texts: list[str]) -> bool:

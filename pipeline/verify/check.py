@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 from pipeline.source.probes import Probes
-from pipeline.triton.contract import BLS, BLS_UNARY, ENSEMBLE, answering_model
-from trtllm_client import AsyncClient, Client, Completion, InvalidRequest, Tls
+from pipeline.triton.contract import (
+    BLS,
+    BLS_UNARY,
+    CPP_BACKEND,
+    ENGINE,
+    ENSEMBLE,
+    answering_model,
+)
+from pipeline.verify.requests import NO_END
+from trtllm_client import AsyncClient, Chunk, Client, Completion, InvalidRequest, Tls
 
 Details = dict[str, Any]
 Result = TypeVar("Result")
+TRUE = ("true", "yes", "1", "t")
 _FEWEST = 16
+_UNLIMITED = 2**31
 
 DECODES_PIECES = "the ensemble decodes each piece of a stream by itself, as NVIDIA's does"
 
@@ -60,6 +70,11 @@ class Plan:
     streams: int = 32
     patience: float = 120.0
 
+    @property
+    def longest_prompts(self) -> tuple[str, ...]:
+        """The plain prompts as a check lengthens them."""
+        return tuple(f"{prompt} 0" for prompt in self.prompts)
+
 
 @dataclass(frozen=True)
 class Context:
@@ -74,6 +89,10 @@ class Context:
         headers: gRPC metadata sent with every call.
         probes: What the model's own tokenizer gives for some texts; None where it is not known.
         accumulates: Whether each response of a stream was seen to hold the whole text so far.
+        tolerance: How much a log probability may differ between two right runs of one request;
+            None where their texts must be equal.
+        longest_prompt: Of all that a check makes of the plain prompts, the one of most tokens.
+        near_ties: Where texts differed and that was allowed; filled by the checks.
     """
 
     url: str
@@ -84,20 +103,30 @@ class Context:
     headers: Mapping[str, str] | None = None
     probes: Probes | None = None
     accumulates: bool = False
+    tolerance: float | None = None
+    longest_prompt: str = ""
+    near_ties: list[str] = field(default_factory=list)
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""
         return self.client.generate(
-            prompt, max_tokens=max_tokens or self.plan.max_tokens, **{"top_k": 1, **fields}
+            prompt,
+            max_tokens=max_tokens or self.plan.max_tokens,
+            **{"top_k": 1, **self.scores, **fields},
         )
 
-    def streamed(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> list[str]:
-        """The texts of the pieces of the most likely continuation."""
-        asked = {"top_k": 1, **fields}
+    def streamed(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> list[Chunk]:
+        """The pieces of the most likely continuation."""
+        asked = {"top_k": 1, **self.scores, **fields}
         with self.client.stream(
             prompt, max_tokens=max_tokens or self.plan.max_tokens, **asked
         ) as stream:
-            return [chunk.text for chunk in stream]
+            return list(stream)
+
+    @property
+    def scores(self) -> dict[str, bool]:
+        """What asks for log probabilities, where texts are not compared letter by letter."""
+        return {"return_log_probs": True} if self.tolerance is not None else {}
 
     def has(self, model: str) -> bool:
         """Whether the server has a model."""
@@ -116,9 +145,45 @@ class Context:
         names = dict.fromkeys((self.model, BLS, ENSEMBLE, BLS_UNARY))
         return [name for name in names if self.has(name)]
 
-    def declared(self, parameter: str) -> str | None:
-        """A parameter of the model under test, from its ``config.pbtxt``."""
-        return dict(self.client.model_metadata().parameters).get(parameter)
+    def declared(self, parameter: str, model: str | None = None) -> str | None:
+        """A parameter from a model's ``config.pbtxt``, the one under test if none is named."""
+        return dict(self.client.model_metadata(model).parameters).get(parameter)
+
+    @property
+    def most_requests(self) -> int:
+        """Prompts that the model under test takes at once; each of a batch counts."""
+        declared = self.declared("max_concurrent_requests") or ""
+        return int(declared) if declared.isdecimal() else _UNLIMITED
+
+    @property
+    def normalizes_log_probs(self) -> bool:
+        """Whether log probabilities are relative to the tokens that could be sampled.
+
+        The C++ backend does so where its config.pbtxt does not say (model_instance_state.cc).
+        """
+        if not self.has(ENGINE):
+            return False
+        engine = self.client.model_metadata(ENGINE)
+        default = "true" if engine.backend == CPP_BACKEND else "false"
+        return dict(engine.parameters).get("normalize_log_probs", default).lower() in TRUE
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest answer that the server gives to any prompt, up to the plan's.
+
+        A server may refuse more, or cut the answer short.
+
+        Raises:
+            CheckSkipped: It refuses an answer of 16 tokens.
+        """
+
+        def ask(tokens: int) -> int:
+            answer = self.greedy(
+                self.longest_prompt or self.plan.longest_prompts[0], tokens, end_id=NO_END
+            )
+            return min(answer.num_output_tokens or tokens, tokens)
+
+        return as_long_as_accepted(self.plan.long_tokens, ask)
 
     @cached_property
     def answers_once(self) -> bool:
@@ -180,18 +245,18 @@ def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
     return make
 
 
-def as_long_as_accepted(tokens: int, ask: Callable[[int], Result]) -> Result:
+def as_long_as_accepted(tokens: int, ask: Callable[[int], Result], fewest: int = _FEWEST) -> Result:
     """Asks for so many tokens, and for half as many for as long as the server refuses that.
 
     Raises:
-        CheckSkipped: It refuses an answer of 16 tokens.
+        CheckSkipped: It refuses even ``fewest``.
     """
-    if tokens < _FEWEST:
-        raise CheckSkipped(f"not exercised: the engine accepts no answer of {_FEWEST} tokens")
+    if tokens < fewest:
+        raise CheckSkipped(f"not exercised: the engine accepts no answer of {fewest} tokens")
     try:
         return ask(tokens)
     except InvalidRequest:
-        return as_long_as_accepted(tokens // 2, ask)
+        return as_long_as_accepted(tokens // 2, ask, fewest)
 
 
 def first_difference(expected: str, got: str) -> str:

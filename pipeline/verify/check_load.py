@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, count
 
 from pipeline.triton.contract import BLS, ENGINE
 from pipeline.verify.check import (
@@ -13,65 +14,122 @@ from pipeline.verify.check import (
     CheckSkipped,
     Context,
     Details,
-    as_long_as_accepted,
     check,
-    first_difference,
 )
 from pipeline.verify.requests import NO_END
-from trtllm_client import AsyncClient, AsyncStream, Cancelled
+from pipeline.verify.same_text import difference, joined
+from trtllm_client import AsyncClient, AsyncStream, Cancelled, Chunk
 
 # Filling more slots than this would be a load test of a large GPU.
 _MOST_SLOTS = 128
 # A request with a slot starts faster than the slowest of those before it, which came all at once.
 _SETTLE_FACTOR, _SHORTEST_SETTLE_S = 1.0, 0.1
 _ATTEMPTS = 3
+# Upstream's default of cancellation_check_period_ms (model_instance_state.cc).
+_CANCELLATION_PERIOD_MS = 100
+# Two streams that follow each other seem to be open together when the first piece of the one is
+# read before the last one of the other.
+_OPEN_TOGETHER = 3
 
 
 @check("many streams are generated together, each with the text it has alone")
 def interleaved_streams(context: Context) -> Details:
-    """All streams at once; their pieces must arrive mixed and their texts be those of one alone.
+    """All streams at once; several must be open together, and their texts be those of one alone.
 
     Texts are compared on ``tensorrt_llm_bls`` only: the ensemble's depend on where pieces end.
     """
     context.needs_streams()
+    slots = _slots(context)
+    many = min(context.plan.streams, context.most_requests)
+    needed = min(slots, many, _OPEN_TOGETHER)
+    if needed < 2:
+        raise CheckSkipped("not exercised: the server takes one request at a time")
     prompts = [f"{prompt} {number}" for number in range(2) for prompt in context.plan.prompts]
-    alone = [context.greedy(prompt, end_id=NO_END).text for prompt in prompts]
-    count = context.plan.streams
-    order, texts = asyncio.run(
-        _together(context, [prompts[i % len(prompts)] for i in range(count)])
-    )
-    for number, text in enumerate(texts):
+    alone = [context.greedy(prompt, end_id=NO_END) for prompt in prompts]
+    asked = [prompts[i % len(prompts)] for i in range(many)]
+    streams = asyncio.run(_together(context, asked, context.plan.max_tokens))
+    for number, stream in enumerate(streams):
         expected = alone[number % len(prompts)]
-        if text != expected and context.is_bls:
-            raise CheckFailed(
-                f"stream {number} of {count} has another text than alone, "
-                f"{first_difference(expected, text)}"
-            )
-    switches = sum(a != b for a, b in pairwise(order))
-    # One after the other gives count - 1 switches.
-    if switches < 2 * count:
+        problem = difference(context, asked[number], expected, joined(stream.chunks), may_end=False)
+        if problem and context.is_bls:
+            raise CheckFailed(f"stream {number} of {many} has another text than alone, {problem}")
+    if _most_open(streams) < needed:
+        # Short answers may be generated faster than requests arrive.
+        streams = asyncio.run(_together(context, asked[: 2 * needed], context.longest))
+    most = _most_open(streams)
+    if most < needed:
         raise CheckFailed(
-            f"the streams came one after the other: {len(order)} pieces, {switches} switches",
-            switches=switches,
+            f"the streams came one after the other: {most} of {len(streams)} were open at once",
+            open_together=most,
         )
-    return {"streams": count, "pieces": len(order), "switches": switches}
+    pieces = sum(len(stream.chunks) for stream in streams)
+    return {"streams": many, "pieces": pieces, "open_together": most}
 
 
-async def _together(context: Context, prompts: list[str]) -> tuple[list[int], list[str]]:
-    order: list[int] = []
+def _slots(context: Context) -> int:
+    """Requests that the engine generates at once; the plan's streams where it does not say."""
+    if not context.has(ENGINE):
+        return context.plan.streams
+    return context.client.model_metadata(ENGINE).max_batch_size
+
+
+@dataclass
+class _Stream:
+    """A stream that was read to its end.
+
+    Attributes:
+        chunks: Its pieces.
+        places: The number of each piece among those of all streams, as they arrived.
+    """
+
+    chunks: list[Chunk] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    @property
+    def generated(self) -> tuple[int, int] | None:
+        """When its first and its last token came, by the server's clock, in nanoseconds."""
+        metrics = self.chunks[-1].perf_metrics if self.chunks else None
+        first = metrics and metrics.first_token_time_ns
+        last = metrics and metrics.last_token_time_ns
+        return (first, last) if first and last else None
+
+
+def _most_open(streams: list[_Stream]) -> int:
+    """How many streams had begun and not ended, at most.
+
+    What a busy machine reads late seems to come together, so the server's clock has its say where
+    it is told.
+    """
+    read = [(s.places[0], s.places[-1]) for s in streams if len(s.places) > 1]
+    told = [generated for stream in streams if (generated := stream.generated)]
+    return min(_most_at_once(spans) for spans in (read, told) if spans) if read or told else 0
+
+
+def _most_at_once(spans: list[tuple[int, int]]) -> int:
+    """Of spans between two numbers, the most that overlap; one may end where another begins."""
+    changes = sorted([*((start, 1) for start, _ in spans), *((end, -1) for _, end in spans)])
+    return max(accumulate(change for _, change in changes), default=0)
+
+
+async def _together(context: Context, prompts: list[str], tokens: int) -> list[_Stream]:
+    numbers = count()
     async with context.async_client() as client:
 
-        async def one(number: int, prompt: str) -> str:
-            text = ""
+        async def one(prompt: str) -> _Stream:
+            stream = _Stream()
             async for chunk in client.stream(
-                prompt, max_tokens=context.plan.max_tokens, top_k=1, end_id=NO_END
+                prompt,
+                max_tokens=tokens,
+                top_k=1,
+                end_id=NO_END,
+                return_perf_metrics=True,
+                **context.scores,  # type: ignore[arg-type]
             ):
-                order.append(number)
-                text += chunk.text
-            return text
+                stream.chunks.append(chunk)
+                stream.places.append(next(numbers))
+            return stream
 
-        texts = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))
-    return order, list(texts)
+        return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
 
 
 @dataclass
@@ -81,6 +139,7 @@ class _Running:
     Attributes:
         first_s: Seconds until its first piece.
         finished: Whether its last piece came.
+        finished_at: When it did, as ``time.monotonic``.
         another: Set with every piece, and at the end.
     """
 
@@ -89,6 +148,7 @@ class _Running:
     first: asyncio.Event = field(default_factory=asyncio.Event)
     first_s: float = 0.0
     finished: bool = False
+    finished_at: float = math.inf
     another: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -98,13 +158,17 @@ class _Running:
             async for chunk in self.stream:
                 self.first_s = self.first_s or time.monotonic() - self.started_at
                 self.first.set()
-                self.finished = chunk.is_final
+                self._finish(chunk.is_final)
                 self.another.set()
-            self.finished = True
+            self._finish(True)
         except Cancelled:
             pass
         finally:
             self.another.set()
+
+    def _finish(self, finished: bool) -> None:
+        if finished and not self.finished:
+            self.finished, self.finished_at = True, time.monotonic()
 
 
 @check("cancelling a request frees its slot at once for one that waits")
@@ -116,10 +180,13 @@ def cancel_frees_slot(context: Context) -> Details:
     context.needs_streams()
     if not context.has(ENGINE):
         raise CheckSkipped(f"the server has no model {ENGINE} that says how many slots there are")
-    slots = context.client.model_metadata(ENGINE).max_batch_size
-    if not 1 <= slots <= _MOST_SLOTS:
-        raise CheckSkipped(f"not exercised: the engine has {slots} slots")
-    details = _proof(context, slots, _long_tokens(context))
+    slots = _slots(context)
+    if not 1 <= slots <= min(_MOST_SLOTS, context.most_requests - 1):
+        raise CheckSkipped(
+            f"not exercised: the engine has {slots} slots, and the model takes "
+            f"{context.most_requests} requests"
+        )
+    details = _proof(context, slots, context.longest)
     # Whatever was cancelled, the next request finds a working server.
     context.greedy(context.plan.prompts[0])
     return details
@@ -147,17 +214,6 @@ def _attempt(context: Context, slots: int, tokens: int) -> Details | CheckFailed
         return outcome
 
 
-def _long_tokens(context: Context) -> int:
-    """The longest answer, up to the plan's, that the engine accepts."""
-
-    def ask(tokens: int) -> int:
-        # To its end: a request that is cancelled here could take the slot in question.
-        context.greedy(context.plan.prompts[0], tokens, end_id=NO_END)
-        return tokens
-
-    return as_long_as_accepted(context.plan.long_tokens, ask)
-
-
 async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
     async with context.async_client() as client:
         running = [_start(client, context, tokens) for _ in range(slots)]
@@ -179,6 +235,7 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
             await asyncio.wait_for(waiting.first.wait(), context.plan.patience)
             waited = time.monotonic() - cancelled_at
             others_run = await _all_go_on(running)
+            first_end = min((request.finished_at for request in running), default=math.inf)
         except asyncio.TimeoutError:
             raise CheckFailed(
                 f"the waiting request did not start within {context.plan.patience:g} s"
@@ -186,6 +243,12 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
         finally:
             everything = [*running, *([waiting] if waiting else [])]
             await asyncio.gather(*(_cancel(client, request) for request in everything))
+    if not others_run and first_end - cancelled_at < _notice_s(context) + slowest:
+        # Whether the slot was free before could not be seen.
+        raise CheckSkipped(
+            f"not exercised: another request ended {first_end - cancelled_at:.2f} s after the "
+            "cancellation, too soon to tell whose slot was taken"
+        )
     if not others_run:
         raise CheckFailed(
             "the waiting request started only when another one had finished, so the cancelled "
@@ -193,6 +256,13 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
             waited_seconds=round(waited, 3),
         )
     return {"slots": slots, "waited_seconds": round(waited, 3)}
+
+
+def _notice_s(context: Context) -> float:
+    """Seconds within which the engine has to notice a cancellation: twice its period of looking."""
+    declared = context.declared("cancellation_check_period_ms", ENGINE) or ""
+    period = int(declared) if declared.isdecimal() else _CANCELLATION_PERIOD_MS
+    return 2 * period / 1000
 
 
 async def _all_go_on(running: list[_Running]) -> bool:

@@ -9,11 +9,11 @@ from pipeline.verify.check import (
     Context,
     Details,
     check,
-    first_difference,
 )
-from pipeline.verify.requests import NO_END, number_of, request, text_inputs, text_of
+from pipeline.verify.requests import NO_END, number_of, request, text_inputs
+from pipeline.verify.same_text import Answer, Scored, answer_of, difference, joined
 from pipeline.verify.tokens import begin_tokens, token_ids
-from trtllm_client import ClientError, InvalidRequest
+from trtllm_client import ClientError, InvalidRequest, Tensors
 
 _TOKENS = 12
 
@@ -22,31 +22,37 @@ _TOKENS = 12
 def batch_of_two(context: Context) -> Details:
     """``end_to_end_grpc_client.py --batch-inputs``, whole and streamed."""
     context.needs_streams()
-    if context.client.model_metadata().max_batch_size < 2:
-        raise CheckSkipped("the model takes one prompt per request (max_batch_size)")
     prompts = context.plan.prompts[:2]
-    alone = [context.greedy(prompt, _TOKENS, end_id=NO_END).text for prompt in prompts]
+    if context.client.model_metadata().max_batch_size < len(prompts):
+        raise CheckSkipped("the model takes one prompt per request (max_batch_size)")
+    if context.most_requests < len(prompts):
+        raise CheckSkipped("the model takes one prompt at a time (max_concurrent_requests)")
+    alone = [context.greedy(prompt, _TOKENS, end_id=NO_END) for prompt in prompts]
     for stream in (False, True) if context.is_bls else (False,):
-        inputs = text_inputs(prompts, _TOKENS, stream=stream)
-        message = request(
-            context.model, inputs, rows=len(prompts), outputs=("text_output", "batch_index")
-        )
-        texts = ["" for _ in prompts]
-        for tensors in context.client.responses(message):
-            if "batch_index" not in tensors:
-                raise CheckFailed("a response to a batch has no batch_index")
-            index = number_of(tensors, "batch_index")
-            if not 0 <= index < len(prompts):
-                raise CheckFailed(f"batch_index is {index} in a batch of {len(prompts)}")
-            text = text_of(tensors)
-            texts[index] = (text or texts[index]) if context.accumulates else texts[index] + text
-        for number, (expected, got) in enumerate(zip(alone, texts, strict=True)):
-            if expected != got:
+        for number, answer in enumerate(_batch(context, prompts, stream=stream)):
+            problem = difference(context, prompts[number], alone[number], answer, may_end=False)
+            if problem:
                 raise CheckFailed(
                     f"prompt {number} of a batch {'streamed' if stream else 'whole'} has another "
-                    f"text than alone, {first_difference(expected, got)}"
+                    f"text than alone, {problem}"
                 )
-    return {"texts": alone}
+    return {"texts": [answer.text for answer in alone]}
+
+
+def _batch(context: Context, prompts: tuple[str, ...], *, stream: bool) -> list[Answer]:
+    """The answers to several prompts of one request."""
+    inputs = text_inputs(prompts, _TOKENS, stream=stream, **context.scores)
+    wanted = ("text_output", "batch_index", *(("output_log_probs",) if context.scores else ()))
+    message = request(context.model, inputs, rows=len(prompts), outputs=wanted)
+    responses: list[list[Tensors]] = [[] for _ in prompts]
+    for tensors in context.client.responses(message):
+        if "batch_index" not in tensors:
+            raise CheckFailed("a response to a batch has no batch_index")
+        index = number_of(tensors, "batch_index")
+        if not 0 <= index < len(prompts):
+            raise CheckFailed(f"batch_index is {index} in a batch of {len(prompts)}")
+        responses[index].append(tensors)
+    return [answer_of(one, accumulates=context.accumulates) for one in responses]
 
 
 @check("an empty prompt is continued where the tokenizer begins a text with a token of its own")
@@ -83,25 +89,20 @@ def border(context: Context) -> Details:
     """
     compared = []
     for prompt in context.plan.prompts:
-        both = context.greedy(prompt, _TOKENS, end_id=NO_END, exclude_input_in_output=False).text
-        if not both.startswith(prompt):
+        both = context.greedy(prompt, _TOKENS, end_id=NO_END, exclude_input_in_output=False)
+        if not both.text.startswith(prompt):
             continue  # the tokenizer changes the text, or takes something in it for a token
-        answers = {"whole": _answer(context, prompt)}
+        rest = Answer(both.text.removeprefix(prompt), both.output_log_probs)
+        fields = {"end_id": NO_END, "exclude_input_in_output": True}
+        answers: dict[str, Scored] = {"whole": context.greedy(prompt, _TOKENS, **fields)}
         if context.is_bls and context.decoupled():
-            fields = {"end_id": NO_END, "exclude_input_in_output": True}
-            answers["streamed"] = "".join(context.streamed(prompt, _TOKENS, **fields))
+            answers["streamed"] = joined(context.streamed(prompt, _TOKENS, **fields))
         for how, answer in answers.items():
-            if prompt + answer != both:
+            if problem := difference(context, prompt, rest, answer, may_end=False):
                 raise CheckFailed(
-                    f"{how}, the answer to {prompt!r} does not continue it, "
-                    f"{first_difference(both, prompt + answer)}"
+                    f"{how}, the answer to {prompt!r} does not continue it, {problem}"
                 )
         compared.append(prompt)
     if not compared:
         raise CheckSkipped("not exercised: no answer repeats its prompt letter by letter")
     return {"prompts": len(compared)}
-
-
-def _answer(context: Context, prompt: str) -> str:
-    fields = {"end_id": NO_END, "exclude_input_in_output": True}
-    return context.greedy(prompt, _TOKENS, **fields).text

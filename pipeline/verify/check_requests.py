@@ -20,6 +20,7 @@ from pipeline.verify.check import (
     check,
 )
 from pipeline.verify.requests import (
+    NO_END,
     Value,
     engine_inputs,
     number_of,
@@ -28,6 +29,7 @@ from pipeline.verify.requests import (
     text_inputs,
     text_of,
 )
+from pipeline.verify.same_text import answer_of, difference
 from pipeline.verify.tokens import token_ids
 from trtllm_client import ClientError, InvalidRequest
 
@@ -63,7 +65,7 @@ def stop_request(context: Context) -> Details:
                 raise CheckFailed(f"the generation ran on to all its {tokens} tokens")
         raise CheckSkipped("not exercised: the server generates faster than it could be stopped")
 
-    return as_long_as_accepted(context.plan.long_tokens, ask)
+    return as_long_as_accepted(context.longest, ask)
 
 
 def _whole_seconds(context: Context, ids: list[int], tokens: int) -> float:
@@ -168,15 +170,18 @@ def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str)
 def unary_call(context: Context) -> Details:
     """``ModelInfer`` against ``ModelStreamInfer`` on each text model that answers once."""
     prompt = context.plan.prompts[0]
-    inputs = text_inputs([prompt], context.plan.max_tokens, stream=False)
+    inputs = text_inputs([prompt], context.plan.max_tokens, stream=False, **context.scores)
     answered = []
     for model in context.text_models():
         if context.decoupled(model):
             continue
-        text = text_of(context.client.infer_tensors(request(model, inputs)))
-        expected = context.greedy(prompt, end_id=-1).text
-        if text != expected:
-            raise CheckFailed(f"{model} answered {text!r} to a unary call, not {expected!r}")
+        answer = answer_of([context.client.infer_tensors(request(model, inputs))])
+        expected = context.greedy(prompt, end_id=NO_END)
+        if problem := difference(context, prompt, expected, answer, may_end=False):
+            raise CheckFailed(
+                f"{model} answered {answer.text!r} to a unary call, not {expected.text!r}, "
+                f"{problem}"
+            )
         answered.append(model)
     if not answered:
         raise CheckSkipped("every text model here is decoupled, so Triton refuses unary calls")

@@ -8,7 +8,7 @@ from pipeline.source.probes import Probe, Probes, cleaned_up
 from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
 from pipeline.verify.tokens import token_ids
-from trtllm_client import add_input, new_message
+from trtllm_client import InvalidRequest, add_input, new_message
 
 
 @check("prompts become the tokens, and tokens the text, that the model's own tokenizer gives")
@@ -22,8 +22,15 @@ def own_tokenizer(context: Context) -> Details:
         raise CheckSkipped(f"the server has no model {' and '.join(missing)}")
     wrong: list[tuple[Probe, str, object, object]] = []
     without_spaces = 0
+    refused: dict[int, str] = {}
+    longest = 0
     for probe in probes.items:
-        ids = token_ids(context, probe.text)
+        try:
+            ids = token_ids(context, probe.text)
+        except InvalidRequest as error:  # an engine may have less room than a text needs
+            refused.setdefault(len(probe.ids), error.what)
+            continue
+        longest = max(longest, len(probe.ids))
         if ids != list(probe.ids):
             wrong.append((probe, "other tokens", list(probe.ids), ids))
         text = _text(context, probe.ids)
@@ -40,7 +47,19 @@ def own_tokenizer(context: Context) -> Details:
             got=got,
             different=len(wrong),
         )
-    return {"texts": len(probes.items), "with_spaces_taken_out": without_spaces}
+    shortest = min(refused, default=longest + 1)
+    if shortest <= longest:
+        raise CheckFailed(
+            f"a text of {shortest} tokens is refused, and one of {longest} is not: "
+            f"{refused[shortest]}"
+        )
+    if not longest:
+        raise CheckSkipped(f"not exercised: every text is refused: {refused[shortest]}")
+    return {
+        "texts": len(probes.items),
+        "longest_text_taken": longest,
+        "with_spaces_taken_out": without_spaces,
+    }
 
 
 def _is_the_text(text: str, probe: Probe, probes: Probes) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from datetime import timezone
 from typing import Any
+from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from pipeline.tables import print_table
@@ -22,6 +24,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "url": report.url,
         "model": report.model,
         "server": report.server,
+        "tolerance": report.tolerance,
         "passed": report.count("passed"),
         "failed": report.count("failed"),
         "skipped": report.count("skipped"),
@@ -31,17 +34,24 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def to_junit(report: Report) -> str:
-    """The report as a JUnit XML document: one suite, a case per check."""
+    """The report as a JUnit XML document: one suite, a case per check.
+
+    The suite's host is the server's without its port, so that it is the same in every run.
+    """
     suite = ElementTree.Element(
         "testsuite",
         name=f"conformance of {report.model}",
-        hostname=_xml(report.url),
+        timestamp=f"{report.started.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%S}",
+        hostname=_xml(_host(report.url)),
         tests=str(len(report.results)),
         failures=str(report.count("failed")),
         skipped=str(report.count("skipped")),
         errors="0",
         time=f"{report.seconds:.3f}",
     )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in (("url", report.url), ("server", report.server)):
+        ElementTree.SubElement(properties, "property", name=name, value=_xml(value))
     for result in report.results:
         case = ElementTree.SubElement(
             suite,
@@ -64,6 +74,11 @@ def to_junit(report: Report) -> str:
     )
 
 
+def _host(url: str) -> str:
+    """The host of an address."""
+    return urlsplit(url if "://" in url else f"//{url}").hostname or url
+
+
 def _xml(text: str) -> str:
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
@@ -73,6 +88,12 @@ def print_report(report: Report) -> None:
     print_table(
         ["check", "result", "seconds", "what it proves, or why it did not"],
         [[r.name, r.status, r.seconds, r.reason or r.proves] for r in report.results],
-        title=f"{report.url}  {report.server}  {report.model}",
+        title=f"{report.url}  {report.server}  {report.model}  {_comparison(report)}",
         styles=_COLOURS,
     )
+
+
+def _comparison(report: Report) -> str:
+    if report.tolerance is None:
+        return "equal texts"
+    return f"near ties within {report.tolerance:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from pipeline.errors import VerificationError
@@ -41,12 +42,17 @@ class Report:
         model: The Triton model that took the requests.
         server: Name and version of the server.
         results: One per check, in the order they ran.
+        tolerance: How much a log probability might differ where texts did; None where texts had to
+            be equal.
+        started: When the run began.
     """
 
     url: str
     model: str
     server: str
     results: tuple[CheckResult, ...]
+    tolerance: float | None = None
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def count(self, status: Status) -> int:
         """How many checks ended this way."""

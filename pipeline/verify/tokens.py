@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.triton.contract import PREPROCESSING
+from collections.abc import Sequence
+
+from pipeline.triton.contract import ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context
-from trtllm_client import Tensors, add_input, new_message
+from pipeline.verify.requests import NO_END, decoding_request, engine_inputs, request
+from trtllm_client import InvalidRequest, Tensors, add_input, new_message
 
 # Texts with nothing in common, so that a first token they share is not of the text.
 _UNLIKE = ("a", "Zoë", "7", " x", "\n")
+# Rows of one request, where the server takes so many.
+_ROWS = 16
 
 
 def token_ids(context: Context, text: str) -> list[int]:
@@ -22,7 +27,10 @@ def token_ids(context: Context, text: str) -> list[int]:
 
 def begin_tokens(context: Context) -> list[int]:
     """The token that the tokenizer puts in front of every text, if it does."""
-    firsts = {tuple(token_ids(context, text)[:1]) for text in _UNLIKE}
+    try:
+        firsts = {tuple(token_ids(context, text)[:1]) for text in _UNLIKE}
+    except InvalidRequest:  # of a text that has no token at all, so nothing is put in front of it
+        return []
     return list(next(iter(firsts))) if len(firsts) == 1 else []
 
 
@@ -52,3 +60,76 @@ def _rows(values: tuple[bytes | int | float, ...]) -> tuple[tuple[int, ...], tup
     numbers = tuple(int(value) for value in values)
     half = len(numbers) // 2
     return numbers[:half], tuple(end for end in numbers[half:] if end > 0)
+
+
+def generated_ids(
+    context: Context, prompt: str, tokens: int, ends: Sequence[int] = (NO_END,)
+) -> list[int]:
+    """Lets the engine continue a prompt, and returns the ids it makes.
+
+    Args:
+        context: A server with ``tensorrt_llm`` and ``preprocessing``.
+        prompt: The prompt.
+        tokens: How many, at most.
+        ends: The ids that end it, as the text models give them to the engine.
+    """
+    count = len(ends) - 1
+    more = {"stop_words_list": [*ends[1:], *range(1, count + 1)]} if count else {}
+    inputs = engine_inputs(
+        token_ids(context, prompt),
+        tokens,
+        stream=False,
+        end_id=ends[0],
+        exclude_input_in_output=True,
+    )
+    shapes = {"stop_words_list": (1, 2, count)}
+    message = request(
+        ENGINE, {**inputs, **more}, shapes=shapes, outputs=("output_ids", "sequence_length")
+    )
+    ids: list[int] = []
+    for tensors in context.client.responses(message):
+        length = int(tensors["sequence_length"].values[0])
+        ids += [int(token) for token in tensors["output_ids"].values[:length]]
+    return ids
+
+
+def silent_tokens(context: Context, ids: Sequence[int]) -> set[int]:
+    """Finds those of some ids that leave no text, wherever they stand."""
+    if not ids:
+        return set()
+    anchor = _plain_token(context)
+    distinct = sorted(set(ids))
+    plain = texts_of_ids(context, [[anchor, anchor]])[0]
+    found: set[int] = set()
+    rows = _rows_at_once(context)
+    for start in range(0, len(distinct), rows):
+        some = distinct[start : start + rows]
+        texts = texts_of_ids(context, [[anchor, token, anchor] for token in some])
+        found |= {token for token, text in zip(some, texts, strict=True) if text == plain}
+    return found
+
+
+def _plain_token(context: Context) -> int:
+    """A token of a prompt that is a word or a part of one.
+
+    Next to a part of a character, other parts would seem to leave no text.
+    """
+    ids = token_ids(context, context.plan.prompts[0])[: _rows_at_once(context)]
+    texts = texts_of_ids(context, [[token] for token in ids])
+    plain = (token for token, text in zip(ids, texts, strict=True) if text.strip().isalnum())
+    return next(plain, ids[0])
+
+
+def _rows_at_once(context: Context) -> int:
+    return max(min(context.client.model_metadata(POSTPROCESSING).max_batch_size, _ROWS), 1)
+
+
+def texts_of_ids(context: Context, rows: list[list[int]]) -> list[str]:
+    """Decodes equally long rows of ids with ``postprocessing``, each row at once."""
+    output = context.client.infer_tensors(decoding_request(rows))["OUTPUT"]
+    return [bytes(text).decode(errors="replace") for text in output.values]  # type: ignore[arg-type]
+
+
+def leaves_no_text(context: Context, token: int) -> bool:
+    """Tells whether a token is known to leave no text, such as a special one."""
+    return context.has(POSTPROCESSING) and bool(silent_tokens(context, [token]))

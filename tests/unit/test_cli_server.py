@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -186,6 +188,84 @@ def test_a_failed_verification_is_one_document_with_what_was_found(tmp_path: Pat
     assert document["checks"][0]["name"] == "readiness"
     assert 'failures="1"' in junit.read_text()
     assert failed.stderr.startswith(b"conformance checks ...\n")
+
+
+@pytest.mark.parametrize("option", ["--only", "--skip"])
+def test_a_misspelt_check_is_refused_before_anything_is_asked(option: str, tmp_path: Path) -> None:
+    junit = tmp_path / "conformance.xml"
+    with FakeModel().serve() as server:
+        failed = _cli(
+            "verify", "--url", server.url, option, "border", option, "readyness", "--junit",
+            str(junit), "--json",
+        )  # fmt: skip
+        assert server.asked == []
+    assert failed.returncode == 2
+    document = json.loads(failed.stdout)
+    assert document["what"] == "there is no check readyness"
+    assert document["fix"] == "Did you mean readiness?"
+    assert not junit.exists()
+
+
+def test_checks_and_prompts_are_those_that_were_named(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "A prompt of mine"}\n{"prompt": "Another"}\n')
+    names = ("--only", "readiness", "--only", "border", "--only", "log_probs", "--skip", "border")
+    with FakeModel().serve() as server:
+        done = _cli("verify", "--url", server.url, *names, "--prompts", str(prompts), "--json")
+        asked = {one.prompt for one in server.asked if "text_input" in one.values}
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [check["name"] for check in document["checks"]] == ["readiness", "log_probs"]
+    assert asked == {"A prompt of mine", "A prompt of mine 0", "Another 0"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--strict", "--tolerance", "0.1"), "--strict and --tolerance exclude each other"),
+        (("--tolerance", "0"), "--tolerance must be a number above 0, not 0"),
+        (("--tolerance", "nan"), "--tolerance must be a number above 0, not nan"),
+        (("--prompts", "nowhere.txt"), "nowhere.txt: the file of prompts cannot be read"),
+    ],
+)
+def test_options_of_verify_are_checked_first(options: tuple[str, ...], said: str) -> None:
+    failed = _cli("verify", "--url", "127.0.0.1:1", *options)
+    assert failed.returncode == 2
+    assert said in failed.stderr.decode()
+
+
+def test_a_junit_file_is_written_when_no_server_answers(tmp_path: Path) -> None:
+    junit = tmp_path / "conformance.xml"
+    failed = _cli("verify", "--url", "127.0.0.1:1", "--junit", str(junit))
+    assert failed.returncode == 6
+    suite = ElementTree.parse(junit).getroot().find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    assert suite.get("hostname") == "127.0.0.1"
+    (case,) = suite.findall("testcase")
+    failure = case.find("failure")
+    assert failure is not None
+    assert case.get("name") == "server"
+    assert "no Triton server answers here" in (failure.get("message") or "")
+
+
+def test_a_junit_file_is_written_when_the_run_is_interrupted(tmp_path: Path) -> None:
+    junit = tmp_path / "conformance.xml"
+    with FakeTriton(silent) as server:
+        running = subprocess.Popen(
+            _command("verify", "--url", server.url, "--junit", str(junit)),
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 30
+        while not server.asked and time.monotonic() < deadline:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert (running.returncode, told.splitlines()[-1]) == (130, b"interrupted")
+    cases = ElementTree.parse(junit).getroot().findall("testsuite/testcase")
+    assert [case.get("name") for case in cases] == ["interrupted"]
 
 
 def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from xml.etree import ElementTree
 
 import pytest
 
 from pipeline.errors import UsageError, VerificationError
 from pipeline.verify import (
+    CHECKS,
     CheckResult,
     Report,
+    chosen_checks,
     print_report,
+    read_prompts,
     run_conformance,
     to_json,
     to_junit,
@@ -37,6 +41,33 @@ def test_json_has_everything():
     assert content["server"] == "triton 2.51.0"
     assert content["checks"][0]["details"]["text"] == RESULTS[0].details["text"]
     assert content["checks"][1]["reason"] == "it does not: [bold]<x>."
+
+
+def test_junit_says_when_and_on_which_server():
+    started = datetime(2026, 11, 28, 11, 5, 7, tzinfo=timezone(timedelta(hours=2)))
+    for url, host in (
+        ("grpc://127.0.0.1:24076", "127.0.0.1"),
+        ("grpcs://gpu.example:8001", "gpu.example"),
+        ("localhost:8001", "localhost"),
+        ("grpc://[::1]:8001", "::1"),
+    ):
+        report = Report(url, "ensemble", "triton 2.51.0", RESULTS, None, started)
+        suite = ElementTree.fromstring(to_junit(report)).find("testsuite")
+        # Universal time without a zone, as the schema of Jenkins and Apache Ant has it.
+        assert suite.get("timestamp") == "2026-11-28T09:05:07"
+        assert suite.get("hostname") == host
+        properties = {p.get("name"): p.get("value") for p in suite.find("properties")}
+        assert properties == {"url": url, "server": "triton 2.51.0"}
+
+
+def test_how_texts_were_compared_is_told(capsys):
+    assert to_json(REPORT)["tolerance"] is None
+    loose = Report("u", "m", "s", RESULTS, 0.25)
+    assert to_json(loose)["tolerance"] == 0.25
+    print_report(loose)
+    assert "near ties within 0.25" in capsys.readouterr().out
+    print_report(REPORT)
+    assert "equal texts" in capsys.readouterr().out
 
 
 def test_junit_is_a_document_that_parsers_read_back():
@@ -71,6 +102,52 @@ def test_an_unknown_check_is_refused_with_the_names():
     with pytest.raises(UsageError, match="there is no check nope") as caught:
         run_conformance("127.0.0.1:1", only=["nope"])
     assert "readiness" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["only", "skip"])
+def test_a_misspelt_check_is_refused_with_the_right_name(option):
+    with pytest.raises(UsageError, match="there is no check log_prob") as caught:
+        run_conformance("127.0.0.1:1", **{option: ["log_prob"]})
+    assert caught.value.fix == "Did you mean log_probs?"
+
+
+def test_checks_can_be_left_out():
+    assert [c.name for c in chosen_checks(skip=["readiness"])] == list(CHECKS)[1:]
+    assert [c.name for c in chosen_checks(["log_probs", "readiness"])] == ["readiness", "log_probs"]
+    assert [c.name for c in chosen_checks(["log_probs", "border"], ["border"])] == ["log_probs"]
+    with pytest.raises(UsageError, match="no check is left"):
+        chosen_checks(["border"], ["border"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "\ufeff  Once \r\n\nTwice\nTwice\n"),
+        ("p.jsonl", '{"prompt": "  Once ", "id": 1}\n\n{"prompt": "Twice"}'),
+    ],
+)
+def test_prompts_are_read_as_they_stand(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_prompts(tmp_path / name) == ["  Once ", "Twice"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("p.txt", b"one\n\none\n", "p.txt: the file holds 1 different prompts"),
+        ("p.txt", b"caf\xe9\n", "p.txt: the file of prompts is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "p.jsonl:2: the line is not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line has no prompt"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "p.jsonl:2: the line has no prompt"),
+        ("p.jsonl", b'{"prompt": 7}', "p.jsonl:1: the line has no prompt"),
+        ("absent.txt", None, "absent.txt: the file of prompts cannot be read"),
+    ],
+)
+def test_a_file_of_prompts_that_is_wrong_is_named_with_its_line(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=reason):
+        read_prompts(tmp_path / name)
 
 
 def test_results_are_told_as_they_come():

@@ -34,6 +34,14 @@ STEP_S = 0.0005
 
 # NVIDIA's client sends it with a stop request, inflight_batcher_llm_client.py.
 CLIENTS_PARAMETERS = {"Streaming"}
+# Where the two candidates stand that a model decides between, by the defect: their log
+# probabilities, and from which token on.
+CANDIDATES = {
+    "parts_at_near_ties": (-0.75, -0.80),
+    "parts_far_off": (-0.75, -3.0),
+    "parts_where_certain": (-0.02, -0.05),
+}
+PARTS_FROM = 5
 OLD_NAMES = {"random_seed": "seed", "min_length": "min_tokens"}
 
 BREAKS = (
@@ -44,6 +52,7 @@ BREAKS = (
     "broken_characters",
     "cancel_keeps_slot",
     "crashes_on_bad_input",
+    "cuts_in_silence",
     "ends_after_end_token",
     "ensemble_differs",
     "ignores_end_token",
@@ -67,12 +76,16 @@ BREAKS = (
     "one_at_a_time",
     "other_text",
     "other_tokens",
+    "parts_at_near_ties",
+    "parts_far_off",
+    "parts_where_certain",
     "positive_log_probs",
     "random",
     "refuses_an_empty_prompt",
     "refuses_its_own_end_id",
     "refuses_nvidias_parameters",
     "refuses_stop_requests",
+    "repeats_log_probs",
     "restarts_at_length",
     "stop_words_within_tokens",
     "tensor_missing",
@@ -91,6 +104,10 @@ def token_ids(text: bytes) -> list[int]:
     ids, place = [], 0
     by_length = sorted(range(len(VOCABULARY)), key=lambda i: -len(VOCABULARY[i]))
     while place < len(text):
+        if text.startswith(b"<other>", place):
+            ids.append(OTHER_SPECIAL_ID)
+            place += len(b"<other>")
+            continue
         match = next((i for i in by_length if text.startswith(VOCABULARY[i], place)), None)
         if match is None:
             place += 1
@@ -103,6 +120,11 @@ def token_ids(text: bytes) -> list[int]:
 def text_of(ids: Iterable[int]) -> str:
     """The text of ids."""
     return b"".join(VOCABULARY[token] for token in ids).decode("utf-8", "replace")
+
+
+def score_of(*run: Any) -> float:
+    """The log probability of a token, one number for each place of each run."""
+    return round(-random.Random("/".join(map(str, run))).uniform(0.01, 1.5), 4)
 
 
 def continuation(prompt: str, seed: int | None) -> Iterator[int]:
@@ -127,24 +149,39 @@ class FakeModel:
         broken: One of ``BREAKS``, or None.
         slots: Requests generated at once.
         ascii_only: Writes no character of several bytes.
+        most_requests: Requests that are taken at once, running and waiting.
     """
 
     def __init__(
-        self, broken: str | None = None, *, slots: int = 4, ascii_only: bool = False
+        self,
+        broken: str | None = None,
+        *,
+        slots: int = 4,
+        ascii_only: bool = False,
+        most_requests: int = 256,
     ) -> None:
         assert broken is None or broken in BREAKS
         self.broken, self.ascii_only = broken, ascii_only
         self._slots = threading.BoundedSemaphore(1 if broken == "one_at_a_time" else slots)
         self._count_lock = threading.Lock()
+        self._most_requests = most_requests
+        self._taken = 0
         self._running = 0
         self._served = 0
         self._stopped: set[str] = set()
+        self._prompts: dict[tuple[int, ...], str] = {}
 
     def serve(self) -> FakeTriton:
         """A server with this model."""
         server = FakeTriton(self.answer, infer=self.infer, workers=80)
         server.ready = self.broken != "not_ready"
-        server.parameters |= {"accumulate_tokens": "false", "include_stop_str_in_output": "false"}
+        server.parameters |= {
+            "accumulate_tokens": "false",
+            "cancellation_check_period_ms": "5",
+            "include_stop_str_in_output": "false",
+            "max_concurrent_requests": str(self._most_requests),
+            "normalize_log_probs": "false",
+        }
         if self.broken == "unary_differs":
             answer_once(server)
         if self.broken in ("tensor_missing", "tensor_type"):
@@ -166,6 +203,7 @@ class FakeModel:
         response = pb.ModelInferResponse()
         ids = [BEGIN_ID, *token_ids(asked.one("QUERY"))]
         ids = ids[1:] if self.broken == "other_tokens" else ids
+        self._prompts[tuple(ids)] = asked.one("QUERY").decode()
         add_output(response, "INPUT_ID", "INT32", [1, len(ids)], ids)
         for name, value in (
             ("REQUEST_INPUT_LEN", len(ids)),
@@ -215,6 +253,18 @@ class FakeModel:
             return
         with self._count_lock:
             self._served += 1
+            full = self._taken + len(list(asked.rows())) > self._most_requests
+            self._taken += not full
+        if full:
+            yield refusal("serves no more requests at a time, please try again later")
+            return
+        try:
+            yield from self._in_turn(asked, context)
+        finally:
+            with self._count_lock:
+                self._taken -= 1
+
+    def _in_turn(self, asked: Asked, context: Any) -> Iterator[Any]:
         while not self._slots.acquire(timeout=0.01):
             if not context.is_active():
                 return
@@ -271,7 +321,7 @@ class FakeModel:
             return f"end_id must be below {END_ID}"
         if tokens < 1:
             return f"max_tokens must be at least 1, got {tokens}"
-        if tokens > MAX_SEQ_LEN or len(text) > 4000:
+        if (tokens > MAX_SEQ_LEN and self.broken != "cuts_in_silence") or len(text) > 4000:
             return f"the engine was compiled for at most {MAX_SEQ_LEN} tokens"
         if asked.one("temperature", 0) < 0 or asked.one("top_p", 0) > 1:
             return "temperature must be at least 0, top_p between 0 and 1"
@@ -282,7 +332,17 @@ class FakeModel:
             return "beam_width must be 1"
         return None
 
-    def _tokens(self, asked: Asked) -> Iterator[int]:
+    def _ids_after(self, prompt: str, seed: Any, end_id: int) -> Iterator[int]:
+        """Token ids after a prompt, to the end token if that is to end it."""
+        for token in continuation(prompt, seed):
+            if token == end_id:
+                return
+            if token == END_ID:
+                continue
+            yield 0 if self.ascii_only and token >= len(VOCABULARY) - 4 else token
+
+    def _tokens(self, asked: Asked) -> Iterator[tuple[int, float]]:
+        """Token ids and their log probabilities."""
         seed = asked.one("seed")
         if self.broken == "random" or (self.broken == "ensemble_differs" and "ens" in asked.model):
             seed = self._served
@@ -291,36 +351,48 @@ class FakeModel:
         if self.broken == "restarts_at_length":
             seed = asked.one("max_tokens")
         prompt = asked.one("text_input").decode(errors="replace")
-        ids = continuation(prompt, seed)
         end_id = asked.one("end_id", END_ID)
-        most = asked.one("max_tokens", 1) + (self.broken == "max_tokens_plus_one")
+        most = min(asked.one("max_tokens", 1), MAX_SEQ_LEN) + (self.broken == "max_tokens_plus_one")
         if self.broken == "ignores_end_token":
             end_id = END_ID if end_id >= 0 else end_id
         if self.broken == "no_end_without_end_token" and end_id == -1:
             end_id = END_ID
-        for _ in range(max(most, 1)):
-            token = next(ids)
-            if token == end_id:
+        ids = self._ids_after(prompt, seed, end_id)
+        other = self._running > 1
+        if self.broken == "parts_at_near_ties":  # rounding decides anew for each request
+            other = random.Random(self._served).random() < 0.5
+        undecided = self.broken in CANDIDATES
+        for place in range(max(most, 1)):
+            token = next(ids, None)
+            if token is None:
                 if self.broken == "ends_after_end_token":
-                    yield token
+                    yield end_id, -0.5
                 return
-            while token == END_ID:
-                token = next(ids)
-            if self.ascii_only and token >= len(VOCABULARY) - 4:
-                token = 0
-            yield token
+            score = score_of(prompt, seed, place, token)
+            if undecided and place >= PARTS_FROM and token < len(VOCABULARY) - 4:
+                undecided = False
+                score = CANDIDATES[self.broken or ""][other]
+                if other:
+                    token = (token + 1) % (len(VOCABULARY) - 4)
+                    seed = f"{seed}, the other way"
+                    ids = self._ids_after(prompt, seed, end_id)
+            yield token, score
 
     def _generate(self, asked: Asked, context: Any) -> Iterator[Any]:
         stream = asked.one("stream", False) and self.broken != "never_streams"
         words = [word.decode() for word in asked.values.get("stop_words", ())]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         sent = text = ""
-        count = new = 0
-        for token in self._tokens(asked):
+        scores: list[float] = []
+        new = 0
+        times = [time.monotonic_ns()]
+        for token, score in self._tokens(asked):
             time.sleep(STEP_S)
             if context and not context.is_active() and self.broken != "cancel_keeps_slot":
                 return
-            count, new = count + 1, new + 1
+            times.append(time.monotonic_ns())
+            scores.append(score)
+            new += 1
             data = VOCABULARY[token] if token < len(VOCABULARY) else b"<end>"
             if self.broken == "broken_characters":
                 fresh = data.decode(errors="replace")
@@ -334,7 +406,7 @@ class FakeModel:
             safe = len(text) - self._undecided(text, words)
             if stream and safe > len(sent):
                 begin = 0 if self.broken == "accumulates_undeclared" else len(sent)
-                yield self._piece(asked, text[begin:safe], count, new)
+                yield self._piece(asked, text[begin:safe], scores, new, times)
                 sent, new = text[:safe], 0
         else:
             text += decoder.decode(b"", final=True)
@@ -346,7 +418,8 @@ class FakeModel:
             text = text.removeprefix(" ")
         if not stream and asked.one("exclude_input_in_output", True) is False:
             text = asked.prompt + (" " if self.broken == "loses_first_space" else "") + text
-        yield self._piece(asked, text[len(sent) :] if stream else text, count, new, final=True)
+        rest = text[len(sent) :] if stream else text
+        yield self._piece(asked, rest, scores, new, times, final=True)
 
     def _stop(self, text: str, fresh: str, words: list[str]) -> str | None:
         if self.broken == "ignores_stop_words":
@@ -364,36 +437,58 @@ class FakeModel:
         ends = (n for n in range(longest, 0, -1) if any(w.startswith(text[-n:]) for w in words))
         return next(ends, 0) if text else 0
 
-    def _piece(self, asked: Asked, text: str, count: int, new: int, *, final: bool = False) -> Any:
+    def _piece(
+        self,
+        asked: Asked,
+        text: str,
+        scores: list[float],
+        new: int,
+        times: list[int],
+        *,
+        final: bool = False,
+    ) -> Any:
         if self.broken == "loses_spaces" and asked.one("stream"):
             text = text.lstrip()
         numbers = {
             "num_input_tokens": 3,
-            "num_output_tokens": new if asked.one("stream") else count,
+            "num_output_tokens": new if asked.one("stream") else len(scores),
         }
         if self.broken == "no_token_counts":
             numbers = {}
         shape = (1, 1) if self.broken == "nested_texts" else (1,)
         response = piece(text, final=final, shape=shape, **numbers)
         if asked.one("return_perf_metrics"):
-            self._add_metrics(response.infer_response, final=final)
+            self._add_metrics(response.infer_response, times, final=final)
         if asked.one("return_log_probs") and self.broken != "no_log_probs":
-            new = numbers.get("num_output_tokens", new) + (self.broken == "wrong_log_prob_count")
-            one = 0.5 if self.broken == "positive_log_probs" else -0.5
-            total = one * count * (2 if self.broken == "wrong_log_prob_sum" else 1)
+            new = numbers.get("num_output_tokens", new)
+            sent = scores[len(scores) - new :]
+            if self.broken == "wrong_log_prob_count":
+                sent = [*sent, -0.5]
+            if self.broken == "repeats_log_probs":
+                sent = list(scores)
+            if self.broken == "positive_log_probs":
+                sent = [0.5 for _ in sent]
+            total = sum(scores) * (2 if self.broken == "wrong_log_prob_sum" else 1)
             infer = response.infer_response
-            add_output(infer, "output_log_probs", "FP32", [1, 1, new], [one] * new)
+            add_output(infer, "output_log_probs", "FP32", [1, 1, len(sent)], sent)
             add_output(infer, "cum_log_probs", "FP32", [1, 1], [total])
         return response
 
-    def _add_metrics(self, infer: Any, *, final: bool) -> None:
+    def _add_metrics(self, infer: Any, times: list[int], *, final: bool) -> None:
+        """Args:
+        times: When the request arrived, and when each token came.
+        """
         if self.broken == "metrics_with_the_last_response_only" and not final:
             return
-        now = time.monotonic_ns()
-        later = now - 1 if self.broken == "metrics_out_of_order" else now
-        for name in ("arrival", "first_scheduled", "first_token"):
-            add_output(infer, f"{name}_time_ns", "INT64", [1, 1], [now])
-        add_output(infer, "last_token_time_ns", "INT64", [1, 1], [later])
+        arrived, first = times[0], times[min(1, len(times) - 1)]
+        last = first - 1 if self.broken == "metrics_out_of_order" else times[-1]
+        for name, value in (
+            ("arrival", arrived),
+            ("first_scheduled", arrived),
+            ("first_token", first),
+            ("last_token", last),
+        ):
+            add_output(infer, f"{name}_time_ns", "INT64", [1, 1], [value])
         for name, value in (
             ("kv_cache_alloc_new_blocks", 1),
             ("kv_cache_reused_blocks", 0),
@@ -405,28 +500,28 @@ class FakeModel:
         add_output(infer, "acceptance_rate", "FP32", [1, 1], [0.0])
 
     def _engine(self, asked: Asked) -> Iterator[Any]:
-        """``tensorrt_llm``: ids to ids."""
-        ids = continuation(str(asked.values["input_ids"]), None)
-        ids_left = asked.one("request_output_len")
+        """``tensorrt_llm``: ids to ids, those of the text models."""
+        prompt = self._prompts.get(asked.values["input_ids"], str(asked.values["input_ids"]))
+        ids = self._ids_after(prompt, None, asked.one("end_id"))
         new: list[int] = []
-        count = 0
-        while ids_left > 0 and asked.id not in self._stopped:
+        times = [time.monotonic_ns()]
+        left = asked.one("request_output_len")
+        while left > 0 and asked.id not in self._stopped:
             time.sleep(STEP_S)
-            token, ids_left = next(ids), ids_left - 1
+            token = next(ids, None)
+            if token is None:
+                break
             if self.broken == "unnoticed_end" and token == 0:
                 token = OTHER_SPECIAL_ID
-            if token == END_ID:
-                if asked.one("end_id") == END_ID:
-                    break
-                token = 0
             new.append(token)
-            count += 1
-            if asked.one("streaming") and ids_left > 0:
-                yield self._ids(asked, new, count)
+            times.append(time.monotonic_ns())
+            left -= 1
+            if asked.one("streaming") and left > 0:
+                yield self._ids(asked, new, times)
                 new = []
-        yield self._ids(asked, new, count, final=True)
+        yield self._ids(asked, new, times, final=True)
 
-    def _ids(self, asked: Asked, new: list[int], count: int, *, final: bool = False) -> Any:
+    def _ids(self, asked: Asked, new: list[int], times: list[int], *, final: bool = False) -> Any:
         response = pb.ModelStreamInferResponse()
         infer = response.infer_response
         add_output(infer, "output_ids", "INT32", [1, 1, len(new)], new)
@@ -437,9 +532,9 @@ class FakeModel:
         ):
             add_output(infer, name, "INT32", [1, 1], [value])
         add_output(infer, "output_log_probs", "FP32", [1, 1, len(new)], [-0.5] * len(new))
-        add_output(infer, "cum_log_probs", "FP32", [1, 1], [-0.5 * count])
+        add_output(infer, "cum_log_probs", "FP32", [1, 1], [-0.5 * (len(times) - 1)])
         if asked.one("return_perf_metrics"):
-            self._add_metrics(infer, final=final)
+            self._add_metrics(infer, times, final=final)
         infer.parameters["triton_final_response"].bool_param = final
         return response
 

@@ -15,7 +15,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from pipeline.triton.contract import MODELS
+from pipeline.triton.contract import ENGINE, MODELS
 
 CODES = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "BOOL": "?"}
 Answer = Callable[["Asked", Any], Iterable[pb.ModelStreamInferResponse]]
@@ -198,6 +198,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         model = self._model(request.name, context)
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = self.max_batch_size
+        response.config.backend = self.backend if model.name == ENGINE else "python"
         # Triton reports an ensemble as what its steps are.
         response.config.model_transaction_policy.decoupled = model.decoupled or (
             bool(model.steps) and any(self.models[s.model].decoupled for s in model.steps)
@@ -207,6 +208,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     max_batch_size = 4
+    backend = "python"
 
     def _model(self, name: str, context: Any) -> Any:
         if name not in self.models:

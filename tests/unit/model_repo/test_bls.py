@@ -610,9 +610,12 @@ def test_a_batch_that_is_refused_is_refused_as_one(model: TritonPythonModel) -> 
 def test_prompts_of_a_batch_count_as_requests(tmp_path: Path) -> None:
     with opened(tmp_path, max_concurrent_requests="2") as made:
         use(Engine("one"))
-        sent = several("a", "b", "c")
-        made.execute([sent])
-        assert "serves 2 requests at a time" in sent.sender.failure()
+        never = several("a", "b", "c")
+        made.execute([never])
+        assert never.sender.failure() == (
+            "the request has 3 prompts; tensorrt_llm_bls serves at most 2 at a time "
+            "(max_concurrent_requests)"
+        )
         HANDLERS["tensorrt_llm"] = Prompts(2)
         fits = several("ab", "cd")
         made.execute([fits])

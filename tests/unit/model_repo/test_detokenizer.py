@@ -210,6 +210,16 @@ def test_damaged_bytes_decode_as_they_would_at_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
+def test_ids_without_a_token_leave_characters_whole(seed: int) -> None:
+    """As a model with random weights chooses them, of more rows than the tokenizer has tokens."""
+    tokenizer, draw = TOKENIZERS["byte_level"], random.Random(seed)
+    size = tokenizer.get_vocab_size()
+    ids = [draw.randrange(257) if draw.random() < 0.3 else size + draw.randrange(200)
+           for _ in range(200)]  # fmt: skip
+    assert "".join(pieces(tokenizer, ids, draw)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_words_in_any_order_keep_their_spaces(seed: int) -> None:
     tokenizer, draw = TOKENIZERS["byte_fallback"], random.Random(seed)
     vocabulary = tokenizer.get_vocab_size()
@@ -259,6 +269,9 @@ class Counting:
     def decode(self, ids: list[int], **options: bool) -> str:
         self.decoded += len(ids)
         return str(self._tokenizer.decode(ids, **options))
+
+    def id_to_token(self, token: int) -> str | None:
+        return self._tokenizer.id_to_token(token)  # type: ignore[no-any-return]
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
         return dict(self._tokenizer.get_added_tokens_decoder())

@@ -20,6 +20,7 @@ from pipeline.recipe.schema import Recipe, ServeSection
 from pipeline.targets.tensorrt.plan.memory import host_kv_bytes
 from pipeline.targets.tensorrt.serve import tokenizer_info
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
+from pipeline.triton.contract import CPP_BACKEND
 from pipeline.triton.parameters import (
     ENGINE_DIR,
     ENGINE_FILES,
@@ -28,7 +29,7 @@ from pipeline.triton.parameters import (
     EngineModel,
 )
 
-BACKEND = "tensorrtllm"
+BACKEND = CPP_BACKEND
 WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 """Parameters that the backend reads unconditionally: without one of them it does not load."""

@@ -1,0 +1,86 @@
+"""Tiny models with random weights, of every architecture, served on the CPU.
+
+What they write is of no use: words of no text, one token over and over, or bytes that are no
+characters. A right server of them is a right server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline.progress import Silent
+from pipeline.recipe.schema import Recipe
+from pipeline.running.runner import run_recipe
+from pipeline.store.build_dir import BuildDir
+
+from .quantize_support import EXTRAS, SIZES, VOCAB, write_source
+
+SENTENCES = ("The old man looked at the sea, and naïve cafés were 😀 😃 漢字.",) * 40
+
+
+def words(architecture: str, folder: Path) -> Path:
+    """Any of its words follows any other; what is no word of it is one special token."""
+    return write_source(architecture, folder)
+
+
+def broken_characters(architecture: str, folder: Path) -> Path:
+    """Tokens are bytes and runs of them, in any order, so most characters are broken."""
+    config = getattr(transformers, f"{architecture}Config")(**SIZES, **EXTRAS[architecture])
+    torch.manual_seed(11)
+    getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
+    _bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def one_token(architecture: str, folder: Path) -> Path:
+    """The layers add nothing and the head is the embedding, so each token follows itself."""
+    config = getattr(transformers, f"{architecture}Config")(
+        **SIZES, **EXTRAS[architecture] | {"tie_word_embeddings": True}
+    )
+    torch.manual_seed(13)
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+    model.save_pretrained(folder)
+    _bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _bytes_tokenizer() -> Any:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, initial_alphabet=sorted(alphabet), special_tokens=["<|end|>"]
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+def build_repository(source: Path, root: Path, max_seq_len: int) -> Path:
+    """A repository for the CPU."""
+    compile_keys = {
+        "target": "openvino",
+        "max_batch_size": 4,
+        "max_input_len": max_seq_len * 3 // 4,
+        "max_seq_len": max_seq_len,
+        "max_num_tokens": 256,
+    }
+    recipe = Recipe.model_validate(
+        {
+            "name": f"random-{max_seq_len}",
+            "model": {"source": str(source)},
+            "quantize": {"format": "float16", "device": "cpu"},
+            "compile": compile_keys,
+        }
+    )
+    built = run_recipe(recipe, BuildDir(root / "build"), Silent(), until="repository")
+    return built.deployed["repository"]
