@@ -11,7 +11,7 @@ PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
-$(STAMP): pyproject.toml client/pyproject.toml constraints.txt scripts/install
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt scripts/install scripts/install_beside.py
 	scripts/install $(PYTHON) $(VENV)
 	@touch $@
 

@@ -46,17 +46,19 @@ def read_guide(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[str, str] | Non
             raise GuideError(f"{GUIDE} needs {KIND}, one of {', '.join(KINDS)}")
         return None
     if kind not in KINDS:
-        raise GuideError(f"{KIND} is {kind[:40]!r}; known: {', '.join(KINDS)}")
+        raise GuideError(f"{KIND} must be one of {', '.join(KINDS)}, not {kind[:40]!r}")
     if kind == "json":
         return kind, ""
     if not text:
         raise GuideError(f"{KIND} {kind} needs {GUIDE}, the {kind.replace('_', ' ')} itself")
     if len(text.encode()) > LONGEST_GUIDE:
         raise GuideError(
-            f"{GUIDE} has {len(text.encode()):,} bytes; at most {LONGEST_GUIDE:,} are taken"
+            f"{GUIDE} must not have more than {LONGEST_GUIDE:,} bytes, got {len(text.encode()):,}"
         )
     if _depth(text) > DEEPEST_GUIDE:
-        raise GuideError(f"{GUIDE} has more than {DEEPEST_GUIDE} brackets within each other")
+        raise GuideError(
+            f"{GUIDE} must not have more than {DEEPEST_GUIDE} brackets within each other"
+        )
     if kind == "json_schema":
         _check_schema(text)
     return kind, text
@@ -94,6 +96,6 @@ def _check_schema(text: str) -> None:
     try:
         schema = json.loads(text)
     except ValueError as error:
-        raise GuideError(f"{GUIDE} is not JSON, which a json_schema must be: {error}") from error
+        raise GuideError(f"{GUIDE} must be JSON for the type json_schema: {error}") from error
     if not isinstance(schema, dict) and schema is not True:
         raise GuideError(f"{GUIDE} must be a JSON schema, which is an object, got {text[:40]}")

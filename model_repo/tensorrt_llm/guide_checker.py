@@ -25,6 +25,9 @@ nobody else, so this is the longest that one client can hold up the others."""
 START_S = 120
 """Seconds in which the process must be ready; on a busy machine OpenVINO takes a while to load."""
 
+LONGEST_REASON = 300
+"""Characters; some reasons repeat the guide."""
+
 KNOWN_GUIDES = 256
 """Guides whose answer is remembered: most clients send the same few."""
 
@@ -107,7 +110,9 @@ class GuideChecker:
                 done(RequestError(f"the guide cannot be tried: {error}", "INTERNAL"))
                 return
             if reason is not None:
-                refusal = RequestError(f"guided_decoding_guide, {guide.kind}: {reason}")
+                refusal = RequestError(
+                    f"guided_decoding_guide cannot be followed as {guide.kind}: {reason}"
+                )
             with self._lock:
                 self._known[guide] = refusal
                 if len(self._known) > KNOWN_GUIDES:
@@ -130,7 +135,7 @@ class GuideChecker:
                 return _DEADLY
             return f"it is too complex: it was not understood within {self._limit_s} s"
         refused = answer["refused"]
-        return None if refused is None else str(refused)
+        return None if refused is None else str(refused)[:LONGEST_REASON]
 
     def _answer(self, limit_s: float) -> dict[str, Any] | None:
         """The next line of the process; None if it ended or takes too long."""
@@ -148,8 +153,10 @@ class GuideChecker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         here = Path(__file__).resolve().parent
-        python = sys.executable or shutil.which("python3")
-        if not python:
+        python: str | None = sys.executable
+        if not Path(sys.executable or "").name.startswith("python"):
+            python = shutil.which("python3")  # an interpreter within a program names the program
+        if python is None:
             raise RuntimeError("guided decoding needs a Python interpreter on PATH")
         return subprocess.Popen(
             [python, "-m", f"{here.name}.guide_worker", json.dumps(self._config)],

@@ -2,7 +2,7 @@
 
 The engine takes a guide unseen and fails for good when it cannot make a grammar of it, and some
 guides are never done or overflow the stack. So each is tried here first, in what may die of it:
-OpenVINO GenAI with the engine's own vocabulary and a model that has no preference.
+OpenVINO GenAI with the engine's own vocabulary and a model that has random preferences.
 
 Each line of standard input is a guide, ``{"kind": ..., "text": ...}``; each line of standard output
 an answer, ``{"refused": null}`` or with the reason. The first line out says that it is ready.
@@ -26,8 +26,12 @@ from .request import Guide
 from .sampling import structured_output
 from .vocabulary import token_texts
 
-TRIED_TOKENS = 32
-"""Tokens that a guide is followed for: one that leads nowhere at once is found out."""
+WALKS, TRIED_TOKENS = 4, 32
+"""How often a guide is followed, and how far: one that soon leads nowhere is found out."""
+
+STUCK = 8
+"""Times that token 0 ends a walk which leads nowhere. Where a guide allows no token at all, they
+are all equally unlikely, the first one is taken, and the guide stays where it is."""
 
 
 class GuideTrial:
@@ -58,23 +62,32 @@ class GuideTrial:
         config.set_eos_token_id(min(self._end_ids))
         config.stop_token_ids = set(self._end_ids)
         config.structured_output_config = structured_output(self._genai, guide)
-        prompt = self._openvino.Tensor(np.zeros((1, 1), np.int64))
-        try:
-            ids = self._pipeline.generate(prompt, config).tokens[0]
-        except RuntimeError as error:
-            return _reason(str(error))
-        if any(not self._texts[id_] and id_ not in self._end_ids for id_ in ids):
-            return "no text of this model's tokens can follow it to an end"
+        for walk in range(WALKS):
+            prompt = self._openvino.Tensor(np.full((1, 1), walk, np.int64))
+            try:
+                ids = self._pipeline.generate(prompt, config).tokens[0]
+            except RuntimeError as error:
+                return _reason(str(error))
+            if self._is_stuck(ids):
+                return "it has a part that no text of this model's tokens can follow to an end"
         return None
+
+    def _is_stuck(self, ids: Sequence[int]) -> bool:
+        textless = any(not self._texts[id_] and id_ not in self._end_ids for id_ in ids)
+        return textless or (0 not in self._end_ids and list(ids[-STUCK:]) == [0] * STUCK)
 
 
 def _write_model(vocab_size: int, end_ids: Sequence[int], folder: Path) -> None:
-    """A model that likes all tokens alike, but for those that end a text."""
+    """A model whose next token depends on the last one, with those that end a text late.
+
+    It likes token 0 least, so that a text has it in a row only where there is nothing else.
+    """
     import openvino as ov
     from openvino import opset13 as op
 
-    scores = np.zeros((1, vocab_size), np.float32)
-    scores[0, list(end_ids)] = -1
+    scores = np.random.default_rng(0).random((WALKS, vocab_size), np.float32)
+    scores[:, list(end_ids)] = -1
+    scores[:, 0] = -2
     inputs = []
     for name, kind, rank in (
         ("input_ids", ov.Type.i64, 2),
@@ -83,10 +96,10 @@ def _write_model(vocab_size: int, end_ids: Sequence[int], folder: Path) -> None:
     ):
         inputs.append(op.parameter(ov.PartialShape([-1] * rank), kind, name=name))
         inputs[-1].output(0).set_names({name})
-    zeros = op.multiply(inputs[0], op.constant(np.int64(0)))
-    logits = op.gather(op.constant(scores), zeros, op.constant(np.int64(0)))
+    rows = op.mod(inputs[0], op.constant(np.int64(WALKS)))
+    logits = op.gather(op.constant(scores), rows, op.constant(np.int64(0)))
     logits.output(0).set_names({"logits"})
-    model = ov.Model([op.result(logits)], inputs, "indifferent")
+    model = ov.Model([op.result(logits)], inputs, "walker")
     ov.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
 
 

@@ -80,7 +80,8 @@ class ResponseStream:
             self._ids, self._log_probs = [], []
         if self._error is not None:
             self.closed = True
-            pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
+            if self._error.code != "INVALID_ARG":  # that is the client's affair
+                pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
             send_error(self._sender, self._error, started=self._started)
         elif ids or last:
             self.closed = last

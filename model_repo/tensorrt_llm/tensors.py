@@ -285,14 +285,15 @@ def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
         return None
     if not settings.guided_decoding:
         raise RequestError(
-            f"{KIND} {found[0]}: guided decoding is not set up in this repository; make it again "
-            "with serve.guided_decoding: xgrammar in the recipe, or leave the guide out",
+            f"{KIND} {found[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
             "UNSUPPORTED",
         )
     if inputs.scalar("min_tokens"):
         raise RequestError(
-            "min_tokens does not go with a guide, which decides where the text may end; leave one "
-            "of them out"
+            "min_tokens cannot be combined with a guide, which decides where the text may end; "
+            "leave one of them out"
         )
     return Guide(*found, frozenset(settings.end_ids))
 

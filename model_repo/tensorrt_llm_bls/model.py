@@ -356,16 +356,17 @@ def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:
         return
     if not served:
         raise CallError(
-            f"{KIND} {guide[0]}: guided decoding is not set up in this repository; make it again "
-            "with serve.guided_decoding: xgrammar in the recipe, or leave the guide out",
+            f"{KIND} {guide[0]} is not supported: GuidedDecoder is not set up in this repository; "
+            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
+            "out",
             pb_utils.TritonError.UNSUPPORTED,
         )
     for name in ("end_id", "min_tokens"):
         value = _scalar(inputs, name)
         if value is not None and (name, value) != ("min_tokens", 0):
             raise CallError(
-                f"{name} does not go with a guide, which decides where the text may end; leave one "
-                "of them out"
+                f"{name} cannot be combined with a guide, which decides where the text may end; "
+                "leave one of them out"
             )
 
 

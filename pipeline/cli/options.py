@@ -68,6 +68,25 @@ BuildDirOption = Annotated[
 ]
 
 
+def _hand_on(words: list[str] | None) -> list[str] | None:
+    if words:
+        from pipeline.targets.handed_on import hand_on
+
+        hand_on(words)
+    return words
+
+
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Hand an environment variable on to the GPU container; repeatable.",
+        callback=_hand_on,
+    ),
+]
+
+
 def new_file(path: Path | None) -> Path | None:
     """Fails early if the output file cannot be created.
 

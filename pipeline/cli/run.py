@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption
+from pipeline.cli.options import (
+    BuildDirOption,
+    EnvOption,
+    Output,
+    RecipeArgument,
+    SetOption,
+)
 
 
 def run(
@@ -22,6 +28,7 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    env: EnvOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""

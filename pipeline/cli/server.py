@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.guide import read_guide
-from pipeline.cli.options import Connection, Invocation, Output, new_file
+from pipeline.cli.options import Connection, EnvOption, Invocation, Output, new_file
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ def serve(
     orchestrator: Annotated[
         bool, typer.Option("--orchestrator", help="One server that spawns a worker per rank.")
     ] = False,
+    mpirun: Annotated[
+        bool, typer.Option("--mpirun", help="Start an engine of one rank under mpirun too.")
+    ] = False,
+    env: EnvOption = None,  # noqa: ARG001  its callback has done it
     print_command: Annotated[
         bool, typer.Option("--print-command", help="Print the docker command of a GPU repository.")
     ] = False,
@@ -55,6 +59,7 @@ def serve(
         "metrics_port": metrics_port,
         "devices": device_numbers(devices),
         "orchestrator": orchestrator,
+        "mpirun": mpirun,
     }
     if print_command:
         launch = serve_command(repository, **options)

@@ -23,6 +23,7 @@ class ServerOptions:
         grpc_port: 0 picks a free port; likewise the others.
         devices: GPUs to use, as ``nvidia-smi`` counts them; None takes the first ones.
         orchestrator: One server that spawns a worker per rank.
+        mpirun: Start an engine of one rank under ``mpirun`` too.
         watchdog: Restart a server that died (targets whose server this package supervises).
     """
 
@@ -32,6 +33,7 @@ class ServerOptions:
     metrics_port: int = 0
     devices: Sequence[int] | None = None
     orchestrator: bool = False
+    mpirun: bool = False
     watchdog: bool = True
 
 

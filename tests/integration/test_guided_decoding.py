@@ -27,6 +27,7 @@ from tests.integration.engine_front_support import (
     settings,
     write_engine,
 )
+from tests.integration.tokenizer_layouts import EOS, byte_level
 
 TOKENIZER = DEMO_MODEL / "tokenizer.json"
 END = 1
@@ -209,7 +210,7 @@ def test_a_text_that_the_engine_drops_goes_on_where_it_was(
     dropped = 0
     changes = {"num_kv_blocks": 12, "guaranteed_no_evict": False, "enable_prefix_caching": False}
     with guided(engine_dir, **changes) as small:
-        for cancel_at in range(5, 100, 5):
+        for cancel_at in range(40, 100, 5):
             pairs = [ask(small, prompt, wish, 100) for prompt in asked]
             while len(pairs[0][1].ids) < cancel_at and not pairs[0][0].done:
                 threading.Event().wait(0.0005)
@@ -261,6 +262,7 @@ def refusal(checker: GuideChecker, wish: Guide) -> RequestError | None:
         guide("json_schema", PERSON_TEXT),
         guide("json_schema", "true"),
         guide("regex", "a+"),
+        guide("regex", "!{1,40}"),
         guide("ebnf_grammar", 'root ::= "a" root'),
     ],
     ids=lambda wish: f"{wish.kind} {wish.text[:12]}",
@@ -279,6 +281,9 @@ def test_a_good_guide_is_let_through(checker: GuideChecker, wish: Guide) -> None
         (guide("ebnf_grammar", "root ::= foo"), 'Rule "foo" is not defined'),
         (guide("ebnf_grammar", 'x ::= "a"'), 'root rule with name "root" is not found'),
         (guide("ebnf_grammar", "root ::= root"), "no text of this model's tokens"),
+        (guide("json_schema", '{"$ref": "#"}'), "no text of this model's tokens"),
+        (guide("ebnf_grammar", 'root ::= "a" x\nx ::= x'), "no text of this model's tokens"),
+        (guide("ebnf_grammar", 'root ::= "b" x | "cd"\nx ::= x'), "no text of this model's tok"),
     ],
 )
 def test_a_bad_guide_is_refused_with_the_reason(
@@ -287,9 +292,24 @@ def test_a_bad_guide_is_refused_with_the_reason(
     error = refusal(checker, wish)
     assert error is not None
     assert re.search(reason, str(error))
-    assert str(error).startswith(f"guided_decoding_guide, {wish.kind}: ")
+    assert str(error).startswith(f"guided_decoding_guide cannot be followed as {wish.kind}: ")
     assert "/" not in str(error).split(": ", 1)[1]  # no path of the machine that built OpenVINO
     assert error.code == "INVALID_ARG"
+
+
+def test_a_guide_that_gets_stuck_is_found_out_where_token_0_has_a_text(tmp_path: Path) -> None:
+    """As in Llama 3 and Qwen, whose token 0 is an exclamation mark."""
+    tokenizer = byte_level()
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    assert tokenizer.id_to_token(0) == "!"
+    made = GuideChecker(path, tokenizer.get_vocab_size(), (tokenizer.token_to_id(EOS),))
+    made.wait_ready()
+    stuck = refusal(made, guide("ebnf_grammar", 'root ::= "a" x | "bc"\nx ::= x'))
+    assert "no text of this model's tokens" in str(stuck)
+    assert refusal(made, guide("regex", "!{1,40}")) is None
+    assert refusal(made, guide("json_schema", PERSON_TEXT)) is None
+    made.close()
 
 
 def test_what_kills_the_process_is_refused_and_the_next_guide_tried(checker: GuideChecker) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from pipeline.source.probes import CHAT, TEXTS, exact_text
 from tests.conftest import PROJECT
-from tests.integration.tokenizer_support import serve
+from tests.integration.tokenizer_support import assert_bytes_of_tokens, serve
 
 VARIABLE = "TRTLLM_PIPELINE_TOKENIZERS"
 MODELS = ("llama2", "llama3_1", "qwen3", "deepseek_v3")
@@ -71,6 +71,10 @@ def generated() -> Iterator[str]:
             codes = (chooser.choice((0x2FF, 0xFFF, 0x33FF, 0x9FFF, 0x1FAFF)) for _ in range(length))
             points = (chooser.randint(1, top) for top in codes)
             yield "".join(chr(point) for point in points if not 0xD800 <= point <= 0xDFFF)
+
+
+def test_the_bytes_of_tokens_are_their_part_of_the_text(real: Path) -> None:
+    assert_bytes_of_tokens(real / "tokenizer.json", [*TEXTS, *of_data(), *generated()])
 
 
 def conversations(reference: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ install()
 
 from model_repo.postprocessing import model as postprocessing  # noqa: E402 - needs install()
 from model_repo.preprocessing import model as preprocessing  # noqa: E402
+from model_repo.tensorrt_llm.vocabulary import token_texts  # noqa: E402
 from model_repo.tensorrt_llm_bls.detokenizer import IncrementalDetokenizer  # noqa: E402
 
 
@@ -91,3 +93,42 @@ def serve(snapshot: Path, root: Path) -> Served:
             model.initialize(model_args(output, {"tokenizer_dir": "preprocessing/1/tokenizer"}))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return Served(folder, facts, *models, tokenizer)
+
+
+def assert_bytes_of_tokens(path: Path, texts: Iterable[str]) -> None:
+    """Holds the bytes that guided decoding takes tokens for against the tokenizer itself.
+
+    Args:
+        path: A ``tokenizer.json``.
+        texts: Any; what the tokenizer makes of one is taken apart and put together again.
+    """
+    tokenizer = Tokenizer.from_file(str(path))
+    size = tokenizer.get_vocab_size()
+    known = token_texts(path, size, [])
+    silent = {id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if silent.isdisjoint(ids):
+            joined = b"".join(known[id_] for id_ in ids).decode()
+            # Some tokenizers put a space in front of a text and take it away again.
+            assert tokenizer.decode(ids, skip_special_tokens=False) in (joined, joined[1:])
+    # Behind an anchor each token stands in the middle of a text.
+    anchor = tokenizer.encode("a", add_special_tokens=False).ids
+    before = len(tokenizer.decode(anchor, skip_special_tokens=False))
+    whole = [id_ for id_ in range(size) if id_ not in silent and _is_utf8(known[id_])]
+    assert len(whole) > size / 4
+    decoded = tokenizer.decode_batch([[*anchor, id_] for id_ in whole], skip_special_tokens=False)
+    wrong = [
+        (id_, text, known[id_])
+        for id_, text in zip(whole, decoded, strict=True)
+        if text[before:].encode() != known[id_]
+    ]
+    assert wrong == []
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

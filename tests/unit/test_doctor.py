@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline.cli.diagnosis import diagnose
 from pipeline.targets.base import Diagnosis
+from pipeline.targets.handed_on import handed_on
 from pipeline.targets.openvino import doctor as cpu_doctor
+from pipeline.targets.tensorrt import docker as docker_module
 from pipeline.targets.tensorrt import doctor as gpu_doctor
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
 
@@ -87,6 +90,24 @@ def test_doctor_refuses_a_version_without_engines(monkeypatch: pytest.MonkeyPatc
     assert not found["tensorrt-llm"].ok
     assert "1.3.0rc22 and later have no engine flow" in found["tensorrt-llm"].advice
     assert not found["target tensorrt"].ok
+
+
+def test_doctor_says_what_containers_get_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(docker_module, "SELINUX_ENFORCE", tmp_path / "enforce")
+    for name in handed_on():
+        monkeypatch.delenv(name)
+    assert {"SELinux", "handed on"}.isdisjoint(finding.name for finding in diagnose())
+    (tmp_path / "enforce").write_text("1")
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    found = {finding.name: finding for finding in diagnose()}
+    assert "label=disable" in found["SELinux"].value
+    assert found["handed on"].value == "NCCL_P2P_DISABLE"
+    monkeypatch.setenv("TRTLLM_PIPELINE_ENV", "LD_PRELOAD")
+    found = {finding.name: finding for finding in diagnose()}
+    assert not found["handed on"].ok
+    assert "LD_PRELOAD is not handed on" in found["handed on"].advice
 
 
 def test_doctor_names_the_known_vulnerabilities_of_the_pin() -> None:

@@ -15,6 +15,7 @@ import pytest
 from pipeline.cli.main import app
 from pipeline.errors import (
     CompileError,
+    MissingDependencyError,
     RepositoryError,
     ServerError,
     UnsupportedError,
@@ -22,6 +23,8 @@ from pipeline.errors import (
 )
 from pipeline.serving import device_numbers, open_server, serve_command, target_of
 from pipeline.store.store import Store
+from pipeline.targets.handed_on import handed_on
+from pipeline.targets.tensorrt import docker as docker_module
 from pipeline.targets.tensorrt import toolchain
 from pipeline.targets.tensorrt.build.engine import write_manifest
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, Toolkit
@@ -95,6 +98,14 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.fixture(autouse=True)
+def plain_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing to hand on to a container, and no SELinux, whatever this machine has."""
+    for name in handed_on():
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(docker_module, "SELINUX_ENFORCE", tmp_path / "enforce")
+
+
 def compare_with_golden(name: str, command: Sequence[str]) -> None:
     """One word per line; ``REPOSITORY`` stands for the place of the repository."""
     text = "\n".join(command) + "\n"
@@ -127,6 +138,48 @@ def test_the_container_is_confined(repository: Path) -> None:
     assert len(published) == 3
     assert all(word.startswith("--publish=127.0.0.1:") for word in published)
     assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(command[inside:])
+
+
+@pytest.mark.parametrize(("enforce", "labelled"), [("1", False), ("0\n", True), (None, True)])
+def test_selinux_does_not_hide_the_mounts(
+    enforce: str | None, labelled: bool, repository: Path, tmp_path: Path
+) -> None:
+    """1 is enforcing, 0 permissive (kernel documentation of selinuxfs)."""
+    if enforce:
+        (tmp_path / "enforce").write_text(enforce)
+    option = "--security-opt=label=disable"
+    for command in (
+        docker_launch(repository, HERE).command,
+        docker_module.docker_run("name", "1:1", [], "/"),
+    ):
+        assert (option not in command) is labelled
+        assert "--security-opt=no-new-privileges" in command
+
+
+def test_one_rank_under_mpirun() -> None:
+    """As upstream's launch_triton_server.py starts it without --no-mpi."""
+    plain, under = server_command(1), server_command(1, mpirun=True)
+    assert plain[0] == "tritonserver"
+    assert under == ["mpirun", "--allow-run-as-root", "--bind-to", "none", "-n", "1", *plain]
+    assert server_command(2, mpirun=True) == server_command(2)
+
+
+@pytest.mark.parametrize("build", [docker_launch, local_launch])
+def test_mpirun_is_an_option_of_every_launch(
+    build: Any, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = Toolkit(toolchain.TENSORRT_LLM, toolchain.TENSORRT, "13", None)
+    monkeypatch.setattr(launch_module, "toolkit", lambda: pinned)
+    assert "mpirun" in build(repository, HERE, mpirun=True).command
+    assert "mpirun" not in build(repository, HERE).command
+
+
+def test_a_slice_of_a_gpu_is_given_by_name(outside: Any, repository: Path) -> None:
+    """Docker's --gpus takes the name of a MIG slice; its number would be the whole GPU."""
+    part = InstalledGpu(3, "MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f", *H100, 9728)
+    outside.setattr(launch_module, "inspect_machine", lambda: Machine((part,), "580.65.06"))
+    command = plan_launch(repository, HERE).command
+    assert "--gpus=device=MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f" in command
 
 
 def test_addresses_and_devices(two_ranks: Path) -> None:
@@ -214,6 +267,14 @@ def test_no_image_has_the_engines_tensorrt(repository: Path) -> None:
 def test_why_no_image_has_it(repository: Path, changes: dict[str, Any], why: str) -> None:
     with pytest.raises(UnsupportedError, match=why):
         docker_launch(bind(repository, **changes), HERE)
+
+
+def test_tensorrt_llm_of_another_python(outside: Any, repository: Path, tmp_path: Path) -> None:
+    program(tmp_path / "bin/trtllm-build", "")
+    outside.setenv("PATH", str(tmp_path / "bin"))
+    outside.setattr(launch_module, "daemon_problem", lambda: "docker is not installed")
+    with pytest.raises(MissingDependencyError, match=r"scripts/install python3 \.venv"):
+        plan_launch(repository, HERE)
 
 
 def test_an_engine_of_unknown_origin(tmp_path: Path) -> None:
@@ -407,6 +468,8 @@ def test_gpu_options_on_a_repository_for_the_cpu(tmp_path: Path) -> None:
         serve_command(repository)
     with pytest.raises(UsageError, match="runs on the CPU"):
         open_server(repository, tmp_path / "log", devices=[0])
+    with pytest.raises(UsageError, match="runs on the CPU"):
+        open_server(repository, tmp_path / "log", mpirun=True)
 
 
 @pytest.mark.parametrize("text", ["", "all", "0,", "0;1", "-1"])
@@ -431,7 +494,7 @@ def test_devices() -> None:
         ("Both encoder and decoder model paths are empty", "not where gpt_model_path says"),
         ("Cannot find parameter with name: tokenizer_dir", "lacks a parameter"),
         ("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory", "too small, or"),
-        ("docker: Error: could not select device driver with capabilities", "cannot reach the GPU"),
+        ("docker: Error: could not select device driver with capabilities", "cannot hand the GPU"),
         ("Bind for 127.0.0.1:8001 failed: port is already allocated", "A port is in use"),
         ("There are not enough slots available in the system", "fewer CPU cores"),
         ("something else entirely", "The last line of its log is: something else entirely"),
@@ -543,6 +606,17 @@ def test_an_engine_that_was_built_in_place_names_no_image(repository: Path) -> N
     problem = container.tensorrt_problem(repository, "10.15.1.29-1+cuda13.1")
     assert problem
     assert "has 10.15.1.29-1+cuda13.1. Use an image with TensorRT 10.14.1.48; " in problem
+
+
+def test_the_entry_point_uses_mpirun_when_asked(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MOUNT", str(repository))
+    monkeypatch.delenv("TRT_VERSION", raising=False)
+    started: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *arguments: started.append(arguments))
+    container.main(["--mpirun"])
+    assert started[0][1] == server_command(1, mpirun=True)
 
 
 @pytest.mark.parametrize("image", [None, "10.14.1.48", "10.14.1.48.post1", "10.14.1.48-1+cuda13.1"])

@@ -126,6 +126,14 @@ def test_without_docker(bin_dir: Path) -> None:
     assert "neither docker nor trtllm-build" in done.stderr
 
 
+def test_without_an_installation(bin_dir: Path) -> None:
+    for name in ("nvidia-smi", "trtllm-build"):
+        program(bin_dir / name, f"echo {name}")
+    done = run(bin_dir)
+    assert done.returncode == 3
+    assert "run scripts/install python3 .venv first" in done.stderr
+
+
 @pytest.fixture
 def machine(bin_dir: Path) -> Path:
     for name in ("nvidia-smi", "docker"):

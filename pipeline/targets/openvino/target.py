@@ -117,7 +117,7 @@ class OpenVinoTarget:
         Raises:
             UsageError: An option for GPUs was given.
         """
-        if options.devices is not None or options.orchestrator:
+        if options.devices is not None or options.orchestrator or options.mpirun:
             raise _only_for_gpus(repository)
         from pipeline.triton.server import TritonServer
 
@@ -152,7 +152,8 @@ class OpenVinoTarget:
 
 def _only_for_gpus(repository: Path) -> UsageError:
     return UsageError(
-        "--devices, --orchestrator and --print-command are for repositories of the tensorrt target",
+        "--devices, --orchestrator, --mpirun and --print-command are for repositories of the "
+        "tensorrt target",
         where=str(repository),
         fix="Leave them out: this repository runs on the CPU, without a container",
     )

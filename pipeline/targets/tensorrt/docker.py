@@ -10,11 +10,17 @@ import subprocess
 from pathlib import Path
 
 from pipeline.errors import UnsupportedError
+from pipeline.targets.handed_on import handed_on
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER
+
+SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
 
 
 def confined(name: str, user: str, gpus: str) -> list[str]:
     """``docker run`` with GPUs and shared memory, and without any privilege.
+
+    Variables of this process that a container is to have are named, never given: see
+    :mod:`pipeline.targets.handed_on`.
 
     Args:
         name: Of the container, to find one that was left behind.
@@ -27,7 +33,21 @@ def confined(name: str, user: str, gpus: str) -> list[str]:
         # 64 MB, and pin memory.
         *("--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
         *(f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+        *(("--security-opt=label=disable",) if selinux_enforces() else ()),
+        *(f"--env={name}" for name in handed_on()),
     ]
+
+
+def selinux_enforces() -> bool:
+    """Whether SELinux would keep a container from the folders that are mounted into it.
+
+    Its label is then switched off rather than the folders labelled anew (``:z``): that would change
+    every file of a repository or checkpoint for everybody else, and cannot be done to one on NFS.
+    """
+    try:
+        return SELINUX_ENFORCE.read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
 
 
 def docker_run(name: str, user: str, mounts: list[str], workdir: str) -> list[str]:

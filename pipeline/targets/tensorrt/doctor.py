@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
 from pipeline.dependencies import installed
+from pipeline.errors import UsageError
 from pipeline.targets.base import Diagnosis
+from pipeline.targets.handed_on import handed_on
+from pipeline.targets.tensorrt.docker import selinux_enforces
 from pipeline.targets.tensorrt.environment import inspect_machine
 from pipeline.targets.tensorrt.toolchain import (
     BULLETINS,
@@ -61,8 +65,10 @@ def findings() -> list[Diagnosis]:
             "target tensorrt",
             how,
             how != "absent",
-            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image}",
+            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image} after "
+            "scripts/install python3 .venv there",
         ),
+        *_containers(),
         Diagnosis(
             "security",
             f"{len(BULLETINS)} notices",
@@ -73,3 +79,16 @@ def findings() -> list[Diagnosis]:
             f"run as a user without rights. {WAY_OUT}",
         ),
     ]
+
+
+def _containers() -> Iterator[Diagnosis]:
+    """What containers get of this machine, where that is anything."""
+    if selinux_enforces():
+        yield Diagnosis("SELinux", "enforcing; containers are started with label=disable")
+    try:
+        names = handed_on()
+    except UsageError as error:
+        yield Diagnosis("handed on", "nothing", False, str(error))
+        return
+    if names:
+        yield Diagnosis("handed on", ", ".join(names))

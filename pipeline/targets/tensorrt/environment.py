@@ -12,10 +12,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.dependencies import installed
+from pipeline.errors import MissingDependencyError
 from pipeline.targets.tensorrt.gpus import Gpu
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 
@@ -23,20 +26,26 @@ ABSENT = "absent"
 UNKNOWN = "unknown"
 # nvidia-smi counts GPUs in PCI order, CUDA the fastest first unless it is told otherwise.
 DEVICE_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-QUERY = "index,uuid,name,compute_cap,memory.total,driver_version"
+QUERY = "index,uuid,name,compute_cap,memory.total,driver_version,mig.mode.current"
+# A line of nvidia-smi -L below that of the GPU which is divided.
+_SLICE = re.compile(r"^\s+MIG (\S+)\s+Device\s+\d+: \(UUID: (MIG-[^)]+)\)")
+_WHOLE = re.compile(r"^GPU (\d+): ")
+# Of a MIG profile's nominal size, 5 GB of 1g.5gb, this much is there; NVIDIA's MIG user guide.
+_SLICE_USABLE = 0.95
 QUERY_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
 class InstalledGpu:
-    """One GPU of this machine.
+    """One GPU of this machine, or a MIG slice of one.
 
     Attributes:
         index: Its number in ``nvidia-smi``.
         uuid: Its identity, as ``CUDA_VISIBLE_DEVICES`` accepts it.
-        name: The product name.
+        name: The product name; that of a slice ends as CUDA names it, ``MIG 3g.40gb``.
         sm: Compute capability times ten: 89 is Ada, 90 is Hopper.
         memory_mib: Total memory.
+        divided: Whether MIG divides it, so that CUDA sees one of its slices instead.
     """
 
     index: int
@@ -44,6 +53,12 @@ class InstalledGpu:
     name: str
     sm: int
     memory_mib: int
+    divided: bool = False
+
+    @property
+    def device(self) -> str:
+        """How Docker's ``--gpus`` names it."""
+        return self.uuid if self.uuid.startswith("MIG-") else str(self.index)
 
     @property
     def model(self) -> Gpu:
@@ -81,25 +96,37 @@ def inspect_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     if binary is None:
         return Machine(problem="nvidia-smi is not installed")
     try:
-        answer = subprocess.run(
-            [binary, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=QUERY_TIMEOUT_S,
-            check=False,
+        gpus, driver = parse_query(
+            _ask(binary, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
         )
+        divided = any(gpu.divided for gpu in gpus)
+        slices = parse_slices(_ask(binary, "-L"), gpus) if divided else ()
     except (OSError, subprocess.TimeoutExpired) as error:
         return Machine(problem=f"nvidia-smi does not answer: {error}")
-    if answer.returncode:
-        said = (answer.stdout + answer.stderr).strip().partition("\n")[0]
-        return Machine(problem=f"nvidia-smi fails: {said or answer.returncode}")
-    try:
-        gpus, driver = parse_query(answer.stdout)
+    except subprocess.CalledProcessError as error:
+        said = (error.stdout + error.stderr).strip().partition("\n")[0]
+        return Machine(problem=f"nvidia-smi fails: {said or error.returncode}")
     except ValueError as error:
         return Machine(problem=f"nvidia-smi gave unexpected output: {error}")
-    visible = _visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
-    problem = "" if visible else "CUDA_VISIBLE_DEVICES hides every GPU"
-    return Machine(visible, driver, problem)
+    visible = _visible(gpus, slices, environ.get("CUDA_VISIBLE_DEVICES"))
+    if not visible:
+        return Machine((), driver, "CUDA_VISIBLE_DEVICES hides every GPU")
+    if problem := _division_problem(visible, slices):
+        return Machine((), driver, problem)
+    return Machine(visible, driver)
+
+
+def _ask(*command: str) -> str:
+    """What ``nvidia-smi`` prints.
+
+    Raises:
+        OSError: It cannot be started.
+        CalledProcessError, TimeoutExpired: It failed, or does not end.
+    """
+    answer = subprocess.run(
+        command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True
+    )
+    return answer.stdout
 
 
 def parse_query(text: str) -> tuple[tuple[InstalledGpu, ...], str]:
@@ -115,31 +142,72 @@ def parse_query(text: str) -> tuple[tuple[InstalledGpu, ...], str]:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if len(row) != len(QUERY.split(",")):
             raise ValueError(f"{row!r} does not have the fields {QUERY}")
-        index, uuid, name, capability, memory, driver = (field.strip() for field in row)
+        index, uuid, name, capability, memory, driver, mig = (field.strip() for field in row)
         major, _, minor = capability.partition(".")
         # Some integrated GPUs report "[N/A]" for memory that they share with the host.
         mib = int(memory) if memory.isdigit() else 0
-        gpus.append(InstalledGpu(int(index), uuid, name, 10 * int(major) + int(minor), mib))
+        sm, divided = 10 * int(major) + int(minor), mig == "Enabled"
+        gpus.append(InstalledGpu(int(index), uuid, name, sm, mib, divided))
     if not gpus:
         raise ValueError("it lists no GPU")
     return tuple(gpus), driver
 
 
-def _visible(gpus: tuple[InstalledGpu, ...], setting: str | None) -> tuple[InstalledGpu, ...]:
-    """CUDA's rule: names in order, until the first that does not exist."""
+def parse_slices(text: str, gpus: tuple[InstalledGpu, ...]) -> tuple[InstalledGpu, ...]:
+    """Reads the MIG slices that ``nvidia-smi -L`` lists below their GPU.
+
+    Args:
+        text: What it printed.
+        gpus: The GPUs, from :func:`parse_query`.
+
+    Raises:
+        ValueError: A slice is below no GPU of those, or its profile does not say its memory.
+    """
+    by_index, whole, found = {gpu.index: gpu for gpu in gpus}, None, []
+    for line in text.splitlines():
+        if match := _WHOLE.match(line):
+            whole = by_index.get(int(match[1]))
+        elif match := _SLICE.match(line):
+            size = re.search(r"(\d+)gb", match[1])
+            if whole is None or size is None:
+                raise ValueError(f"{line.strip()!r} is no slice of a GPU that it lists")
+            mib = int(int(size[1]) * 1024 * _SLICE_USABLE)
+            name = f"{whole.name} MIG {match[1]}"
+            found.append(InstalledGpu(whole.index, match[2], name, whole.sm, mib))
+    return tuple(found)
+
+
+def _visible(
+    gpus: tuple[InstalledGpu, ...], slices: tuple[InstalledGpu, ...], setting: str | None
+) -> tuple[InstalledGpu, ...]:
+    """CUDA's rule: names in order, until the first that does not exist; one slice and no more."""
     if setting is None:
         return gpus
     chosen: list[InstalledGpu] = []
     for word in (part.strip() for part in setting.split(",")):
-        found = [
-            gpu
-            for gpu in gpus
-            if word == str(gpu.index) or (word.startswith("GPU-") and gpu.uuid.startswith(word))
-        ]
+        by_name = slices if word.startswith("MIG-") else gpus if word.startswith("GPU-") else ()
+        found = [gpu for gpu in by_name if gpu.uuid.startswith(word)]
+        found += [gpu for gpu in gpus if word == str(gpu.index)]
         if len(found) != 1:
             break
+        if found[0] in slices:
+            return tuple(chosen or found)
         chosen += found
     return tuple(chosen)
+
+
+def _division_problem(
+    visible: tuple[InstalledGpu, ...], slices: tuple[InstalledGpu, ...]
+) -> str | None:
+    """Why GPUs that MIG divides cannot be used whole; None when none is."""
+    divided = [gpu for gpu in visible if gpu.divided]
+    if not divided:
+        return None
+    names = [part.uuid for part in slices if part.index == divided[0].index]
+    how = "it has no slice yet: nvidia-smi mig -cgi makes one, nvidia-smi -mig 0 makes it whole"
+    if names:
+        how = f"name one of its slices: CUDA_VISIBLE_DEVICES={names[0]}"
+    return f"MIG divides GPU {divided[0].index}, so CUDA does not see it whole; {how}"
 
 
 @dataclass(frozen=True)
@@ -178,13 +246,27 @@ def _release(version: str) -> str:
     return numbers[0] if numbers else version
 
 
+def another_pythons() -> MissingDependencyError | None:
+    """What to say where TensorRT-LLM is installed, but not for this Python, as in the container."""
+    program = shutil.which("trtllm-build")
+    if program is None or installed("tensorrt-llm") is not None:
+        return None
+    return MissingDependencyError(
+        "TensorRT-LLM is installed here, but not for the Python of this command",
+        why=f"It belongs to {program}, and this is {sys.executable}",
+        fix="Install this project beside it, from a checkout: scripts/install python3 .venv, with "
+        f"the python3 of {Path(program).parent}; nothing of it is replaced",
+    )
+
+
 def missing_to_build() -> list[str]:
     """What a build would miss here, as clauses; found without starting any program."""
     missing = []
     if shutil.which("nvidia-smi") is None:
         missing.append("there is no NVIDIA GPU (nvidia-smi is not installed)")
     if installed("tensorrt-llm") is None and shutil.which("docker") is None:
-        missing.append("neither TensorRT-LLM nor Docker is installed")
+        other = another_pythons()
+        missing.append(other.what if other else "neither TensorRT-LLM nor Docker is installed")
     return missing
 
 

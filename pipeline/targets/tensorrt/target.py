@@ -137,6 +137,7 @@ class TensorRtTarget:
             free_endpoints(options),
             devices=options.devices,
             orchestrator=options.orchestrator,
+            mpirun=options.mpirun,
         )
         return LaunchedServer(repository, launch, log_file=log)
 
@@ -160,6 +161,7 @@ class TensorRtTarget:
             endpoints(options),
             devices=options.devices,
             orchestrator=options.orchestrator,
+            mpirun=options.mpirun,
         )
 
     def findings(self) -> list[Diagnosis]:

@@ -48,6 +48,24 @@ from trtllm_client._wire import add_input, decode_outputs
         ({"stop_words": (w for w in ".")}, "stop_words must be a list of texts, not generator"),
         ({"stop_words": (".", "")}, "stop_words has an empty text"),
         ({"bad_words": (b"\xff",)}, "bad_words is not valid UTF-8"),
+        ({"guided_decoding_guide": "{}"}, "guided_decoding_guide needs guided_decoding_guide_type"),
+        (
+            {"guided_decoding_guide_type": "schema", "guided_decoding_guide": "{}"},
+            "guided_decoding_guide_type must be one of json, json_schema, regex, ebnf_grammar, not",
+        ),
+        ({"guided_decoding_guide_type": "regex"}, "guided_decoding_guide must be text, not NoneT"),
+        (
+            {"guided_decoding_guide_type": "regex", "guided_decoding_guide": ""},
+            "guided_decoding_guide is empty; regex needs one",
+        ),
+        (
+            {"guided_decoding_guide_type": "json", "guided_decoding_guide": "{}"},
+            "guided_decoding_guide means nothing for the type json",
+        ),
+        (
+            {"guided_decoding_guide_type": "json", "min_tokens": 2},
+            "min_tokens does not go with a guide",
+        ),
         ({"request_id": ""}, "request_id must be a text"),
         ({"request_id": "\ud83d"}, "request_id is not valid UTF-8"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_repo.tensorrt_llm.generation import Generation
-from model_repo.tensorrt_llm.request import GenerationRequest, RequestError
+from model_repo.tensorrt_llm.request import GenerationRequest, Guide, RequestError
 
 
 class Heard:
@@ -84,3 +84,52 @@ def test_what_was_generated_becomes_the_prompt_of_a_restart() -> None:
     prompt = made.prompt()
     assert (prompt.tolist(), prompt.dtype) == ([[9, 8, 5, 6]], np.int64)
     assert made.remaining == 3
+
+
+REGEX = Guide("regex", "a+", frozenset((2,)))
+
+
+def test_under_a_guide_what_it_had_is_made_again_and_sent_once() -> None:
+    """The engine follows a guide from its first token on, so none of them is part of a prompt."""
+    made, heard = generation(guide=REGEX, log_probs=True)
+    assert not made.accept([5, 6], [-1.0, -2.0])
+    made.evicted()
+    assert made.prompt().tolist() == [[9, 8]]
+    assert made.kept == 0
+    assert not made.accept([5], [-1.0])
+    assert made.computes_prompt, "it has no more than before"
+    assert not made.accept([6, 7], [-2.0, -3.0])
+    assert not made.computes_prompt
+    assert made.accept([2], [-4.0])
+    assert heard.calls == [
+        ([5, 6], [-1.0, -2.0], False),
+        ([7], [-3.0], False),
+        ([], [], True),
+    ]
+
+
+def test_without_a_guide_what_it_had_is_part_of_the_prompt() -> None:
+    made, heard = generation()
+    made.accept([5, 6], [])
+    made.evicted()
+    assert made.prompt().tolist() == [[9, 8, 5, 6]]
+    assert made.kept == 2
+    made.accept([7], [])
+    assert [ids for ids, _, _ in heard.calls] == [[5, 6], [7]]
+
+
+def test_other_tokens_the_second_time_are_an_error() -> None:
+    made, _ = generation(guide=REGEX)
+    made.accept([5, 6], [])
+    made.evicted()
+    with pytest.raises(RequestError, match="made other tokens of it the second time"):
+        made.accept([5, 7], [])
+
+
+def test_a_token_that_no_guide_allows_is_an_error() -> None:
+    made, heard = generation(guide=REGEX)
+    made.textless = frozenset((0, 2))
+    made.accept([5], [])
+    with pytest.raises(RequestError, match="no token of this model can follow it"):
+        made.accept([0], [])
+    assert len(heard.calls) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from model_repo.preprocessing.prompt import word_list as write_word_list
 from model_repo.tensorrt_llm.answer import Answer
-from model_repo.tensorrt_llm.request import RequestError
+from model_repo.tensorrt_llm.request import Guide, RequestError
 from model_repo.tensorrt_llm.settings import EngineSettings
 from model_repo.tensorrt_llm.tensors import (
     Inputs,
@@ -118,11 +118,15 @@ def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
         ("return_context_logits", np.array([True]), "no context logits"),
         ("return_generation_logits", np.array([True]), "no generation logits"),
         ("prompt_embedding_table", np.ones((1, 2, 8), np.float16), "no prompt tuning"),
-        ("lora_task_id", np.array([1], np.uint64), "no LoRA"),
-        ("guided_decoding_guide", np.array([[b"{}"]], object), "no guided decoding"),
-        ("draft_input_ids", ints(5), "no draft tokens"),
+        ("lora_task_id", np.array([1], np.uint64), "no LoRA: .* one set of adapters for all"),
+        ("lora_weights", np.ones((1, 1, 8), np.float16), "no LoRA"),
+        ("guided_decoding_guide_type", np.array([[b"json"]], object), "is not set up in this rep"),
+        ("draft_input_ids", ints(5), "no draft tokens: .* takes none from a client"),
+        ("draft_acceptance_threshold", np.array([0.5], np.float32), "no draft tokens"),
         ("runtime_top_p_decay", np.array([0.5], np.float32), "no decaying top_p"),
-        ("lookahead_window_size", ints(4), "no lookahead decoding"),
+        ("lookahead_window_size", ints(4), "no lookahead decoding: .* not change the text"),
+        ("lookahead_ngram_size", ints(4), "no lookahead decoding"),
+        ("lookahead_verification_set_size", ints(4), "no lookahead decoding"),
         ("retention_token_range_starts", ints(0), "no KV cache retention"),
     ],
 )
@@ -350,3 +354,36 @@ def test_times_are_those_of_the_engine_and_not_of_sending() -> None:
     assert (times.first_scheduled, times.first_token) == (first_scheduled, first_token)
     assert times.reused_blocks == 0
     assert 0 < times.arrival <= first_scheduled <= first_token < times.last_token
+
+
+GUIDED = replace(SETTINGS, guided_decoding=True, end_ids=(1, 2))
+
+
+def guide_inputs(**more: np.ndarray) -> Inputs:
+    return inputs(
+        guided_decoding_guide_type=np.array([[b"regex"]], object),
+        guided_decoding_guide=np.array([[b"a+"]], object),
+        **more,
+    )
+
+
+def test_a_guide_ends_with_the_models_end_ids_whatever_ends_the_text() -> None:
+    """-1 is for no end id: a complete text has one all the same, since nothing else may follow."""
+    for end_id, ends in ((None, {1, 2}), (-1, {1, 2}), (50, {50, 1, 2})):
+        given = {} if end_id is None else {"end_id": ints(end_id)}
+        request = read_request(guide_inputs(**given), "", GUIDED)
+        assert request.guide == Guide("regex", "a+", frozenset((1, 2)))
+        assert request.end_ids == ends
+
+
+def test_min_tokens_and_a_guide_exclude_each_other() -> None:
+    assert read_request(guide_inputs(min_tokens=ints(0)), "", GUIDED).guide
+    with pytest.raises(RequestError, match="min_tokens cannot be combined with a guide"):
+        read_request(guide_inputs(min_tokens=ints(3)), "", GUIDED)
+
+
+def test_a_guide_that_says_nothing_is_the_clients_fault() -> None:
+    wrong = inputs(guided_decoding_guide=np.array([[b"a+"]], object))
+    with pytest.raises(RequestError, match="needs guided_decoding_guide_type") as caught:
+        read_request(wrong, "", GUIDED)
+    assert caught.value.code == "INVALID_ARG"

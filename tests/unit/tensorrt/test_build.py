@@ -226,6 +226,18 @@ def test_without_a_gpu_the_command_to_copy_is_given(
     assert f"{IMAGE} trtllm-build --checkpoint_dir /checkpoint" in caught.value.fix
 
 
+def test_tensorrt_llm_of_another_python(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    """As inside the container: its own Python has TensorRT-LLM, this one's environment has not."""
+    machine = tmp_path / "machine"
+    pretend(monkeypatch, machine, programs=("trtllm-build", "nvidia-smi"), tensorrt_llm=None)
+    with pytest.raises(MissingDependencyError, match="not for the Python of this") as caught:
+        build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    assert str(machine / "bin/trtllm-build") in str(caught.value.why)
+    assert "scripts/install python3 .venv" in str(caught.value.fix)
+
+
 def test_a_gpu_without_tensorrt_llm_and_docker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
 ) -> None:
@@ -292,7 +304,7 @@ REPLAYS = {
     "disk-full": ("disk is full", "--build-dir"),
     "old-driver": ("driver is older", "branch 580 or later; data-center GPUs may use CUDA forward"),
     "plugin-sm": ("no kernel for the format", "SM 89"),
-    "version": ("built by another TensorRT", IMAGE),
+    "version": ("built with another TensorRT", IMAGE),
     "timing-cache": ("timing cache belongs to another", "timing folder"),
     "docker-gpu": ("cannot hand the GPU", "container toolkit"),
     "docker-daemon": ("daemon cannot be reached", "Start it"),

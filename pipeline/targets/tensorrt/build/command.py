@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import MissingDependencyError
 from pipeline.store.digests import digest_of
 from pipeline.targets.tensorrt.docker import bind, docker_run
-from pipeline.targets.tensorrt.environment import Toolkit
+from pipeline.targets.tensorrt.environment import Toolkit, another_pythons
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 
 EXECUTABLE = "trtllm-build"
@@ -102,6 +102,8 @@ def command_for(build: Build, tools: Toolkit) -> list[str]:
             )
         return build.in_place(executable)
     if shutil.which("docker") is None:
+        if other := another_pythons():
+            raise other
         raise MissingDependencyError(
             "neither TensorRT-LLM nor Docker is installed here",
             why="An engine is built by trtllm-build, which runs in place or in its container",

@@ -1,8 +1,7 @@
 """Why ``trtllm-build`` failed, and what to do about it, from its log and exit code.
 
-The messages are TensorRT-LLM 1.2's, TensorRT 10's, PyTorch's, Docker's and the kernel's own. The
-table is searched from top to bottom, so a specific cause stands before the general ones that it
-drags along in the same log.
+The messages are TensorRT-LLM 1.2's, TensorRT 10's and the kernel's own; those that serving can meet
+as well are in :mod:`pipeline.targets.tensorrt.causes`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.formats import FORMATS
+from pipeline.targets.tensorrt.causes import MACHINE, RUNTIME, known
 from pipeline.targets.tensorrt.gpus import MIN_SM
 from pipeline.targets.tensorrt.plan.facts import NO_INTEGER_FORMATS
 from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM
@@ -38,10 +38,6 @@ class Failure:
     line: str = ""
 
 
-def _cause(pattern: str, why: str, fix: str) -> tuple[re.Pattern[str], str, str]:
-    return re.compile(pattern), why, fix
-
-
 _HOST_MEMORY = Failure(
     why="The system ended the build; that is nearly always the kernel's out-of-memory killer, "
     "because the build holds the weights of every rank it works on in host memory",
@@ -60,47 +56,18 @@ _NEED_FP8 = " and ".join(row.name for row in FORMATS.values() if row.needs_fp8)
 _RIGHT_VERSION = f"Use TensorRT-LLM {TENSORRT_LLM}: {DEFAULT_CONTAINER.image}"
 
 CAUSES = (
-    _cause(
+    known(
         r"error: (unrecognized arguments|argument --\S+: (invalid|expected)|ambiguous option)",
         f"trtllm-build refuses its arguments: it is not the one of TensorRT-LLM {TENSORRT_LLM}",
         _RIGHT_VERSION,
     ),
-    _cause(
-        r"max_workers must be greater than 0|No CUDA GPUs are available|no CUDA-capable device"
-        r"|Found no NVIDIA driver|libcuda\.so\.1: cannot open",
-        "trtllm-build sees no GPU, and it needs the very model that will serve, even to validate",
-        "Run on a machine with the GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES",
-    ),
-    _cause(
-        r"CUDA driver version is insufficient|driver on your system is too old"
-        r"|forward compatibility was attempted|Error 803|unsatisfied condition: cuda",
-        "The GPU driver is older than this CUDA needs",
-        "Update the driver to branch 580 or later; data-center GPUs may use CUDA forward "
-        "compatibility",
-    ),
-    _cause(
-        r"could not select device driver|unknown flag: --gpus|nvidia-container-cli",
-        "Docker cannot hand the GPU to a container",
-        "Install the NVIDIA container toolkit and restart Docker",
-    ),
-    _cause(
-        r"Cannot connect to the Docker daemon|permission denied while trying to connect to the "
-        r"Docker|dial unix \S*docker\.sock",
-        "The Docker daemon cannot be reached",
-        "Start it, or add yourself to the docker group; or run inside the container itself",
-    ),
-    _cause(
-        r"pull access denied|manifest unknown|manifest for \S+ not found|unauthorized: "
-        r"|TLS handshake timeout|failed to resolve reference",
-        "Docker cannot fetch the image",
-        f"Fetch it first: docker pull {DEFAULT_CONTAINER.image}",
-    ),
-    _cause(
+    *MACHINE,
+    known(
         r"The container name \S+ is already in use",
         "Another build of the same output is running, or was left behind",
         "Wait for it, or remove it: docker ps, docker rm --force NAME",
     ),
-    _cause(
+    known(
         r"SmoothQuant is not supported on SM>=100|Per-channel or per-token scaling is not supported"
         r" on SM>=100",
         "TensorRT-LLM has no INT8 SmoothQuant kernels for Blackwell data-center GPUs "
@@ -108,84 +75,81 @@ CAUSES = (
         f"Set quantize.format to {NO_INTEGER_FORMATS} for this GPU, "
         "or build on Ampere, Ada or Hopper",
     ),
-    _cause(
+    known(
         r"INT8/INT4 quantization is not supported on SM>=100",
         "TensorRT-LLM has no INT8 or INT4 kernels, nor an INT8 KV cache, for Blackwell data-center "
         "GPUs (SM 100 to 119)",
         f"Set quantize.format to {NO_INTEGER_FORMATS} and quantize.kv_cache to fp8 or null "
         "for this GPU, or build on Ampere, Ada or Hopper",
     ),
-    _cause(
+    known(
         r"\bis not supported on SM ?\d+|[Uu]nsupported (SM|compute capability|arch)"
-        r"|no kernel image is available|FP8 .*(only supported|not supported).*(SM|Ada|Hopper)"
+        r"|W4A\(fp\)8 kernel is unsupported|no kernel image is available"
+        r"|FP8 .*(only supported|not supported).*(SM|Ada|Hopper)"
         r"|Target GPU SM \d+ is not supported",
         "This GPU has no kernel for the format or a plugin",
         f"{_NEED_FP8} need SM {MIN_FP8_SM} or later, everything needs SM {MIN_SM} or later; "
         "choose another quantize.format or GPU",
     ),
-    _cause(
+    known(
         r"Required but not provided tensors",
         "The checkpoint lacks tensors that its own config.json requires",
         _EXPORT_AGAIN,
     ),
-    _cause(
+    known(
         r"Encounter error '.*' for parameter|value updated is not the same shape",
         "A tensor of the checkpoint has another shape than TensorRT-LLM derives from config.json; "
         "for AWQ that happens when a dimension is not divisible by group size times "
         "tensor_parallel, because the layer is then padded",
         f"Lower compile.tensor_parallel or quantize.group_size. {_EXPORT_AGAIN}",
     ),
-    _cause(
+    known(
         r"unexpected keyword argument|Extra inputs are not permitted",
         "config.json of the checkpoint has a key that this TensorRT-LLM does not know",
         f"{_RIGHT_VERSION}, and quantize again",
     ),
-    _cause(
+    known(
         r"Unsupported model architecture|has no attribute '(seq_length|qwen_type|rotary_base)'"
         r"|assert os\.path\.isfile\(.*(weights|safetensors)",
         "The checkpoint is not one that this TensorRT-LLM can load",
         _EXPORT_AGAIN,
     ),
-    _cause(
-        r"[Nn]o space left on device|Disk quota exceeded|Errno 28",
-        "The disk is full; an engine is about as large as its checkpoint",
-        "Free space, or choose another disk with --build-dir",
-    ),
-    _cause(
-        r"Version tag does not match|expecting library version|Failed to deserialize cuda engine"
-        r"|Serialization assertion",
-        "The engine was built by another TensorRT than the one that reads it",
-        f"Build and run in the same image: {DEFAULT_CONTAINER.image}",
-    ),
-    _cause(
+    known(
         r"Failed to save timing cache|[Tt]iming cache .*(mismatch|corrupt|incompatible)",
         "The timing cache belongs to another GPU or TensorRT, or is damaged",
         "Delete the .cache files in the store's timing folder and run again",
     ),
-    _cause(
-        r"Error Code \d+: Out ?Of ?Memory|OutOfMemory|[Oo]ut of memory|CUDA_ERROR_OUT_OF_MEMORY"
-        r"|GPU memory \(\d+ bytes\) could not be allocated|cudaErrorMemoryAllocation",
-        "The GPU's memory is too small for this build",
-        _LESS_MEMORY,
+    *RUNTIME,
+    known(
+        r"[Nn]o space left on device|Disk quota exceeded|Errno 28",
+        "The disk is full; an engine is about as large as its checkpoint",
+        "Free space, or choose another disk with --build-dir",
     ),
-    _cause(
+    known(
         r"Cannot allocate memory|std::bad_alloc|MemoryError"
         r"|terminated abruptly|BrokenProcessPool",
         _HOST_MEMORY.why,
         _HOST_MEMORY.fix,
     ),
-    _cause(
-        r"No valid weight only (groupwise )?GEMM tactic|No valid \S* ?GEMM tactic",
+    known(
+        r"No valid weight only (groupwise )?GEMM tactic|No valid \S* ?GEMM tactic"
+        r"|Have not found (any )?valid (GEMM config|configuration)",
         "No GEMM kernel fits a weight of this shape and group size on this GPU",
         "Use quantize.group_size 64 or 128, lower compile.max_num_tokens, or lower "
         "compile.tensor_parallel",
     ),
-    _cause(
+    known(
         r"Could not find any implementation for node|Error Code 10",
         "TensorRT found no kernel for a layer; most often one did not fit into GPU memory",
         f"{_LESS_MEMORY}. If memory is plentiful, report the node that build.log names",
     ),
-    _cause(
+    known(
+        r"PermissionError|[Pp]ermission denied",
+        "A file or folder may not be used",
+        "Look at its owner and mode; in a container, also whether SELinux enforces on this machine "
+        "(getenforce)",
+    ),
+    known(
         r"contradict|kv_cache_type.*paged_kv_cache|plugin .*requires|AssertionError",
         "TensorRT-LLM refuses this combination of options",
         "Read the last lines of the log; report it with the recipe, since the pre-flight should "

@@ -92,6 +92,8 @@ def server_command(
     repository: str = MOUNT,
     endpoints: Endpoints = INSIDE,
     exit_timeout_s: int = EXIT_TIMEOUT_S,
+    *,
+    mpirun: bool = False,
 ) -> list[str]:
     """Serves an engine of that many ranks.
 
@@ -108,8 +110,11 @@ def server_command(
         repository: Where the repository is for the server.
         endpoints: Where rank 0 listens.
         exit_timeout_s: Seconds that a stopping server gives to requests in flight; one rank only.
+        mpirun: Start one rank under ``mpirun`` too, as upstream's launch_triton_server.py does
+            without ``--no-mpi``. It helps where MPI cannot start in a process of its own, and costs
+            the stop in order.
     """
-    if ranks == 1:
+    if ranks == 1 and not mpirun:
         return _rank(0, repository, endpoints, exit_timeout_s)
     command = [*MPIRUN]
     for rank in range(ranks):
@@ -183,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Serve the TensorRT repository at /models.")
     parser.add_argument("--check", action="store_true", help="exit 0 if the server is ready")
     parser.add_argument("--orchestrator", action="store_true", help="spawn a worker per rank")
+    parser.add_argument("--mpirun", action="store_true", help="use mpirun for one rank too")
     options = parser.parse_args(arguments)
     if options.check:
         return 0 if is_ready() else 1
@@ -197,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if here and (problem := tensorrt_problem(Path(MOUNT), here)):
         print(f"error: {problem}.", file=sys.stderr)
         return 3
-    command = orchestrator_command(ranks) if options.orchestrator else server_command(ranks)
+    command = server_command(ranks, mpirun=options.mpirun)
+    if options.orchestrator:
+        command = orchestrator_command(ranks)
     environment = ORCHESTRATOR_ENVIRONMENT if options.orchestrator else {}
     print(" ".join(command), flush=True)
     try:

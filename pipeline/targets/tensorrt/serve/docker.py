@@ -22,7 +22,7 @@ def docker_command(
     command: Sequence[str],
     *,
     name: str,
-    devices: Sequence[int],
+    devices: Sequence[int | str],
     published: Endpoints,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -36,7 +36,7 @@ def docker_command(
         repository: The repository on this machine.
         command: What runs inside.
         name: The container's name.
-        devices: Numbers of the GPUs it sees, as ``nvidia-smi`` counts them.
+        devices: The GPUs it sees: numbers as ``nvidia-smi`` counts them, or names of MIG slices.
         published: Address and ports of this machine.
         environment: More environment variables; never secrets, the command line is public.
 

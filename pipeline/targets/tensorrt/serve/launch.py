@@ -16,6 +16,7 @@ from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
     InstalledGpu,
     Machine,
+    another_pythons,
     inspect_machine,
     toolkit,
 )
@@ -129,8 +130,9 @@ def docker_launch(
     repository: Path,
     endpoints: Endpoints,
     *,
-    devices: Sequence[int] | None = None,
+    devices: Sequence[int | str] | None = None,
     orchestrator: bool = False,
+    mpirun: bool = False,
 ) -> Launch:
     """How to serve a repository with docker, on any machine.
 
@@ -139,6 +141,7 @@ def docker_launch(
         endpoints: Address and ports of the machine.
         devices: GPUs to use; None takes the first ones.
         orchestrator: Let one server spawn a worker per rank, instead of one server per rank.
+        mpirun: Start one rank under ``mpirun`` too.
 
     Raises:
         UsageError: The number of GPUs is not the engine's number of ranks.
@@ -158,7 +161,7 @@ def docker_launch(
     command = docker_command(
         image,
         repository,
-        orchestrator_command(ranks) if orchestrator else server_command(ranks),
+        orchestrator_command(ranks) if orchestrator else server_command(ranks, mpirun=mpirun),
         name=name,
         devices=chosen,
         published=endpoints,
@@ -173,6 +176,7 @@ def local_launch(
     *,
     devices: Sequence[int] | None = None,
     orchestrator: bool = False,
+    mpirun: bool = False,
 ) -> Launch:
     """How to serve a repository inside the container, with its own tritonserver.
 
@@ -192,13 +196,14 @@ def local_launch(
             fix=f"Serve it in {serving_container(manifest).image}, or compile it again here",
         )
     ranks = engine_ranks(repository)
-    build = orchestrator_command if orchestrator else server_command
     environment = {"PYTHONDONTWRITEBYTECODE": "1", **DEVICE_ORDER}
     if orchestrator:
         environment |= ORCHESTRATOR_ENVIRONMENT
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-    command = build(ranks, MOUNT, endpoints)
+    command = server_command(ranks, MOUNT, endpoints, mpirun=mpirun)
+    if orchestrator:
+        command = orchestrator_command(ranks, MOUNT, endpoints)
     link = () if at_mount(repository) else ("ln", "-sfn", str(repository.resolve()), MOUNT)
     return Launch(command, endpoints, None, "", environment, link)
 
@@ -214,28 +219,37 @@ def plan_launch(
     *,
     devices: Sequence[int] | None = None,
     orchestrator: bool = False,
+    mpirun: bool = False,
 ) -> Launch:
     """How to serve a repository on this machine.
 
     Raises:
+        MissingDependencyError: There is no docker, and TensorRT-LLM is another Python's.
         UnsupportedError: There is no docker or no GPU (the command to run elsewhere is in the
             message), the GPU is not the engine's, or the toolchain is another.
         UsageError: See :func:`docker_launch`.
     """
     local = inside_container()
-    build = local_launch if local else docker_launch
     machine = inspect_machine()
     ranks = engine_ranks(repository)
-    chosen = [gpu.index for gpu in machine.gpus[:ranks]] if devices is None else devices
-    check_gpus(repository, machine, chosen, ranks)
-    if machine.gpus and not local:
-        # In place the server inherits the visible GPUs; a container has to be given them.
-        devices = chosen
-    launch = build(repository, endpoints, devices=devices, orchestrator=orchestrator)
+    first = [gpu.device for gpu in machine.gpus[:ranks]]
+    check_gpus(repository, machine, first if devices is None else devices, ranks)
+    if local:
+        # The server inherits the visible GPUs.
+        launch = local_launch(
+            repository, endpoints, devices=devices, orchestrator=orchestrator, mpirun=mpirun
+        )
+    else:
+        given = first if devices is None and machine.gpus else devices
+        launch = docker_launch(
+            repository, endpoints, devices=given, orchestrator=orchestrator, mpirun=mpirun
+        )
     problem = None if machine.gpus else machine.problem
     if not problem and not local:
         problem = daemon_problem()
     if problem:
+        if machine.gpus and (other := another_pythons()):
+            raise other
         raise UnsupportedError(
             "this engine is served by a machine with its GPU and docker",
             why=f"Here, {problem}",
@@ -252,7 +266,7 @@ def plan_launch(
 
 
 def check_gpus(
-    repository: Path, machine: Machine, devices: Sequence[int] | None, ranks: int
+    repository: Path, machine: Machine, devices: Sequence[int | str] | None, ranks: int
 ) -> None:
     """Refuses GPUs that the engine was not built for; a machine without any is not judged here.
 
@@ -261,12 +275,13 @@ def check_gpus(
     """
     if not machine.gpus:
         return
-    by_index = {gpu.index: gpu for gpu in machine.gpus}
-    chosen: list[InstalledGpu] = [by_index[i] for i in devices or () if i in by_index]
+    by_name = {gpu.device: gpu for gpu in machine.gpus}
+    wanted = [str(device) for device in devices or ()]
+    chosen: list[InstalledGpu] = [by_name[name] for name in wanted if name in by_name]
     if len(chosen) < ranks:
         raise UnsupportedError(
             f"the engine has {ranks} rank(s), but {len(chosen)} of the GPUs asked for are here",
-            why=f"nvidia-smi lists GPU {', '.join(map(str, sorted(by_index)))}",
+            why=f"nvidia-smi lists GPU {', '.join(by_name)}",
             fix="Use a machine with enough GPUs, or compile with a smaller tensor_parallel",
         )
     manifest = engine_manifest(repository)

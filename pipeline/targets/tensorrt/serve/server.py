@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ServerError
-from pipeline.targets.tensorrt.serve.container import ENGINE, EXIT_TIMEOUT_S, MOUNT
+from pipeline.targets.tensorrt.serve.container import (
+    ENGINE,
+    EXIT_TIMEOUT_S,
+    MOUNT,
+    ORCHESTRATOR_ENVIRONMENT,
+)
 from pipeline.targets.tensorrt.serve.docker import remove_container
 from pipeline.targets.tensorrt.serve.failures import launch_cause
 from pipeline.targets.tensorrt.serve.launch import Launch
@@ -108,7 +113,7 @@ class LaunchedServer(RunningServer):
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.launch.environment},
+                env=self._environment(),
                 # Ctrl-C reaches this process only, which then stops the server in order.
                 start_new_session=True,
             )
@@ -116,6 +121,11 @@ class LaunchedServer(RunningServer):
             raise ServerError(
                 "the server could not be launched", where=self._place(), why=str(error)
             ) from error
+
+    def _environment(self) -> dict[str, str]:
+        # Left over from elsewhere, these make the backend wait for workers that nobody starts.
+        inherited = {k: v for k, v in os.environ.items() if k not in ORCHESTRATOR_ENVIRONMENT}
+        return {**inherited, **self.launch.environment}
 
     def _open_log(self) -> IO[bytes]:
         if self.log_file is None:

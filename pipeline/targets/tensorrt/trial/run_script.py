@@ -21,7 +21,7 @@ from pipeline.targets.tensorrt.build.engine import read_config, world_size
 from pipeline.targets.tensorrt.build.failures import explain_failure
 from pipeline.targets.tensorrt.build.timing_cache import keep_log
 from pipeline.targets.tensorrt.docker import bind, docker_run
-from pipeline.targets.tensorrt.environment import DEVICE_ORDER, toolkit
+from pipeline.targets.tensorrt.environment import DEVICE_ORDER, another_pythons, toolkit
 from pipeline.targets.tensorrt.process import run_logged
 from pipeline.targets.tensorrt.serve.container import MPIRUN
 from pipeline.targets.tensorrt.trial import script_perplexity, script_smoke
@@ -171,6 +171,8 @@ def script_command(
             )
         return command
     if shutil.which("docker") is None:
+        if other := another_pythons():
+            raise other
         raise MissingDependencyError(
             "neither TensorRT-LLM nor Docker is installed here",
             why="An engine runs only with the TensorRT it was built with",
