@@ -307,14 +307,14 @@ def _check_adapter(inputs: dict[str, Any], served: list[str]) -> None:
         return
     if not any(served):
         raise CallError(
-            f"lora_task_id {chosen}: this repository serves no LoRA adapters; leave it out, or "
-            "make the repository again with serve.lora_adapters in the recipe",
+            f"lora_task_id {chosen} is not supported: this repository serves no LoRA adapters; "
+            "leave it out, or make the repository again with serve.lora_adapters in the recipe",
             pb_utils.TritonError.UNSUPPORTED,
         )
     if not brings and str(chosen) not in served:
         raise CallError(
-            f"lora_task_id {chosen} is not one of the adapters {', '.join(served)}; send "
-            "lora_weights and lora_config with the first request that has it"
+            f"lora_task_id {chosen} is unknown and needs lora_weights and lora_config in its first "
+            f"request; the adapters of this repository are {', '.join(served)}"
         )
 
 
@@ -335,8 +335,8 @@ def _refuse_sampling(inputs: dict[str, Any]) -> None:
     asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
     if asked:
         raise CallError(
-            f"{', '.join(asked)}: this engine was built for lookahead decoding, which takes the "
-            "most likely token at each place; leave it out",
+            f"{', '.join(asked)} is not supported: this engine was built for lookahead decoding, "
+            "which takes the most likely token at each place; leave it out",
             pb_utils.TritonError.UNSUPPORTED,
         )
 

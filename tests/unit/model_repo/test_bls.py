@@ -665,7 +665,7 @@ def test_an_engine_that_guesses_tokens_samples_nothing(
         sent = request(**asked)
         made.execute([sent])
         failure = sent.sender.failure()
-    assert f"{list(asked)[-1]}: this engine was built for lookahead decoding" in failure
+    assert f"{list(asked)[-1]} is not supported: this engine was built for lookahead" in failure
     assert not engine.calls
 
 
@@ -692,7 +692,7 @@ def _task(number: int) -> dict[str, np.ndarray]:
     [
         # An engine without the plugin takes no notice of the id and answers as the model alone.
         ("", _task(1), "this repository serves no LoRA adapters"),
-        ("1,2", _task(3), "lora_task_id 3 is not one of the adapters 1, 2"),
+        ("1,2", _task(3), "lora_task_id 3 is unknown and needs lora_weights"),
         ("1,2", {"lora_config": np.zeros((1, 1, 3), np.int32)}, "lora_config needs lora_task_id"),
     ],
 )
