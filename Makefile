@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test gpu-acceptance lint format docs clean help
+.PHONY: demo test gpu-acceptance gpu-check lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -26,6 +26,9 @@ test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they re
 
 gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
 	scripts/gpu-acceptance
+
+gpu-check: $(STAMP)  ## On a machine with CUDA: what needs no TensorRT, as build/gpu-check.json
+	scripts/gpu-check
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

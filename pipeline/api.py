@@ -27,8 +27,10 @@ from pipeline.running.runner import Listener, RunResult, run_recipe
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
 from pipeline.source.texts import check_texts
+from pipeline.stages import compile as compile_stage
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
+from pipeline.targets import get_target
 from pipeline.targets.base import Explanation
 from pipeline.targets.findings import Finding
 
@@ -107,6 +109,7 @@ def run(
     *,
     force: Collection[str] = (),
     until: str | None = None,
+    engine: str | PathLike[str] | None = None,
     progress: Progress | None = None,
     on_stage: Listener | None = None,
 ) -> RunResult:
@@ -117,12 +120,14 @@ def run(
         build_dir: Where the store and the outputs go.
         force: Names of stages to run even if cached.
         until: The last stage to run; None runs all.
+        engine: The directory of an engine that was built elsewhere, with the script of
+            :func:`build_script`; it is taken in instead of compiling one.
         progress: Is told what goes on, such as ``pipeline.progress.Lines(sys.stderr)``; None tells
             nobody.
         on_stage: Called after each stage with its planned stage and the seconds it took.
 
     Raises:
-        UsageError: ``force`` or ``until`` names no stage of the recipe.
+        UsageError: ``force`` or ``until`` names no stage of the recipe, or ``engine`` no directory.
         RecipeError: A text cannot be read; nothing was done yet.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
         QualityGateError: The checkpoint is worse than ``evaluate.gates`` allow.
@@ -133,14 +138,44 @@ def run(
     for name in [*force, *([until] if until else [])]:
         if name not in known:
             raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
+    build = BuildDir(Path(build_dir))
+    given = engine and compile_stage.given_engine(Path(engine), recipe, build.store.memo.digest)
     return run_recipe(
         recipe,
-        BuildDir(Path(build_dir)),
+        build,
         progress or Silent(),
         force=frozenset(force),
         until=until,
+        engine=given or None,
         on_stage=on_stage or (lambda _line, _seconds: None),
     )
+
+
+def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> str:
+    """Writes a shell script that builds the engine on another machine.
+
+    Args:
+        recipe: The recipe.
+        build_dir: Where the store is, with the checkpoint that :func:`run` wrote.
+
+    Raises:
+        UnsupportedError: The model, the recipe and the target do not go together, or the target's
+            engines are not built elsewhere.
+        UsageError: There is no checkpoint of this recipe yet.
+    """
+    target = get_target(recipe.compile.target)
+    stages = {planned.stage.name: planned for planned in plan(recipe, build_dir).stages}
+    (source,) = compile_stage.STAGE.inputs
+    checkpoint = stages[source].artifact
+    if checkpoint is None:
+        raise UsageError(
+            "there is no checkpoint of this recipe to build from yet",
+            where=recipe.name,
+            why="The script compares the checkpoint with its digests; "
+            f"{source}: {stages[source].reason}",
+            fix=f"Write it first: trtllm-pipeline run RECIPE --until {source}",
+        )
+    return target.build_script(checkpoint, recipe)
 
 
 def _obstacle(recipe: Recipe) -> RecipeError | None:

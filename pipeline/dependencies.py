@@ -40,7 +40,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def missing(requirements: Requirements) -> list[tuple[str, str]]:
-    """Which packages are not installed; nothing is imported.
+    """Finds which packages are not installed; nothing is imported.
 
     Args:
         requirements: What is wanted.
@@ -75,7 +75,7 @@ def check_installed(requirements: Requirements) -> None:
 
 
 def installed(package: str) -> str | None:
-    """The installed version of a distribution, without importing it."""
+    """Returns the installed version of a distribution, without importing it; None without one."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -83,12 +83,12 @@ def installed(package: str) -> str | None:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions by distribution name; ``absent`` where there is none."""
+    """Returns installed versions by distribution name; ``absent`` where there is none."""
     return {package: installed(package) or "absent" for package in packages}
 
 
 def install(extras: str) -> str:
-    """How to install extras of this project, as the last sentence of an error."""
+    """Says how to install extras of this project, as the last sentence of an error."""
     checkout = f"./client '.[{extras}]'"
     return f"Install: pip install 'trtllm-pipeline[{extras}]', or {checkout} in a checkout"
 

@@ -66,7 +66,7 @@ class PipelineError(Exception):
         return " ".join(_sentence(text) for text in sentences if text)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same facts for ``--json`` output, with what was found."""
+        """Returns the same facts for ``--json`` output, with what was found."""
         return {
             **self.found,
             "error": self.name,

@@ -56,6 +56,7 @@ class Format:
             or the whole tensor.
         group_sizes: The input features that may share one scale, ascending.
         multiple: The sides of a linear on each rank, and groups too, must be multiples of it.
+        export: Raised when the export writes other bytes of this format for the same model.
         repeats_kv_heads: Whether its export gives copies of a KV head to several ranks.
         remedy: What to try first when a quality gate closes, as a sentence without its full stop.
         instead: Formats to take where the shape of a model rules this one out.
@@ -72,6 +73,7 @@ class Format:
     scales: Literal["group", "row", "tensor"] | None = None
     group_sizes: tuple[GroupSize, ...] = ()
     multiple: int = 1
+    export: int = 1
     repeats_kv_heads: bool = True
     remedy: str = "Compare model.dtype with the source's own dtype"
     instead: tuple[FormatName, ...] = ()
@@ -106,8 +108,13 @@ class Format:
         """Whether its linears compute in FP8, which takes hardware that can."""
         return self.activations == "fp8"
 
+    @property
+    def divides_prequant(self) -> bool:
+        """Whether TensorRT-LLM divides pre-quant scales by the activation scale on loading."""
+        return self.scales == "group" and self.needs_fp8
+
     def unit(self, group_size: int) -> int:
-        """What the sides of a linear on each rank must be multiples of."""
+        """Returns what the sides of a linear on each rank must be multiples of."""
         return max(self.multiple, group_size) if self.group_sizes else self.multiple
 
 
@@ -164,9 +171,12 @@ FORMATS: dict[FormatName, Format] = {
             preset="W4A8_AWQ_BETA_CFG",
             calibration="awq_lite",
             scales="group",
-            group_sizes=(64, 128),
+            # Upstream's layer: "W4A8_AWQ with group_size = 64 is not implemented yet!"
+            group_sizes=(128,),
             multiple=128,
-            remedy="Try quantize.group_size: 64 or format fp8",
+            # 2: pre-quant scales stay finite when they are divided.
+            export=2,
+            remedy="Try format fp8",
             instead=("int8_sq", "fp8"),
         ),
     )

@@ -10,12 +10,12 @@ _VNNI = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
 
 
 def processor_name(cpuinfo: Path = CPUINFO) -> str:
-    """The processor's own name; ``unknown`` where the kernel does not say."""
+    """Reads the processor's own name; ``unknown`` where the kernel does not say."""
     return _first(cpuinfo, "model name") or "unknown"
 
 
 def has_vnni(cpuinfo: Path = CPUINFO) -> bool | None:
-    """Whether an x86 processor multiplies INT8 exactly by itself; None for any other."""
+    """Says whether an x86 processor multiplies INT8 exactly by itself; None for any other."""
     flags = _first(cpuinfo, "flags")
     return None if flags is None else not _VNNI.isdisjoint(flags.split())
 

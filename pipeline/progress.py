@@ -26,10 +26,10 @@ class Progress(Protocol):
     """Where a stage reports what it is doing."""
 
     def note(self, message: str) -> None:
-        """One line worth reading afterwards."""
+        """Reports one line worth reading afterwards."""
 
     def task(self, description: str, total: float) -> AbstractContextManager[Task]:
-        """A context manager around ``total`` units of work."""
+        """Returns a context manager around ``total`` units of work."""
 
 
 class Silent:
@@ -39,7 +39,7 @@ class Silent:
         """Drops the message."""
 
     def task(self, description: str, total: float) -> AbstractContextManager[Task]:  # noqa: ARG002
-        """A task nobody watches."""
+        """Returns a task that nobody watches."""
         return _silent_task()
 
     def advance(self, amount: float = 1.0) -> None:

@@ -57,7 +57,7 @@ def check_custody(repository: Path) -> dict[str, Any]:
 
 
 def warning_of(repository: Path) -> str | None:
-    """What whoever serves a repository has to know of it; None for one that passed.
+    """Returns what whoever serves a repository has to know of it; None for one that passed.
 
     A repository that did not pass verification says so in its manifest, under any name.
     """
@@ -83,7 +83,7 @@ def _manifest(repository: Path) -> dict[str, Any]:
 def open_server(
     repository: Path, log: Path, *, target: str | None = None, **options: Any
 ) -> RunningServer:
-    """A server for a repository of any target, to be started with ``with``.
+    """Makes a server for a repository of any target, to be started with ``with``.
 
     Args:
         repository: The repository.
@@ -102,7 +102,7 @@ def open_server(
 
 
 def serve_command(repository: Path, **options: Any) -> ServeCommand:
-    """The command that serves a repository, for this machine or another.
+    """Composes the command that serves a repository, for this machine or another.
 
     Args:
         repository: The repository.
@@ -139,7 +139,7 @@ def check_ports(ports: Mapping[str, int]) -> None:
 
 
 def device_numbers(text: str | None) -> list[int] | None:
-    """GPU numbers from ``0,1``.
+    """Reads GPU numbers from ``0,1``; None for None.
 
     Raises:
         UsageError: It is something else.
@@ -156,7 +156,7 @@ def device_numbers(text: str | None) -> list[int] | None:
 
 
 def target_of(repository: Path) -> str:
-    """The compile target that a repository's manifest names.
+    """Reads the compile target's name from a repository's manifest.
 
     Raises:
         RepositoryError: There is no manifest, or it names no target.
@@ -173,7 +173,7 @@ def target_of(repository: Path) -> str:
 
 @contextmanager
 def serving(repository: Path, log: Path, **options: Any) -> Iterator[RunningServer]:
-    """A running server on a repository whose custody was checked.
+    """Runs a server on a repository, whose custody it checks first.
 
     Args:
         repository: A deployed Triton repository.
@@ -192,7 +192,7 @@ def serving(repository: Path, log: Path, **options: Any) -> Iterator[RunningServ
 
 @contextmanager
 def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
-    """The address of a server: the one given, or one started here for as long as it is needed.
+    """Yields the address of a server: the one given, or one started here for as long as needed.
 
     The log of a server started here outlives it when it has something to explain.
 

@@ -48,7 +48,7 @@ def print_table(
 
 
 def number(value: object, digits: int = 4) -> str:
-    """A value as people read it.
+    """Formats a value as people read it.
 
     Args:
         value: Floats get significant digits, thousands are separated, None is a dash.
@@ -67,11 +67,11 @@ def number(value: object, digits: int = 4) -> str:
 
 
 def streams(count: int) -> str:
-    """A number of streams in words."""
+    """Formats a number of streams in words."""
     return "1 stream" if count == 1 else f"{count} streams"
 
 
 def memory_size(size: int) -> str:
-    """Bytes in MiB or GiB, as wide as every other such size, so that columns stand in line."""
+    """Formats bytes in MiB or GiB, as wide as every other such size, so that columns line up."""
     mib, gib = 1 << 20, 1 << 30
     return f"{size / gib:9.2f} GiB" if size >= gib // 10 else f"{size / mib:9.2f} MiB"

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from trtllm_client._errors import ServerFailed, error_from_message
 from trtllm_client._grpc import Message
+from trtllm_client._log_probs import LogProbsSoFar
 from trtllm_client._metrics import perf_metrics
 from trtllm_client._request import Chunk, Completion
 from trtllm_client._traits import TextSoFar
@@ -32,6 +33,7 @@ class StreamState:
         self._expects_data = expects_data
         self._chunks = 0
         self._so_far: TextSoFar | None = None
+        self._log_probs = LogProbsSoFar()
 
     def accumulates(self) -> None:
         """Says that each response holds the whole text so far."""
@@ -64,6 +66,9 @@ class StreamState:
         except ServerFailed as error:
             error.where = self._address
             raise
+        if (scores := chunk.output_log_probs) is not None:
+            new = self._log_probs.new(scores, chunk.num_output_tokens, chunk.cum_log_probs)
+            chunk = replace(chunk, output_log_probs=new)
         return self._count(chunk)
 
     def _count(self, chunk: Chunk) -> Chunk:

@@ -69,7 +69,7 @@ class AsyncClient:
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
-        """See :meth:`Client.generate`."""
+        """Returns the whole answer in one response, as :meth:`Client.generate` does."""
         prepared = self._settings.prepare(
             request, sampling, model=model, timeout=timeout, stream=False
         )
@@ -84,24 +84,30 @@ class AsyncClient:
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> AsyncStream:
-        """See :meth:`Client.stream`; what goes wrong at the server comes with the pieces."""
+        """Starts an answer in pieces, as :meth:`Client.stream` does, and returns at once.
+
+        What goes wrong at the server comes with the pieces.
+
+        Raises:
+            InvalidRequest: The request is wrong.
+        """
         prepared = self._settings.prepare(
             request, sampling, model=model, timeout=timeout, stream=True
         )
         return self._start(prepared, lambda: self._traits_of(model or self.model))
 
     def send(self, message: Message, *, timeout: float | None = None) -> AsyncStream:
-        """See :meth:`Client.send`."""
+        """Sends a ``ModelInferRequest`` as it is; see :meth:`Client.send`."""
         limit = self._settings.limit(timeout)
         return self._start(Prepared(message, limit, self._settings.stall_timeout))
 
     async def infer(self, message: Message, *, timeout: float | None = None) -> Outputs:
-        """See :meth:`Client.infer`."""
+        """Returns the outputs of a model that answers once; see :meth:`Client.infer`."""
         limit = self._settings.limit(timeout)
         return decode_outputs(await self._call("ModelInfer", message, limit))
 
     async def cancel(self, request_id: str) -> None:
-        """See :meth:`Client.cancel`."""
+        """Ends a request by its id; see :meth:`Client.cancel`."""
         message = stop_request(request_id)
         prepared = Prepared(message, INFO_TIMEOUT_S, None, expects_data=False)
         async with self._start(prepared) as stream:
@@ -109,7 +115,7 @@ class AsyncClient:
                 pass
 
     async def is_ready(self) -> bool:
-        """See :meth:`Client.is_ready`."""
+        """Asks whether the server and the client's model are ready; see :meth:`Client.is_ready`."""
         try:
             server = await self._call("ServerReady", messages.ServerReadyRequest())
             model = await self._call("ModelReady", messages.ModelReadyRequest(name=self.model))
@@ -118,11 +124,11 @@ class AsyncClient:
         return bool(server.ready and model.ready)
 
     async def metadata(self) -> ServerMetadata:
-        """See :meth:`Client.metadata`."""
+        """Asks the server about itself; see :meth:`Client.metadata`."""
         return server_metadata(await self._call("ServerMetadata", messages.ServerMetadataRequest()))
 
     async def model_metadata(self, model: str | None = None) -> ModelMetadata:
-        """See :meth:`Client.model_metadata`."""
+        """Asks the server about a model; see :meth:`Client.model_metadata`."""
         name = model or self.model
         metadata = await self._call("ModelMetadata", messages.ModelMetadataRequest(name=name))
         config = await self._call("ModelConfig", messages.ModelConfigRequest(name=name))

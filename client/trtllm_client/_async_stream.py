@@ -49,7 +49,7 @@ class AsyncStream:
         return self
 
     async def __anext__(self) -> Chunk:
-        """The next chunk.
+        """Returns the next chunk.
 
         Raises:
             StopAsyncIteration: The answer is complete, or the stream was closed.
@@ -64,7 +64,11 @@ class AsyncStream:
             raise
 
     async def completion(self) -> Completion:
-        """What is left of the answer as a whole: all of it if nothing was read before."""
+        """Collects what is left of the answer: all of it if nothing was read before.
+
+        Raises:
+            ClientError: The request failed.
+        """
         chunks = [chunk async for chunk in self]
         return collect(chunks, self.request_id, self._prepared.max_tokens)
 

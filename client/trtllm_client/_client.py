@@ -89,12 +89,12 @@ class Client:
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
-        """The whole answer in one response.
+        """Returns the whole answer in one response.
 
         Args:
             request: A request, or a prompt.
             model: Instead of the client's.
-            timeout: Instead of the client's.
+            timeout: Seconds, instead of the client's.
             sampling: Fields of :class:`GenerateRequest`.
 
         Raises:
@@ -114,7 +114,7 @@ class Client:
         timeout: float | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> Stream:
-        """The answer in pieces, as it is generated; arguments as for :meth:`generate`.
+        """Starts an answer in pieces, as it is generated; arguments as for :meth:`generate`.
 
         The first stream of a model asks the server how the model answers: whether each response
         holds the new text or all of it, and whether it can stream at all. Where it cannot, there is
@@ -140,11 +140,11 @@ class Client:
         return self._start(Prepared(message, limit, self._settings.stall_timeout))
 
     def infer(self, message: Message, *, timeout: float | None = None) -> Outputs:
-        """The outputs, by name and flattened, of a model that answers once (``preprocessing``).
+        """Returns the outputs of a model that answers once (``preprocessing``), by name, flattened.
 
         Args:
             message: A ``ModelInferRequest``; see :func:`new_message`.
-            timeout: Instead of the client's.
+            timeout: Seconds, instead of the client's.
 
         Raises:
             ClientError: The request failed.
@@ -153,14 +153,14 @@ class Client:
         return decode_outputs(self._call("ModelInfer", message, limit))
 
     def responses(self, message: Message, *, timeout: float | None = None) -> Iterator[Tensors]:
-        """The responses to a ``ModelInferRequest`` as they arrive, each tensor with its shape.
+        """Yields the responses to a ``ModelInferRequest`` as they arrive, tensors with their shape.
 
         For tools that look at the wire itself. Closing the iterator cancels the request; responses
         without a tensor are left out.
 
         Args:
             message: See :func:`new_message`.
-            timeout: Instead of the client's.
+            timeout: Seconds, instead of the client's.
 
         Raises:
             ClientError: The request failed.
@@ -172,11 +172,11 @@ class Client:
         return self._read(call)
 
     def infer_tensors(self, message: Message, *, timeout: float | None = None) -> Tensors:
-        """The outputs of a model that answers once, by name and with their shapes.
+        """Returns the outputs of a model that answers once, by name and with their shapes.
 
         Args:
             message: See :func:`new_message`.
-            timeout: Instead of the client's.
+            timeout: Seconds, instead of the client's.
 
         Raises:
             ClientError: The request failed.
@@ -199,7 +199,7 @@ class Client:
                 pass
 
     def is_ready(self) -> bool:
-        """Whether the server answers and both it and the client's model are ready."""
+        """Asks whether the server and the client's model are ready; no answer is False as well."""
         try:
             server = self._call("ServerReady", messages.ServerReadyRequest())
             model = self._call("ModelReady", messages.ModelReadyRequest(name=self.model))
@@ -208,7 +208,7 @@ class Client:
         return bool(server.ready and model.ready)
 
     def metadata(self) -> ServerMetadata:
-        """What the server says about itself.
+        """Asks the server about itself.
 
         Raises:
             ClientError: It does not answer.
@@ -216,7 +216,7 @@ class Client:
         return server_metadata(self._call("ServerMetadata", messages.ServerMetadataRequest()))
 
     def model_metadata(self, model: str | None = None) -> ModelMetadata:
-        """What the server says about a model; the client's if none is named.
+        """Asks the server about a model; the client's if none is named.
 
         Raises:
             InvalidRequest: There is no such model.

@@ -45,7 +45,7 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> Any:
-        """gRPC channel credentials.
+        """Makes gRPC channel credentials from the files.
 
         Raises:
             InvalidRequest: A file cannot be read or holds something else, or only one half of
@@ -166,12 +166,15 @@ def parse_url(url: str, *, secure: bool = False) -> Endpoint:
 
 
 def open_channel(endpoint: Endpoint, tls: Tls | None, module: Any) -> Any:
-    """A gRPC channel; it connects with the first call.
+    """Opens a gRPC channel; it connects with the first call.
 
     Args:
         endpoint: Where to.
         tls: Certificates; None trusts gRPC's own list of authorities.
         module: ``grpc`` or ``grpc.aio``.
+
+    Raises:
+        InvalidRequest: See :meth:`Tls.credentials`.
     """
     options: Sequence[tuple[str, int | str]] = _CHANNEL_OPTIONS
     if not endpoint.secure:

@@ -89,8 +89,13 @@ _WRAPPING = re.compile(
     r"|in ensemble '[^']*',\s*"
     r"|Model \S+ - Error when running inference:\s*"
     r"|Failed to process the request\(s\) for model (?:instance )?'[^']*', message:\s*"
-    r"|(?:\w+\.)*TritonModelException:\s*)+"
+    r"|(?:\w+\.)*TritonModelException:\s*"
+    r"|Executor failed process requestId \d+ due to the following error:\s*"
+    r"|Encountered an error when fetching new request:\s*"
+    r"|\[TensorRT-LLM\]\[ERROR\]\s*)+"
 )
+# TensorRT-LLM's exceptions end with the place in its source and the frames of its stack.
+_STACK = re.compile(r"(?:\s*\([^()\s]+:\d+\))?\s*\n\s*1\s+0x[0-9a-f]+\b.*", re.DOTALL)
 _PEER = re.compile(r"^(?:[A-Z_]+: )?(?:ipv[46]|unix|dns):\S+: ")
 _CODE = re.compile(r"^\[(?P<code>[A-Z_]+)\]\s*")
 
@@ -104,8 +109,15 @@ _RENAMED = {
 _UNEXPECTED_INPUT = re.compile(r"unexpected inference input '(?P<name>[^']*)'")
 
 _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
-    # What follows is about the server's own call of the engine, whatever words it uses.
-    (ServerFailed, re.compile(r"^Error encountered while populating response")),
+    # What follows is about the server's own call of the engine, whatever words it uses; or about
+    # one request that has taken all the others with it (executorImpl.cpp, terminateActiveRequests).
+    (
+        ServerFailed,
+        re.compile(
+            r"^(?:Error encountered while populating response|Encountered an error in forward"
+            r"|the request failed: |the engine stopped working)|\bCUDA\b|out of memory"
+        ),
+    ),
     (
         ServerBusy,
         re.compile(r"maximum queue size|queue (?:is )?full|max_queue_size|try again later", re.I),
@@ -125,6 +137,26 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|\bmust (?:be|not|hold)\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
             r"|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b|not found in cache",
             re.I,
+        ),
+    ),
+    # The checks of TensorRT-LLM that have no sentence, or one with none of the words above:
+    # executor/samplingConfig.cpp and requestImpl.h, batch_manager/llmRequest.cpp, and utils.cc of
+    # its backend for Triton.
+    (
+        InvalidRequest,
+        re.compile(
+            r"Assertion failed: (?:!mInputTokenIds\.empty\(\)|mMaxNewTokens > 0|beamWidth (?:>|==)"
+            r"|(?:topK|topP|topPMin|topPResetIds|topPDecay|temperature|minTokens|minP|penalty"
+            r"|repetition[pP]enalty|lengthPenalty|earlyStopping|noRepeatNgramSize"
+            r"|beamSearchDiversityRate|numReturnSequences)\.value\(\) [<>]"
+            r"|bias\.value\(\)\.getShape)"
+            r"|Incorrect sampling config|is not within acceptable range"
+            r"|Repetition penalty should be|Sparse list must|GuidedDecoder is not setup"
+            r"|Guided decoding does not|gather_(?:context|generation)_logits"
+            r"|Cannot set the request lookahead|Invalid size for tensor"
+            r"|is not present in the request|tensor not provided|request ID is not provided"
+            r"|not found in cache\. Please send"
+            r"|decoupled transaction policy|potentially greater than max input length"
         ),
     ),
 )
@@ -151,12 +183,16 @@ def error_from_message(text: str, address: str) -> ClientError:
         text: What the server sent.
         address: The server's address, for ``where``.
     """
-    message = _WRAPPING.sub("", text.strip())
+    message = _plain(text)
     code = _CODE.match(message)
     if code:
         message = message[code.end() :]
     kind = _CODES.get(code["code"]) if code else None
     return _refusal(kind or _kind_of_text(message) or ServerFailed, message, address)
+
+
+def _plain(text: str) -> str:
+    return _WRAPPING.sub("", _STACK.sub("", text.strip()))
 
 
 def _kind_of_text(message: str) -> type[ClientError] | None:
@@ -218,7 +254,13 @@ def error_from_status(
             why=details or None,
             fix="Check that this is a Triton server's gRPC port and that the model is decoupled",
         )
-    return _refusal(_CODES.get(code, ServerFailed), details or code, address)
+    message = _plain(details)
+    kind = _CODES.get(code, ServerFailed)
+    if code == "INTERNAL":
+        # TensorRT-LLM's backend has no other code for a request that it refuses, and Triton loses
+        # that of an error on its way from one model to another.
+        kind = _kind_of_text(message) or ServerFailed
+    return _refusal(kind, message or code, address)
 
 
 def client_closed(address: str) -> InvalidRequest:

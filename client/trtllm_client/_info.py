@@ -63,12 +63,12 @@ class ModelMetadata:
 
 
 def server_metadata(message: Message) -> ServerMetadata:
-    """From a ``ServerMetadataResponse``."""
+    """Reads a ``ServerMetadataResponse``."""
     return ServerMetadata(message.name, message.version, tuple(message.extensions))
 
 
 def model_metadata(metadata: Message, config: Message) -> ModelMetadata:
-    """From a ``ModelMetadataResponse`` and a ``ModelConfigResponse``."""
+    """Joins a ``ModelMetadataResponse`` and a ``ModelConfigResponse``."""
     settings = config.config
     return ModelMetadata(
         name=metadata.name,

@@ -45,6 +45,6 @@ PERF_METRICS = tuple(field.name for field in fields(PerfMetrics))
 
 
 def perf_metrics(outputs: Mapping[str, tuple[Any, ...]]) -> PerfMetrics | None:
-    """The metrics among the outputs of a response; None where there are none."""
+    """Takes the metrics from the outputs of a response; None where there are none."""
     found = {name: outputs[name][0] for name in PERF_METRICS if outputs.get(name)}
     return PerfMetrics(**found) if found else None

@@ -222,7 +222,7 @@ def _check_words(name: str, words: object) -> None:
 
 
 def _check_guide(kind: object, guide: object, min_tokens: object) -> None:
-    """A guide that a server would leave out, or could not follow.
+    """Refuses a guide that a server would leave out, or could not follow.
 
     TensorRT-LLM's backend takes no notice of a type that it does not know, nor of a guide without
     one (``getGuidedDecodingParamsFromTensors``).

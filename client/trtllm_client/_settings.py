@@ -52,11 +52,14 @@ class Prepared:
     expects_data: bool = True
 
     def deadline(self) -> float:
-        """When a call that starts now must be finished, in ``time.monotonic`` seconds."""
+        """Computes when a call that starts now must be finished, in ``time.monotonic`` seconds.
+
+        It is infinite where there is no timeout.
+        """
         return math.inf if self.timeout is None else time.monotonic() + self.timeout
 
     def suited_to(self, traits: Traits) -> Prepared:
-        """The same request for a model that answers in this way; changes the message."""
+        """Adapts the request to how its model answers; changes the message in place."""
         if traits.decoupled:
             return self
         answer_whole(self.message)
@@ -100,7 +103,7 @@ class Settings:
         validate: bool,
         accumulate_tokens: bool | None,
     ) -> Settings:
-        """Checks the arguments of a client.
+        """Checks the arguments of a client and keeps them.
 
         Raises:
             InvalidRequest: The address, a limit or a header is not usable.
@@ -124,7 +127,7 @@ class Settings:
         timeout: float | None,
         stream: bool,
     ) -> Prepared:
-        """The message for a prompt and fields, or for a request with fields replaced.
+        """Makes the message for a prompt and fields, or for a request with fields replaced.
 
         Raises:
             InvalidRequest: The request is wrong.
@@ -146,11 +149,15 @@ class Settings:
         return Prepared(message, self.limit(timeout), stall_timeout, request.max_tokens)
 
     def traits(self, metadata: ModelMetadata) -> Traits:
-        """How a model answers, from what the server says about it and what the user does."""
+        """Says how a model answers, from what the server says about it and what the user does."""
         return Traits.of(metadata, self.accumulate_tokens)
 
     def limit(self, timeout: float | None) -> float | None:
-        """The limit of one call: its own, or else the client's."""
+        """Returns the seconds that one call may take: its own, or the client's; None is no limit.
+
+        Raises:
+            InvalidRequest: It is not a positive number, or too large.
+        """
         return self.timeout if timeout is None else _seconds("timeout", timeout)
 
 

@@ -45,7 +45,7 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        """The next chunk.
+        """Returns the next chunk.
 
         Raises:
             StopIteration: The answer is complete, or the stream was closed.
@@ -64,7 +64,11 @@ class Stream:
         self._state.accumulates()
 
     def completion(self) -> Completion:
-        """What is left of the answer as a whole: all of it if nothing was read before."""
+        """Collects what is left of the answer: all of it if nothing was read before.
+
+        Raises:
+            ClientError: The request failed.
+        """
         return collect(self, self.request_id, self._prepared.max_tokens)
 
     def cancel(self) -> None:

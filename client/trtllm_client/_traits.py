@@ -27,7 +27,7 @@ class Traits:
 
     @classmethod
     def of(cls, metadata: ModelMetadata, accumulates: bool | None) -> Traits:
-        """From what the server says about the model.
+        """Reads the traits from what the server says about the model.
 
         Args:
             accumulates: Instead of what the server says, if not None.
@@ -46,7 +46,7 @@ class TextSoFar:
         self._held = ""
 
     def new(self, text: str, *, final: bool) -> str:
-        """What is new in ``text``.
+        """Returns what is new in ``text``.
 
         Replacement characters at its end are held back until the answer is complete, since the
         next response may have the character that they stand for.
@@ -72,7 +72,7 @@ class TextSoFar:
         return new
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer."""
+        """Returns what was held back, at the end of the answer."""
         held, self._held = self._held, ""
         self._sent += held
         return held

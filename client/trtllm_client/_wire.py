@@ -61,7 +61,7 @@ Tensors = Mapping[str, OutputTensor]
 def encode_request(
     request: GenerateRequest, *, model: str, request_id: str, stream: bool
 ) -> Message:
-    """The ``ModelInferRequest`` for a request; only values that were given are sent.
+    """Makes the ``ModelInferRequest`` for a request; only values that were given are sent.
 
     Args:
         request: What to generate; not validated here.
@@ -98,7 +98,7 @@ def encode_request(
 
 
 def new_message(model: str, *, request_id: str = "", outputs: Iterable[str] = ()) -> Message:
-    """A ``ModelInferRequest`` without inputs.
+    """Makes a ``ModelInferRequest`` without inputs.
 
     Args:
         model: Name of a Triton model.
@@ -122,7 +122,7 @@ def new_message(model: str, *, request_id: str = "", outputs: Iterable[str] = ()
 
 
 def stop_request(request_id: str) -> Message:
-    """The ``ModelInferRequest`` that makes the engine end the request of this id."""
+    """Makes the ``ModelInferRequest`` that tells the engine to end the request of this id."""
     message = new_message(ENGINE, request_id=request_id)
     for name in ("input_ids", "input_lengths", "request_output_len"):
         add_input(message, name, [1], datatype="INT32")
@@ -186,7 +186,7 @@ def answer_whole(message: Message) -> None:
 
 
 def decode_outputs(response: Message) -> Outputs:
-    """The values of a ``ModelInferResponse`` by name, whatever their shape.
+    """Reads the values of a ``ModelInferResponse`` by name, flattened.
 
     Raises:
         ServerFailed: A tensor's bytes do not match its type.
@@ -195,7 +195,7 @@ def decode_outputs(response: Message) -> Outputs:
 
 
 def decode_tensors(response: Message) -> Tensors:
-    """The tensors of a ``ModelInferResponse`` by name.
+    """Reads the tensors of a ``ModelInferResponse`` by name, each with its shape.
 
     Raises:
         ServerFailed: A tensor's bytes do not match its type.

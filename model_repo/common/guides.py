@@ -29,7 +29,7 @@ class GuideError(ValueError):
 
 
 def read_guide(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[str, str] | None:
-    """Type and text of the guide of one request; None without one.
+    """Returns type and text of the guide of one request; None without one.
 
     An empty text counts as not given, and ``json``, which any JSON object or array follows, needs
     none.
@@ -78,7 +78,7 @@ def _text(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> str:
 
 
 def _depth(text: str) -> int:
-    """Brackets within each other; those in strings and classes count as well."""
+    """Counts brackets within each other; those in strings and classes count as well."""
     depth = deepest = 0
     characters = iter(text)
     for character in characters:

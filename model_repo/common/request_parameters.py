@@ -41,12 +41,20 @@ _RENAMED = {
 
 
 def unknown_parameters(request: Any) -> str | None:
-    """Why a ``pb_utils.InferenceRequest`` is refused, or None if it is not."""
+    """Why a ``pb_utils.InferenceRequest`` is refused, or None if it is not.
+
+    A former name is taken beside the new one, whose value is the one that counts, here as upstream:
+    so do clients that are to work with any release. Alone it would change the answer in silence.
+    """
     names = json.loads(request.parameters() or "{}")
+    # preprocessing has its inputs' names in capitals.
+    given = {tensor.name().lower() for tensor in request.inputs()}
     unknown = sorted(
         name
         for name in names
-        if name not in _TRITONS | _IGNORED and not name.startswith(_TRITONS_PREFIX)
+        if name not in _TRITONS | _IGNORED
+        and not name.startswith(_TRITONS_PREFIX)
+        and _RENAMED.get(name) not in given
     )
     reasons = [
         f"invalid parameter {name}: this input is called {_RENAMED[name]}"

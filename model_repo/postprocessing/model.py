@@ -6,6 +6,11 @@ of the decoupled model before it, so neither the prompt nor the earlier response
 replacement characters, as in upstream's ensemble. And an answer keeps the space in front of its
 first word, with tokenizers that have one there, also after a prompt that ends with a special token.
 ``tensorrt_llm_bls`` knows the prompt, decodes across responses and is exact.
+
+The model's end ids after the first are stop words to the engine, which leaves them in its output.
+One at the end of a response has no text here, as if it were the first one. Neither can it be known
+whether the request named an end id of its own, so that it might be an ordinary token; nor do the
+engine's counts and log probabilities pass through here.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
+from .end_ids import read_end_ids
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .pieces import PieceDecoder
@@ -34,6 +40,7 @@ class TritonPythonModel:
             Tokenizer.from_file(str(directory / "tokenizer.json")),
             skip_special_tokens=flag(parameters, "skip_special_tokens", default=True),
         )
+        self._stops = frozenset(read_end_ids(directory)[1:])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -44,10 +51,13 @@ class TritonPythonModel:
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         # [batch, beam, n] ids, of which the first [batch, beam] count.
         texts = [
-            self._decoder.text(beam[:length].tolist()).encode()
+            self._decoder.text(self._without_end(beam[:length].tolist())).encode()
             for row, row_lengths in zip(tokens, lengths, strict=True)
             for beam, length in zip(row, row_lengths, strict=True)
         ]
         # Flat, as upstream's model sends it: its clients take the first element for the text.
         output = pb_utils.Tensor("OUTPUT", np.array(texts, dtype=np.object_))
         return pb_utils.InferenceResponse(output_tensors=[output])
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] in self._stops else ids

@@ -4,25 +4,38 @@ Every end id of the model's generation_config.json is honoured: the first one is
 the others join the stop words, which is how the C++ backend can be told about them. A request that
 brings its own ``END_ID`` gets that one only, and -1 for none.
 
+What no engine should be asked for is refused here, so that both targets say the same; the inputs
+that are looked at for that go to the engine by themselves. TensorRT-LLM checks most of them, too,
+but its answer is the text of an assertion, and a beam_width above the engine's ends every other
+request (changeBeamWidth in batch_manager/trtGptModelInflightBatching.cpp, terminateActiveRequests
+in executor/executorImpl.cpp).
+
 There are no virtual tokens here: they come from images, or from clients of ``tensorrt_llm`` that
 write ids above the vocabulary themselves. So ``OUT_PROMPT_TABLE_EXTRA_IDS`` is never made.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from .engine_limits import EngineLimits
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
+from .request_limits import cold_problem, room_problem, sampling_problem, tokens_problem
 from .request_parameters import unknown_parameters
 
 _REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
+
+_NO_GENERATION_LOGITS = (
+    "return_generation_logits: TensorRT-LLM's backend for Triton never switches its executor's "
+    "gather_generation_logits on, so that every request for them fails; leave it out"
+)
 
 ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
 """Where the repository keeps the engine's limits, whatever the engine."""
@@ -39,7 +52,7 @@ class TritonPythonModel:
         self._encoder = PromptEncoder(
             repository / parameters["tokenizer_dir"],
             add_special_tokens=flag(parameters, "add_special_tokens", default=True),
-            max_input_len=_max_input_len(repository / ENGINE_CONFIG),
+            limits=EngineLimits.read(repository / ENGINE_CONFIG),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -75,7 +88,11 @@ class TritonPythonModel:
             raise PromptError("decoder_text_input: this model has no encoder to pair it with")
         if np.any(inputs.get("PROMPT_TABLE_EXTRA_ID", 0)):
             raise PromptError("prompt_table_extra_id: a text has no virtual tokens to give it to")
+        for row in range(batch):
+            if problem := self._problem(inputs, row):
+                raise PromptError(problem)
         ids = [encoder.encode(row[0], "text_input") for row in queries]
+        self._check_room(ids, inputs["REQUEST_OUTPUT_LEN"])
         end_id, pad_id = inputs.get("END_ID"), inputs.get("PAD_ID")
         own_end = encoder.end_ids[0] if encoder.end_ids else -1
         pad_ids = np.full((batch, 1), encoder.pad_id, np.int32) if pad_id is None else pad_id
@@ -104,14 +121,50 @@ class TritonPythonModel:
         batch: int,
         more: list[list[int]] | None = None,
     ) -> Any:
-        rows = inputs.get(name)
-        texts = [[]] * batch if rows is None else rows
-        return word_list(
-            [[*self._encoder.word_ids(row, client_name), *(more or [])] for row in texts]
+        given = inputs.get(name)
+        texts = [[]] * batch if given is None else given
+        rows = [self._encoder.word_ids(row, client_name) for row in texts]
+        if client_name != "stop_words":
+            # A stop word that the engine cannot say is harmless.
+            for word in itertools.chain.from_iterable(rows):
+                self._encoder.check_known(word, client_name)
+        return word_list([[*row, *(more or [])] for row in rows])
+
+    def _problem(self, inputs: dict[str, Any], row: int) -> str | None:
+        """Why what one prompt asks the engine for is refused."""
+
+        def scalar(name: str) -> Any:
+            array = inputs.get(name.upper())
+            return None if array is None else array[row].item()
+
+        beams, most = scalar("beam_width"), self._encoder.limits.max_beam_width
+        if beams is not None and (beams < 1 or beams > (most or beams)):
+            return f"beam_width must be from 1 to the engine's max_beam_width {most}, got {beams}"
+        if scalar("return_generation_logits"):
+            return _NO_GENERATION_LOGITS
+        max_tokens = int(inputs["REQUEST_OUTPUT_LEN"][row].item())
+        return (
+            sampling_problem(scalar)
+            or cold_problem(scalar)
+            or tokens_problem(max_tokens, "max_tokens", scalar("min_tokens") or 0)
         )
 
+    def _check_room(self, prompts: list[list[int]], max_tokens: Any) -> None:
+        longest = self._encoder.limits.max_seq_len
+        if longest is None:
+            return
+        for ids, tokens in zip(prompts, max_tokens.flat, strict=True):
+            if problem := room_problem(len(ids), int(tokens), "max_tokens", longest):
+                raise PromptError(problem)
+
     def _embedding_bias(self, inputs: dict[str, Any], batch: int) -> Any:
-        """float32 [batch, vocabulary], or [batch, 0] when no word is to be favoured."""
+        """float32 [batch, vocabulary], or [batch, 0] when no word is to be favoured.
+
+        The vocabulary is the engine's, which may be larger than the tokenizer's: TensorRT-LLM
+        meets a bias of another width with an error that ends every other request, too
+        (batch_manager/createNewDecoderRequests.cpp, "The embedding bias shape is not as expected";
+        terminateActiveRequests in executor/executorImpl.cpp).
+        """
         words, weights = inputs.get("EMBEDDING_BIAS_WORDS"), inputs.get("EMBEDDING_BIAS_WEIGHTS")
         if words is None and weights is None:
             return np.empty((batch, 0), np.float32)
@@ -126,16 +179,7 @@ class TritonPythonModel:
         for row in range(batch):
             tokens = self._encoder.word_ids(words[row], "embedding_bias_words")
             for word, weight in zip(tokens, weights[row], strict=True):
+                self._encoder.check_known(word, "embedding_bias_words")
                 for token in word:
                     bias[row, token] += weight
         return bias
-
-
-def _max_input_len(path: Path) -> int | None:
-    """The engine's limit; None where the engine is kept elsewhere."""
-    if not path.is_file():
-        return None
-    limit = (
-        json.loads(path.read_text(encoding="utf-8")).get("build_config", {}).get("max_input_len")
-    )
-    return None if limit is None else int(limit)

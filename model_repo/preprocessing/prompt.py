@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from .end_ids import read_end_ids
+from .engine_limits import EngineLimits
 
 SHRINKING = 4
 """A tokenizer may first shorten a text, to a third at most where it composes Unicode characters."""
@@ -19,9 +20,11 @@ SHRINKING = 4
 MAX_WORDS = 1024
 """Words of one list. Each costs a call of the tokenizer, and ends a text or is looked for in it."""
 
+UNKNOWN = EngineLimits()
+
 
 class PromptError(Exception):
-    """A text that cannot be turned into tokens; the message goes to the client."""
+    """A request that the engine cannot be asked; the message goes to the client."""
 
 
 class PromptEncoder:
@@ -31,9 +34,10 @@ class PromptEncoder:
         tokenizer_dir: Holds ``tokenizer.json``; ``generation_config.json`` and
             ``tokenizer_config.json`` are read for the end and pad ids where they are.
         add_special_tokens: Whether prompts get what the tokenizer puts around a text, such as bos.
-        max_input_len: Tokens of the longest prompt that the engine takes; None if it is not known.
+        limits: What the engine takes.
 
     Attributes:
+        limits: What the engine takes.
         end_ids: Every id that ends a text; empty when the model names none.
         pad_id: The tokenizer's pad id, or the first end id, or 0.
 
@@ -42,17 +46,22 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer_dir: Path, *, add_special_tokens: bool, max_input_len: int | None = None
+        self,
+        tokenizer_dir: Path,
+        *,
+        add_special_tokens: bool,
+        limits: EngineLimits = UNKNOWN,
     ) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
         # Files saved while training may cut or pad every text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._add_special_tokens = add_special_tokens
-        self._max_input_len = max_input_len
+        self.limits = limits
         longest = max((len(token.encode()) for token in self._tokenizer.get_vocab()), default=1)
-        self._max_bytes = None if max_input_len is None else SHRINKING * longest * max_input_len
-        self.end_ids = read_end_ids(tokenizer_dir)
+        max_tokens = limits.max_input_len
+        self._max_bytes = None if max_tokens is None else SHRINKING * longest * max_tokens
+        self.end_ids = read_end_ids(tokenizer_dir, limits.vocab_size)
         config = _read_json(tokenizer_dir / "tokenizer_config.json")
         # tokenizer.json cannot say that special tokens in a text are plain text.
         self._tokenizer.encode_special_tokens = bool(config.get("split_special_tokens"))
@@ -61,8 +70,8 @@ class PromptEncoder:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the tokenizer, added ones included."""
-        return int(self._tokenizer.get_vocab_size())
+        """Tokens of the engine; of the tokenizer, added ones included, where that is not known."""
+        return self.limits.vocab_size or int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: bytes, name: str) -> list[int]:
         """The token ids of a prompt.
@@ -71,8 +80,9 @@ class PromptEncoder:
             name: What to call the text in an error.
 
         Raises:
-            PromptError: It is not UTF-8, is so long that it must have too many tokens, or has none;
-                an empty text has one where the tokenizer puts bos in front.
+            PromptError: It is not UTF-8, is so long that it must have too many tokens, has one that
+                the engine lacks, or has none; an empty text has one where the tokenizer puts bos
+                in front.
         """
         self._check_size(len(text), name)
         decoded = _decode(text, name)
@@ -84,6 +94,7 @@ class PromptEncoder:
             )
         if not ids:
             raise PromptError(f"{name} has no tokens: it holds only what the tokenizer drops")
+        self.check_known(ids, name)
         return list(ids)
 
     def word_ids(self, words: Sequence[bytes], name: str) -> list[list[int]]:
@@ -103,12 +114,30 @@ class PromptEncoder:
             for word in words
         ]
 
+    def check_known(self, ids: Iterable[int], name: str) -> None:
+        """Refuses ids that the engine has no token for.
+
+        Args:
+            name: What to call the text in an error.
+
+        Raises:
+            PromptError: There is one.
+        """
+        unknown = [token for token in ids if token >= self.vocab_size]
+        if unknown:
+            raise PromptError(
+                f"{name} has the token {self._tokenizer.id_to_token(unknown[0])!r}, which only the "
+                f"tokenizer knows: its id is {unknown[0]}, and the engine's are 0 to "
+                f"{self.vocab_size - 1}"
+            )
+
     def _check_size(self, size: int, name: str) -> None:
         # Finding the tokens of a megabyte takes seconds, in which everyone else's prompt waits.
         if self._max_bytes is not None and size > self._max_bytes:
             raise PromptError(
                 f"{name} is too long: its {size} bytes cannot fit into the "
-                f"{self._max_input_len} tokens (max_input_len) that the engine was compiled for"
+                f"{self.limits.max_input_len} tokens (max_input_len) that the engine was compiled "
+                "for"
             )
 
     def _id_of(self, token: Any) -> int | None:

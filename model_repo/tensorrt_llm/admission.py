@@ -7,7 +7,11 @@ larger than the KV cache ends its neighbours too, and a sequence that outgrows t
 from __future__ import annotations
 
 from .request import GenerationRequest, RequestError
+from .request_limits import room_problem, tokens_problem
 from .settings import TOKENS_PER_BLOCK, EngineSettings, blocks
+
+ASKED = "request_output_len (max_tokens)"
+"""What an error calls the number of tokens asked for."""
 
 
 def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
@@ -19,10 +23,8 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
     prompt_len = int(request.prompt.size)
     if prompt_len == 0:
         raise RequestError("the prompt is empty: input_ids must hold at least one token")
-    if request.max_new_tokens < 1:
-        raise RequestError(
-            f"request_output_len (max_tokens) must be at least 1, got {request.max_new_tokens}"
-        )
+    if problem := tokens_problem(request.max_new_tokens, ASKED, request.sampling.min_tokens):
+        raise RequestError(problem)
     low, high = int(request.prompt.min()), int(request.prompt.max())
     if low < 0 or high >= settings.vocab_size:
         raise RequestError(
@@ -32,24 +34,36 @@ def check_request(request: GenerationRequest, settings: EngineSettings) -> None:
     if prompt_len > settings.max_input_len:
         raise RequestError(
             f"the prompt has {prompt_len} tokens; the engine was compiled for at most "
-            f"{settings.max_input_len} (max_input_len)"
+            f"{settings.max_input_len} (max_input_len, or max_num_tokens where a prompt is not cut)"
         )
+    if problem := room_problem(prompt_len, request.max_new_tokens, ASKED, settings.max_seq_len):
+        raise RequestError(problem)
     total = prompt_len + request.max_new_tokens
-    if total > settings.max_seq_len:
-        raise RequestError(
-            f"the prompt's {prompt_len} tokens plus request_output_len (max_tokens) "
-            f"{request.max_new_tokens} is {total}; the engine was compiled for at most "
-            f"{settings.max_seq_len} (max_seq_len)"
-        )
     if blocks(total) > settings.num_kv_blocks:
         raise RequestError(
             f"the request needs {blocks(total)} KV cache blocks of {TOKENS_PER_BLOCK} tokens; "
             f"the cache has {settings.num_kv_blocks} (max_tokens_in_paged_kv_cache)"
         )
-    if request.sampling.min_tokens > request.max_new_tokens:
+
+
+def check_stream(request: GenerationRequest, settings: EngineSettings) -> None:
+    """Refuses a stream that could not be taken up again after an eviction.
+
+    What was sent is then part of the prompt, and TensorRT-LLM would cut one that is too long
+    (executorImpl.cpp, fetchNewRequests); the CPU engine would not, and follows suit.
+
+    Raises:
+        RequestError: With the limit that the request breaks.
+    """
+    if settings.guaranteed_no_evict or settings.dynamic_split_fuse:
+        return
+    longest = int(request.prompt.size) + request.max_new_tokens - 1
+    if longest > settings.max_input_len:
         raise RequestError(
-            f"min_tokens {request.sampling.min_tokens} is above request_output_len (max_tokens) "
-            f"{request.max_new_tokens}"
+            f"the prompt and {ASKED} may grow to {longest} tokens, more than the "
+            f"{settings.max_input_len} of the longest prompt; a stream that is evicted under "
+            "batch_scheduler_policy max_utilization could then not go on: serve with "
+            "enable_chunked_context or guaranteed_no_evict, or do not stream it"
         )
 
 

@@ -64,7 +64,7 @@ class Answer:
     batch_index: int | None = None
     times: Times = field(default_factory=Times)
     _generated: int = 0
-    _cum_log_prob: float = 0.0
+    _log_probs: list[float] = field(default_factory=list)
 
     def outputs(self, ids: Sequence[int], log_probs: Sequence[float]) -> dict[str, Array]:
         """The output tensors of the next response.
@@ -75,24 +75,26 @@ class Answer:
 
         Returns:
             By output name, with the batch dimension of 1 in front: ``output_ids`` int32 [1, 1, n]
-            and ``sequence_length`` int32 [1, 1] always; ``output_log_probs`` float32 [1, 1, n]
-            and ``cum_log_probs`` float32 [1, 1] (of all tokens so far) when asked for.
+            and ``sequence_length`` int32 [1, 1] always; ``output_log_probs`` float32 [1, 1, m]
+            and ``cum_log_probs`` float32 [1, 1], both of all tokens generated so far, when asked
+            for: upstream's executor puts the whole list into each response of a stream
+            (``LlmRequest::createResult``).
         """
         self._generated += len(ids)
-        self._cum_log_prob += sum(log_probs)
+        self._log_probs += log_probs
         tokens = [*self.prompt, *ids] if not self.streaming else list(ids)
         named: dict[str, Array] = {
             "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
+            "sequence_length": _one(len(tokens)),
         }
-        if "sequence_length" in self.wanted:
-            named["sequence_length"] = _one(len(tokens))
         if self.log_probs:
-            named["output_log_probs"] = np.array([[log_probs]], np.float32).reshape(1, 1, -1)
-            named["cum_log_probs"] = np.array([[self._cum_log_prob]], np.float32)
+            named["output_log_probs"] = np.array(self._log_probs, np.float32).reshape(1, 1, -1)
+            named["cum_log_probs"] = np.array([[sum(self._log_probs)]], np.float32)
         if self.num_input_tokens:
             named["num_input_tokens"] = _one(self.input_tokens)
         if self.num_output_tokens:
-            named["num_output_tokens"] = _one(len(ids))
+            # Whatever is in output_ids, the prompt's too, as upstream counts.
+            named["num_output_tokens"] = _one(len(tokens))
         if self.batch_index is not None:
             named["batch_index"] = _one(self.batch_index)
         if self.perf_metrics:

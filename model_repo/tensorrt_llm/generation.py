@@ -90,7 +90,7 @@ class Generation:
         return [*self.request.prompt.tolist(), *self.generated[:newest]]
 
     def accept(self, ids: Sequence[int], log_probs: Sequence[float]) -> bool:
-        """Takes tokens from the engine, up to an end id, a stop word or the last one allowed.
+        """Takes tokens from the engine, up to the end id, a stop word or the last one allowed.
 
         Returns:
             Whether the text is complete.
@@ -107,7 +107,7 @@ class Generation:
         self.evictions = 0
         start, complete = len(self.generated), False
         for token in ids:
-            if token in self.request.end_ids:
+            if token == self.request.end_id:
                 complete = self._at_end_id = True
                 break
             if token in self.textless:

@@ -138,7 +138,7 @@ class GuideChecker:
         return None if refused is None else str(refused)[:LONGEST_REASON]
 
     def _answer(self, limit_s: float) -> dict[str, Any] | None:
-        """The next line of the process; None if it ended or takes too long."""
+        """Reads the next line of the process; None if it ended or takes too long."""
         process, line = self._process, b""
         deadline = time.monotonic() + limit_s
         while process is not None and process.stdout is not None and not line.endswith(b"\n"):

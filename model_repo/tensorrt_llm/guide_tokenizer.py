@@ -20,7 +20,7 @@ import numpy as np
 
 
 def guide_tokenizer(genai: Any, texts: Sequence[bytes], end_id: int) -> Any:
-    """An ``openvino_genai.Tokenizer`` that knows the vocabulary and cannot tokenize.
+    """Makes an ``openvino_genai.Tokenizer`` that knows the vocabulary and cannot tokenize.
 
     Args:
         genai: The ``openvino_genai`` module.

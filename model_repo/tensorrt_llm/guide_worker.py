@@ -56,7 +56,7 @@ class GuideTrial:
             )
 
     def refusal(self, guide: Guide) -> str | None:
-        """Why no text can follow the guide; None if some can, as far as it was tried."""
+        """Says why no text can follow the guide; None if some can, as far as it was tried."""
         config = self._genai.GenerationConfig()
         config.max_new_tokens = TRIED_TOKENS
         config.set_eos_token_id(min(self._end_ids))
@@ -78,7 +78,7 @@ class GuideTrial:
 
 
 def _write_model(vocab_size: int, end_ids: Sequence[int], folder: Path) -> None:
-    """A model whose next token depends on the last one, with those that end a text late.
+    """Writes a model whose next token depends on the last one, with those that end a text late.
 
     It likes token 0 least, so that a text has it in a row only where there is nothing else.
     """
@@ -104,7 +104,7 @@ def _write_model(vocab_size: int, end_ids: Sequence[int], folder: Path) -> None:
 
 
 def _reason(message: str) -> str:
-    """xgrammar's own words, without the time, file and line in front of them."""
+    """Returns xgrammar's own words, without the time, file and line in front of them."""
     line = message.strip().partition("\n")[0]
     for mark in (" is false: ", ".cc:"):
         _, found, after = line.partition(mark)

@@ -13,6 +13,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from .admission import check_stream
 from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
@@ -25,7 +26,7 @@ from .request import RequestError
 from .request_parameters import unknown_parameters
 from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
 from .settings import EngineSettings, read_settings
-from .tensors import Inputs, check_policy, is_stop, read_answer, read_request
+from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
 """Seconds a thread waits for the interpreter lock before it asks for it. Python's default, 5 ms, is
@@ -115,6 +116,7 @@ class TritonPythonModel:
         rows = inputs.rows()
         check_policy(inputs, len(rows), self._settings)
         wanted = frozenset(request.requested_output_names())
+        check_outputs(wanted)
         if len(rows) > 1:
             sender = BatchSender(sender, len(rows))
         streams, requests = [], []
@@ -123,6 +125,8 @@ class TritonPythonModel:
             answer = read_answer(
                 row, wanted, wish, self._settings, batch_index=index if len(rows) > 1 else None
             )
+            if answer.streaming:
+                check_stream(wish, self._settings)
             streams.append(ResponseStream(sender, answer, self._responder.ready))
             requests.append(wish)
         generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
@@ -140,7 +144,7 @@ class TritonPythonModel:
 
 
 def _guide_checker(settings: EngineSettings) -> GuideChecker | None:
-    """Started before the engine is opened, so that the two load side by side."""
+    """Starts the trials before the engine is opened, so that the two load side by side."""
     if not settings.guided_decoding or settings.tokenizer is None or not settings.end_ids:
         return None  # the engine says what is missing
     return GuideChecker(settings.tokenizer, settings.vocab_size, settings.end_ids)

@@ -33,7 +33,7 @@ class Sampling:
         top_k: 0 keeps every token.
         top_p: In (0, 1].
         seed: Of this request's own random numbers; TensorRT-LLM's default is 0.
-        min_tokens: Tokens before an end id that is held back may be chosen.
+        min_tokens: Tokens before the end id may be chosen.
     """
 
     greedy: bool = True
@@ -67,19 +67,18 @@ class GenerationRequest:
     Attributes:
         prompt: int64 [n] token ids.
         max_new_tokens: Tokens to generate at most.
-        end_ids: Any of them ends the text and is not part of the output.
-        held_back: Those of them that are not chosen before ``min_tokens``.
+        end_id: Ends the text, is not part of the output, and is not chosen before ``min_tokens``;
+            None is none.
         stop_words: Token sequences; each ends the text and stays in the output, as upstream.
         log_probs: Whether the log-probability of every generated token is wanted.
-        guide: What the text must be; its end ids are among ``end_ids``.
+        guide: What the text must be; its end ids are ``end_id`` or among the stop words.
         client_id: The client's request id, "" when it gave none; it need not be unique.
     """
 
     prompt: npt.NDArray[np.int64]
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
-    end_ids: frozenset[int] = frozenset()
-    held_back: frozenset[int] = frozenset()
+    end_id: int | None = None
     stop_words: tuple[tuple[int, ...], ...] = ()
     log_probs: bool = False
     guide: Guide | None = None

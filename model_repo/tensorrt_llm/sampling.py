@@ -10,11 +10,10 @@ meaning on both targets.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 from .request import GenerationRequest, Guide, RequestError, Sampling
+from .request_limits import Scalar, cold_problem, sampling_problem
 
 COLDEST = 1e-5
 """The lowest temperature that is sampled with. Below, only the most likely token has a chance, and
@@ -31,9 +30,12 @@ _COUNTS_OTHERWISE = (
     "repetition_penalty, which is the same on both, or serve the tensorrt target"
 )
 _OTHER_PENALTIES = ("presence_penalty", "frequency_penalty")
-
-Scalar = Callable[[str], Any]
-"""The value of an optional one-element tensor, or None."""
+# What tensorrt_llm calls otherwise than the text models do.
+_ENGINE_NAMES = {
+    "top_k": "runtime_top_k",
+    "top_p": "runtime_top_p",
+    "length_penalty": "len_penalty",
+}
 
 
 def read_sampling(scalar: Scalar) -> Sampling:
@@ -45,23 +47,24 @@ def read_sampling(scalar: Scalar) -> Sampling:
     Raises:
         RequestError: A value is out of range.
     """
+    problem = sampling_problem(scalar, _ENGINE_NAMES) or cold_problem(scalar, _ENGINE_NAMES)
+    if problem is not None:
+        raise RequestError(problem)
     for name in _OTHER_PENALTIES:
         value = scalar(name)
         if value is not None and value != 0:
             raise RequestError(f"{name} {value:g}: {_COUNTS_OTHERWISE}", "UNSUPPORTED")
-    # Without beams it does nothing; TensorRT-LLM 1.2.1 reads it as a number of prompt tokens.
-    _real(scalar, "len_penalty", 0.0, low=0.0)
-    temperature = _real(scalar, "temperature", 1.0, low=0.0)
-    top_k = min(_whole(scalar, "runtime_top_k"), LARGEST_TOP_K)
-    top_p = _real(scalar, "runtime_top_p", 0.0, low=0.0, high=1.0)
+    temperature = _given(scalar("temperature"), 1.0)
+    top_k = min(scalar("runtime_top_k") or 0, LARGEST_TOP_K)
+    top_p = float(scalar("runtime_top_p") or 0.0)
     return Sampling(
         greedy=temperature < COLDEST or top_k == 1 or (top_k == 0 and top_p == 0),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p or 1.0,
-        seed=_whole(scalar, "seed"),
-        repetition_penalty=_penalty(scalar),
-        min_tokens=_whole(scalar, "min_tokens"),
+        seed=scalar("seed") or 0,
+        repetition_penalty=_given(scalar("repetition_penalty"), 1.0),
+        min_tokens=scalar("min_tokens") or 0,
     )
 
 
@@ -76,9 +79,8 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
     sampling = request.sampling
     config.max_new_tokens = request.max_new_tokens - already_generated
     config.min_new_tokens = max(0, sampling.min_tokens - already_generated)
-    # Each of the engine's end ids is subject to min_new_tokens. Any other ends the text when it is
-    # read from the engine (generation.py).
-    known = request.held_back if config.min_new_tokens else request.end_ids
+    # Stop words are not told: the engine would hold them back, too, until min_new_tokens.
+    known = frozenset() if request.end_id is None else frozenset((request.end_id,))
     if request.guide is not None:
         config.structured_output_config = structured_output(genai, request.guide)
         # The guide allows them behind a complete text only, so they must not be ordinary tokens.
@@ -104,7 +106,7 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
 
 
 def structured_output(genai: Any, guide: Guide) -> Any:
-    """OpenVINO's StructuredOutputConfig of a guide.
+    """Makes OpenVINO's StructuredOutputConfig of a guide.
 
     ``json`` is an object or an array, as xgrammar's own grammar of JSON has it, which TensorRT-LLM
     uses (``CompileBuiltinJSONGrammar`` in cpp/tensorrt_llm/batch_manager/guidedDecoder.cpp).
@@ -116,27 +118,5 @@ def structured_output(genai: Any, guide: Guide) -> Any:
     return genai.StructuredOutputConfig(json_schema=guide.text or _ANY_JSON)
 
 
-def _real(
-    scalar: Scalar, name: str, default: float, *, low: float, high: float = math.inf
-) -> float:
-    value = scalar(name)
-    if value is None:
-        return default
-    if not (math.isfinite(value) and low <= value <= high):
-        limit = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise RequestError(f"{name} must be {limit}, got {value:g}")
-    return float(value)
-
-
-def _whole(scalar: Scalar, name: str) -> int:
-    value = scalar(name)
-    if value is not None and value < 0:
-        raise RequestError(f"{name} must be at least 0, got {value}")
-    return int(value or 0)
-
-
-def _penalty(scalar: Scalar) -> float:
-    value = _real(scalar, "repetition_penalty", 1.0, low=0.0)
-    if value == 0:
-        raise RequestError("repetition_penalty must be above 0; 1 leaves the tokens alone")
-    return value
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

@@ -26,13 +26,14 @@ class EngineSettings:
     """Everything the front needs to know before the engine is opened.
 
     Attributes:
+        max_input_len: Tokens of the longest prompt.
         max_seq_len: Prompt plus generated tokens, at most.
         num_kv_blocks: Blocks of the paged KV cache, :data:`TOKENS_PER_BLOCK` tokens each.
         kv_block_bytes: Bytes of one of them over all layers; 0 if the engine does not say.
         max_num_batched_tokens: Tokens per engine step.
         max_queue_size: Requests that may wait beside ``max_batch_size`` running ones; 0 no limit.
         guaranteed_no_evict: Whether a request starts only when the KV cache can hold it to its end.
-        end_ids: The model's own end-of-text ids.
+        end_ids: The model's own end-of-text ids, with which a guided text ends.
         cancellation_check_period: Seconds.
         stats_check_period: Seconds.
         properties: Properties of OpenVINO's CPU plugin.
@@ -110,7 +111,7 @@ def read_settings(
         engine_dir=engine_dir,
         vocab_size=vocab_size,
         max_batch_size=max_batch_size,
-        max_input_len=int(build["max_input_len"]),
+        max_input_len=_max_input_len(build, chunked=chunked),
         max_seq_len=max_seq_len,
         num_kv_blocks=_kv_blocks(parameters, max_batch_size, max_seq_len),
         # Without chunks a prompt (or a sequence that is computed again) must fit in one step.
@@ -146,6 +147,12 @@ def read_settings(
 def blocks(tokens: int) -> int:
     """KV blocks that hold ``tokens`` tokens."""
     return -(-tokens // TOKENS_PER_BLOCK)
+
+
+def _max_input_len(build: Mapping[str, Any], *, chunked: bool) -> int:
+    """Tokens of the longest prompt. TensorRT-LLM computes one that it may not cut in one step."""
+    longest = int(build["max_input_len"])
+    return longest if chunked else min(longest, int(build["max_num_tokens"]))
 
 
 def _kv_blocks(parameters: Mapping[str, str], max_batch_size: int, max_seq_len: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ _ONE_SEQUENCE = (
     "TensorRT-LLM 1.2.1 behind Triton takes the number for no_repeat_ngram_size, which at 1 "
     "forbids every token that came before; leave it out (tensorrt_llm_bls takes 1)"
 )
+_EARLY_STOPPING = (
+    "early_stopping: TensorRT-LLM 1.2.1 behind Triton reads four bytes of this input, which has "
+    "one, and may refuse what it finds; without beams it means nothing, leave it out"
+)
 _UNSUPPORTED_FLAGS = {
     "return_context_logits": "context logits",
     "return_generation_logits": "generation logits",
@@ -102,10 +106,16 @@ class Inputs:
                     f"{name} must have one row for each of the {count} prompts, got the shape "
                     f"{list(array.shape)}"
                 )
-        return [
-            Inputs({name: array[row : row + 1] for name, array in self._tensors.items()})
-            for row in range(count)
-        ]
+        return [self._row(row) if count > 1 else self for row in range(count)]
+
+    def _row(self, row: int) -> Inputs:
+        tensors = {name: array[row : row + 1] for name, array in self._tensors.items()}
+        ids, length = tensors["input_ids"], int(tensors["input_lengths"].item())
+        if not 0 <= length <= ids.shape[1]:
+            raise RequestError(
+                f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens"
+            )
+        return Inputs({**tensors, "input_ids": ids[:, :length]})
 
     def array(self, name: str) -> Array | None:
         """An optional tensor."""
@@ -159,20 +169,25 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
     ids = inputs.required("input_ids")
     _refuse_unsupported(inputs)
     length = inputs.scalar("input_lengths")
-    if length is not None and not 0 <= length <= ids.shape[1]:
-        raise RequestError(f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens")
-    end_ids, stop_words = _ends(inputs, settings)
+    if length is not None and length != ids.shape[1]:
+        raise RequestError(
+            f"input_lengths is {length}, but input_ids has {ids.shape[1]} tokens, all of which "
+            "TensorRT-LLM takes for the prompt: send the prompt without padding"
+        )
+    stop_words = word_list(inputs.array("stop_words_list"), "stop_words_list")
+    end_id = _end_id(inputs, settings)
     guide = _guide(inputs, settings)
     if guide is not None:
-        # The engine ends with a complete text, whatever ends the request's own.
-        end_ids |= guide.end_ids
+        # The engine ends with a complete text, whatever ends the request's own; any but the
+        # request's own end id stays in the output, as a stop word does.
+        ends = ((token,) for token in sorted(guide.end_ids) if token != end_id)
+        stop_words = tuple(dict.fromkeys((*stop_words, *ends)))
     inputs.required("request_output_len")
     return GenerationRequest(
-        prompt=ids[0, :length].astype(np.int64),
+        prompt=ids[0].astype(np.int64),
         max_new_tokens=int(inputs.scalar("request_output_len")),
         sampling=read_sampling(inputs.scalar),
-        end_ids=end_ids,
-        held_back=_held_back(inputs, end_ids),
+        end_id=end_id,
         stop_words=stop_words,
         log_probs=bool(inputs.scalar("return_log_probs")),
         guide=guide,
@@ -228,9 +243,9 @@ def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
         raise RequestError(f"{name} must have the shape [1, 2, L], got {list(array.shape)}")
     ids, ends = array[0].tolist()
     words, start = [], 0
+    while ends and ends[-1] == -1:
+        ends.pop()
     for end in ends:
-        if end == -1:
-            continue
         if not start < end <= len(ids):
             raise RequestError(
                 f"{name}: the word ends must rise from 1 to {len(ids)}, but {end} follows {start}"
@@ -240,42 +255,46 @@ def word_list(array: Array | None, name: str) -> tuple[tuple[int, ...], ...]:
     return tuple(words)
 
 
-def _ends(
-    inputs: Inputs, settings: EngineSettings
-) -> tuple[frozenset[int], tuple[tuple[int, ...], ...]]:
-    """End ids and stop words.
+def _end_id(inputs: Inputs, settings: EngineSettings) -> int | None:
+    """The token that ends the text; without one, and with upstream's -1, none does.
 
-    A request that names no end id ends at any of the model's, one that names an id at that one
-    only; -1 is upstream's way to ask for none at all. A stop word that is one of the model's end
-    ids is treated as such, so it is left out of the output: that is how the preprocessing model
-    names all of them.
+    The model's own end ids are for the client to know, as with the C++ backend: preprocessing
+    names the first one as ``end_id`` and the others as stop words.
     """
-    words = word_list(inputs.array("stop_words_list"), "stop_words_list")
-    own = frozenset(settings.end_ids)
     end_id = inputs.scalar("end_id")
-    if end_id is None:
-        ends = own
-    elif end_id == -1:
-        ends = frozenset()
-    elif 0 <= end_id < settings.vocab_size:
-        ends = frozenset((int(end_id),))
-    else:
+    if end_id is None or end_id == -1:
+        return None
+    if not 0 <= end_id < settings.vocab_size:
         raise RequestError(
             f"end_id is {end_id}; this model's ids are 0 to {settings.vocab_size - 1}, and -1 is "
             "for no end id"
         )
-    ends |= {word[0] for word in words if len(word) == 1 and word[0] in own}
-    return ends, tuple(word for word in words if not (len(word) == 1 and word[0] in ends))
+    return int(end_id)
 
 
-def _held_back(inputs: Inputs, end_ids: frozenset[int]) -> frozenset[int]:
-    """The end ids that min_tokens holds back: TensorRT-LLM knows the request's own one only."""
-    end_id = inputs.scalar("end_id")
-    return end_ids if end_id is None else end_ids & {int(end_id)}
+def check_outputs(wanted: Collection[str]) -> None:
+    """Refuses a request that does not ask for both the tokens and their number.
+
+    Upstream's backend fails each of its responses (model_instance_state.cc, fillTritonResponse);
+    who names no output asks for all of them.
+
+    Args:
+        wanted: Names of the outputs that the client asked for.
+
+    Raises:
+        RequestError: With upstream's text and code.
+    """
+    for name in ("output_ids", "sequence_length"):
+        if name not in wanted:
+            raise RequestError(
+                "Error encountered while populating response: "
+                f"{name} tensor must be present in list of output tensors",
+                "INTERNAL",
+            )
 
 
 def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
-    """What the text must be, of which the type and the shape are checked here, not the guide."""
+    """Reads what the text must be; type and shape are checked here, not the guide itself."""
     tensors = {name: array for name in (KIND, GUIDE) if (array := inputs.array(name)) is not None}
     try:
         found = read_guide(tensors)
@@ -321,6 +340,8 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     sequences = inputs.scalar("num_return_sequences")
     if sequences is not None:
         raise RequestError(f"num_return_sequences {sequences}: {_ONE_SEQUENCE}", "UNSUPPORTED")
+    if inputs.array("early_stopping") is not None:
+        raise RequestError(_EARLY_STOPPING, "UNSUPPORTED")
     if word_list(inputs.array("bad_words_list"), "bad_words_list"):
         raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
     for name, what in _UNSUPPORTED.items():

@@ -18,7 +18,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_texts(path: Path, vocab_size: int, end_ids: Iterable[int]) -> list[bytes]:
-    """The bytes of every token id of the engine, empty for those that have no text.
+    """Returns the bytes of every token id of the engine, empty for those that have no text.
 
     Args:
         path: A ``tokenizer.json``.
@@ -82,7 +82,7 @@ def _byte_level(token: str) -> bytes:
 
 
 def _byte_characters() -> dict[str, int]:
-    """GPT-2's characters for bytes: printable ones stand for themselves, others follow U+0100."""
+    """Returns GPT-2's characters for bytes: themselves if printable, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {

@@ -25,6 +25,20 @@ _TO_PREPROCESSING = {
     "pad_id": "PAD_ID",
     "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
 }
+# Inputs of one element that preprocessing only looks at, by its own names in capitals.
+_CHECKED = (
+    "top_k",
+    "top_p",
+    "temperature",
+    "length_penalty",
+    "repetition_penalty",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "beam_width",
+    "return_generation_logits",
+    "seed",
+)
 _FROM_PREPROCESSING = {
     "INPUT_ID": "input_ids",
     "REQUEST_INPUT_LEN": "input_lengths",
@@ -107,6 +121,8 @@ class Models:
             requested_output_names=list(_FROM_PREPROCESSING),
             inputs=_tensors(
                 {to: inputs[name] for name, to in _TO_PREPROCESSING.items() if name in inputs}
+                # A scalar arrives without its dimension and must be sent with it.
+                | {n.upper(): inputs[n].reshape(-1, 1) for n in _CHECKED if n in inputs}
             ),
         ).exec()
         outputs = _outputs(response)
@@ -193,6 +209,20 @@ class Models:
         if self.decoupled:
             return self._keeper.iterate(request.exec(decoupled=True))
         return iter((request.exec(),))
+
+
+def greedy_when_cold(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs with a ``top_k`` of 1 for each prompt whose temperature is 0.
+
+    TensorRT-LLM makes 1 of a temperature of 0, and of top_k and top_p where they are given
+    (runtime/samplingConfig.h, validate): without a top_k it would draw from all tokens.
+    """
+    cold = inputs["temperature"] == 0 if "temperature" in inputs else np.array(False)
+    if not cold.any():
+        return dict(inputs)
+    # 0 is "not given", for the prompts of the batch that are not cold.
+    top_k = inputs.get("top_k", np.zeros(cold.shape, np.int32))
+    return {**inputs, "top_k": np.where(cold, 1, top_k).astype(np.int32)}
 
 
 def _tensors(arrays: Mapping[str, Array]) -> list[Any]:

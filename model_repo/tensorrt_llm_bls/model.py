@@ -8,6 +8,9 @@ A response of a stream has the text that is new; with the parameter ``accumulate
 whole text so far, as upstream's model with that parameter. The text continues the prompt's, so that
 both together are the text of all token ids.
 
+An end id of the model that the engine knows as a stop word, and so leaves in its output, is neither
+part of the text nor counted.
+
 The stop words end the text at the first place where they appear in it, also when the engine's
 tokens spell them differently; they are not part of the text unless the parameter
 ``include_stop_str_in_output`` says so.
@@ -23,7 +26,7 @@ import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +37,8 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from .batch import count_prompts, index_of, prompt_ids, row_of
-from .calls import CallError, Models
+from .calls import CallError, Models, greedy_when_cold
+from .end_ids import read_end_ids
 from .guides import KIND, GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
@@ -91,8 +95,9 @@ class TritonPythonModel:
         end_with_parent()
         parameters = read_parameters(args)
         tokenizer_dir = parameters.get("tokenizer_dir", "preprocessing/1/tokenizer")
-        path = Path(args["model_repository"]).parent / tokenizer_dir / "tokenizer.json"
-        self._tokenizer = Tokenizer.from_file(str(path))
+        directory = Path(args["model_repository"]).parent / tokenizer_dir
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._end_ids = frozenset(read_end_ids(directory))
         self._exclude_input = flag(parameters, "exclude_input_in_output", default=True)
         self._accumulate = flag(parameters, "accumulate_tokens", default=False)
         self._include_stop_word = flag(parameters, "include_stop_str_in_output", default=False)
@@ -131,7 +136,9 @@ class TritonPythonModel:
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
         try:
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            inputs = greedy_when_cold(
+                {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            )
             if "text_input" not in inputs:
                 # Triton counts the inputs of a request and does not look which they are.
                 raise CallError("the input text_input is missing")
@@ -251,11 +258,13 @@ class TritonPythonModel:
             echo=not streaming and not self._excludes_input(inputs),
             facts=facts,
             count_tokens=bool(_scalar(inputs, "return_num_output_tokens")),
+            # A request that names an end id of its own ends at no other.
+            end_ids=() if "end_id" in inputs else self._end_ids,
         )
         responses = self._models.generate(
             inputs,
             tokens,
-            [*_ALWAYS, *(name for name in shared.wanted if name not in _MADE_HERE)],
+            _asked(shared.wanted),
             request_id=engine_id,
             # A stop word is only seen in time when the tokens come one by one.
             streaming=self._models.decoupled and (streaming or bool(stop_words)),
@@ -316,6 +325,15 @@ def _check_adapter(inputs: dict[str, Any], served: list[str]) -> None:
             f"lora_task_id {chosen} is unknown and needs lora_weights and lora_config in its first "
             f"request; the adapters of this repository are {', '.join(served)}"
         )
+
+
+def _asked(wanted: Iterable[str]) -> list[str]:
+    """The engine's outputs that an answer with the outputs ``wanted`` is made of."""
+    asked = [*_ALWAYS, *(name for name in wanted if name not in _MADE_HERE)]
+    if "cum_log_probs" in asked and "output_log_probs" not in asked:
+        # An end id that the engine leaves in its output is taken out of the sum (text_answer.py).
+        asked.append("output_log_probs")
+    return asked
 
 
 def _refuse_sampling(inputs: dict[str, Any]) -> None:

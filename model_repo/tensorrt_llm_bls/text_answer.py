@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,6 @@ from .detokenizer import IncrementalDetokenizer
 from .stop_words import StopWordFilter
 
 Array = npt.NDArray[Any]
-
-# Along which axis a detail of several engine responses is joined. Any other is replaced by the
-# newest.
-_JOINED = {"output_log_probs": 2, "generation_logits": 2}
 
 # What describes the whole answer so far. The newest is in every response, because upstream's engine
 # sends it with every token and end_to_end_grpc_client.py reads it from each response.
@@ -52,6 +48,8 @@ class TextAnswer:
         echo: Whether the prompt's text is put in front.
         facts: Go with every response.
         count_tokens: Whether every response says how many tokens are new in it.
+        end_ids: Ids that end the answer and are no part of it. The engine leaves out the one that
+            it knows as ``end_id`` itself; the model's others are stop words to it, which stay.
 
     Attributes:
         stopped: Whether a stop word ended the text, so that the engine's work is no longer needed.
@@ -70,6 +68,7 @@ class TextAnswer:
         echo: bool = False,
         facts: Mapping[str, Array] | None = None,
         count_tokens: bool = False,
+        end_ids: Collection[int] = (),
     ) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt=() if echo else prompt)
         self._filter = StopWordFilter(stop_words, include_word=include_stop_word)
@@ -80,6 +79,10 @@ class TextAnswer:
         self._details: dict[str, Array] = {}
         self._facts = dict(facts or {})
         self._count_tokens, self._new_tokens = count_tokens, 0
+        self._end_ids, self._ended = frozenset(end_ids), False
+        # All scores so far, of which the first so many have been sent.
+        self._log_probs: list[float] | None = None
+        self._log_probs_sent = 0
 
     @property
     def stopped(self) -> bool:
@@ -89,23 +92,34 @@ class TextAnswer:
     @property
     def complete(self) -> bool:
         """Whether nothing more can come, so that :meth:`finish` is next."""
-        return self.stopped or self._tokens_left <= 0
+        return self.stopped or self._ended or self._tokens_left <= 0
 
     def take(self, outputs: Mapping[str, Array]) -> dict[str, Array] | None:
         """Takes one engine response.
 
         Args:
-            outputs: By output name; ``output_ids`` int32 [1, 1, n] holds new tokens only.
+            outputs: By output name; ``output_ids`` int32 [1, 1, n] holds new tokens only,
+                ``output_log_probs`` float32 [1, 1, m] the scores of all tokens so far.
 
         Returns:
             The outputs to send now, or None when there is nothing to say yet.
         """
+        details = dict(outputs)
         ids = outputs["output_ids"].reshape(-1).tolist()
+        if "output_log_probs" in outputs:
+            self._log_probs = outputs["output_log_probs"].reshape(-1).tolist()
+        if ids and ids[-1] in self._end_ids:
+            ids.pop()
+            self._ended = True
+            if self._log_probs:
+                score = self._log_probs.pop()
+                if "cum_log_probs" in details:
+                    details["cum_log_probs"] = details["cum_log_probs"] - np.float32(score)
         self._tokens_left -= len(ids)
         self._new_tokens += len(ids)
-        for name, value in outputs.items():
-            if name not in ("output_ids", "sequence_length"):
-                self._details[name] = self._merge(name, value)
+        for name, value in details.items():
+            if name not in ("output_ids", "sequence_length", "output_log_probs"):
+                self._details[name] = value
         self._text += self._filter.push(self._detokenizer.push(ids))
         if self.complete or not self._streaming or not self._text:
             return None
@@ -119,12 +133,6 @@ class TextAnswer:
             self._text += self._filter.finish()
         return self._outputs()
 
-    def _merge(self, name: str, value: Array) -> Array:
-        earlier = self._details.get(name)
-        if earlier is None or name not in _JOINED:
-            return value
-        return np.concatenate((earlier, value), axis=_JOINED[name])
-
     def _outputs(self) -> dict[str, Array]:
         text, self._text = self._text, ""
         if self._accumulate:
@@ -132,6 +140,10 @@ class TextAnswer:
             text = self._sent
         details = self._details
         self._details = {name: details[name] for name in _CUMULATIVE & details.keys()}
+        if self._log_probs is not None:
+            new = self._log_probs[self._log_probs_sent :]
+            self._log_probs_sent = len(self._log_probs)
+            details["output_log_probs"] = np.array(new, np.float32).reshape(1, 1, -1)
         if self._count_tokens:
             details["num_output_tokens"] = np.array([[self._new_tokens]], np.int32)
             self._new_tokens = 0

@@ -50,7 +50,7 @@ class Timeline:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear interpolation between the two nearest ranks, as numpy's default does.
+    """Interpolates linearly between the two nearest ranks, as numpy's default does.
 
     Args:
         values: At least one, in any order.
@@ -63,7 +63,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def summary_ms(seconds: Sequence[float]) -> dict[str, float] | None:
-    """Mean and percentiles in milliseconds; None when nothing was measured."""
+    """Computes mean, percentiles and maximum in milliseconds; None when nothing was measured."""
     if not seconds:
         return None
     named = {f"p{percent}": percentile(seconds, percent) for percent in PERCENTILES}

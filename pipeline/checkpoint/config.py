@@ -16,6 +16,9 @@ from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import RankShare, split_problem
 
 DTYPES = ("float16", "bfloat16", "float32")
+POSITIONS = {"position_embedding_type": "rope_gpt_neox"}
+"""How every supported model knows where a token is: rope, halves of a head rotated together.
+TensorRT-LLM takes a checkpoint without the key for ``learned_absolute``, so without rope."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
         "head_size",
         "max_position_embeddings",
         "hidden_act",
+        *POSITIONS,
     ]
     if architecture in ARCHITECTURES:
         upstream = ARCHITECTURES[architecture].tensorrt_llm
@@ -180,7 +184,7 @@ def _facts(config: Mapping[str, Any], values: ConfigValues, where: str) -> Model
             where=where,
             why=f"As Hugging Face's keys: {error.what}",
         ) from error
-    for key, value in facts.family.tensorrt_llm.switches.items():
+    for key, value in {**POSITIONS, **facts.family.tensorrt_llm.switches}.items():
         if config[key] != value:
             raise CheckpointError(
                 f"{key} is {config[key]!r} for {architecture}",

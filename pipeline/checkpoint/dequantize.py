@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.loading import DIVIDED_SCALES, as_loaded
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.errors import UnsupportedError
 from pipeline.formats import FP8, NO_QUANT, W4A8_AWQ, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
@@ -29,13 +30,12 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     if linear.algo == W8A8_SQ_PER_CHANNEL:
         return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
     if linear.algo == W4A16_AWQ:
-        return unpack_int4(linear.weight) * _spread(_to_model_dtype(scale, linear), linear)
+        return unpack_int4(linear.weight) * _spread(as_loaded(scale, _dtype(linear)), linear)
     if linear.algo == W4A8_AWQ:
         # The INT4 weight is rounded once more, to the float8 that the product is made in.
         scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
-        scaled = unpack_int4(linear.weight) * _spread(
-            _to_model_dtype(scale.astype(np.float32) / scale_2, linear), linear
-        )
+        loaded = as_loaded(scale, _dtype(linear), divisor=float(scale_2), last=DIVIDED_SCALES)
+        scaled = unpack_int4(linear.weight) * _spread(loaded, linear)
         return scaled.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * scale_2
     raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
 
@@ -57,11 +57,10 @@ def unpack_int4(packed: Array) -> npt.NDArray[np.int8]:
     return codes.reshape(2 * half, columns)
 
 
-def _to_model_dtype(scale: Array, linear: Linear) -> npt.NDArray[np.float32]:
-    # TensorRT-LLM casts group scales to the engine's dtype when it loads them; the pre-quant scales
-    # are stored in that dtype already.
+def _dtype(linear: Linear) -> str:
+    # Pre-quant scales are stored in the model's dtype.
     assert linear.prequant_scaling_factor is not None
-    return scale.astype(linear.prequant_scaling_factor.dtype).astype(np.float32)
+    return linear.prequant_scaling_factor.dtype.name
 
 
 def _spread(scale: npt.NDArray[np.float32], linear: Linear) -> npt.NDArray[np.float32]:

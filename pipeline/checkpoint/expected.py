@@ -7,11 +7,27 @@ loader requires each of them in exactly this shape.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.config import CheckpointConfig
-from pipeline.formats import ALGOS, FP8, NO_QUANT, W4A8_AWQ, W8A8_SQ_PER_CHANNEL
+from pipeline.checkpoint.loading import DIVIDED_SCALES
+from pipeline.formats import ALGOS, FP8, NO_QUANT, W8A8_SQ_PER_CHANNEL
 from pipeline.models.facts import LinearShape
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The arguments of :func:`pipeline.checkpoint.loading.as_loaded`.
+
+    Attributes:
+        dtype: The model's.
+        divided_by: The tensor of one element that it is divided by.
+        last: The dtype of the result, where it is another one.
+    """
+
+    dtype: str
+    divided_by: str | None = None
+    last: str | None = None
 
 
 @dataclass(frozen=True)
@@ -22,16 +38,16 @@ class ExpectedTensor:
         dtypes: NumPy dtype names that TensorRT-LLM accepts; ModelOpt writes the first.
         is_scale: Whether its values must all be positive.
         required: False for a tensor that may be absent.
-        loaded_as: The dtype that TensorRT-LLM casts it to when it loads it; None is its own.
-        divided_by: The tensor of one element that it is divided by before.
+        loaded: How TensorRT-LLM casts and divides it when it loads it; None leaves it as it is.
+        beside: A tensor that must be there too where this one is.
     """
 
     dtypes: tuple[str, ...]
     shape: tuple[int, ...]
     is_scale: bool = False
     required: bool = True
-    loaded_as: str | None = None
-    divided_by: str | None = None
+    loaded: Loading | None = None
+    beside: str | None = None
 
 
 def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedTensor]:
@@ -87,10 +103,11 @@ def _layer(config: CheckpointConfig, prefix: str) -> Iterator[tuple[str, Expecte
     if config.quantization.kv_cache_algo:
         scale = ExpectedTensor(("float32",), (1,), is_scale=True)
         yield f"{prefix}attention.kv_cache_scaling_factor", scale
-        # Loaders before 0.18 read these two; later ones merge them by max and drop them.
-        for part in ("k", "v"):
-            optional = ExpectedTensor(("float32",), (1,), is_scale=True, required=False)
-            yield f"{prefix}attention.{part}_cache_scaling_factor", optional
+        # The loader takes the larger of these two for the common one where they are there, and
+        # asserts that they are both.
+        names = [f"{prefix}attention.{part}_cache_scaling_factor" for part in ("k", "v")]
+        for name, other in zip(names, reversed(names), strict=True):
+            yield name, replace(scale, required=False, beside=other)
 
 
 def _linear(
@@ -109,7 +126,13 @@ def _linear(
         yield f"{name}.weights_scaling_factor", scalar
         yield f"{name}.activation_scaling_factor", scalar
         return
-    prequant = ExpectedTensor(floats, (columns,), is_scale=True)
+    divided = ALGOS[algo].divides_prequant
+    prequant = ExpectedTensor(
+        floats,
+        (columns,),
+        is_scale=True,
+        loaded=Loading(config.dtype, f"{name}.activation_scaling_factor") if divided else None,
+    )
     yield f"{name}.prequant_scaling_factor", prequant
     if algo == W8A8_SQ_PER_CHANNEL:
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows, columns))
@@ -125,12 +148,13 @@ def _linear(
             ("float32", config.dtype),
             (rows, columns // group),
             is_scale=True,
-            loaded_as=config.dtype,
-            divided_by=f"{name}.weights_scaling_factor_2" if algo == W4A8_AWQ else None,
+            loaded=Loading(config.dtype, f"{name}.weights_scaling_factor_2", DIVIDED_SCALES)
+            if divided
+            else Loading(config.dtype),
         )
         # uint8 would be loaded without the interleaving that the kernels need.
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows // 2, columns))
         yield f"{name}.weights_scaling_factor", scales
-    if algo == W4A8_AWQ:
+    if divided:
         yield f"{name}.activation_scaling_factor", scalar
         yield f"{name}.weights_scaling_factor_2", scalar

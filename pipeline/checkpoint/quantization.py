@@ -22,6 +22,7 @@ QUANTIZATION_KEYS = frozenset(
         "has_zero_point",
         "pre_quant_scale",
         "exclude_modules",
+        "mamba_ssm_cache_dtype",
     )
 )
 # What QuantConfig leaves unquantized when exclude_modules is null.

@@ -101,11 +101,21 @@ class _Stage:
             proj=proj,
             q_layernorm=self._optional(f"{prefix}attention.q_layernorm.weight"),
             k_layernorm=self._optional(f"{prefix}attention.k_layernorm.weight"),
-            kv_cache_scaling_factor=self._scalar(f"{prefix}attention.kv_cache_scaling_factor"),
+            kv_cache_scaling_factor=self._kv_cache_scale(f"{prefix}attention."),
         )
 
     def _optional(self, name: str) -> Array | None:
         return self.shared(name) if self.has(name) else None
+
+    def _kv_cache_scale(self, prefix: str) -> float | None:
+        """The scale that TensorRT-LLM uses: the larger of two where keys and values have their own.
+
+        ``process_kv_scaling_factor`` of its ``modeling_utils.py`` then ignores the stored one.
+        """
+        keys, values, both = (
+            self._scalar(f"{prefix}{part}_cache_scaling_factor") for part in ("k", "v", "kv")
+        )
+        return both if keys is None or values is None else max(keys, values)
 
     def _scalar(self, name: str) -> float | None:
         return float(self.shared(name)[0]) if self.has(name) else None

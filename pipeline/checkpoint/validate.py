@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.checkpoint.config import CheckpointConfig
-from pipeline.checkpoint.expected import ExpectedTensor, expected_tensors
+from pipeline.checkpoint.expected import ExpectedTensor, Loading, expected_tensors
 from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.loading import as_loaded
 from pipeline.checkpoint.reader import TensorFile, numpy_dtype
 from pipeline.errors import CheckpointError
 
@@ -30,6 +31,10 @@ _OTHER_DTYPE = (
     "Set model.dtype to bfloat16 (without quantization, quantize.format): the source has values "
     "beyond 65504, the largest float16. If they are infinite in the source itself, its files are "
     "broken"
+)
+_OTHER_SCALES = (
+    "Set model.dtype to bfloat16: TensorRT-LLM loads these scales in the model's dtype, and the "
+    "largest float16 is 65504"
 )
 
 
@@ -53,7 +58,7 @@ def validate(directory: Path) -> CheckpointConfig:
             for name in file.tensors
             for problem in _value_problems(name, file, expected[name])
         ]
-    _raise(problems, directory, _OTHER_DTYPE if _is_of_range(problems, config) else _EXPORT_AGAIN)
+    _raise(problems, directory, _remedy(problems, config))
     return config
 
 
@@ -100,6 +105,8 @@ def _header_problems(file: TensorFile, expected: dict[str, ExpectedTensor]) -> I
             yield f"{name} is {found.dtype}, not {' or '.join(dict.fromkeys(wanted.dtypes))}"
         elif found.shape != wanted.shape:
             yield f"{name} has shape {found.shape}, not {wanted.shape}"
+        elif wanted.beside is not None and wanted.beside not in file.tensors:
+            yield f"{name} is there without {wanted.beside}"
     for name in file.tensors:
         if name not in expected:
             yield f"{name} does not belong here"
@@ -118,7 +125,8 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
         finite = finite and bool(np.isfinite(piece).all())
         number = number and not bool(np.isnan(piece).any())
         positive = positive and bool((piece > 0).all())
-        loadable = loadable and (wanted.loaded_as is None or _loadable(piece, file, wanted))
+        if wanted.loaded is not None:
+            loadable = loadable and _loadable(flat[start : start + CHUNK], file, wanted.loaded)
     if not number:
         yield f"{name} has NaN or infinite values"
     elif not finite:
@@ -126,27 +134,27 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
     elif wanted.is_scale and not positive:
         # A row or group of zero weights is no excuse: ModelOpt writes a scale of 1 for it.
         yield f"{name} has scales that are zero or negative"
-    elif not loadable:
-        yield f"{name} {_INFINITE_SCALES} {wanted.loaded_as}"
+    elif wanted.loaded is not None and not loadable:
+        yield f"{name} {_INFINITE_SCALES} {wanted.loaded.last or wanted.loaded.dtype}"
 
 
-def _loadable(piece: Array, file: TensorFile, wanted: ExpectedTensor) -> bool:
+def _loadable(piece: Array, file: TensorFile, loading: Loading) -> bool:
     """Whether scales are still finite as TensorRT-LLM loads them.
 
     One that becomes zero belongs to weights too small to matter.
     """
     # A zero divisor is a problem of its own tensor.
-    with np.errstate(all="ignore"):
-        if wanted.divided_by is not None:
-            piece = piece / file.read(wanted.divided_by).astype(np.float32)
-        loaded = piece.astype(numpy_dtype(wanted.loaded_as or "float32")).astype(np.float32)
+    divisor = float(file.read(loading.divided_by)[0]) if loading.divided_by else None
+    loaded = as_loaded(piece, loading.dtype, divisor=divisor, last=loading.last)
     return bool(np.isfinite(loaded).all())
 
 
-def _is_of_range(problems: list[str], config: CheckpointConfig) -> bool:
-    """Whether values that float16 does not hold are all that is wrong."""
-    words = f" {_INFINITE} float16", f" {_INFINITE_SCALES} float16"
-    return config.dtype == "float16" and all(problem.endswith(words) for problem in problems)
+def _remedy(problems: list[str], config: CheckpointConfig) -> str:
+    """What to do; another dtype where values that float16 does not hold are all that is wrong."""
+    values, scales = f" {_INFINITE} float16", f" {_INFINITE_SCALES} float16"
+    if config.dtype != "float16" or not all(p.endswith((values, scales)) for p in problems):
+        return _EXPORT_AGAIN
+    return _OTHER_DTYPE if any(p.endswith(values) for p in problems) else _OTHER_SCALES
 
 
 def _raise(problems: list[str], directory: Path, fix: str = _EXPORT_AGAIN) -> None:

@@ -27,7 +27,7 @@ NOT_MEASURED = {"tokens_per_second": None, "concurrency": None, "ttft_ms": {"p50
 
 
 def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row per report.
+    """Reads the reports into rows, one per report.
 
     Args:
         paths: ``report.json`` files, folders that hold one, or build directories, which stand for

@@ -13,7 +13,7 @@ from pipeline.running.planner import PlannedStage
 
 
 def progress_for(json_output: bool) -> Progress:
-    """Bars on a terminal, lines in a log; both on stderr so that stdout stays clean."""
+    """Chooses bars on a terminal and lines in a log; both on stderr so that stdout stays clean."""
     if sys.stderr.isatty() and not json_output:
         return Bars()
     return Lines(sys.stderr)
@@ -30,7 +30,7 @@ def print_json(value: object) -> None:
 
 
 def print_error(error: PipelineError, *, json_output: bool) -> None:
-    """One paragraph on stderr, or the same facts as JSON on stdout."""
+    """Prints one paragraph on stderr, or the same facts as JSON on stdout."""
     if json_output:
         print_json(error.as_dict())
         sys.stdout.flush()
@@ -47,7 +47,7 @@ def print_warning(repository: Path | None) -> None:
 
 
 def stage_line(planned: PlannedStage, seconds: float | None = None) -> str:
-    """One line about a stage: name, what happened or will, key."""
+    """Formats one line about a stage: name, what happened or will, key."""
     key = planned.key[:12] if planned.key else "-" * 12
     if planned.status == "cached":
         return f"{planned.stage.name:<11} cached  {key}"
@@ -57,7 +57,7 @@ def stage_line(planned: PlannedStage, seconds: float | None = None) -> str:
 
 
 def stage_dict(planned: PlannedStage, seconds: float | None = None) -> dict[str, Any]:
-    """The same as JSON."""
+    """Returns the same as JSON values."""
     return {
         "stage": planned.stage.name,
         "status": planned.status,

@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 def read_guide(
     *, json_object: bool, json_schema: Path | None, regex: str | None, grammar: Path | None
 ) -> tuple[str | None, str | bytes | None]:
-    """The request's ``guided_decoding_guide_type`` and ``guided_decoding_guide``.
+    """Returns the request's ``guided_decoding_guide_type`` and ``guided_decoding_guide``.
 
     Args:
         json_object: Whether any JSON object or array will do.

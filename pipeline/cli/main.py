@@ -78,7 +78,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def main() -> NoReturn:
-    """The console script: turns errors into one paragraph and an exit code."""
+    """Runs the command line: turns errors into one paragraph and an exit code."""
     guard_streams()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)

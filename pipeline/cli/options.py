@@ -168,7 +168,7 @@ class Connection:
 
     @contextmanager
     def address(self) -> Iterator[str]:
-        """The server's address, for as long as it is needed.
+        """Yields the server's address, for as long as it is needed.
 
         Raises:
             UsageError: It is not clear where the server is or how to talk to it.

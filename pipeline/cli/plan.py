@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption
+import typer
+
+from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption, new_file
+from pipeline.errors import UsageError
+
+STDOUT = Path("-")
+EXECUTABLE = 0o755
 
 
 def plan(
@@ -12,6 +19,14 @@ def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            "--script",
+            metavar="FILE",
+            help="Write a script that builds the engine on another machine; - prints it alone.",
+        ),
+    ] = None,
     output: Output,
 ) -> None:
     """Show what a run would do, and why, without doing it."""
@@ -22,6 +37,15 @@ def plan(
     from pipeline.targets.findings import finding_lines
 
     loaded = api.load_recipe(recipe, overrides or ())
+    if script == STDOUT:
+        if output.json:
+            raise UsageError(
+                "--script - and --json both print to stdout", fix="Give --script a file"
+            )
+        print(api.build_script(loaded, build_dir), end="")
+        return
+    if script and new_file(script):
+        _write(script, api.build_script(loaded, build_dir))
     found = api.plan(loaded, build_dir)
     end_ids, engine, obstacle = found.end_ids, found.engine, found.obstacle
     if output.json:
@@ -33,6 +57,7 @@ def plan(
                 "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
+                **({"script": str(script)} if script else {}),
             }
         )
         return
@@ -43,3 +68,18 @@ def plan(
         print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
+    if script:
+        print(f"\nscript: {script}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(EXECUTABLE)
+    except OSError as error:
+        raise UsageError(
+            "the script cannot be written",
+            where=str(path),
+            why=error.strerror,
+            fix="Name another file, or correct the permissions",
+        ) from error

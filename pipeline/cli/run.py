@@ -28,6 +28,14 @@ def run(
     until: Annotated[
         str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
     ] = None,
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            "--engine",
+            metavar="DIR",
+            help="Go on with an engine that the script of plan --script built elsewhere.",
+        ),
+    ] = None,
     env: EnvOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
@@ -49,6 +57,7 @@ def run(
         build_dir,
         force=force or (),
         until=until,
+        engine=engine,
         progress=progress_for(output.json),
         on_stage=on_stage,
     )

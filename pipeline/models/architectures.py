@@ -120,6 +120,10 @@ class TensorRtLlm:
         required: Keys that it has a default for which may not be the model's.
         reduce_fusion: Whether ``reduce_fusion`` is written for it.
         smoothquant_note: What is known of INT8 SmoothQuant's accuracy: what, why and what to do.
+        fp8_kv_cache_note: The same of an FP8 KV cache.
+        qk_norm_epsilon: The epsilon of the norms of queries and keys where it is not the model's:
+            the default of ``Attention`` in ``tensorrt_llm/layers/attention.py``, to which
+            ``models/qwen/model.py`` passes none.
     """
 
     model_class: str | None = None
@@ -128,6 +132,8 @@ class TensorRtLlm:
     required: tuple[str, ...] = ()
     reduce_fusion: bool = False
     smoothquant_note: tuple[str, str, str] | None = None
+    fp8_kv_cache_note: tuple[str, str, str] | None = None
+    qk_norm_epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,15 @@ ARCHITECTURES = {
             attention_bias=True,
             windows="some",
             tensorrt_llm=TensorRtLlm(
-                "QWenForCausalLM", {"qwen_type": "qwen2"}, _QWEN_CONSTANTS, ("attn_bias",)
+                "QWenForCausalLM",
+                {"qwen_type": "qwen2"},
+                _QWEN_CONSTANTS,
+                ("attn_bias",),
+                fp8_kv_cache_note=(
+                    "an FP8 KV cache is reported to break Qwen2.5",
+                    "In NVIDIA/TensorRT-LLM#4218 its keys were large; a layer has one scale",
+                    "Set quantize.kv_cache to null, unless the gate and the engine's text are good",
+                ),
             ),
         ),
         Architecture(
@@ -315,7 +329,11 @@ ARCHITECTURES = {
             windows="some",
             norms=PRE_NORMS + QK_NORMS,
             tensorrt_llm=TensorRtLlm(
-                "QWenForCausalLM", {"qwen_type": "qwen3"}, _QWEN_CONSTANTS, ("attn_bias",)
+                "QWenForCausalLM",
+                {"qwen_type": "qwen3"},
+                _QWEN_CONSTANTS,
+                ("attn_bias",),
+                qk_norm_epsilon=1e-5,
             ),
         ),
     )

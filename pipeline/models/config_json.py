@@ -18,7 +18,7 @@ LARGEST_SIZE = (1 << 31) - 1
 def read_config(
     directory: Path, error: type[StageError], contents: str, fix: str | None = None
 ) -> dict[str, Any]:
-    """``directory/config.json`` as parsed.
+    """Reads ``directory/config.json``, which must hold a JSON object.
 
     Args:
         directory: The directory.
@@ -57,25 +57,25 @@ class ConfigValues:
         self._where, self._error, self._prefix = where, error, prefix
 
     def positive_int(self, key: str) -> int:
-        """A size; neither true nor 256.0 is one."""
+        """Returns a size, from 1 to :data:`LARGEST_SIZE`; neither true nor 256.0 is one."""
         value = self._required(key)
         if type(value) is not int or not 0 < value <= LARGEST_SIZE:
             raise self.wrong(key, "a positive integer")
         return value
 
     def optional_positive_int(self, key: str) -> int | None:
-        """A size, or None for null."""
+        """Returns a size, or None for null."""
         return None if self._required(key) is None else self.positive_int(key)
 
     def index(self, key: str) -> int:
-        """An integer from 0."""
+        """Returns an integer from 0."""
         value = self._required(key)
         if type(value) is not int or value < 0:
             raise self.wrong(key, "an integer from 0")
         return value
 
     def positive_float(self, key: str) -> float:
-        """A finite number above 0."""
+        """Returns a finite number above 0."""
         value = self._required(key)
         try:
             number = float(value) if type(value) in (int, float) else math.nan
@@ -86,28 +86,28 @@ class ConfigValues:
         return number
 
     def flag(self, key: str) -> bool:
-        """True or false; null is false."""
+        """Returns true or false; null is false."""
         value = self._required(key)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return bool(value)
 
     def names(self, key: str) -> list[str]:
-        """A list of strings."""
+        """Returns a list of strings."""
         value = self._required(key)
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise self.wrong(key, "a list of names")
         return value
 
     def section(self, key: str) -> ConfigValues:
-        """An object within this one; null or no key is an empty one."""
+        """Returns an object within this one; null or no key is an empty one."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, "an object")
         return ConfigValues(value or {}, self._where, self._error, f"{self._prefix}{key}.")
 
     def wrong(self, key: str, wanted: str) -> StageError:
-        """The error that says what a key should be."""
+        """Makes the error that says what a key should be; the caller raises it."""
         return self._error(
             f"{self._prefix}{key} is {reprlib.repr(self.values.get(key))}, not {wanted}",
             where=self._where,

@@ -66,7 +66,7 @@ ELSEWHERE = frozenset(
 
 
 def fixed_keys(architecture: Architecture) -> dict[str, tuple[Any, ...]]:
-    """The keys that may have certain values only; the first is the one to recommend."""
+    """Returns the keys that may have certain values only; the first one is the one to recommend."""
     fixed = {**SHARED_FIXED, **architecture.fixed}
     return {key: values for key, values in fixed.items() if key not in architecture.understood}
 
@@ -119,7 +119,7 @@ def refuse_other_arithmetic(
 
 
 def unread_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys of a ``config.json`` that neither transformers nor this pipeline reads, sorted.
+    """Lists the ``config.json`` keys that neither transformers nor this pipeline reads, sorted.
 
     Published files have some: of the tools that trained or converted them, or of a relative of the
     model.

@@ -93,7 +93,7 @@ class ModelFacts:
         return ARCHITECTURES[self.architecture]
 
     def width(self, name: Width) -> int:
-        """One of the sizes that a layer's tensors are made of."""
+        """Returns one of the sizes that a layer's tensors are made of, not split on ranks."""
         return {
             "hidden": self.hidden_size,
             "inner": self.intermediate_size,

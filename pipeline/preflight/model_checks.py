@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import FORMATS
+from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
-from pipeline.models.ranks import split_problem
+from pipeline.models.ranks import RankShare, split_problem
 from pipeline.recipe.schema import Recipe
 from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
@@ -130,11 +131,11 @@ def _quantization(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedErro
         return
     group = f"group_size {quantize.group_size} and " if row.group_sizes else ""
     smaller = {group_size: row.unit(group_size) for group_size in row.group_sizes}
+    share = RankShare(facts, tp)
     for linear in facts.linears:
-        for side, size in (
-            ("in_features", linear.in_features),
-            ("out_features", linear.out_features),
-        ):
+        # With copies of KV heads the ranks together hold more rows than the model has.
+        rows = tp * share.qkv_rows if linear.name == QKV else linear.out_features
+        for side, size in (("in_features", linear.in_features), ("out_features", rows)):
             if size % (unit * tp):
                 fitting = (
                     group_size

@@ -19,7 +19,7 @@ FLOAT16_MAX = 65504.0
 
 
 def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[Finding, ...]:
-    """Warnings and notes, in this order.
+    """Collects warnings and notes, in this order.
 
     Args:
         recipe: A recipe that fits the model.
@@ -55,7 +55,7 @@ def source_dtype(facts: ModelFacts, directory: Path | None) -> str | None:
 
 
 def check_dtype(recipe: Recipe, dtype: str | None) -> Iterator[Finding]:
-    """Activations that the recipe's dtype may be too small for."""
+    """Warns of activations that the recipe's dtype may be too small for."""
     if dtype != "bfloat16" or recipe.dtype != "float16":
         return
     rounded = get_target(recipe.compile.target).rounds_activations

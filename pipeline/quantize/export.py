@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint.config import POSITIONS
+from pipeline.checkpoint.loading import largest_loadable
 from pipeline.checkpoint.validate import rank_path
 from pipeline.dependencies import install, require
 from pipeline.errors import StageError
+from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import vocabulary_rows
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
@@ -49,6 +52,7 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
             for exported, weights, _ in ranks:
                 _check_label(exported["quantization"], recipe)
                 tensors = _unpad_vocabulary(weights, exported["rank"] % tp_size, model, tp_size)
+                tensors = _bound_prequant(tensors, recipe)
                 save_file(tensors, rank_path(output, exported["rank"]))
         config = checkpoint_config(facts, recipe, require("modelopt", "quantize").__version__)
         text = json.dumps(config, indent=2) + "\n"
@@ -68,7 +72,7 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
 
 
 def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:
-    """The checkpoint's ``config.json`` as TensorRT-LLM 1.2's LLaMAConfig and QWenConfig read it.
+    """Builds ``config.json`` as TensorRT-LLM 1.2's LLaMAConfig and QWenConfig read it.
 
     ``logits_dtype`` is TensorRT-LLM's default, float32, which Triton's ``logits_datatype`` expects;
     ModelOpt would write float16, in which close logits tie.
@@ -89,7 +93,7 @@ def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) 
         "max_position_embeddings": facts.max_position_embeddings,
         "hidden_act": facts.hidden_act,
         "norm_epsilon": facts.norm_epsilon,
-        "position_embedding_type": "rope_gpt_neox",
+        **POSITIONS,
         "rotary_base": facts.rotary_base,
         "rotary_scaling": facts.rotary_scaling,
         "attn_bias": facts.attention_bias,
@@ -120,6 +124,27 @@ def _check_label(exported: Mapping[str, Any], recipe: Recipe) -> None:
                 where=recipe.place("quantize.format"),
                 fix=install("quantize"),
             )
+
+
+def _bound_prequant(weights: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Lowers pre-quant scales that TensorRT-LLM would load as infinite.
+
+    For W4A8 it divides them by the activation scale in the model's dtype. AWQ gives channels that
+    the calibration text hardly moves large pre-quant scales, and in float16 the quotient of such a
+    channel overflows. Its values stay below 448 / 65504 in the whole text, so that little is lost
+    where the lower scale makes them smaller, and the gate measures it; larger ones saturate at the
+    same FP8 code as before.
+    """
+    if not FORMATS[recipe.quantize.format].divides_prequant:
+        return weights
+    suffix, divisor = ".prequant_scaling_factor", ".activation_scaling_factor"
+    tensors = dict(weights)
+    for name, scales in weights.items():
+        if name.endswith(suffix):
+            activation = float(weights[name.removesuffix(suffix) + divisor])
+            limit = largest_loadable(checkpoint_dtype(recipe), activation)
+            tensors[name] = scales.clamp(max=limit)
+    return tensors
 
 
 def _unpad_vocabulary(

@@ -18,22 +18,22 @@ AWQ_PASS_COSTS = (1.0, 11.0)
 
 
 def is_awq(section: QuantizeSection) -> bool:
-    """Whether the format's scales are searched for by AWQ."""
+    """Says whether AWQ searches for the format's scales."""
     return FORMATS[section.format].calibration == "awq_lite"
 
 
 def checkpoint_dtype(recipe: Recipe) -> str:
-    """The precision of what is not quantized; an unquantized format is that precision itself."""
+    """Returns the dtype of what is not quantized; an unquantized format is that dtype itself."""
     return recipe.dtype
 
 
 def pass_costs(section: QuantizeSection) -> tuple[float, ...]:
-    """What each pass over the calibration text costs, in plain forward passes."""
+    """Returns what each pass over the calibration text costs, in plain forward passes."""
     return AWQ_PASS_COSTS if is_awq(section) else (1.0,)
 
 
 def quantization_section(section: QuantizeSection) -> dict[str, Any]:
-    """The ``quantization`` section of the checkpoint's ``config.json``."""
+    """Builds the ``quantization`` section of the checkpoint's ``config.json``."""
     row = FORMATS[section.format]
     quantization: dict[str, Any] = {
         "quant_algo": row.quant_algo if row.quantizes else None,
@@ -51,7 +51,7 @@ def quantization_section(section: QuantizeSection) -> dict[str, Any]:
 
 
 def modelopt_config(section: QuantizeSection) -> dict[str, Any]:
-    """The configuration for ``mtq.quantize``.
+    """Builds the configuration for ``mtq.quantize``.
 
     Args:
         section: A quantized format; float16 and bfloat16 have no configuration.

@@ -21,7 +21,10 @@ WORKING_SHARE = 0.8
 
 
 def load_model(directory: Path, recipe: Recipe) -> Any:
-    """A ``*ForCausalLM`` in evaluation mode on the recipe's device.
+    """Loads a ``*ForCausalLM`` in evaluation mode onto the recipe's device.
+
+    It is float32, or in the checkpoint's dtype where float32 would exceed
+    :data:`FLOAT32_LIMIT_BYTES`.
 
     Args:
         directory: A Hugging Face snapshot with safetensors.
@@ -48,7 +51,7 @@ def load_model(directory: Path, recipe: Recipe) -> Any:
 
 
 def choose_device(recipe: Recipe) -> Any:
-    """The ``torch.device`` of ``quantize.device``; ``auto`` is CUDA when there is one.
+    """Chooses the ``torch.device`` of ``quantize.device``; ``auto`` is CUDA when there is one.
 
     Raises:
         UnsupportedError: CUDA was asked for and there is none.
@@ -66,7 +69,7 @@ def choose_device(recipe: Recipe) -> Any:
 
 
 def count_parameters(directory: Path) -> int:
-    """Elements of all tensors of a snapshot, from the files' headers.
+    """Counts the elements of all tensors of a snapshot, from the files' headers.
 
     Raises:
         SourceError: A file is damaged.

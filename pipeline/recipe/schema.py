@@ -95,7 +95,8 @@ class QuantizeSection(Section):
     Attributes:
         format: The format of weights and activations. Names from ``fp16`` on are other spellings of
             the first six.
-        group_size: Input features that share one INT4 scale (``int4_awq`` and ``w4a8_awq``).
+        group_size: Input features that share one INT4 scale (``int4_awq``; ``w4a8_awq`` has groups
+            of 128 alone).
         smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
             to all (1); ``int8_sq`` alone reads it.
         kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a

@@ -43,7 +43,7 @@ class Activations:
     rounded: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values; what is not finite is None."""
+        """Returns the same as JSON values; what is not finite is None."""
         largest = self.largest if math.isfinite(self.largest) else None
         return {**self.__dict__, "largest": largest}
 
@@ -89,7 +89,7 @@ class ActivationWatch:
             handle.remove()
 
     def found(self) -> Activations:
-        """What was seen so far."""
+        """Returns what was seen so far."""
         return Activations(
             dtype=self._dtype,
             limit=self._limit,

@@ -39,7 +39,7 @@ class WindowScore:
 def token_windows(
     texts: Sequence[str], tokenizer: Tokenizer, length: int, tokens: int
 ) -> list[list[int]]:
-    """Windows of at most ``length`` tokens that hold ``tokens`` predictions between them.
+    """Cuts texts into windows of at most ``length`` tokens, up to ``tokens`` predictions in all.
 
     No window crosses from one text into the next; a longer text gives several windows.
 
@@ -97,7 +97,7 @@ def compare(
 
 
 def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
-    """Numbers over all windows; standard errors treat windows as independent.
+    """Sums up the scores of all windows; standard errors treat windows as independent.
 
     Returns:
         ``tokens``, ``windows``, ``source_perplexity``, ``perplexity``, ``perplexity_increase``
@@ -129,7 +129,7 @@ def summarize(scores: Sequence[WindowScore]) -> dict[str, Any]:
 
 
 def finite_or_none(number: float) -> float | None:
-    """The number, or None for infinity and NaN, which JSON does not have."""
+    """Returns the number, or None for infinity and NaN, which JSON does not have."""
     return number if math.isfinite(number) else None
 
 

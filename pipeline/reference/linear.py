@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pipeline.checkpoint import dequantize
 from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.loading import as_loaded
 from pipeline.formats import ALGOS
 
 # The largest finite float8_e4m3fn; TensorRT saturates to it.
@@ -17,12 +18,12 @@ FLOAT8_MAX = 448.0
 
 
 def float32_tensor(array: Array) -> torch.Tensor:
-    """A float32 copy of an array of any floating or integer dtype."""
+    """Copies an array of any floating or integer dtype to float32."""
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
-    """x on the grid of a static INT8 quantizer, -128 * step to 127 * step.
+    """Rounds x to the grid of a static INT8 quantizer, -128 * step to 127 * step.
 
     The order of operations is that of ModelOpt 0.37's ``_tensor_quant``, which decides ties. So
     does dividing tensor by tensor: torch divides a number by one through the reciprocal.
@@ -37,15 +38,22 @@ def round_to_int8(x: torch.Tensor, step: float) -> torch.Tensor:
 
 
 def round_to_float8(x: torch.Tensor, step: float) -> torch.Tensor:
-    """x on the grid of a static float8_e4m3fn quantizer with the scale ``step``, amax / 448."""
+    """Rounds x to the grid of a static float8_e4m3fn quantizer whose ``step`` is amax / 448."""
     largest = torch.tensor(FLOAT8_MAX, device=x.device)
     scale = largest / (torch.tensor(step, device=x.device) * largest)
-    codes = torch.clamp(x * scale, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn)
-    return codes.to(torch.float32) / scale
+    return _float8(x * scale) / scale
+
+
+def _float8(x: torch.Tensor) -> torch.Tensor:
+    return torch.clamp(x, -FLOAT8_MAX, FLOAT8_MAX).to(torch.float8_e4m3fn).to(torch.float32)
 
 
 class CheckpointLinear(torch.nn.Module):
     """y = quantize(x * prequant) @ W.T + bias in float32.
+
+    With a pre-quant scale and FP8 activations, as W4A8 has them, TensorRT-LLM has one factor for
+    both: x is multiplied by their quotient, which is rounded to the model's dtype when it is
+    loaded, and what comes out is the FP8 code.
 
     Args:
         linear: Where the quantizer of x comes from.
@@ -60,23 +68,34 @@ class CheckpointLinear(torch.nn.Module):
         self.step = linear.activation_scaling_factor
         self.weight = torch.nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
+        # The step of the FP8 codes that x times the quotient is rounded to.
+        self._code: float | None = None
+        if prequant is not None and ALGOS[self.algo].divides_prequant:
+            self._code = self.step
+            prequant = as_loaded(prequant, prequant.dtype.name, divisor=self.step)
         self.prequant: torch.Tensor | None
         self.register_buffer("prequant", None if prequant is None else float32_tensor(prequant))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] to [..., N]."""
+        """Maps float32 [..., K] to [..., N]."""
         if self.prequant is not None:
             x = x * self.prequant
-        if self.step is not None:
+        if self._code is not None:
+            x = _float8(x) * self._code
+        elif self.step is not None:
             integer = ALGOS[self.algo].activations == "int8"
             x = (round_to_int8 if integer else round_to_float8)(x, self.step)
         return functional.linear(x, self.weight, self.bias)
 
 
 def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]:
-    """The linears that were fused into one, by their numbers of rows.
+    """Splits a fused linear into those that it was made of, by their numbers of rows.
 
     They share the quantizer of x, as the fused one does.
+
+    Args:
+        linear: The fused one, of N rows.
+        sizes: Rows of each part, in order; N together.
     """
     weights = torch.split(torch.from_numpy(dequantize(linear)), list(sizes))
     biases: Sequence[torch.Tensor | None] = [None] * len(sizes)
@@ -86,5 +105,5 @@ def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]
 
 
 def whole_linear(linear: Linear) -> CheckpointLinear:
-    """The linear as it is."""
+    """Makes one torch linear of a checkpoint's, without splitting it."""
     return split_linear(linear, [linear.out_features])[0]

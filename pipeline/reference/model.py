@@ -16,7 +16,7 @@ from pipeline.reference.linear import float32_tensor, split_linear, whole_linear
 
 
 def load_reference(directory: Path) -> torch.nn.Module:
-    """The model that a checkpoint directory holds, of any tensor and pipeline parallelism.
+    """Loads the model that a checkpoint directory holds, of any tensor and pipeline parallelism.
 
     Raises:
         CheckpointError: The directory is not a complete checkpoint.
@@ -30,7 +30,7 @@ def load_reference(directory: Path) -> torch.nn.Module:
 def reference_model(
     weights: Weights, facts: ModelFacts, kv_cache_algo: str | None = None
 ) -> torch.nn.Module:
-    """The transformers model of the architecture, in float32 and evaluation mode.
+    """Builds the transformers model of the architecture, in float32 and evaluation mode.
 
     Args:
         weights: All layers.

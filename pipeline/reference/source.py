@@ -14,8 +14,9 @@ GPU_MEMORY_SHARE = 0.8
 
 
 def load_source(directory: Path, *, trust_remote_code: bool = False) -> torch.nn.Module:
-    """The Hugging Face model in float32, whatever its files hold, so that the rounding to the
-    recipe's dtype counts as part of the checkpoint's error.
+    """Loads the Hugging Face model in float32, whatever dtype its files have.
+
+    So the rounding to the recipe's dtype counts as part of the checkpoint's error.
 
     Raises:
         SourceError: transformers cannot load it.

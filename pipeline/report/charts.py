@@ -12,7 +12,7 @@ PLOT_WIDTH = WIDTH - PLOT_LEFT
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars from zero.
+    """Draws horizontal bars from zero.
 
     Args:
         rows: Label, value and the value as it is written, one per bar; values are not negative.
@@ -45,7 +45,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def histogram(values: Sequence[float], *, unit: str, counted: str, buckets: int = 24) -> str:
-    """How often positive values fall into ranges of equal ratio: the axis is logarithmic.
+    """Draws how often positive values fall into ranges of equal ratio: the axis is logarithmic.
 
     Args:
         values: The values; those that are not above zero are left out.

@@ -26,7 +26,7 @@ BYTES_16BIT = 2
 def collect(
     recipe: Recipe, inputs: Mapping[str, Artifact], failure: Failure | None = None
 ) -> dict[str, Any]:
-    """The report as JSON values; what was not reached is None.
+    """Gathers the report as JSON values; what was not reached is None.
 
     Args:
         recipe: The recipe.
@@ -54,15 +54,19 @@ def collect(
         "load": _load(bench) if bench else None,
         "conformance": conformance,
         "stages": stages,
-        "tools": _tools(recipe),
+        "tools": _tools(recipe, inputs),
     }
 
 
-def _tools(recipe: Recipe) -> dict[str, str]:
-    """Versions of what had a part in the run; of what serves too if the target is served."""
+def _tools(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Versions of what had a part in the run; of what serves too if the target is served.
+
+    An engine that was built elsewhere says itself what it was built with.
+    """
     target = get_target(recipe.compile.target)
     serving = () if target.triton_model is None else SERVING_TOOLS
-    return {**versions((*TOOLS, *serving)), **target.tools()}
+    compiled = inputs["compile"].facts if "compile" in inputs else {}
+    return {**versions((*TOOLS, *serving)), **(compiled.get("tools") or target.tools())}
 
 
 def _verdict(

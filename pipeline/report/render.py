@@ -12,12 +12,15 @@ TEMPLATES = Path(__file__).parent
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """The report for a terminal or a pull request."""
+    """Renders the report for a terminal or a pull request."""
     return str(_environment(html=False).get_template("report.md.j2").render(report=report))
 
 
 def render_html(report: dict[str, Any]) -> str:
-    """The report as one page without scripts or outside resources, safe to open and to archive."""
+    """Renders the report as one page that is safe to open and to archive.
+
+    It has no scripts and loads nothing from outside.
+    """
     return str(_environment(html=True).get_template("report.html.j2").render(report=report))
 
 
@@ -53,7 +56,7 @@ def _environment(*, html: bool) -> Any:
 
 
 def headline(verdict: dict[str, Any]) -> str:
-    """The verdict in a few words."""
+    """Puts the verdict into a few words."""
     status, stage = verdict["status"], verdict["stage"]
     if status == "unfinished":
         return f"Not finished: {stage} could not be completed"
@@ -61,12 +64,12 @@ def headline(verdict: dict[str, Any]) -> str:
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """A share as a percentage; a dash for what is no number."""
+    """Formats a share as a percentage, 1.0 as 100; a dash for None."""
     return "-" if value is None else f"{value * 100:.{digits}f} %"
 
 
 def size(count: float) -> str:
-    """Bytes with a binary unit."""
+    """Formats a number of bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break
@@ -75,17 +78,17 @@ def size(count: float) -> str:
 
 
 def spread(times: dict[str, float] | None) -> str:
-    """Median and 95th percentile; a dash when nothing was measured."""
+    """Formats median and 95th percentile; a dash when nothing was measured."""
     return "-" if times is None else f"{number(times['p50'])} / {number(times['p95'])}"
 
 
 def as_yaml(value: object) -> str:
-    """JSON values as YAML, in their own order."""
+    """Formats JSON values as YAML, in their own order."""
     import yaml
 
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=88))
 
 
 def facts(values: dict[str, object]) -> str:
-    """Names and values on one line."""
+    """Formats names and values on one line."""
     return ", ".join(f"{name} {number(value)}" for name, value in values.items())

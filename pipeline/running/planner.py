@@ -14,6 +14,7 @@ from pipeline.store.artifact import Artifact, Damage
 from pipeline.store.digests import canonical_json, digest_of
 from pipeline.store.store import Store
 from pipeline.targets import get_target
+from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
 
 STAGES: tuple[Stage, ...] = (
@@ -54,8 +55,12 @@ class PlannedStage:
     material: Mapping[str, Any] | None = None
 
 
-def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
+def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage, ...]:
     """Lists the stages that a recipe asks for and its target has, in order.
+
+    Args:
+        recipe: The recipe.
+        engine: Is taken in instead of compiling one.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -63,7 +68,11 @@ def stages_for(recipe: Recipe) -> tuple[Stage, ...]:
     left_out: set[str] = set() if recipe.evaluate else {"evaluate"}
     if get_target(recipe.compile.target).triton_model is None:
         left_out |= SERVED
-    return tuple(stage for stage in STAGES if stage.name not in left_out)
+    stages = tuple(stage for stage in STAGES if stage.name not in left_out)
+    if engine is None:
+        return stages
+    taken_in = compile_stage.adopting(engine)
+    return tuple(taken_in if stage.name == taken_in.name else stage for stage in stages)
 
 
 def key_material(

@@ -22,6 +22,7 @@ from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import release, set_aside
 from pipeline.store.files import write_atomically
 from pipeline.store.lock import read_lock, write_lock
+from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
 
 Listener = Callable[[PlannedStage, float], None]
@@ -49,6 +50,7 @@ def run_recipe(
     *,
     force: frozenset[str] = frozenset(),
     until: str | None = None,
+    engine: GivenEngine | None = None,
     on_stage: Listener = lambda _line, _seconds: None,
 ) -> RunResult:
     """Brings every artifact of a recipe up to date and deploys what has a place for people.
@@ -62,6 +64,7 @@ def run_recipe(
         progress: Where stages report.
         force: Names of stages to run even if cached.
         until: The last stage to run; None runs all.
+        engine: One that was built elsewhere, to go on with; None compiles one.
         on_stage: Called after each stage with its planned stage and the seconds it took.
 
     Raises:
@@ -72,8 +75,8 @@ def run_recipe(
     check_texts(recipe)
     check_local_model(recipe)
     build.store.sweep()
-    run = _Run(recipe, build, progress, force, on_stage)
-    stages = _until(stages_for(recipe), until)
+    run = _Run(recipe, build, progress, force, on_stage, stages=stages_for(recipe, engine))
+    stages = _until(run.stages, until)
     try:
         for index, stage in enumerate(stages):
             run.bring_up_to_date(stage, stages[index:])
@@ -101,8 +104,11 @@ class _Run:
         progress: Progress,
         force: frozenset[str],
         on_stage: Listener,
+        *,
+        stages: Sequence[Stage],
     ) -> None:
         self.recipe, self.progress, self.force, self.on_stage = recipe, progress, force, on_stage
+        self.stages = stages
         self.store, self.outputs = build.store, build.outputs(recipe)
         self.lock_path = self.outputs / "lock.json"
         self.lock = read_lock(self.lock_path)
@@ -174,13 +180,12 @@ class _Run:
         """Runs what runs after a failure, unless the run was refused before it did anything."""
         if self.failure is None or not self.passed:
             return
-        stages = stages_for(self.recipe)
         reached = {*self.done, self.failure.stage}
-        unreached = [s.name for s in stages if s.name not in reached and not s.always]
+        unreached = [s.name for s in self.stages if s.name not in reached and not s.always]
         try:
             kept = self.keep_undeployed()
             self.failure = replace(self.failure, unreached=tuple(unreached), kept=kept)
-            for stage in stages:
+            for stage in self.stages:
                 if stage.always and stage.name != self.failure.stage:
                     self.bring_up_to_date(stage, [stage])
         except PipelineError as error:

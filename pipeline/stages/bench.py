@@ -25,7 +25,7 @@ _TOKENS_PER_WORD = 8
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """The load, and how long a prompt may be."""
+    """Returns the load, and how long a prompt may be."""
     return {
         **recipe.section("bench"),
         "compile": recipe.compile.model_dump(mode="json", include={"max_input_len"}),
@@ -33,7 +33,9 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """The load generator and what it calls by, the tools, the machine, and the prompts' text.
+    """Gathers what measures and what is measured with: code, tools, machine, and prompts' text.
+
+    The code is the load generator, the client and what starts the server.
 
     Raises:
         RecipeError: The text cannot be read.
@@ -47,7 +49,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: the processor, and how many CPUs this process may use."""
+    """Describes what the numbers depend on: the processor, and the CPUs this process may use."""
     return {
         "processor": processor_name(),
         "architecture": platform.machine(),
@@ -56,7 +58,7 @@ def machine() -> dict[str, Any]:
 
 
 def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
-    """The beginnings of a file's texts, or a few neutral sentences without a file.
+    """Takes the beginnings of a file's texts, or a few neutral sentences without a file.
 
     Args:
         path: ``.txt`` or ``.jsonl``.

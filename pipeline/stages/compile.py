@@ -1,16 +1,21 @@
-"""Compiles the checkpoint for the recipe's target."""
+"""Compiles the checkpoint for the recipe's target, or takes in an engine built elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pipeline.errors import CompileError, UsageError
 from pipeline.recipe.schema import Recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.targets import get_target
+from pipeline.targets.base import GivenEngine
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """What the target reads of the recipe.
+    """Returns what the target reads of the recipe.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -19,7 +24,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the target's tools.
+    """Returns the versions of the target's tools.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -48,3 +53,53 @@ STAGE = Stage(
     material=material,
     needs=lambda recipe: get_target(recipe.compile.target).needs(recipe),
 )
+
+
+def given_engine(directory: Path, recipe: Recipe, digest: Callable[[Path], str]) -> GivenEngine:
+    """Looks at an engine that was built elsewhere, before anything is done.
+
+    Args:
+        directory: The engine directory.
+        recipe: Its target decides what belongs to an engine.
+        digest: The SHA-256 of a file.
+
+    Raises:
+        UsageError: There is no such directory.
+        UnsupportedError: The target takes no engine from elsewhere.
+        CompileError: It is not a complete engine, or cannot be read.
+    """
+    if not directory.is_dir():
+        raise UsageError(
+            "there is no such engine directory",
+            where=str(directory),
+            fix="Give --engine the folder that the build script filled",
+        )
+    try:
+        names = get_target(recipe.compile.target).given_files(directory)
+        return GivenEngine(directory, {name: digest(directory / name) for name in names})
+    except OSError as error:
+        raise CompileError(
+            "the engine cannot be read",
+            where=error.filename or str(directory),
+            why=error.strerror,
+            fix="Correct its permissions, or copy it again",
+        ) from error
+
+
+def adopting(given: GivenEngine) -> Stage:
+    """Makes the stage that takes in an engine instead of compiling one.
+
+    Its key has the engine's digests in the place of the versions of the tools that are here.
+    """
+
+    def adopt(context: StageContext) -> dict[str, Any]:
+        target = get_target(context.recipe.compile.target)
+        checkpoint = context.inputs["quantize"].path
+        return target.adopt(given, checkpoint, context.recipe, context.output, context.progress)
+
+    return replace(
+        STAGE,
+        title="take in the engine that was built elsewhere",
+        run=adopt,
+        material=lambda _recipe: {"engine": dict(given.files)},
+    )

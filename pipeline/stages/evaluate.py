@@ -34,9 +34,12 @@ TOOLS = ("torch", "transformers")
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """What decides the measurement; the gates do not, and the text counts by its contents."""
+    """Returns what decides the measurement; gates do not, and the text counts by its contents."""
     assert recipe.evaluate is not None
+    # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
+    divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
+        **divided,
         **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
@@ -44,7 +47,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the tools and the digest of the text; and what an engine is measured with.
+    """Gathers the tools' versions, the digest of the text, and what an engine is measured with.
 
     Raises:
         RecipeError: The text cannot be read.

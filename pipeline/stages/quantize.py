@@ -20,7 +20,7 @@ CALIBRATION_TEXT = "quantize.calibration.text"
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """The keys that decide the checkpoint's bytes; those a format does not read are left out."""
+    """Returns the keys that decide the checkpoint's bytes, only those that its format reads."""
     quantize = recipe.quantize
     keys: dict[str, Any] = {
         "format": quantize.format,
@@ -38,6 +38,8 @@ def section(recipe: Recipe) -> dict[str, Any]:
             "calibration": calibration,
         }
     row = FORMATS[quantize.format]
+    if row.export > 1:
+        keys["export"] = row.export
     if row.group_sizes:
         keys["group_size"] = quantize.group_size
     if row.calibration == "smoothquant":
@@ -46,7 +48,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Versions of the tools, and the digest of the calibration text where it is read.
+    """Gathers the tools' versions, and the digest of the calibration text where it is read.
 
     Raises:
         RecipeError: The calibration text cannot be read.

@@ -42,7 +42,7 @@ SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 
 
 def model_sources() -> Path:
-    """The folder with the Python files of the Triton models.
+    """Finds the folder with the Python files of the Triton models.
 
     In a checkout it is ``model_repo/`` beside the package, in an installed wheel it is inside it.
 
@@ -63,7 +63,7 @@ def model_sources() -> Path:
 
 
 def python_files(sources: Path) -> list[str]:
-    """Relative paths of the Python files of all models, sorted; caches are left out."""
+    """Lists the Python files of all models, relative and sorted; caches are left out."""
     return [
         name
         for name in files_below(sources)
@@ -72,7 +72,7 @@ def python_files(sources: Path) -> list[str]:
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """``serve``, what the engine was built for, and what the tokenizer is loaded with.
+    """Returns ``serve``, what the engine was built for, and what the tokenizer is loaded with.
 
     Raises:
         UnsupportedError: There is no such target.

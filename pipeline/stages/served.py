@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_digest(*places: str) -> str:
-    """One digest over Python files of the pipeline, and of the client.
+    """Digests Python files of the pipeline, and of the client, to one hexadecimal text.
 
     What is asked, and how, decides what a server answers; so the asking code is part of the key,
     and the code that writes what the server reads.
@@ -56,7 +56,7 @@ def _python_files(place: Path) -> list[Path]:
 
 
 def target_package(recipe: Recipe) -> str:
-    """The folder of the recipe's target below ``pipeline/``, for :func:`code_digest`.
+    """Names the folder of the recipe's target below ``pipeline/``, for :func:`code_digest`.
 
     Raises:
         UnsupportedError: There is no such target.
@@ -66,5 +66,5 @@ def target_package(recipe: Recipe) -> str:
 
 
 def needs(recipe: Recipe) -> Requirements:
-    """The client's package and those that the target is served with."""
+    """Lists the client's package and those that the target is served with."""
     return [("tritonclient", "client"), *get_target(recipe.compile.target).needs(recipe)]

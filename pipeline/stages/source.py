@@ -28,11 +28,16 @@ from pipeline.store.files import link_or_copy
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """What identifies the snapshot without reading it.
+    """Identifies the snapshot without reading it.
 
-    A local directory is known by the stat of its files: a touched file makes this stage run again,
-    and when its bytes turn out equal every later stage is still cached, because later keys hold the
-    digest of the contents. The change time is there because a copy can keep the other two.
+    A snapshot of the Hub is known by its commit, a local directory by the stat of its files: a
+    touched file makes this stage run again, and when its bytes turn out equal every later stage is
+    still cached, because later keys hold the digest of the contents. The change time is there
+    because a copy can keep the other two.
+
+    Raises:
+        RecipeError: The source is neither a directory nor a Hub id.
+        SourceError: The Hub does not know it, or cannot be reached and nothing was fetched before.
     """
     directory = local_directory(recipe)
     if directory is None:

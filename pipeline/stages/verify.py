@@ -17,7 +17,7 @@ JUNIT_NAME = "verify.xml"
 
 
 def material(_recipe: Recipe) -> dict[str, Any]:
-    """The checks, the contract they check against, and the versions of server and client."""
+    """Gathers the digest of checks and contract, and the versions of server and client."""
     code = code_digest(CLIENT, "verify", "triton", "source/probes.py")
     return {"code": code, "tools": versions(TOOLS)}
 

@@ -150,7 +150,7 @@ class Store:
         return Artifact(stage, key, digest, final, facts)
 
     def artifacts(self) -> list[Path]:
-        """Directories of all artifacts, whole or damaged."""
+        """Lists the directories of all artifacts, whole or damaged."""
         found = []
         for stage in sorted(self.root.glob("*")):
             if stage.is_dir() and stage.name not in ("tmp", "locks"):

@@ -11,6 +11,7 @@ from pipeline.dependencies import Requirements, install, installed
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
+from pipeline.store.artifact import Artifact
 from pipeline.triton.parameters import EngineModel
 
 if TYPE_CHECKING:
@@ -70,6 +71,19 @@ class Explanation:
 
     lines: Sequence[str]
     values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GivenEngine:
+    """An engine that was built elsewhere.
+
+    Attributes:
+        directory: Where it lies.
+        files: The SHA-256 of each file that makes it what it is, by name; part of the cache key.
+    """
+
+    directory: Path
+    files: Mapping[str, str]
 
 
 class EngineEvaluation(Protocol):
@@ -175,6 +189,52 @@ class Target(Protocol):
 
         Raises:
             CompileError: The engine could not be built.
+        """
+
+    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:
+        """Writes a shell script that builds the engine elsewhere, from a copy of the checkpoint.
+
+        Args:
+            checkpoint: The checkpoint's artifact.
+            recipe: The recipe; ``compile`` is the section that counts.
+
+        Raises:
+            UnsupportedError: The target's engines are built where the pipeline runs.
+        """
+
+    def given_files(self, directory: Path) -> Sequence[str]:
+        """Names the files of an engine that was built elsewhere, after a first look at it.
+
+        Args:
+            directory: The engine directory.
+
+        Raises:
+            UnsupportedError: The target takes no engine from elsewhere.
+            CompileError: It is not a complete engine.
+        """
+
+    def adopt(
+        self,
+        given: GivenEngine,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Does what :meth:`compile` does with an engine that was built elsewhere.
+
+        Args:
+            given: The engine.
+            checkpoint: A validated TensorRT-LLM checkpoint directory.
+            recipe: The recipe; ``compile`` is the section that counts.
+            output: An empty directory.
+            progress: Where it reports.
+
+        Returns:
+            Facts; with ``adopted``, which is true, and ``tools``, what it was built with.
+
+        Raises:
+            CompileError: It is damaged, or not the engine of this recipe and checkpoint.
         """
 
     def evaluation(

@@ -35,7 +35,7 @@ OURS = frozenset(
 
 # What an installation says of itself, CUDA_HOME or NCCL_VERSION: the image has its own. Of the same
 # kind are folders of CUDA's daemons, which are not there inside.
-_PLACES = re.compile(r"_(VERSION|HOME|ROOT|PATH|DIR|DIRECTORY)$")
+PLACES = re.compile(r"_(VERSION|HOME|ROOT|PATH|DIR|DIRECTORY)$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
     r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
@@ -53,7 +53,7 @@ def handed_on(environ: Mapping[str, str] = os.environ) -> list[str]:
     found = {
         name
         for name in environ
-        if name.startswith(PREFIXES) and name not in OURS and not _PLACES.search(name)
+        if name.startswith(PREFIXES) and name not in OURS and not PLACES.search(name)
     }
     return sorted(found.union(name for name in named if name in environ))
 

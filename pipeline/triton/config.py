@@ -32,7 +32,7 @@ HEADER = "# Written by the repository stage: change the recipe, not this file.\n
 def render_configs(
     recipe: Recipe, engine: Mapping[str, Any], native: EngineModel
 ) -> dict[str, str]:
-    """The text of config.pbtxt for the models of a repository, by model name.
+    """Renders config.pbtxt for the models of a repository, by model name.
 
     Args:
         recipe: ``serve`` and ``compile`` are read.
@@ -68,7 +68,7 @@ def render_configs(
 
 
 def engine_batch_size(engine: Mapping[str, Any]) -> int:
-    """``build_config.max_batch_size`` of an engine's config.json.
+    """Reads ``build_config.max_batch_size`` of an engine's config.json.
 
     Raises:
         RepositoryError: It is missing or not a positive number.
@@ -85,7 +85,7 @@ def engine_batch_size(engine: Mapping[str, Any]) -> int:
 
 
 def to_text(config: proto.ModelConfig) -> str:
-    """The message as config.pbtxt.
+    """Writes the message as the text of a config.pbtxt, and reads it back.
 
     Raises:
         RepositoryError: The text does not read back as the same message.

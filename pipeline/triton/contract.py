@@ -11,6 +11,8 @@ Deviations, each on purpose:
 * Upstream's ``decoupled_mode`` is ``serve.decoupled``; ``both`` adds a sixth model,
   ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
+* ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
+  be wrong to ask any engine for is refused there, for the ensemble too.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).
@@ -49,11 +51,12 @@ from pipeline.triton.tensors import (
     ragged,
     scalar,
 )
-from pipeline.triton.wiring import STEPS
+from pipeline.triton.wiring import CHECKED, STEPS
 
 __all__ = [
     "BLS",
     "BLS_UNARY",
+    "CHECKED",
     "ENGINE",
     "ENSEMBLE",
     "KNOWN",
@@ -80,6 +83,7 @@ _PREPROCESSING = ModelContract(
         one("END_ID", INT32),
         one("PAD_ID", INT32),
         one("PROMPT_TABLE_EXTRA_ID", UINT64),
+        *(one(name.upper(), data_type) for name, data_type in CHECKED.items()),
     ),
     outputs=(
         Tensor("INPUT_ID", INT32, (-1,)),
@@ -299,7 +303,7 @@ KNOWN: Mapping[str, ModelContract] = {**MODELS, BLS_UNARY: _UNARY}
 
 
 def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
-    """The models of a repository by name, in the order in which they must be loaded one by one.
+    """Returns a repository's models by name, in the order in which they must be loaded one by one.
 
     Args:
         decoupled: ``serve.decoupled`` of the recipe: whether the models that answer clients may
@@ -313,7 +317,7 @@ def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
 
 
 def answering_model(model: str) -> str:
-    """The model whose transaction policy decides how often ``model`` answers a request.
+    """Names the model whose transaction policy decides how often ``model`` answers a request.
 
     An ensemble has none of its own; it answers as often as the engine does.
     """

@@ -85,15 +85,15 @@ _KNOWN = (
 
 
 def has_given_up(log: str) -> bool:
-    """Whether the server said that it ends without having started.
+    """Checks for the server's last words, those of an end without having started.
 
-    Triton 2.51 sometimes hangs in its own exit after these, its last words.
+    Triton 2.51 sometimes hangs in its own exit after them.
     """
     return _LAST_WORDS.search(log) is not None
 
 
 def crash_signal(log: str) -> int | None:
-    """The number of the fatal signal that the server said it got; None if there was none.
+    """Finds the number of the fatal signal that the server said it got; None if there was none.
 
     Triton 2.51 can hang for good between these words and its end.
     """
@@ -102,7 +102,7 @@ def crash_signal(log: str) -> int | None:
 
 
 def find_cause(log: str, seen: str | None = None) -> Cause:
-    """The most telling reason in a server's log.
+    """Finds the most telling reason in a server's log.
 
     Args:
         log: What the server wrote, with ``--log-format=ISO8601``.

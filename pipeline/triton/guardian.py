@@ -79,7 +79,7 @@ def _reap() -> dict[int, int]:
 
 
 def children(parent: int) -> list[int]:
-    """Process ids of the direct children of a process, zombies among them."""
+    """Lists the process ids of a process's direct children, zombies among them."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -85,7 +85,7 @@ class Installation:
             (lib / self.libpython.name).symlink_to(self.libpython)
 
     def environment(self, runtime: Path, base: Mapping[str, str]) -> dict[str, str]:
-        """The server's environment.
+        """Composes the server's environment.
 
         Args:
             runtime: The folder that :meth:`link` filled.

@@ -26,7 +26,7 @@ MOUNT = PurePosixPath("/models")
 
 
 def local_path(repository: Path, value: str) -> Path:
-    """Where a path of a config.pbtxt is on this machine.
+    """Finds where a path of a config.pbtxt is on this machine.
 
     Args:
         repository: The repository's root here.
@@ -59,7 +59,7 @@ class EngineModel:
 
 
 def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
-    """The parameters of every model that has some, by model name."""
+    """Returns the parameters of every model that has some, by model name."""
     return {
         PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
         ENGINE: engine.parameters,

@@ -17,12 +17,12 @@ ATTEMPTS = 50
 
 
 def local_address(host: str) -> str:
-    """The address under which this machine reaches a server bound to ``host``."""
+    """Returns the address under which this machine reaches a server bound to ``host``."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def reserve(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
-    """The wanted ports when they are free, or a free one for each 0.
+    """Tries the wanted ports, and picks a free one for each 0.
 
     Two servers on one gRPC port would share its connections instead of failing, so the ports are
     tried before a server is started.

@@ -93,11 +93,11 @@ class ServerProcess:
         return next(iter(guardian.children(self._guardian.pid)), None)
 
     def real_paths(self, text: str) -> str:
-        """What the server wrote, with the repository's real path in it."""
+        """Replaces the path that the server was given by the repository's own in what it wrote."""
         return text.replace(str(self._link), str(self._repository))
 
     def poll(self) -> int | None:
-        """The exit code, or None while it runs."""
+        """Returns the exit code, or None while it runs."""
         return self._guardian.poll()
 
     def stop(self, *, at_once: bool = False) -> None:

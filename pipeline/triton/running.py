@@ -88,7 +88,7 @@ class RunningServer(ABC):
         return f"http://{local_address(self.host)}:{self.metrics_port}/metrics"
 
     def answers(self) -> bool:
-        """Whether the server says that every model is ready."""
+        """Asks whether every model is ready; False also when the server does not answer."""
         connection = http.client.HTTPConnection(
             local_address(self.host), self.http_port, timeout=2.0
         )

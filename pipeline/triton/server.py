@@ -182,7 +182,7 @@ class TritonServer(RunningServer):
             )
 
     def health(self) -> Health:
-        """What is known without asking the server."""
+        """Returns what is known without asking the server."""
         pid = self._process.pid if self._process else None
         return Health(self._state, pid, dict(self._stubs), self._restarts, self._error)
 

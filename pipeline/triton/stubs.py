@@ -16,7 +16,7 @@ NOTICED_S = 2.0
 
 
 def live_stubs(server: int) -> dict[int, str]:
-    """Model names of the server's living stubs, by process id.
+    """Lists the server's living stubs: model name by process id.
 
     Args:
         server: The process id of tritonserver.
@@ -48,7 +48,7 @@ class LoadingStubs:
         self._died: dict[int, float] = {}
 
     def lost(self, server: int) -> str | None:
-        """What died without Triton's noticing it, as a sentence; None while nothing did.
+        """Says, in a sentence, what died without Triton's noticing it; None while nothing did.
 
         Args:
             server: The process id of tritonserver.
@@ -66,7 +66,7 @@ class LoadingStubs:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie that its parent never collects does not."""
+    """Says whether a process runs; a zombie that its parent never collects does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -67,15 +67,15 @@ class ModelContract:
 
 
 def one(name: str, data_type: str) -> Tensor:
-    """An optional value per request."""
+    """Declares an optional value per request, of shape [1]."""
     return Tensor(name, data_type, (1,), optional=True)
 
 
 def scalar(name: str, data_type: str) -> Tensor:
-    """An optional value per request that the model sees without its dimension."""
+    """Declares an optional value per request, of shape [1], that the model sees as a scalar."""
     return Tensor(name, data_type, (1,), optional=True, reshape=())
 
 
 def ragged(name: str, data_type: str, *dims: int) -> Tensor:
-    """An optional array whose shape may differ between the requests of a batch."""
+    """Declares an optional array whose shape may differ between the requests of a batch."""
     return Tensor(name, data_type, dims, optional=True, ragged=True)

@@ -23,7 +23,7 @@ EngineProblems = Callable[[proto.ModelConfig, Path, Mapping[str, Any]], Iterator
 
 
 def problems(repository: Path, engine_problems: EngineProblems) -> list[str]:
-    """Everything wrong with a repository, one sentence each, prefixed with the file it concerns.
+    """Lists everything wrong with a repository, a sentence each, prefixed with the file concerned.
 
     Args:
         repository: The directory that holds one folder per model.

@@ -1,8 +1,18 @@
-"""How the ensemble joins preprocessing, engine and postprocessing, as upstream does."""
+"""How the ensemble joins preprocessing, engine and postprocessing: as upstream does, but that
+``preprocessing`` sees what it is to check."""
 
 from __future__ import annotations
 
-from pipeline.triton.tensors import ENGINE, POSTPROCESSING, PREPROCESSING, Step
+from pipeline.triton.tensors import (
+    BOOL,
+    ENGINE,
+    FP32,
+    INT32,
+    POSTPROCESSING,
+    PREPROCESSING,
+    UINT64,
+    Step,
+)
 
 # Everything an answer says besides its text, from the engine to the client unchanged.
 ANSWER_DETAILS = (
@@ -26,6 +36,23 @@ ANSWER_DETAILS = (
     "num_output_tokens",
 )
 
+CHECKED = {
+    "top_k": INT32,
+    "top_p": FP32,
+    "temperature": FP32,
+    "length_penalty": FP32,
+    "repetition_penalty": FP32,
+    "min_tokens": INT32,
+    "presence_penalty": FP32,
+    "frequency_penalty": FP32,
+    "beam_width": INT32,
+    "return_generation_logits": BOOL,
+    "seed": UINT64,
+}
+"""Inputs of the engine that ``preprocessing`` looks at before the engine sees them, with their
+types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there:
+its former name is then taken as a parameter."""
+
 STEPS = (
     Step(
         PREPROCESSING,
@@ -40,6 +67,7 @@ STEPS = (
             "END_ID": "end_id",
             "PAD_ID": "pad_id",
             "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+            **{name.upper(): name for name in CHECKED},
         },
         output_map={
             "REQUEST_INPUT_LEN": "_REQUEST_INPUT_LEN",

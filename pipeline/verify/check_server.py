@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.triton.contract import MODELS, POSTPROCESSING, ModelContract, Tensor, served_models
+from pipeline.triton.contract import (
+    CHECKED,
+    MODELS,
+    POSTPROCESSING,
+    PREPROCESSING,
+    ModelContract,
+    Tensor,
+    served_models,
+)
 from pipeline.verify.check import CheckFailed, Context, Details, check
 from trtllm_client import ModelMetadata
 
@@ -71,9 +79,10 @@ def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
 
 def _is_wiring(contract: ModelContract, tensor: Tensor) -> bool:
     """Whether only this repository's own models know the tensor: NVIDIA's have no optional input of
-    ``postprocessing``, and no client sends one.
+    ``postprocessing``, nor what ``preprocessing`` checks here, and no client sends either.
     """
-    return contract.name == POSTPROCESSING and tensor.optional
+    checked = contract.name == PREPROCESSING and tensor.name.lower() in CHECKED
+    return checked or (contract.name == POSTPROCESSING and tensor.optional)
 
 
 def _extra(contract: ModelContract, metadata: ModelMetadata) -> list[str]:

@@ -4,8 +4,9 @@ It imports nothing of this project. What it knows is written after ``model_insta
 triton_backend/inflight_batcher_llm/src of TensorRT-LLM 1.2: a request that does not ask for both
 output_ids and sequence_length fails; each row of a batch is a sequence of its own, whose responses
 have a batch dimension of 1 and, in a batch, ``batch_index``; every response has the performance
-metrics; the prompt is put in front unless streaming or excluded; a stop word ends the tokens and is
-one of them; a request with ``stop`` is answered with an empty response.
+metrics, and the log probabilities of all tokens so far (``LlmRequest::createResult``); the prompt
+is put in front unless streaming or excluded; a stop word ends the tokens and is one of them; a
+request with ``stop`` is answered with an empty response.
 
 ``script.json`` beside it is a list of token ids. A prompt that ends with one of them is answered
 with those after it, any other with all of them.
@@ -44,8 +45,11 @@ class TritonPythonModel:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             if "stop" in inputs and inputs["stop"].item():
                 responses = [pb_utils.InferenceResponse([])]
-            elif missing := {"output_ids", "sequence_length"} - set(wanted):
-                error = f"{missing} must be present in list of output tensors"
+            elif missing := [n for n in ("output_ids", "sequence_length") if n not in wanted]:
+                error = (
+                    "Error encountered while populating response: "
+                    f"{missing[0]} tensor must be present in list of output tensors"
+                )
                 responses = [pb_utils.InferenceResponse([], pb_utils.TritonError(error))]
             else:
                 responses = [
@@ -78,8 +82,10 @@ def answers(inputs, exclude):
             if value(inputs, "return_perf_metrics", row):
                 outputs |= {name: np.full((1, 1), step, dtype) for name, dtype in METRICS.items()}
             if value(inputs, "return_log_probs", row):
-                outputs["cum_log_probs"] = np.full((1, 1), -step, np.float32)
-                outputs["output_log_probs"] = np.full((1, 1, len(pieces[step])), -1, np.float32)
+                # The first token scores -1, the second -2, and so on.
+                scores = -np.arange(1, 1 + sum(map(len, pieces[: step + 1])), dtype=np.float32)
+                outputs["cum_log_probs"] = scores.sum(dtype=np.float32).reshape(1, 1)
+                outputs["output_log_probs"] = scores.reshape(1, 1, -1)
             if value(inputs, "return_num_input_tokens", row):
                 outputs["num_input_tokens"] = np.full((1, 1), length(inputs, row), np.int32)
             if value(inputs, "return_num_output_tokens", row):

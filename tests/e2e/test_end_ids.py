@@ -68,9 +68,21 @@ def test_a_story_ends_where_the_tokenizer_says_it_does(
     text, count = _story_by_transformers()
     assert count < TOKENS
     with serving(repository, tmp_path / "log") as server, Client(server.grpc_url) as client:
-        answer = client.generate(PROMPT, max_tokens=TOKENS)
-    assert answer.text == text
-    assert answer.finish_reason == "stop"
+        answer = client.generate(PROMPT, max_tokens=TOKENS, return_log_probs=True)
+        # The end id is the last token that it may have, and still it is none of the text's.
+        short = client.stream(PROMPT, max_tokens=count, return_log_probs=True).completion()
+        joined = client.generate(PROMPT, model="ensemble", max_tokens=count)
+        unended = client.generate(PROMPT, max_tokens=count, end_id=PAD)
+    for found in (answer, short):
+        assert found.text == text
+        assert found.finish_reason == "stop"
+        assert found.num_output_tokens == count - 1
+        assert found.output_log_probs is not None
+        assert len(found.output_log_probs) == count - 1
+        assert found.cum_log_probs == pytest.approx(sum(found.output_log_probs), abs=1e-3)
+    assert joined.text == text
+    # A request that names an end id has no other.
+    assert (unended.num_output_tokens, unended.finish_reason) == (count, "length")
 
 
 def test_plan_and_run_refuse_an_end_id_that_is_none(

@@ -132,14 +132,14 @@ def test_end_ids_and_stop_words(shared: Front, plain: Plain) -> None:
     whole = plain(prompt, 40)
     end = next(token for token in whole[5:] if whole.count(token) == 1)
     at = whole.index(end)
-    assert shared.run(prompt, 40, end_ids=frozenset((end, 1023))) == whole[:at]
+    assert shared.run(prompt, 40, end_id=end) == whole[:at]
     assert shared.run(prompt, 40, stop_words=((1, 2), (end,))) == whole[: at + 1]
     assert shared.run(prompt, 40, stop_words=(tuple(whole[at - 2 : at + 1]),)) == whole[: at + 1]
-    ends, longer = frozenset((end,)), Sampling(min_tokens=at + 3)
-    later = shared.run(prompt, 40, end_ids=ends, held_back=ends, sampling=longer)
-    assert len(later) >= at + 3
+    longer = Sampling(min_tokens=at + 3)
+    assert len(shared.run(prompt, 40, end_id=end, sampling=longer)) >= at + 3
     # TensorRT-LLM holds back the request's own end id only.
-    assert shared.run(prompt, 40, end_ids=ends, sampling=longer) == whole[:at]
+    stopped = shared.run(prompt, 40, end_id=1023, stop_words=((end,),), sampling=longer)
+    assert stopped == whole[: at + 1]
     shared.idle()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from tests.conftest import DEMO_MODEL
 from tests.integration.engine_front_support import Stubborn, write_engine
@@ -98,13 +100,61 @@ def test_a_stream_that_ends_at_an_end_id_says_so_on_a_response(model: TritonPyth
 
 def test_only_what_was_asked_for_is_sent(model: TritonPythonModel) -> None:
     plain, scored = request(4), request(4, return_log_probs=True)
-    one = request(4, return_log_probs=True, wanted=["output_ids"])
+    needed = ["output_ids", "sequence_length"]
+    one = request(4, return_log_probs=True, wanted=needed)
     model.execute([plain, scored, one])
     assert set(plain.sender.outputs()[0]) == {"output_ids", "sequence_length"}
     outputs = scored.sender.outputs()[0]
     assert outputs["output_log_probs"].shape == (1, 1, 4)
     assert outputs["cum_log_probs"].item() == pytest.approx(outputs["output_log_probs"].sum())
-    assert set(one.sender.outputs()[0]) == {"output_ids"}
+    assert set(one.sender.outputs()[0]) == set(needed)
+
+
+@pytest.mark.parametrize("missing", ["output_ids", "sequence_length"])
+def test_tokens_and_their_number_must_be_asked_for(model: TritonPythonModel, missing: str) -> None:
+    """As of the C++ backend, whose text it is (model_instance_state.cc, fillTritonResponse)."""
+    sent = request(4, wanted=[name for name in OUTPUTS if name != missing])
+    model.execute([sent])
+    assert sent.sender.failure() == (
+        f"Error encountered while populating response: {missing} tensor must be present in list "
+        "of output tensors"
+    )
+    # A stop request has nothing to answer with.
+    stop = request(1, request_id="nobody", stop=True, wanted=["output_ids"])
+    model.execute([stop])
+    assert stop.sender.outputs() == [{}]
+
+
+def test_every_response_of_a_stream_scores_all_tokens_so_far(model: TritonPythonModel) -> None:
+    """LlmRequest::createResult; the scores are transformers' log probabilities."""
+    stream = request(6, streaming=True, return_log_probs=True)
+    model.execute([stream])
+    outputs = stream.sender.outputs()
+    tokens = ids(outputs)
+    prompt = list(range(10, 30))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = reference(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    scores = torch.log_softmax(logits, -1)[range(6), tokens].tolist()
+    sent = 0
+    for one in outputs:
+        sent += one["output_ids"].size
+        found = one["output_log_probs"].reshape(-1).tolist()
+        assert found == pytest.approx(scores[:sent], abs=1e-3)
+        assert one["cum_log_probs"].item() == pytest.approx(sum(scores[:sent]), abs=1e-3)
+    assert sent == 6
+    assert len(outputs) > 1
+
+
+def test_a_stop_word_that_is_an_end_id_stays_in_the_output(model: TritonPythonModel) -> None:
+    """To the backend it is a stop word like any other (stopCriteriaKernels.cu)."""
+    whole = request(40)
+    model.execute([whole])
+    generated = ids(whole.sender.outputs())
+    end = next(token for token in generated[3:] if generated.count(token) == 1)
+    stopped = request(40, stop_words_list=[[end], [1]])
+    model.execute([stopped])
+    assert ids(stopped.sender.outputs()) == generated[: generated.index(end) + 1]
 
 
 def test_a_stop_request_ends_the_request_with_its_id(model: TritonPythonModel) -> None:

@@ -86,7 +86,7 @@ def guide(kind: str, text: str = "") -> Guide:
 def ask(
     made: Front, prompt: list[int], wish: Guide, tokens: int = 120, **request: Any
 ) -> tuple[Any, Listener]:
-    return made.submit(prompt, tokens, guide=wish, end_ids=frozenset((END,)), **request)
+    return made.submit(prompt, tokens, guide=wish, end_id=END, **request)
 
 
 def text_of(made: Front, prompt: list[int], wish: Guide, tokenizer: Tokenizer, **more: Any) -> str:
@@ -193,7 +193,8 @@ def test_stop_words_and_other_end_ids_still_end_it(
     wish = guide("regex", r"[a-z]{3}\.[a-z]{30}")
     stopped = ask(shared, prompt, wish, stop_words=((dot,),))[1].result()
     assert re.fullmatch(r"[a-z]{3}\.", tokenizer.decode(stopped))
-    listener = shared.submit(prompt, 60, guide=wish, end_ids=frozenset((END, dot)))[1]
+    ends = {"end_id": dot, "stop_words": ((END,),)}
+    listener = shared.submit(prompt, 60, guide=wish, **ends)[1]
     assert re.fullmatch("[a-z]{3}", tokenizer.decode(listener.result()))
 
 

@@ -140,6 +140,29 @@ def test_awq_does_not_pad_the_vocabulary(
         assert np.array_equal(found, source.read(wanted).astype(np.float16))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pre_quant_scales_stay_finite_where_tensorrt_llm_divides_them(
+    architecture: str, checkpoint: Any
+) -> None:
+    """As its loader does, in place and in float16: models/modeling_utils.py, W4A8_AWQ."""
+    import torch
+
+    file = TensorFile(checkpoint(architecture, "w4a8_awq") / "rank0.safetensors")
+    quotients = {}
+    for name in file.tensors:
+        module, _, kind = name.rpartition(".")
+        if kind == "prequant_scaling_factor":
+            loaded = torch.from_numpy(np.array(file.read(name)))
+            loaded /= torch.from_numpy(np.array(file.read(f"{module}.activation_scaling_factor")))
+            assert loaded.dtype == torch.float16
+            assert torch.isfinite(loaded).all(), name
+            quotients[module] = loaded.float().numpy()
+    # The first neurons of this layer are dead, and AWQ gives them pre-quant scales without bounds.
+    dead = quotients["transformer.layers.1.mlp.proj"]
+    assert dead[:3].min() > 60_000
+    assert dead[3:].max() < 60_000
+
+
 def test_float16_is_the_source_rounded(checkpoint: Any, sources: dict[str, Path]) -> None:
     """Every name and every q/k/v order, against the Hugging Face file itself."""
     source = TensorFile(sources["Qwen3"] / "model.safetensors")

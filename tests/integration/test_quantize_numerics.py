@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.checkpoint import Layer, Linear, dequantize, open_checkpoint
+from pipeline.checkpoint import Layer, Linear, dequantize, open_checkpoint, unpack_int4
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
 from pipeline.quantize.calibrate import calibrate
@@ -95,7 +95,7 @@ def compare(linear: Linear, parts: list[Any]) -> None:
     import torch
 
     expected = torch.cat([part.weight_quantizer(part.weight) for part in parts]).numpy()
-    exact = dequantize(without_rounding(linear))
+    exact = without_rounding(linear)
     apart = np.abs(exact - expected) > 1e-6 * np.abs(expected).max()
     weight = torch.cat([part.weight for part in parts]).numpy()
     assert np.all(ties(exact, expected, weight)[apart]), linear.name
@@ -123,12 +123,21 @@ def ties(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.abs(weight - (a + b) / 2) <= TIE * step
 
 
-def without_rounding(linear: Linear) -> Linear:
-    """A model in float32, in whose dtype group scales are not rounded."""
-    prequant = linear.prequant_scaling_factor
+def without_rounding(linear: Linear) -> np.ndarray:
+    """The weight of a model in float32, in whose dtype group scales are not rounded."""
+    import ml_dtypes
+
+    prequant, scales = linear.prequant_scaling_factor, linear.weights_scaling_factor
     if prequant is None:
-        return linear
-    return replace(linear, prequant_scaling_factor=prequant.astype(np.float32))
+        return dequantize(linear)
+    if linear.weights_scaling_factor_2 is None:
+        return dequantize(replace(linear, prequant_scaling_factor=prequant.astype(np.float32)))
+    assert scales is not None
+    scale_2 = np.float32(linear.weights_scaling_factor_2)
+    spread = np.repeat(scales.astype(np.float32) / scale_2, 128, axis=1)
+    codes = (unpack_int4(linear.weight) * spread).astype(ml_dtypes.float8_e4m3fn)
+    weight: np.ndarray = codes.astype(np.float32) * scale_2
+    return weight
 
 
 def activations(linear: Linear, x: np.ndarray) -> np.ndarray:

@@ -11,10 +11,11 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import Linear, open_checkpoint
+from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.models.facts import ModelFacts
 from pipeline.reference import load_reference, reference_model
-from pipeline.reference.linear import round_to_float8, round_to_int8
+from pipeline.reference.linear import round_to_float8, round_to_int8, whole_linear
 from pipeline.reference.source import load_source
 from pipeline.targets.openvino.rope import inverse_frequencies
 from tests.integration.openvino_support import relative_rms
@@ -167,6 +168,38 @@ def test_formats_that_no_cpu_engine_runs_are_computed_too(
     print(f"{name}, KV {kv_cache}: rel-rms to the source {error:.3f}")
     # Quantization costs something, and far less than another model would (1.4).
     assert 1e-3 < error < 0.5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_w4a8_multiplies_by_the_quotient_that_tensorrt_llm_loads(dtype: str) -> None:
+    """By hand: models/modeling_utils.py divides the pre-quant scale by the activation scale in the
+    model's dtype, the kernel makes FP8 codes of x times the quotient, and ``alpha`` gives their
+    product its size.
+    """
+    import ml_dtypes
+
+    random = np.random.default_rng(4)
+    number, float8 = numpy_dtype(dtype), ml_dtypes.float8_e4m3fn
+    step, scale_2 = np.float32(0.00217), np.float32(0.0131)
+    prequant = random.uniform(0.1, 20, 256).astype(number)
+    scales = random.uniform(0.001, 0.05, (8, 2)).astype(np.float32)
+    packed = random.integers(-128, 128, (4, 256)).astype(np.int8)
+    linear = Linear(
+        "l", "W4A8_AWQ", packed, scales, prequant, float(step), weights_scaling_factor_2=scale_2
+    )
+    x = random.normal(size=(200, 256)).astype(np.float32) * 0.05
+    quotient = (prequant.astype(np.float32) / step).astype(number).astype(np.float32)
+    codes = np.clip(x * quotient, -448, 448).astype(float8).astype(np.float32)
+    loaded = (scales.astype(number).astype(np.float32) / scale_2).astype(number)
+    groups = np.repeat(loaded.astype(np.float16).astype(np.float32), 128, axis=1)
+    nibbles = np.stack([(packed << 4).astype(np.int8) >> 4, packed >> 4], axis=1).reshape(8, 256)
+    weights = (nibbles * groups).astype(float8).astype(np.float32)
+    expected = codes @ weights.T * (step * scale_2)
+    found = whole_linear(linear)(torch.from_numpy(x)).detach().numpy()
+    assert relative_rms(found, expected) <= 1e-6
+    # In two steps, without the quotient's rounding, some codes are others.
+    once = np.clip(x * prequant.astype(np.float32) / step, -448, 448).astype(float8)
+    assert (once.astype(np.float32) != codes).any()
 
 
 def rounded(model: torch.nn.Module) -> dict[str, torch.Tensor]:

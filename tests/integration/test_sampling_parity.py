@@ -143,8 +143,7 @@ def test_min_tokens_bans_the_end_id(engine: Engine, reference: Any, prompt: list
             scores[end] = -np.inf
         return scores
 
-    ends = frozenset((end,))
-    config = configuration(engine, {"min_tokens": 20}, end_ids=ends, held_back=ends)
+    config = configuration(engine, {"min_tokens": 20}, end_id=end)
     found, whole = run(engine, config, prompt), expected(reference, prompt, rule)
     assert found[:20] == whole[:20]
     assert end not in found[:20]

@@ -26,6 +26,7 @@ ALGOS = {
     "int8_sq": "W8A8_SQ_PER_CHANNEL",
     "int4_awq": "W4A16_AWQ",
     "fp8": "FP8",
+    "w4a8_awq": "W4A8_AWQ",
 }
 CASES = [
     ("Llama", "float16", 1),
@@ -36,6 +37,7 @@ CASES = [
     ("Qwen2", "int8_sq", 2),
     ("Qwen3", "fp8", 1),
     ("Qwen3", "fp8", 2),
+    ("Llama", "w4a8_awq", 2),
 ]
 
 

@@ -30,6 +30,7 @@ from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 from tests.unit.model_repo.upstream import assert_shape
 from tests.unit.triton.by_target import render_configs
 from tests.unit.triton.demo import ENGINE, demo_recipe
+from trtllm_client import Client, GenerateRequest, InvalidRequest
 
 SCRIPTED = PROJECT / "tests" / "doubles" / "scripted_engine.py"
 WORDS = ("▁time", "▁", ",", "▁there", "▁was", "▁a", "▁cat", ".")
@@ -62,6 +63,9 @@ def write_repository(root: Path, **serve: Any) -> Path:
     shutil.copy(SCRIPTED, root / "tensorrt_llm/1/model.py")
     script = [TOKENIZER.token_to_id(word) for word in WORDS]
     (root / "tensorrt_llm/1/script.json").write_text(json.dumps(script))
+    engine = root / "tensorrt_llm/1/engine"
+    engine.mkdir()
+    (engine / "config.json").write_text(json.dumps({"build_config": {"max_seq_len": 64}}))
     (root / "preprocessing/1/tokenizer").mkdir()
     TOKENIZER.save(str(root / "preprocessing/1/tokenizer/tokenizer.json"))
     return root
@@ -212,6 +216,33 @@ def test_every_other_output_has_upstreams_shape(server: TritonServer, model: str
 
 
 @pytest.mark.parametrize("model", BOTH)
+@pytest.mark.parametrize("stop_words", [(), ("never",)])
+def test_each_token_has_one_score(
+    server: TritonServer, model: str, stop_words: tuple[str, ...]
+) -> None:
+    """The engine scores them -1, -2 and so on, and repeats all so far in each response."""
+    request = GenerateRequest("Once", max_tokens=20, stop_words=stop_words, return_log_probs=True)
+    with Client(server.grpc_url, model=model) as client:
+        answers = [client.generate(request), client.stream(request).completion()]
+    for answer in answers:
+        assert answer.output_log_probs == tuple(-float(n) for n in range(1, len(WORDS) + 1))
+        assert answer.cum_log_probs == -sum(range(1, len(WORDS) + 1))
+        assert answer.num_output_tokens == len(WORDS)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_more_than_the_engine_has_room_for_is_refused_by_both(
+    server: TritonServer, model: str
+) -> None:
+    """As preprocessing does, for TensorRT-LLM would cut the answer and say nothing."""
+    with (
+        Client(server.grpc_url, model=model) as client,
+        pytest.raises(InvalidRequest, match=r"6 tokens plus max_tokens 64 is 70; .*\(max_seq_len"),
+    ):
+        client.stream("Once", max_tokens=64).completion()
+
+
+@pytest.mark.parametrize("model", BOTH)
 def test_a_parameter_of_nvidias_clients_is_taken(server: TritonServer, model: str) -> None:
     results = infer(server, model, ["Once upon a"], parameters={"Streaming": True})
     assert "".join(texts(results)) == TEXT
@@ -256,6 +287,17 @@ def test_an_input_of_the_old_contract_is_named_over_http(server: TritonServer, m
     with pytest.raises(urllib.error.HTTPError, match="400") as caught:
         urllib.request.urlopen(request)
     assert "random_seed: this input is called seed" in caught.value.read().decode()
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_former_name_beside_the_new_one_is_taken(server: TritonServer, model: str) -> None:
+    """As by upstream, to whose models a parameter is nothing."""
+    old = {"random_seed": 7, "min_length": 2}
+    body = {"text_input": "Once upon a", "max_tokens": 20, "seed": 7, "min_tokens": 2, **old}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
+    )
+    assert json.load(urllib.request.urlopen(request))["text_output"] == TEXT
 
 
 @pytest.mark.parametrize("model", BOTH)

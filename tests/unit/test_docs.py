@@ -81,7 +81,7 @@ def test_a_page_names_what_is_there(page: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", *PAGES, "docs/clients.md", "docs/recipe.md"],
+    ["README.md", "CONTRIBUTING.md", *PAGES, "docs/clients.md", "docs/gpu.md", "docs/recipe.md"],
 )
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     place = PROJECT / page

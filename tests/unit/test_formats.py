@@ -28,7 +28,7 @@ from pipeline.preflight.model_checks import check_model
 from pipeline.quantize.formats import quantization_section
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.stages import quantize
+from pipeline.stages import evaluate, quantize
 from tests.conftest import PROJECT
 
 ROWS = list(FORMATS.values())
@@ -125,6 +125,14 @@ def test_each_format_keeps_its_key_and_its_section(name: str, tmp_path: Path) ->
     found = recipe(tmp_path / "recipe.yaml", f"quantize.format={name}")
     assert quantize.section(found) == RECORDED[name]["key"]
     assert quantization_section(found.quantize) == RECORDED[name]["checkpoint"]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_what_is_computed_otherwise_is_measured_again(row: Format, tmp_path: Path) -> None:
+    """A checkpoint whose bytes stay the same keeps its digest, and evaluation its input."""
+    overrides = (f"quantize.format={row.name}", "evaluate={text: h.txt}")
+    section = evaluate.section(recipe(tmp_path / "recipe.yaml", *overrides))
+    assert section.get("scales") == (2 if row.name == "w4a8_awq" else None)
 
 
 def test_a_group_size_that_the_format_lacks_is_refused(

@@ -44,7 +44,7 @@ PLACES = {
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
     ),
     "pipeline/checkpoint/expected.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A8_AWQ FP8", "lists the tensors that a linear of each has"
+        "W8A8_SQ_PER_CHANNEL FP8", "lists the tensors that a linear of each has"
     ),
     "pipeline/targets/openvino/linears.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "builds the graph of each that the CPU executes"

@@ -97,6 +97,8 @@ def test_no_module_outside_the_targets_knows_one_by_name() -> None:
             source = path.read_text(encoding="utf-8")
             found += [f"{place}:{knows}" for knows in known_targets(source)]
     for path in sorted(PACKAGE.rglob("*.j2")):
-        if NAME.search(PRODUCT.sub("", path.read_text(encoding="utf-8"))):
-            found.append(f"{path.relative_to(PACKAGE)} names a target")
+        place = path.relative_to(PACKAGE).as_posix()
+        text = PRODUCT.sub("", path.read_text(encoding="utf-8"))
+        if not place.startswith(HOMES) and NAME.search(text):
+            found.append(f"{place} names a target")
     assert not found, "\n".join(found)

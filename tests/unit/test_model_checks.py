@@ -36,6 +36,13 @@ QWEN25_7B = {
     "max_position_embeddings": 32768,
     "rope_theta": 1e6,
 }
+# Heads of 96, of which each KV head has copies on two of eight ranks.
+COPIED_HEADS = QWEN25_7B | {
+    "hidden_size": 1536,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "head_dim": 96,
+}
 
 
 def _check(tmp_path: Path, config: dict[str, Any], *overrides: str) -> Recipe:
@@ -58,6 +65,8 @@ def _check(tmp_path: Path, config: dict[str, Any], *overrides: str) -> Recipe:
         (LLAMA2_7B, ["compile.tensor_parallel=4", "quantize.format=int8_sq"]),
         (QWEN25_7B, ["compile.tensor_parallel=4"]),
         (QWEN25_7B, ["compile.pipeline_parallel=4"]),
+        # 16 + 2 x 4 heads of 96 are 4.5 x 512 rows, but 8 ranks hold 16 + 2 x 8 heads: 6 x 512.
+        (COPIED_HEADS, ["compile.tensor_parallel=8", "quantize.group_size=64"]),
         (LLAMA2_7B, ["compile.target=tensorrt"]),
         (LLAMA2_7B, ["compile.target=tensorrt", "compile.gpu=L4"]),
     ],

@@ -63,6 +63,15 @@ class ExportTarget:
         (output / "model.export").write_bytes(b"x" * 1000)
         return {"files": 1}
 
+    def build_script(self, *_: Any) -> str:
+        raise UnsupportedError("an export is written here")
+
+    def given_files(self, _directory: Path) -> list[str]:
+        raise UnsupportedError("an export is written here")
+
+    def adopt(self, *_: Any) -> dict[str, Any]:
+        raise AssertionError
+
     def evaluation(self, _recipe: Recipe, _progress: Progress | None = None) -> None:
         return None
 

@@ -18,7 +18,7 @@ from pipeline.targets.openvino.ops import Node, as_float32, integer, rms_norm, s
 def build_model(
     weights: Weights, facts: ModelFacts, layer_built: Callable[[], None] = lambda: None
 ) -> ov.Model:
-    """The stateful model that OpenVINO GenAI serves.
+    """Builds the stateful model that OpenVINO GenAI serves.
 
     Inputs are ``input_ids``, ``attention_mask``, ``position_ids`` (int64 [batch, length]) and
     ``beam_idx`` (int32 [batch]); the output ``logits`` is float32 [batch, length, vocab_size]. Keys

@@ -67,11 +67,15 @@ def plan_memory(recipe: Recipe, facts: ModelFacts) -> MemoryPlan:
 
 
 def kv_bytes_per_token(facts: ModelFacts, precision: str) -> int:
-    """Bytes of one token's keys and values in all layers.
+    """Computes the bytes of one token's keys and values in all layers.
 
-    Exactly what OpenVINO reserves, as the largest cache that it grants shows. The 8-bit cache
-    has a float32 scale and zero point for each token's values of a head, and for each of a head's
-    key features per block.
+    They are exactly what OpenVINO reserves, as the largest cache that it grants shows. The 8-bit
+    cache has a float32 scale and zero point for each token's values of a head, and for each of a
+    head's key features per block.
+
+    Args:
+        facts: Gives layers, heads and head size.
+        precision: The cache's element type, such as ``f32`` or ``u8``.
     """
     size = facts.head_size
     per_head = 2 * size * _KV_BYTES[precision]
@@ -81,7 +85,10 @@ def kv_bytes_per_token(facts: ModelFacts, precision: str) -> int:
 
 
 def kv_cache_tokens(recipe: Recipe) -> int:
-    """Tokens that the cache has room for, as the engine's front sizes it."""
+    """Computes for how many tokens the cache has room, as the engine's front sizes it.
+
+    It is a whole number of blocks.
+    """
     asked = recipe.serve.max_tokens_in_paged_kv_cache
     if asked is not None:
         return asked // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
@@ -90,7 +97,7 @@ def kv_cache_tokens(recipe: Recipe) -> int:
 
 
 def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:
-    """Bytes of the weights as they are stored; in memory they take at least that."""
+    """Computes the bytes of the weights as they are stored; in memory they take at least that."""
     linears = sum(linear.out_features * linear.in_features for linear in facts.linears)
     tables = 2 * facts.vocab_size * facts.hidden_size
     bits = FORMATS[recipe.quantize.format].weight_bits
@@ -98,7 +105,7 @@ def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:
 
 
 def machine_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can ever have; None where the system does not say.
+    """Reads how many bytes this process can ever have; None where the system does not say.
 
     Args:
         root: Where ``proc`` and ``sys`` are.

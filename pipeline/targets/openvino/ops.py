@@ -15,23 +15,23 @@ Node = Any
 
 
 def integers(*values: int) -> Node:
-    """An int64 constant of shape [len(values)]."""
+    """Makes an int64 constant of shape [len(values)]."""
     return op.constant(np.array(values, dtype=np.int64))
 
 
 def integer(value: int) -> Node:
-    """An int64 scalar."""
+    """Makes an int64 scalar."""
     return op.constant(np.array(value, dtype=np.int64))
 
 
 def floats(values: Array | Sequence[float] | float, rank: int = 0) -> Node:
-    """A float32 constant; leading axes of length 1 are added up to ``rank``."""
+    """Makes a float32 constant; leading axes of length 1 are added up to ``rank``."""
     array = np.asarray(values).astype(np.float32)
     return op.constant(array.reshape((1,) * (rank - array.ndim) + array.shape))
 
 
 def stored(array: Array, name: str) -> Node:
-    """A named constant in the array's own element type, bfloat16 included."""
+    """Makes a named constant in the array's own element type, bfloat16 included."""
     if array.dtype.name == "bfloat16":
         constant = _from_bytes(array, ov.Type.bf16, array.shape)
     else:
@@ -41,7 +41,7 @@ def stored(array: Array, name: str) -> Node:
 
 
 def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
-    """A named i4 constant from bytes of two consecutive elements, the first in the low nibble."""
+    """Makes a named i4 constant from bytes of two consecutive elements, the low nibble first."""
     constant = _from_bytes(packed, ov.Type.i4, shape)
     constant.set_friendly_name(name)
     return constant
@@ -56,12 +56,12 @@ def _from_bytes(array: Array, element_type: ov.Type, shape: Sequence[int]) -> No
 
 
 def as_float32(node: Node) -> Node:
-    """The node converted to float32, or the node itself."""
+    """Converts the node to float32, or returns it if it is float32 already."""
     return node if node.get_element_type() == ov.Type.f32 else op.convert(node, ov.Type.f32)
 
 
 def rms_norm(x: Node, weight: Array, epsilon: float) -> Node:
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, as the CPU plugin fuses it."""
+    """Computes x / sqrt(mean(x^2) + epsilon) * weight on the last axis, fused by the CPU plugin."""
     rank = len(x.get_output_partial_shape(0))
     variance = op.reduce_mean(op.power(x, floats(2.0)), integers(-1), True)
     inverse = op.divide(floats(1.0), op.sqrt(op.add(variance, floats(epsilon, rank))))
@@ -69,10 +69,10 @@ def rms_norm(x: Node, weight: Array, epsilon: float) -> Node:
 
 
 def dimension(node: Node, axis: int) -> Node:
-    """The size of one axis at run time, as int64 [1]."""
+    """Reads the size of one axis at run time, as int64 [1]."""
     return op.gather(op.shape_of(node), integers(axis), integer(0))
 
 
 def concat_shape(*parts: Node | int) -> Node:
-    """A shape from constants and run-time dimensions of shape [1]."""
+    """Builds a shape from constants and run-time dimensions of shape [1]."""
     return op.concat([integers(p) if isinstance(p, int) else p for p in parts], 0)

@@ -8,7 +8,7 @@ from pipeline.recipe.schema import Recipe
 
 
 def build_config(recipe: Recipe) -> dict[str, Any]:
-    """The limits an engine was built for, under TensorRT-LLM's ``BuildConfig`` names."""
+    """Returns the limits an engine was built for, under TensorRT-LLM's ``BuildConfig`` names."""
     section = recipe.compile
     return {
         "max_batch_size": section.max_batch_size,
@@ -22,7 +22,7 @@ def build_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def runtime_properties(recipe: Recipe) -> dict[str, str]:
-    """Properties of the CPU plugin, all of them stated because its defaults are not exact.
+    """Returns the CPU plugin's properties, all of them stated because its defaults are not exact.
 
     Left alone it would run in bfloat16, keep the cache in 8 bits and round the activations of
     weight-only layers to INT8.
@@ -36,6 +36,6 @@ def runtime_properties(recipe: Recipe) -> dict[str, str]:
 
 
 def kv_cache_precision(recipe: Recipe) -> str:
-    """The KV cache's element type; unless the recipe names one, that of the arithmetic."""
+    """Returns the KV cache's element type; unless the recipe names one, that of the arithmetic."""
     options = recipe.compile.openvino
     return options.kv_cache_precision or options.inference_precision

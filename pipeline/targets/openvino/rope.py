@@ -11,7 +11,7 @@ from pipeline.models.facts import ModelFacts
 
 
 def inverse_frequencies(facts: ModelFacts) -> npt.NDArray[np.float32]:
-    """Radians per position of each rotated pair.
+    """Computes the radians per position of each rotated pair.
 
     Plain rope is base^(-2i/d) (Su et al. 2021, arXiv 2104.09864). ``linear`` divides it by the
     factor (Chen et al. 2023, arXiv 2306.15595). ``llama3`` divides only the long wavelengths and

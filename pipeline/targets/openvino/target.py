@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
-from pipeline.errors import UsageError
+from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import Diagnosis, Explanation, ServeCommand, Target
+from pipeline.store.artifact import Artifact
+from pipeline.targets.base import Diagnosis, Explanation, GivenEngine, ServeCommand, Target
 from pipeline.targets.openvino.refusals import refuse_unsupported
 from pipeline.triton.parameters import EngineModel
 
@@ -33,7 +34,7 @@ class OpenVinoTarget:
     rounds_activations = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
-        """OpenVINO, and the wheel that holds tritonserver."""
+        """Lists the packages for OpenVINO and the wheel that holds tritonserver."""
         return [(name, "cpu") for name in ("openvino", "openvino_genai", "ml_dtypes", "pytriton")]
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
@@ -51,13 +52,13 @@ class OpenVinoTarget:
         return explain(recipe, facts)
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """``compile`` without the options of other targets; the ranks are the checkpoint's."""
+        """Returns ``compile`` without other targets' options; the ranks are the checkpoint's."""
         section = recipe.compile.read_by(self.name)
         del section["tensor_parallel"], section["pipeline_parallel"]
         return {"compile": section}
 
     def tools(self) -> Mapping[str, str]:
-        """Versions of OpenVINO, OpenVINO GenAI and NumPy, and of the graph this package builds."""
+        """Returns the versions of OpenVINO, OpenVINO GenAI and NumPy, and of our graph."""
         return {"graph": GRAPH_VERSION, **versions(PACKAGES)}
 
     def compile(
@@ -87,15 +88,51 @@ class OpenVinoTarget:
 
         return write_engine(checkpoint, recipe, output, progress)
 
+    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
+        """Refuses: every machine that serves such an engine can compile it.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "there is no build script for an engine of the CPU",
+            where=recipe.place("compile.target"),
+            why="It is compiled wherever the recipe runs, without a GPU",
+            fix="Leave --script out, or add --set compile.target=tensorrt",
+        )
+
+    def given_files(self, directory: Path) -> Sequence[str]:
+        """Refuses: nothing in such an engine says what it was compiled from.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise _not_from_elsewhere(directory)
+
+    def adopt(
+        self,
+        given: GivenEngine,
+        checkpoint: Path,  # noqa: ARG002
+        recipe: Recipe,  # noqa: ARG002
+        output: Path,  # noqa: ARG002
+        progress: Progress,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Refuses, as :meth:`given_files` does.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise _not_from_elsewhere(given.directory)
+
     def evaluation(
         self,
         recipe: Recipe,
         progress: Progress | None = None,
     ) -> None:
-        """None: the engine executes the arithmetic of the reference, which is measured."""
+        """Returns None: the engine executes the reference's arithmetic, which is measured."""
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
-        """The Python front of the engine."""
+        """Returns the Python front of the engine."""
         from pipeline.targets.openvino.triton_model import openvino_engine
 
         return openvino_engine(recipe, engine)
@@ -112,7 +149,7 @@ class OpenVinoTarget:
                 yield f"{place}/{name} is missing"
 
     def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
-        """The tritonserver of the ``nvidia-pytriton`` wheel, without a container.
+        """Makes the tritonserver of the ``nvidia-pytriton`` wheel, without a container.
 
         Raises:
             UsageError: An option for GPUs was given.
@@ -148,6 +185,16 @@ class OpenVinoTarget:
         from pipeline.targets.openvino.doctor import findings
 
         return findings()
+
+
+def _not_from_elsewhere(directory: Path) -> UnsupportedError:
+    return UnsupportedError(
+        "an engine of the CPU is not taken from elsewhere",
+        where=str(directory),
+        why="It is the checkpoint as a graph, which is compiled wherever the recipe runs, and "
+        "nothing in it says which checkpoint that was",
+        fix="Leave --engine out, or set compile.target to the target that it was built for",
+    )
 
 
 def _only_for_gpus(repository: Path) -> UsageError:

@@ -10,7 +10,7 @@ from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR, EngineModel
 
 
 def openvino_engine(recipe: Recipe, _engine: Mapping[str, Any]) -> EngineModel:
-    """The Python front of the CPU engine.
+    """Describes the Python front of the CPU engine.
 
     GPU-only parameters (memory fractions, CUDA graphs, LoRA caches) are left out rather than
     accepted and ignored.

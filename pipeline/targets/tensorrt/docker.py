@@ -14,9 +14,10 @@ from pipeline.targets.handed_on import handed_on
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER
 
 SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
+UNLABELLED = "--security-opt=label=disable"
 
 
-def confined(name: str, user: str, gpus: str) -> list[str]:
+def confined(name: str, user: str, gpus: str, *, here: bool = True) -> list[str]:
     """``docker run`` with GPUs and shared memory, and without any privilege.
 
     Variables of this process that a container is to have are named, never given: see
@@ -26,6 +27,7 @@ def confined(name: str, user: str, gpus: str) -> list[str]:
         name: Of the container, to find one that was left behind.
         user: ``uid:gid`` of the process.
         gpus: As ``--gpus`` takes them.
+        here: Whether it runs on this machine; otherwise what depends on the machine is left out.
     """
     return [
         *("docker", "run", "--rm", "--init", f"--name={name}", f"--gpus={gpus}"),
@@ -33,8 +35,8 @@ def confined(name: str, user: str, gpus: str) -> list[str]:
         # 64 MB, and pin memory.
         *("--shm-size=2g", "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
         *(f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
-        *(("--security-opt=label=disable",) if selinux_enforces() else ()),
-        *(f"--env={name}" for name in handed_on()),
+        *((UNLABELLED,) if here and selinux_enforces() else ()),
+        *(f"--env={name}" for name in (handed_on() if here else ())),
     ]
 
 
@@ -50,7 +52,9 @@ def selinux_enforces() -> bool:
         return False
 
 
-def docker_run(name: str, user: str, mounts: list[str], workdir: str) -> list[str]:
+def docker_run(
+    name: str, user: str, mounts: list[str], workdir: str, *, here: bool = True
+) -> list[str]:
     """``docker run`` up to the image, for a program that works on mounted directories.
 
     Args:
@@ -58,9 +62,10 @@ def docker_run(name: str, user: str, mounts: list[str], workdir: str) -> list[st
         user: ``uid:gid`` of the process.
         mounts: From :func:`bind`.
         workdir: The working directory inside.
+        here: See :func:`confined`.
     """
     return [
-        *confined(name, user, "all"),
+        *confined(name, user, "all", here=here),
         # The mapped user has no entry in the image's passwd: PyTorch asks for its name, and
         # several libraries for a home to keep caches in.
         *("--env=HOME=/tmp", "--env=USER=trtllm"),

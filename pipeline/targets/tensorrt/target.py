@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,16 @@ from pipeline.dependencies import Requirements, installed
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import Diagnosis, EngineEvaluation, Explanation, ServeCommand, Target
-from pipeline.targets.tensorrt.environment import engine_tools
+from pipeline.store.artifact import Artifact
+from pipeline.targets.base import (
+    Diagnosis,
+    EngineEvaluation,
+    Explanation,
+    GivenEngine,
+    ServeCommand,
+    Target,
+)
+from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine
 from pipeline.targets.tensorrt.plan.build_config import build_section
 from pipeline.targets.tensorrt.plan.preview import preview_here, refuse_errors
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
@@ -91,6 +99,56 @@ class TensorRtTarget:
         from pipeline.targets.tensorrt.trial.first_tokens import try_engine
 
         facts = build_engine(checkpoint, recipe, output, progress)
+        generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
+        return facts if generated is None else {**facts, "smoke": generated}
+
+    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:
+        """Writes a bash script for a machine with the GPU, and TensorRT-LLM or Docker.
+
+        Raises:
+            RecipeError: ``compile.gpu`` is not in the table.
+            CheckpointError: The checkpoint's ``config.json`` cannot be read.
+        """
+        from pipeline.targets.tensorrt.build.script import build_script
+
+        return build_script(checkpoint, recipe)
+
+    def given_files(self, directory: Path) -> Sequence[str]:
+        """Names ``config.json``, ``engine.json``, the ``rankN.engine`` and ``SHA256SUMS``, if any.
+
+        Raises:
+            CompileError: One is missing or cannot be read.
+        """
+        from pipeline.targets.tensorrt.build.adopt import given_files
+
+        return given_files(directory)
+
+    def adopt(
+        self,
+        given: GivenEngine,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Takes the engine in and, where its GPU is here, tries it.
+
+        Returns:
+            As :meth:`compile` does; ``adopted``, which is true; and ``tools``, what it was built
+            with.
+
+        Raises:
+            CompileError: It is damaged, another one, or generates nonsense.
+            UnsupportedError: The GPU it was built on is not the recipe's.
+            StageError: It does not run.
+        """
+        from pipeline.targets.tensorrt.build.adopt import adopt_engine, why_not_tried
+        from pipeline.targets.tensorrt.trial.first_tokens import try_engine
+
+        facts = adopt_engine(given, checkpoint, recipe, output, progress)
+        if obstacle := why_not_tried(output, inspect_machine()):
+            progress.note(f"the engine was not tried: {obstacle}")
+            return facts
         generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
 

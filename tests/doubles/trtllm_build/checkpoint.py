@@ -26,6 +26,7 @@ QUANTIZATION_DEFAULTS: dict[str, Any] = {
     "has_zero_point": False,
     "pre_quant_scale": False,
     "exclude_modules": None,
+    "mamba_ssm_cache_dtype": None,
 }
 DEFAULT_EXCLUDES = (
     "*lm_head",
@@ -80,6 +81,14 @@ LLAMA_KEYS: dict[str, Any] = {
     "residual_multiplier": 1.0,
     "output_multiplier_scale": 1.0,
 }
+# What LLaMAConfig sets beside its arguments, and writes.
+LLAMA_ATTRIBUTES: dict[str, Any] = {
+    "fc_after_embed": False,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "layer_idx_offset": 0,
+    "has_partial_lora_mask": False,
+}
 QWEN_KEYS: dict[str, Any] = {
     "mlp_bias": False,
     "attn_bias": True,
@@ -89,13 +98,16 @@ QWEN_KEYS: dict[str, Any] = {
     "use_logn_attn": False,
     "moe": None,
     "num_labels": 1,
+    "mlp_only_layers": [],
+    "decoder_sparse_step": 1,
 }
-FAMILIES = {
-    "LlamaForCausalLM": ("LLaMAConfig", LLAMA_KEYS),
-    "MistralForCausalLM": ("LLaMAConfig", LLAMA_KEYS),
-    "Qwen2ForCausalLM": ("QWenConfig", QWEN_KEYS),
-    "Qwen3ForCausalLM": ("QWenConfig", QWEN_KEYS),
+FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "LlamaForCausalLM": ("LLaMAConfig", LLAMA_KEYS, LLAMA_ATTRIBUTES),
+    "MistralForCausalLM": ("LLaMAConfig", LLAMA_KEYS, LLAMA_ATTRIBUTES),
+    "Qwen2ForCausalLM": ("QWenConfig", QWEN_KEYS, {}),
+    "Qwen3ForCausalLM": ("QWenConfig", QWEN_KEYS, {}),
 }
+ROPE_SCALINGS = ("none", "linear", "dynamic", "longrope", "llama3", "yarn", "mrope")
 
 
 def read_config(directory: Path, log: Log) -> dict[str, Any]:
@@ -103,12 +115,12 @@ def read_config(directory: Path, log: Log) -> dict[str, Any]:
 
     Raises:
         TypeError: A key is unknown where keys are strict, or a required one is missing.
-        ValueError: The mapping does not multiply.
+        ValueError: The mapping does not multiply, or rope is scaled in a way that it does not know.
     """
     given = json.loads((directory / "config.json").read_text())
     architecture = given.get("architecture")
     assert architecture in FAMILIES, f"Unsupported model architecture: {architecture}"
-    family, own = FAMILIES[architecture]
+    family, own, attributes = FAMILIES[architecture]
     for key in REQUIRED:
         if key not in given:
             message = f"{family}.__init__() missing 1 required keyword-only argument: '{key}'"
@@ -125,7 +137,7 @@ def read_config(directory: Path, log: Log) -> dict[str, Any]:
             f"but got {world_size} != {tp} * {pp} * {cp}"
         )
         raise ValueError(message)
-    config = {**GENERIC_DEFAULTS, **own, **given}
+    config = {**GENERIC_DEFAULTS, **attributes, **own, **given}
     for key in given:
         if key not in {*GENERIC_DEFAULTS, *own, *REQUIRED, "vocab_size", "intermediate_size"} and (
             key not in ("mapping", "quantization")
@@ -137,6 +149,14 @@ def read_config(directory: Path, log: Log) -> dict[str, Any]:
         "cp_size": cp,
         "tp_size": tp,
         "pp_size": pp,
+        "moe_tp_size": tp,
+        "moe_cluster_size": 1,
+        "moe_ep_size": 1,
+        "attn_tp_size": tp,
+        "attn_cp_size": cp,
+        "cp_config": {},
+        "enable_attention_dp": False,
+        "enable_lm_head_tp_in_adp": False,
         **{key: value for key, value in mapping.items() if key not in ("tp_size", "pp_size")},
     }
     config["quantization"] = quantization
@@ -145,11 +165,18 @@ def read_config(directory: Path, log: Log) -> dict[str, Any]:
         config["head_size"] or config["hidden_size"] // config["num_attention_heads"]
     )
     config.setdefault("intermediate_size", 4 * config["hidden_size"])
+    config["rotary_embedding_dim"] = config["rotary_embedding_dim"] or config["head_size"]
     if family == "QWenConfig":
         for key in ("qwen_type", "seq_length"):
             if key not in given:
                 message = f"'{family}' object has no attribute '{key}'"
                 raise AttributeError(message)
+    scaling = config["rotary_scaling"]
+    if scaling is not None:
+        # The attention layers ask for the old name of the key first.
+        kind = scaling.get("type", scaling.get("rope_type"))
+        if kind not in ROPE_SCALINGS:
+            raise ValueError(f"Unsupported rotary scaling type: {kind}")
     return config
 
 
@@ -182,8 +209,9 @@ def load(directory: Path, config: dict[str, Any], rank: int, log: Log) -> None:
     found = read_header(path)
     # Exports for older loaders hold both; the loader merges them by max into the common scale.
     for name in [name for name in found if name.endswith("attention.k_cache_scaling_factor")]:
-        del found[name]
-        found.pop(name.replace("k_cache", "v_cache"), None)
+        values = name.replace("k_cache", "v_cache")
+        assert values in found, f"{values} not found"
+        del found[name], found[values]
         found.setdefault(name.replace("k_cache", "kv_cache"), ("F32", (1,)))
     wanted = parameters(config, rank)
     if "lm_head.weight" not in found and "transformer.vocab_embedding.weight" in found:
@@ -193,6 +221,7 @@ def load(directory: Path, config: dict[str, Any], rank: int, log: Log) -> None:
         message = f"Required but not provided tensors:{missing}"
         raise RuntimeError(message)
     extra = found.keys() - wanted.keys()
+    extra |= {name for name in found if _is_merged(config, name)}
     if extra:
         log("W", f"Provided but not required tensors: {extra}")
     for name, stored in wanted.items():
@@ -200,7 +229,9 @@ def load(directory: Path, config: dict[str, Any], rank: int, log: Log) -> None:
         # Only int8 is interleaved on loading; other bytes keep the shape of the file.
         foreign = _is_packed(config, name) and dtype != "I8"
         shape = (stored[1], stored[0] // 2) if foreign else stored
-        if given != shape:
+        # A scalar that only makes other scales is taken without dimensions too.
+        scalar = shape == (1,) and name.endswith("activation_scaling_factor") and given == ()
+        if given != shape and not scalar:
             message = (
                 "Encounter error 'The value updated is not the same shape as the original. "
                 f"Updated: {given}, original: {shape}' for parameter '{name}'"
@@ -253,7 +284,7 @@ def parameters(config: dict[str, Any], rank: int) -> dict[str, Shape]:
             tensors[f"{prefix}attention.kv_cache_scaling_factor"] = (1,)
     if pp_rank == pp - 1:
         tensors["transformer.ln_f.weight"] = (hidden,)
-        tensors["lm_head.weight"] = (padded_vocab // tp, hidden)
+        tensors.update(_linear(config, "lm_head", (padded_vocab, hidden), "column"))
     return tensors
 
 
@@ -265,6 +296,8 @@ def _linear(
     algo = _algo(config, name)
     if algo in ("W4A16_AWQ", "W4A8_AWQ"):
         least = 64 if algo == "W4A16_AWQ" else 128
+        if algo == "W4A8_AWQ" and quantization["group_size"] == 64:
+            raise NotImplementedError("W4A8_AWQ with group_size = 64 is not implemented yet!")
         unit = max(least, quantization["group_size"]) * tp
         rows, columns = -(-rows // unit) * unit, -(-columns // unit) * unit
     if split == "column":
@@ -292,6 +325,8 @@ def _linear(
     }
     if quantization["pre_quant_scale"]:
         tensors[f"{name}.prequant_scaling_factor"] = (columns,)
+    if quantization["has_zero_point"]:
+        tensors[f"{name}.zero"] = (rows, columns // quantization["group_size"])
     if algo == "W4A8_AWQ":
         tensors[f"{name}.activation_scaling_factor"] = (1,)
         tensors[f"{name}.weights_scaling_factor_2"] = (1,)
@@ -308,6 +343,16 @@ def _algo(config: dict[str, Any], name: str) -> str | None:
     excludes = quantization["exclude_modules"]
     patterns = DEFAULT_EXCLUDES if excludes is None else excludes
     return None if any(fnmatch(name, pattern) for pattern in patterns) else algo
+
+
+def _is_merged(config: dict[str, Any], name: str) -> bool:
+    """Whether the loader has multiplied a scale into others and its layer has no place for it.
+
+    Row-parallel layers have one, in case that their input is FP8.
+    """
+    module, _, kind = name.rpartition(".")
+    column = module.endswith(("attention.qkv", "mlp.fc", "mlp.gate"))
+    return column and kind == "activation_scaling_factor" and _algo(config, module) == "W4A8_AWQ"
 
 
 def _is_packed(config: dict[str, Any], name: str) -> bool:

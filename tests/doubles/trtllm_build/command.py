@@ -65,6 +65,7 @@ def _build(arguments: Any) -> int:
         cache = Path(arguments.input_timing_cache).read_bytes()
         log("I", f"Read {len(cache)} bytes of timing cache from {arguments.input_timing_cache}")
     plugins = command_line.plugin_config(arguments, config["dtype"])
+    overrides.validate_plugins(plugins, SM)
     for name, value in plugins.items():
         log("I", f"Set PluginConfig.{name} to {value}.")
     written: dict[str, Any] = {}

@@ -17,12 +17,17 @@ def apply(build: dict[str, Any], config: dict[str, Any], sm: int, log: Log) -> N
         RuntimeError: The GPU cannot run the format.
     """
     plugins = build["plugin_config"]
+    # It belongs to Mamba; update_kv_cache_type switches it off for all others.
+    if plugins["paged_state"]:
+        log("W", "Overriding paged_state to False")
+        plugins["paged_state"] = False
     _lengths(build, config, log)
     _step(build, plugins, log)
     _fusions(plugins, config, log)
     _speculation(build, log)
     _attention(plugins, config["quantization"], sm, log)
     _refuse(config["quantization"], sm)
+    _optimize(plugins)
     _plugins(plugins, config)
     _lora(build, config)
 
@@ -191,6 +196,30 @@ def _lora(build: dict[str, Any], config: dict[str, Any]) -> None:
     )
     algo = config["quantization"]["quant_algo"] or ""
     assert not algo.startswith("W8A8_SQ"), "lora is not supported on SmoothQuantGatedMLP now"
+
+
+def validate_plugins(plugins: dict[str, Any], sm: int) -> None:
+    """``PluginConfig.validate``, before anything is loaded.
+
+    Raises:
+        NotImplementedError: A plugin has no kernels for the GPU.
+    """
+    unsupported = (
+        "gemm_swiglu_plugin",
+        "fp8_rowwise_gemm_plugin",
+        "low_latency_gemm_plugin",
+        "low_latency_gemm_swiglu_plugin",
+        "bert_context_fmha_fp32_acc",
+    )
+    for name in unsupported if sm == 100 else ():
+        if plugins[name] not in (None, False):
+            raise NotImplementedError(f"{name}={plugins[name]} is not supported on SM {sm}.")
+
+
+def _optimize(plugins: dict[str, Any]) -> None:
+    swiglu = plugins["gemm_swiglu_plugin"] or plugins["low_latency_gemm_swiglu_plugin"]
+    if swiglu and not plugins["use_fused_mlp"]:
+        raise RuntimeError("GemmSwiGLU plugin requires --use_fused_mlp flag")
 
 
 def _plugins(plugins: dict[str, Any], config: dict[str, Any]) -> None:

@@ -53,6 +53,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "max_position_embeddings": 128,
         "hidden_act": "silu",
         "norm_epsilon": 1e-5,
+        "position_embedding_type": "rope_gpt_neox",
         "rotary_base": 10000.0,
         "use_parallel_embedding": True,
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},

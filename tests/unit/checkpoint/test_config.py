@@ -34,6 +34,16 @@ def test_a_lost_rotary_base_is_an_error_because_tensorrt_llm_would_assume_one() 
         CheckpointConfig.from_dict(incomplete, WHERE)
 
 
+def test_positions_must_be_those_of_rope() -> None:
+    """PretrainedConfig's default is learned_absolute, with which Qwen is built without rope."""
+    incomplete = config()
+    del incomplete["position_embedding_type"]
+    with pytest.raises(CheckpointError, match="position_embedding_type is missing"):
+        CheckpointConfig.from_dict(incomplete, WHERE)
+    with pytest.raises(CheckpointError, match="position_embedding_type is 'learned_absolute'"):
+        read(position_embedding_type="learned_absolute")
+
+
 def test_qwen_needs_the_keys_that_tensorrt_llm_defaults_silently() -> None:
     qwen = {"architecture": "Qwen3ForCausalLM", "attn_bias": False, "seq_length": 8192}
     assert read(**qwen, qwen_type="qwen3").facts.qk_layernorm
@@ -41,6 +51,13 @@ def test_qwen_needs_the_keys_that_tensorrt_llm_defaults_silently() -> None:
         read(**qwen)
     with pytest.raises(CheckpointError, match="qwen_type is 'qwen2' for Qwen3ForCausalLM"):
         read(**qwen, qwen_type="qwen2")
+
+
+def test_every_key_of_upstreams_quantization_is_known() -> None:
+    """The fields of QuantConfig in models/modeling_utils.py of 1.2; engines list all of them."""
+    section = {"smoothquant_val": 0.5, "clamp_val": None, "use_meta_recipe": False}
+    section |= {"mamba_ssm_cache_dtype": None, "kv_cache_quant_algo": None}
+    assert read(quantization={"quant_algo": None, **section}).quantization.algo == "NO_QUANT"
 
 
 def test_an_unknown_quantization_key_is_refused_like_upstream() -> None:
@@ -54,6 +71,8 @@ def test_an_unknown_quantization_key_is_refused_like_upstream() -> None:
         ({"pre_quant_scale": False}, "pre-quant scales would be ignored"),
         ({"has_zero_point": True}, "has_zero_point is not false"),
         ({"group_size": 32}, "group_size is 32"),
+        # "W4A8_AWQ with group_size = 64 is not implemented yet!" when upstream makes the layer.
+        ({"quant_algo": "W4A8_AWQ", "group_size": 64}, "group_size is 64, not 128"),
     ],
 )
 def test_awq_without_its_keys_would_load_wrong_and_is_refused(

@@ -52,16 +52,16 @@ def test_group_scales_are_rounded_to_the_models_dtype(dtype: type) -> None:
 
 
 def test_w4a8_rounds_the_scaled_codes_to_float8() -> None:
-    """5 * 0.85 / 0.25 = 17, which lies between the float8 neighbours 16 and 18: a tie to even."""
+    """4 * 1.0625 / 0.25 = 17, which lies between the float8 neighbours 16 and 18: a tie to even."""
     linear = Linear(
         "l",
         "W4A8_AWQ",
-        pack(np.array([[5, 1], [2, -3]], np.int8)),
-        weights_scaling_factor=np.array([[0.85], [0.25]], np.float32),
-        prequant_scaling_factor=np.ones(2, np.float32),
+        pack(np.array([[4, 1], [2, -3]], np.int8)),
+        weights_scaling_factor=np.array([[1.0625], [0.25]], np.float32),
+        prequant_scaling_factor=np.ones(2, np.float16),
         weights_scaling_factor_2=0.25,
     )
-    assert dequantize(linear).tolist() == [[4.0, 0.875], [0.5, -0.75]]
+    assert dequantize(linear).tolist() == [[4.0, 1.0], [0.5, -0.75]]
 
 
 def test_int8_scales_rows_and_fp8_scales_all() -> None:

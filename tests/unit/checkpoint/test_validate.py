@@ -182,20 +182,73 @@ def test_group_scales_must_survive_the_cast_to_the_models_dtype(tmp_path: Path) 
     assert validate(tmp_path / "wide").dtype == "bfloat16"
 
 
-def test_group_scales_of_w4a8_are_cast_after_their_division(tmp_path: Path) -> None:
-    settings = config(quantization=AWQ | {"quant_algo": "W4A8_AWQ"})
-    # 0.01 fits into float16 and 0.01 / 1e-8 does not; with 1e-9 it is the other way round.
-    tensors = awq_tensors(1e-9, 1e-8)
-    write_checkpoint(tmp_path / "large", settings, tensors)
-    with pytest.raises(CheckpointError, match="become infinite in float16"):
-        validate(tmp_path / "large")
-    for name in tensors:
-        if name.endswith("weights_scaling_factor"):
-            tensors[name] = np.full_like(tensors[name], 1e-9)
-        if name.endswith("weights_scaling_factor_2"):
-            tensors[name] = np.full_like(tensors[name], 1e-8)
-    write_checkpoint(tmp_path / "fine", settings, tensors)
+W4A8 = AWQ | {"quant_algo": "W4A8_AWQ"}
+
+
+def test_group_scales_of_w4a8_are_cast_before_and_after_their_division(tmp_path: Path) -> None:
+    """As ``preprocess_perlayer_weights`` of TensorRT-LLM's models/modeling_utils.py does."""
+    settings = config(quantization=W4A8)
+    # 0.01 fits into float16 and 0.01 / 1e-8 does not.
+    write_checkpoint(tmp_path / "after", settings, awq_tensors(0.01, 1e-8))
+    with pytest.raises(CheckpointError, match=r"weights_scaling_factor .*infinite in float16"):
+        validate(tmp_path / "after")
+    # 1e5 does not fit, although 1e5 / 2 would.
+    write_checkpoint(tmp_path / "before", settings, awq_tensors(1e5, 2.0))
+    with pytest.raises(CheckpointError, match=f"{PROJ_SCALE} has scales that become infinite"):
+        validate(tmp_path / "before")
+    write_checkpoint(tmp_path / "fine", settings, awq_tensors(0.02, 1e-5))
     assert validate(tmp_path / "fine").quantization.algo == "W4A8_AWQ"
+
+
+def test_pre_quant_scales_of_w4a8_must_survive_their_division(tmp_path: Path) -> None:
+    """214 / 1.8e-4 is 1.2e6: infinite in float16, in which TensorRT-LLM divides, not in bfloat16.
+
+    The figures are those of a channel that the calibration text left alone.
+    """
+    tensors = awq_tensors(0.02, 1.0)
+    module = "transformer.layers.0.mlp.proj"
+    tensors[f"{module}.prequant_scaling_factor"][7] = 214
+    tensors[f"{module}.activation_scaling_factor"][:] = 1.8e-4
+    write_checkpoint(tmp_path, config(quantization=W4A8), tensors)
+    reason = (
+        rf"{module}\.prequant_scaling_factor has scales that become infinite in float16\. Set m"
+    )
+    with pytest.raises(CheckpointError, match=reason):
+        validate(tmp_path)
+    for name, array in tensors.items():
+        if array.dtype == np.float16:
+            tensors[name] = array.astype(ml_dtypes.bfloat16)
+    write_checkpoint(tmp_path / "wide", config(quantization=W4A8, dtype="bfloat16"), tensors)
+    assert validate(tmp_path / "wide").dtype == "bfloat16"
+    # Formats whose pre-quant scales are loaded as they are keep them.
+    plain = awq_tensors(0.02)
+    plain[f"{module}.prequant_scaling_factor"][7] = 214
+    write_checkpoint(tmp_path / "w4a16", config(quantization=AWQ), plain)
+    assert validate(tmp_path / "w4a16").quantization.algo == "W4A16_AWQ"
+
+
+@pytest.mark.parametrize(("there", "missing"), [("k", "v"), ("v", "k")])
+def test_one_of_the_two_kv_scales_is_not_enough(tmp_path: Path, there: str, missing: str) -> None:
+    """Upstream asserts: "v_cache_scaling_factor not found"."""
+    tensors, prefix = int8_tensors(), "transformer.layers.1.attention."
+    tensors[f"{prefix}{there}_cache_scaling_factor"] = np.full(1, 0.03, np.float32)
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    reason = rf"{there}_cache_scaling_factor is there without .*\.{missing}_cache_scaling_factor"
+    with pytest.raises(CheckpointError, match=reason):
+        validate(tmp_path)
+
+
+def test_of_two_kv_scales_the_larger_counts_and_the_common_one_does_not(tmp_path: Path) -> None:
+    """As ``process_kv_scaling_factor`` of models/modeling_utils.py has it."""
+    tensors = int8_tensors()
+    for layer, (keys, values) in enumerate([(0.25, 0.5), (0.75, 0.125)]):
+        prefix = f"transformer.layers.{layer}.attention."
+        tensors[f"{prefix}k_cache_scaling_factor"] = np.full(1, keys, np.float32)
+        tensors[f"{prefix}v_cache_scaling_factor"] = np.full(1, values, np.float32)
+    write_checkpoint(tmp_path, config(quantization=INT8), tensors)
+    validate(tmp_path)
+    layers = open_checkpoint(tmp_path).weights().layers
+    assert [layer.kv_cache_scaling_factor for layer in layers] == [0.5, 0.75]
 
 
 def test_rows_of_zero_weights_with_a_positive_scale_are_fine(tmp_path: Path) -> None:

@@ -105,6 +105,62 @@ class TestAccumulatedTexts:
             assert client.generate("Hi").text == "Once upon"
 
 
+class TestLogProbs:
+    """Upstream's executor sends those of all tokens so far (``LlmRequest::createResult``)."""
+
+    # By response; the first two are equal and the third response has no token.
+    SCORES = ((-0.5,), (-0.5, -0.25), (), (-2.0,))
+
+    def server(self, *, growing, counted=True, summed=True, scores=SCORES):
+        def answer(asked, context):
+            sent = []
+            for number, new in enumerate(scores):
+                sent += new
+                final = number == len(scores) - 1
+                counts = {"num_output_tokens": len(new)} if counted else {}
+                response = piece("x", final=final, **counts)
+                listed = sent if growing else new
+                infer = response.infer_response
+                add_output(infer, "output_log_probs", "FP32", [1, 1, len(listed)], listed)
+                if summed:
+                    add_output(infer, "cum_log_probs", "FP32", [1, 1], [sum(sent)])
+                yield response
+
+        return FakeTriton(answer)
+
+    @pytest.mark.parametrize("growing", [True, False])
+    @pytest.mark.parametrize("counted", [True, False])
+    def test_each_token_has_one_from_either_kind_of_model(self, growing, counted):
+        with self.server(growing=growing, counted=counted) as server:
+            with Client(server.url) as client:
+                request = GenerateRequest("Hi", return_log_probs=True)
+                chunks = list(client.stream(request))
+                whole = client.stream(request).completion()
+            assert [chunk.output_log_probs for chunk in chunks] == list(self.SCORES)
+            assert whole.output_log_probs == sum(self.SCORES, ())
+            assert whole.cum_log_probs == -3.25
+
+            async def read():
+                async with AsyncClient(server.url) as client:
+                    return [chunk async for chunk in client.stream(request)]
+
+            assert [chunk.output_log_probs for chunk in asyncio.run(read())] == list(self.SCORES)
+
+    def test_lists_that_begin_with_those_before_are_growing_where_nothing_else_tells(self):
+        server = self.server(growing=True, counted=False, summed=False)
+        with server, Client(server.url) as client:
+            whole = client.stream("Hi", return_log_probs=True).completion()
+        assert whole.output_log_probs == sum(self.SCORES, ())
+
+    @pytest.mark.parametrize("growing", [True, False])
+    def test_certain_tokens_are_told_apart_by_their_number(self, growing):
+        certain = ((0.0,), (0.0,), (0.0, 0.0))
+        with self.server(growing=growing, scores=certain) as server, Client(server.url) as client:
+            whole = client.stream("Hi", return_log_probs=True).completion()
+        assert whole.output_log_probs == (0.0,) * 4
+        assert whole.num_output_tokens == 4
+
+
 class TestModelsThatAnswerOnce:
     def test_a_stream_has_one_piece_and_is_not_asked_for_as_a_stream(self):
         with FakeTriton(pieces("Once upon")) as server:

@@ -57,9 +57,99 @@ MESSAGES = [
     (ServerFailed, "Request for model 'm' has no available versions"),
     (ServerFailed, "Failed to increase the shared memory pool size"),
     (ServerFailed, "[INTERNAL] the value must be here"),
+    (ServerFailed, "the request failed: KeyError('x is empty')"),
+    (ServerFailed, "[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: invalid argument"),
     # model_instance_state.cc, fillTritonResponse: what a model asked the engine for was wrong.
     (ServerFailed, "Error encountered while populating response: x tensor must be present in list"),
 ]
+
+
+# What TensorRT-LLM's own checks say of a request, as they are written in its sources.
+CHECKS = [
+    # cpp/tensorrt_llm/executor/samplingConfig.cpp, of two releases
+    "Assertion failed: beamWidth > 0",
+    "Assertion failed: beamWidth > 0 && beamWidth <= static_cast<SizeType32 const>(",
+    "Assertion failed: topK.value() >= 0",
+    "Assertion failed: topP.value() > 0.f",
+    "Assertion failed: topP.value() <= 1.f",
+    "Assertion failed: topPMin.value() >= 0.f",
+    "Assertion failed: topPResetIds.value() >= 0",
+    "Assertion failed: topPDecay.value() > 0.f",
+    "Assertion failed: temperature.value() >= 0.f",
+    "Assertion failed: minTokens.value() >= 0",
+    "Assertion failed: beamSearchDiversityRate.value() >= 0.f",
+    "Assertion failed: repetitionpenalty.value() > 0.f",
+    "Repetition penalty should be strictly greater than zero. Provided value was 0.000000",
+    "Assertion failed: lengthPenalty.value() >= 0.f",
+    "Assertion failed: earlyStopping.value() >= 0",
+    "Assertion failed: noRepeatNgramSize.value() > 0",
+    "Assertion failed: numReturnSequences.value() > 0",
+    "Assertion failed: beamWidth == 1 || numReturnSequences.value() <= beamWidth",
+    "Assertion failed: minP.value() >= 0.f && minP.value() <= 1.0f",
+    # executor/requestImpl.h
+    "Assertion failed: !mInputTokenIds.empty()",
+    "Assertion failed: mMaxNewTokens > 0",
+    "Assertion failed: bias.value().getShape().size() == 1",
+    "Guided decoding does not support with beam search.",
+    # batch_manager/llmRequest.cpp
+    "EndId (152064) is not within acceptable range [-1, 152064).",
+    "Prompt length (5000) exceeds maximum input length (4096). Set log level to info and check",
+    "Draft tokens length (9) exceeds maximum draft tokens length (0).",
+    "Assertion failed: Incorrect sampling config",
+    "Input token extra ids must be provided when enabling kv cache reuse with prompt table",
+    # executor/executorImpl.cpp
+    "Request sequence length is potentially greater than max input length. This cannot be run",
+    "Return context logit need to build engine with gather_context_logits",
+    "To return generation logits, gather_generation_logits must be enabled in ExecutorConfig",
+    "Request is specified with GuidedDecodingParams, but GuidedDecoder is not setup. Please",
+    # batch_manager/peftCacheManager.cpp
+    "LoRA task 10 not found in cache. Please send LoRA weights with request",
+    # triton_backend/inflight_batcher_llm/src/utils.cc, utils.h and model_instance_state.cc
+    "Batch size > 1 requires the tensorrt_llm backend to be using decoupled transaction policy",
+    "Streaming is only supported if model is deployed using decoupled mode.",
+    "Sparse list must not have additional -1s: 5 6 -1 2 ",
+    "Sparse list must not have non-increasing offsets: 5 6 2 1 ",
+    "input lengths tensor not provided",
+    "request_output_len is not present in the request",
+    "Invalid size for tensor temperature",
+    "Cannot set the request lookahead decoding configuration when model instance lookahead",
+    "Trying to stop a request but request ID is not provided",
+]
+STACK = (
+    " (/src/tensorrt_llm/cpp/tensorrt_llm/executor/somewhere.cpp:123)\n"
+    "1       0x7f8be4f0d0c4 tensorrt_llm::common::throwRuntimeError(char const*, int) + 78\n"
+    "2       0x7f8be4f2e9b1 /opt/tritonserver/backends/tensorrtllm/libtensorrt_llm.so(+0x7b1)"
+)
+QUEUED = (
+    "Executor failed process requestId 7 due to the following error: "
+    "Encountered an error when fetching new request: "
+)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_of_tensorrt_llm_is_about_the_request(check: str) -> None:
+    """Its backend answers every refusal with the code INTERNAL (sendEnqueueResponse)."""
+    for text in (check, f"[TensorRT-LLM][ERROR] {check}{STACK}", f"{QUEUED}{check}{STACK}"):
+        for error in (error_from_message(text, "here"), error_from_status("INTERNAL", text, "h")):
+            assert type(error) is InvalidRequest
+            assert error.what == f"the server refused: {check.strip()}"
+
+
+def test_what_one_request_does_to_all_others_is_not_their_fault() -> None:
+    """executorImpl.cpp, forwardAsync and terminateActiveRequests."""
+    for cause in (
+        "The embedding bias shape is not as expected. Expected last dimension to be same as",
+        "Requested beam width 4 is larger than configured max beam width 1",
+        "[TensorRT-LLM][ERROR] Assertion failed: topK.value() >= 0",
+        "Prompt length exceeds something",
+    ):
+        text = (
+            "Executor failed process requestId 7 due to the following error: "
+            f"Encountered an error in forwardAsync function: {cause}{STACK}"
+        )
+        for error in (error_from_message(text, "here"), error_from_status("INTERNAL", text, "h")):
+            assert type(error) is ServerFailed
+            assert "0x7f" not in error.what
 
 
 @pytest.mark.parametrize(("kind", "message"), MESSAGES)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repo.tensorrt_llm.admission import Capacity, check_request
+from model_repo.tensorrt_llm.admission import Capacity, check_request, check_stream
 from model_repo.tensorrt_llm.request import GenerationRequest, RequestError, Sampling
 from model_repo.tensorrt_llm.settings import EngineSettings
 
@@ -67,6 +67,25 @@ def test_what_the_engine_would_not_survive_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=reason):
         check_request(refused, settings())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guaranteed_no_evict": True, "dynamic_split_fuse": False},
+        {"guaranteed_no_evict": False, "dynamic_split_fuse": True},
+    ],
+)
+def test_a_stream_that_can_go_on_after_an_eviction_is_accepted(changes: dict[str, bool]) -> None:
+    check_stream(request(ids=64, max_new_tokens=32), settings(**changes))
+
+
+def test_a_stream_that_could_not_go_on_after_an_eviction_is_refused() -> None:
+    """executorImpl.cpp: ``maxRestartLen = promptLen + maxNewTokens - 1 <= maxInputLen``."""
+    uncut = settings(guaranteed_no_evict=False, dynamic_split_fuse=False)
+    check_stream(request(ids=60, max_new_tokens=5), uncut)
+    with pytest.raises(RequestError, match=r"may grow to 65 tokens, more than the 64 of the"):
+        check_stream(request(ids=60, max_new_tokens=6), uncut)
 
 
 def test_a_request_larger_than_the_whole_cache_is_refused() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from model_repo.preprocessing.request_limits import cold_problem
+from model_repo.tensorrt_llm.sampling import read_sampling
 from model_repo.tensorrt_llm_bls.model import TritonPythonModel
 from tests.unit.model_repo.fake_triton import (
     HANDLERS,
@@ -212,7 +216,14 @@ def test_sampling_reaches_the_engine_under_its_own_names(model: TritonPythonMode
     assert inputs["runtime_top_k"].tolist() == [[5]]
     assert inputs["return_log_probs"].tolist() == [[True]]
     assert "bad_words_list" not in inputs
-    assert engine.calls[0].wanted == ["output_ids", "sequence_length", "cum_log_probs"]
+    # The scores of single tokens are needed to take that of an end id out of the sum.
+    assert engine.calls[0].wanted == [
+        "output_ids",
+        "sequence_length",
+        "cum_log_probs",
+        "output_log_probs",
+    ]
+    assert set(sent.sender.outputs()[0]) == {"text_output"}  # this engine has none
 
 
 def test_tokens_are_counted_here_and_not_by_the_engine(model: TritonPythonModel) -> None:
@@ -267,6 +278,113 @@ def test_a_bad_request_gets_a_clear_error(
     model.execute([sent])
     with pytest.raises(AssertionError, match=reason):
         sent.sender.outputs()
+
+
+@pytest.mark.parametrize("more", [{}, {"top_p": np.array([[0.9]])}, {"top_k": np.array([[5]])}])
+def test_temperature_0_is_greedy_on_either_engine(
+    model: TritonPythonModel, more: dict[str, np.ndarray]
+) -> None:
+    """runtime/samplingConfig.h: ``if (topK) topK = 1; if (topP) topP = 1.f``, at temperature 1."""
+    engine = use(Engine("a"))
+    seen: dict[str, np.ndarray] = {}
+
+    def listening(asked: InferenceRequest) -> Iterator[InferenceResponse]:
+        seen.update({n.lower(): a for n, a in asked.inputs.items() if n in ("TOP_K", "TOP_P")})
+        yield from preprocessing(asked)
+
+    HANDLERS["preprocessing"] = listening
+    cold = request(temperature=np.array([[0.0]], np.float32), **more)
+    model.execute([cold])
+    assert texts(cold) == ["a"]
+    sampling = {
+        name: engine.calls[0].inputs[name].item()
+        for name in ("runtime_top_k", "runtime_top_p", "temperature")
+        if name in engine.calls[0].inputs
+    }
+    # What upstream makes of it, by that file.
+    if sampling["temperature"] == 0:
+        for name in sampling:
+            sampling[name] = 1
+    assert sampling["runtime_top_k"] == 1
+    assert cold_problem({name: array.item() for name, array in seen.items()}.get) is None
+    given = {name: a.item() for name, a in engine.calls[0].inputs.items() if a.size == 1}
+    assert read_sampling(given.get).greedy
+
+
+def test_each_prompt_of_a_batch_is_cold_by_itself(model: TritonPythonModel) -> None:
+    HANDLERS["tensorrt_llm"] = engine = Prompts(2)
+    sent = several(
+        "abcd",
+        "wxyz",
+        temperature=np.array([[0.0], [0.7]], np.float32),
+        top_p=np.array([[0.9], [0.9]], np.float32),
+    )
+    model.execute([sent])
+    by_prompt(sent)
+    top_k = {
+        TOKENIZER.decode(call.inputs["input_ids"][0].tolist()): call.inputs["runtime_top_k"].item()
+        for call in engine.calls
+    }
+    assert top_k == {"abcd": 1, "wxyz": 0}  # 0 is no limit
+
+
+class Backend:
+    """The C++ backend as llmRequest.cpp and model_instance_state.cc have it, token by token.
+
+    Every response of a stream has the scores of all tokens so far, and a stop word, which the
+    model's end ids after the first are to it, stays in the output.
+    """
+
+    def __init__(self, tokens: list[int], scores: list[float]) -> None:
+        self.tokens, self.scores = tokens, scores
+
+    def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
+        for name in ("output_ids", "sequence_length"):
+            if name not in request.wanted:
+                message = f"{name} tensor must be present in list of output tensors"
+                yield InferenceResponse(error=TritonError(message, TritonError.INTERNAL))
+                return
+        count = len(self.tokens)
+        ends = range(1, count + 1) if request.inputs["streaming"].item() else (count,)
+        for begin, end in zip((0, *ends), ends, strict=False):
+            scores = np.array([[self.scores[:end]]], np.float32)
+            total = np.array([[sum(self.scores[:end])]], np.float32)
+            found = {"output_log_probs": scores, "cum_log_probs": total}
+            asked = {name: value for name, value in found.items() if name in request.wanted}
+            yield answer(self.tokens[begin:end], **asked)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stop_words", [(), ("never",)])
+def test_each_score_is_sent_once_and_an_end_id_has_none(
+    tmp_path: Path, stream: bool, stop_words: tuple[str, ...]
+) -> None:
+    (end,) = ids("!")
+    (tmp_path / "tokenizer").mkdir()
+    ends = json.dumps({"eos_token_id": [ids("?")[0], end]})
+    (tmp_path / "tokenizer" / "generation_config.json").write_text(ends)
+    outputs = "text_output output_log_probs cum_log_probs num_output_tokens"
+    yes = np.array([True])
+    asked = {
+        "stream": np.array([[stream]]),
+        "return_log_probs": yes,
+        "return_num_output_tokens": yes,
+        "max_tokens": np.array([[4]], np.int32),
+        **({"stop_words": words(*stop_words)} if stop_words else {}),
+    }
+    scores = [-0.5, -1.0, -0.25, -8.0]
+    with opened(tmp_path) as made:
+        HANDLERS["tensorrt_llm"] = Backend(ids("abc!"), scores)
+        ended = request(wanted=outputs, **asked)
+        own = request(wanted=outputs, **asked, end_id=np.array([[-1]], np.int32))
+        made.execute([ended, own])
+        for sent, text, count in ((ended, "abc", 3), (own, "abc!", 4)):
+            responses = sent.sender.outputs()
+            assert "".join(text_of(one) for one in responses) == text
+            found = [one["output_log_probs"].reshape(-1).tolist() for one in responses]
+            assert list(chain.from_iterable(found)) == scores[:count]
+            assert responses[-1]["cum_log_probs"].item() == sum(scores[:count])
+            assert sum(one["num_output_tokens"].item() for one in responses) == count
 
 
 def test_an_engine_error_after_some_text_ends_the_stream(model: TritonPythonModel) -> None:

@@ -25,7 +25,7 @@ class Heard:
 def generation(**changes: Any) -> tuple[Generation, Heard]:
     heard = Heard()
     request = GenerationRequest(
-        **{"prompt": np.array([9, 8]), "max_new_tokens": 5, "end_ids": frozenset((2,)), **changes}
+        **{"prompt": np.array([9, 8]), "max_new_tokens": 5, "end_id": 2, **changes}
     )
     return Generation(request, heard), heard
 

@@ -64,11 +64,21 @@ def test_every_value_is_read() -> None:
         ("repetition_penalty", -1.0),
         ("len_penalty", -1.0),
         ("min_tokens", -1),
+        ("beam_search_diversity_rate", -0.5),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(RequestError, match=f"{name} must be"):
         read_sampling({"runtime_top_k": 5, name: value}.get)
+
+
+def test_a_cold_top_p_is_not_what_tensorrt_llm_makes_of_it() -> None:
+    """runtime/samplingConfig.h, validate: it draws from all tokens at temperature 1."""
+    cold = {"temperature": 0.0, "runtime_top_p": 0.9}
+    with pytest.raises(RequestError, match=r"must be sent with runtime_top_k 1: .* any token"):
+        read_sampling(cold.get)
+    assert read_sampling({**cold, "runtime_top_k": 0}.get).greedy
+    assert read_sampling({**cold, "runtime_top_p": 0.0}.get).greedy
 
 
 class Config(SimpleNamespace):
@@ -84,9 +94,9 @@ def request(**changes: Any) -> GenerationRequest:
 
 
 def test_greedy_leaves_the_sampler_off() -> None:
-    config = generation_config(GENAI, request(end_ids=frozenset((7, 2))))
+    config = generation_config(GENAI, request(end_id=7))
     assert not hasattr(config, "do_sample")
-    assert (config.eos, config.stop_token_ids) == (2, {2, 7})
+    assert (config.eos, config.stop_token_ids) == (7, {7})
     assert not hasattr(config, "ignore_eos")
     assert (config.max_new_tokens, config.min_new_tokens, config.logprobs) == (10, 0, 0)
 

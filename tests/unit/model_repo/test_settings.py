@@ -77,46 +77,20 @@ def test_the_cache_holds_a_full_batch_by_default(repository: Path) -> None:
 
 def test_steps_are_kept_short_because_they_hold_the_interpreter_lock(repository: Path) -> None:
     assert read(repository).max_num_batched_tokens == 256
+    assert read(repository).max_input_len == 64
     whole_prompts = read(repository, enable_chunked_context="false")
+    assert whole_prompts.max_input_len == 64
     assert (whole_prompts.dynamic_split_fuse, whole_prompts.max_num_batched_tokens) == (False, 100)
 
 
-@pytest.mark.parametrize(("eos", "ids"), [(2, (2,)), ([5, 2], (5, 2)), (None, ())])
-def test_end_ids_come_from_the_generation_config(
-    repository: Path, eos: object, ids: tuple[int, ...]
-) -> None:
-    (repository / "tokenizer").mkdir()
-    (repository / "tokenizer" / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": eos})
-    )
-    assert read(repository, tokenizer_dir="tokenizer").end_ids == ids
-    assert read(repository, tokenizer_dir="elsewhere").end_ids == ()
-
-
-@pytest.mark.parametrize(
-    ("eos", "named"),
-    [([2, None], "null"), ("2", '"2"'), (True, "true"), ([2, 4096], "4096"), (-1, "-1")],
-)
-def test_an_end_id_that_is_none_stops_the_model_and_not_each_request(
-    repository: Path, eos: object, named: str
-) -> None:
-    (repository / "tokenizer").mkdir()
-    path = repository / "tokenizer" / "generation_config.json"
-    path.write_text(json.dumps({"eos_token_id": eos}))
-    with pytest.raises(ValueError, match=rf"{path}: eos_token_id has {named}, .* no token id"):
-        read(repository, tokenizer_dir="tokenizer")
-
-
-def test_the_tokenizer_names_the_end_id_where_no_generation_config_does(repository: Path) -> None:
-    directory = repository / "tokenizer"
-    directory.mkdir()
-    added = [{"id": 1, "content": "<s>"}, {"id": 9, "content": "</s>"}]
-    (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    for token in ("</s>", {"content": "</s>"}):
-        (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
-        assert read(repository, tokenizer_dir="tokenizer").end_ids == (9,)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
-    assert read(repository, tokenizer_dir="tokenizer").end_ids == ()
+def test_a_prompt_that_may_not_be_cut_must_fit_in_one_step(repository: Path) -> None:
+    """As TensorRT-LLM's: TensorRT-LLM issues 2717 and 2702."""
+    path = repository / "tensorrt_llm/1/engine/config.json"
+    engine = json.loads(path.read_text())
+    engine["build_config"]["max_num_tokens"] = 48
+    path.write_text(json.dumps(engine))
+    assert read(repository).max_input_len == 64
+    assert read(repository, enable_chunked_context="false").max_input_len == 48
 
 
 @pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "u8"])

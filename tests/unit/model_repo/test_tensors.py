@@ -13,6 +13,7 @@ from model_repo.tensorrt_llm.request import Guide, RequestError
 from model_repo.tensorrt_llm.settings import EngineSettings
 from model_repo.tensorrt_llm.tensors import (
     Inputs,
+    check_outputs,
     check_policy,
     is_stop,
     read_answer,
@@ -29,7 +30,6 @@ SETTINGS = EngineSettings(
     max_seq_len=96,
     num_kv_blocks=6,
     max_num_batched_tokens=64,
-    end_ids=(2, 7),
 )
 
 
@@ -40,7 +40,7 @@ def ints(*values: int) -> np.ndarray:
 def inputs(**more: np.ndarray) -> Inputs:
     return Inputs(
         {
-            "input_ids": ints(5, 6, 8, 9),
+            "input_ids": ints(5, 6, 8),
             "input_lengths": ints(3),
             "request_output_len": np.array([4], np.int32),  # a scalar has only the batch dimension
             **more,
@@ -48,7 +48,7 @@ def inputs(**more: np.ndarray) -> Inputs:
     )
 
 
-def test_the_prompt_is_cut_at_its_length() -> None:
+def test_the_prompt_is_all_of_its_ids() -> None:
     request = read_request(inputs(), "client", SETTINGS)
     assert request.prompt.tolist() == [5, 6, 8]
     assert request.prompt.dtype == np.int64
@@ -56,27 +56,25 @@ def test_the_prompt_is_cut_at_its_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "ends", "stop_words"),
+    ("tensors", "end_id", "stop_words"),
     [
-        ({}, {2, 7}, ()),
-        ({"end_id": ints(2)}, {2}, ()),
-        ({"end_id": ints(2), "stop_words_list": np.array([[[7], [1]]])}, {2, 7}, ()),
-        ({"end_id": ints(50)}, {50}, ()),
-        ({"end_id": ints(-1)}, set(), ()),
+        # llmRequest.h: no end id is -1, which no token is.
+        ({}, None, ()),
+        ({"end_id": ints(-1)}, None, ()),
+        ({"end_id": ints(2)}, 2, ()),
+        ({"end_id": ints(2), "stop_words_list": np.array([[[7], [1]]])}, 2, ((7,),)),
         (
             {"end_id": ints(-1), "stop_words_list": np.array([[[7, 5, 6], [1, 3, -1]]])},
-            {7},
-            ((5, 6),),
+            None,
+            ((7,), (5, 6)),
         ),
-        ({"stop_words_list": np.array([[[7, 5], [2, -1]]])}, {2, 7}, ((7, 5),)),
-        ({"end_id": ints(50), "stop_words_list": np.array([[[50], [1]]])}, {50}, ()),
     ],
 )
 def test_what_ends_a_text(
-    tensors: dict[str, np.ndarray], ends: set[int], stop_words: tuple[tuple[int, ...], ...]
+    tensors: dict[str, np.ndarray], end_id: int | None, stop_words: tuple[tuple[int, ...], ...]
 ) -> None:
     request = read_request(inputs(**tensors), "", SETTINGS)
-    assert request.end_ids == ends
+    assert request.end_id == end_id
     assert request.stop_words == stop_words
 
 
@@ -96,7 +94,14 @@ def test_word_lists_read_back_as_they_were_written(
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((1, 3, 2)), np.array([[[5, 6], [2, 1]]]), np.array([[[5, 6], [3, -1]]])]
+    "array",
+    [
+        np.zeros((1, 3, 2)),
+        np.array([[[5, 6], [2, 1]]]),
+        np.array([[[5, 6], [3, -1]]]),
+        # utils.cc, convertWordList: "Sparse list must not have additional -1s".
+        np.array([[[5, 6], [-1, 2]]]),
+    ],
 )
 def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
     with pytest.raises(RequestError, match="stop_words_list"):
@@ -123,6 +128,7 @@ def test_a_damaged_word_list_is_refused(array: np.ndarray) -> None:
         ("guided_decoding_guide_type", np.array([[b"json"]], object), "is not set up in this rep"),
         ("draft_input_ids", ints(5), "no draft tokens: .* takes none from a client"),
         ("draft_acceptance_threshold", np.array([0.5], np.float32), "no draft tokens"),
+        ("early_stopping", np.array([True]), "reads four bytes of this input, which has one"),
         ("runtime_top_p_decay", np.array([0.5], np.float32), "no decaying top_p"),
         ("lookahead_window_size", ints(4), "no lookahead decoding: .* not change the text"),
         ("lookahead_ngram_size", ints(4), "no lookahead decoding"),
@@ -163,7 +169,9 @@ def test_the_empty_form_of_what_it_cannot_do_is_accepted(name: str, array: np.nd
 @pytest.mark.parametrize(
     ("tensors", "reason"),
     [
-        ({"input_lengths": ints(5)}, "input_lengths is 5, but input_ids has 4"),
+        # utils.cc: of a single prompt every id is taken, whatever its length is said to be.
+        ({"input_lengths": ints(2)}, "input_lengths is 2, but input_ids has 3 tokens, all of wh"),
+        ({"input_lengths": ints(5)}, "input_lengths is 5, but input_ids has 3"),
         ({"input_lengths": ints(-1)}, "input_lengths is -1"),
         ({"end_id": ints(100)}, "end_id is 100; this model's ids are 0 to 99"),
         ({"temperature": np.array([0.5, 0.5], np.float32)}, "temperature must hold one value"),
@@ -191,7 +199,7 @@ def test_a_batch_is_one_request_per_row() -> None:
     assert (first.max_new_tokens, second.max_new_tokens) == (4, 6)
     assert (first.sampling.seed, second.sampling.seed) == (1, 2)
     assert (first.sampling.greedy, second.sampling.greedy) == (False, True)
-    assert (first.end_ids, second.end_ids) == ({50}, set())
+    assert (first.end_id, second.end_id) == (50, None)
     assert (first.stop_words, second.stop_words) == (((20,),), ((21,),))
 
 
@@ -200,6 +208,13 @@ def test_a_batch_is_one_request_per_row() -> None:
     [
         ({"input_ids": np.ones(3, np.int32)}, r"prompts \[batch, n\], got the shape \[3\]"),
         ({"input_ids": np.ones((2, 3), np.int32)}, "the input input_lengths is missing"),
+        (
+            {
+                "input_ids": np.ones((2, 3), np.int32),
+                "input_lengths": np.array([3, 4], np.int32),
+            },
+            "input_lengths is 4, but input_ids has 3 tokens",
+        ),
         (
             {
                 "input_ids": np.ones((2, 3), np.int32),
@@ -232,18 +247,17 @@ def test_a_model_that_answers_once_says_what_it_cannot_do(
         check_policy(inputs(**tensors), rows, once)
 
 
-@pytest.mark.parametrize(
-    ("tensors", "held_back"),
-    [
-        ({}, {2, 7}),
-        ({"end_id": ints(2), "stop_words_list": np.array([[[7], [1]]])}, {2}),
-        ({"end_id": ints(-1), "stop_words_list": np.array([[[7], [1]]])}, set()),
-    ],
-)
-def test_min_tokens_holds_back_the_end_id_and_not_stop_words(
-    tensors: dict[str, np.ndarray], held_back: set[int]
-) -> None:
-    assert read_request(inputs(**tensors), "", SETTINGS).held_back == held_back
+@pytest.mark.parametrize("name", ["output_ids", "sequence_length"])
+def test_a_request_without_tokens_and_their_number_fails_as_upstream(name: str) -> None:
+    """model_instance_state.cc, fillTritonResponse; the text is upstream's."""
+    check_outputs(ALL)
+    with pytest.raises(RequestError) as caught:
+        check_outputs(ALL - {name})
+    assert str(caught.value) == (
+        f"Error encountered while populating response: {name} tensor must be present in list of "
+        "output tensors"
+    )
+    assert caught.value.code == "INTERNAL"
 
 
 def test_a_missing_input_is_named() -> None:
@@ -308,12 +322,18 @@ def test_log_probs_come_when_asked_for_and_add_up() -> None:
     first = stream.outputs([11, 12], [-0.5, -1.0])
     assert first["output_log_probs"].tolist() == [[[-0.5, -1.0]]]
     assert first["cum_log_probs"].tolist() == [[-1.5]]
-    assert stream.outputs([13], [-0.25])["cum_log_probs"].tolist() == [[-1.75]]
+    # LlmRequest::createResult puts getLogProbs(), all of them so far, into every response.
+    second = stream.outputs([13], [-0.25])
+    assert second["output_log_probs"].tolist() == [[[-0.5, -1.0, -0.25]]]
+    assert second["cum_log_probs"].tolist() == [[-1.75]]
+    last = stream.outputs([], [])
+    assert last["output_log_probs"].tolist() == [[[-0.5, -1.0, -0.25]]]
 
 
 def test_only_wanted_outputs_are_made() -> None:
-    asked = answer(frozenset({"output_ids"}), return_log_probs=np.array([True]))
-    assert set(asked.outputs([11], [-1.0])) == {"output_ids"}
+    both = frozenset({"output_ids", "sequence_length"})
+    asked = answer(both, return_log_probs=np.array([True]))
+    assert set(asked.outputs([11], [-1.0])) == both
 
 
 def test_counts() -> None:
@@ -321,7 +341,10 @@ def test_counts() -> None:
     counted = answer(return_num_input_tokens=yes, return_num_output_tokens=yes)
     outputs = counted.outputs([11, 12], [])
     assert outputs["num_input_tokens"].item() == 3
-    assert outputs["num_output_tokens"].item() == 2
+    # fillTritonResponse adds up the sizes of what it sends, the prompt's included.
+    assert outputs["num_output_tokens"].item() == 3 + 2
+    alone = answer(return_num_output_tokens=yes, exclude_input_in_output=yes).outputs([11, 12], [])
+    assert alone["num_output_tokens"].item() == 2
     assert not PERF_METRICS & set(outputs)
 
 
@@ -369,11 +392,15 @@ def guide_inputs(**more: np.ndarray) -> Inputs:
 
 def test_a_guide_ends_with_the_models_end_ids_whatever_ends_the_text() -> None:
     """-1 is for no end id: a complete text has one all the same, since nothing else may follow."""
-    for end_id, ends in ((None, {1, 2}), (-1, {1, 2}), (50, {50, 1, 2})):
+    both = ((1,), (2,))
+    cases = ((None, None, both), (-1, None, both), (50, 50, both), (2, 2, ((1,),)))
+    for end_id, own, words in cases:
         given = {} if end_id is None else {"end_id": ints(end_id)}
         request = read_request(guide_inputs(**given), "", GUIDED)
         assert request.guide == Guide("regex", "a+", frozenset((1, 2)))
-        assert request.end_ids == ends
+        assert request.end_id == own
+        # Any but the request's own stays in the output, as with the C++ backend.
+        assert request.stop_words == words
 
 
 def test_min_tokens_and_a_guide_exclude_each_other() -> None:

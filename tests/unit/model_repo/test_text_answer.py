@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model_repo.tensorrt_llm_bls.text_answer import TextAnswer
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
@@ -96,7 +98,8 @@ def test_details_of_held_back_text_are_not_lost() -> None:
 
     def details(value: float) -> dict[str, np.ndarray]:
         return {
-            "output_log_probs": np.array([[[value]]], np.float32),
+            # As the engine sends them: those of all tokens so far.
+            "output_log_probs": np.arange(-1, value - 1, -1, np.float32).reshape(1, 1, -1),
             "cum_log_probs": np.array([[value * 10]], np.float32),
             "sequence_length": np.array([[1]], np.int32),
         }
@@ -110,8 +113,52 @@ def test_details_of_held_back_text_are_not_lost() -> None:
     made.take(engine(parts[2:], **details(-3)))
     # What describes the whole answer is in the last response too, and nothing is in two.
     last = made.finish()
-    assert set(last) == {"text_output", "cum_log_probs"}
+    assert set(last) == {"text_output", "cum_log_probs", "output_log_probs"}
     assert last["cum_log_probs"].tolist() == [[-30]]
+    assert last["output_log_probs"].shape == (1, 1, 0)
+
+
+def scored(tokens: list[int], so_far: list[float]) -> dict[str, np.ndarray]:
+    """A response of the C++ backend (LlmRequest::createResult)."""
+    return engine(
+        tokens,
+        output_log_probs=np.array([[so_far]], np.float32),
+        cum_log_probs=np.array([[sum(so_far)]], np.float32),
+    )
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_an_end_id_that_the_engine_left_in_is_no_part_of_the_answer(streaming: bool) -> None:
+    """As if the engine had known it as its end id, which it neither sends nor scores."""
+    one, two, end = *ids("ab"), *ids("!")
+    made = answer(streaming=streaming, max_tokens=3, count_tokens=True, end_ids=(end,))
+    sent = [made.take(scored([one], [-0.5])), made.take(scored([two, end], [-0.5, -1.0, -4.0]))]
+    assert made.complete
+    assert not made.stopped
+    sent.append(made.finish())
+    responses = [outputs for outputs in sent if outputs is not None]
+    assert "".join(text_of(outputs) for outputs in responses) == "ab"
+    scores = [outputs["output_log_probs"].reshape(-1).tolist() for outputs in responses]
+    assert list(chain.from_iterable(scores)) == [-0.5, -1.0]
+    assert responses[-1]["cum_log_probs"].tolist() == [[-1.5]]
+    assert sum(outputs["num_output_tokens"].item() for outputs in responses) == 2
+
+
+def test_an_answer_that_is_nothing_but_an_end_id_is_empty() -> None:
+    (end,) = ids("!")
+    made = answer(max_tokens=1, count_tokens=True, end_ids=(end,))
+    assert made.take(scored([end], [-4.0])) is None
+    last = made.finish()
+    assert text_of(last) == ""
+    assert last["num_output_tokens"].item() == 0
+    assert last["output_log_probs"].shape == (1, 1, 0)
+    assert last["cum_log_probs"].item() == 0
+
+
+def test_a_token_that_ends_other_requests_is_text_in_one_that_names_its_own_end() -> None:
+    made = answer()
+    assert text(made.take(engine(ids("a!")))) == "a!"
+    assert not made.complete
 
 
 def test_answers_count_the_tokens_they_are_made_of() -> None:
@@ -152,8 +199,11 @@ def test_accumulation_leaves_an_answer_in_one_response_alone() -> None:
 def test_counts_and_log_probabilities_do_not_accumulate() -> None:
     """In upstream's decode.py only the tokens to decode are joined."""
     made = answer(accumulate=True, count_tokens=True)
-    one = np.array([[[-1.0]]], np.float32)
-    sent = [made.take(engine(ids(letter), output_log_probs=one)) for letter in "ab"]
+    scores = [np.full((1, 1, count), -1, np.float32) for count in (1, 2)]
+    sent = [
+        made.take(engine(ids(letter), output_log_probs=so_far))
+        for letter, so_far in zip("ab", scores, strict=True)
+    ]
     assert [outputs["num_output_tokens"].tolist() for outputs in sent if outputs] == [[[1]], [[1]]]
     assert [outputs["output_log_probs"].tolist() for outputs in sent if outputs] == [[[[-1]]]] * 2
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, processors
 from model_repo.postprocessing.model import TritonPythonModel as Postprocessing
 from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
 from model_repo.preprocessing.prompt import pad, word_list
+from model_repo.preprocessing.request_parameters import unknown_parameters
 from pipeline.triton.contract import MODELS
 from tests.unit.model_repo.fake_triton import Request, model_args
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
@@ -31,6 +32,15 @@ def repository(tmp_path: Path) -> Path:
         json.dumps({"eos_token": {"content": "</s>"}, "pad_token": "<unk>"})
     )
     return tmp_path
+
+
+def write_engine(repository: Path, vocab_size: int | None = None, **build: int) -> None:
+    """The config.json of an engine, as trtllm-build writes it."""
+    engine = repository / "tensorrt_llm" / "1" / "engine"
+    engine.mkdir(parents=True, exist_ok=True)
+    model = {} if vocab_size is None else {"vocab_size": vocab_size}
+    config = {"pretrained_config": model, "build_config": build}
+    (engine / "config.json").write_text(json.dumps(config))
 
 
 def opened(repository: Path, **parameters: str) -> Preprocessing:
@@ -113,6 +123,16 @@ def test_an_input_of_the_old_contract_is_named_with_its_new_name(
     assert {"seed", "min_tokens", "return_perf_metrics"} <= inputs_of_today
 
 
+def test_a_former_name_beside_the_new_one_is_taken() -> None:
+    """Upstream reads the new one; a parameter that no model reads is nothing to it."""
+    both = {"random_seed": 7, "min_length": 4}
+    for names in (("seed", "min_tokens"), ("SEED", "MIN_TOKENS")):
+        asked = Request(dict.fromkeys(names, np.array([[7]])), [], parameters=both)
+        assert unknown_parameters(asked) is None
+    alone = Request({"top_k": np.array([[7]])}, [], parameters={"random_seed": 7})
+    assert unknown_parameters(alone) == "invalid parameter random_seed: this input is called seed"
+
+
 def test_a_parameter_that_nothing_reads_is_refused(repository: Path) -> None:
     model = opened(repository)
     (response,) = model.execute([Request(inputs(), OUTPUTS, parameters={"id": "a", "top_q": 1})])
@@ -182,6 +202,26 @@ def test_every_end_id_is_honoured_unless_the_client_brings_its_own(repository: P
 def test_the_tokenizer_names_the_end_id_where_no_generation_config_does(repository: Path) -> None:
     (repository / "tokenizer" / "generation_config.json").unlink()
     assert run(opened(repository), inputs())["OUT_END_ID"].tolist() == [[2]]
+    path = repository / "tokenizer" / "tokenizer_config.json"
+    for token in ("<s>", {"content": "<s>"}):
+        path.write_text(json.dumps({"eos_token": token}))
+        assert run(opened(repository), inputs())["OUT_END_ID"].tolist() == [[1]]
+    path.write_text(json.dumps({"eos_token": "<end>"}))
+    assert run(opened(repository), inputs())["OUT_END_ID"].tolist() == [[-1]]
+
+
+@pytest.mark.parametrize(
+    ("eos", "named"),
+    [([2, None], "null"), ("2", '"2"'), (True, "true"), ([2, 4096], "4096"), (-1, "-1")],
+)
+def test_an_end_id_that_is_none_stops_the_model_and_not_each_request(
+    repository: Path, eos: object, named: str
+) -> None:
+    write_engine(repository, vocab_size=4096)
+    path = repository / "tokenizer" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(ValueError, match=rf"{path}: eos_token_id has {named}, .* no token id"):
+        opened(repository)
 
 
 def test_stop_words_are_tokenized_alone(repository: Path) -> None:
@@ -276,6 +316,139 @@ def test_embedding_bias_names_tokens(repository: Path) -> None:
     assert got["EMBEDDING_BIAS"][0, tokens[0]] == 2.5
 
 
+def test_a_bias_has_the_engines_vocabulary(repository: Path) -> None:
+    """As for Qwen2.5, whose tokenizer has 151665 tokens and whose model has 152064.
+
+    createNewDecoderRequests.cpp demands ``embeddingBias.shape[1] == modelConfig.getVocabSize()``,
+    the ``vocab_size`` of the engine's ``pretrained_config``.
+    """
+    padded = TOKENIZER.get_vocab_size() + 399
+    write_engine(repository, vocab_size=padded)
+    asked = inputs(
+        EMBEDDING_BIAS_WORDS=words(b"cat"), EMBEDDING_BIAS_WEIGHTS=np.array([[2.5]], np.float32)
+    )
+    got = run(opened(repository), asked)["EMBEDDING_BIAS"]
+    tokens = TOKENIZER.encode("cat", add_special_tokens=False).ids
+    assert got.shape == (1, padded)
+    assert np.flatnonzero(got).tolist() == sorted(set(tokens))
+
+
+@pytest.mark.parametrize("name", ["text_input", "embedding_bias_words", "bad_words"])
+def test_a_token_that_the_engine_lacks_is_refused(repository: Path, name: str) -> None:
+    """Some fine-tunes add tokens to the tokenizer and leave the model as it is."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
+    known = TOKENIZER.get_vocab_size()
+    write_engine(repository, vocab_size=known)
+    asked = {
+        "text_input": inputs(b"Once <|new|>"),
+        "bad_words": inputs(BAD_WORDS_DICT=words(b"<|new|>")),
+        "embedding_bias_words": inputs(
+            EMBEDDING_BIAS_WORDS=words(b"<|new|>"), EMBEDDING_BIAS_WEIGHTS=np.ones((1, 1))
+        ),
+    }[name]
+    (response,) = opened(repository).execute([Request(asked, OUTPUTS)])
+    assert response.error().message() == (
+        f"{name} has the token '<|new|>', which only the tokenizer knows: its id is {known}, and "
+        f"the engine's are 0 to {known - 1}"
+    )
+
+
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_no_tokens_at_all_is_refused_by_name(repository: Path, tokens: int) -> None:
+    """TensorRT-LLM says "Assertion failed: mMaxNewTokens > 0" (requestImpl.h)."""
+    asked = inputs(REQUEST_OUTPUT_LEN=np.array([[tokens]], np.int32))
+    (response,) = opened(repository).execute([Request(asked, OUTPUTS)])
+    assert response.error().message() == f"max_tokens must be at least 1, got {tokens}"
+
+
+@pytest.mark.parametrize(("draft", "longest"), [(0, 40), (7, 33)])
+def test_more_tokens_than_the_engine_has_room_for_are_refused(
+    repository: Path, draft: int, longest: int
+) -> None:
+    """llmRequest.cpp, validate: the longest sequence less what each step drafts."""
+    write_engine(repository, max_seq_len=40, max_input_len=40, max_draft_len=draft)
+    model, text = opened(repository), b"Once upon a time"
+    prompt = len(TOKENIZER.encode(text.decode()).ids)
+
+    def answer(tokens: int) -> str:
+        asked = inputs(text, REQUEST_OUTPUT_LEN=np.array([[tokens]], np.int32))
+        (response,) = model.execute([Request(asked, OUTPUTS)])
+        return response.error().message() if response.has_error() else "fine"
+
+    assert answer(longest - prompt) == "fine"
+    assert answer(longest - prompt + 1) == (
+        f"the prompt's {prompt} tokens plus max_tokens {longest - prompt + 1} is {longest + 1}; "
+        f"the engine was compiled for at most {longest} (max_seq_len)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        # cpp/tensorrt_llm/executor/samplingConfig.cpp; NaN fails its comparisons, too.
+        ("temperature", -0.5, "temperature must be at least 0, got -0.5"),
+        ("temperature", np.nan, "temperature must be at least 0, got nan"),
+        ("top_k", -1, "top_k must be at least 0, got -1"),
+        ("top_p", 1.5, "top_p must be between 0 and 1, got 1.5"),
+        ("repetition_penalty", 0.0, "repetition_penalty must be above 0; 1 leaves the tokens"),
+        ("repetition_penalty", -1.0, "repetition_penalty must be at least 0, got -1"),
+        ("min_tokens", -2, "min_tokens must be at least 0, got -2"),
+        ("min_tokens", 5, "min_tokens 5 is above max_tokens 4"),
+        ("length_penalty", -1.0, "length_penalty must be at least 0, got -1"),
+        ("presence_penalty", np.inf, "presence_penalty must be a finite number, got inf"),
+        ("frequency_penalty", np.nan, "frequency_penalty must be a finite number, got nan"),
+        # trtGptModelInflightBatching.cpp, changeBeamWidth: inside a step, at everyone's cost.
+        ("beam_width", 3, "beam_width must be from 1 to the engine's max_beam_width 2, got 3"),
+        ("beam_width", 0, "beam_width must be from 1 to"),
+        # executorImpl.cpp; the backend for Triton never sets it.
+        ("return_generation_logits", True, "gather_generation_logits on, so that every request"),
+    ],
+)
+def test_what_no_engine_should_be_asked_for_is_refused(
+    repository: Path, name: str, value: Any, reason: str
+) -> None:
+    write_engine(repository, max_beam_width=2)
+    model, good = opened(repository), {"REQUEST_OUTPUT_LEN": np.array([[4], [4]], np.int32)}
+    fine = {"min_tokens": 4, "return_generation_logits": False}.get(name, 1)
+    batch = {"QUERY": np.array([[b"One"], [b"Two"]], object), **good}
+    for values, refused in (([fine, fine], False), ([fine, value], True)):
+        asked = {**batch, name.upper(): np.array([[one] for one in values])}
+        (response,) = model.execute([Request(asked, OUTPUTS)])
+        assert response.has_error() is refused
+    assert reason in response.error().message()
+
+
+def test_what_tensorrt_llm_takes_for_not_given_is_taken(repository: Path) -> None:
+    """utils.cc, getSamplingConfigFromTensors, drops a top_p of 0; zeros elsewhere are allowed."""
+    zeros = ("temperature", "top_k", "top_p", "min_tokens", "length_penalty", "presence_penalty")
+    run(opened(repository), inputs(**{name.upper(): np.array([[0]]) for name in zeros}))
+
+
+def test_a_cold_top_p_is_refused_where_it_would_not_be_greedy(repository: Path) -> None:
+    """runtime/samplingConfig.h, validate: ``temperature = 1; if (topK) topK = 1; topP = 1``."""
+    model = opened(repository)
+    cold = inputs(TEMPERATURE=np.array([[0.0]]), TOP_P=np.array([[0.9]]))
+    (response,) = model.execute([Request(cold, OUTPUTS)])
+    assert response.error().message() == (
+        "temperature 0 with top_p and no top_k must be sent with top_k 1: TensorRT-LLM makes of it "
+        "temperature 1 and top_p 1, which is any token"
+    )
+    run(model, {**cold, "TOP_K": np.array([[1]])})
+    run(model, {**cold, "TEMPERATURE": np.array([[0.5]])})
+
+
+def test_each_prompt_of_a_batch_needs_room(repository: Path) -> None:
+    write_engine(repository, max_seq_len=20)
+    batch = {
+        "QUERY": np.array([[b"Once"], [b"Once upon a time"]], object),
+        "REQUEST_OUTPUT_LEN": np.array([[4], [19]], np.int32),
+    }
+    (response,) = opened(repository).execute([Request(batch, OUTPUTS)])
+    assert "plus max_tokens 19 is" in response.error().message()
+
+
 def test_word_lists_are_padded_as_upstream_pads_them() -> None:
     assert word_list([[[5, 6], [7]], [[8]]]).tolist() == [
         [[5, 6, 7], [2, 3, -1]],
@@ -323,6 +496,21 @@ def postprocessed(repository: Path, *pieces: list[int]) -> list[str]:
         assert output.as_numpy().shape == (1,)
         texts.append(output.as_numpy()[0].decode("utf-8"))
     return texts
+
+
+def test_a_further_end_id_at_the_end_has_no_text(repository: Path) -> None:
+    """The engine leaves it in its output, knowing it as a stop word (stopCriteriaKernels.cu)."""
+    cat, there = (TOKENIZER.token_to_id(piece) for piece in ("▁cat", "▁there"))
+    path = repository / "tokenizer" / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [2, cat]}))
+    assert postprocessed(repository, [there, cat], [cat], [cat, there]) == [
+        " there",
+        "",
+        " cat there",
+    ]
+    # The first one is upstream's own end id, which never comes.
+    path.write_text(json.dumps({"eos_token_id": [cat, 2]}))
+    assert postprocessed(repository, [there, cat]) == [" there cat"]
 
 
 def test_texts_of_a_batch_and_its_beams_are_flat(repository: Path) -> None:

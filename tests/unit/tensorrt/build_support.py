@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe.schema import Recipe
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
+from pipeline.targets.tensorrt.build.script import build_script
 from tests.doubles.trtllm_build import checkpoint as upstream
 
 ALGOS = {
@@ -75,6 +81,7 @@ def checkpoint_config(
         "max_position_embeddings": 4096,
         "hidden_act": "silu",
         "norm_epsilon": 1e-5,
+        "position_embedding_type": "rope_gpt_neox",
         "rotary_base": 10000.0,
         "use_parallel_embedding": True,
         "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
@@ -106,3 +113,37 @@ def write_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     }
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def publish_checkpoint(root: Path, config: dict[str, Any]) -> Artifact:
+    """A checkpoint of headers in a store, as the quantize stage leaves one."""
+    store = Store(root)
+    with store.workspace("quantize", "key") as workspace:
+        workspace.rmdir()
+        write_headers(workspace, config)
+        return store.publish(
+            *(workspace,), stage="quantize", key="key", material={}, inputs={}, facts={}, seconds=0
+        )
+
+
+def carry(
+    checkpoint: Artifact, recipe: Recipe, folder: Path, engine: str = "engine", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the recipe's build script on a copy of the checkpoint, in a folder of its own.
+
+    The machine is the one of :func:`tests.doubles.trtllm_build.machine.pretend`.
+    """
+    folder.mkdir(exist_ok=True)
+    script, copy = folder / "build engine.sh", folder / "the checkpoint"
+    script.write_text(build_script(checkpoint, recipe), encoding="utf-8")
+    if not copy.exists():
+        shutil.copytree(checkpoint.path, copy)
+    return subprocess.run(
+        ["/bin/bash", script.name, copy.name, engine],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

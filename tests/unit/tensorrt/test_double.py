@@ -15,6 +15,9 @@ import pytest
 
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.checkpoint.expected import expected_tensors
+from pipeline.errors import CheckpointError, UnsupportedError
+from pipeline.preflight import model_checks
+from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.build.engine import compare
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
@@ -38,7 +41,9 @@ def silent(_level: str, _text: str) -> None:
 def upstream(requested: BuildConfig, config: dict[str, Any], sm: int) -> dict[str, Any]:
     """The ``build_config`` that the double makes of the flags."""
     flags = arguments.parser().parse_args(["--checkpoint_dir", "x", *requested.flags()])
-    built = build_config(flags, arguments.plugin_config(flags, config["dtype"]))
+    plugins = arguments.plugin_config(flags, config["dtype"])
+    overrides.validate_plugins(plugins, sm)
+    built = build_config(flags, plugins)
     overrides.apply(built, config, sm, silent)
     return built
 
@@ -278,6 +283,191 @@ def test_the_loader_is_as_strict_and_as_lax_as_upstreams(tmp_path: Path) -> None
     checkpoint.load(directory, config, 0, lambda level, text: lines.append(f"{level} {text}"))
     assert lines[0].startswith("W Provided but not required tensors: ")
     assert "prequant_scaling_factor" in lines[0]
+
+
+def loaded(
+    directory: Path, settings: dict[str, Any], without: str = "", **shapes: tuple[int, ...]
+) -> list[str]:
+    """What the double's loader says of rank 0.
+
+    Args:
+        directory: A new directory.
+        settings: ``config.json``.
+        without: A tensor that the rank file lacks.
+        shapes: Shapes of layer 0's tensors by the end of their names, dots as underscores.
+    """
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(settings))
+    config = checkpoint.read_config(directory, silent)
+    tensors = checkpoint.parameters(config, 0)
+    for end, shape in shapes.items():
+        tensors[f"transformer.layers.0.{end.replace('__', '.')}"] = shape
+    tensors.pop(without, None)
+    write_header(directory / "rank0.safetensors", tensors)
+    lines: list[str] = []
+    checkpoint.load(directory, config, 0, lambda level, text: lines.append(f"{level} {text}"))
+    return lines
+
+
+def with_quantization(name: str, **changes: Any) -> dict[str, Any]:
+    settings = checkpoint_config(name)
+    settings["quantization"] |= changes
+    return settings
+
+
+def test_what_upstream_refuses_of_a_checkpoint_the_double_and_the_validator_refuse(
+    tmp_path: Path,
+) -> None:
+    """Texts of quantization/functional.py, models/modeling_utils.py and functional.py."""
+    w4a8 = with_quantization("w4a8_awq", group_size=64)
+    with pytest.raises(NotImplementedError, match="W4A8_AWQ with group_size = 64 is not impl"):
+        loaded(tmp_path / "groups", w4a8)
+    with pytest.raises(CheckpointError, match="group_size is 64, not 128"):
+        CheckpointConfig.from_dict(w4a8, "config.json")
+
+    zero = with_quantization("int4_awq", has_zero_point=True)
+    lacking = "transformer.layers.3.mlp.proj.zero"
+    with pytest.raises(RuntimeError, match=rf"Required but not provided tensors:.*{lacking}"):
+        loaded(tmp_path / "zero", zero, lacking)
+    with pytest.raises(CheckpointError, match="has_zero_point is not false"):
+        CheckpointConfig.from_dict(zero, "config.json")
+
+    head = with_quantization("fp8", exclude_modules=[])
+    lacking = "lm_head.weights_scaling_factor"
+    with pytest.raises(RuntimeError, match=rf"Required but not provided tensors:.*{lacking}"):
+        loaded(tmp_path / "head", head, lacking)
+    with pytest.raises(UnsupportedError, match="lm_head is quantized"):
+        CheckpointConfig.from_dict(head, "config.json")
+
+    rope = checkpoint_config("float16", rotary_scaling={"factor": 2.0})
+    with pytest.raises(ValueError, match="Unsupported rotary scaling type: None"):
+        loaded(tmp_path / "rope", rope)
+    with pytest.raises(CheckpointError, match="rope_type is None, not one of"):
+        CheckpointConfig.from_dict(rope, "config.json")
+
+    keys = {"attention__k_cache_scaling_factor": (1,)}
+    both = {**keys, "attention__v_cache_scaling_factor": (1,)}
+    cached = checkpoint_config("fp8", kv_cache="fp8")
+    with pytest.raises(AssertionError, match=r"attention\.v_cache_scaling_factor not found"):
+        loaded(tmp_path / "keys", cached, **keys)
+    assert loaded(tmp_path / "both", cached, **both) == []
+
+
+def test_what_upstream_loads_the_double_loads(tmp_path: Path) -> None:
+    scalar = {"mlp__fc__activation_scaling_factor": ()}
+    assert loaded(tmp_path / "scalar", checkpoint_config("fp8"), **scalar) == []
+    # The scales of column-parallel layers are merged into others, and named for that.
+    (line,) = loaded(tmp_path / "w4a8", checkpoint_config("w4a8_awq"))
+    assert line.startswith("W Provided but not required tensors: ")
+    assert line.count(".activation_scaling_factor'") == line.count("'") // 2 == 3 * 4
+    assert "mlp.proj" not in line
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        {"gemm_swiglu_plugin": "fp8"},
+        {"low_latency_gemm_swiglu_plugin": "fp8"},
+        {"low_latency_gemm_plugin": "fp8"},
+    ],
+)
+def test_plugins_that_upstream_refuses_the_preflight_refuses(
+    plugins: dict[str, Any], tmp_path: Path
+) -> None:
+    """Texts of plugin.py (``validate``) and builder.py (``optimize_model_with_config``)."""
+    config, facts = load_config(tmp_path, quantization="fp8")
+    (name,) = plugins
+
+    def asked(**changes: Any) -> BuildConfig:
+        return BuildConfig.from_recipe(recipe("fp8", plugins={**plugins, **changes}))
+
+    assert errors(asked(), facts, 90) == []
+    upstream(asked(), config, 90)
+    assert f"{name} is not available" in errors(asked(), facts, 100)
+    with pytest.raises(NotImplementedError, match=f"{name}=fp8 is not supported on SM 100"):
+        upstream(asked(), config, 100)
+    unfused = asked(use_fused_mlp=False)
+    if "swiglu" in name:
+        assert f"{name} does not go with use_fused_mlp false" in errors(unfused, facts, 90)
+        with pytest.raises(RuntimeError, match="GemmSwiGLU plugin requires --use_fused_mlp flag"):
+            upstream(unfused, config, 90)
+    else:
+        assert errors(unfused, facts, 90) == []
+        upstream(unfused, config, 90)
+
+
+def errors(requested: BuildConfig, facts: CheckpointFacts, sm: int) -> list[str]:
+    """What the pre-flight refuses on a GPU of that compute capability."""
+    found = effective(requested, facts, sm).findings
+    return [finding.what for finding in found if finding.severity == "error"]
+
+
+def test_what_is_written_of_a_llama_and_a_qwen(tmp_path: Path) -> None:
+    """Keys and values of upstream's ``to_dict`` methods for two ranks, by hand."""
+    rank = {"moe_tp_size": 2, "attn_tp_size": 2, "moe_ep_size": 1, "moe_cluster_size": 1}
+    rank |= {"attn_cp_size": 1, "cp_config": {}}
+    rank |= {"enable_attention_dp": False, "enable_lm_head_tp_in_adp": False}
+    llama, _ = load_config(tmp_path / "llama", quantization="float16", tp=2)
+    assert rank.items() <= llama["mapping"].items()
+    assert llama["rotary_embedding_dim"] == 64
+    assert llama["quantization"]["mamba_ssm_cache_dtype"] is None
+    own = {"fc_after_embed": False, "layer_idx_offset": 0, "has_partial_lora_mask": False}
+    own |= {"use_input_layernorm_in_first_layer": True, "use_last_layernorm": True}
+    assert own.items() <= llama.items()
+    qwen = {"architecture": "Qwen2ForCausalLM", "qwen_type": "qwen2", "seq_length": 8192}
+    settings = checkpoint_config("float16", **qwen, attn_bias=True)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = checkpoint.read_config(tmp_path, silent)
+    assert {"mlp_only_layers": [], "decoder_sparse_step": 1}.items() <= config.items()
+    assert not own.keys() & config.keys()
+
+
+def test_every_build_switches_the_paged_state_off(tmp_path: Path) -> None:
+    config, _ = load_config(tmp_path, quantization="float16")
+    flags = arguments.parser().parse_args(["--checkpoint_dir", "x"])
+    built = build_config(flags, arguments.plugin_config(flags, config["dtype"]))
+    lines: list[str] = []
+    overrides.apply(built, config, 90, lambda level, text: lines.append(f"{level} {text}"))
+    assert lines[0] == "W Overriding paged_state to False"
+    assert built["plugin_config"]["paged_state"] is False
+
+
+SHAPES = tuple(itertools.product((8, 16, 24), (1, 2, 4, 8), (32, 64, 96), (1, 2, 4, 8), (64, 128)))
+
+
+@pytest.mark.parametrize("quantization", ["int4_awq", "w4a8_awq"])
+def test_shapes_are_refused_exactly_where_the_double_pads_them(
+    quantization: str, tmp_path: Path
+) -> None:
+    """A layer that upstream pads does not load; heads, KV heads, head size, ranks, group."""
+    verdicts = set()
+    for heads, kv_heads, head_size, tp, group in SHAPES:
+        if heads % tp or heads % kv_heads or (quantization == "w4a8_awq" and group == 64):
+            continue
+        sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        sizes |= {"hidden_size": 3072, "intermediate_size": 4096, "head_size": head_size}
+        settings = checkpoint_config(quantization, tp=tp, **sizes)
+        settings["quantization"]["group_size"] = group
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        padded = checkpoint.parameters(checkpoint.read_config(tmp_path, silent), 0)
+        config = CheckpointConfig.from_dict(settings, "config.json")
+        plain = {name: tensor.shape for name, tensor in expected_tensors(config, 0).items()}
+        asked = Recipe.model_validate(
+            {
+                "name": "t",
+                "model": {"source": "m"},
+                "quantize": {
+                    "format": quantization,
+                    "group_size": group,
+                    "calibration": {"text": "c.txt"},
+                },
+                "compile": {"tensor_parallel": tp},
+            }
+        )
+        refused = next(model_checks._quantization(asked, config.facts), None) is not None
+        assert refused == (padded != plain), (heads, kv_heads, head_size, tp, group)
+        verdicts.add((refused, kv_heads < tp))
+    assert len(verdicts) == 4
 
 
 @pytest.mark.parametrize(

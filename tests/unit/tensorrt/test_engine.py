@@ -93,17 +93,20 @@ def test_the_manifest_comes_back(tmp_path: Path) -> None:
         read_engine_manifest(tmp_path)
 
 
+class Counter(Silent):
+    """Counts progress and keeps notes."""
+
+    done = 0.0
+    notes: tuple[str, ...] = ()
+
+    def advance(self, amount: float = 1.0) -> None:
+        self.done += amount
+
+    def note(self, message: str) -> None:
+        self.notes += (message,)
+
+
 def test_progress_of_two_ranks_and_their_warnings() -> None:
-    class Counter(Silent):
-        done = 0.0
-        notes: tuple[str, ...] = ()
-
-        def advance(self, amount: float = 1.0) -> None:
-            self.done += amount
-
-        def note(self, message: str) -> None:
-            self.notes += (message,)
-
     counter = Counter()
     log = BuildLog(counter, counter, ranks=2)
     warning = "Paged Context FMHA is disabled because it doesn't work with int8 kv cache currently."
@@ -126,3 +129,48 @@ def test_progress_of_two_ranks_and_their_warnings() -> None:
     assert counter.done == pytest.approx(2.0)
     assert log.warnings == [warning]
     assert counter.notes == (f"trtllm-build: {warning}",)
+
+
+def logged(*lines: str) -> tuple[tuple[str, ...], list[str]]:
+    """The notes and the warnings of a build that says these lines."""
+    counter = Counter()
+    log = BuildLog(counter, counter, ranks=1)
+    for line in lines:
+        log(line)
+    return counter.notes, log.warnings
+
+
+def test_what_every_build_says_is_not_passed_on() -> None:
+    """The line is of a build of a user's, NVIDIA/TensorRT-LLM 1.0; paged_state is Mamba's."""
+    prefix = "[08/27/2025-08:22:19] [TRT-LLM] [W]"
+    assert logged(f"{prefix} Overriding paged_state to False") == ((), [])
+    telling = "Overriding reduce_fusion to False"
+    assert logged(f"{prefix} {telling}") == ((f"trtllm-build: {telling}",), [telling])
+
+
+def test_activation_scales_that_were_merged_are_explained_once() -> None:
+    """Upstream prints Python's form of the set of names."""
+    scales = {f"transformer.layers.{n}.mlp.fc.activation_scaling_factor" for n in range(3)}
+    line = f"[10:00] [TRT-LLM] [W] Provided but not required tensors: {scales}"
+    notes, warnings = logged(line, line)
+    assert warnings == []
+    (note,) = notes
+    assert "3 activation scales not required, as it should" in note
+    # Any other tensor is lost, and that changes what the engine computes.
+    lost = scales | {"transformer.layers.0.mlp.fc.prequant_scaling_factor"}
+    line = f"[10:00] [TRT-LLM] [W] Provided but not required tensors: {lost}"
+    _, warnings = logged(line)
+    assert "prequant_scaling_factor" in warnings[0]
+
+
+def test_a_weight_without_a_kernel_is_passed_on_once_for_its_shape() -> None:
+    """Lines of NVIDIA/TensorRT-LLM#9688, where the engine then failed at its first token."""
+    text = "Have not found any valid GEMM config for shape (m={}, n={}, k={}). Will try to use "
+    lines = [
+        f"[TensorRT-LLM][WARNING] {text.format(m, n, k)}default or fail at runtime"
+        for n, k in ((4736, 3584), (896, 18944))
+        for m in (512, 1024, 2048)
+    ]
+    notes, warnings = logged(*lines)
+    assert len(notes) == len(warnings) == 2
+    assert "shape (n=4736, k=3584); the engine may fail at its first token" in warnings[0]

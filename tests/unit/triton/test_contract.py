@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.triton.contract import MODELS, Tensor
+from pipeline.triton.contract import CHECKED, MODELS, Tensor
 
 # (model, inputs, outputs); preprocessing without 4 vision inputs and 9 vision outputs,
-# tensorrt_llm_bls without 4 vision inputs, ensemble without its duplicate output.
+# and with what it checks beyond upstream's; tensorrt_llm_bls without 4 vision inputs, ensemble
+# without its duplicate output.
 COUNTS = [
-    ("preprocessing", 14 - 4, 20 - 9),
+    ("preprocessing", 14 - 4 + len(CHECKED), 20 - 9),
     ("tensorrt_llm", 62, 21),
     ("postprocessing", 2, 1),
     ("tensorrt_llm_bls", 42 - 4, 19),
@@ -53,6 +54,15 @@ def test_tensor(
 ) -> None:
     tensor: Tensor = next(t for t in MODELS[model].inputs if t.name == name)
     assert (tensor.data_type, tensor.dims, tensor.reshape) == (data_type, dims, reshape)
+
+
+def test_what_preprocessing_checks_is_what_the_ensemble_takes() -> None:
+    checks = {t.name: t for t in MODELS["preprocessing"].inputs}
+    for name in CHECKED:
+        taken = next(t for t in MODELS["ensemble"].inputs if t.name == name)
+        checked = checks[name.upper()]
+        assert checked.optional
+        assert (checked.data_type, checked.dims) == (taken.data_type, taken.dims)
 
 
 def test_only_the_models_that_stream_are_decoupled() -> None:

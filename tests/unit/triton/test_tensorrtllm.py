@@ -41,7 +41,9 @@ REVIEW: list[tuple[str, str | None, str]] = [
     ("iter_stats_max_iterations", "1000", "the default; 0 would empty the metrics"),
     ("request_stats_max_iterations", "0", "nothing reads them"),
     ("enable_kv_cache_reuse", "true", "all three engines have paged context attention"),
-    ("normalize_log_probs", "true", "the default"),
+    # samplingTopKKernels.cu takes the logarithm of the sum over the tokens that top_k leaves off
+    # every score but not off their sum: a greedy text would score 0 everywhere.
+    ("normalize_log_probs", "false", "log p over the whole vocabulary, as OpenAI's"),
     ("enable_chunked_context", "true", "all three engines have paged context attention"),
     ("gpu_device_ids", None, "the launcher decides which GPUs a server sees"),
     ("participant_ids", None, "only for an orchestrator that does not spawn its workers"),

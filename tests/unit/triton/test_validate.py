@@ -191,8 +191,8 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
     ),
     (
         "ensemble",
-        _edit("del step(c, 'tensorrt_llm').input_map['temperature']"),
-        r"input temperature is not used by any step",
+        _edit("del step(c, 'tensorrt_llm').input_map['return_log_probs']"),
+        r"input return_log_probs is not used by any step",
     ),
     (
         "ensemble",

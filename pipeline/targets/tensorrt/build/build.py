@@ -17,25 +17,12 @@ from pipeline.errors import CompileError
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import LOG_NAME
-from pipeline.targets.tensorrt.build.checks import (
-    check_machine,
-    check_same_model,
-    other_model,
-    predict_here,
-)
+from pipeline.targets.tensorrt.build.checks import check_machine, other_model, predict_here
 from pipeline.targets.tensorrt.build.command import Build, command_for
-from pipeline.targets.tensorrt.build.engine import (
-    Difference,
-    check_ranks,
-    checkpoint_digest,
-    compare,
-    read_config,
-    refuse_changed_service,
-    world_size,
-    write_manifest,
-)
+from pipeline.targets.tensorrt.build.engine import checkpoint_digest, write_manifest
 from pipeline.targets.tensorrt.build.failures import explain_failure
 from pipeline.targets.tensorrt.build.log import BuildLog
+from pipeline.targets.tensorrt.build.result import Result, check_result
 from pipeline.targets.tensorrt.build.timing_cache import (
     cache_name,
     keep_cache,
@@ -57,9 +44,6 @@ from pipeline.targets.tensorrt.plan.preview import Effective
 from pipeline.targets.tensorrt.process import run_logged
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 
-# trtllm-build sets it from the number of ranks, whatever it is asked for.
-UNPREDICTED = "nccl_plugin"
-
 
 @dataclass(frozen=True)
 class _Job:
@@ -80,15 +64,6 @@ class _Job:
     def keep_log(self) -> Path:
         """Saves the log of a failure, whose directory is about to be removed."""
         return keep_log(self.build.output / LOG_NAME, self.cache.parent)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """An engine that is the one that was predicted: its ``config.json``, size and small print."""
-
-    config: dict[str, Any]
-    engine_bytes: int
-    differences: list[Difference]
 
 
 def build_engine(
@@ -133,7 +108,8 @@ def build_engine(
     warnings = _run(job, progress)
     result = _check_result(job, progress)
     _write_manifest(job, result)
-    return _facts(job, result, warnings)
+    gpu = job.machine.gpus[0]
+    return {**result.facts(gpu=gpu.name, sm=gpu.sm), "warnings": warnings}
 
 
 def _prepare(build: Build, recipe: Recipe, timing: Path) -> _Job:
@@ -145,7 +121,7 @@ def _prepare(build: Build, recipe: Recipe, timing: Path) -> _Job:
     cache = timing / cache_name(tools, machine)
     lend_cache(cache, build.output)
     command = command_for(build, tools)
-    prediction = predict_here(recipe, build.config, pretrained, machine)
+    prediction = predict_here(recipe, build.config, pretrained, machine.gpus[0].model)
     return _Job(build, pretrained, tools, machine, command, prediction, cache)
 
 
@@ -177,28 +153,25 @@ def _run(job: _Job, progress: Progress) -> list[str]:
     return log.warnings
 
 
-def _check_result(job: _Job, progress: Progress) -> _Result:
+def _check_result(job: _Job, progress: Progress) -> Result:
     """Holds the engine that was written against the checkpoint and the prediction.
 
     Raises:
         CompileError: It is not what was predicted; the log is kept.
     """
-    output = job.build.output
     try:
-        config = read_config(output)
-        engine_bytes = check_ranks(output, world_size(config))
-        check_same_model(config, job.pretrained, job.tools, output)
-        differences = compare(config["build_config"], _expected(job.prediction.config))
-        refuse_changed_service(differences, output)
+        result = check_result(
+            job.build.output, job.pretrained, job.prediction, job.tools.tensorrt_llm
+        )
     except CompileError:
         progress.note(f"the log of this build is kept in {job.keep_log()}")
         raise
-    for difference in differences:
+    for difference in result.differences:
         progress.note(f"the engine's {difference}")
-    return _Result(config, engine_bytes, differences)
+    return result
 
 
-def _write_manifest(job: _Job, result: _Result) -> None:
+def _write_manifest(job: _Job, result: Result) -> None:
     """Writes ``engine.json``: what the engine is bound to."""
     tools, gpu = job.tools, job.machine.gpus[0]
     image = tools.image and {"image": tools.image, "digest": image_digest(tools.image)}
@@ -218,32 +191,3 @@ def _write_manifest(job: _Job, result: _Result) -> None:
             "key": engine_tools(),
         },
     )
-
-
-def _facts(job: _Job, result: _Result, warnings: list[str]) -> dict[str, Any]:
-    """What later stages and the report are told about the engine."""
-    quantization, gpu = job.pretrained.quantization, job.machine.gpus[0]
-    sizes = result.config["build_config"]
-    return {
-        "target": "tensorrt",
-        "quant_algo": quantization.algo,
-        "kv_cache_quant_algo": quantization.kv_cache_algo,
-        "engine_bytes": result.engine_bytes,
-        "world_size": job.ranks,
-        "max_batch_size": sizes["max_batch_size"],
-        "max_seq_len": sizes["max_seq_len"],
-        "build_config": job.prediction.config.as_dict(),
-        "gpu": gpu.name,
-        "sm": gpu.sm,
-        "tensorrt_llm": result.config["version"],
-        "kv_cache_reuse": job.prediction.kv_cache_reuse,
-        "chunked_context": job.prediction.chunked_context,
-        "differences": [str(difference) for difference in result.differences],
-        "warnings": warnings,
-    }
-
-
-def _expected(predicted: BuildConfig) -> dict[str, Any]:
-    options = predicted.as_dict()
-    del options["plugin_config"][UNPREDICTED]
-    return options

@@ -12,11 +12,23 @@ from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.build.command import Build
 from pipeline.targets.tensorrt.build.engine import world_size
 from pipeline.targets.tensorrt.environment import Machine, Toolkit
-from pipeline.targets.tensorrt.gpus import find_gpu
+from pipeline.targets.tensorrt.gpus import Gpu, find_gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.preview import Effective, predict_build
 from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
+
+# What a model's shape is made of. PretrainedConfig.to_dict of upstream's modeling_utils.py copies
+# its attributes, so the engine's config.json has them under the checkpoint's names.
+SHAPE = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_size",
+    "vocab_size",
+)
 
 
 def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) -> None:
@@ -30,8 +42,9 @@ def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) ->
             "an engine can only be built on a machine with the GPU it is for",
             why=f"There is none to use here: {machine.problem}; trtllm-build times kernels on the "
             "GPU and cannot even validate without one",
-            fix=f"Run this pipeline there, or: {build.to_copy(tools.image)}  (with the checkpoint "
-            "at the same place)",
+            fix="Run this pipeline there; or take what 'trtllm-pipeline plan RECIPE --script FILE' "
+            "writes there and go on here with run --engine; or, for the engine alone: "
+            f"{build.to_copy(tools.image)}  (with the checkpoint at the same place)",
         )
     if len(machine.models) > 1:
         names = ", ".join(f"{name} (SM {sm})" for name, sm in machine.models)
@@ -43,21 +56,30 @@ def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) ->
 
 
 def predict_here(
-    recipe: Recipe, wanted: BuildConfig, pretrained: CheckpointConfig, machine: Machine
+    recipe: Recipe,
+    wanted: BuildConfig,
+    pretrained: CheckpointConfig,
+    gpu: Gpu,
+    has: str = "this machine has",
 ) -> Effective:
-    """The pre-flight again, for the checkpoint that was written and the GPU that is here.
+    """The pre-flight again, for the checkpoint that was written and a real GPU.
+
+    Args:
+        recipe: The recipe.
+        wanted: What it asks for.
+        pretrained: The checkpoint's configuration.
+        gpu: The GPU that the engine is built on.
+        has: What has this GPU, for the error.
 
     Raises:
         UnsupportedError: This GPU cannot run the checkpoint, or is not the one of the recipe.
     """
-    gpu = machine.gpus[0].model
     if recipe.compile.gpu is not None:
         place = recipe.place("compile.gpu")
         named = find_gpu(recipe.compile.gpu, place)
         if named.sm != gpu.sm:
             raise UnsupportedError(
-                f"the recipe is for {named.name} (SM {named.sm}), this machine has {gpu.name} "
-                f"(SM {gpu.sm})",
+                f"the recipe is for {named.name} (SM {named.sm}), {has} {gpu.name} (SM {gpu.sm})",
                 where=place,
                 why="An engine runs only on the GPU model it was built on",
                 fix="Build on that GPU, or change compile.gpu",
@@ -89,7 +111,7 @@ def other_model(recipe: Recipe, machine: Machine) -> str | None:
 
 
 def check_same_model(
-    config: dict[str, Any], pretrained: CheckpointConfig, tools: Toolkit, output: Path
+    config: dict[str, Any], pretrained: CheckpointConfig, tensorrt_llm: str, output: Path
 ) -> None:
     """Refuses an engine whose configuration is not that of the checkpoint.
 
@@ -97,19 +119,22 @@ def check_same_model(
         CompileError: Lists what differs.
     """
     written = config["pretrained_config"]
-    quantization = written.get("quantization") or {}
+    quantization, mapping = (written.get(key) or {} for key in ("quantization", "mapping"))
+    quantized, facts = pretrained.quantization, pretrained.facts
     pairs = {
-        "version": (config["version"], tools.tensorrt_llm),
+        "version": (config["version"], tensorrt_llm),
         "world_size": (world_size(config), pretrained.world_size),
-        "quant_algo": (
-            quantization.get("quant_algo") or NO_QUANT,
-            pretrained.quantization.algo,
-        ),
-        "kv_cache_quant_algo": (
-            quantization.get("kv_cache_quant_algo"),
-            pretrained.quantization.kv_cache_algo,
-        ),
+        # A missing size is 1, as TensorRT-LLM's Mapping has it.
+        "tp_size": (mapping.get("tp_size", 1), pretrained.tp_size),
+        "pp_size": (mapping.get("pp_size", 1), pretrained.pp_size),
+        "quant_algo": (quantization.get("quant_algo") or NO_QUANT, quantized.algo),
+        "kv_cache_quant_algo": (quantization.get("kv_cache_quant_algo"), quantized.kv_cache_algo),
+        "dtype": (written.get("dtype"), pretrained.dtype),
+        "architecture": (written.get("architecture"), facts.architecture),
+        **{name: (written.get(name), getattr(facts, name)) for name in SHAPE},
     }
+    if quantized.group_size is not None:
+        pairs["group_size"] = (quantization.get("group_size"), quantized.group_size)
     wrong = [
         f"{key} is {found}, not {right}" for key, (found, right) in pairs.items() if found != right
     ]

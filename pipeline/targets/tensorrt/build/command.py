@@ -45,16 +45,18 @@ class Build:
         """The command with the paths of this machine."""
         return self._command(executable, self.checkpoint, self.output)
 
-    def in_container(self, image: str, user: str) -> list[str]:
+    def in_container(self, image: str, user: str, *, here: bool = True) -> list[str]:
         """The ``docker run`` command.
 
         Args:
             image: The image to run.
             user: ``uid:gid`` that the engine's files shall belong to.
+            here: Whether it runs on this machine; see :mod:`pipeline.targets.tensorrt.docker`.
         """
         mounts = [bind(self.checkpoint, "/checkpoint", readonly=True), bind(self.output, "/engine")]
         inside = self._command(EXECUTABLE, Path("/checkpoint"), Path("/engine"))
-        return [*docker_run(self.container_name, user, mounts, "/engine"), image, *inside]
+        run = docker_run(self.container_name, user, mounts, "/engine", here=here)
+        return [*run, image, *inside]
 
     def to_copy(self, image: str | None) -> str:
         """A shell command to run on the GPU machine; the engine lands in ``./engine``."""

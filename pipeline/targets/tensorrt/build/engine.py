@@ -20,6 +20,8 @@ from pipeline.store.digests import digest_of, file_digest, files_below
 
 MANIFEST = "engine.json"
 SCHEMA = 1
+# What sha256sum wrote of an engine that was built elsewhere.
+SUMS = "SHA256SUMS"
 
 # Options that decide which requests the engine serves and how; another value than the predicted
 # one makes a different service. (max_input_len does not: packed engines ignore it.)
@@ -42,6 +44,26 @@ SERVICE_OPTIONS = frozenset(
         "plugin_config.use_paged_context_fmha",
         "plugin_config.tokens_per_block",
     )
+)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an engine is otherwise than predicted.
+
+    Attributes:
+        why: How that comes about.
+        fix: What to do.
+    """
+
+    why: str
+    fix: str
+
+
+OVERRIDDEN = Reason(
+    "trtllm-build overrode the options, and the pre-flight did not foresee it",
+    "Look for the override in build.log; set the options to what it allows, or report it with the "
+    "recipe",
 )
 
 
@@ -83,7 +105,7 @@ def read_config(directory: Path) -> dict[str, Any]:
             raise TypeError("it is not an engine's configuration")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompileError(
-            "trtllm-build left no readable config.json",
+            "there is no readable config.json of an engine",
             where=str(path),
             why=f"{type(error).__name__}: {error}",
             fix="Run it again; build.log shows what it did",
@@ -139,7 +161,9 @@ def compare(effective: Mapping[str, Any], predicted: Mapping[str, Any]) -> list[
     ]
 
 
-def refuse_changed_service(differences: Iterable[Difference], directory: Path) -> None:
+def refuse_changed_service(
+    differences: Iterable[Difference], directory: Path, reason: Reason = OVERRIDDEN
+) -> None:
     """Refuses an engine that would serve otherwise than the recipe and the plan said.
 
     Raises:
@@ -150,9 +174,8 @@ def refuse_changed_service(differences: Iterable[Difference], directory: Path) -
         raise CompileError(
             f"the engine is not the one that was asked for: {'; '.join(map(str, serious))}",
             where=str(directory / "config.json"),
-            why="trtllm-build overrode the options, and the pre-flight did not foresee it",
-            fix="Look for the override in build.log; set the options to what it allows, or report "
-            "it with the recipe",
+            why=reason.why,
+            fix=reason.fix,
         )
 
 
@@ -188,6 +211,11 @@ def read_engine_manifest(directory: Path) -> dict[str, Any]:
             fix="Compile again; an engine of unknown origin is not served",
         ) from error
     return dict(manifest)
+
+
+def rank_files(directory: Path) -> list[str]:
+    """Lists the engine files of a directory, whatever its ``config.json`` says."""
+    return sorted(path.name for path in directory.glob("rank*.engine"))
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -52,10 +52,11 @@ def _engine(preview: EnginePreview) -> Iterator[str]:
     if config.lora:
         modules = ", ".join(config.lora.target_modules)
         yield f"  lora_target_modules {modules}, max_lora_rank {config.lora.max_rank}"
-    yield (
-        f"  KV cache reuse {_possible(effective.kv_cache_reuse)}, "
-        f"chunked context {_possible(effective.chunked_context)}"
+    reuse, chunked = (
+        preview.served("enable_kv_cache_reuse"),
+        preview.served("enable_chunked_context"),
     )
+    yield f"  KV cache reuse {reuse}, chunked context {chunked}"
 
 
 def _memory(preview: EnginePreview) -> Iterator[str]:
@@ -92,7 +93,3 @@ def _value(value: str | bool | int | None) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "off" if value is None else str(value)
-
-
-def _possible(value: bool) -> str:
-    return "possible" if value else "not possible"

@@ -22,6 +22,10 @@ from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.lora import check_lora
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
 from pipeline.targets.tensorrt.plan.overrides import apply_overrides
+from pipeline.targets.tensorrt.plan.quality import check_quality
+
+ABILITIES = ("enable_kv_cache_reuse", "enable_chunked_context")
+"""Keys of ``serve`` for what an engine may be able to do."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class EnginePreview:
         checkpoint: What is compiled.
         gpu: What it is compiled for; None when the recipe does not say.
         memory: The memory of the fullest rank.
+        switched_off: Abilities of the engine that the recipe does not let a server use, as keys of
+            ``serve``.
     """
 
     requested: BuildConfig
@@ -58,6 +64,17 @@ class EnginePreview:
     checkpoint: CheckpointFacts
     gpu: Gpu | None
     memory: MemoryPlan
+    switched_off: tuple[str, ...] = ()
+
+    def served(self, key: str) -> str:
+        """Whether a server uses an ability of the engine: ``on``, ``not possible`` or who says no.
+
+        Args:
+            key: ``enable_kv_cache_reuse`` or ``enable_chunked_context``.
+        """
+        if not getattr(self.effective, key.removeprefix("enable_")):
+            return "not possible"
+        return f"off (serve.{key})" if key in self.switched_off else "on"
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values; memory in bytes."""
@@ -71,6 +88,7 @@ class EnginePreview:
             "flags": self.requested.flags(),
             "kv_cache_reuse": self.effective.kv_cache_reuse,
             "chunked_context": self.effective.chunked_context,
+            "switched_off": list(self.switched_off),
             "memory": asdict(self.memory),
             "findings": [asdict(finding) for finding in self.effective.findings],
         }
@@ -117,13 +135,14 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         *rules.check_serving(recipe, effective.config),
         *features.check_features(recipe, checkpoint, effective.config, memory),
         *check_lora(recipe, checkpoint, memory),
-        *rules.check_quality(recipe, checkpoint),
+        *check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )
     order = ("error", "warning", "note")
     ordered = tuple(sorted(findings, key=lambda finding: order.index(finding.severity)))
     effective = replace(effective, findings=ordered)
-    return EnginePreview(requested, effective, checkpoint, gpu, memory)
+    switched_off = tuple(key for key in ABILITIES if not getattr(recipe.serve, key))
+    return EnginePreview(requested, effective, checkpoint, gpu, memory, switched_off)
 
 
 def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
@@ -142,7 +161,8 @@ def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         "the compile stage cannot run on this machine",
         f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
         "command that builds the engine elsewhere",
-        "Run on the GPU machine, or set compile.target to openvino to serve on this one",
+        "Run on the GPU machine, build there with the script of plan --script, or set "
+        "compile.target to openvino to serve on this one",
     )
     findings = (*preview.effective.findings, finding)
     return replace(preview, effective=replace(preview.effective, findings=findings))

@@ -27,7 +27,8 @@ HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
 """Features of a head that masked multi-head attention, which generates, has kernels for:
 ``MMHA_SUPPORTED_HEAD_SIZES`` of cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention.cu. The
 attention plugin refuses any other as soon as it is set up, in common/attentionOp.cpp."""
-FP8_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_plugin", "low_latency_gemm_swiglu_plugin")
+SWIGLU_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_swiglu_plugin")
+FP8_PLUGINS = (*SWIGLU_PLUGINS, "low_latency_gemm_plugin")
 
 
 def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]:
@@ -111,6 +112,15 @@ def check_plugins(
             yield _unavailable(option, f"trtllm-build refuses it on SM {gpu.sm}")
         elif gpu and swiglu and gpu.sm != 90:
             yield _unavailable(option, f"It has kernels for Hopper only; {gpu.name} is not")
+        elif option in SWIGLU_PLUGINS and not plugins.use_fused_mlp:
+            yield Finding(
+                "error",
+                f"{PLUGINS}.use_fused_mlp",
+                f"{option} does not go with use_fused_mlp false",
+                "It computes the gate and up projections in one product; trtllm-build ends with "
+                '"GemmSwiGLU plugin requires --use_fused_mlp flag"',
+                f"Leave {PLUGINS}.use_fused_mlp or {PLUGINS}.{option} out",
+            )
 
 
 def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
@@ -159,6 +169,19 @@ def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iter
             "trtllm-build only warns",
             f"Set compile.max_seq_len to at most {longest}",
         )
+    rows = model.max_position_embeddings
+    if rows < config.max_seq_len <= longest:
+        # ``Attention.create_attention_const_params`` makes the table, whatever the scaling's
+        # factor; the attention kernels take its rows by position and check nothing.
+        yield Finding(
+            "error",
+            "compile.max_seq_len",
+            f"max_seq_len {config.max_seq_len} is longer than TensorRT-LLM's table of {rows} "
+            "positions",
+            f"It has max_position_embeddings {rows} rows, although the model's linear rope scaling "
+            f"reaches {longest}; what lies behind it in the GPU's memory would rotate later tokens",
+            f"Set compile.max_seq_len to at most {rows}, or compile.target to openvino",
+        )
     window = model.sliding_window
     if window is not None and window < config.max_seq_len:
         yield Finding(
@@ -194,38 +217,19 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
                 f"Set compile.max_num_tokens to at least {effective.max_input_len}"
                 + (", or serve.enable_chunked_context to true" if paged else ""),
             )
-    if plugins.remove_input_padding and plugins.context_fmha:
-        yield Finding(
-            "note",
-            "compile.max_input_len",
-            f"the engine does not enforce max_input_len {effective.max_input_len}",
-            "With packed input and context_fmha trtllm-build ignores it",
-            "No action needed: longer prompts are admitted where max_seq_len has room for them",
-        )
-
-
-def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
-    """Formats whose accuracy is known to need watching."""
-    quantization = checkpoint.format
-    smoothquant = checkpoint.model.family.tensorrt_llm.smoothquant_note
-    if quantization.quantizes and recipe.evaluate is None:
-        yield Finding(
-            "warning",
-            "evaluate",
-            f"nothing measures what {checkpoint.quant_algo} costs in quality",
-            "The recipe has no evaluate section, so there is no gate before the build",
-            "Add evaluate.text and evaluate.gates",
-        )
-    if quantization.calibration == "smoothquant" and smoothquant:
-        yield Finding("note", "quantize.format", *smoothquant)
-    if checkpoint.kv_cache_algo == INT8_KV_CACHE:
-        yield Finding(
-            "warning",
-            "quantize.kv_cache",
-            "an INT8 KV cache costs quality and all KV cache reuse",
-            "It has one static scale per layer, and paged attention has no kernels for it",
-            "Set quantize.kv_cache to null unless memory decides",
-        )
+        # What executorImpl.cpp checks: all but the last token are a prompt after an eviction.
+        most = effective.max_num_tokens + 1
+        if serve.batch_scheduler_policy == "max_utilization" and most < effective.max_seq_len:
+            yield Finding(
+                "warning",
+                "serve.batch_scheduler_policy",
+                f"streams of more than {most} tokens, prompt and max_tokens together, are refused",
+                "max_utilization may pause a stream and compute all of it again as one prompt, "
+                "which without chunked context must fit into one step; requests with stop words "
+                "are streams inside tensorrt_llm_bls",
+                "Set serve.batch_scheduler_policy to guaranteed_no_evict"
+                + (", or serve.enable_chunked_context to true" if paged else ""),
+            )
 
 
 def _unavailable(option: str, why: str) -> Finding:

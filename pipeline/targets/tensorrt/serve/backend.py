@@ -41,7 +41,9 @@ MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_b
 
 BATCHING = ("inflight_fused_batching", "inflight_batching")
 
-# The backend's own defaults, stated so that its log has no warnings and a later change is a diff.
+# The backend's own defaults but for one, stated so that its log has no warnings and a later change
+# is a diff. Normalised log probabilities would be shares of the tokens that top_k leaves: always 0
+# for a greedy text, while their sum, which is never normalised, is not (samplingTopKKernels.cu).
 _DEFAULTS: Mapping[str, str] = {
     "enable_context_fmha_fp32_acc": "false",
     "enable_trt_overlap": "false",
@@ -49,7 +51,7 @@ _DEFAULTS: Mapping[str, str] = {
     "iter_stats_max_iterations": "1000",
     "kv_cache_onboard_blocks": "true",
     "multi_block_mode": "true",
-    "normalize_log_probs": "true",
+    "normalize_log_probs": "false",
     "num_nodes": "1",
     "recv_poll_period_ms": "0",
     "request_stats_max_iterations": "0",
