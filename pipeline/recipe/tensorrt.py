@@ -106,17 +106,17 @@ class LookaheadSection(Section):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """W, N and G."""
+        """Returns W, N and G."""
         return self.window_size, self.ngram_size, self.verification_set_size
 
     @property
     def max_draft_len(self) -> int:
-        """Tokens that a step guesses for a sequence."""
+        """Counts the tokens that a step guesses for a sequence."""
         return max_draft_len(*self.sizes)
 
 
 def max_draft_len(window: int, ngram: int, verification: int) -> int:
-    """``--max_draft_len`` of lookahead decoding.
+    """Computes ``--max_draft_len`` of lookahead decoding.
 
     The formula is that of TensorRT-LLM's examples/lookahead/README.md and of
     ``LookaheadDecodingConfig::calculateSpeculativeResourceTuple``.
