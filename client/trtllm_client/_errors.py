@@ -135,7 +135,7 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|not implemented by|does not support|cannot (?:do|be)\b|\bneeds?\b"
             r"|\bat (?:most|least)\b"
             r"|\bmust (?:be|not|hold)\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
-            r"|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b",
+            r"|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b|not found in cache",
             re.I,
         ),
     ),

@@ -32,6 +32,7 @@ _PLAIN_FIELDS = (
     "pad_id",
     "guided_decoding_guide_type",
     "guided_decoding_guide",
+    "lora_task_id",
     "exclude_input_in_output",
 )
 

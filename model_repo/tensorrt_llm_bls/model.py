@@ -109,6 +109,7 @@ class TritonPythonModel:
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
         self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
+        self._lora_task_ids = parameters.get("lora_task_ids", "").split(",")
         self._greedy = flag(parameters, "decodes_greedily", default=False)
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
@@ -169,6 +170,7 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                _check_adapter(row, self._lora_task_ids)
                 if self._greedy:
                     _refuse_sampling(row)
                 _check_guide(row, served=self._guided_decoding)
@@ -306,6 +308,30 @@ def _refuse_unsupported(inputs: dict[str, Any]) -> None:
             raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
 
 
+def _check_adapter(inputs: dict[str, Any], served: list[str]) -> None:
+    """Refuses an adapter that is not there; an engine without LoRA would answer without it.
+
+    The first request with an id that the repository does not have may bring its weights.
+    """
+    chosen = _scalar(inputs, "lora_task_id")
+    brings = [name for name in ("lora_weights", "lora_config") if name in inputs]
+    if chosen is None:
+        if brings:
+            raise CallError(f"{brings[0]} needs lora_task_id, the adapter's id")
+        return
+    if not any(served):
+        raise CallError(
+            f"lora_task_id {chosen} is not supported: this repository serves no LoRA adapters; "
+            "leave it out, or make the repository again with serve.lora_adapters in the recipe",
+            pb_utils.TritonError.UNSUPPORTED,
+        )
+    if not brings and str(chosen) not in served:
+        raise CallError(
+            f"lora_task_id {chosen} is unknown and needs lora_weights and lora_config in its first "
+            f"request; the adapters of this repository are {', '.join(served)}"
+        )
+
+
 def _asked(wanted: Iterable[str]) -> list[str]:
     """The engine's outputs that an answer with the outputs ``wanted`` is made of."""
     asked = [*_ALWAYS, *(name for name in wanted if name not in _MADE_HERE)]
@@ -332,8 +358,8 @@ def _refuse_sampling(inputs: dict[str, Any]) -> None:
     asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
     if asked:
         raise CallError(
-            f"{', '.join(asked)}: this engine was built for lookahead decoding, which takes the "
-            "most likely token at each place; leave it out",
+            f"{', '.join(asked)} is not supported: this engine was built for lookahead decoding, "
+            "which takes the most likely token at each place; leave it out",
             pb_utils.TritonError.UNSUPPORTED,
         )
 

@@ -210,6 +210,10 @@ class ServeSection(Section):
         cuda_graphs: How many CUDA graphs of generation steps are kept, which start faster than
             their kernels one by one; there is one for each number of running sequences, so
             ``max_batch_size`` is the most. 0 uses none.
+        lora_adapters: LoRA adapters of Hugging Face's PEFT, each a folder with
+            ``adapter_config.json`` and ``adapter_model.safetensors``, relative to where the command
+            runs. A request chooses one by ``lora_task_id``: 1 is the first of this list. It needs
+            ``compile.tensorrt.lora``.
         preprocessing_instance_count: Processes of the model that makes tokens of text.
         postprocessing_instance_count: Processes of the model that makes text of tokens for
             ``ensemble``.
@@ -237,6 +241,7 @@ class ServeSection(Section):
     decoupled: bool | Literal["both"] = True
     guided_decoding: Literal["xgrammar"] | None = None
     cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt")] = 0
+    lora_adapters: Annotated[list[FileName], ReadBy("tensorrt")] = Field(default=[])
     preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     postprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     bls_instance_count: Annotated[Positive, Unit("processes")] = 1

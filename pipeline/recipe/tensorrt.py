@@ -32,7 +32,7 @@ REMOVED_PLUGIN_OPTIONS = {
     "smooth_quant_plugins": "trtllm-build sets the quantization plugins from the checkpoint",
     "weight_only_quant_matmul_plugin": "trtllm-build sets it from the checkpoint",
     "weight_only_groupwise_quant_matmul_plugin": "trtllm-build sets it from the checkpoint",
-    "lora_plugin": "this pipeline builds no LoRA engines",
+    "lora_plugin": "write compile.tensorrt.lora",
 }
 
 
@@ -106,22 +106,56 @@ class LookaheadSection(Section):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """W, N and G."""
+        """Returns W, N and G."""
         return self.window_size, self.ngram_size, self.verification_set_size
 
     @property
     def max_draft_len(self) -> int:
-        """Tokens that a step guesses for a sequence."""
+        """Counts the tokens that a step guesses for a sequence."""
         return max_draft_len(*self.sizes)
 
 
 def max_draft_len(window: int, ngram: int, verification: int) -> int:
-    """``--max_draft_len`` of lookahead decoding.
+    """Computes ``--max_draft_len`` of lookahead decoding.
 
     The formula is that of TensorRT-LLM's examples/lookahead/README.md and of
     ``LookaheadDecodingConfig::calculateSpeculativeResourceTuple``.
     """
     return (0 if ngram == 1 else ngram - 2) + (window - 1 + verification) * (ngram - 1)
+
+
+LoraModule = Literal[
+    "attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate"
+]
+ATTENTION_INPUTS: tuple[LoraModule, ...] = ("attn_q", "attn_k", "attn_v")
+
+
+class LoraSection(Section):
+    """LoRA: an engine whose requests may each choose one of several adapters.
+
+    Attributes:
+        target_modules: The linears that adapters may change; ``attn_q``, ``attn_k`` and ``attn_v``
+            go together, ``mlp_h_to_4h`` is Hugging Face's ``gate_proj``, ``mlp_gate`` its
+            ``up_proj``, ``mlp_4h_to_h`` its ``down_proj`` and ``attn_dense`` its ``o_proj``.
+        max_rank: The largest rank of an adapter.
+    """
+
+    target_modules: Annotated[list[LoraModule], Field(min_length=1)] = Field(
+        default=list(ATTENTION_INPUTS)
+    )
+    max_rank: Annotated[Positive, Unit("features")] = 64
+
+    @model_validator(mode="after")
+    def _attention(self) -> LoraSection:
+        names = self.target_modules
+        if len(set(names)) != len(names):
+            msg = "target_modules names a linear twice; name each once"
+            raise ValueError(msg)
+        if 0 < len(set(names) & set(ATTENTION_INPUTS)) < len(ATTENTION_INPUTS):
+            # TensorRT-LLM asserts it while the network is made (layers/attention.py).
+            msg = f"{', '.join(ATTENTION_INPUTS)} go together; name all of them, or none"
+            raise ValueError(msg)
+        return self
 
 
 class TensorRtSection(Section):
@@ -136,6 +170,8 @@ class TensorRtSection(Section):
         workers: How many ranks are built at the same time, on one GPU each; None is all of them.
         lookahead: Lookahead decoding of the text that greedy decoding gives; None decodes one token
             a step, and samples.
+        lora: Which linears adapters may change, and by how much; None builds an engine for the
+            model alone. ``serve.lora_adapters`` are the adapters.
         plugin_config: Options of ``PluginConfig``.
     """
 
@@ -144,6 +180,7 @@ class TensorRtSection(Section):
     gather_context_logits: bool = False
     workers: Annotated[Positive | None, Unit("ranks")] = None
     lookahead: LookaheadSection | None = None
+    lora: LoraSection | None = None
     plugin_config: PluginSection = PluginSection()
 
     @model_validator(mode="after")

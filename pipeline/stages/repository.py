@@ -91,7 +91,18 @@ def material(recipe: Recipe) -> dict[str, Any]:
         "code": code_digest("triton", target_package(recipe), *TOKENIZER_CODE),
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
         "tools": versions(("protobuf", "tritonclient", "transformers", "tokenizers")),
+        **_adapters(recipe),
     }
+
+
+def _adapters(recipe: Recipe) -> dict[str, Any]:
+    """Digests of the LoRA adapters' files; pre-flight has refused those that are not there."""
+    folders = [Path(folder) for folder in recipe.serve.lora_adapters]
+    files = (
+        sorted(path for path in folder.glob("adapter_*") if path.is_file()) for folder in folders
+    )
+    digests = [{path.name: file_digest(path) for path in group} for group in files]
+    return {"lora_adapters": digests} if digests else {}
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -139,7 +150,9 @@ def run(context: StageContext) -> dict[str, Any]:
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
     tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
     for name, make in engine.files.items():
-        (output / ENGINE_FILES / name).write_text(make(output / TOKENIZER_DIR), encoding="utf-8")
+        path = output / ENGINE_FILES / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(make(output / TOKENIZER_DIR))
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)

@@ -7,7 +7,7 @@ moved or mounted anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -45,14 +45,16 @@ class EngineModel:
         parameters: ``string_value`` parameters of its config.pbtxt.
         switched_off: Why a setting of ``serve`` is false although the recipe says true, by name.
         greedy: Whether the engine decodes greedily, whatever a request says.
-        files: Files beside the engine's folder that are made from the tokenizer that is served, by
-            name; each function takes the tokenizer's folder and returns the text.
+        files: Files beside the engine's folder, by name; each function takes the folder of the
+            tokenizer that is served and returns the content.
+        lora_task_ids: The adapters that a request may choose.
     """
 
     backend: str
     parameters: Mapping[str, str]
     switched_off: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, Callable[[Path], str]] = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], bytes]] = field(default_factory=dict)
+    lora_task_ids: Sequence[int] = ()
     greedy: bool = False
 
 
@@ -74,7 +76,9 @@ def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
     waiting = serve.max_queue_size or UNLIMITED_QUEUE
     guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
     greedy = {"decodes_greedily": "true"} if engine.greedy else {}
+    adapters = {"lora_task_ids": ",".join(map(str, engine.lora_task_ids))}
     return {
+        **(adapters if engine.lora_task_ids else {}),
         **guided,
         **greedy,
         "tokenizer_dir": TOKENIZER_DIR,

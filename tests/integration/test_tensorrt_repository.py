@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import ServerError
 from pipeline.models.facts import ModelFacts
@@ -28,8 +31,9 @@ from pipeline.store.digests import file_digest, files_below
 from pipeline.targets.tensorrt.serve.server import link_view
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
-from tests.conftest import PROJECT
+from tests.conftest import DEMO_MODEL, PROJECT
 from tests.doubles.trtllm_build.machine import pretend
+from tests.unit.tensorrt import test_lora as lora
 from trtllm_client import Client
 
 SHARED_MODELS = ("preprocessing", "postprocessing", "tensorrt_llm_bls", "ensemble")
@@ -123,6 +127,58 @@ def test_a_whole_run_in_the_pinned_container(
     manifest = json.loads((engine / "engine.json").read_text())
     assert manifest["container"]["image"] == DEFAULT_CONTAINER.image
     assert list((tmp_path / "build/store/compile").glob("*/build.log"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("compile.tensorrt.lookahead={window_size: 2, ngram_size: 4, verification_set_size: 3}",),
+        ("compile.tensorrt.lora={max_rank: 4}", "serve.guided_decoding=xgrammar"),
+    ],
+    ids=["lookahead", "lora and guides"],
+)
+def test_a_whole_run_with_upstreams_features(
+    settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is built, tried and put into a repository that the validator accepts."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(PROJECT)
+    with_lora = any("lora" in setting for setting in settings)
+    if with_lora:
+        facts = ModelFacts.from_directory(DEMO_MODEL)
+        name = "base_model.model.model.layers.1.self_attn.v_proj.lora_"
+        values = facts.num_key_value_heads * facts.head_size
+        shapes = {"A": (4, facts.hidden_size), "B": (values, 4)}
+        weights = {f"{name}{half}.weight": torch.ones(shape) for half, shape in shapes.items()}
+        adapter = lora.write(tmp_path / "adapter", weights, r=4)
+        settings = (*settings, f"serve.lora_adapters=[{adapter}]")
+    recipe = load_recipe(
+        PROJECT / "configs" / "demo-float16.yaml",
+        [
+            *("compile.target=tensorrt", "compile.gpu=L4", "serve.cuda_graphs=4"),
+            *("serve.kv_cache_host_memory=0.5", *settings),
+        ],
+    )
+    recipe = recipe.model_copy(update={"evaluate": None})
+    pretend(monkeypatch, tmp_path / "machine", sm="89", gpus="1")
+    built = run_recipe(recipe, BuildDir(tmp_path / "build"), Silent(), until="repository")
+    repository = built.deployed["repository"]
+    config = text_format.Parse(
+        (repository / "tensorrt_llm/config.pbtxt").read_text(), proto.ModelConfig()
+    )
+    found = {name: value.string_value for name, value in config.parameters.items()}
+    assert found["cuda_graph_cache_size"] == "4"
+    assert found["kv_cache_host_memory_bytes"] == str(2**29)
+    engine = json.loads((repository / "tensorrt_llm/1/engine/config.json").read_text())
+    if with_lora:
+        assert engine["build_config"]["plugin_config"]["lora_plugin"] == "auto"
+        assert (repository / "tensorrt_llm/1/lora/1/model.lora_weights.npy").is_file()
+        assert (repository / "tensorrt_llm/1/xgrammar_tokenizer_info.json").is_file()
+    else:
+        # (2, 4, 3): 2 + 4 x 3.
+        assert engine["build_config"]["max_draft_len"] == 14
+        assert found["decoding_mode"] == "lookahead"
+    check_custody(repository)
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["as it is", "through a view"])

@@ -46,7 +46,7 @@ def least(tmp_path: Path) -> Recipe:
     """A recipe in which every section is there and no key that has a default."""
     path = tmp_path / "recipe.yaml"
     path.write_text(LEAST)
-    return load_recipe(path, ["compile.tensorrt.lookahead={}"])
+    return load_recipe(path, ["compile.tensorrt.lookahead={}", "compile.tensorrt.lora={}"])
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,11 @@ def _check_features(recipe: Recipe) -> None:
             serve.kv_cache_host_memory is not None,
             "The CPU's KV cache is in the host's memory already",
         ),
+        (
+            "lora_adapters",
+            bool(serve.lora_adapters),
+            "OpenVINO GenAI has one set of adapters for all requests and ignores those of one",
+        ),
         ("cuda_graphs", serve.cuda_graphs > 0, "There are no CUDA graphs without a GPU"),
     ):
         if asked:

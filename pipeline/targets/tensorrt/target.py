@@ -149,7 +149,7 @@ class TensorRtTarget:
         if obstacle := why_not_tried(output, inspect_machine()):
             progress.note(f"the engine was not tried: {obstacle}")
             return facts
-        generated = try_engine(output, progress)
+        generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
 
     def evaluation(

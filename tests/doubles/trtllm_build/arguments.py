@@ -53,6 +53,13 @@ INTERNAL_PLUGINS = {
     "paged_kv_cache": None,
     "manage_weights": False,
 }
+# LoraManager.LORA_MODULE_IDS.
+LORA_MODULES = (
+    *("attn_qkv", "attn_q", "attn_k", "attn_v", "attn_dense"),
+    *("mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate"),
+    *("cross_attn_qkv", "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_dense"),
+    *("moe_h_to_4h", "moe_4h_to_h", "moe_gate", "moe_router", "mlp_router", "mlp_gate_up"),
+)
 # The IntFlag SpeculativeDecodingMode; without the option it is NONE.
 SPECULATION = {
     None: 1,
@@ -104,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         it.add_argument(f"--{name}", action="store_true")
     it.add_argument("--lora_dir", nargs="+")
     it.add_argument("--lora_ckpt_source", choices=("hf", "nemo"), default="hf")
-    it.add_argument("--lora_target_modules", nargs="+")
+    it.add_argument("--lora_target_modules", nargs="+", choices=LORA_MODULES)
     it.add_argument("--max_lora_rank", type=int, default=64)
     it.add_argument(
         "--speculative_decoding_mode",

@@ -128,11 +128,21 @@ def build_config(arguments: Any, plugins: dict[str, Any]) -> dict[str, Any]:
         "force_num_profiles": None,
         "speculative_decoding_mode": command_line.SPECULATION[values["speculative_decoding_mode"]],
         "use_refit": False,
-        "lora_config": {"lora_dir": [], "max_lora_rank": 64},
+        "lora_config": _lora_config(values, plugins),
         "use_strip_plan": values["strip_plan"],
         "use_mrope": False,
         "plugin_config": plugins,
     }
+
+
+def _lora_config(values: dict[str, Any], plugins: dict[str, Any]) -> dict[str, Any]:
+    """Without the plugin the options are not read."""
+    config: dict[str, Any] = {"lora_dir": [], "lora_ckpt_source": "hf", "max_lora_rank": 64}
+    config["lora_target_modules"] = []
+    if plugins["lora_plugin"] is not None:
+        config["max_lora_rank"] = values["max_lora_rank"]
+        config["lora_target_modules"] = values["lora_target_modules"] or []
+    return config
 
 
 def _log_rank(build: dict[str, Any], rank: int) -> None:

@@ -29,6 +29,7 @@ def apply(build: dict[str, Any], config: dict[str, Any], sm: int, log: Log) -> N
     _refuse(config["quantization"], sm)
     _optimize(plugins)
     _plugins(plugins, config)
+    _lora(build, config)
 
 
 def _lengths(build: dict[str, Any], config: dict[str, Any], log: Log) -> None:
@@ -181,6 +182,20 @@ def _refuse(quantization: dict[str, Any], sm: int) -> None:
         raise RuntimeError("INT8/INT4 quantization is not supported on SM>=100.")
     if algo and algo.startswith("W8A8_SQ"):
         raise RuntimeError("SmoothQuant is not supported on SM>=100.")
+
+
+def _lora(build: dict[str, Any], config: dict[str, Any]) -> None:
+    """Asserts of the layers, met while the network is made."""
+    modules = set(build["lora_config"]["lora_target_modules"])
+    if not modules:
+        return
+    separate = modules & {"attn_q", "attn_k", "attn_v"}
+    assert len(separate) in (0, 3), (
+        "q_lora_params, k_lora_params and v_lora_params should be all enabled or all disabled at "
+        "the same time."
+    )
+    algo = config["quantization"]["quant_algo"] or ""
+    assert not algo.startswith("W8A8_SQ"), "lora is not supported on SmoothQuantGatedMLP now"
 
 
 def validate_plugins(plugins: dict[str, Any], sm: int) -> None:

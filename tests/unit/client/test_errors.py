@@ -38,6 +38,12 @@ MESSAGES = [
     (InvalidRequest, "in ensemble 'ensemble', [request id: 7] temperature must be at least 0"),
     (InvalidRequest, "beam_width 64: tensorrt_llm_bls has no beam search"),
     (InvalidRequest, "bad_words_list: the CPU engine has no bad words"),
+    # peftCacheManager.cpp, addRequestPeft.
+    (
+        InvalidRequest,
+        "LoRA task 7 not found in cache. Please send LoRA weights with request",
+    ),
+    (InvalidRequest, "lora_task_id 1 is not supported: this repository serves no LoRA adapters"),
     (
         InvalidRequest,
         "Model m - Error when running inference: [request id: <id_unknown>] x is empty",

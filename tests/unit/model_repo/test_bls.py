@@ -786,7 +786,7 @@ def test_an_engine_that_guesses_tokens_samples_nothing(
         sent = request(**asked)
         made.execute([sent])
         failure = sent.sender.failure()
-    assert f"{list(asked)[-1]}: this engine was built for lookahead decoding" in failure
+    assert f"{list(asked)[-1]} is not supported: this engine was built for lookahead" in failure
     assert not engine.calls
 
 
@@ -802,3 +802,51 @@ def test_greedy_requests_pass_to_an_engine_that_guesses(tmp_path: Path) -> None:
         )
         made.execute([sent])
         assert texts(sent)[-1] == "12"
+
+
+def _task(number: int) -> dict[str, np.ndarray]:
+    return {"lora_task_id": np.array([[number]], np.uint64)}
+
+
+@pytest.mark.parametrize(
+    ("served", "asked", "reason"),
+    [
+        # An engine without the plugin takes no notice of the id and answers as the model alone.
+        ("", _task(1), "this repository serves no LoRA adapters"),
+        ("1,2", _task(3), "lora_task_id 3 is unknown and needs lora_weights"),
+        ("1,2", {"lora_config": np.zeros((1, 1, 3), np.int32)}, "lora_config needs lora_task_id"),
+    ],
+)
+def test_an_adapter_that_is_not_there_is_refused(
+    tmp_path: Path, served: str, asked: dict[str, np.ndarray], reason: str
+) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, **({"lora_task_ids": served} if served else {})) as made:
+        use(engine)
+        sent = request(**asked)
+        made.execute([sent])
+        assert reason in sent.sender.failure()
+    assert not engine.calls
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        _task(2),
+        # Upstream's way: the first request with an id brings the weights.
+        {
+            **_task(7),
+            "lora_weights": np.zeros((1, 1, 8), np.float16),
+            "lora_config": np.zeros((1, 1, 3), np.int32),
+        },
+    ],
+)
+def test_an_adapter_reaches_the_engine(tmp_path: Path, asked: dict[str, np.ndarray]) -> None:
+    engine = Engine("12")
+    with opened(tmp_path, lora_task_ids="1,2") as made:
+        use(engine)
+        sent = request(**asked)
+        made.execute([sent])
+        assert texts(sent)[-1] == "12"
+    for name, value in asked.items():
+        assert np.array_equal(engine.calls[0].inputs[name], value)

@@ -140,6 +140,32 @@ def test_prediction_and_double_agree_on_lookahead(
     assert found["max_num_tokens"] >= found["max_batch_size"] * (found["max_draft_len"] + 1)
 
 
+@pytest.mark.parametrize("quantization", ["float16", "int4_awq", "fp8"])
+def test_prediction_and_double_agree_on_lora(quantization: str, tmp_path: Path) -> None:
+    config, facts = load_config(tmp_path, quantization=quantization)
+    modules = ["mlp_gate", "attn_q", "attn_k", "attn_v"]
+    options = {"lora": {"target_modules": modules, "max_rank": 24}}
+    requested = BuildConfig.from_recipe(recipe(quantization, options=options))
+    expected = effective(requested, facts, 90).config.as_dict()
+    del expected["plugin_config"]["nccl_plugin"]
+    found = upstream(requested, config, 90)
+    assert compare(found, expected) == []
+    assert found["plugin_config"]["lora_plugin"] == "auto"
+    assert found["lora_config"]["lora_target_modules"] == modules
+    assert found["lora_config"]["max_lora_rank"] == 24
+    # The engine that is only measured has none.
+    plain = upstream(requested.for_evaluation(100), config, 90)
+    assert plain["plugin_config"]["lora_plugin"] is None
+    assert plain["lora_config"]["lora_target_modules"] == []
+
+
+def test_the_double_refuses_lora_as_the_preflight_does(tmp_path: Path) -> None:
+    config, _ = load_config(tmp_path, quantization="int8_sq")
+    requested = BuildConfig.from_recipe(recipe("int8_sq", options={"lora": {}}))
+    with pytest.raises(AssertionError, match="lora is not supported on SmoothQuantGatedMLP"):
+        upstream(requested, config, 90)
+
+
 @pytest.mark.parametrize("sm", [70, 75])
 @pytest.mark.parametrize("quantization", ALGOS)
 def test_the_preflight_alone_knows_that_old_gpus_have_no_kernels(

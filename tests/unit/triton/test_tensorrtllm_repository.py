@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.progress import Silent
+from pipeline.recipe.tensorrt import LoraSection
 from pipeline.stages import repository as stage
 from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
@@ -24,6 +26,7 @@ from pipeline.targets import get_target
 from pipeline.triton import validate
 from pipeline.triton.parameters import local_path
 from tests.conftest import DEMO_MODEL
+from tests.unit.tensorrt import test_lora as lora
 from tests.unit.triton import tensorrt
 from tests.unit.triton.tensorrt import QWEN_7B
 
@@ -134,6 +137,10 @@ CASES: list[tuple[Callable[[Path], object], str]] = [
         _engine(speculative_decoding_mode=8),
         r"'top_k_top_p', and the engine was built for lookahead",
     ),
+    (
+        _parameter("lora_prefetch_dir", "/models/tensorrt_llm/1/lora"),
+        r"lora_prefetch_dir: lora has no adapter",
+    ),
     (_engine(tp_size=4), r"world_size is 2, but tp_size 4 x pp_size 1 is 4"),
     (_engine(version="1.0.0"), r"built with TensorRT-LLM 1\.0\.0, not 1\.2\.1"),
     (_engine(max_batch_size=8), r"max_batch_size 64 is larger than the 8 sequences"),
@@ -243,3 +250,61 @@ def test_lookahead_sizes_fit_the_engine(
     found = problems(repository)
     assert len(found) == (expected is not None)
     assert expected is None or re.search(expected, found[0])
+
+
+def test_adapters_lie_where_the_backend_looks_for_them(
+    context: StageContext, tmp_path: Path
+) -> None:
+    # peftCacheManager.cpp, prefetchLoraWeights: DIR/TASK/model.lora_{weights,config}.npy.
+    adapter = lora.write(tmp_path / "adapter")
+    path = context.inputs["compile"].path / "config.json"
+    config = json.loads(path.read_text())
+    modules = ["attn_q", "attn_k", "attn_v"]
+    config["build_config"]["plugin_config"]["lora_plugin"] = "auto"
+    config["build_config"]["lora_config"] = {"lora_target_modules": modules, "max_lora_rank": 64}
+    path.write_text(json.dumps(config))
+    plain = tensorrt.recipe(QWEN_7B, lora_adapters=[str(adapter)])
+    options = plain.compile.tensorrt.model_copy(update={"lora": LoraSection()})
+    section = plain.compile.model_copy(update={"tensorrt": options})
+    asked = plain.model_copy(update={"compile": section})
+    before = stage.material(asked)
+    stage.run(replace(context, recipe=asked))
+    folder = context.output / "tensorrt_llm/1/lora/1"
+    weights = np.load(folder / "model.lora_weights.npy")
+    assert (weights.shape, weights.dtype) == ((1, 6, 20), np.float16)
+    assert np.load(folder / "model.lora_config.npy").shape == (1, 6, 3)
+    bls = (context.output / "tensorrt_llm_bls/config.pbtxt").read_text()
+    parameters = text_format.Parse(bls, proto.ModelConfig()).parameters
+    assert parameters["lora_task_ids"].string_value == "1"
+    lora.write(adapter, lora_alpha=9)
+    assert stage.material(asked) != before
+    (folder / "model.lora_config.npy").unlink()
+    (folder.parent / "sql").mkdir()
+    found = " ".join(problems(context.output))
+    assert "lora/1/model.lora_config.npy is missing" in found
+    assert "sql is not a task id" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, r"Adapters may change attn_q, attn_k, attn_v, and it was built for no adapters"),
+        ({"max_lora_rank": 8}, r"a rank of up to 64, and it has 8"),
+    ],
+)
+def test_an_engine_of_other_adapters_is_not_served(
+    changes: dict[str, int], reason: str, context: StageContext
+) -> None:
+    if changes:
+        path = context.inputs["compile"].path / "config.json"
+        config = json.loads(path.read_text())
+        modules = ["attn_q", "attn_k", "attn_v"]
+        config["build_config"]["plugin_config"]["lora_plugin"] = "auto"
+        config["build_config"]["lora_config"] = {"lora_target_modules": modules, **changes}
+        path.write_text(json.dumps(config))
+    plain = tensorrt.recipe(QWEN_7B)
+    options = plain.compile.tensorrt.model_copy(update={"lora": LoraSection()})
+    section = plain.compile.model_copy(update={"tensorrt": options})
+    asked = plain.model_copy(update={"compile": section})
+    with pytest.raises(RepositoryError, match=reason):
+        stage.run(replace(context, recipe=asked))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.formats import FORMATS, FP8_KV_CACHE, kv_cache_algo
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.tensorrt import PluginSection
+from pipeline.recipe.tensorrt import LoraSection, PluginSection
 from pipeline.targets.tensorrt.speculation import SPECULATION, SpeculationName
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
@@ -41,6 +41,7 @@ class PluginConfig:
     low_latency_gemm_swiglu_plugin: str | None = None
     gemm_allreduce_plugin: str | None = None
     nccl_plugin: str | None = "auto"
+    lora_plugin: str | None = None
     context_fmha: bool = True
     remove_input_padding: bool = True
     tokens_per_block: int = 32
@@ -54,7 +55,7 @@ class PluginConfig:
 
     @classmethod
     def from_section(
-        cls, section: PluginSection, *, tokens_per_block: int, fp8_attention: bool
+        cls, section: PluginSection, *, tokens_per_block: int, fp8_attention: bool, lora: bool
     ) -> PluginConfig:
         """Resolves what the recipe leaves open.
 
@@ -62,11 +63,13 @@ class PluginConfig:
             section: ``compile.tensorrt.plugin_config``.
             tokens_per_block: ``compile.tokens_per_block``.
             fp8_attention: What ``use_fp8_context_fmha`` is where the recipe does not say.
+            lora: Whether requests may choose an adapter.
         """
         values = section.model_dump()
         if values["use_fp8_context_fmha"] is None:
             values["use_fp8_context_fmha"] = fp8_attention
-        return cls(**values, tokens_per_block=tokens_per_block)
+        lora_plugin = "auto" if lora else None
+        return cls(**values, tokens_per_block=tokens_per_block, lora_plugin=lora_plugin)
 
     def flags(self) -> list[str]:
         """The arguments: what is stated always, and what differs from upstream's default."""
@@ -94,6 +97,7 @@ class BuildConfig:
         gather_context_logits: Returns the logits of prompt tokens.
         speculative_decoding_mode: How tokens are guessed; None guesses none.
         max_draft_len: Tokens that are guessed for a sequence in a step.
+        lora: What adapters may change; None for no adapters.
         workers: Ranks built at the same time; trtllm-build takes at most one per visible GPU.
         input_timing_cache: A timing cache to start from.
         output_timing_cache: Where the timing cache goes. ``trtllm-build`` would write
@@ -110,6 +114,7 @@ class BuildConfig:
     gather_context_logits: bool = False
     speculative_decoding_mode: SpeculationName | None = None
     max_draft_len: int = 0
+    lora: LoraSection | None = None
     plugin_config: PluginConfig = PluginConfig()
     workers: int = 1
     input_timing_cache: Path | None = None
@@ -124,6 +129,7 @@ class BuildConfig:
             options.plugin_config,
             tokens_per_block=section.tokens_per_block,
             fp8_attention=row.needs_fp8 and kv_cache == FP8_KV_CACHE,
+            lora=options.lora is not None,
         )
         opt_num_tokens = options.opt_num_tokens
         if opt_num_tokens is None and not plugins.multiple_profiles:
@@ -142,6 +148,7 @@ class BuildConfig:
             gather_context_logits=options.gather_context_logits,
             speculative_decoding_mode="lookahead_decoding" if options.lookahead else None,
             max_draft_len=options.lookahead.max_draft_len if options.lookahead else 0,
+            lora=options.lora,
             plugin_config=plugins,
             workers=options.workers or section.tensor_parallel * section.pipeline_parallel,
         )
@@ -170,6 +177,8 @@ class BuildConfig:
             gather_context_logits=True,
             speculative_decoding_mode=None,
             max_draft_len=0,
+            lora=None,
+            plugin_config=replace(self.plugin_config, lora_plugin=None),
         )
 
     def flags(self) -> list[str]:
@@ -189,6 +198,9 @@ class BuildConfig:
         if self.speculative_decoding_mode is not None:
             flags += ["--speculative_decoding_mode", self.speculative_decoding_mode]
             flags += ["--max_draft_len", str(self.max_draft_len)]
+        if self.lora is not None:
+            flags += ["--lora_target_modules", *self.lora.target_modules]
+            flags += ["--max_lora_rank", str(self.lora.max_rank)]
         flags += self.plugin_config.flags()
         flags += ["--workers", str(self.workers)]
         if self.input_timing_cache:
@@ -201,8 +213,13 @@ class BuildConfig:
         """The options that decide the engine, under upstream's names; no paths, no workers."""
         values = asdict(self)
         values["speculative_decoding_mode"] = SPECULATION[self.speculative_decoding_mode]
-        for name in ("workers", "input_timing_cache", "output_timing_cache"):
+        for name in ("workers", "input_timing_cache", "output_timing_cache", "lora"):
             del values[name]
+        if self.lora is not None:
+            values["lora_config"] = {
+                "lora_target_modules": list(self.lora.target_modules),
+                "max_lora_rank": self.lora.max_rank,
+            }
         return values
 
 

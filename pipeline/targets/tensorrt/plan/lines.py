@@ -49,6 +49,9 @@ def _engine(preview: EnginePreview) -> Iterator[str]:
             f"  speculative_decoding_mode {config.speculative_decoding_mode}, "
             f"max_draft_len {config.max_draft_len}"
         )
+    if config.lora:
+        modules = ", ".join(config.lora.target_modules)
+        yield f"  lora_target_modules {modules}, max_lora_rank {config.lora.max_rank}"
     reuse, chunked = (
         preview.served("enable_kv_cache_reuse"),
         preview.served("enable_chunked_context"),
@@ -77,6 +80,8 @@ def _memory(preview: EnginePreview) -> Iterator[str]:
     if memory.gpu_memory is None or memory.kv_pool is None:
         return
     yield f"  GPU                {memory_size(memory.gpu_memory)}"
+    if memory.lora_cache:
+        yield f"  LoRA adapters      {memory_size(memory.lora_cache)}"
     yield f"  left for KV cache  {memory_size(memory.kv_pool)}  {memory.kv_tokens} tokens"
     yield (
         f"  sequences          {memory.sequences:9d}      of max_seq_len together "

@@ -19,14 +19,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import ServeSection
+from pipeline.recipe.tensorrt import LoraModule, LoraSection
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
+from pipeline.targets.tensorrt.lora.adapter import MODULES
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 
 RUNTIME_BYTES = GIB
 COMMUNICATION_BYTES = GIB // 2
 """Allowance for NCCL and all-reduce buffers where there is more than one rank."""
+LORA_GPU_FRACTION = 0.05
+"""``lora_cache_gpu_memory_fraction``: of what is free before the KV cache is made."""
 CUDA_GRAPH_BYTES = 10 * 10**6
 """The largest graph by upstream's remark, "one graph is 4-10MB of GPU memory"."""
 
@@ -46,6 +51,8 @@ class MemoryPlan:
         kv_tokens: Tokens in the pool, in whole blocks.
         sequences: Sequences of max_seq_len that run together, at most max_batch_size.
         cuda_graphs: Upper bound of the CUDA graphs that are kept.
+        lora_cache: What the runtime takes of the free memory for adapters in use; 0 without.
+        lora_adapter: One adapter of the largest rank in it.
         host_kv_cache: Memory of the host for KV blocks, in whole blocks.
         host_kv_tokens: Tokens in it.
     """
@@ -60,6 +67,8 @@ class MemoryPlan:
     kv_tokens: int | None = None
     sequences: int | None = None
     cuda_graphs: int = 0
+    lora_cache: int = 0
+    lora_adapter: int = 0
     host_kv_cache: int = 0
     host_kv_tokens: int = 0
 
@@ -93,15 +102,18 @@ def plan_memory(
         cuda_graphs=cuda_graph_bytes(config, checkpoint, serve),
         host_kv_cache=host_blocks * block * per_token,
         host_kv_tokens=host_blocks * block,
+        lora_adapter=adapter_bytes(config.lora, checkpoint.model) if config.lora else 0,
     )
     if gpu is None:
         return plan
     free = max(gpu.memory - plan.fixed, 0)
-    blocks = int(free * serve.kv_cache_free_gpu_mem_fraction) // (block * per_token)
+    adapters = int(free * LORA_GPU_FRACTION) if config.lora else 0
+    blocks = int((free - adapters) * serve.kv_cache_free_gpu_mem_fraction) // (block * per_token)
     if serve.max_tokens_in_paged_kv_cache is not None:
         blocks = min(blocks, serve.max_tokens_in_paged_kv_cache // block)
     return replace(
         plan,
+        lora_cache=adapters,
         gpu_memory=gpu.memory,
         kv_pool=blocks * block * per_token,
         kv_tokens=blocks * block,
@@ -122,6 +134,29 @@ def cuda_graph_bytes(config: BuildConfig, checkpoint: CheckpointFacts, serve: Se
     """
     kept = min(serve.cuda_graphs, config.max_batch_size) * checkpoint.pp_size
     return kept * CUDA_GRAPH_BYTES
+
+
+def adapter_bytes(lora: LoraSection, model: ModelFacts) -> int:
+    """What an adapter of the largest rank takes in the caches of the runtime, at most.
+
+    The caches have rows as wide as the smallest module, of which each module takes whole ones
+    (``PeftCacheManager::getPageManagerConfig`` in batch_manager/peftCacheManager.cpp). Tensor and
+    pipeline parallelism, which cut adapters too, are not counted.
+    """
+    widths = [sum(module_features(model)[name]) for name in lora.target_modules]
+    row = min(widths)
+    rows = sum(-(-width // row) for width in widths)
+    return lora.max_rank * rows * row * model.num_hidden_layers * 2
+
+
+def module_features(model: ModelFacts) -> dict[LoraModule, tuple[int, int]]:
+    """Input and output features of the linears that adapters may change."""
+    linears = {
+        source.rpartition(".")[2]: (linear.in_features, rows)
+        for linear in model.linears
+        for source, rows in linear.source
+    }
+    return {MODULES[source]: shape for source, shape in linears.items() if source in MODULES}
 
 
 def weight_bytes(checkpoint: CheckpointFacts) -> int:

@@ -19,6 +19,7 @@ from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
 from pipeline.targets.tensorrt.plan import features, rules
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.lora import check_lora
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
 from pipeline.targets.tensorrt.plan.overrides import apply_overrides
 from pipeline.targets.tensorrt.plan.quality import check_quality
@@ -133,6 +134,7 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         *effective.findings,
         *rules.check_serving(recipe, effective.config),
         *features.check_features(recipe, checkpoint, effective.config, memory),
+        *check_lora(recipe, checkpoint, memory),
         *check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),
     )

@@ -19,6 +19,12 @@ from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.recipe.schema import Recipe, ServeSection
 from pipeline.targets.tensorrt.plan.memory import host_kv_bytes
 from pipeline.targets.tensorrt.serve import tokenizer_info
+from pipeline.targets.tensorrt.serve.adapters import (
+    adapter_files,
+    adapter_parameters,
+    adapter_problems,
+    task_ids,
+)
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.contract import CPP_BACKEND
 from pipeline.triton.parameters import (
@@ -45,10 +51,6 @@ _DEFAULTS: Mapping[str, str] = {
     "gpu_weights_percent": "1.0",
     "iter_stats_max_iterations": "1000",
     "kv_cache_onboard_blocks": "true",
-    "lora_cache_gpu_memory_fraction": "0.05",
-    "lora_cache_host_memory_bytes": "1073741824",
-    "lora_cache_max_adapter_size": "64",
-    "lora_cache_optimal_adapter_size": "8",
     "multi_block_mode": "true",
     "normalize_log_probs": "false",
     "num_nodes": "1",
@@ -76,14 +78,21 @@ def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
     """The C++ backend of TensorRT-LLM."""
     facts = TrtEngine.from_config(engine)
     built = build_parameters(recipe, facts, engine_dir=ENGINE_DIR, tokenizer_dir=TOKENIZER_DIR)
-    files = {}
+    files = adapter_files(recipe)
     if recipe.serve.guided_decoding:
         files[tokenizer_info.FILE_NAME] = partial(
             tokenizer_info.tokenizer_info,
             vocab_size=facts.vocab_size,
             where=recipe.place("serve.guided_decoding"),
         )
-    return EngineModel(BACKEND, built.values, built.switched_off, files, greedy=facts.lookahead)
+    return EngineModel(
+        BACKEND,
+        built.values,
+        built.switched_off,
+        files,
+        lora_task_ids=task_ids(recipe),
+        greedy=facts.lookahead,
+    )
 
 
 def build_parameters(
@@ -94,8 +103,7 @@ def build_parameters(
     Left out on purpose: ``cross_kv_cache_fraction`` (an error for a decoder),
     ``encoder_model_path``, ``gpu_device_ids`` and ``participant_ids`` (the launcher decides which
     GPUs a server sees, so the repository is not tied to a machine), ``max_attention_window_size``
-    and ``sink_token_length`` (full attention), ``lora_prefetch_dir``, and the choices of decoding
-    modes that are not used.
+    and ``sink_token_length`` (full attention), and the choices of decoding modes that are not used.
 
     Args:
         recipe: ``serve`` and ``compile`` are read.
@@ -136,6 +144,7 @@ def build_parameters(
         # report a wrong one as something else.
         "gpt_model_path": str(MOUNT / engine_dir),
         "gpt_model_type": BATCHING[0],
+        **adapter_parameters(recipe, engine),
         **_guided_decoding(serve),
         **_decoding_mode(recipe),
         "kv_cache_host_memory_bytes": str(0 if no_host_cache else host_kv_bytes(serve)),
@@ -186,6 +195,7 @@ def _check(recipe: Recipe, engine: TrtEngine) -> None:
             f"lookahead decoding guesses {wanted} tokens by the recipe, and the engine was built "
             f"for {built}"
         )
+    found += adapter_problems(recipe, engine)
     if found:
         raise RepositoryError(
             "Triton's tensorrtllm backend cannot serve this engine",

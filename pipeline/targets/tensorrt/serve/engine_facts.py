@@ -37,6 +37,9 @@ class TrtEngine:
         gather_context_logits: Whether it returns logits of every prompt token.
         speculation: The kind of speculative decoding it was built for, by upstream's number.
         max_draft_len: Tokens that a step guesses for a sequence.
+        lora_modules: The linears that adapters may change; empty without the LoRA plugin.
+        max_lora_rank: Their largest rank; None without the plugin.
+        adapter_bytes: Weights of an adapter of that rank, at most; 0 without the plugin.
         gpus_per_node: GPUs of one machine in its mapping.
     """
 
@@ -57,6 +60,9 @@ class TrtEngine:
     gather_context_logits: bool
     speculation: int
     max_draft_len: int
+    lora_modules: tuple[str, ...] = ()
+    max_lora_rank: int | None = None
+    adapter_bytes: int = 0
     gpus_per_node: int = 8
 
     @classmethod
@@ -89,6 +95,7 @@ class TrtEngine:
                 gather_context_logits=bool(build["gather_context_logits"]),
                 speculation=int(build.get("speculative_decoding_mode", _NO_SPECULATION)),
                 max_draft_len=int(build.get("max_draft_len", 0)),
+                **(_lora(model, build) if plugins.get("lora_plugin") else {}),
                 gpus_per_node=int(mapping.get("gpus_per_node", 8)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -164,3 +171,25 @@ class TrtEngine:
                 f"it was built for speculative decoding of kind {self.speculation}, which this "
                 "repository does not serve"
             )
+
+
+def _lora(model: Mapping[str, Any], build: Mapping[str, Any]) -> dict[str, Any]:
+    config = build["lora_config"]
+    modules, rank = tuple(map(str, config["lora_target_modules"])), int(config["max_lora_rank"])
+    hidden, inner = int(model["hidden_size"]), int(model["intermediate_size"])
+    heads = int(model["num_attention_heads"])
+    head = int(model.get("head_size") or hidden // heads)
+    keys = head * int(model.get("num_key_value_heads") or heads)
+    features = {
+        "attn_q": hidden + heads * head,
+        "attn_k": hidden + keys,
+        "attn_v": hidden + keys,
+        "attn_dense": heads * head + hidden,
+    }
+    # The three of the MLP.
+    widths = [features.get(name, hidden + inner) for name in modules]
+    return {
+        "lora_modules": modules,
+        "max_lora_rank": rank,
+        "adapter_bytes": 2 * rank * sum(widths) * int(model["num_hidden_layers"]),
+    }

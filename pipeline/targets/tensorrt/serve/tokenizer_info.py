@@ -27,7 +27,7 @@ FILE_NAME = "xgrammar_tokenizer_info.json"
 KNOWN_DECODERS = ("ByteLevel", "ByteFallback")
 
 
-def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> str:
+def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> bytes:
     """The file's content, from the tokenizer that is served.
 
     Args:
@@ -68,7 +68,7 @@ def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> str:
         "tokenizer_str": text,
         "stop_token_ids": ends,
     }
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return f"{json.dumps(content, ensure_ascii=False)}\n".encode()
 
 
 def _end_ids(tokenizer_dir: Path) -> list[int]:

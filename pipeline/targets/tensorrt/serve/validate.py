@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RepositoryError
 from pipeline.recipe.tensorrt import max_draft_len
+from pipeline.targets.tensorrt.serve.adapters import missing_files
 from pipeline.targets.tensorrt.serve.backend import BACKEND, BATCHING, MANDATORY
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.tensors import ENGINE
@@ -40,6 +41,8 @@ def engine_problems(
         if name not in config.parameters:
             yield f"{place}: the parameter {name} is missing; without it the backend does not load"
     yield from _guided_decoding(config, directory.parent)
+    if _parameter(config, "lora_prefetch_dir"):
+        yield from (f"{place}: parameter {problem}" for problem in missing_files(directory.parent))
     batching = _parameter(config, "gpt_model_type")
     if batching not in BATCHING:
         yield f"{place}: parameter gpt_model_type is {batching!r}, not {BATCHING[0]}"

@@ -27,4 +27,16 @@ class ModelRunnerCpp(fake.FakeRunner):
         fake.VOCABULARY = config["pretrained_config"]["vocab_size"]
         fake.PADDED = fake.VOCABULARY + 2
         fake.MAX_SEQ_LEN = config["build_config"]["max_seq_len"]
+        _check_lookahead(config["build_config"], settings.get("lookahead_config"))
         return super().from_dir(engine_dir, rank=rank, **settings)
+
+
+def _check_lookahead(build: dict[str, Any], sizes: list[int] | None) -> None:
+    """An engine of lookahead decoding (mode 8) runs with sizes that its draft length holds."""
+    if build["speculative_decoding_mode"] != 8:
+        assert sizes is None, "lookahead_config for an engine without"
+        return
+    assert sizes is not None, "the engine needs lookahead_config"
+    window, ngram, verification = sizes
+    draft = (ngram - 2) + (window - 1 + verification) * (ngram - 1)
+    assert draft <= build["max_draft_len"], "maxDraftTokens <= getMaxDecodingDraftTokens()"
