@@ -115,7 +115,8 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
         ServerFailed,
         re.compile(
             r"^(?:Error encountered while populating response|Encountered an error in forward"
-            r"|the request failed: |the engine stopped working)|\bCUDA\b|out of memory"
+            r"|the request failed: |the engine stopped working|the guide cannot be tried)"
+            r"|\bCUDA (?:runtime|driver|error)\b|\bCUDA_ERROR|\bout of memory\b"
         ),
     ),
     (
@@ -134,8 +135,13 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|incomplete string data|only supported if|not supported|unsupported"
             r"|not implemented by|does not support|cannot (?:do|be)\b|\bneeds?\b"
             r"|\bat (?:most|least)\b"
-            r"|\bmust (?:be|not|hold)\b|\binvalid\b|\bis empty\b|\bexceeds?\b|\btoo long\b"
-            r"|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b|not found in cache",
+            r"|\bmust (?:be|not|hold|have|rise)\b|\binvalid\b|\bis empty\b|\bexceeds?\b"
+            r"|\btoo long\b|not (?:valid )?utf-?8|model's ids are|is above|\bhas no\b"
+            r"|not found in cache"
+            # Of this project's models.
+            r"|the input \S+ is missing|which only the tokenizer knows|of the longest prompt"
+            r"|answers once per request|but input_ids has|no token of this model can follow"
+            r"|the engine refused the request|\bleave it out\b",
             re.I,
         ),
     ),
@@ -155,7 +161,6 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
             r"|Guided decoding does not|gather_(?:context|generation)_logits"
             r"|Cannot set the request lookahead|Invalid size for tensor"
             r"|is not present in the request|tensor not provided|request ID is not provided"
-            r"|not found in cache\. Please send"
             r"|decoupled transaction policy|potentially greater than max input length"
         ),
     ),

@@ -31,7 +31,7 @@ LONGEST_REASON = 300
 KNOWN_GUIDES = 256
 """Guides whose answer is remembered: most clients send the same few."""
 
-_DEADLY = "it is too complex: what makes a grammar of it ran out of memory or stack"
+_DEADLY = "it is too complex: what makes a grammar of it ran out of stack or memory"
 
 
 class GuideChecker:

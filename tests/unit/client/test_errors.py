@@ -48,7 +48,15 @@ MESSAGES = [
         InvalidRequest,
         "Model m - Error when running inference: [request id: <id_unknown>] x is empty",
     ),
+    # Words of a request may be in the answer.
+    (InvalidRequest, "bad_words has the token 'CUDA', which only the tokenizer knows: its id is 9"),
+    (
+        InvalidRequest,
+        "guided_decoding_guide cannot be followed as regex: it is too complex: it ran out of stack",
+    ),
     (InvalidRequest, "[INVALID_ARG] something is odd"),
+    (ServerFailed, "the guide cannot be tried: guided decoding needs a Python interpreter on PATH"),
+    (ServerFailed, "CUDA out of memory"),
     (ServerBusy, "[request id: 7] Exceeds maximum queue size"),
     (ServerBusy, "Maximum queue size of 256 has been reached, please try again later"),
     (DeadlineExceeded, "Request timeout expired"),
