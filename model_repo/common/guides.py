@@ -64,6 +64,22 @@ def read_guide(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[str, str] | Non
     return kind, text
 
 
+def not_served(kind: str) -> str:
+    """Says that this repository follows no guides, to a client that asks for a type of them."""
+    return (
+        f"{KIND} {kind} is not supported: GuidedDecoder is not set up in this repository; make it "
+        "again with serve.guided_decoding: xgrammar in the recipe, or leave the guide out"
+    )
+
+
+def not_beside(name: str) -> str:
+    """Says that an input which moves the text's end does not go with a guide."""
+    return (
+        f"{name} cannot be combined with a guide, which decides where the text may end; leave one "
+        "of them out"
+    )
+
+
 def _text(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> str:
     array = tensors.get(name)
     if array is None or array.size == 0:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .answer import Answer
-from .guides import GUIDE, KIND, GuideError, read_guide
+from .guides import GUIDE, KIND, GuideError, not_beside, not_served, read_guide
 from .request import GenerationRequest, Guide, RequestError
 from .sampling import read_sampling
 from .settings import EngineSettings
@@ -303,17 +303,9 @@ def _guide(inputs: Inputs, settings: EngineSettings) -> Guide | None:
     if found is None:
         return None
     if not settings.guided_decoding:
-        raise RequestError(
-            f"{KIND} {found[0]} is not supported: GuidedDecoder is not set up in this repository; "
-            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
-            "out",
-            "UNSUPPORTED",
-        )
+        raise RequestError(not_served(found[0]), "UNSUPPORTED")
     if inputs.scalar("min_tokens"):
-        raise RequestError(
-            "min_tokens cannot be combined with a guide, which decides where the text may end; "
-            "leave one of them out"
-        )
+        raise RequestError(not_beside("min_tokens"))
     return Guide(*found, frozenset(settings.end_ids))
 
 

@@ -35,3 +35,8 @@ def index_of(index: int, prompts: int) -> dict[str, Array]:
     Upstream's engine leaves it out of the answer to a single prompt, too.
     """
     return {"batch_index": np.array([[index]], np.int32)} if prompts > 1 else {}
+
+
+def scalar(inputs: Mapping[str, Array], name: str) -> Any:
+    """The value of an optional input of one element, or None."""
+    return inputs[name].item() if name in inputs else None

@@ -36,38 +36,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
-from .batch import count_prompts, index_of, prompt_ids, row_of
+from .batch import count_prompts, index_of, prompt_ids, row_of, scalar
 from .calls import CallError, Models, greedy_when_cold
 from .end_ids import read_end_ids
-from .guides import KIND, GuideError, read_guide
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
+from .refusals import Offers, refuse_many_answers, refuse_prompt
 from .reply import Reply
 from .request_parameters import unknown_parameters
 from .text_answer import TextAnswer
 from .watcher import Watched, Watcher
-
-# What leaves things as they are; whatever the engine can do, this model makes one text per request.
-_ONLY = {
-    "beam_width": (1, "beam search"),
-    "num_return_sequences": (1, "several sequences per request"),
-    "num_draft_tokens": (0, "draft tokens"),
-    "use_draft_logits": (False, "draft tokens"),
-}
-
-# Of a request to an engine that speculates: what asks for nothing.
-_GREEDY = {
-    "repetition_penalty": (1.0,),
-    "presence_penalty": (0.0,),
-    "frequency_penalty": (0.0,),
-    "return_log_probs": (False,),
-}
-_NO_WORDS = ("bad_words", "embedding_bias_words")
-
-_ANSWERS_ONCE = (
-    "this model answers once per request (its model_transaction_policy is not decoupled); call one "
-    "that may answer often, tensorrt_llm_bls of a repository with serve.decoupled: true or both"
-)
 
 # Each output that the engine need not send saves it and this process some time per token.
 _MADE_HERE = frozenset({"text_output", "num_input_tokens", "num_output_tokens", "batch_index"})
@@ -108,9 +86,11 @@ class TritonPythonModel:
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
-        self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
-        self._lora_task_ids = parameters.get("lora_task_ids", "").split(",")
-        self._greedy = flag(parameters, "decodes_greedily", default=False)
+        self._offers = Offers(
+            guided_decoding=bool(parameters.get("guided_decoding_backend")),
+            lora_task_ids=tuple(filter(None, parameters.get("lora_task_ids", "").split(","))),
+            greedy=flag(parameters, "decodes_greedily", default=False),
+        )
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
@@ -169,13 +149,9 @@ class TritonPythonModel:
                 )
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
-                _refuse_unsupported(row)
-                _check_adapter(row, self._lora_task_ids)
-                if self._greedy:
-                    _refuse_sampling(row)
-                _check_guide(row, served=self._guided_decoding)
+                refuse_prompt(row, self._offers)
             if not self._decoupled:
-                _refuse_many_answers(rows)
+                refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
             if not self._reserve(prompts - 1):
                 raise CallError(self._no_room(), pb_utils.TritonError.UNAVAILABLE)
@@ -248,9 +224,9 @@ class TritonPythonModel:
             return  # another prompt has failed
         tokens = {**tokens, "input_ids": prompt_ids(tokens)}
         stop_words = [word.decode() for word in inputs.get("stop_words", np.array([])).flat]
-        streaming = bool(_scalar(inputs, "stream"))
+        streaming = bool(scalar(inputs, "stream"))
         facts = index_of(index, len(shared.engine_ids))
-        if _scalar(inputs, "return_num_input_tokens"):
+        if scalar(inputs, "return_num_input_tokens"):
             facts["num_input_tokens"] = tokens["input_lengths"]
         answer = TextAnswer(
             self._tokenizer,
@@ -262,7 +238,7 @@ class TritonPythonModel:
             prompt=tokens["input_ids"].reshape(-1).tolist(),
             echo=not streaming and not self._excludes_input(inputs),
             facts=facts,
-            count_tokens=bool(_scalar(inputs, "return_num_output_tokens")),
+            count_tokens=bool(scalar(inputs, "return_num_output_tokens")),
             # A request that names an end id of its own ends at no other.
             end_ids=() if "end_id" in inputs else self._end_ids,
         )
@@ -296,40 +272,8 @@ class TritonPythonModel:
         _read_rest(responses)
 
     def _excludes_input(self, inputs: dict[str, Any]) -> bool:
-        value = _scalar(inputs, "exclude_input_in_output")
+        value = scalar(inputs, "exclude_input_in_output")
         return self._exclude_input if value is None else bool(value)
-
-
-def _refuse_unsupported(inputs: dict[str, Any]) -> None:
-    for name, (only, what) in _ONLY.items():
-        value = _scalar(inputs, name)
-        if value not in (None, only):
-            unsupported = pb_utils.TritonError.UNSUPPORTED
-            raise CallError(f"{name} {value}: tensorrt_llm_bls has no {what}", unsupported)
-
-
-def _check_adapter(inputs: dict[str, Any], served: list[str]) -> None:
-    """Refuses an adapter that is not there; an engine without LoRA would answer without it.
-
-    The first request with an id that the repository does not have may bring its weights.
-    """
-    chosen = _scalar(inputs, "lora_task_id")
-    brings = [name for name in ("lora_weights", "lora_config") if name in inputs]
-    if chosen is None:
-        if brings:
-            raise CallError(f"{brings[0]} needs lora_task_id, the adapter's id")
-        return
-    if not any(served):
-        raise CallError(
-            f"lora_task_id {chosen} is not supported: this repository serves no LoRA adapters; "
-            "leave it out, or make the repository again with serve.lora_adapters in the recipe",
-            pb_utils.TritonError.UNSUPPORTED,
-        )
-    if not brings and str(chosen) not in served:
-        raise CallError(
-            f"lora_task_id {chosen} is unknown and needs lora_weights and lora_config in its first "
-            f"request; the adapters of this repository are {', '.join(served)}"
-        )
 
 
 def _asked(wanted: Iterable[str]) -> list[str]:
@@ -341,75 +285,11 @@ def _asked(wanted: Iterable[str]) -> list[str]:
     return asked
 
 
-def _refuse_sampling(inputs: dict[str, Any]) -> None:
-    """What an engine that speculates would leave out without a word.
-
-    Its decoder takes the most likely token at each place, and has neither penalties nor banned
-    words nor log probabilities (``DecodingMode::Lookahead`` in executor/types.h,
-    layers/lookaheadDecodingLayer.cpp).
-    """
-    asked = [
-        name for name, neutral in _GREEDY.items() if _scalar(inputs, name) not in (None, *neutral)
-    ]
-    # Of either, 0 is not given; neither of them is greedy decoding.
-    top_k, top_p = _scalar(inputs, "top_k") or 0, _scalar(inputs, "top_p") or 0.0
-    if top_k > 1 or (top_k < 1 and top_p > 0.0):
-        asked.append("top_k" if top_k else "top_p")
-    asked += [name for name in _NO_WORDS if name in inputs and inputs[name].size]
-    if asked:
-        raise CallError(
-            f"{', '.join(asked)} is not supported: this engine was built for lookahead decoding, "
-            "which takes the most likely token at each place; leave it out",
-            pb_utils.TritonError.UNSUPPORTED,
-        )
-
-
-def _check_guide(inputs: dict[str, Any], *, served: bool) -> None:
-    """Refuses a guide that the C++ backend would ignore, or fail all its requests with.
-
-    A text that follows a guide ends with one of the model's own end ids. Where the request has
-    another, the engine goes on, and xgrammar fails on a text that it has ended
-    (GuidedDecodingConfig::validate in executor/guidedDecodingConfig.cpp warns of the mismatch).
-    """
-    try:
-        guide = read_guide(inputs)
-    except GuideError as error:
-        raise CallError(str(error)) from error
-    if guide is None:
-        return
-    if not served:
-        raise CallError(
-            f"{KIND} {guide[0]} is not supported: GuidedDecoder is not set up in this repository; "
-            "make it again with serve.guided_decoding: xgrammar in the recipe, or leave the guide "
-            "out",
-            pb_utils.TritonError.UNSUPPORTED,
-        )
-    for name in ("end_id", "min_tokens"):
-        value = _scalar(inputs, name)
-        if value is not None and (name, value) != ("min_tokens", 0):
-            raise CallError(
-                f"{name} cannot be combined with a guide, which decides where the text may end; "
-                "leave one of them out"
-            )
-
-
-def _refuse_many_answers(rows: list[dict[str, Any]]) -> None:
-    """What takes more than one response, on a model that gives one."""
-    if any(_scalar(row, "stream") for row in rows):
-        raise CallError(f"stream: {_ANSWERS_ONCE}, or send stream false")
-    if len(rows) > 1:
-        raise CallError(f"text_input has {len(rows)} prompts: {_ANSWERS_ONCE}, or send one")
-
-
 def _read_rest(responses: Iterator[Any]) -> None:
     """Reads what nobody needs any more: Triton keeps every response until it is read."""
     with contextlib.suppress(CallError):
         for _ in responses:
             pass
-
-
-def _scalar(inputs: dict[str, Any], name: str) -> Any:
-    return inputs[name].item() if name in inputs else None
 
 
 def _refuse(sender: Any, message: str, code: Any) -> None:

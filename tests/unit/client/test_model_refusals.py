@@ -7,6 +7,7 @@ sources, with a number in place of each value.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
@@ -23,6 +24,8 @@ SERVERS = ("INTERNAL", "UNAVAILABLE")
 # No request has this in its answer: it is raised before the model is ready.
 NOT_ANSWERED = "while warming up"
 VALUE = "7"
+# Functions that return a refusal's text.
+SAYS_WHY = re.compile(r"\w+_problem$|not_\w+$")
 
 
 class Refusal(NamedTuple):
@@ -82,7 +85,7 @@ def _refusals() -> Iterator[Refusal]:
                     text = text_of(node.args[0], constants)
                     if text not in (None, VALUE) and NOT_ANSWERED not in text:
                         yield Refusal(f"{place}:{node.lineno}", text, code_of(node))
-            elif isinstance(node, ast.FunctionDef) and node.name.endswith("_problem"):
+            elif isinstance(node, ast.FunctionDef) and SAYS_WHY.match(node.name):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Return) and part.value is not None:
                         text = text_of(part.value, constants)
