@@ -138,8 +138,10 @@ class TritonPythonModel:
             return None if array is None else array[row].item()
 
         beams, most = scalar("beam_width"), self._encoder.limits.max_beam_width
-        if beams is not None and (beams < 1 or beams > (most or beams)):
-            return f"beam_width must be from 1 to the engine's max_beam_width {most}, got {beams}"
+        if beams is not None and beams < 1:
+            return f"beam_width must be at least 1, got {beams}"
+        if beams is not None and most is not None and beams > most:
+            return f"beam_width must be at most the engine's max_beam_width {most}, got {beams}"
         if scalar("return_generation_logits"):
             return _NO_GENERATION_LOGITS
         max_tokens = int(inputs["REQUEST_OUTPUT_LEN"][row].item())

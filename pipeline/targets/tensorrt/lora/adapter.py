@@ -20,7 +20,6 @@ from pipeline.recipe.tensorrt import LoraModule
 from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS)
 
 # hf_modules_to_trtllm_modules of examples/hf_lora_convert.py, those of this project's models.
 MODULES: Mapping[str, LoraModule] = {

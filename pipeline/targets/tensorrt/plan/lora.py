@@ -11,7 +11,7 @@ from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.gpus import GIB
 from pipeline.targets.tensorrt.lora.adapter import Adapter, AdapterError, misfits, read_adapter
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
-from pipeline.targets.tensorrt.plan.memory import MemoryPlan
+from pipeline.targets.tensorrt.plan.memory import LORA_GPU_FRACTION, MemoryPlan
 
 ENGINE, ADAPTERS = "compile.tensorrt.lora", "serve.lora_adapters"
 DTYPE = "float16"
@@ -82,7 +82,8 @@ def _check_engine(
             f"{ENGINE}.max_rank",
             "the engine would not load: its cache does not hold one adapter of the largest rank",
             f"An adapter of rank {_section(recipe).max_rank} takes "
-            f"{memory.lora_adapter / GIB:.2f} GiB, and the cache is 5 % of the free memory, "
+            f"{memory.lora_adapter / GIB:.2f} GiB, and the cache is {LORA_GPU_FRACTION:.0%} of the "
+            "free memory, "
             f"{memory.lora_cache / GIB:.2f} GiB",
             f"Lower {ENGINE}.max_rank, or name fewer target_modules",
         )

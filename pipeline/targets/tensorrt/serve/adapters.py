@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.errors import UnsupportedError
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.tensorrt.lora.adapter import AdapterError
+from pipeline.targets.tensorrt.plan.memory import LORA_GPU_FRACTION
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.parameters import ENGINE_FILES, MOUNT
 
@@ -61,7 +62,7 @@ def adapter_parameters(recipe: Recipe, engine: TrtEngine) -> dict[str, str]:
         # A page of the cache then holds a whole adapter of the largest rank.
         "lora_cache_optimal_adapter_size": str(rank if engine.lora_modules else 8),
         "lora_cache_max_adapter_size": str(rank),
-        "lora_cache_gpu_memory_fraction": "0.05",
+        "lora_cache_gpu_memory_fraction": str(LORA_GPU_FRACTION),
         "lora_cache_host_memory_bytes": str(max(LEAST_HOST_CACHE, room)),
     }
     if recipe.serve.lora_adapters:
