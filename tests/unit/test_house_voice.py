@@ -19,8 +19,8 @@ ROOMS = (
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "cli", "models", "preflight", "quantize", "recipe", "reference", "report"),
-            *("running", "source", "stages", "store", "triton", "verdict"),
+            *("bench", "checkpoint", "cli", "models", "preflight", "quantize", "recipe"),
+            *("reference", "report", "running", "source", "stages", "store", "triton", "verdict"),
         )
     ),
     "client/trtllm_client/*.py",
