@@ -17,6 +17,7 @@ ROOMS = (
     "pipeline/*.py",
     "pipeline/targets/base.py",
     "pipeline/targets/openvino/**/*.py",
+    "pipeline/targets/tensorrt/*.py",
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
