@@ -18,6 +18,7 @@ ROOMS = (
     "pipeline/targets/base.py",
     "pipeline/targets/openvino/**/*.py",
     "pipeline/targets/tensorrt/*.py",
+    "pipeline/targets/tensorrt/build/**/*.py",
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
