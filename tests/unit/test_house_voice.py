@@ -19,6 +19,7 @@ ROOMS = (
     "pipeline/targets/openvino/**/*.py",
     "pipeline/targets/tensorrt/*.py",
     "pipeline/targets/tensorrt/build/**/*.py",
+    "pipeline/targets/tensorrt/trial/**/*.py",
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
