@@ -19,6 +19,7 @@ ROOMS = (
     "pipeline/targets/openvino/**/*.py",
     "pipeline/targets/tensorrt/*.py",
     "pipeline/targets/tensorrt/build/**/*.py",
+    "pipeline/targets/tensorrt/plan/**/*.py",
     "pipeline/targets/tensorrt/trial/**/*.py",
     *(
         f"pipeline/{room}/**/*.py"
@@ -33,9 +34,9 @@ ROOMS = (
 NO_VERBS = frozenset(
     (
         *("always", "as", "does", "has", "is", "its", "less", "this", "unless", "was"),
-        *("bits", "bytes", "features", "findings", "keys", "lines", "milliseconds", "numbers"),
-        *("options", "positions", "process", "properties", "ranks", "rows", "seconds", "texts"),
-        *("tokens", "versions", "warnings", "weights", "windows"),
+        *("bits", "bytes", "features", "findings", "kernels", "keys", "lines", "milliseconds"),
+        *("numbers", "options", "positions", "process", "properties", "ranks", "rows", "seconds"),
+        *("texts", "tokens", "versions", "warnings", "weights", "windows"),
     )
 )
 
