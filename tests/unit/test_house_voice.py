@@ -20,6 +20,7 @@ ROOMS = (
     "pipeline/targets/tensorrt/*.py",
     "pipeline/targets/tensorrt/build/**/*.py",
     "pipeline/targets/tensorrt/plan/**/*.py",
+    "pipeline/targets/tensorrt/serve/**/*.py",
     "pipeline/targets/tensorrt/trial/**/*.py",
     *(
         f"pipeline/{room}/**/*.py"
