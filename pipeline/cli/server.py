@@ -95,7 +95,7 @@ def generate(
         list[str] | None, typer.Option("--stop", help="End before this text; repeatable.")
     ] = None,
     json_object: Annotated[
-        bool, typer.Option(help="Make the text a JSON object or array.")
+        bool, typer.Option("--json-object", help="Make the text a JSON object or array.")
     ] = False,
     json_schema: Annotated[
         Path | None, typer.Option(help="Make the text JSON of the schema in this file.")

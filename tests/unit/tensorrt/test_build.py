@@ -298,7 +298,7 @@ REPLAYS = {
     "gpu-memory": ("memory is too small", "Lower compile.max_batch_size"),
     "torch-memory": ("memory is too small", "Lower compile.max_batch_size"),
     "no-implementation": ("no kernel for a layer", "Lower compile.max_batch_size"),
-    "no-tactic": ("No GEMM kernel fits", "quantize.group_size 64 or 128"),
+    "no-tactic": ("No GEMM kernel fits", "quantize.group_size 128, or 64 where plan takes it"),
     "worker-killed": ("out-of-memory killer", "compile.tensorrt.workers: 1"),
     "killed": ("out-of-memory killer", "compile.tensorrt.workers: 1"),
     "disk-full": ("disk is full", "--build-dir"),

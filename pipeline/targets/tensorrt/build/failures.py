@@ -135,8 +135,8 @@ CAUSES = (
         r"No valid weight only (groupwise )?GEMM tactic|No valid \S* ?GEMM tactic"
         r"|Have not found (any )?valid (GEMM config|configuration)",
         "No GEMM kernel fits a weight of this shape and group size on this GPU",
-        "Use quantize.group_size 64 or 128, lower compile.max_num_tokens, or lower "
-        "compile.tensor_parallel",
+        "Use quantize.group_size 128, or 64 where plan takes it, lower "
+        "compile.max_num_tokens, or lower compile.tensor_parallel",
     ),
     known(
         r"Could not find any implementation for node|Error Code 10",
