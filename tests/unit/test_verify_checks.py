@@ -203,6 +203,22 @@ def test_a_right_server_of_the_cpp_backend_passes_although_it_parts_at_near_ties
     assert {"greedy_determinism", "ensemble_equals_bls"} <= parted
 
 
+def test_no_request_is_sent_that_would_end_everybodys(monkeypatch):
+    """As NVIDIA's own preprocessing is, which lets any beam_width through to the executor."""
+    row, inputs = "beam_width above the engine's", MODELS[PREPROCESSING].inputs
+    seen = [verify(FakeModel(), "bad_inputs", backend=CPP_BACKEND)["bad_inputs"]]
+    bare = replace(
+        MODELS[PREPROCESSING], inputs=tuple(one for one in inputs if one.name != "BEAM_WIDTH")
+    )
+    monkeypatch.setitem(MODELS, PREPROCESSING, bare)
+    seen += [
+        verify(FakeModel(), "bad_inputs", backend=backend)["bad_inputs"]
+        for backend in (CPP_BACKEND, "python")
+    ]
+    assert [result.status for result in seen] == ["passed"] * 3
+    assert [row in result.details["answers"] for result in seen] == [True, False, True]
+
+
 def test_why_a_wrong_text_is_no_near_tie():
     for defect, reason in (
         ("parts_far_off", r"are -0\.75 and -3, 2\.25 apart, and 0\.25 is allowed"),
