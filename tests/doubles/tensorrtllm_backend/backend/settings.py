@@ -130,17 +130,31 @@ def _guided_decoder(parameters: Mapping[str, str], repository: Path) -> bool:
     backend, info = parameters["guided_decoding_backend"], parameters[_MANDATORY[1]]
     if not backend or not info:
         return False
-    check(
-        _inside(info, repository) is not None,
-        f"Xgrammar's tokenizer info path at {info} does not exist.",
-        _INSTANCE,
-    )
+    path = _inside(info, repository)
+    check(path is not None, f"Xgrammar's tokenizer info path at {info} does not exist.", _INSTANCE)
+    _check_tokenizer_info(json.loads((path or Path()).read_text(encoding="utf-8")))
     if backend != "xgrammar":
         raise runtime_error(
             "Guided decoding is currently supported with 'xgrammar' backend. Invalid "
             "guided_decoding_backend parameter provided."
         )
     return True
+
+
+def _check_tokenizer_info(content: Mapping[str, Any]) -> None:
+    """``get<std::vector<std::string>>()`` and the like: nlohmann's texts for what is no such thing.
+
+    A missing key is one for null here; upstream's own end at it is not recorded.
+    """
+    vocabulary, ends = content.get("encoded_vocab"), content.get("stop_token_ids")
+    for value, kind, part in ((vocabulary, list, str), (ends, list, int)):
+        if not isinstance(value, kind):
+            raise runtime_error("[json.exception.type_error.302] type must be array")
+        if not all(type(one) is part for one in value):
+            wanted = "string" if part is str else "number"
+            raise runtime_error(f"[json.exception.type_error.302] type must be {wanted}")
+    if not isinstance(content.get("tokenizer_str"), str):
+        raise runtime_error("[json.exception.type_error.302] type must be string")
 
 
 def _max_queue_size(config: Mapping[str, Any]) -> int:
