@@ -110,7 +110,7 @@ class EngineLoop:
         for request, _ in requests:
             check_request(request, self._settings)
         generations = [
-            Generation(request, sink, textless=self._textless if request.guide else frozenset())
+            Generation(request, sink, textless=self._never_allowed(request.guide))
             for request, sink in requests
         ]
         limit = self._settings.max_queue_size
@@ -135,6 +135,10 @@ class EngineLoop:
             if guide := generation.request.guide:
                 self._check_guide(guide, functools.partial(self._checked, generation))
         return generations
+
+    def _never_allowed(self, guide: Guide | None) -> frozenset[int]:
+        """The ids that leave a guide; those that may end its text have no text either."""
+        return frozenset() if guide is None else self._textless - guide.end_ids
 
     def _checked(self, generation: Generation, refusal: RequestError | None) -> None:
         with self._wake:

@@ -198,6 +198,17 @@ def test_stop_words_and_other_end_ids_still_end_it(
     assert re.fullmatch("[a-z]{3}", tokenizer.decode(listener.result()))
 
 
+def test_an_end_id_that_is_a_stop_word_ends_a_complete_text(
+    shared: Front, prompt: list[int], tokenizer: Tokenizer
+) -> None:
+    """So it is with a model's second end id, and with a request that names none."""
+    listener = shared.submit(
+        prompt, 50, guide=guide("regex", "no"), end_id=None, stop_words=((END,),)
+    )[1]
+    *text, last = listener.result()
+    assert (tokenizer.decode(text), last) == ("no", END)
+
+
 def test_a_text_that_the_engine_drops_goes_on_where_it_was(
     engine_dir: Path, shared: Front, tokenizer: Tokenizer
 ) -> None:
