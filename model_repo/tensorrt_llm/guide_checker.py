@@ -141,15 +141,21 @@ class GuideChecker:
         """Reads the next line of the process; None if it ended or takes too long."""
         process, line = self._process, b""
         deadline = time.monotonic() + limit_s
-        while process is not None and process.stdout is not None and not line.endswith(b"\n"):
+        if process is None or process.stdout is None:
+            return None
+        output = process.stdout.fileno()
+        # select() would refuse a file number above 1023, which a busy process may have.
+        waiting = select.poll()
+        waiting.register(output, select.POLLIN)
+        while not line.endswith(b"\n"):
             left = max(0.0, deadline - time.monotonic())
-            if not select.select([process.stdout], [], [], left)[0]:
+            if not waiting.poll(left * 1000):
                 return None
-            piece = os.read(process.stdout.fileno(), 65536)
+            piece = os.read(output, 65536)
             if not piece:
                 return None
             line += piece
-        return dict(json.loads(line)) if line else None
+        return dict(json.loads(line))
 
     def _start(self) -> subprocess.Popen[bytes]:
         here = Path(__file__).resolve().parent

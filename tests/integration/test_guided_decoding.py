@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,8 +328,24 @@ def test_a_guide_that_gets_stuck_is_found_out_where_token_0_has_a_text(tmp_path:
 
 def test_what_kills_the_process_is_refused_and_the_next_guide_tried(checker: GuideChecker) -> None:
     deadly = guide("regex", "(" * 100_000 + "a" + ")" * 100_000)
-    assert "memory or stack" in str(refusal(checker, deadly))
+    assert "ran out of stack or memory" in str(refusal(checker, deadly))
     assert refusal(checker, guide("regex", "b+")) is None
+
+
+def test_a_process_with_many_open_files_can_try_guides(tmp_path: Path) -> None:
+    """Its pipes then have numbers that select() does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("no process may open so many files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while opened.enter_context((tmp_path / "x").open("w")).fileno() < 1024:
+            pass
+        many = GuideChecker(TOKENIZER, 1024, (END,))
+        opened.callback(many.close)
+        many.wait_ready()
+        assert refusal(many, guide("regex", "yes|no")) is None
 
 
 def test_what_takes_too_long_is_refused_and_the_next_guide_tried() -> None:
