@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import PROJECT
+from pipeline.targets.tensorrt.serve.tokenizer_info import FILE_NAME, tokenizer_info
+from tests.conftest import DEMO_MODEL, PROJECT
 from tests.doubles.tensorrtllm_backend.backend import decoder
 from tests.doubles.tensorrtllm_backend.backend.adapters import Adapters
 from tests.doubles.tensorrtllm_backend.backend.errors import TllmError
@@ -420,6 +421,38 @@ class TestStart:
         with pytest.raises(TllmError) as caught:
             read_settings(model_config(**parameters), repository)
         assert reason in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("change", "wanted"),
+        [
+            ({}, None),
+            ({"encoded_vocab": None}, "array"),
+            ({"encoded_vocab": [1, 2]}, "string"),
+            ({"tokenizer_str": None}, "string"),
+            ({"stop_token_ids": 2}, "array"),
+            ({"stop_token_ids": ["</s>"]}, "number"),
+        ],
+    )
+    def test_the_file_of_guided_decoding_has_three_things(
+        self, repository: Path, change: dict[str, Any], wanted: str | None
+    ) -> None:
+        """The product's own file is taken, and none that lacks a thing."""
+        served = repository / "tokenizer"
+        served.mkdir()
+        (served / "tokenizer.json").write_bytes((DEMO_MODEL / "tokenizer.json").read_bytes())
+        (served / "generation_config.json").write_text('{"eos_token_id": [2]}')
+        written = tokenizer_info(served, vocab_size=1024, where="a recipe")
+        path = repository / "tensorrt_llm" / "1" / FILE_NAME
+        path.write_text(json.dumps(json.loads(written) | change))
+        config = model_config(
+            guided_decoding_backend="xgrammar",
+            xgrammar_tokenizer_info_path=f"/models/tensorrt_llm/1/{FILE_NAME}",
+        )
+        if wanted is None:
+            assert read_settings(config, repository).guided_decoder
+            return
+        with pytest.raises(TllmError, match=rf"type_error\.302\] type must be {wanted}$"):
+            read_settings(config, repository)
 
     @pytest.mark.parametrize(
         ("window", "ngram", "verification"),

@@ -91,6 +91,11 @@ class Settings:
     host_cache_bytes: int = 0
     cuda_graphs: int = 0
 
+    @property
+    def guided_decoder(self) -> bool:
+        """Whether guided decoding is set up."""
+        return self.tokenizer_info is not None
+
 
 def read_settings(config: Mapping[str, Any], repository: Path) -> Settings:
     """The settings of a model.
@@ -262,19 +267,35 @@ def _tokenizer_info(parameters: Mapping[str, str], repository: Path) -> Tokenize
     assert path is not None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = TokenizerInfo(
-            tuple(content["encoded_vocab"]),
-            str(content["tokenizer_str"]),
-            tuple(content["stop_token_ids"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise runtime_error(f"[json.exception] {error}") from error
+    except ValueError as error:
+        raise runtime_error(f"[json.exception.parse_error.101] {error}") from error
+    _check_tokenizer_info(content)
     if backend != "xgrammar":
         raise runtime_error(
             "Guided decoding is currently supported with 'xgrammar' backend. Invalid "
             "guided_decoding_backend parameter provided."
         )
-    return found
+    return TokenizerInfo(
+        tuple(content["encoded_vocab"]),
+        content["tokenizer_str"],
+        tuple(content["stop_token_ids"]),
+    )
+
+
+def _check_tokenizer_info(content: Mapping[str, Any]) -> None:
+    """``get<std::vector<std::string>>()`` and the like: nlohmann's texts for what is no such thing.
+
+    A missing key is one for null here; upstream's own end at it is not recorded.
+    """
+    vocabulary, ends = content.get("encoded_vocab"), content.get("stop_token_ids")
+    for value, kind, part in ((vocabulary, list, str), (ends, list, int)):
+        if not isinstance(value, kind):
+            raise runtime_error("[json.exception.type_error.302] type must be array")
+        if not all(type(one) is part for one in value):
+            wanted = "string" if part is str else "number"
+            raise runtime_error(f"[json.exception.type_error.302] type must be {wanted}")
+    if not isinstance(content.get("tokenizer_str"), str):
+        raise runtime_error("[json.exception.type_error.302] type must be string")
 
 
 def _max_queue_size(config: Mapping[str, Any]) -> int:
