@@ -115,6 +115,20 @@ class Pair:
             gpu = self._build(config, "tensorrt", f"{name}-gpu", settings)
         return Built(gpu, cpu)
 
+    def gpu(self, config: str, name: str, *settings: str) -> Path:
+        """The repository for a GPU of a recipe that the CPU's target refuses.
+
+        Args:
+            config: Name of the file in ``configs``.
+            name: Of the recipe.
+            settings: As for ``--set``.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(PROJECT)
+            patch.setenv("HF_HUB_OFFLINE", "1")
+            pretend(patch, self.machines / name, sm="90", gpus="1")
+            return self._build(config, "tensorrt", name, settings)
+
     def _build(self, config: str, target: str, name: str, settings: tuple[str, ...]) -> Path:
         from pipeline.progress import Silent
         from pipeline.recipe.file import load_recipe

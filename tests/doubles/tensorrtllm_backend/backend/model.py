@@ -2,7 +2,8 @@
 
 A folder of backends that holds ``tensorrtllm/model.py`` serves every model with
 ``backend: "tensorrtllm"``, so a repository for a GPU is served as it is. The environment variable
-``TENSORRTLLM_DOUBLE_ENGINE`` names OpenVINO's engine directory of the same recipe.
+``TENSORRTLLM_DOUBLE_ENGINE`` names OpenVINO's engine directory of the same recipe, and
+``TENSORRTLLM_DOUBLE_NOISE`` the standard deviation of what is added to every score.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from tests.doubles.tensorrtllm_backend.backend.engine import Engine
+from tests.doubles.tensorrtllm_backend.backend.adapters import Adapters
+from tests.doubles.tensorrtllm_backend.backend.engine import Engine, Running
 from tests.doubles.tensorrtllm_backend.backend.errors import TllmError, throw
 from tests.doubles.tensorrtllm_backend.backend.executor import (
     Executor,
@@ -31,6 +33,7 @@ from tests.doubles.tensorrtllm_backend.backend.executor import (
     Response,
     Result,
 )
+from tests.doubles.tensorrtllm_backend.backend.guides import Grammars
 from tests.doubles.tensorrtllm_backend.backend.metrics import Metrics
 from tests.doubles.tensorrtllm_backend.backend.request import (
     Request,
@@ -42,6 +45,7 @@ from tests.doubles.tensorrtllm_backend.backend.request import (
 from tests.doubles.tensorrtllm_backend.backend.settings import read_settings
 
 ENGINE_VARIABLE = "TENSORRTLLM_DOUBLE_ENGINE"
+NOISE_VARIABLE = "TENSORRTLLM_DOUBLE_NOISE"
 _INSTANCE = "triton_backend/inflight_batcher_llm/src/model_instance_state.cc"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -78,7 +82,8 @@ class TritonPythonModel:
         repository = Path(args["model_repository"]).parent
         with _as_triton_says("unexpected error when creating modelInstanceState: "):
             self._settings = read_settings(json.loads(args["model_config"]), repository)
-        engine = Engine(Path(os.environ[ENGINE_VARIABLE]))
+        noise = float(os.environ.get(NOISE_VARIABLE, "0"))
+        engine = Engine(Path(os.environ[ENGINE_VARIABLE]), noise)
         if engine.vocab_size != self._settings.vocab_size:
             raise ValueError(
                 f"{ENGINE_VARIABLE} is the engine of a model with {engine.vocab_size} tokens, "
@@ -95,7 +100,8 @@ class TritonPythonModel:
         self._by_triton_id: dict[str, set[int]] = {}
         self._stats: IterationStats | None = None
         self._closing = threading.Event()
-        self._executor = Executor(self._settings, engine.sequence, self._respond, self._iterated)
+        with _as_triton_says("unexpected error when creating modelInstanceState: "):
+            self._executor = self._make_executor(engine)
         self._watchers = [
             threading.Thread(target=self._watch, args=(period, look), daemon=True)
             for period, look in (
@@ -105,6 +111,24 @@ class TritonPythonModel:
         ]
         for watcher in self._watchers:
             watcher.start()
+
+    def _make_executor(self, engine: Engine) -> Executor:
+        info, lora = self._settings.tokenizer_info, self._settings.lora
+        adapters = None if lora is None else Adapters(lora, engine.adapted)
+
+        def sequence(task_id: int | None) -> Running:
+            if adapters is None or task_id is None:
+                return engine.sequence()
+            return adapters[task_id].sequence()
+
+        return Executor(
+            self._settings,
+            sequence,
+            self._respond,
+            self._iterated,
+            grammars=None if info is None else Grammars(info, self._settings.vocab_size),
+            adapters=adapters,
+        )
 
     def execute(self, requests: list[Any]) -> None:
         """``enqueue``."""
@@ -142,6 +166,7 @@ class TritonPythonModel:
             streaming=boolean(tensors, "streaming"),
             decoupled=self._settings.decoupled,
             exclude_input=self._settings.exclude_input,
+            lookahead=self._settings.lookahead is not None,
         )
         with self._lock:
             ids = self._executor.enqueue(prompts)
