@@ -44,6 +44,7 @@ from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .reply import Reply
 from .request_parameters import unknown_parameters
+from .speculation import Speculation
 from .text_answer import TextAnswer
 from .watcher import Watched, Watcher
 
@@ -51,8 +52,6 @@ from .watcher import Watched, Watcher
 _ONLY = {
     "beam_width": (1, "beam search"),
     "num_return_sequences": (1, "several sequences per request"),
-    "num_draft_tokens": (0, "draft tokens"),
-    "use_draft_logits": (False, "draft tokens"),
 }
 
 # Of a request to an engine that speculates: what asks for nothing.
@@ -108,6 +107,12 @@ class TritonPythonModel:
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
         )
+        draft = parameters.get("tensorrt_llm_draft_model_name")
+        self._speculation = Speculation(
+            self._models,
+            Models(draft, decoupled=self._models.decoupled) if draft else None,
+            number(parameters, "max_draft_len", default=0),
+        )
         self._guided_decoding = bool(parameters.get("guided_decoding_backend"))
         self._lora_task_ids = parameters.get("lora_task_ids", "").split(",")
         self._greedy = flag(parameters, "decodes_greedily", default=False)
@@ -116,7 +121,7 @@ class TritonPythonModel:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")
         period = number(parameters, "cancellation_check_period_ms", default=100)
-        self._watcher = Watcher(self._models.stop, period / 1000)
+        self._watcher = Watcher(self._speculation.stop, period / 1000)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -170,6 +175,7 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 _refuse_unsupported(row)
+                self._speculation.wanted(row)
                 _check_adapter(row, self._lora_task_ids)
                 if self._greedy:
                     _refuse_sampling(row)
@@ -266,14 +272,20 @@ class TritonPythonModel:
             # A request that names an end id of its own ends at no other.
             end_ids=() if "end_id" in inputs else self._end_ids,
         )
-        responses = self._models.generate(
-            inputs,
-            tokens,
-            _asked(shared.wanted),
-            request_id=engine_id,
-            # A stop word is only seen in time when the tokens come one by one.
-            streaming=self._models.decoupled and (streaming or bool(stop_words)),
-        )
+        asked = _asked(shared.wanted)
+        if guesses := self._speculation.wanted(inputs):
+            responses = self._speculation.generate(
+                guesses, inputs, tokens, asked, request_id=engine_id
+            )
+        else:
+            responses = self._models.generate(
+                inputs,
+                tokens,
+                asked,
+                request_id=engine_id,
+                # A stop word is only seen in time when the tokens come one by one.
+                streaming=self._models.decoupled and (streaming or bool(stop_words)),
+            )
         abandoned = False
         try:
             for outputs in responses:
@@ -288,11 +300,11 @@ class TritonPythonModel:
         except CallError:
             raise  # the engine has ended the request itself
         except Exception:
-            self._models.stop(engine_id)
+            self._speculation.stop(engine_id)
             _read_rest(responses)
             raise
         if answer.stopped or abandoned:
-            self._models.stop(engine_id)
+            self._speculation.stop(engine_id)
         _read_rest(responses)
 
     def _excludes_input(self, inputs: dict[str, Any]) -> bool:

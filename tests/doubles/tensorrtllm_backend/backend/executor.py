@@ -53,6 +53,8 @@ class PerfMetrics:
     first_scheduled: int
     first_token: int
     last_token: int
+    guessed: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class LlmRequest:
     first_scheduled: int = 0
     first_token: int = 0
     last_token: int = 0
+    guessed: int = 0
+    accepted: int = 0
     finished: bool = False
 
     @property
@@ -155,6 +159,8 @@ class LlmRequest:
             first_scheduled=self.first_scheduled,
             first_token=self.first_token,
             last_token=self.last_token,
+            guessed=self.guessed,
+            accepted=self.accepted,
         )
 
 
@@ -378,12 +384,17 @@ class Executor:
         if request.sequence is None:
             _set_up_decoder(request.request, self._settings)
             request.sequence = self._sequence()
-            scores = request.sequence.forward(request.tokens)
+            room = self._settings.max_input_len - request.prompt_length
+            guesses = request.request.draft_tokens[:room]
+            scores = request.sequence.forward([*request.tokens, *guesses])
             stats.context += 1
             stats.context_tokens += request.prompt_length
             stats.reused_blocks += request.reused_blocks
             if request.request.return_context_logits:
                 request.context_logits = scores
+            if guesses:
+                self._accept(request, guesses, scores[-1 - len(guesses) :])
+                return
         else:
             scores = request.sequence.forward(request.tokens[-1:])
             stats.generating += 1
@@ -415,6 +426,25 @@ class Executor:
             decoder.ends_with_word(request.tokens, asked.stop_words)
             or generated >= request.max_new_tokens
         ):
+            self._finish(request)
+
+    def _accept(
+        self, request: LlmRequest, guesses: Sequence[int], scores: npt.NDArray[Any]
+    ) -> None:
+        """Decodes one token for each place of the guesses, up to the first that is another.
+
+        Such a request ends after one step, whatever it asked for (updateRequests in
+        trtGptModelInflightBatching.cpp: isDraftTokensExternal and hasDraftTokens).
+        """
+        for guess, row in zip((*guesses, None), scores, strict=True):
+            self._decode(request, row)
+            if request.finished:
+                break
+            if request.tokens[-1] != guess:
+                break
+            request.accepted += 1
+        request.guessed = len(guesses)
+        if not request.finished:
             self._finish(request)
 
     def _finish(self, request: LlmRequest) -> None:
@@ -451,15 +481,17 @@ def validate(request: Request, settings: Settings) -> int:
             "maximum input length is set",
             _LLM_REQUEST,
         )
-    if request.draft_tokens:
+    # Without guesses of its own a request must leave room for the most there can be.
+    draft = len(request.draft_tokens) or settings.max_draft_len
+    if draft > settings.max_draft_len:
         raise throw(
-            f"Draft tokens length ({len(request.draft_tokens)}) exceeds maximum draft tokens "
-            "length (0).",
+            f"Draft tokens length ({draft}) exceeds maximum draft tokens length "
+            f"({settings.max_draft_len}).",
             _LLM_REQUEST,
         )
     ngram = request.sampling.no_repeat_ngram_size
     check(ngram is None or ngram > 0, "Incorrect sampling config", _LLM_REQUEST)
-    return min(request.max_new_tokens, settings.max_seq_len - prompt_length)
+    return min(request.max_new_tokens, settings.max_seq_len - prompt_length - draft)
 
 
 def _set_up_decoder(request: Request, settings: Settings) -> None:

@@ -18,6 +18,8 @@ _INSTANCE = "triton_backend/inflight_batcher_llm/src/model_instance_state.cc"
 _EXECUTOR = "cpp/tensorrt_llm/executor/executorImpl.cpp"
 _MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 _BATCHING = ("V1", "v1", "inflight_batching", "inflight_fused_batching")
+_MODEL = "cpp/tensorrt_llm/batch_manager/trtGptModelInflightBatching.cpp"
+_DRAFT_TOKENS_EXTERNAL = 2
 _MOUNT = Path("/models")
 
 
@@ -30,6 +32,7 @@ class Settings:
         max_input_len: Tokens of the longest prompt that the executor takes, which is not the
             engine's ``max_input_len`` (trtGptModel.h).
         max_blocks: Blocks of the KV cache.
+        max_draft_len: Guessed tokens that a request may bring.
         max_queue_size: Requests that may wait; 0 is no limit.
     """
 
@@ -51,6 +54,7 @@ class Settings:
     decoupled: bool
     cancellation_check_period: float
     stats_check_period: float
+    max_draft_len: int = 0
 
 
 def read_settings(config: Mapping[str, Any], repository: Path) -> Settings:
@@ -113,6 +117,7 @@ def read_settings(config: Mapping[str, Any], repository: Path) -> Settings:
         decoupled=bool(config.get("model_transaction_policy", {}).get("decoupled", False)),
         cancellation_check_period=_number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=_number(parameters, "stats_check_period_ms", 100) / 1000,
+        max_draft_len=_max_draft_len(build, parameters),
     )
 
 
@@ -124,6 +129,18 @@ def _max_input_len(build: Mapping[str, Any], *, chunked: bool) -> int:
     if plugins["context_fmha"] and plugins["remove_input_padding"]:
         return min(max_seq_len - 1, int(build["max_num_tokens"]))
     return int(build["max_input_len"])
+
+
+def _max_draft_len(build: Mapping[str, Any], parameters: Mapping[str, str]) -> int:
+    """Of an engine of draft_tokens_external, which does not load without KV cache reuse."""
+    if build.get("speculative_decoding_mode", 1) != _DRAFT_TOKENS_EXTERNAL:
+        return 0
+    check(
+        _flag(parameters, "enable_kv_cache_reuse", default=True),
+        "KV cache block reuse must be enabled for speculative decoding target model",
+        _MODEL,
+    )
+    return int(build["max_draft_len"])
 
 
 def _guided_decoder(parameters: Mapping[str, str], repository: Path) -> bool:
