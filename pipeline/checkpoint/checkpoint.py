@@ -27,7 +27,7 @@ class Checkpoint:
         return self.config.facts
 
     def weights(self) -> Weights:
-        """All ranks merged bit-exactly into one decoder.
+        """Merges all ranks bit-exactly into one decoder.
 
         Arrays of a checkpoint with one rank are views of the mapped file, not copies.
 

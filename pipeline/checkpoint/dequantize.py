@@ -13,7 +13,7 @@ from pipeline.formats import FP8, NO_QUANT, W4A8_AWQ, W4A16_AWQ, W8A8_SQ_PER_CHA
 
 
 def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
-    """The weight W of y = (x * prequant_scaling_factor) @ W.T + bias.
+    """Computes the weight W of y = (x * prequant_scaling_factor) @ W.T + bias.
 
     Returns:
         float32 [N, K].
@@ -41,7 +41,7 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
 
 
 def unpack_int4(packed: Array) -> npt.NDArray[np.int8]:
-    """INT4 codes from their packed form.
+    """Unpacks INT4 codes.
 
     Args:
         packed: int8 [N/2, K]; each byte holds row 2i in its low and row 2i + 1 in its high nibble.

@@ -51,7 +51,7 @@ class ExpectedTensor:
 
 
 def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedTensor]:
-    """Every tensor of ``rank{rank}.safetensors``.
+    """Lists every tensor of ``rank{rank}.safetensors``, those that it may lack among them.
 
     Args:
         config: The checkpoint's configuration.
@@ -82,7 +82,11 @@ def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedT
 
 
 def embedding_shape(config: CheckpointConfig) -> tuple[int, int]:
-    """Shape of ``transformer.vocab_embedding.weight`` on each rank."""
+    """Returns the shape of ``transformer.vocab_embedding.weight`` on each rank: rows, columns.
+
+    Tensor-parallel ranks divide the rows or the columns where ``use_parallel_embedding`` is set, as
+    ``embedding_sharding_dim`` says; rows are padded to a multiple of the ranks.
+    """
     vocab, hidden = config.facts.vocab_size, config.facts.hidden_size
     if not config.use_parallel_embedding:
         return vocab, hidden

@@ -72,12 +72,16 @@ class Layer:
     kv_cache_scaling_factor: float | None = None
 
     def linear(self, name: str) -> Linear:
-        """A linear by its name in TensorRT-LLM's layer, such as ``attention.qkv``."""
+        """Returns a linear by its name in TensorRT-LLM's layer, such as ``attention.qkv``."""
         found: Linear = getattr(self, name.rpartition(".")[2])
         return found
 
     def norm(self, name: str) -> Array:
-        """A norm by its name in TensorRT-LLM's layer, such as ``attention.q_layernorm``."""
+        """Returns the weight of a norm by its name in TensorRT-LLM's layer.
+
+        Args:
+            name: Such as ``attention.q_layernorm``, of a model that has it.
+        """
         found: Array = getattr(self, name.rpartition(".")[2])
         return found
 

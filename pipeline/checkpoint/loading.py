@@ -22,7 +22,7 @@ DIVIDED_SCALES = "float16"
 def as_loaded(
     values: Array, dtype: str, *, divisor: float | None = None, last: str | None = None
 ) -> npt.NDArray[np.float32]:
-    """Scales as a kernel gets them.
+    """Turns stored scales into what a kernel gets.
 
     Args:
         values: As stored.
@@ -42,9 +42,10 @@ def as_loaded(
 
 
 def largest_loadable(dtype: str, divisor: float) -> float:
-    """The largest value of a dtype whose quotient by ``divisor`` is finite in that dtype.
+    """Finds the largest value of a dtype whose quotient by ``divisor`` is finite in that dtype.
 
-    Any value for a divisor that is no scale, which is for the caller to judge.
+    A divisor that is not positive is no scale, which is for the caller to judge: the answer is then
+    the largest finite value of the dtype.
     """
     number = numpy_dtype(dtype).type
     most = np.nextafter(number(np.inf), number(0))

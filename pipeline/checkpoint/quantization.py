@@ -103,7 +103,11 @@ class Quantization:
         )
 
     def algo_of(self, module: str) -> str:
-        """The format of one module, named as in the checkpoint without ``.weight``."""
+        """Returns the format of one module: ``NO_QUANT`` where it is excluded, else ``algo``.
+
+        Args:
+            module: Its name as in the checkpoint, without ``.weight``.
+        """
         if any(fnmatchcase(module, pattern) for pattern in self.exclude_modules):
             return NO_QUANT
         return self.algo

@@ -31,7 +31,13 @@ DTYPE_NAMES = {
 
 @cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of ``float16``, ``bfloat16``, ``float8_e4m3fn``, ``int8``, ..."""
+    """Returns the NumPy dtype of a name such as ``float16`` or ``int8``.
+
+    ``bfloat16`` and ``float8_e4m3fn`` are those of ``ml_dtypes``, which is imported for them alone.
+
+    Raises:
+        TypeError: NumPy knows no dtype of that name.
+    """
     if name in ("bfloat16", "float8_e4m3fn"):
         import ml_dtypes
 
@@ -75,7 +81,11 @@ class TensorFile:
         }
 
     def read(self, name: str) -> Array:
-        """A read-only view of one tensor; it stays valid as long as the array lives."""
+        """Returns a read-only view of one tensor; it stays valid as long as the array lives.
+
+        Raises:
+            KeyError: The file has no tensor of that name.
+        """
         tensor = self.tensors[name]
         flat = np.frombuffer(self._map, dtype=np.uint8, count=tensor.size, offset=tensor.start)
         return flat.view(numpy_dtype(tensor.dtype)).reshape(tensor.shape)

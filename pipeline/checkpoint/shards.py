@@ -21,7 +21,7 @@ from pipeline.models.facts import LinearShape
 
 
 def merge(config: CheckpointConfig, files: Sequence[TensorFile]) -> Weights:
-    """All ranks as one decoder.
+    """Joins the files of all ranks into one decoder.
 
     Args:
         config: The checkpoint's configuration.

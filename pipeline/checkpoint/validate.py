@@ -91,7 +91,7 @@ def check_tensors(directory: Path, config: CheckpointConfig) -> tuple[TensorFile
 
 
 def rank_path(directory: Path, rank: int) -> Path:
-    """The file of one rank."""
+    """Names the file of one rank, ``rankN.safetensors``, whether it is there or not."""
     return directory / f"rank{rank}.safetensors"
 
 

@@ -167,14 +167,16 @@ class Target(Protocol):
         """
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """The part of the recipe that :meth:`compile` reads, as JSON values under its own names.
+        """Returns what :meth:`compile` reads of the recipe, as JSON values under its own names.
 
         It is part of the engine's cache key, so it holds no option of another target and nothing
         that only decides how fast the engine is built.
         """
 
     def tools(self) -> Mapping[str, str]:
-        """Versions of everything that decides the engine's bytes; part of the cache key."""
+        """Returns the versions of everything that decides the engine's bytes, by name; they are
+        part of the cache key.
+        """
 
     def compile(
         self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
@@ -221,7 +223,7 @@ class Target(Protocol):
         output: Path,
         progress: Progress,
     ) -> dict[str, Any]:
-        """Does what :meth:`compile` does with an engine that was built elsewhere.
+        """Takes in an engine that was built elsewhere, in place of :meth:`compile`.
 
         Args:
             given: The engine.
@@ -231,7 +233,8 @@ class Target(Protocol):
             progress: Where it reports.
 
         Returns:
-            Facts; with ``adopted``, which is true, and ``tools``, what it was built with.
+            The facts of :meth:`compile`; and ``adopted``, which is true, and ``tools``, the
+            versions that it was built with.
 
         Raises:
             CompileError: It is damaged, or not the engine of this recipe and checkpoint.
@@ -240,7 +243,7 @@ class Target(Protocol):
     def evaluation(
         self, recipe: Recipe, progress: Progress | None = None
     ) -> EngineEvaluation | None:
-        """How engines are measured on this machine; None where they are not.
+        """Says how engines are measured on this machine; None where they are not.
 
         Args:
             recipe: The recipe; ``compile`` is the section that counts.
@@ -265,7 +268,7 @@ class Target(Protocol):
         """
 
     def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
-        """A server for a repository, to be started with ``with``.
+        """Makes the server of a repository, which ``with`` starts and stops.
 
         Args:
             repository: The repository.
@@ -279,7 +282,7 @@ class Target(Protocol):
         """
 
     def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
-        """The command that serves a repository, for this machine or another.
+        """Returns the command that serves a repository, for this machine or another.
 
         Raises:
             UsageError: The target is not served by a command of its own.

@@ -30,7 +30,7 @@ class Finding:
 
 
 def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """Findings as lines for a terminal, each behind an empty one."""
+    """Yields findings as lines for a terminal, each behind an empty one."""
     for finding in findings:
         yield ""
         yield f"{finding.severity}: {finding.what} ({finding.key})"

@@ -43,7 +43,7 @@ _SECRET = re.compile(
 
 
 def handed_on(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """The names of the variables that a container started now is to have, in order.
+    """Lists the names of the variables that a container started now is to have, in order.
 
     Raises:
         UsageError: :data:`NAMES` has one that cannot be handed on.

@@ -106,7 +106,7 @@ def test_a_broken_engine_is_replaced(repository: Path, tmp_path: Path) -> None:
             found = asyncio.run(failures(server.grpc_url, model))
             assert all(isinstance(error, ServerFailed) for error in found), found
             assert all(reason in str(error) for error in found), found
-            _wait(20, lambda: server.health().restarts > before)  # noqa: B023 - used at once
+            _wait(60, lambda: server.health().restarts > before)  # noqa: B023 - used at once
             assert "model tensorrt_llm died" in str(server.health().error)
             with Client(server.grpc_url) as client:
                 assert client.generate(PROMPT, max_tokens=8, end_id=-1).num_output_tokens == 8

@@ -15,12 +15,19 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # To grow: the files of these patterns speak in one voice; those of other rooms do not all yet.
 ROOMS = (
     "pipeline/*.py",
+    "pipeline/targets/*.py",
     "pipeline/targets/openvino/**/*.py",
+    "pipeline/targets/tensorrt/*.py",
+    "pipeline/targets/tensorrt/build/**/*.py",
+    "pipeline/targets/tensorrt/lora/**/*.py",
+    "pipeline/targets/tensorrt/plan/**/*.py",
+    "pipeline/targets/tensorrt/serve/**/*.py",
+    "pipeline/targets/tensorrt/trial/**/*.py",
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "cli", "models", "preflight", "quantize", "recipe", "reference", "report"),
-            *("running", "source", "stages", "store", "triton", "verdict"),
+            *("bench", "checkpoint", "cli", "models", "preflight", "quantize", "recipe"),
+            *("reference", "report", "running", "source", "stages", "store", "triton", "verdict"),
         )
     ),
     "client/trtllm_client/*.py",
@@ -29,9 +36,9 @@ ROOMS = (
 NO_VERBS = frozenset(
     (
         *("always", "as", "does", "has", "is", "its", "less", "this", "unless", "was"),
-        *("bits", "bytes", "features", "findings", "keys", "lines", "milliseconds", "numbers"),
-        *("options", "positions", "process", "properties", "ranks", "rows", "seconds", "texts"),
-        *("tokens", "versions", "warnings", "weights", "windows"),
+        *("bits", "bytes", "features", "findings", "kernels", "keys", "lines", "milliseconds"),
+        *("numbers", "options", "positions", "process", "properties", "ranks", "rows", "seconds"),
+        *("texts", "tokens", "versions", "warnings", "weights", "windows"),
     )
 )
 

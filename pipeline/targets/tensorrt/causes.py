@@ -29,7 +29,13 @@ class Known(NamedTuple):
 
 
 def known(pattern: str, why: str, fix: str) -> Known:
-    """A row of a table."""
+    """Makes a row of a table.
+
+    Args:
+        pattern: A regular expression, searched for within one line.
+        why: The cause, as a sentence without its full stop.
+        fix: What to do about it, likewise.
+    """
     return Known(re.compile(pattern), why, fix)
 
 

@@ -18,7 +18,7 @@ UNLABELLED = "--security-opt=label=disable"
 
 
 def confined(name: str, user: str, gpus: str, *, here: bool = True) -> list[str]:
-    """``docker run`` with GPUs and shared memory, and without any privilege.
+    """Returns how a ``docker run`` command begins: GPUs, shared memory, and no privilege.
 
     Variables of this process that a container is to have are named, never given: see
     :mod:`pipeline.targets.handed_on`.
@@ -28,6 +28,11 @@ def confined(name: str, user: str, gpus: str, *, here: bool = True) -> list[str]
         user: ``uid:gid`` of the process.
         gpus: As ``--gpus`` takes them.
         here: Whether it runs on this machine; otherwise what depends on the machine is left out.
+
+    Returns:
+        The command's words; mounts, image and program come next.
+    Raises:
+        UsageError: A variable that is named for the container cannot be handed on.
     """
     return [
         *("docker", "run", "--rm", "--init", f"--name={name}", f"--gpus={gpus}"),
@@ -41,7 +46,7 @@ def confined(name: str, user: str, gpus: str, *, here: bool = True) -> list[str]
 
 
 def selinux_enforces() -> bool:
-    """Whether SELinux would keep a container from the folders that are mounted into it.
+    """Says whether SELinux would keep a container from the folders that are mounted into it.
 
     Its label is then switched off rather than the folders labelled anew (``:z``): that would change
     every file of a repository or checkpoint for everybody else, and cannot be done to one on NFS.
@@ -55,7 +60,7 @@ def selinux_enforces() -> bool:
 def docker_run(
     name: str, user: str, mounts: list[str], workdir: str, *, here: bool = True
 ) -> list[str]:
-    """``docker run`` up to the image, for a program that works on mounted directories.
+    """Returns ``docker run`` up to the image, for a program that works on mounted directories.
 
     Args:
         name: Of the container, to find one that was left behind.
@@ -63,6 +68,11 @@ def docker_run(
         mounts: From :func:`bind`.
         workdir: The working directory inside.
         here: See :func:`confined`.
+
+    Returns:
+        The command's words; the image and the program come next.
+    Raises:
+        UsageError: See :func:`confined`.
     """
     return [
         *confined(name, user, "all", here=here),
@@ -78,7 +88,12 @@ def docker_run(
 
 
 def bind(source: Path, target: str, *, readonly: bool = False) -> str:
-    """A ``--mount`` value; unlike ``--volume`` it fails when the source is not there.
+    """Makes a ``--mount`` value; unlike ``--volume`` it fails when the source is not there.
+
+    Args:
+        source: A folder or file of this machine.
+        target: Its absolute path inside the container.
+        readonly: Whether the container may not write to it.
 
     Raises:
         UnsupportedError: Docker cannot express the path.
@@ -94,7 +109,10 @@ def bind(source: Path, target: str, *, readonly: bool = False) -> str:
 
 
 def image_digest(image: str) -> str | None:
-    """The digest an image was pulled under; None when Docker does not know one."""
+    """Asks Docker for the digest, ``sha256:...``, that an image was pulled under; None without one.
+    Raises:
+        OSError: Docker is not installed.
+    """
     answer = subprocess.run(
         ["docker", "image", "inspect", "--format", '{{join .RepoDigests "\\n"}}', image],
         capture_output=True,

@@ -228,7 +228,12 @@ class Toolkit:
 
 
 def toolkit(environ: Mapping[str, str] = os.environ) -> Toolkit:
-    """The installed TensorRT-LLM, or else the pinned container's."""
+    """Finds the installed TensorRT-LLM, or else names the pinned container's.
+
+    Args:
+        environ: What says the CUDA version and, without its wheel, the TensorRT of an installed
+            TensorRT-LLM: ``CUDA_VERSION`` and ``TRT_VERSION``, as NVIDIA's images set them.
+    """
     here = installed("tensorrt-llm")
     if here is None:
         pinned = DEFAULT_CONTAINER
@@ -247,7 +252,11 @@ def _release(version: str) -> str:
 
 
 def another_pythons() -> MissingDependencyError | None:
-    """What to say where TensorRT-LLM is installed, but not for this Python, as in the container."""
+    """Says it where TensorRT-LLM is installed, but not for this Python, as in the container.
+
+    Returns:
+        The error, for the caller to raise or to quote; None where it is not so.
+    """
     program = shutil.which("trtllm-build")
     if program is None or installed("tensorrt-llm") is not None:
         return None
@@ -260,7 +269,10 @@ def another_pythons() -> MissingDependencyError | None:
 
 
 def missing_to_build() -> list[str]:
-    """What a build would miss here, as clauses; found without starting any program."""
+    """Lists what a build would miss here, as clauses; empty when it has all it needs.
+
+    Starts no program, so that a GPU which cannot be used is not noticed.
+    """
     missing = []
     if shutil.which("nvidia-smi") is None:
         missing.append("there is no NVIDIA GPU (nvidia-smi is not installed)")
@@ -271,7 +283,7 @@ def missing_to_build() -> list[str]:
 
 
 def engine_tools(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What decides an engine's bytes besides the checkpoint and the recipe: its cache key.
+    """Lists what decides an engine's bytes besides the checkpoint and the recipe: its cache key.
 
     The driver counts by its branch: an engine survives a patch release of the driver, and a build
     takes too long to be repeated for one.

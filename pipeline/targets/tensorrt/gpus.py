@@ -38,7 +38,7 @@ class Gpu:
         return self.memory / GIB
 
     def is_like(self, device: Gpu) -> bool:
-        """Whether an installed device is this GPU model; compares name and memory.
+        """Says whether an installed device is this GPU model; compares name and memory.
 
         Names differ in what they say besides the model ("NVIDIA A100-SXM4-80GB", "NVIDIA H100
         NVL" for the one with 94 GB), so sizes are compared instead of read from them; a size of 0
@@ -87,7 +87,7 @@ GPUS = {
 
 
 def find_gpu(name: str, where: str) -> Gpu:
-    """The GPU of that name; case, spaces and dashes do not matter.
+    """Finds the GPU of that name; case, spaces and dashes do not matter.
 
     Args:
         name: ``compile.gpu``.

@@ -38,8 +38,8 @@ class TensorRtTarget:
     rounds_activations = True
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
-        """Nothing: it builds and serves in place or in a container, and says itself what is missing
-        for either.
+        """Names none: it builds and serves in place or in a container, and says itself what is
+        missing for either.
         """
         return ()
 
@@ -67,11 +67,16 @@ class TensorRtTarget:
         return Explanation(preview_lines(explained), explained.as_dict())
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
-        """What it reads of ``compile``, but not ``workers``; and what decides FP8 attention."""
+        """Returns what it reads of ``compile``, without ``workers``; and the two formats of
+        ``quantize``, which decide FP8 attention.
+        """
         return build_section(recipe)
 
     def tools(self) -> Mapping[str, str]:
-        """The GPU, its driver's branch, TensorRT-LLM, TensorRT and CUDA."""
+        """Returns the GPU, its driver's branch, and versions of TensorRT-LLM, TensorRT and CUDA.
+        They are those of this machine; see
+        :func:`pipeline.targets.tensorrt.environment.engine_tools`.
+        """
         return engine_tools()
 
     def compile(
@@ -161,8 +166,11 @@ class TensorRtTarget:
         return engine_evaluation(recipe, progress)
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
-        """The C++ backend of TensorRT-LLM.
+        """Returns the engine model of TensorRT-LLM's C++ backend.
 
+        Args:
+            recipe: ``serve`` and ``compile`` are read.
+            engine: ``config.json`` of the engine.
         Raises:
             RepositoryError: The backend could not serve this engine.
             UnsupportedError: The recipe's KV cache is too small for one sequence.
@@ -180,8 +188,7 @@ class TensorRtTarget:
         return engine_problems(model, directory, config)
 
     def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
-        """The pinned container, or the server in place inside it.
-
+        """Makes the server: a container that can read the engine, or in place inside one.
         Raises:
             UsageError: The number of GPUs is not the engine's number of ranks.
             UnsupportedError: This machine cannot serve the engine; the message has the command for
@@ -200,8 +207,7 @@ class TensorRtTarget:
         return LaunchedServer(repository, launch, log_file=log)
 
     def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
-        """The command that serves the repository in the pinned container, or in place inside it.
-
+        """Returns the command that serves the repository in a container, or in place inside one.
         Raises:
             UsageError: The number of GPUs is not the engine's number of ranks.
             UnsupportedError: No known image can read the engine.

@@ -100,7 +100,7 @@ BULLETINS = (
 
 
 def container_for(tensorrt_llm: str, tensorrt: str, *, built_in: str | None = None) -> Container:
-    """The container that reads an engine: it has the TensorRT-LLM and TensorRT that built it.
+    """Finds the container that reads an engine: with the TensorRT-LLM and TensorRT that built it.
 
     Args:
         tensorrt_llm: The TensorRT-LLM that built it.

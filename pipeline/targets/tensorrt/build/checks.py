@@ -62,7 +62,7 @@ def predict_here(
     gpu: Gpu,
     has: str = "this machine has",
 ) -> Effective:
-    """The pre-flight again, for the checkpoint that was written and a real GPU.
+    """Predicts the build once more, from the checkpoint that was written and for a real GPU.
 
     Args:
         recipe: The recipe.
@@ -94,9 +94,16 @@ def predict_here(
 
 
 def other_model(recipe: Recipe, machine: Machine) -> str | None:
-    """What to say where the recipe names another GPU of the same compute capability.
+    """Says so where the recipe names another GPU of the same compute capability.
 
     It is no error: the engine is built for the GPU that is here, and its cache key says so.
+
+    Args:
+        recipe: The recipe.
+        machine: Has a GPU.
+
+    Returns:
+        A remark; None where the recipe names no GPU or the one that is here.
     """
     if recipe.compile.gpu is None:
         return None

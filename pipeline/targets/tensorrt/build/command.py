@@ -42,16 +42,19 @@ class Build:
     config: BuildConfig
 
     def in_place(self, executable: str = EXECUTABLE) -> list[str]:
-        """The command with the paths of this machine."""
+        """Returns the command, word by word, with the paths of this machine."""
         return self._command(executable, self.checkpoint, self.output)
 
     def in_container(self, image: str, user: str, *, here: bool = True) -> list[str]:
-        """The ``docker run`` command.
+        """Returns the ``docker run`` command, word by word.
 
         Args:
             image: The image to run.
             user: ``uid:gid`` that the engine's files shall belong to.
             here: Whether it runs on this machine; see :mod:`pipeline.targets.tensorrt.docker`.
+
+        Raises:
+            UnsupportedError: Docker cannot mount the checkpoint's or the engine's path.
         """
         mounts = [bind(self.checkpoint, "/checkpoint", readonly=True), bind(self.output, "/engine")]
         inside = self._command(EXECUTABLE, Path("/checkpoint"), Path("/engine"))
@@ -59,7 +62,11 @@ class Build:
         return [*run, image, *inside]
 
     def to_copy(self, image: str | None) -> str:
-        """A shell command to run on the GPU machine; the engine lands in ``./engine``."""
+        """Returns a shell command to run on the GPU machine; the engine lands in ``./engine``.
+
+        Args:
+            image: The container to build in; None builds in place.
+        """
         build = replace(self, output=Path("engine"))
         if image is None:
             return shlex.join(build.in_place())
@@ -88,7 +95,7 @@ class Build:
 
 
 def command_for(build: Build, tools: Toolkit) -> list[str]:
-    """The command that builds here.
+    """Returns the command that builds here, word by word.
 
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed; the command to run on
@@ -116,6 +123,6 @@ def command_for(build: Build, tools: Toolkit) -> list[str]:
 
 
 def find_executable() -> str | None:
-    """``trtllm-build`` beside this Python, or on the PATH."""
+    """Finds ``trtllm-build`` beside this Python, or else on the PATH; None without one."""
     beside = Path(sys.executable).parent / EXECUTABLE
     return str(beside) if beside.is_file() else shutil.which(EXECUTABLE)

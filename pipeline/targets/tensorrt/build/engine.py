@@ -91,7 +91,7 @@ class Difference:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of an engine directory.
+    """Reads ``config.json`` of an engine directory.
 
     Raises:
         CompileError: It is missing or not an engine's.
@@ -114,7 +114,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def world_size(config: Mapping[str, Any]) -> int:
-    """Ranks of the engine: tp_size times pp_size."""
+    """Returns the number of ranks of an engine, which need a GPU each.
+
+    Args:
+        config: The engine's ``config.json``; without ``world_size`` in its mapping it has one rank.
+    """
     mapping = config["pretrained_config"].get("mapping") or {}
     return int(mapping.get("world_size") or 1)
 
@@ -144,11 +148,15 @@ def check_ranks(directory: Path, ranks: int) -> int:
 
 
 def compare(effective: Mapping[str, Any], predicted: Mapping[str, Any]) -> list[Difference]:
-    """Where the ``build_config`` of an engine is not what was predicted.
+    """Lists where the ``build_config`` of an engine is not what was predicted.
 
     Args:
         effective: ``build_config`` of the engine.
         predicted: The same names, nested alike; options that it lacks are not compared.
+
+    Returns:
+        The differences, by option; case does not count, nor whether a plugin's ``auto`` is written
+        as such or as the dtype it stands for.
     """
     plugins = effective.get("plugin_config") or {}
     dtype = plugins.get("dtype")
@@ -180,7 +188,7 @@ def refuse_changed_service(
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """The digest of a checkpoint: its artifact's, or one of its files."""
+    """Returns the digest of a checkpoint: its artifact's, or else one over its files."""
     if (checkpoint / ARTIFACT_MANIFEST).is_file():
         return str(read_manifest(checkpoint)["digest"])
     return digest_of({name: file_digest(checkpoint / name) for name in files_below(checkpoint)})

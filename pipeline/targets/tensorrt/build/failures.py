@@ -159,11 +159,14 @@ CAUSES = (
 
 
 def explain_failure(lines: Iterable[str], returncode: int) -> Failure:
-    """The most telling cause of a failed build.
+    """Finds the most telling cause of a failed build, or of a script that runs an engine.
 
     Args:
         lines: The log, or its last part.
         returncode: As ``subprocess`` gives it: negative for a signal.
+
+    Returns:
+        The cause; for one that is not known, how it ended and the last error in the log.
     """
     log = [line.strip() for line in lines]
     generic = CAUSES[-1]

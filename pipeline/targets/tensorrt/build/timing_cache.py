@@ -11,14 +11,19 @@ from pipeline.targets.tensorrt.environment import Machine, Toolkit
 
 
 def timing_folder(output: Path) -> Path:
-    """Where timing caches are kept: in the store, beside its workspaces."""
+    """Names the folder that timing caches are kept in: ``timing`` of the store.
+
+    Args:
+        output: A workspace in the store's ``tmp``; beside any other directory lies a folder of its
+            own.
+    """
     workspace = output.absolute().parent
     store = workspace.parent if workspace.name == "tmp" else workspace
     return store / "timing"
 
 
 def cache_name(tools: Toolkit, machine: Machine) -> str:
-    """A file name per GPU model and TensorRT.
+    """Names the file of a timing cache, one per GPU model and TensorRT.
 
     TensorRT rejects a cache of another GPU or version, and ``trtllm-build`` then fails at its very
     end because there is none to save.

@@ -114,7 +114,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def misfits(adapter: Adapter, model: ModelFacts) -> Iterator[str]:
-    """Where an adapter is not one of the model; one sentence for each kind of linear."""
+    """Tells where an adapter is not one of the model, in one sentence for each kind of linear."""
     shapes = {
         source.rpartition(".")[2]: (rows, linear.in_features)
         for linear in model.linears

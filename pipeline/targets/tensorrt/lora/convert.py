@@ -34,7 +34,7 @@ MODULE_IDS: Mapping[LoraModule, int] = {
 
 
 def weights_file(folder: Path) -> bytes:
-    """The content of :data:`WEIGHTS_FILE` for an adapter's folder.
+    """Makes the content of :data:`WEIGHTS_FILE` for an adapter's folder.
 
     Raises:
         AdapterError: It cannot be served.
@@ -54,7 +54,7 @@ def weights_file(folder: Path) -> bytes:
 
 
 def config_file(folder: Path) -> bytes:
-    """The content of :data:`CONFIG_FILE` for an adapter's folder.
+    """Makes the content of :data:`CONFIG_FILE` for an adapter's folder.
 
     Raises:
         AdapterError: It cannot be served.

@@ -72,7 +72,7 @@ class PluginConfig:
         return cls(**values, tokens_per_block=tokens_per_block, lora_plugin=lora_plugin)
 
     def flags(self) -> list[str]:
-        """The arguments: what is stated always, and what differs from upstream's default."""
+        """Returns the arguments: those always stated, and what differs from upstream's default."""
         flags = ["--tokens_per_block", str(self.tokens_per_block)]
         upstream = PluginConfig()
         for option in fields(self):
@@ -122,7 +122,7 @@ class BuildConfig:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> BuildConfig:
-        """The configuration a recipe asks for, before any of upstream's overrides."""
+        """Makes the configuration a recipe asks for, before any of upstream's overrides."""
         section, options = recipe.compile, recipe.compile.tensorrt
         row, kv_cache = FORMATS[recipe.quantize.format], kv_cache_algo(recipe.quantize.kv_cache)
         plugins = PluginConfig.from_section(
@@ -155,11 +155,16 @@ class BuildConfig:
         )
 
     def with_timing_cache(self, source: Path | None, target: Path) -> BuildConfig:
-        """The same build, reading and writing these timing caches."""
+        """Returns the same build, reading and writing these timing caches.
+
+        Args:
+            source: The timing cache to start from; None starts without.
+            target: Where the build's own goes.
+        """
         return replace(self, input_timing_cache=source, output_timing_cache=target)
 
     def for_evaluation(self, longest: int) -> BuildConfig:
-        """An engine with prompt logits, for perplexity; it reuses no KV blocks.
+        """Returns the build of an engine with prompt logits, for perplexity, without KV reuse.
 
         It is no larger than one window needs: a logit of the vocabulary in float32 for each of
         ``max_num_tokens`` is gigabytes, which a GPU that the serving engine fills does not have.
@@ -183,7 +188,7 @@ class BuildConfig:
         )
 
     def flags(self) -> list[str]:
-        """The ``trtllm-build`` arguments, without the checkpoint and output directories."""
+        """Returns the ``trtllm-build`` arguments, without the checkpoint and output directories."""
         flags = [
             *("--max_batch_size", str(self.max_batch_size)),
             *("--max_input_len", str(self.max_input_len)),
@@ -211,7 +216,10 @@ class BuildConfig:
         return flags
 
     def as_dict(self) -> dict[str, Any]:
-        """The options that decide the engine, under upstream's names; no paths, no workers."""
+        """Returns the options that decide the engine, under upstream's names; no paths, no workers.
+
+        They are values of JSON, nested as ``build_config`` of an engine's ``config.json`` is.
+        """
         values = asdict(self)
         values["speculative_decoding_mode"] = SPECULATION[self.speculative_decoding_mode]
         for name in ("workers", "input_timing_cache", "output_timing_cache", "lora"):
@@ -234,7 +242,7 @@ def _speculation(options: TensorRtSection) -> tuple[SpeculationName | None, int]
 
 
 def build_section(recipe: Recipe) -> dict[str, Any]:
-    """The part of the recipe that decides the engine, for its cache key.
+    """Returns the part of the recipe that decides the engine, as JSON values for its cache key.
 
     ``workers`` is how many ranks are built at the same time: the engine is the same.
     """

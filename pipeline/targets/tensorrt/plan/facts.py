@@ -67,7 +67,7 @@ class CheckpointFacts:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, model: ModelFacts) -> CheckpointFacts:
-        """The checkpoint that the quantize stage will write for a recipe."""
+        """Describes the checkpoint that the quantize stage will write for a recipe."""
         row = FORMATS[recipe.quantize.format]
         return cls(
             model=model,
@@ -81,7 +81,7 @@ class CheckpointFacts:
 
     @classmethod
     def from_checkpoint(cls, config: CheckpointConfig) -> CheckpointFacts:
-        """The same facts of a checkpoint that exists."""
+        """Describes a checkpoint that exists."""
         return cls(
             model=config.facts,
             dtype=config.dtype,

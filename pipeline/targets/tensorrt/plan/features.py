@@ -26,7 +26,7 @@ TRIED_HEAD_SIZE = 128
 def check_features(
     recipe: Recipe, checkpoint: CheckpointFacts, effective: BuildConfig, memory: MemoryPlan
 ) -> Iterator[Finding]:
-    """What the recipe's features cannot do with the engine that is built.
+    """Finds what the recipe's features cannot do with the engine that is built.
 
     Args:
         recipe: ``serve`` and ``compile.tensorrt`` ask for them.

@@ -24,7 +24,7 @@ SHOWN_PLUGINS = (
 
 
 def preview_lines(preview: EnginePreview) -> list[str]:
-    """Effective build configuration, memory plan and findings."""
+    """Writes a preview for a terminal: effective build configuration, memory plan and findings."""
     findings = finding_lines(preview.effective.findings)
     return [*_engine(preview), "", *_memory(preview), *findings]
 

@@ -20,7 +20,7 @@ DTYPE = "float16"
 def check_lora(
     recipe: Recipe, checkpoint: CheckpointFacts, memory: MemoryPlan
 ) -> Iterator[Finding]:
-    """What keeps the engine from being built with LoRA, or from loading an adapter.
+    """Finds what keeps the engine from being built with LoRA, or from loading an adapter.
 
     Args:
         recipe: Names the adapters and what the engine is built for.

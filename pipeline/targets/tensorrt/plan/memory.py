@@ -87,7 +87,7 @@ def plan_memory(
     gpu: Gpu | None,
     draft: int = 0,
 ) -> MemoryPlan:
-    """The memory plan of an effective build configuration.
+    """Plans the memory of an effective build configuration.
 
     Args:
         config: The effective configuration, after upstream's overrides.
@@ -130,12 +130,12 @@ def plan_memory(
 
 
 def host_kv_bytes(serve: ServeSection) -> int:
-    """What the recipe gives of the host's memory to the KV cache of one rank."""
+    """Returns the bytes of the host's memory that the recipe gives to the KV cache of one rank."""
     return int((serve.kv_cache_host_memory or 0) * GIB)
 
 
 def cuda_graph_bytes(config: BuildConfig, checkpoint: CheckpointFacts, serve: ServeSection) -> int:
-    """Upper bound of the CUDA graphs that are kept.
+    """Bounds the bytes of the CUDA graphs that one rank keeps, from above.
 
     The runtime keeps at most max_batch_size of them for each micro batch, of which pipeline
     parallelism has one a stage (batch_manager/trtGptModelInflightBatching.cpp).
@@ -145,7 +145,7 @@ def cuda_graph_bytes(config: BuildConfig, checkpoint: CheckpointFacts, serve: Se
 
 
 def adapter_bytes(lora: LoraSection, model: ModelFacts) -> int:
-    """What an adapter of the largest rank takes in the caches of the runtime, at most.
+    """Bounds the bytes an adapter of the largest rank takes in the runtime's caches, from above.
 
     The caches have rows as wide as the smallest module, of which each module takes whole ones
     (``PeftCacheManager::getPageManagerConfig`` in batch_manager/peftCacheManager.cpp). Tensor and
@@ -158,7 +158,10 @@ def adapter_bytes(lora: LoraSection, model: ModelFacts) -> int:
 
 
 def module_features(model: ModelFacts) -> dict[LoraModule, tuple[int, int]]:
-    """Input and output features of the linears that adapters may change."""
+    """Returns the input and output features of the linears that adapters may change.
+
+    They are those of the whole model, by TensorRT-LLM's name of the module.
+    """
     linears = {
         source.rpartition(".")[2]: (linear.in_features, rows)
         for linear in model.linears
@@ -168,7 +171,7 @@ def module_features(model: ModelFacts) -> dict[LoraModule, tuple[int, int]]:
 
 
 def weight_bytes(checkpoint: CheckpointFacts) -> int:
-    """Bytes of the weights of the fullest rank, as the engine holds them.
+    """Sums the bytes of the weights of the fullest rank, as the engine holds them.
 
     TensorRT-LLM loads INT4 scales, which the checkpoint has in float32, in the model's dtype.
     """
@@ -181,7 +184,7 @@ def weight_bytes(checkpoint: CheckpointFacts) -> int:
 
 
 def kv_bytes_per_token(checkpoint: CheckpointFacts) -> int:
-    """Bytes of the keys and values of one token on one rank."""
+    """Returns the bytes of the keys and values of one token on one rank."""
     model = checkpoint.model
     size = 1 if checkpoint.kv_cache_algo else checkpoint.bytes_per_value
     layers = model.num_hidden_layers // checkpoint.pp_size
@@ -189,7 +192,7 @@ def kv_bytes_per_token(checkpoint: CheckpointFacts) -> int:
 
 
 def activation_bytes(config: BuildConfig, checkpoint: CheckpointFacts) -> int:
-    """Upper bound of the execution context; the formula is in the module's docstring."""
+    """Bounds the bytes of one rank's execution context from above; see the module's docstring."""
     model, share = checkpoint.model, checkpoint.share
     values = 4 * model.hidden_size + share.qkv_rows + 3 * share.inner_rows
     generated = config.max_batch_size * (config.max_draft_len + 1)

@@ -29,7 +29,7 @@ Override = tuple[Changes, Finding | None]
 def apply_overrides(
     config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None
 ) -> tuple[BuildConfig, list[Finding]]:
-    """The configuration that is really built.
+    """Works out the configuration that is really built.
 
     Args:
         config: What is asked for.

@@ -68,17 +68,20 @@ class EnginePreview:
     switched_off: tuple[str, ...] = ()
 
     def served(self, key: str) -> str:
-        """Whether a server uses an ability of the engine: ``on``, ``not possible`` or who says no.
+        """Says whether a server uses an ability of the engine.
 
         Args:
             key: ``enable_kv_cache_reuse`` or ``enable_chunked_context``.
+
+        Returns:
+            ``on``, ``not possible``, or ``off`` with the key of the recipe that says so.
         """
         if not getattr(self.effective, key.removeprefix("enable_")):
             return "not possible"
         return f"off (serve.{key})" if key in self.switched_off else "on"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON values; memory in bytes."""
+        """Returns the preview as JSON values; memory in bytes, flags as the recipe asks."""
         gpu = self.gpu
         return {
             "quant_algo": self.checkpoint.quant_algo,
@@ -96,7 +99,7 @@ class EnginePreview:
 
 
 def predict_build(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None) -> Effective:
-    """What ``trtllm-build`` makes of a configuration.
+    """Predicts what ``trtllm-build`` makes of a configuration.
 
     Args:
         config: What is asked for.
@@ -121,7 +124,7 @@ def predict_build(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | N
 
 
 def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
-    """The whole pre-flight of a recipe.
+    """Carries out the whole pre-flight of a recipe.
 
     Raises:
         RecipeError: ``compile.gpu`` is not in the table.

@@ -14,7 +14,7 @@ from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 
 
 def check_quality(recipe: Recipe, checkpoint: CheckpointFacts) -> Iterator[Finding]:
-    """Formats whose accuracy is known to need watching."""
+    """Finds what is known to cost accuracy, or to need watching, in the recipe's formats."""
     quantization = checkpoint.format
     smoothquant = checkpoint.model.family.tensorrt_llm.smoothquant_note
     if quantization.quantizes and recipe.evaluate is None:

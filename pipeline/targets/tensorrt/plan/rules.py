@@ -32,7 +32,12 @@ FP8_PLUGINS = (*SWIGLU_PLUGINS, "low_latency_gemm_plugin")
 
 
 def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]:
-    """What the compute capability rules out."""
+    """Finds what the compute capability rules out.
+
+    Args:
+        checkpoint: What is compiled.
+        gpu: Where; None for one that is not known, of which a note is all there is to say.
+    """
     row, algo, kv_cache = checkpoint.format, checkpoint.quant_algo, checkpoint.kv_cache_algo
     if gpu is None:
         yield Finding(
@@ -92,7 +97,12 @@ def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]
 def check_plugins(
     config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | None
 ) -> Iterator[Finding]:
-    """Kernels that the format or the GPU does not have."""
+    """Finds plugins without kernels for the format or the GPU, or without an option they need.
+    Args:
+        config: What is asked for, before upstream's overrides.
+        checkpoint: What is compiled.
+        gpu: Where; None leaves out what depends on it.
+    """
     plugins = config.plugin_config
     if plugins.gemm_plugin == "fp8" and not checkpoint.format.fp8_weights:
         yield Finding(
@@ -124,7 +134,7 @@ def check_plugins(
 
 
 def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
-    """The three things without which Triton's backend does not load the engine."""
+    """Finds which of three things is missing, without which Triton's backend loads no engine."""
     plugins = config.plugin_config
     why = "In-flight batching needs the attention plugin, packed input and a paged KV cache"
     if plugins.gpt_attention_plugin is None:
@@ -139,7 +149,7 @@ def check_inflight_batching(config: BuildConfig) -> Iterator[Finding]:
 
 
 def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iterator[Finding]:
-    """What the model's own limits and layers rule out."""
+    """Finds what the model's own limits and layers rule out."""
     model = checkpoint.model
     if model.family.tensorrt_llm.model_class is None:
         yield Finding(
@@ -195,7 +205,12 @@ def check_model_limits(config: BuildConfig, checkpoint: CheckpointFacts) -> Iter
 
 
 def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
-    """What the engine will not do at run time although the recipe asks for it."""
+    """Finds what the engine will not do at run time although the recipe asks for it.
+
+    Args:
+        recipe: ``serve`` is read.
+        effective: The engine, after upstream's overrides.
+    """
     plugins, serve = effective.plugin_config, recipe.serve
     paged = plugins.use_paged_context_fmha
     if effective.gather_context_logits and serve.enable_kv_cache_reuse:

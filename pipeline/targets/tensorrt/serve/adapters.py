@@ -26,12 +26,16 @@ ROOM = 2
 
 
 def task_ids(recipe: Recipe) -> range:
-    """The ids of the recipe's adapters, in their order."""
+    """Gives the recipe's adapters the ids that requests name them by, from 1 in their order."""
     return range(1, len(recipe.serve.lora_adapters) + 1)
 
 
 def adapter_files(recipe: Recipe) -> dict[str, Callable[[Path], bytes]]:
-    """The two files of each adapter, by their place beside the engine's folder."""
+    """Returns the two files of each adapter by their place beside the engine's folder.
+
+    A file is a function that makes its bytes, as ``EngineModel.files`` has them; it raises
+    UnsupportedError for an adapter that cannot be served.
+    """
     if not recipe.serve.lora_adapters:
         return {}
     from pipeline.targets.tensorrt.lora import convert
@@ -49,7 +53,7 @@ def adapter_files(recipe: Recipe) -> dict[str, Callable[[Path], bytes]]:
 
 
 def adapter_parameters(recipe: Recipe, engine: TrtEngine) -> dict[str, str]:
-    """The backend's parameters about LoRA; its defaults where the engine has none.
+    """Returns the backend's parameters about LoRA; its defaults where the engine has none.
 
     Args:
         recipe: Names the adapters.
@@ -70,7 +74,7 @@ def adapter_parameters(recipe: Recipe, engine: TrtEngine) -> dict[str, str]:
 
 
 def adapter_problems(recipe: Recipe, engine: TrtEngine) -> Iterator[str]:
-    """What the engine lacks for the recipe's adapters."""
+    """Names what the engine lacks for the recipe's adapters."""
     lora = recipe.compile.tensorrt.lora
     wanted = lora.target_modules if lora else []
     if sorted(wanted) != sorted(engine.lora_modules):
@@ -81,7 +85,11 @@ def adapter_problems(recipe: Recipe, engine: TrtEngine) -> Iterator[str]:
 
 
 def missing_files(folder: Path) -> Iterator[str]:
-    """What the backend would not find, below the folder of the engine model's version."""
+    """Names what the backend would not find of the adapters, or leaves out.
+
+    Args:
+        folder: That of the engine model's version, in the repository.
+    """
     tasks = [path for path in sorted((folder / FOLDER).glob("*")) if path.is_dir()]
     if not tasks:
         yield f"lora_prefetch_dir: {FOLDER} has no adapter"

@@ -79,7 +79,16 @@ class BackendParameters:
 
 
 def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
-    """The C++ backend of TensorRT-LLM."""
+    """Returns the engine model of TensorRT-LLM's C++ backend.
+
+    Args:
+        recipe: ``serve`` and ``compile`` are read.
+        engine: ``config.json`` of the engine.
+
+    Raises:
+        RepositoryError: The backend could not serve this engine, or ``engine`` is not of one.
+        UnsupportedError: The recipe's KV cache is too small for one sequence.
+    """
     facts = TrtEngine.from_config(engine)
     built = build_parameters(recipe, facts, engine_dir=ENGINE_DIR, tokenizer_dir=TOKENIZER_DIR)
     files = adapter_files(recipe)
@@ -124,7 +133,7 @@ def _draft(recipe: Recipe) -> DraftModel | None:
 def build_parameters(
     recipe: Recipe, engine: TrtEngine, *, engine_dir: str, tokenizer_dir: str
 ) -> BackendParameters:
-    """Every parameter of the engine model.
+    """Sets every parameter of the engine model.
 
     Left out on purpose: ``cross_kv_cache_fraction`` (an error for a decoder),
     ``encoder_model_path``, ``gpu_device_ids`` and ``participant_ids`` (the launcher decides which

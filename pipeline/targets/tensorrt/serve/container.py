@@ -52,7 +52,7 @@ INSIDE = Endpoints("0.0.0.0")  # noqa: S104  what is published outside is docker
 
 
 def world_size(repository: Path) -> int:
-    """Ranks of the repository's engine.
+    """Reads the number of ranks of the repository's engine.
 
     Raises:
         OSError: There is no engine.
@@ -63,7 +63,7 @@ def world_size(repository: Path) -> int:
 
 
 def tensorrt_problem(repository: Path, here: str) -> str | None:
-    """Why an image cannot read the repository's engine; None when nothing says so.
+    """Says why an image cannot read the repository's engine; None when nothing says so.
 
     Without this Triton ends with TensorRT's own message on a version tag, in a loop of restarts.
 
@@ -129,7 +129,7 @@ def orchestrator_command(
     endpoints: Endpoints = INSIDE,
     exit_timeout_s: int = EXIT_TIMEOUT_S,
 ) -> list[str]:
-    """The orchestrator mode: one tritonserver, which spawns a worker process per rank itself.
+    """Serves in orchestrator mode: one tritonserver spawns a worker process per rank itself.
 
     Needs :data:`ORCHESTRATOR_ENVIRONMENT`. Works on one machine only. The server itself takes no
     GPU memory, which leaves it to the workers. It stops as several ranks do; see
@@ -174,7 +174,7 @@ def _rank(rank: int, repository: str, endpoints: Endpoints, exit_timeout_s: int)
 
 
 def is_ready(port: int = INSIDE.http) -> bool:
-    """Whether every model of the server on this machine is ready."""
+    """Asks whether every model of the server on this machine is ready."""
     url = f"http://127.0.0.1:{port}/v2/health/ready"
     try:
         with urllib.request.urlopen(url, timeout=CHECK_TIMEOUT_S) as answer:

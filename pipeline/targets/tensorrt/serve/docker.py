@@ -66,7 +66,7 @@ def docker_command(
 
 
 def daemon_problem() -> str | None:
-    """Why no container can be started here; None when one can."""
+    """Says why no container can be started here; None when one can."""
     try:
         answer = subprocess.run(
             ["docker", "version", "--format", "{{.Server.Version}}"],
@@ -86,7 +86,7 @@ def daemon_problem() -> str | None:
 
 
 def unreadable(repository: Path) -> str | None:
-    """The first path that the container's user cannot read; None when it can read everything."""
+    """Finds the first path that the container's user cannot read; None when it can read all."""
     for directory, folders, files in os.walk(repository):
         for name in (".", *folders, *files):
             path = Path(directory, name)

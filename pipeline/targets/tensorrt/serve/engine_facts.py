@@ -123,7 +123,7 @@ class TrtEngine:
         return self.speculation == _GUESSES
 
     def kv_reuse_obstacle(self) -> str | None:
-        """Why KV blocks cannot be shared between prompts; None when they can."""
+        """Says why KV blocks cannot be shared between prompts; None when they can."""
         if self.gather_context_logits:
             return (
                 "the engine gathers context logits, and reused blocks have none; the runtime "
@@ -132,7 +132,7 @@ class TrtEngine:
         return self._context_obstacle()
 
     def chunked_context_obstacle(self) -> str | None:
-        """Why long prompts cannot be split over several steps; None when they can."""
+        """Says why long prompts cannot be split over several steps; None when they can."""
         return self._context_obstacle()
 
     def _context_obstacle(self) -> str | None:
@@ -143,7 +143,7 @@ class TrtEngine:
         return None
 
     def problems(self) -> Iterator[str]:
-        """Everything that keeps the C++ backend from serving it, one sentence each."""
+        """Names everything that keeps the C++ backend from serving it, one sentence each."""
         if self.version != TENSORRT_LLM:
             yield f"it was built with TensorRT-LLM {self.version}, not {TENSORRT_LLM}"
         if self.world_size != self.tp_size * self.pp_size:

@@ -49,7 +49,7 @@ _KNOWN = (
 
 
 def launch_cause(log: str) -> Cause:
-    """The most telling reason in the log of docker, mpirun and tritonserver together."""
+    """Finds the most telling reason in the log of docker, mpirun and tritonserver together."""
     for pattern, why, fix in _KNOWN:
         if pattern.search(log):
             return Cause(why, fix)

@@ -64,7 +64,7 @@ class Launch:
 
 
 def endpoints(options: ServerOptions) -> Endpoints:
-    """The ports asked for, as they are."""
+    """Returns the address and ports asked for, as they are: free or not."""
     return Endpoints(
         options.host,
         http=options.http_port,
@@ -74,7 +74,7 @@ def endpoints(options: ServerOptions) -> Endpoints:
 
 
 def free_endpoints(options: ServerOptions) -> Endpoints:
-    """The ports asked for when they are free, or a free one for each 0.
+    """Returns the ports asked for when they are free, and a free one for each 0.
 
     Raises:
         ServerError: A port is in use, not allowed, or the address is not this machine's.
@@ -85,16 +85,16 @@ def free_endpoints(options: ServerOptions) -> Endpoints:
 
 
 def engine_manifest(repository: Path) -> dict[str, Any]:
-    """``engine.json``: what the engine is bound to.
+    """Reads ``engine.json`` of a repository: what the engine is bound to.
 
     Raises:
-        CompileError: It is missing.
+        CompileError: It is missing or not of this version.
     """
     return read_engine_manifest(repository / ENGINE_DIR)
 
 
 def engine_ranks(repository: Path) -> int:
-    """``world_size`` of the repository's engine.
+    """Reads ``world_size`` of the repository's engine.
 
     Raises:
         RepositoryError: The engine's ``config.json`` is missing or does not say.
@@ -111,7 +111,10 @@ def engine_ranks(repository: Path) -> int:
 
 
 def serving_container(manifest: Mapping[str, Any]) -> Container:
-    """The image that can read an engine: the one it was built in, or one with the same TensorRT.
+    """Finds the image that can read an engine: the one it was built in, or with the same TensorRT.
+
+    Args:
+        manifest: ``engine.json`` of the engine.
 
     Raises:
         UnsupportedError: No known image has that TensorRT-LLM and TensorRT.
@@ -122,7 +125,7 @@ def serving_container(manifest: Mapping[str, Any]) -> Container:
 
 
 def inside_container() -> bool:
-    """Whether this process is in a container that can serve: it has Triton and TensorRT-LLM."""
+    """Says whether this process is in a container that can serve: with Triton and TensorRT-LLM."""
     return bool(shutil.which("tritonserver") and installed("tensorrt-llm"))
 
 
@@ -134,7 +137,7 @@ def docker_launch(
     orchestrator: bool = False,
     mpirun: bool = False,
 ) -> Launch:
-    """How to serve a repository with docker, on any machine.
+    """Says how to serve a repository with docker, on any machine.
 
     Args:
         repository: The repository.
@@ -144,8 +147,11 @@ def docker_launch(
         mpirun: Start one rank under ``mpirun`` too.
 
     Raises:
+        CompileError: The engine's ``engine.json`` is missing or not of this version.
+        RepositoryError: The engine's ``config.json`` is missing or does not say its ranks.
         UsageError: The number of GPUs is not the engine's number of ranks.
-        UnsupportedError: No known image can read the engine.
+        UnsupportedError: No known image can read the engine, or Docker cannot mount the
+            repository's path.
     """
     manifest = engine_manifest(repository)
     ranks = engine_ranks(repository)
@@ -178,9 +184,18 @@ def local_launch(
     orchestrator: bool = False,
     mpirun: bool = False,
 ) -> Launch:
-    """How to serve a repository inside the container, with its own tritonserver.
+    """Says how to serve a repository inside the container, with its own tritonserver.
+
+    Args:
+        repository: The repository; where it is not at ``/models``, ``prepare`` links it there.
+        endpoints: Address and ports of the server.
+        devices: GPUs to use; None leaves those that are visible.
+        orchestrator: See :func:`docker_launch`.
+        mpirun: Likewise.
 
     Raises:
+        CompileError: The engine's ``engine.json`` is missing or not of this version.
+        RepositoryError: The engine's ``config.json`` is missing or does not say its ranks.
         UnsupportedError: What is installed here cannot read the engine.
     """
     manifest, here = engine_manifest(repository), toolkit()
@@ -209,7 +224,7 @@ def local_launch(
 
 
 def at_mount(repository: Path) -> bool:
-    """Whether the repository is where its ``config.pbtxt`` says that the engine is."""
+    """Says whether the repository is where its ``config.pbtxt`` says that the engine is."""
     return Path(MOUNT).resolve() == repository.resolve()
 
 
@@ -221,7 +236,7 @@ def plan_launch(
     orchestrator: bool = False,
     mpirun: bool = False,
 ) -> Launch:
-    """How to serve a repository on this machine.
+    """Says how to serve a repository on this machine.
 
     Raises:
         MissingDependencyError: There is no docker, and TensorRT-LLM is another Python's.

@@ -28,7 +28,7 @@ KNOWN_DECODERS = ("ByteLevel", "ByteFallback")
 
 
 def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> bytes:
-    """The file's content, from the tokenizer that is served.
+    """Makes the file's content, JSON in UTF-8, from the tokenizer that is served.
 
     Args:
         tokenizer_dir: Holds ``tokenizer.json`` and ``generation_config.json``.

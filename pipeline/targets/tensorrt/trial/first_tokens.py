@@ -74,11 +74,14 @@ def try_engine(
 
 
 def smoke_prompts(vocab_size: int, longest: int) -> list[list[int]]:
-    """The same prompts for every engine of a vocabulary.
+    """Makes up prompts, which are the same for every engine of a vocabulary.
 
     Args:
         vocab_size: Ids are below it.
         longest: Tokens of the longest prompt, at most.
+
+    Returns:
+        A prompt's token ids for each of :data:`PROMPT_LENGTHS`.
     """
     return [
         [STRIDE * position % vocab_size for position in range(1, min(length, longest) + 1)]

@@ -43,16 +43,16 @@ class MeasuredHere:
 
 
 def engine_evaluation(recipe: Recipe, progress: Progress | None = None) -> EngineEvaluation | None:
-    """How engines are measured on this machine.
+    """Says how engines are measured on this machine.
 
     Args:
         recipe: ``compile`` gives sizes and options.
         progress: Is told why an engine that could run here is not measured.
 
     Returns:
-        None without a GPU for every rank, without both TensorRT-LLM and Docker, and with pipeline
-        parallelism: ``ModelRunnerCpp`` then has rank 0 wait for the context logits of the last
-        pipeline rank, which returned without sending any.
+        What measures them; None without a GPU for every rank, with neither TensorRT-LLM nor Docker,
+        and with pipeline parallelism: ``ModelRunnerCpp`` then has rank 0 wait for the context
+        logits of the last pipeline rank, which returned without sending any.
     """
     sizes = recipe.compile
     ranks = sizes.tensor_parallel * sizes.pipeline_parallel
@@ -87,6 +87,9 @@ def engine_perplexity(
         windows: Token ids; the first of each window is context only.
         workspace: A directory of the store, where the engine lies meanwhile.
         progress: Where the build reports.
+
+    Returns:
+        e to the mean negative log-likelihood of a scored token.
 
     Raises:
         UnsupportedError: This machine cannot build the engine.

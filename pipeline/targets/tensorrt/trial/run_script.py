@@ -47,7 +47,7 @@ def run_smoke(
     pad_id: int,
     lookahead: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Greedy generation on an engine.
+    """Generates greedily on an engine.
 
     Args:
         engine: An engine directory.
@@ -79,7 +79,7 @@ def run_smoke(
 def run_evaluation(
     engine: Path, windows: list[list[int]], logs: Path, *, end_id: int, pad_id: int
 ) -> dict[str, Any]:
-    """Perplexity of an engine that gathers context logits.
+    """Measures the perplexity of an engine that gathers context logits.
 
     Args:
         engine: A directory of :func:`pipeline.targets.tensorrt.build.build.build_engine` with
@@ -145,7 +145,7 @@ def run_script(
 def script_command(
     work: Path, script: str, engine: Path, ranks: int, image: str | None
 ) -> list[str]:
-    """The command that runs a script of a work folder.
+    """Returns the command, word by word, that runs a script of a work folder.
 
     Args:
         work: Holds the script and ``request.json``; receives ``result.json``.
@@ -156,6 +156,7 @@ def script_command(
 
     Raises:
         MissingDependencyError: Docker or mpirun is needed and not installed.
+        UnsupportedError: Docker cannot mount the engine's path.
     """
     base = work if image is None else INSIDE
     python = sys.executable if image is None else "python3"
