@@ -132,7 +132,7 @@ def read_draft(repository: Path) -> Draft:
 
 
 def draft_memory(recipe: Recipe) -> int:
-    """Bytes that the recipe's draft takes; 0 without one, and for one that is refused."""
+    """Counts the bytes that the recipe's draft takes; 0 without one or for one that is refused."""
     if recipe.serve.draft_repository is None:
         return 0
     try:
@@ -144,7 +144,7 @@ def draft_memory(recipe: Recipe) -> int:
 def check_draft(
     recipe: Recipe, checkpoint: CheckpointFacts, effective: BuildConfig, gpu: Gpu | None
 ) -> Iterator[Finding]:
-    """What keeps the engine from taking guesses, and the draft from giving them.
+    """Names what keeps the engine from taking guesses, and the draft from giving them.
 
     Args:
         recipe: Names the draft's repository.
