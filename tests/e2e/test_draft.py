@@ -292,3 +292,20 @@ def test_a_draft_with_another_tokenizer_is_refused(pair: Pair, tmp_path: Path) -
     )
     with pytest.raises(RepositoryError, match="the draft has another tokenizer"):
         pair("demo-float16", name="target-other", gpu=settings)
+
+
+def test_a_repository_with_a_damaged_draft_is_refused(
+    drafts: dict[str, Built], pair: Pair, tmp_path: Path
+) -> None:
+    copy = tmp_path / "draft"
+    shutil.copytree(drafts["same"].gpu, copy)
+    engine = copy / "tensorrt_llm/1/engine/rank0.engine"
+    engine.chmod(0o644)
+    engine.write_bytes(engine.read_bytes()[:-1] + b"?")
+    settings = (
+        CACHE,
+        "compile.tensorrt.draft={max_draft_len: 4}",
+        f"serve.draft_repository={copy}",
+    )
+    with pytest.raises(RepositoryError, match=r"not what was built.*rank0\.engine was changed"):
+        pair("demo-float16", name="target-damaged", gpu=settings)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RecipeError, UnsupportedError
+from pipeline.targets import get_target
 from pipeline.targets.tensorrt.gpus import GIB
 from pipeline.targets.tensorrt.plan.draft import read_draft
 from pipeline.targets.tensorrt.plan.lines import preview_lines
@@ -172,3 +173,9 @@ def test_parameters_are_read_as_protobuf_reads_them(tmp_path: Path) -> None:
     expected = {name: value.string_value for name, value in parsed.parameters.items()}
     assert read_draft(tmp_path / "draft").parameters == expected
     assert len(expected) > 20
+
+
+def test_the_cpu_target_refuses_a_draft(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, "compile.target=openvino", "serve.draft_repository=somewhere")
+    with pytest.raises(UnsupportedError, match=r"no draft_repository.*gives other texts"):
+        get_target("openvino").check(settings, model(LLAMA))
