@@ -55,6 +55,8 @@ class PerfMetrics:
     first_scheduled: int
     first_token: int
     last_token: int
+    guessed: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class LlmRequest:
     first_scheduled: int = 0
     first_token: int = 0
     last_token: int = 0
+    guessed: int = 0
+    accepted: int = 0
     finished: bool = False
 
     @property
@@ -158,6 +162,8 @@ class LlmRequest:
             first_scheduled=self.first_scheduled,
             first_token=self.first_token,
             last_token=self.last_token,
+            guessed=self.guessed,
+            accepted=self.accepted,
         )
 
 
@@ -392,13 +398,18 @@ class Executor:
             request.sequence = self._sequence(adapter)
             if request.request.guide and self._grammars is not None:
                 request.matcher = self._grammars.matcher(request.request.guide)
-            scores = request.sequence.forward(request.tokens)
+            room = self._settings.max_input_len - request.prompt_length
+            guesses = request.request.draft_tokens[:room]
+            scores = request.sequence.forward([*request.tokens, *guesses])
             stats.context += 1
             stats.context_tokens += request.prompt_length
             stats.reused_blocks += request.reused_blocks
             if request.request.return_context_logits:
                 request.context_logits = scores
-            self._decode(request, scores[-1])
+            if guesses:
+                self._accept(request, guesses, scores[-1 - len(guesses) :])
+            else:
+                self._decode(request, scores[-1])
             return
         stats.generating += 1
         if request.matcher is not None:
@@ -451,6 +462,25 @@ class Executor:
         ):
             self._finish(request)
 
+    def _accept(
+        self, request: LlmRequest, guesses: Sequence[int], scores: npt.NDArray[Any]
+    ) -> None:
+        """Decodes one token for each place of the guesses, up to the first that is another.
+
+        Such a request ends after one step, whatever it asked for (updateRequests in
+        trtGptModelInflightBatching.cpp: isDraftTokensExternal and hasDraftTokens).
+        """
+        for guess, row in zip((*guesses, None), scores, strict=True):
+            self._decode(request, row)
+            if request.finished:
+                break
+            if request.tokens[-1] != guess:
+                break
+            request.accepted += 1
+        request.guessed = len(guesses)
+        if not request.finished:
+            self._finish(request)
+
     def _finish(self, request: LlmRequest) -> None:
         request.finished = True
         request.last_token = time.monotonic_ns()
@@ -485,18 +515,18 @@ def validate(request: Request, settings: Settings) -> int:
             "maximum input length is set",
             _LLM_REQUEST,
         )
-    if len(request.draft_tokens) > settings.max_draft_len:
+    # Without guesses of its own a request must leave room for the most there can be.
+    draft = len(request.draft_tokens) or settings.max_draft_len
+    if draft > settings.max_draft_len:
         raise throw(
-            f"Draft tokens length ({len(request.draft_tokens)}) exceeds maximum draft tokens "
-            f"length ({settings.max_draft_len}).",
+            f"Draft tokens length ({draft}) exceeds maximum draft tokens length "
+            f"({settings.max_draft_len}).",
             _LLM_REQUEST,
         )
     ngram = request.sampling.no_repeat_ngram_size
     check(ngram is None or ngram > 0, "Incorrect sampling config", _LLM_REQUEST)
     # A step needs room for all that it guesses.
-    return min(
-        request.max_new_tokens, settings.max_seq_len - prompt_length - settings.max_draft_len
-    )
+    return min(request.max_new_tokens, settings.max_seq_len - prompt_length - draft)
 
 
 def _set_up_decoder(request: Request, settings: Settings) -> None:

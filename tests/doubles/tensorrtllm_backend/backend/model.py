@@ -83,7 +83,9 @@ class TritonPythonModel:
         with _as_triton_says("unexpected error when creating modelInstanceState: "):
             self._settings = read_settings(json.loads(args["model_config"]), repository)
         noise = float(os.environ.get(NOISE_VARIABLE, "0"))
-        engine = Engine(Path(os.environ[ENGINE_VARIABLE]), noise)
+        # A model with another engine than tensorrt_llm has a variable of its own.
+        own = f"{ENGINE_VARIABLE}_{args['model_name'].upper()}"
+        engine = Engine(Path(os.environ.get(own) or os.environ[ENGINE_VARIABLE]), noise)
         if engine.vocab_size != self._settings.vocab_size:
             raise ValueError(
                 f"{ENGINE_VARIABLE} is the engine of a model with {engine.vocab_size} tokens, "
@@ -291,8 +293,8 @@ def _metrics(metrics: PerfMetrics) -> dict[str, Any]:
         "kv_cache_alloc_new_blocks": metrics.alloc_new_blocks,
         "kv_cache_reused_blocks": metrics.reused_blocks,
         "kv_cache_alloc_total_blocks": metrics.alloc_total_blocks,
-        "total_accepted_draft_tokens": 0,
-        "total_draft_tokens": 0,
+        "total_accepted_draft_tokens": metrics.accepted,
+        "total_draft_tokens": metrics.guessed,
     }
     times = {
         "arrival_time_ns": metrics.arrival,
@@ -303,7 +305,9 @@ def _metrics(metrics: PerfMetrics) -> dict[str, Any]:
     return {
         **{name: np.array([[value]], np.int32) for name, value in blocks.items()},
         **{name: np.array([[value]], np.int64) for name, value in times.items()},
-        "acceptance_rate": np.zeros((1, 1), np.float32),
+        "acceptance_rate": np.array(
+            [[metrics.accepted / metrics.guessed if metrics.guessed else 0]], np.float32
+        ),
     }
 
 

@@ -20,6 +20,8 @@ _KV = "cpp/tensorrt_llm/executor/kvCacheConfig.cpp"
 _DECODING = "cpp/tensorrt_llm/executor/decodingConfig.cpp"
 _MANDATORY = ("tokenizer_dir", "xgrammar_tokenizer_info_path", "guided_decoding_backend")
 _BATCHING = ("V1", "v1", "inflight_batching", "inflight_fused_batching")
+_MODEL = "cpp/tensorrt_llm/batch_manager/trtGptModelInflightBatching.cpp"
+_DRAFT_TOKENS_EXTERNAL = 2
 _MOUNT = Path("/models")
 
 
@@ -62,7 +64,7 @@ class Settings:
         max_queue_size: Requests that may wait; 0 is no limit.
         tokenizer_info: Of guided decoding, where it is set up.
         lookahead: Sizes of window, n-grams and verification set.
-        max_draft_len: Tokens that a step may guess.
+        max_draft_len: Tokens that a step may guess, or a request may bring as guesses.
         host_cache_bytes: Bytes of the KV cache on the host.
         cuda_graphs: Graphs that are kept; 0 where they are off.
     """
@@ -160,7 +162,7 @@ def read_settings(config: Mapping[str, Any], repository: Path) -> Settings:
         stats_check_period=_number(parameters, "stats_check_period_ms", 100) / 1000,
         tokenizer_info=info,
         lookahead=lookahead,
-        max_draft_len=int(build.get("max_draft_len") or 0),
+        max_draft_len=_max_draft_len(build, parameters),
         lora=_lora(parameters, engine, repository),
         host_cache_bytes=_number(parameters, "kv_cache_host_memory_bytes", 0),
         cuda_graphs=(
@@ -256,6 +258,17 @@ def _max_input_len(build: Mapping[str, Any], *, chunked: bool) -> int:
     if plugins["context_fmha"] and plugins["remove_input_padding"]:
         return min(max_seq_len - 1, int(build["max_num_tokens"]))
     return int(build["max_input_len"])
+
+
+def _max_draft_len(build: Mapping[str, Any], parameters: Mapping[str, str]) -> int:
+    """An engine of draft_tokens_external does not load without KV cache reuse."""
+    check(
+        build.get("speculative_decoding_mode", 1) != _DRAFT_TOKENS_EXTERNAL
+        or _flag(parameters, "enable_kv_cache_reuse", default=True),
+        "KV cache block reuse must be enabled for speculative decoding target model",
+        _MODEL,
+    )
+    return int(build.get("max_draft_len") or 0)
 
 
 def _tokenizer_info(parameters: Mapping[str, str], repository: Path) -> TokenizerInfo | None:
