@@ -76,8 +76,8 @@ class Speculation:
             )
         if not 0 < count <= self._limit:
             raise CallError(
-                f"num_draft_tokens {count} is not between 0 and {self._limit}, for which the "
-                "engine was built (compile.tensorrt.draft.max_draft_len)"
+                f"num_draft_tokens must be between 0 and {self._limit}, for which the engine was "
+                f"built (compile.tensorrt.draft.max_draft_len), got {count}"
             )
         asked = [name for name in _BY_ROUND if _scalar(inputs, name)]
         asked += [_GUIDE] if _GUIDE in inputs else []

@@ -228,7 +228,7 @@ def executions(server: Any) -> int:
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        (guessing(5), "num_draft_tokens 5 is not between 0 and 4, for which the engine was built"),
+        (guessing(5), "num_draft_tokens must be between 0 and 4, for which the engine was built"),
         (guessing(-1), "num_draft_tokens -1 is not between 0 and 4"),
         (
             guessing() | {"use_draft_logits": np.array([[True]])},
