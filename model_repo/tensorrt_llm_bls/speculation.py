@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from .batch import scalar
 from .calls import CallError, Models
 
 Array = npt.NDArray[Any]
@@ -57,14 +58,14 @@ class Speculation:
         Raises:
             CallError: The request asks for what speculation cannot give.
         """
-        if _scalar(inputs, "use_draft_logits"):
+        if scalar(inputs, "use_draft_logits"):
             # model_instance_state.cc never enables gather_generation_logits of the executor.
             raise CallError(
                 "use_draft_logits is not supported: Triton's backend returns no generation logits; "
                 "leave it out, and guesses are accepted by their tokens",
                 pb_utils.TritonError.UNSUPPORTED,
             )
-        count = int(_scalar(inputs, "num_draft_tokens") or 0)
+        count = int(scalar(inputs, "num_draft_tokens") or 0)
         if count == 0:
             return 0
         if self._draft is None:
@@ -79,10 +80,10 @@ class Speculation:
                 f"num_draft_tokens must be between 0 and {self._limit}, for which the engine was "
                 f"built (compile.tensorrt.draft.max_draft_len), got {count}"
             )
-        asked = [name for name in _BY_ROUND if _scalar(inputs, name)]
+        asked = [name for name in _BY_ROUND if scalar(inputs, name)]
         asked += [_GUIDE] if _GUIDE in inputs else []
         # Of top_k and top_p, 0 is not given; neither of them is greedy decoding.
-        top_k, top_p = _scalar(inputs, "top_k") or 0, _scalar(inputs, "top_p") or 0.0
+        top_k, top_p = scalar(inputs, "top_k") or 0, scalar(inputs, "top_p") or 0.0
         if top_k > 1 or (top_k < 1 and top_p > 0.0):
             # Each round begins the random numbers of its seed again.
             asked.append("top_k" if top_k else "top_p")
@@ -280,7 +281,3 @@ def _words(array: Array | None) -> list[list[int]]:
     ids, ends = array.reshape(2, -1).tolist()
     starts = [0, *ends]
     return [ids[start:end] for start, end in zip(starts, ends, strict=False) if end > start >= 0]
-
-
-def _scalar(inputs: Mapping[str, Array], name: str) -> Any:
-    return inputs[name].item() if name in inputs else None

@@ -229,7 +229,7 @@ def executions(server: Any) -> int:
     ("more", "text"),
     [
         (guessing(5), "num_draft_tokens must be between 0 and 4, for which the engine was built"),
-        (guessing(-1), "num_draft_tokens -1 is not between 0 and 4"),
+        (guessing(-1), "num_draft_tokens must be between 0 and 4"),
         (
             guessing() | {"use_draft_logits": np.array([[True]])},
             "use_draft_logits is not supported: Triton's backend returns no generation logits",
