@@ -333,6 +333,12 @@ class Recipe(Section):
         return "quantize.format" if FORMATS[self.quantize.format].dtype else "model.dtype"
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
+    _arguments: str = PrivateAttr(default="RECIPE")
+
+    @property
+    def arguments(self) -> str:
+        """The file and the ``--set`` of this recipe, quoted for a shell; RECIPE without a file."""
+        return self._arguments
 
     def place(self, key: str) -> str:
         """Says where a key, or the nearest one that encloses it, was set: ``file:line (key)``.

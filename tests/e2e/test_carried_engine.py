@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,7 +36,10 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     assert early.returncode == 2
     assert early.stdout == ""
     assert "there is no checkpoint of this recipe to build from yet" in early.stderr
-    assert "trtllm-pipeline run RECIPE --until quantize" in early.stderr
+    # The remedy is a command that can be typed as it stands: the file, --set and the folder.
+    remedy = early.stderr.strip().partition("Write it first: trtllm-pipeline ")[2].rstrip(".")
+    again = ["run", RECIPE, *SETTINGS, "--build-dir", str(cli.build), "--until", "quantize"]
+    assert shlex.split(remedy) == again
     cli.run(RECIPE, *SETTINGS, "--until", "quantize")
     return cli
 
@@ -50,9 +54,18 @@ def engine(laptop: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     box = tmp_path_factory.mktemp("box")
     script = box / "build-engine.sh"
     planned = plan(laptop, "--script", str(script))
-    assert planned.stdout.endswith(f"\nscript: {script}\n")
+    assert f"\nscript: {script}\n" in planned.stdout
     assert os.access(script, os.X_OK)
     (stored,) = (laptop.build / "store/quantize").iterdir()
+    assert f"\ncheckpoint: {stored}\n" in planned.stdout
+    steps = [shlex.split(line) for line in planned.stdout.splitlines() if line.startswith("  s")]
+    assert steps[-3:] == [
+        ["scp", "-r", str(stored), "BOX:checkpoint"],
+        ["scp", str(script), "BOX:"],
+        ["ssh", "BOX", "bash build-engine.sh checkpoint engine"],
+    ]
+    as_json = json.loads(plan(laptop, "--script", str(script), "--json").stdout)
+    assert (as_json["script"], as_json["checkpoint"]) == (str(script), str(stored))
     shutil.copytree(stored, box / "checkpoint")
     programs = box / "bin"
     programs.mkdir()
