@@ -226,6 +226,18 @@ def test_without_a_gpu_the_command_to_copy_is_given(
     assert f"{IMAGE} trtllm-build --checkpoint_dir /checkpoint" in caught.value.fix
 
 
+def test_dockers_daemon_is_asked_before_a_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    machine = {"programs": ("nvidia-smi", "docker"), "tensorrt_llm": None, "docker": "no-daemon"}
+    pretend(monkeypatch, tmp_path / "machine", **machine, sm="89")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="Is the docker daemon running") as caught:
+        build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    assert caught.value.exit_code == 3
+    assert "systemctl start docker" in str(caught.value.fix)
+    assert not list(output.iterdir())
+
+
 def test_tensorrt_llm_of_another_python(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
 ) -> None:

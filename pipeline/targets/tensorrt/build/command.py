@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import MissingDependencyError
+from pipeline.errors import MissingDependencyError, UnsupportedError
 from pipeline.store.digests import digest_of
-from pipeline.targets.tensorrt.docker import bind, docker_run
+from pipeline.targets.tensorrt.docker import DAEMON_REMEDY, bind, daemon_problem, docker_run
 from pipeline.targets.tensorrt.environment import Toolkit, another_pythons
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 
@@ -100,6 +100,7 @@ def command_for(build: Build, tools: Toolkit) -> list[str]:
     Raises:
         MissingDependencyError: Neither TensorRT-LLM nor Docker is installed; the command to run on
             a GPU machine is in the message.
+        UnsupportedError: Docker's daemon does not answer.
     """
     user = f"{os.getuid()}:{os.getgid()}"
     if tools.image is None:
@@ -118,6 +119,12 @@ def command_for(build: Build, tools: Toolkit) -> list[str]:
             why="An engine is built by trtllm-build, which runs in place or in its container",
             fix="Install Docker and the NVIDIA container toolkit, or run where they are: "
             f"{build.to_copy(tools.image)}  (with the checkpoint at the same place)",
+        )
+    if problem := daemon_problem():
+        raise UnsupportedError(
+            "no container can be started here to build the engine in",
+            why=problem,
+            fix=DAEMON_REMEDY,
         )
     return build.in_container(tools.image, user)
 
