@@ -171,7 +171,7 @@ PARSED = [line for kind, _, text in BLOCKS if kind == "sh" for line in text.spli
 
 @pytest.mark.parametrize("line", PARSED)
 def test_a_command_that_is_not_run_is_understood(line: str) -> None:
-    program, *arguments = shlex.split(line)
+    program, *arguments = [word for word in shlex.split(line) if word != "PIP_EXTRA_INDEX_URL="]
     if program == "trtllm-pipeline":
         name, *options = arguments
         command = typer.main.get_command(app).get_command(None, name)  # type: ignore[attr-defined]
@@ -189,7 +189,16 @@ def test_a_command_that_is_not_run_is_understood(line: str) -> None:
         text = (PROJECT / "scripts/gpu_check/__main__.py").read_text()
         assert all(f'"{word}"' in text for word in known if word.startswith("--"))
     else:
-        assert program in ("curl", "nvidia-smi", "docker"), line
+        known = ("curl", "nvidia-smi", "docker", "git", "cd", ".", ".venv/bin/python")
+        assert program in known, line
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/gpu.md", "examples/README.md"])
+def test_the_shell_is_told_of_the_command_before_it_is_typed(page: str) -> None:
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    first = re.search(r"^(\$ )?trtllm-pipeline ", text, re.MULTILINE)
+    assert first
+    assert ". .venv/bin/activate" in text[: first.start()]
 
 
 def test_what_has_not_been_run_is_one_list() -> None:
