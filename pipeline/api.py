@@ -6,7 +6,6 @@ Nothing is printed and no process is ended. Every error is a
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -146,7 +145,7 @@ def run(
     build = BuildDir(Path(build_dir))
     given = engine and compile_stage.given_engine(Path(engine), recipe, build.store.memo.digest)
     return run_recipe(
-        recipe,
+        _typed(recipe, build_dir),
         build,
         progress or Silent(),
         force=frozenset(force),
@@ -171,16 +170,20 @@ def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> 
     target = get_target(recipe.compile.target)
     planned = _checkpoint(plan(recipe, build_dir).stages)
     if planned.artifact is None:
-        source, place = planned.stage.name, ""
-        if Path(build_dir) != Path(BUILD_DIR):
-            place = f" --build-dir {shlex.quote(str(build_dir))}"
+        source, typed = planned.stage.name, _typed(recipe, build_dir).arguments
         raise UsageError(
             "there is no checkpoint of this recipe to build from yet",
             where=recipe.name,
             why=f"The script compares the checkpoint with its digests; {source}: {planned.reason}",
-            fix=f"Write it first: trtllm-pipeline run {recipe.arguments}{place} --until {source}",
+            fix=f"Write it first: trtllm-pipeline run {typed} --until {source}",
         )
     return target.build_script(planned.artifact, recipe)
+
+
+def _typed(recipe: Recipe, build_dir: str | PathLike[str]) -> Recipe:
+    """The recipe as its commands have to name it, for remedies."""
+    here = Path(build_dir)
+    return recipe if here == Path(BUILD_DIR) else recipe.built_in(here)
 
 
 def _checkpoint(planned: Sequence[PlannedStage]) -> PlannedStage:

@@ -6,6 +6,7 @@ parameters of NVIDIA's ``inflight_batcher_llm`` configuration for ``serve``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -339,6 +340,12 @@ class Recipe(Section):
     def arguments(self) -> str:
         """The file and the ``--set`` of this recipe, quoted for a shell; RECIPE without a file."""
         return self._arguments
+
+    def built_in(self, build_dir: Path) -> Recipe:
+        """Returns this recipe with ``--build-dir`` among its arguments."""
+        copy = self.model_copy()
+        copy._arguments += f" --build-dir {shlex.quote(str(build_dir))}"
+        return copy
 
     def place(self, key: str) -> str:
         """Says where a key, or the nearest one that encloses it, was set: ``file:line (key)``.

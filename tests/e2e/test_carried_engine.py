@@ -112,6 +112,22 @@ def test_the_run_goes_on_to_what_needs_the_gpu(laptop: Cli, engine: Path) -> Non
     assert "compiled elsewhere for tensorrt" in (outputs / "report.md").read_text()
 
 
+def test_without_the_gpu_a_run_ends_with_the_command_to_type(laptop: Cli) -> None:
+    done = laptop.run(RECIPE, *SETTINGS, "--until", "compile", check=False)
+    assert done.returncode == 3
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: an engine can only be built on a machine with the GPU")
+    program, *words = shlex.split(error.split("`")[1])
+    assert program == "trtllm-pipeline"
+    script = str(laptop.build / "build-engine.sh")
+    assert words.pop() == "build-engine.sh"
+    written = laptop(*words, script)
+    assert f"script: {script}" in written.stdout
+    html = (laptop.build / "carried/report.html").read_text()
+    assert "<td>compile</td>" in html
+    assert "docker run" not in error + html
+
+
 def test_a_second_run_takes_it_from_the_store(laptop: Cli, engine: Path) -> None:
     arguments = [*SETTINGS, "--engine", str(engine), "--until", "compile", "--json"]
     laptop.run(RECIPE, *arguments)
