@@ -166,8 +166,12 @@ def test_an_engine_of_another_recipe_is_refused_in_one_paragraph(laptop: Cli, en
     ("arguments", "code", "message"),
     [
         (["--set", "compile.target=openvino"], 3, "an engine of the CPU is not taken from elsewhe"),
-        (["--engine", "nowhere"], 2, "nowhere: there is no such engine directory"),
-        (["--engine", "configs"], 5, "no readable config.json of an engine"),
+        (["--engine", "nowhere"], 2, "nowhere: there is no such folder"),
+        (
+            ["--engine", "configs"],
+            5,
+            "no readable config.json of an engine. There is no such file.",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(
