@@ -47,6 +47,7 @@ class Plan:
         findings: What is worth knowing about the model and the recipe, warnings first.
         engine: The engine and its memory; None where there is no more to say than the recipe does.
         obstacle: A text that is missing on this machine, at which a run would stop at once.
+        checkpoint: The folder of the checkpoint in the store; None before there is one.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -54,6 +55,7 @@ class Plan:
     findings: tuple[Finding, ...]
     engine: Explanation | None
     obstacle: RecipeError | None
+    checkpoint: Path | None
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -94,12 +96,14 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
     if facts is None:
         facts = check_model(recipe, source.path) if source else check_hub_model(recipe)
     directory = source.path if source else local_directory(recipe)
+    checkpoint = _checkpoint(planned).artifact
     return Plan(
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
         findings=remarks(recipe, facts, directory),
         engine=explain_engine(recipe, facts),
         obstacle=_obstacle(recipe),
+        checkpoint=checkpoint.path if checkpoint else None,
     )
 
 
@@ -141,7 +145,7 @@ def run(
     build = BuildDir(Path(build_dir))
     given = engine and compile_stage.given_engine(Path(engine), recipe, build.store.memo.digest)
     return run_recipe(
-        recipe,
+        _typed(recipe, build_dir),
         build,
         progress or Silent(),
         force=frozenset(force),
@@ -164,18 +168,28 @@ def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> 
         UsageError: There is no checkpoint of this recipe yet.
     """
     target = get_target(recipe.compile.target)
-    stages = {planned.stage.name: planned for planned in plan(recipe, build_dir).stages}
-    (source,) = compile_stage.STAGE.inputs
-    checkpoint = stages[source].artifact
-    if checkpoint is None:
+    planned = _checkpoint(plan(recipe, build_dir).stages)
+    if planned.artifact is None:
+        source, typed = planned.stage.name, _typed(recipe, build_dir).arguments
         raise UsageError(
             "there is no checkpoint of this recipe to build from yet",
             where=recipe.name,
-            why="The script compares the checkpoint with its digests; "
-            f"{source}: {stages[source].reason}",
-            fix=f"Write it first: trtllm-pipeline run RECIPE --until {source}",
+            why=f"The script compares the checkpoint with its digests; {source}: {planned.reason}",
+            fix=f"Write it first: trtllm-pipeline run {typed} --until {source}",
         )
-    return target.build_script(checkpoint, recipe)
+    return target.build_script(planned.artifact, recipe)
+
+
+def _typed(recipe: Recipe, build_dir: str | PathLike[str]) -> Recipe:
+    """The recipe as its commands have to name it, for remedies."""
+    here = Path(build_dir)
+    return recipe if here == Path(BUILD_DIR) else recipe.built_in(here)
+
+
+def _checkpoint(planned: Sequence[PlannedStage]) -> PlannedStage:
+    """The stage whose artifact the engine is compiled from."""
+    (source,) = compile_stage.STAGE.inputs
+    return next(line for line in planned if line.stage.name == source)
 
 
 def _obstacle(recipe: Recipe) -> RecipeError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,7 @@ def plan(
                 "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
+                "checkpoint": str(found.checkpoint) if found.checkpoint else None,
                 **({"script": str(script)} if script else {}),
             }
         )
@@ -68,8 +70,20 @@ def plan(
         print("\n" + "\n".join(engine.lines))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
-    if script:
-        print(f"\nscript: {script}")
+    if script and found.checkpoint:
+        print(f"\nscript: {script}\ncheckpoint: {found.checkpoint}")
+        print("\n".join(_next_steps(script, found.checkpoint)))
+
+
+def _next_steps(script: Path, checkpoint: Path) -> list[str]:
+    """What brings script and checkpoint to the machine that builds, as lines to copy."""
+    there = shlex.join(["bash", script.name, "checkpoint", "engine"])
+    return [
+        "next, BOX being the machine with the GPU and checkpoint a new folder there:",
+        f"  {shlex.join(['scp', '-r', str(checkpoint), 'BOX:checkpoint'])}",
+        f"  {shlex.join(['scp', str(script), 'BOX:'])}",
+        f"  ssh BOX {shlex.quote(there)}",
+    ]
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise _recipe_error(error, path, places) from error
     recipe._places.update(places)
+    words = [str(path), *(word for override in overrides for word in ("--set", override))]
+    recipe._arguments = shlex.join(words)
     return recipe
 
 

@@ -6,6 +6,7 @@ parameters of NVIDIA's ``inflight_batcher_llm`` configuration for ``serve``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -338,6 +339,18 @@ class Recipe(Section):
         return "quantize.format" if FORMATS[self.quantize.format].dtype else "model.dtype"
 
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
+    _arguments: str = PrivateAttr(default="RECIPE")
+
+    @property
+    def arguments(self) -> str:
+        """The file and the ``--set`` of this recipe, quoted for a shell; RECIPE without a file."""
+        return self._arguments
+
+    def built_in(self, build_dir: Path) -> Recipe:
+        """Returns this recipe with ``--build-dir`` among its arguments."""
+        copy = self.model_copy()
+        copy._arguments += f" --build-dir {shlex.quote(str(build_dir))}"
+        return copy
 
     def place(self, key: str) -> str:
         """Says where a key, or the nearest one that encloses it, was set: ``file:line (key)``.

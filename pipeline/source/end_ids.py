@@ -27,6 +27,7 @@ SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 DECODER = "added_tokens_decoder"
 CHAT_TEMPLATE = "chat template"
 KEY = "eos_token_id"
+UNCHECKED = f"not checked: no tokenizer here (there is no {TOKENIZER})"
 LOCAL_COPY = "A model from the Hub is changed in a local copy: hf download ID --local-dir DIR"
 
 # What transformers' tokenizer classes take for a special token that no file names.
@@ -45,7 +46,7 @@ class EndId:
 
     Attributes:
         id: Its id.
-        token: Its text in the tokenizer's files.
+        token: Its text in the tokenizer's files; empty where there is no tokenizer.
         sources: What names it: files, or ``chat template``.
     """
 
@@ -77,7 +78,8 @@ class EndIds:
             named = ["none: no file of the model names one, so every text runs to max_tokens"]
         else:
             named = [
-                f"{end.id} {_shown(end.token)}  ({', '.join(end.sources)})" for end in self.ends
+                f"{end.id} {_shown(end.token)}".rstrip() + f"  ({', '.join(end.sources)})"
+                for end in self.ends
             ]
         first, *others = [*named, *self.notes]
         return [f"end ids: {first}", *(f"         {line}" for line in others)]
@@ -108,12 +110,14 @@ class _Reader:
         self._tokenizer_config = self._json(TOKENIZER_CONFIG)
         self._special = self._special_tokens()
         self._added = self._added_tokens()
+        # A plan needs config.json alone; a run refuses a model without its tokenizer.
+        self._has_tokenizer = (directory / TOKENIZER).exists()
 
     def read(self) -> EndIds:
         notes: list[str] = []
         generation = list(self._named_ids(GENERATION, self._generation))
         config = list(self._named_ids(CONFIG, self._config))
-        if generation:
+        if generation and self._has_tokenizer:
             # transformers reads config.json's only where the other file names none. A left-over
             # there may be any word of the vocabulary; a token of its own can do no such harm.
             stale = [id_ for id_ in config if id_ not in (*generation, *self._added.values())]
@@ -134,6 +138,8 @@ class _Reader:
         ):
             for id_ in dict.fromkeys(ids):
                 found.setdefault(id_, []).append(source)
+        if found and not self._has_tokenizer:
+            notes.append(UNCHECKED)
         ends = (EndId(id_, self._text(id_) or "", tuple(names)) for id_, names in found.items())
         return EndIds(tuple(ends), tuple(notes))
 
@@ -148,7 +154,7 @@ class _Reader:
             elif self._is_beyond(id_):
                 problem = f"{self._last_token()}, so this one never comes and every request would "
                 problem += "be refused for naming it"
-            elif self._text(id_) is None:
+            elif self._has_tokenizer and self._text(id_) is None:
                 problem = f"The tokenizer has no token {id_}"
             else:
                 yield id_
@@ -168,7 +174,8 @@ class _Reader:
             return
         id_ = self._added[token] if token in self._added else self._ordinary.get(token)
         if id_ is None:
-            if token == self._class_defaults().get("eos_token"):
+            known = token == self._class_defaults().get("eos_token")
+            if known or not self._has_tokenizer:
                 return
             problem = f"{TOKENIZER} has no such token"
         elif self._is_beyond(id_):

@@ -70,7 +70,7 @@ def given_engine(directory: Path, recipe: Recipe, digest: Callable[[Path], str])
     """
     if not directory.is_dir():
         raise UsageError(
-            "there is no such engine directory",
+            "there is no such folder",
             where=str(directory),
             fix="Give --engine the folder that the build script filled",
         )

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def main() -> int:
     """Runs the command; the exit code is that of the process."""
     given = parse()
     if given.device == "cuda" and (reason := no_cuda()):
-        print(f"gpu-check: {reason}; --device cpu runs what needs none", file=sys.stderr)
+        print(f"gpu-check: {reason}", file=sys.stderr)
         return 3
     started = time.monotonic()
     report: dict[str, Any] = {
@@ -103,7 +104,14 @@ def no_cuda() -> str | None:
         import torch
     except ImportError as error:
         return f"torch cannot be imported: {error}"
-    return None if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device"
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        return (
+            f"this torch is a CPU build ({torch.__version__}); install a CUDA build, as "
+            "docs/gpu.md says under What the box needs"
+        )
+    return f"torch {torch.__version__} sees no CUDA device; --device cpu runs what needs none"
 
 
 def machine(device: str) -> dict[str, Any]:

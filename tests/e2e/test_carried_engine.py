@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,7 +36,10 @@ def laptop(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     assert early.returncode == 2
     assert early.stdout == ""
     assert "there is no checkpoint of this recipe to build from yet" in early.stderr
-    assert "trtllm-pipeline run RECIPE --until quantize" in early.stderr
+    # The remedy is a command that can be typed as it stands: the file, --set and the folder.
+    remedy = early.stderr.strip().partition("Write it first: trtllm-pipeline ")[2].rstrip(".")
+    again = ["run", RECIPE, *SETTINGS, "--build-dir", str(cli.build), "--until", "quantize"]
+    assert shlex.split(remedy) == again
     cli.run(RECIPE, *SETTINGS, "--until", "quantize")
     return cli
 
@@ -50,9 +54,18 @@ def engine(laptop: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     box = tmp_path_factory.mktemp("box")
     script = box / "build-engine.sh"
     planned = plan(laptop, "--script", str(script))
-    assert planned.stdout.endswith(f"\nscript: {script}\n")
+    assert f"\nscript: {script}\n" in planned.stdout
     assert os.access(script, os.X_OK)
     (stored,) = (laptop.build / "store/quantize").iterdir()
+    assert f"\ncheckpoint: {stored}\n" in planned.stdout
+    steps = [shlex.split(line) for line in planned.stdout.splitlines() if line.startswith("  s")]
+    assert steps[-3:] == [
+        ["scp", "-r", str(stored), "BOX:checkpoint"],
+        ["scp", str(script), "BOX:"],
+        ["ssh", "BOX", "bash build-engine.sh checkpoint engine"],
+    ]
+    as_json = json.loads(plan(laptop, "--script", str(script), "--json").stdout)
+    assert (as_json["script"], as_json["checkpoint"]) == (str(script), str(stored))
     shutil.copytree(stored, box / "checkpoint")
     programs = box / "bin"
     programs.mkdir()
@@ -99,6 +112,22 @@ def test_the_run_goes_on_to_what_needs_the_gpu(laptop: Cli, engine: Path) -> Non
     assert "compiled elsewhere for tensorrt" in (outputs / "report.md").read_text()
 
 
+def test_without_the_gpu_a_run_ends_with_the_command_to_type(laptop: Cli) -> None:
+    done = laptop.run(RECIPE, *SETTINGS, "--until", "compile", check=False)
+    assert done.returncode == 3
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: an engine can only be built on a machine with the GPU")
+    program, *words = shlex.split(error.split("`")[1])
+    assert program == "trtllm-pipeline"
+    script = str(laptop.build / "build-engine.sh")
+    assert words.pop() == "build-engine.sh"
+    written = laptop(*words, script)
+    assert f"script: {script}" in written.stdout
+    html = (laptop.build / "carried/report.html").read_text()
+    assert "<td>compile</td>" in html
+    assert "docker run" not in error + html
+
+
 def test_a_second_run_takes_it_from_the_store(laptop: Cli, engine: Path) -> None:
     arguments = [*SETTINGS, "--engine", str(engine), "--until", "compile", "--json"]
     laptop.run(RECIPE, *arguments)
@@ -137,8 +166,12 @@ def test_an_engine_of_another_recipe_is_refused_in_one_paragraph(laptop: Cli, en
     ("arguments", "code", "message"),
     [
         (["--set", "compile.target=openvino"], 3, "an engine of the CPU is not taken from elsewhe"),
-        (["--engine", "nowhere"], 2, "nowhere: there is no such engine directory"),
-        (["--engine", "configs"], 5, "no readable config.json of an engine"),
+        (["--engine", "nowhere"], 2, "nowhere: there is no such folder"),
+        (
+            ["--engine", "configs"],
+            5,
+            "no readable config.json of an engine. There is no such file.",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(

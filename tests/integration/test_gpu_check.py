@@ -18,14 +18,17 @@ from scripts.gpu_check import __main__ as command
 from scripts.gpu_check import batches, exports, footprint, machine, part, products
 from scripts.gpu_check.task import Task, quantize, recipe
 from tests.conftest import PROJECT
+from tests.doubles.trtllm_build.machine import BIN
 
 SCRIPT = PROJECT / "scripts" / "gpu-check"
 
 
-def run(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    output: Path, *arguments: str, path: str = "/usr/bin:/bin"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [SCRIPT, str(output), *arguments],
-        env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(output.parent)},
+        env={"PYTHON": sys.executable, "PATH": path, "HOME": str(output.parent)},
         cwd=output.parent,
         capture_output=True,
         text=True,
@@ -46,6 +49,17 @@ def test_it_runs_to_its_end_without_a_gpu(tmp_path: Path) -> None:
     assert report["parts"]["machine"]["reason"] == "needs a CUDA device"
     texts = {row["case"]: row["texts"] for row in report["parts"]["batches"]["cases"]}
     assert texts == {"float32, 8 together": 16, "float32, 32 together": 32}
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a CUDA build")
+@pytest.mark.parametrize("gpu", [True, False], ids=["with a GPU", "without a GPU"])
+def test_a_cpu_build_of_torch_is_named_where_there_is_a_gpu(tmp_path: Path, gpu: bool) -> None:
+    programs = f"{BIN}:/usr/bin:/bin" if gpu else "/usr/bin:/bin"
+    done = run(tmp_path / "report.json", path=programs)
+    assert done.returncode == 3
+    assert ("this torch is a CPU build" in done.stderr) is gpu
+    assert ("install a CUDA build" in done.stderr) is gpu
+    assert ("--device cpu" in done.stderr) is not gpu
 
 
 @pytest.mark.parametrize("name", ["int8_sq", "fp8"])

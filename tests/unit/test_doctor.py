@@ -17,6 +17,7 @@ from pipeline.targets.tensorrt import doctor as gpu_doctor
 from pipeline.targets.tensorrt.environment import InstalledGpu, Machine
 
 from ..conftest import PROJECT
+from ..doubles.trtllm_build.machine import pretend
 
 L4 = InstalledGpu(0, "GPU-0", "NVIDIA L4", 89, 23034)
 
@@ -32,6 +33,8 @@ def _doctor(
     monkeypatch.setattr(
         gpu_doctor.shutil, "which", lambda name: f"/usr/bin/{name}" if docker else None
     )
+    monkeypatch.setattr(gpu_doctor, "daemon_problem", lambda _timeout: None)
+    monkeypatch.setattr(gpu_doctor, "gpu_problem", lambda _timeout: None)
     found = gpu_doctor.installed
     monkeypatch.setattr(
         gpu_doctor,
@@ -70,6 +73,27 @@ def test_doctor_with_a_gpu_and_docker(monkeypatch: pytest.MonkeyPatch) -> None:
         "in the container",
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("docker", "said", "remedy"),
+    [
+        ("no-daemon", "Is the docker daemon running", "systemctl start docker"),
+        ("no-nvidia", "docker has no NVIDIA runtime, only runc", "nvidia-ctk runtime configure"),
+    ],
+)
+def test_doctor_asks_docker_whether_it_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, docker: str, said: str, remedy: str
+) -> None:
+    programs = ("nvidia-smi", "docker")
+    pretend(monkeypatch, tmp_path, programs=programs, tensorrt_llm=None, tensorrt=None, sm="89")
+    found = {finding.name: finding for finding in diagnose()}
+    assert (found["docker"].ok, found["target tensorrt"].value) == (True, "in the container")
+    monkeypatch.setenv("TRTLLM_BUILD_DOUBLE_DOCKER", docker)
+    found = {finding.name: finding for finding in diagnose()}
+    assert (found["docker"].ok, found["target tensorrt"].value) == (False, "absent")
+    assert said in found["docker"].advice
+    assert remedy in found["docker"].advice
 
 
 def test_doctor_inside_the_container(monkeypatch: pytest.MonkeyPatch) -> None:

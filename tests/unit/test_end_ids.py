@@ -40,6 +40,27 @@ def _snapshot(directory: Path, **files: Any) -> Path:
     return directory
 
 
+def test_without_a_tokenizer_ids_are_named_and_not_checked(tmp_path: Path) -> None:
+    # Llama 3.1's own ids, of which config.json alone is there: plan needs no more.
+    config = {"model_type": "llama", "vocab_size": 128256, "eos_token_id": [128001, 128008, 128009]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = read_end_ids(tmp_path)
+    assert found.ids == [128001, 128008, 128009]
+    assert found.lines() == [
+        "end ids: 128001  (config.json)",
+        "         128008  (config.json)",
+        "         128009  (config.json)",
+        "         not checked: no tokenizer here (there is no tokenizer.json)",
+    ]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 128009}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eot_id|>"}))
+    assert set(read_end_ids(tmp_path).ids) == {128001, 128008, 128009}
+    # What needs no tokenizer is still looked at.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": 128256}))
+    with pytest.raises(SourceError, match="eos_token_id is 128256"):
+        read_end_ids(tmp_path)
+
+
 def test_the_ids_of_all_files_and_where_each_was_found(tmp_path: Path) -> None:
     found = read_end_ids(
         _snapshot(

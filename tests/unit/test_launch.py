@@ -334,13 +334,13 @@ def test_without_docker_the_command_is_in_the_message(outside: Any, repository: 
 
 def test_docker_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert docker.daemon_problem() == "docker is not installed"
+    assert docker_module.daemon_problem() == "docker is not installed"
 
 
 def test_docker_without_its_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program(tmp_path / "docker", "echo 'Cannot connect to the Docker daemon' >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert docker.daemon_problem() == (
+    assert docker_module.daemon_problem() == (
         "docker cannot start containers: Cannot connect to the Docker daemon"
     )
 

@@ -306,6 +306,9 @@ def test_a_broken_gate_fails_the_report_and_what_was_not_reached_is_named(tmp_pa
     assert "Not reached: compile, verify." in html
     assert "**Failed at evaluate**" in markdown
     assert "| compile | - | not reached | |" in markdown
+    # Its artifact is there and was refused: one row, which says so.
+    assert re.findall(r"^\| (evaluate.*?) \|", markdown, re.M) == ["evaluate, failed"]
+    assert html.count("evaluate, failed</td>") == 1
     assert "None" not in markdown
     parsed = html.replace("<!DOCTYPE html>", "")
     assert ElementTree.fromstring(re.sub(r"<(meta|br)([^>]*)>", r"<\1\2/>", parsed)).tag == "html"
@@ -335,6 +338,12 @@ def test_a_run_that_could_not_go_on_is_unfinished(tmp_path: Path) -> None:
     html = render_html(report)
     assert "Not finished: compile could not be completed" in html
     assert "None" not in render_markdown(report)
+    # The stage at which it ended is in its place among the stages, also without an artifact.
+    rows = re.findall(r"<tr><td>(\w+)</td>.*?</tr>", html.partition("<h2>Stages</h2>")[2])
+    assert rows == ["source", "compile", "verify"]
+    assert re.search(r"<td>compile</td>.*>failed</td>", html)
+    assert "| compile | - | failed | |\n| verify | - | not reached | |" in render_markdown(report)
+    assert re.search(r"\.verdict \{[^}]*overflow-wrap: anywhere", html)
 
 
 def test_a_good_run_passed(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ serves an engine.
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,13 @@ from pipeline.targets.tensorrt.environment import DEVICE_ORDER
 
 SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
 UNLABELLED = "--security-opt=label=disable"
+ASK_DAEMON = ("docker", "version", "--format", "{{.Server.Version}}")
+DAEMON_TIMEOUT_S = 15
+NVIDIA_HOOK = "nvidia-container-runtime-hook"
+DAEMON_REMEDY = (
+    "Start it (systemctl start docker), or add yourself to the docker group; or run inside the "
+    "container itself"
+)
 
 
 def confined(name: str, user: str, gpus: str, *, here: bool = True) -> list[str]:
@@ -55,6 +64,58 @@ def selinux_enforces() -> bool:
         return SELINUX_ENFORCE.read_text(encoding="ascii").strip() == "1"
     except OSError:
         return False
+
+
+def daemon_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
+    """Says why no container can be started here; None when one can.
+
+    Args:
+        timeout: Seconds that the daemon has to answer.
+    """
+    try:
+        answer = subprocess.run(
+            ASK_DAEMON,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "docker is not installed"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"docker does not answer: {error}"
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+        return f"docker cannot start containers: {lines[-1]}"
+    return None
+
+
+def gpu_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
+    """Says why the daemon cannot hand a GPU on, as far as it tells; None where it does not.
+
+    The daemon takes ``--gpus`` by CDI devices or by NVIDIA's hook on its PATH
+    (``daemon/nvidia_linux.go`` of moby); nvidia-ctk registers a runtime beside it.
+
+    Args:
+        timeout: Seconds that the daemon has to answer.
+    """
+    try:
+        answer = subprocess.run(
+            ["docker", "info", "--format", "{{json .}}"],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=True,
+        )
+        told = json.loads(answer.stdout)
+        runtimes = told["Runtimes"]
+        devices = told.get("DiscoveredDevices") or ()
+        named = [*runtimes, *(str(device.get("ID")) for device in devices)]
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
+        return None  # it does not tell
+    if any("nvidia" in name for name in named) or shutil.which(NVIDIA_HOOK):
+        return None
+    return f"docker has no NVIDIA runtime, only {', '.join(sorted(runtimes)) or 'none'}"
 
 
 def docker_run(

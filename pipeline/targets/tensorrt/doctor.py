@@ -9,7 +9,12 @@ from pipeline.dependencies import installed
 from pipeline.errors import UsageError
 from pipeline.targets.base import Diagnosis
 from pipeline.targets.handed_on import handed_on
-from pipeline.targets.tensorrt.docker import selinux_enforces
+from pipeline.targets.tensorrt.docker import (
+    DAEMON_REMEDY,
+    daemon_problem,
+    gpu_problem,
+    selinux_enforces,
+)
 from pipeline.targets.tensorrt.environment import inspect_machine
 from pipeline.targets.tensorrt.toolchain import (
     BULLETINS,
@@ -20,11 +25,21 @@ from pipeline.targets.tensorrt.toolchain import (
     WAY_OUT,
 )
 
+# doctor is asked often, also where the daemon hangs.
+ASKING_S = 5
+NEEDED = "Docker and the NVIDIA container toolkit"
+START = (
+    f"{DAEMON_REMEDY}. For GPUs it needs the NVIDIA container toolkit: nvidia-ctk runtime "
+    "configure --runtime=docker, then restart it"
+)
+
 
 def findings() -> list[Diagnosis]:
     """Looks at GPUs, driver, docker and TensorRT-LLM, and says what is known about the pin."""
     engine, machine = installed("tensorrt-llm"), inspect_machine()
     docker = shutil.which("docker")
+    problem = docker and (daemon_problem(ASKING_S) or gpu_problem(ASKING_S))
+    containers = docker is not None and not problem
     wanted, container = f"{DEFAULT_CONTAINER.driver} or later", DEFAULT_CONTAINER
     branch = (machine.driver or "0").partition(".")[0]
     driver_fits = branch.isdigit() and int(branch) >= container.driver
@@ -32,7 +47,7 @@ def findings() -> list[Diagnosis]:
     how = "absent"
     if machine.gpus and engine == TENSORRT_LLM:
         how = "in place"
-    elif machine.gpus and docker and driver_fits and engine is None:
+    elif machine.gpus and containers and driver_fits and engine is None:
         how = "in the container"
     return [
         Diagnosis(
@@ -58,15 +73,15 @@ def findings() -> list[Diagnosis]:
         Diagnosis(
             "docker",
             docker or "absent",
-            docker is not None or engine == TENSORRT_LLM,
-            "Install Docker and the NVIDIA container toolkit to use the pinned container",
+            containers or engine == TENSORRT_LLM,
+            f"{problem}. {START}" if problem else f"Install {NEEDED} to use the pinned container",
         ),
         Diagnosis(
             "target tensorrt",
             how,
             how != "absent",
-            f"Needs a GPU, driver {wanted} and Docker, or to run inside {container.image} after "
-            "scripts/install python3 .venv there",
+            f"Needs a GPU, driver {wanted} and a Docker that runs, or to run inside "
+            f"{container.image} after scripts/install python3 .venv there",
         ),
         *_containers(),
         Diagnosis(

@@ -192,15 +192,15 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a mapping that is none": (
         lambda engine: _config(engine, "pretrained_config", mapping=5),
-        r"no readable config\.json of an engine.*its mapping or its plugin_config is no object",
+        r"no readable config\.json of an engine.*Its mapping or its plugin_config is no object",
     ),
     "plugins that are none": (
         lambda engine: _config(engine, "build_config", plugin_config=3),
-        r"no readable config\.json of an engine.*its mapping or its plugin_config is no object",
+        r"no readable config\.json of an engine.*Its mapping or its plugin_config is no object",
     ),
     "ranks that are no number": (
         lambda engine: _config(engine, "pretrained_config.mapping", world_size="x"),
-        r"no readable config\.json of an engine.*its world_size is no whole number",
+        r"no readable config\.json of an engine.*Its world_size is no whole number",
     ),
     "ranks without end": (
         lambda engine: _config(engine, "pretrained_config.mapping", world_size=10**12),
@@ -348,8 +348,37 @@ def test_the_key_depends_on_the_engine_and_not_on_the_machine(engine: Path, tmp_
     } == {"rank0.engine"}
 
 
+def test_a_checkpoint_is_called_one(checkpoint: Artifact) -> None:
+    with pytest.raises(CompileError, match="this is a checkpoint, not an engine") as caught:
+        given_engine(checkpoint.path, TWO, file_digest)
+    assert str(caught.value).startswith(f"{checkpoint.path}: this is a checkpoint")
+    assert "plan RECIPE --script" in str(caught.value.fix)
+    assert "KeyError" not in str(caught.value)
+
+
+def test_an_engine_of_the_cpu_is_called_one(checkpoint: Artifact, tmp_path: Path) -> None:
+    """Its config.json has the sections of an engine, as the CPU's compile stage writes it."""
+    sections: dict[str, Any] = {"pretrained_config": {}, "build_config": {}}
+    config = {"version": "0.1.0", "target": "openvino", "runtime": {}, **sections}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CompileError, match="this is an engine of the CPU target"):
+        given_engine(tmp_path, TWO, file_digest)
+
+
+def test_a_model_of_the_hub_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(CompileError, match="this is a Hugging Face model, not an engine"):
+        given_engine(tmp_path, TWO, file_digest)
+
+
+def test_a_folder_without_a_config_says_so_plainly(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"no readable config\.json") as caught:
+        given_engine(tmp_path, TWO, file_digest)
+    assert "Errno" not in str(caught.value)
+
+
 def test_what_is_no_directory_is_a_mistake_of_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such engine directory"):
+    with pytest.raises(UsageError, match="there is no such folder"):
         given_engine(tmp_path / "nowhere", TWO, file_digest)
 
 

@@ -19,7 +19,7 @@ from pipeline.store.digests import digest_of, file_digest
 from pipeline.targets.tensorrt.build.build import build_engine
 from pipeline.targets.tensorrt.build.checks import check_machine
 from pipeline.targets.tensorrt.build.command import Build
-from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, engine_tools, toolkit
+from pipeline.targets.tensorrt.environment import InstalledGpu, Machine, engine_tools
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.process import run_logged
 from tests.doubles.trtllm_build.machine import pretend
@@ -211,19 +211,31 @@ def test_the_container_command_word_for_word(tmp_path: Path) -> None:
     assert command == expected.split()
 
 
-def test_without_a_gpu_the_command_to_copy_is_given(
+def test_without_a_gpu_the_command_that_writes_the_script_is_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", programs=(), tensorrt_llm=None)
     with pytest.raises(UnsupportedError, match="nvidia-smi is not installed") as caught:
         build_engine(checkpoint, recipe("int8_sq"), output, Silent())
     assert caught.value.exit_code == 3
-    assert caught.value.fix is not None
-    assert "mkdir -p engine && docker run --rm --init" in caught.value.fix
-    assert '--user="$(id -u):$(id -g)"' in caught.value.fix
-    assert '--mount="type=bind,source=$PWD/engine,target=/engine"' in caught.value.fix
-    assert f"--mount=type=bind,source={checkpoint},target=/checkpoint,readonly" in caught.value.fix
-    assert f"{IMAGE} trtllm-build --checkpoint_dir /checkpoint" in caught.value.fix
+    said = str(caught.value)
+    assert "`trtllm-pipeline plan RECIPE --script build-engine.sh`" in said
+    assert "run --engine" in said
+    # A paragraph to read: the long docker command is in the script.
+    assert "docker run" not in said
+    assert len(said) < 500
+
+
+def test_dockers_daemon_is_asked_before_a_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path, output: Path
+) -> None:
+    machine = {"programs": ("nvidia-smi", "docker"), "tensorrt_llm": None, "docker": "no-daemon"}
+    pretend(monkeypatch, tmp_path / "machine", **machine, sm="89")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="Is the docker daemon running") as caught:
+        build_engine(checkpoint, recipe("int8_sq"), output, Silent())
+    assert caught.value.exit_code == 3
+    assert "systemctl start docker" in str(caught.value.fix)
+    assert not list(output.iterdir())
 
 
 def test_tensorrt_llm_of_another_python(
@@ -244,7 +256,7 @@ def test_a_gpu_without_tensorrt_llm_and_docker(
     pretend(monkeypatch, tmp_path / "machine", programs=("nvidia-smi",), tensorrt_llm=None)
     with pytest.raises(MissingDependencyError, match="nor Docker is installed") as caught:
         build_engine(checkpoint, recipe("int8_sq"), output, Silent())
-    assert f"{IMAGE} trtllm-build" in str(caught.value)
+    assert "plan RECIPE --script build-engine.sh` writes a script" in str(caught.value)
 
 
 @pytest.mark.parametrize("version", ["1.3.0rc22", "1.1.0"])
@@ -257,11 +269,10 @@ def test_another_tensorrt_llm_is_refused(
     assert IMAGE in str(caught.value)
 
 
-def test_mixed_gpus_are_refused(tmp_path: Path) -> None:
+def test_mixed_gpus_are_refused() -> None:
     gpus = (InstalledGpu(0, "GPU-a", "NVIDIA L4", 89, 1), InstalledGpu(1, "GPU-b", "A100", 80, 1))
-    build = Build(tmp_path, tmp_path, BuildConfig.from_recipe(recipe()))
     with pytest.raises(UnsupportedError, match=r"NVIDIA L4 \(SM 89\), A100 \(SM 80\)"):
-        check_machine(Machine(gpus, "580.1"), 2, build, toolkit())
+        check_machine(Machine(gpus, "580.1"), 2, recipe())
 
 
 def test_a_recipe_for_another_gpu_is_refused(

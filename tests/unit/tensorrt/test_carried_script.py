@@ -24,7 +24,7 @@ from tests.unit.tensorrt.build_support import carry, checkpoint_config, publish_
 
 TOOLS = (
     *("cat", "cp", "cut", "dirname", "id", "ls", "mkdir", "mv", "realpath", "rm", "sed"),
-    *("sha256sum", "tee", "tr", "bash", "env"),
+    *("sha256sum", "tee", "timeout", "tr", "bash", "env"),
 )
 IMAGE = "nvcr.io/nvidia/tritonserver:26.06-trtllm-python-py3"
 
@@ -193,6 +193,22 @@ def test_without_docker_and_trtllm_build(
     done = carry(checkpoint, TWO, tmp_path / "box")
     assert done.returncode == 3
     assert "neither trtllm-build nor docker is on the PATH" in done.stderr
+
+
+def test_without_dockers_daemon_the_folder_stays_as_it_was(
+    checkpoint: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(
+        monkeypatch, tmp_path / "machine", container=True, gpus="2", sm="89", docker="no-daemon"
+    )
+    done = carry(checkpoint, TWO, tmp_path / "box")
+    assert done.returncode == 3
+    assert "Cannot connect to the Docker daemon" in done.stderr
+    assert "systemctl start docker" in done.stderr
+    assert done.stderr.count("\n") == 1
+    monkeypatch.delenv("TRTLLM_BUILD_DOUBLE_DOCKER")
+    again = carry(checkpoint, TWO, tmp_path / "box")
+    assert again.returncode == 0, again.stderr
 
 
 GPUS = """#!/bin/sh

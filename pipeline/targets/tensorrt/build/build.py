@@ -117,10 +117,10 @@ def _prepare(build: Build, recipe: Recipe, timing: Path) -> _Job:
     pretrained = CheckpointConfig.from_directory(build.checkpoint)
     tools, machine = toolkit(), inspect_machine()
     check_tensorrt_llm(tools.tensorrt_llm)
-    check_machine(machine, pretrained.world_size, build, tools)
+    check_machine(machine, pretrained.world_size, recipe)
     cache = timing / cache_name(tools, machine)
     lend_cache(cache, build.output)
-    command = command_for(build, tools)
+    command = command_for(build, tools, recipe)
     prediction = predict_here(recipe, build.config, pretrained, machine.gpus[0].model)
     return _Job(build, pretrained, tools, machine, command, prediction, cache)
 

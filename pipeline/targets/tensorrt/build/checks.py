@@ -9,9 +9,9 @@ from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError, UnsupportedError
 from pipeline.formats import NO_QUANT
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.tensorrt.build.command import Build
+from pipeline.targets.tensorrt.build.command import build_elsewhere
 from pipeline.targets.tensorrt.build.engine import world_size
-from pipeline.targets.tensorrt.environment import Machine, Toolkit
+from pipeline.targets.tensorrt.environment import Machine
 from pipeline.targets.tensorrt.gpus import Gpu, find_gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
@@ -31,20 +31,17 @@ SHAPE = (
 )
 
 
-def check_machine(machine: Machine, ranks: int, build: Build, tools: Toolkit) -> None:
+def check_machine(machine: Machine, ranks: int, recipe: Recipe) -> None:
     """Refuses a machine without the GPUs; there is no building without them.
 
     Raises:
-        UnsupportedError: There is none, or models are mixed; says which command to run where.
+        UnsupportedError: There is none, or models are mixed; says how to build elsewhere.
     """
     if not machine.gpus:
         raise UnsupportedError(
             "an engine can only be built on a machine with the GPU it is for",
-            why=f"There is none to use here: {machine.problem}; trtllm-build times kernels on the "
-            "GPU and cannot even validate without one",
-            fix="Run this pipeline there; or take what 'trtllm-pipeline plan RECIPE --script FILE' "
-            "writes there and go on here with run --engine; or, for the engine alone: "
-            f"{build.to_copy(tools.image)}  (with the checkpoint at the same place)",
+            why=f"There is none to use here: {machine.problem}",
+            fix=build_elsewhere(recipe),
         )
     if len(machine.models) > 1:
         names = ", ".join(f"{name} (SM {sm})" for name, sm in machine.models)

@@ -7,15 +7,15 @@ Docker. TensorRT-LLM is never imported: that takes many seconds and needs a GPU.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import MissingDependencyError
+from pipeline.errors import MissingDependencyError, UnsupportedError
+from pipeline.recipe.schema import Recipe
 from pipeline.store.digests import digest_of
-from pipeline.targets.tensorrt.docker import bind, docker_run
+from pipeline.targets.tensorrt.docker import DAEMON_REMEDY, bind, daemon_problem, docker_run
 from pipeline.targets.tensorrt.environment import Toolkit, another_pythons
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 
@@ -61,24 +61,6 @@ class Build:
         run = docker_run(self.container_name, user, mounts, "/engine", here=here)
         return [*run, image, *inside]
 
-    def to_copy(self, image: str | None) -> str:
-        """Returns a shell command to run on the GPU machine; the engine lands in ``./engine``.
-
-        Args:
-            image: The container to build in; None builds in place.
-        """
-        build = replace(self, output=Path("engine"))
-        if image is None:
-            return shlex.join(build.in_place())
-        there = {
-            "--user=USER": '--user="$(id -u):$(id -g)"',
-            f"--mount={bind(build.output, '/engine')}": '--mount="type=bind,source=$PWD/engine,'
-            'target=/engine"',
-        }
-        words = build.in_container(image, "USER")
-        quoted = [there.get(word) or shlex.quote(word) for word in words]
-        return f"mkdir -p engine && {' '.join(quoted)}"
-
     @property
     def container_name(self) -> str:
         """A name per output directory, so that a build which was left behind can be found."""
@@ -94,12 +76,21 @@ class Build:
         ]
 
 
-def command_for(build: Build, tools: Toolkit) -> list[str]:
+def build_elsewhere(recipe: Recipe) -> str:
+    """Says how the engine of a recipe is built on another machine, as a remedy."""
+    return (
+        f"`trtllm-pipeline plan {recipe.arguments} --script build-engine.sh` writes a script that "
+        "builds it there and says how to bring it there; go on here with run --engine"
+    )
+
+
+def command_for(build: Build, tools: Toolkit, recipe: Recipe) -> list[str]:
     """Returns the command that builds here, word by word.
 
     Raises:
-        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed; the command to run on
-            a GPU machine is in the message.
+        MissingDependencyError: Neither TensorRT-LLM nor Docker is installed; says how to build
+            elsewhere.
+        UnsupportedError: Docker's daemon does not answer.
     """
     user = f"{os.getuid()}:{os.getgid()}"
     if tools.image is None:
@@ -116,8 +107,14 @@ def command_for(build: Build, tools: Toolkit) -> list[str]:
         raise MissingDependencyError(
             "neither TensorRT-LLM nor Docker is installed here",
             why="An engine is built by trtllm-build, which runs in place or in its container",
-            fix="Install Docker and the NVIDIA container toolkit, or run where they are: "
-            f"{build.to_copy(tools.image)}  (with the checkpoint at the same place)",
+            fix="Install Docker and the NVIDIA container toolkit, or build where they are: "
+            f"{build_elsewhere(recipe)}",
+        )
+    if problem := daemon_problem():
+        raise UnsupportedError(
+            "no container can be started here to build the engine in",
+            why=problem,
+            fix=DAEMON_REMEDY,
         )
     return build.in_container(tools.image, user)
 

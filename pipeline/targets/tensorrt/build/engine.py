@@ -22,6 +22,7 @@ MANIFEST = "engine.json"
 SCHEMA = 1
 # What sha256sum wrote of an engine that was built elsewhere.
 SUMS = "SHA256SUMS"
+AGAIN = "Run it again; build.log shows what it did"
 
 SHOWN = 8
 """Missing files that an error names."""
@@ -97,29 +98,51 @@ def read_config(directory: Path) -> dict[str, Any]:
     """Reads ``config.json`` of an engine directory.
 
     Raises:
-        CompileError: It is missing or not an engine's.
+        CompileError: It is missing or not an engine's; says what it is of, where it shows.
     """
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if not all(
-            isinstance(config[key], dict) for key in ("pretrained_config", "build_config")
-        ) or not isinstance(config["version"], str):
-            raise TypeError("it is not an engine's configuration")
-        mapping = config["pretrained_config"].get("mapping") or {}
-        plugins = config["build_config"].get("plugin_config") or {}
-        if not (isinstance(mapping, dict) and isinstance(plugins, dict)):
-            raise TypeError("its mapping or its plugin_config is no object")
-        if type(mapping.get("world_size") or 1) is not int:
-            raise TypeError("its world_size is no whole number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CompileError(
-            "there is no readable config.json of an engine",
-            where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            fix="Run it again; build.log shows what it did",
-        ) from error
-    return dict(config)
+    except FileNotFoundError as error:
+        raise _no_engine(path, "There is no such file") from error
+    except (OSError, ValueError) as error:
+        raise _no_engine(path, str(error)) from error
+    if not isinstance(config, dict):
+        raise _no_engine(path, "It is not a JSON object")
+    if other := _another_kind(config):
+        what, why = other
+        raise CompileError(what, where=str(directory), why=why, fix=AGAIN)
+    for key, kind in (("pretrained_config", dict), ("build_config", dict), ("version", str)):
+        if not isinstance(config.get(key), kind):
+            raise _no_engine(path, f"It has no {key}, which every engine's has")
+    mapping = config["pretrained_config"].get("mapping") or {}
+    plugins = config["build_config"].get("plugin_config") or {}
+    if not (isinstance(mapping, dict) and isinstance(plugins, dict)):
+        raise _no_engine(path, "Its mapping or its plugin_config is no object")
+    if type(mapping.get("world_size") or 1) is not int:
+        raise _no_engine(path, "Its world_size is no whole number")
+    return config
+
+
+def _no_engine(path: Path, why: str) -> CompileError:
+    return CompileError(
+        "there is no readable config.json of an engine", where=str(path), why=why, fix=AGAIN
+    )
+
+
+def _another_kind(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a folder is by its ``config.json`` and how that shows; None for an engine of ours."""
+    if "target" in config:  # upstream's has no such key
+        why = f"Its config.json names the target {config['target']}"
+        return "this is an engine of the CPU target", why
+    if "pretrained_config" in config:
+        return None
+    if "architecture" in config:
+        why = "Its config.json is what trtllm-build reads, and an engine is what it writes"
+        return "this is a checkpoint, not an engine", why
+    if "architectures" in config:
+        return "this is a Hugging Face model, not an engine", "Its config.json is a model's"
+    return None
 
 
 def world_size(config: Mapping[str, Any]) -> int:

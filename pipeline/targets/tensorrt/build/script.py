@@ -26,7 +26,13 @@ from pipeline.targets.tensorrt.build.command import (
     Build,
 )
 from pipeline.targets.tensorrt.build.engine import MANIFEST, SCHEMA, SUMS
-from pipeline.targets.tensorrt.docker import SELINUX_ENFORCE, UNLABELLED
+from pipeline.targets.tensorrt.docker import (
+    ASK_DAEMON,
+    DAEMON_REMEDY,
+    DAEMON_TIMEOUT_S,
+    SELINUX_ENFORCE,
+    UNLABELLED,
+)
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER, QUERY
 from pipeline.targets.tensorrt.gpus import find_gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
@@ -103,6 +109,9 @@ def _values(checkpoint: Artifact, recipe: Recipe) -> dict[str, Any]:
         "device_order": DEVICE_ORDER,
         "selinux": SELINUX_ENFORCE,
         "unlabelled": UNLABELLED,
+        "ask_daemon": shlex.join(ASK_DAEMON),
+        "daemon_timeout": DAEMON_TIMEOUT_S,
+        "daemon_remedy": DAEMON_REMEDY,
         "prefixes": PREFIXES,
         "kept_back": [name for name in sorted(OURS) if name.startswith(PREFIXES)],
         "places": PLACES.pattern,

@@ -167,7 +167,7 @@ def preview_here(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
         "compile.target",
         "the compile stage cannot run on this machine",
         f"Here, {' and '.join(missing)}; the stages before it run, then the run ends with the "
-        "command that builds the engine elsewhere",
+        "command that writes a script to build the engine elsewhere",
         "Run on the GPU machine, build there with the script of plan --script, or set "
         "compile.target to openvino to serve on this one",
     )

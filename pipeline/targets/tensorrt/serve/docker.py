@@ -13,7 +13,6 @@ from pipeline.targets.tensorrt.serve.container import INSIDE, MOUNT, Endpoints
 # The image's own unprivileged user, triton-server.
 USER = "1000:1000"
 UID = 1000
-DAEMON_TIMEOUT_S = 15
 
 
 def docker_command(
@@ -63,26 +62,6 @@ def docker_command(
         image,
         *command,
     ]
-
-
-def daemon_problem() -> str | None:
-    """Says why no container can be started here; None when one can."""
-    try:
-        answer = subprocess.run(
-            ["docker", "version", "--format", "{{.Server.Version}}"],
-            capture_output=True,
-            text=True,
-            timeout=DAEMON_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        return "docker is not installed"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"docker does not answer: {error}"
-    if answer.returncode:
-        lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
-        return f"docker cannot start containers: {lines[-1]}"
-    return None
 
 
 def unreadable(repository: Path) -> str | None:

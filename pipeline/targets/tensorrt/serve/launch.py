@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.dependencies import installed
 from pipeline.errors import RepositoryError, UnsupportedError, UsageError
 from pipeline.targets.tensorrt.build.engine import read_engine_manifest
+from pipeline.targets.tensorrt.docker import daemon_problem
 from pipeline.targets.tensorrt.environment import (
     DEVICE_ORDER,
     InstalledGpu,
@@ -28,7 +29,7 @@ from pipeline.targets.tensorrt.serve.container import (
     server_command,
     world_size,
 )
-from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
+from pipeline.targets.tensorrt.serve.docker import USER, docker_command, unreadable
 from pipeline.targets.tensorrt.toolchain import Container, container_for
 from pipeline.triton.parameters import DRAFT_ENGINE_DIR, ENGINE_DIR
 from pipeline.triton.ports import reserve
