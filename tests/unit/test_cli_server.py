@@ -159,6 +159,53 @@ def test_a_terminal_without_emoji_gets_question_marks() -> None:
         assert json.loads(done.stdout)["text"] == "né 😀"
 
 
+def _counted(*texts: str) -> Any:
+    """A model that answers with these texts, a token each."""
+
+    def answer(_asked: Any, _context: Any) -> Any:
+        for number, text in enumerate(texts, 1):
+            yield piece(text, final=number == len(texts), num_output_tokens=1)
+
+    return answer
+
+
+CUT = "the text ended at --max-tokens 3; what it was to follow "
+
+
+@pytest.mark.parametrize(
+    ("guide", "texts", "told"),
+    [
+        (("--json-object",), ('{"a"', ":", " 1"), f"{CUT}is not complete\n"),
+        (("--json-object",), ('{"a"', ":", "1}"), ""),
+        (("--json-object",), ('{"a"', ":1}"), ""),
+        (("--regex", "[a-z]+ [0-9]"), ("a", "b", "c"), f"{CUT}may not be complete\n"),
+        ((), ("a", "b", "c"), ""),
+    ],
+    ids=["cut", "whole by chance", "ended", "regex", "unguided"],
+)
+@pytest.mark.parametrize("output", [(), ("--json",)], ids=["text", "json"])
+def test_a_guided_text_that_was_cut_says_so(
+    guide: tuple[str, ...], texts: tuple[str, ...], told: str, output: tuple[str, ...]
+) -> None:
+    with FakeTriton(_counted(*texts)) as server:
+        done = _cli(
+            "generate", "--url", server.url, "Hi", "--max-tokens", "3", *guide, *output
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.decode()) == (0, told)
+    if output:
+        document = json.loads(done.stdout)
+        assert document["text"] == "".join(texts)
+        assert document["num_output_tokens"] == len(texts)
+        assert document["finish_reason"] == ("length" if len(texts) == 3 else "stop")
+
+
+def test_a_server_that_counts_no_tokens_leaves_open_why_the_text_ended() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "Hi", "--max-tokens", "1", "--json")
+    document = json.loads(done.stdout)
+    assert (document["finish_reason"], document["num_output_tokens"]) == (None, None)
+
+
 def test_the_prompt_from_standard_input_is_checked_as_bytes() -> None:
     with FakeTriton(_emoji) as server:
         given = "Où est-il ?".encode()

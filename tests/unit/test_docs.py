@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click import Context
+from typer.main import get_command
+
+from pipeline.cli.main import app
+from pipeline.triton.contract import BLS, MODELS
+from trtllm_client._request import GUIDE_TYPES
 
 from ..conftest import PROJECT
 
@@ -81,7 +89,15 @@ def test_a_page_names_what_is_there(page: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", *PAGES, "docs/clients.md", "docs/gpu.md", "docs/recipe.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *PAGES,
+        "docs/clients.md",
+        "docs/features.md",
+        "docs/gpu.md",
+        "docs/recipe.md",
+    ],
 )
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     place = PROJECT / page
@@ -92,3 +108,26 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
 
 def _exists(page: Path, link: str) -> bool:
     return (page.parent / link).exists()
+
+
+def guided_section() -> str:
+    text = (PROJECT / "docs/features.md").read_text(encoding="utf-8")
+    return text.partition("## Guided decoding on the demo model")[2].partition("\n## ")[0]
+
+
+def test_the_commands_about_guided_decoding_have_options_that_are_there() -> None:
+    """Each is read by the command line itself, up to where it would do something."""
+    lines = [line for line in guided_section().splitlines() if line.startswith("trtllm-pipeline ")]
+    used = set()
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        found = get_command(app).get_command(Context(get_command(app)), command)  # type: ignore[attr-defined]
+        found.make_context(command, list(arguments))
+        used |= {word for word in arguments if word.startswith("--")}
+    assert {"--json-schema", "--regex", "--grammar", "--json-object", "--set"} <= used
+
+
+def test_the_body_for_http_has_inputs_of_the_text_model() -> None:
+    (body,) = re.findall(r"-d '(\{.*?\})'", guided_section(), re.S)
+    assert set(json.loads(body)) <= {tensor.name for tensor in MODELS[BLS].inputs}
+    assert json.loads(body)["guided_decoding_guide_type"] in GUIDE_TYPES
