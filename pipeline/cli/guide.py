@@ -20,7 +20,8 @@ def read_guide(
         grammar: A file with an EBNF grammar.
 
     Raises:
-        UsageError: Several of them are given, or a file cannot be read or holds nothing of the kind.
+        UsageError: Several of them are given, or a file cannot be read, or does not hold
+            what it should.
     """
     options: dict[str, tuple[str, Path | str | None]] = {
         "--json-object": ("json", "" if json_object else None),

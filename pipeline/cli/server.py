@@ -197,10 +197,12 @@ def verify(
         typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Run this check; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Run these checks only; repeatable."),
     ] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Leave these checks out; repeatable."),
     ] = None,
     prompts: Annotated[
         Path | None,

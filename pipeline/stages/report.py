@@ -25,7 +25,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="report",
-    version=5,
+    version=6,
     title="write the report",
     inputs=("source", "quantize", "evaluate", "compile", "repository", "verify", "bench"),
     run=run,

@@ -256,7 +256,7 @@ def test_a_misspelt_check_is_refused_before_anything_is_asked(option: str, tmp_p
 def test_checks_and_prompts_are_those_that_were_named(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "A prompt of mine"}\n{"prompt": "Another"}\n')
-    names = ("--only", "readiness", "--only", "border", "--only", "log_probs", "--skip", "border")
+    names = ("--only", "readiness, border", "--only", "log_probs", "--skip", "border,max_tokens")
     with FakeModel().serve() as server:
         done = _cli("verify", "--url", server.url, *names, "--prompts", str(prompts), "--json")
         asked = {one.prompt for one in server.asked if "text_input" in one.values}
