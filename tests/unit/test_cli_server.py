@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.errors import ServerError
-from pipeline.serving import reachable
+from pipeline.errors import RepositoryError, ServerError
+from pipeline.serving import reachable, target_of
 from pipeline.store.deploy import set_aside
 from pipeline.store.store import Store
 from trtllm_client import ServerFailed
@@ -149,6 +149,17 @@ def test_a_repository_that_failed_verification_says_so(
     # The artifact in the store is as it was, and nothing is said of it.
     assert store.verify() == []
     assert b"warning" not in _cli(*arguments, str(made.path)).stderr
+
+
+def test_a_folder_that_is_no_repository_is_told_apart_from_one_that_is_broken(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RepositoryError) as caught:
+        target_of(tmp_path)
+    assert (caught.value.what, caught.value.why) == ("the repository has no artifact.json", None)
+    (tmp_path / "artifact.json").write_text("{")
+    with pytest.raises(RepositoryError, match="artifact.json cannot be used. It is not JSON"):
+        target_of(tmp_path)
 
 
 def test_a_terminal_without_emoji_gets_question_marks() -> None:

@@ -145,7 +145,12 @@ def test_prompts_are_read_as_they_stand(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("p.txt", b"one\n\none\n", "p.txt: the file holds 1 different prompts"),
+        (
+            "p.txt",
+            b"one\n\none\n",
+            "p.txt: the file needs at least two different prompts. It has 1,",
+        ),
+        ("p.jsonl", b"", "p.jsonl: the file needs at least two different prompts. It has none,"),
         ("p.txt", b"caf\xe9\n", "p.txt: the file of prompts is not UTF-8"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "p.jsonl:2: the line is not JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line has no prompt"),
