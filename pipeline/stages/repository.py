@@ -257,7 +257,7 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="repository",
-    version=5,
+    version=6,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,
