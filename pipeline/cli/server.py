@@ -106,6 +106,10 @@ def generate(
     grammar: Annotated[
         Path | None, typer.Option(help="Make the text follow the EBNF grammar in this file.")
     ] = None,
+    lora_task_id: Annotated[
+        int | None,
+        typer.Option(help="The LoRA adapter that answers: its number in serve.lora_adapters."),
+    ] = None,
     server: Connection,
     output: Output,
 ) -> None:
@@ -126,6 +130,7 @@ def generate(
         stop_words=tuple(stop or ()),
         guided_decoding_guide_type=kind,
         guided_decoding_guide=guide,
+        lora_task_id=lora_task_id,
     )
     request.validate()  # before a server is started for it
     pieces: list[Chunk | Completion] = []

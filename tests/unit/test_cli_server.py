@@ -169,6 +169,16 @@ def test_a_terminal_without_emoji_gets_question_marks() -> None:
         assert json.loads(done.stdout)["text"] == "né 😀"
 
 
+def test_an_adapter_is_named_by_its_number() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "Hi", "--lora-task-id", "2")
+        failed = _cli("generate", "--url", server.url, "Hi", "--lora-task-id", "-1")
+    assert done.returncode == 0, done.stderr
+    assert [asked.one("lora_task_id") for asked in server.asked] == [2]
+    assert failed.returncode == 2
+    assert b"lora_task_id must be between 0 and" in failed.stderr
+
+
 def _counted(*texts: str) -> Any:
     """A model that answers with these texts, a token each."""
 
