@@ -106,6 +106,23 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     assert [link for link in local if not _exists(place, link)] == []
 
 
+def test_the_recipes_page_leads_to_headings_of_the_page_about_features() -> None:
+    page, features = (
+        (PROJECT / "docs" / name).read_text(encoding="utf-8")
+        for name in ("recipe.md", "features.md")
+    )
+    # A heading's place, as GitHub makes it.
+    places = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", features, re.M)
+    }
+    linked = dict(re.findall(r"^\| `(\w+)` \|.*\]\(features\.md#([\w-]+)\)", page, re.M))
+    # Every key that the page about features shows in its table.
+    shown = set(re.findall(r"`(?:serve|compile\.tensorrt)\.(\w+): ", features))
+    assert shown == set(linked)
+    assert set(linked.values()) <= places
+
+
 def _exists(page: Path, link: str) -> bool:
     return (page.parent / link).exists()
 
