@@ -22,7 +22,7 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 	@printf '\nrepository: %s/repository\nreport:     %s/report.html (and .md, .json)\n' $(DEMO) $(DEMO)
 
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
-	$(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	scripts/test $(BIN)/python $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
 
 gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
 	scripts/gpu-acceptance

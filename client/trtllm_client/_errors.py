@@ -109,6 +109,14 @@ _RENAMED = {
 _UNEXPECTED_INPUT = re.compile(r"unexpected inference input '(?P<name>[^']*)'")
 
 _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
+    # Texts that name an input and may repeat what the client wrote, whatever its words.
+    (
+        InvalidRequest,
+        re.compile(
+            r"^(?:guided_decoding_guide|invalid parameter |text_input|stop_words|bad_words"
+            r"|embedding_bias_words|unexpected inference (?:input|output) )"
+        ),
+    ),
     # What follows is about the server's own call of the engine, whatever words it uses; or about
     # one request that has taken all the others with it (executorImpl.cpp, terminateActiveRequests).
     (

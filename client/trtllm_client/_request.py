@@ -52,6 +52,8 @@ class GenerateRequest:
             is called root; not for ``json``.
         lora_task_id: The LoRA adapter that answers, by its number in the recipe's list; None is the
             model alone.
+        num_draft_tokens: How many tokens a draft model guesses at a time, which changes no text;
+            None guesses none. The server needs a draft model.
         exclude_input_in_output: Whether the answer leaves out the prompt.
         return_log_probs: Whether the answer has the log probability of each token.
         return_num_tokens: Whether the answer has the number of prompt and generated tokens.
@@ -78,6 +80,7 @@ class GenerateRequest:
     guided_decoding_guide_type: str | None = None
     guided_decoding_guide: str | bytes | None = None
     lora_task_id: int | None = None
+    num_draft_tokens: int | None = None
     exclude_input_in_output: bool | None = None
     return_log_probs: bool = False
     return_num_tokens: bool = True
@@ -108,6 +111,7 @@ class GenerateRequest:
         _check_words("stop_words", self.stop_words)
         _check_words("bad_words", self.bad_words)
         _check_int("lora_task_id", self.lora_task_id, 0, 2**64 - 1)
+        _check_int("num_draft_tokens", self.num_draft_tokens, 0, INT32_MAX)
         _check_guide(self.guided_decoding_guide_type, self.guided_decoding_guide, self.min_tokens)
         if self.request_id is not None:
             if not isinstance(self.request_id, str) or not self.request_id:
@@ -135,6 +139,7 @@ class SamplingOptions(TypedDict, total=False):
     guided_decoding_guide_type: str | None
     guided_decoding_guide: str | bytes | None
     lora_task_id: int | None
+    num_draft_tokens: int | None
     exclude_input_in_output: bool | None
     return_log_probs: bool
     return_num_tokens: bool

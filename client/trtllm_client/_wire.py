@@ -33,6 +33,7 @@ _PLAIN_FIELDS = (
     "guided_decoding_guide_type",
     "guided_decoding_guide",
     "lora_task_id",
+    "num_draft_tokens",
     "exclude_input_in_output",
 )
 

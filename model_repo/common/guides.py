@@ -8,7 +8,8 @@ without a type, are left out without a word, and the text comes unguided; here t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -22,6 +23,15 @@ LONGEST_GUIDE = 256 * 1024
 DEEPEST_GUIDE = 200
 """Brackets within each other. Each takes stack space of what takes a guide apart, and a thousand
 were measured to overflow it (xgrammar of openvino_genai 2026.4)."""
+
+
+_LINE_ENDS = "\r\n"
+# What begins a part whose brackets are characters, and what ends it.
+_LITERALS: Mapping[str, Mapping[str, str]] = {
+    "json_schema": {'"': '"'},
+    "regex": {"[": "]"},
+    "ebnf_grammar": {'"': '"', "[": "]", "#": _LINE_ENDS},
+}
 
 
 class GuideError(ValueError):
@@ -55,10 +65,7 @@ def read_guide(tensors: Mapping[str, npt.NDArray[Any]]) -> tuple[str, str] | Non
         raise GuideError(
             f"{GUIDE} must not have more than {LONGEST_GUIDE:,} bytes, got {len(text.encode()):,}"
         )
-    if _depth(text) > DEEPEST_GUIDE:
-        raise GuideError(
-            f"{GUIDE} must not have more than {DEEPEST_GUIDE} brackets within each other"
-        )
+    _check_expression(text, kind)
     if kind == "json_schema":
         _check_schema(text)
     return kind, text
@@ -93,25 +100,65 @@ def _text(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> str:
         raise GuideError(f"{name} is not valid UTF-8: {error.reason}") from error
 
 
-def _depth(text: str) -> int:
-    """Counts brackets within each other; those in strings and classes count as well."""
+def _check_expression(text: str, kind: str) -> None:
+    if "\0" in text:
+        # xgrammar takes it for the end and follows a part, or ends with the process (of
+        # openvino_genai 2026.4, in a schema's pattern).
+        raise GuideError(f"{GUIDE} must not hold the character U+0000")
+    if _depth(text, _LITERALS[kind]) > DEEPEST_GUIDE:
+        raise GuideError(
+            f"{GUIDE} must not have more than {DEEPEST_GUIDE} brackets within each other"
+        )
+
+
+def _depth(text: str, literals: Mapping[str, str]) -> int:
+    """Counts brackets within each other; those in strings, classes and comments are characters."""
     depth = deepest = 0
+    ends = ""
     characters = iter(text)
     for character in characters:
-        if character == "\\":
+        if character == "\\" and ends != _LINE_ENDS:
             next(characters, None)
+        elif ends:
+            ends = "" if character in ends else ends
+        elif character in literals:
+            ends = literals[character]
         elif character in "([{":
             depth += 1
             deepest = max(deepest, depth)
         elif character in ")]}":
-            depth -= 1
+            depth = max(0, depth - 1)
     return deepest
 
 
 def _check_schema(text: str) -> None:
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_constant=_number, parse_int=_number, parse_float=_number)
     except ValueError as error:
         raise GuideError(f"{GUIDE} must be JSON for the type json_schema: {error}") from error
     if not isinstance(schema, dict) and schema is not True:
         raise GuideError(f"{GUIDE} must be a JSON schema, which is an object, got {text[:40]}")
+    for pattern in _patterns(schema):
+        _check_expression(pattern, "regex")
+
+
+def _number(text: str) -> float:
+    """Refuses numbers that Python reads, and what makes a grammar of the schema does not."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """Finds the regular expressions of a schema, wherever they are."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _patterns(part)
+    elif isinstance(schema, dict):
+        for name, part in schema.items():
+            if name == "pattern" and isinstance(part, str):
+                yield part
+            if name == "patternProperties" and isinstance(part, dict):
+                yield from part
+            yield from _patterns(part)

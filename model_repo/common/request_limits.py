@@ -44,7 +44,7 @@ def sampling_problem(scalar: Scalar, names: Mapping[str, str] | None = None) -> 
             continue
         # Written so that NaN is refused too.
         if not (math.isfinite(value) and low <= value <= high):
-            return f"{name} must be {_allowed(low, high)}, got {value:g}"
+            return f"{name} must be {_allowed(low, high)}, got {_shown(value)}"
     if scalar("repetition_penalty") == 0:
         return "repetition_penalty must be above 0; 1 leaves the tokens alone"
     return None
@@ -102,3 +102,8 @@ def _allowed(low: float, high: float) -> str:
     if math.isfinite(high):
         return f"between {low:g} and {high:g}"
     return f"at least {low:g}" if math.isfinite(low) else "a finite number"
+
+
+def _shown(value: float) -> str:
+    """A value as far as float32 tells it from its neighbours: 1.0000001 is not within 0 and 1."""
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

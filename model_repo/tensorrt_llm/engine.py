@@ -77,7 +77,9 @@ class Engine:
                 "serve.guided_decoding to null (config.pbtxt: guided_decoding_backend)"
             )
         texts = token_texts(settings.tokenizer, settings.vocab_size, settings.end_ids)
-        self.textless = frozenset(id_ for id_, text in enumerate(texts) if not text)
+        # An end id ends a guided text whether the request has it as its end_id or as a stop word.
+        textless = frozenset(id_ for id_, text in enumerate(texts) if not text)
+        self.textless = textless - frozenset(settings.end_ids)
         return guide_tokenizer(self.genai, texts, min(settings.end_ids))
 
     def tensor(self, ids: npt.NDArray[np.int64]) -> Any:

@@ -31,7 +31,10 @@ LONGEST_REASON = 300
 KNOWN_GUIDES = 256
 """Guides whose answer is remembered: most clients send the same few."""
 
-_DEADLY = "it is too complex: what makes a grammar of it ran out of stack or memory"
+_DEADLY = (
+    "what makes a grammar of it broke down on it, out of memory or stack or by a fault of its own; "
+    "make it simpler"
+)
 
 
 class GuideChecker:

@@ -66,8 +66,9 @@ class GuideTrial:
             prompt = self._openvino.Tensor(np.full((1, 1), walk, np.int64))
             try:
                 ids = self._pipeline.generate(prompt, config).tokens[0]
-            except RuntimeError as error:
-                return _reason(str(error))
+            # What pybind11 makes of C++'s exceptions; short of memory, this process ends.
+            except (RuntimeError, ValueError, IndexError, OverflowError) as error:
+                return _reason(str(error)) or "a number in it is out of range"
             if self._is_stuck(ids):
                 return "it has a part that no text of this model's tokens can follow to an end"
         return None

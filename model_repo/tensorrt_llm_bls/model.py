@@ -44,6 +44,7 @@ from .parameters import flag, number, read_parameters
 from .refusals import Offers, refuse_many_answers, refuse_prompt
 from .reply import Reply
 from .request_parameters import unknown_parameters
+from .speculation import Speculation
 from .text_answer import TextAnswer
 from .watcher import Watched, Watcher
 
@@ -91,12 +92,18 @@ class TritonPythonModel:
             lora_task_ids=tuple(filter(None, parameters.get("lora_task_ids", "").split(","))),
             greedy=flag(parameters, "decodes_greedily", default=False),
         )
+        draft = parameters.get("tensorrt_llm_draft_model_name")
+        self._speculation = Speculation(
+            self._models,
+            Models(draft, decoupled=self._models.decoupled) if draft else None,
+            number(parameters, "max_draft_len", default=0),
+        )
         self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")
         period = number(parameters, "cancellation_check_period_ms", default=100)
-        self._watcher = Watcher(self._models.stop, period / 1000)
+        self._watcher = Watcher(self._speculation.stop, period / 1000)
         self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -150,6 +157,7 @@ class TritonPythonModel:
             rows = [row_of(inputs, index) for index in range(prompts)]
             for row in rows:
                 refuse_prompt(row, self._offers)
+                self._speculation.wanted(row)
             if not self._decoupled:
                 refuse_many_answers(rows)
             tokens = self._models.preprocess(inputs)
@@ -242,14 +250,20 @@ class TritonPythonModel:
             # A request that names an end id of its own ends at no other.
             end_ids=() if "end_id" in inputs else self._end_ids,
         )
-        responses = self._models.generate(
-            inputs,
-            tokens,
-            _asked(shared.wanted),
-            request_id=engine_id,
-            # A stop word is only seen in time when the tokens come one by one.
-            streaming=self._models.decoupled and (streaming or bool(stop_words)),
-        )
+        asked = _asked(shared.wanted)
+        if guesses := self._speculation.wanted(inputs):
+            responses = self._speculation.generate(
+                guesses, inputs, tokens, asked, request_id=engine_id
+            )
+        else:
+            responses = self._models.generate(
+                inputs,
+                tokens,
+                asked,
+                request_id=engine_id,
+                # A stop word is only seen in time when the tokens come one by one.
+                streaming=self._models.decoupled and (streaming or bool(stop_words)),
+            )
         abandoned = False
         try:
             for outputs in responses:
@@ -264,11 +278,11 @@ class TritonPythonModel:
         except CallError:
             raise  # the engine has ended the request itself
         except Exception:
-            self._models.stop(engine_id)
+            self._speculation.stop(engine_id)
             _read_rest(responses)
             raise
         if answer.stopped or abandoned:
-            self._models.stop(engine_id)
+            self._speculation.stop(engine_id)
         _read_rest(responses)
 
     def _excludes_input(self, inputs: dict[str, Any]) -> bool:

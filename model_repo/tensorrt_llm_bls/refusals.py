@@ -23,8 +23,6 @@ Prompt = Mapping[str, npt.NDArray[Any]]
 _ONLY = {
     "beam_width": (1, "beam search"),
     "num_return_sequences": (1, "several sequences per request"),
-    "num_draft_tokens": (0, "draft tokens"),
-    "use_draft_logits": (False, "draft tokens"),
 }
 
 # Of a request to an engine that speculates: what asks for nothing.

@@ -31,6 +31,8 @@ _MORE = {
     "serve.kv_cache_host_memory": "features.md#kv-cache-on-the-host",
     "serve.cuda_graphs": "features.md#cuda-graphs",
     "serve.lora_adapters": "features.md#lora-adapters",
+    "serve.draft_repository": "features.md#draft-target-speculation",
+    "compile.tensorrt.draft": "features.md#draft-target-speculation",
     "compile.tensorrt.lookahead": "features.md#lookahead-decoding",
     "compile.tensorrt.lora": "features.md#lora-adapters",
 }

@@ -214,6 +214,10 @@ class ServeSection(Section):
             ``adapter_config.json`` and ``adapter_model.safetensors``, relative to where the command
             runs. A request chooses one by ``lora_task_id``: 1 is the first of this list. It needs
             ``compile.tensorrt.lora``.
+        draft_repository: The Triton repository of a smaller model with the same tokenizer, made by
+            a recipe of its own, such as ``build/small/repository``. Its engine is served beside
+            this one and guesses tokens for requests with ``num_draft_tokens``. It needs
+            ``compile.tensorrt.draft``.
         preprocessing_instance_count: Processes of the model that makes tokens of text.
         postprocessing_instance_count: Processes of the model that makes text of tokens for
             ``ensemble``.
@@ -242,6 +246,7 @@ class ServeSection(Section):
     guided_decoding: Literal["xgrammar"] | None = None
     cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt")] = 0
     lora_adapters: Annotated[list[FileName], ReadBy("tensorrt")] = Field(default=[])
+    draft_repository: Annotated[FileName | None, ReadBy("tensorrt")] = None
     preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     postprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1
     bls_instance_count: Annotated[Positive, Unit("processes")] = 1

@@ -124,6 +124,16 @@ def max_draft_len(window: int, ngram: int, verification: int) -> int:
     return (0 if ngram == 1 else ngram - 2) + (window - 1 + verification) * (ngram - 1)
 
 
+class DraftSection(Section):
+    """Draft-target speculation: a smaller model guesses tokens, and a step accepts several.
+
+    Attributes:
+        max_draft_len: Tokens that a request may have guessed at a time (``num_draft_tokens``).
+    """
+
+    max_draft_len: Annotated[Positive, Unit("tokens")] = 4
+
+
 LoraModule = Literal[
     "attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate"
 ]
@@ -170,6 +180,8 @@ class TensorRtSection(Section):
         workers: How many ranks are built at the same time, on one GPU each; None is all of them.
         lookahead: Lookahead decoding of the text that greedy decoding gives; None decodes one token
             a step, and samples.
+        draft: An engine that takes guesses of another one, which ``serve.draft_repository`` names;
+            None takes none.
         lora: Which linears adapters may change, and by how much; None builds an engine for the
             model alone. ``serve.lora_adapters`` are the adapters.
         plugin_config: Options of ``PluginConfig``.
@@ -180,6 +192,7 @@ class TensorRtSection(Section):
     gather_context_logits: bool = False
     workers: Annotated[Positive | None, Unit("ranks")] = None
     lookahead: LookaheadSection | None = None
+    draft: DraftSection | None = None
     lora: LoraSection | None = None
     plugin_config: PluginSection = PluginSection()
 
@@ -187,5 +200,8 @@ class TensorRtSection(Section):
     def _profiles(self) -> TensorRtSection:
         if self.plugin_config.multiple_profiles and self.opt_num_tokens is not None:
             msg = "opt_num_tokens cannot go with multiple_profiles; leave one of them out"
+            raise ValueError(msg)
+        if self.lookahead is not None and self.draft is not None:
+            msg = "lookahead and draft are two ways to guess tokens; leave one of them out"
             raise ValueError(msg)
         return self

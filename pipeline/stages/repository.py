@@ -17,7 +17,7 @@ from pipeline.source.tokenizer import CONFIG as TOKENIZER_CONFIG
 from pipeline.source.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.stages.served import code_digest, target_package
-from pipeline.store.artifact import MANIFEST, Artifact
+from pipeline.store.artifact import MANIFEST, Artifact, check_files, read_manifest
 from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
 from pipeline.targets import get_target
@@ -92,7 +92,16 @@ def material(recipe: Recipe) -> dict[str, Any]:
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
         "tools": versions(("protobuf", "tritonclient", "transformers", "tokenizers")),
         **_adapters(recipe),
+        **_draft(recipe),
     }
+
+
+def _draft(recipe: Recipe) -> dict[str, Any]:
+    """Digest of the draft's repository; pre-flight has refused one that is not there."""
+    folder = recipe.serve.draft_repository
+    if folder is None or not (Path(folder) / MANIFEST).is_file():
+        return {}
+    return {"draft": read_manifest(Path(folder))["digest"]}
 
 
 def _adapters(recipe: Recipe) -> dict[str, Any]:
@@ -156,6 +165,8 @@ def run(context: StageContext) -> dict[str, Any]:
     for name in files_below(engine_source):
         if name not in (MANIFEST, LOG_NAME):
             link_or_copy(engine_source / name, output / ENGINE_DIR / name)
+    if engine.draft is not None:
+        _deliver_draft(engine.draft.repository, output)
     for model in configs:
         # Triton wants a version folder for the ensemble; an empty one would be lost in transit.
         version_folder = output / model / "1"
@@ -190,6 +201,35 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
                 why=reason[:1].upper() + reason[1:],
                 fix=f"Leave serve.{name} out, or switch it off",
             )
+
+
+def _deliver_draft(repository: Path, output: Path) -> None:
+    """Links the draft's engine, once its repository is whole and its tokenizer is this one's.
+
+    Raises:
+        RepositoryError: The repository is damaged, or the tokenizers differ.
+        StoreError: It has no manifest.
+    """
+    from pipeline.triton.parameters import DRAFT_ENGINE_DIR, ENGINE_DIR, TOKENIZER_DIR
+
+    damaged = check_files(repository, read_manifest(repository), None)
+    if damaged:
+        raise RepositoryError(
+            "the draft's repository is not what was built",
+            where=str(repository),
+            why="; ".join(damaged),
+            fix="Run the draft's recipe again",
+        )
+    theirs, ours = (root / TOKENIZER_DIR / TOKENIZER for root in (repository, output))
+    if file_digest(theirs) != file_digest(ours):
+        raise RepositoryError(
+            "the draft has another tokenizer, so its token ids would mean other texts",
+            where=str(theirs),
+            why="Its tokenizer.json is not the one that this repository serves",
+            fix="Choose a draft of the same family, or leave serve.draft_repository out",
+        )
+    for name in files_below(repository / ENGINE_DIR):
+        link_or_copy(repository / ENGINE_DIR / name, output / DRAFT_ENGINE_DIR / name)
 
 
 def _engine_config(engine: Path) -> dict[str, Any]:
@@ -257,7 +297,7 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="repository",
-    version=6,
+    version=7,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

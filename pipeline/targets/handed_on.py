@@ -38,8 +38,11 @@ OURS = frozenset(
 PLACES = re.compile(r"_(VERSION|HOME|ROOT|PATH|DIR|DIRECTORY)$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|_(PASS|PWD)$|CREDENTIAL|AUTH|APIKEY|(^|_)KEY(_|$)",
+    re.IGNORECASE,
 )
+# An address with a password in front of its host.
+_SECRET_URL = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def handed_on(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -73,7 +76,7 @@ def hand_on(words: Iterable[str], environ: MutableMapping[str, str] = os.environ
     for word in words:
         name, given, value = word.partition("=")
         _checked(name, "--env")
-        if given and _SECRET.search(name):
+        if given and (_SECRET.search(name) or _SECRET_URL.search(value)):
             # The value is not repeated.
             raise UsageError(
                 f"--env {name}=... would show a secret to everybody who lists the processes",

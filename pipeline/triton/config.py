@@ -18,6 +18,7 @@ from pipeline.triton.parameters import EngineModel, model_parameters
 from pipeline.triton.tensors import (
     BLS,
     BLS_UNARY,
+    DRAFT,
     ENGINE,
     ENSEMBLE,
     POSTPROCESSING,
@@ -48,15 +49,20 @@ def render_configs(
     instances = {
         PREPROCESSING: serve.preprocessing_instance_count,
         ENGINE: 1,
+        DRAFT: 1,
         POSTPROCESSING: serve.postprocessing_instance_count,
         BLS: serve.bls_instance_count,
         BLS_UNARY: serve.bls_instance_count,
     }
-    backend = dict.fromkeys(instances, "python") | {ENGINE: native.backend}
+    backend = dict.fromkeys(instances, "python") | dict.fromkeys((ENGINE, DRAFT), native.backend)
     parameters = model_parameters(recipe, native)
     texts = {}
-    for name, contract in served_models(serve.decoupled).items():
-        config = _message(contract, max_batch_size)
+    models = served_models(serve.decoupled, draft=native.draft is not None)
+    for name, contract in models.items():
+        size = max_batch_size
+        if name == DRAFT and native.draft is not None:
+            size = min(size, native.draft.max_batch_size)
+        config = _message(contract, size)
         if name != ENSEMBLE:
             config.backend = backend[name]
             config.instance_group.add(count=instances[name], kind=proto.ModelInstanceGroup.KIND_CPU)
@@ -133,6 +139,6 @@ def _fill(entry: Any, tensor: Tensor) -> None:
 def _set_batching(config: proto.ModelConfig, max_queue_size: int) -> None:
     # The C++ backend hands this queue's limit to its executor. The Python models bound their own
     # queues, and Triton 2.51's batcher holds bursts of requests to them back for half a second.
-    if config.name == ENGINE and config.backend != "python":
+    if config.name in (ENGINE, DRAFT) and config.backend != "python":
         config.dynamic_batching.preferred_batch_size.append(config.max_batch_size)
         config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size

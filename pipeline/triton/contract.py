@@ -9,7 +9,8 @@ Deviations, each on purpose:
   undeclared one is refused by Triton by name.
 * ``ensemble`` lists ``kv_cache_alloc_total_blocks`` once; upstream lists it twice.
 * Upstream's ``decoupled_mode`` is ``serve.decoupled``; ``both`` adds a sixth model,
-  ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``.
+  ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``. A draft model's engine is
+  ``tensorrt_llm_draft``, with those of ``tensorrt_llm``, under upstream's name for it.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
   be wrong to ask any engine for is refused there, for the ensemble too.
@@ -33,6 +34,7 @@ from pipeline.triton.tensors import (
     BLS,
     BLS_UNARY,
     BOOL,
+    DRAFT,
     ENGINE,
     ENSEMBLE,
     FP16,
@@ -58,6 +60,7 @@ __all__ = [
     "BLS_UNARY",
     "CHECKED",
     "CPP_BACKEND",
+    "DRAFT",
     "ENGINE",
     "ENSEMBLE",
     "KNOWN",
@@ -302,22 +305,33 @@ MODELS: Mapping[str, ModelContract] = {
 
 _UNARY = replace(_BLS, name=BLS_UNARY, decoupled=False)
 
-KNOWN: Mapping[str, ModelContract] = {**MODELS, BLS_UNARY: _UNARY}
+KNOWN: Mapping[str, ModelContract] = {
+    **MODELS,
+    BLS_UNARY: _UNARY,
+    DRAFT: replace(_ENGINE, name=DRAFT),
+}
 """Every model that a repository may have, by name."""
 
 
-def served_models(decoupled: bool | str) -> Mapping[str, ModelContract]:
+def served_models(decoupled: bool | str, *, draft: bool = False) -> Mapping[str, ModelContract]:
     """Returns a repository's models by name, in the order in which they must be loaded one by one.
 
     Args:
         decoupled: ``serve.decoupled`` of the recipe: whether the models that answer clients may
             answer a request more than once; ``both`` adds one that answers once.
+        draft: Whether an engine that guesses tokens is served beside the engine.
     """
-    if decoupled == "both":
-        return KNOWN
+    models = {name: KNOWN[name] for name in _order(draft=draft, unary=decoupled == "both")}
     if decoupled:
-        return MODELS
-    return {name: replace(contract, decoupled=False) for name, contract in MODELS.items()}
+        return models
+    return {name: replace(contract, decoupled=False) for name, contract in models.items()}
+
+
+def _order(*, draft: bool, unary: bool) -> tuple[str, ...]:
+    """The models' names; one that calls others is behind them."""
+    first = (PREPROCESSING, *((DRAFT,) if draft else ()))
+    others = (name for name in MODELS if name not in first)
+    return (*first, *others, *((BLS_UNARY,) if unary else ()))
 
 
 def answering_model(model: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipeline.recipe.schema import Recipe
-from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.tensors import BLS, BLS_UNARY, DRAFT, ENGINE, POSTPROCESSING, PREPROCESSING
 
 # Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.
 UNLIMITED_QUEUE = 256
@@ -21,6 +21,7 @@ TOKENIZER_DIR = f"{PREPROCESSING}/1/tokenizer"
 ENGINE_DIR = f"{ENGINE}/1/engine"
 ENGINE_FILES = f"{ENGINE}/1"
 """Where :attr:`EngineModel.files` are."""
+DRAFT_ENGINE_DIR = f"{DRAFT}/1/engine"
 MOUNT = PurePosixPath("/models")
 """Where the repository is inside a container."""
 
@@ -37,6 +38,23 @@ def local_path(repository: Path, value: str) -> Path:
 
 
 @dataclass(frozen=True)
+class DraftModel:
+    """An engine that guesses tokens for another one.
+
+    Attributes:
+        repository: The repository it was made in.
+        parameters: ``string_value`` parameters of its config.pbtxt.
+        max_batch_size: Sequences that it decodes together.
+        max_draft_len: Tokens that the other engine takes at a time.
+    """
+
+    repository: Path
+    parameters: Mapping[str, str]
+    max_batch_size: int
+    max_draft_len: int
+
+
+@dataclass(frozen=True)
 class EngineModel:
     """How Triton runs the compiled engine.
 
@@ -48,6 +66,7 @@ class EngineModel:
         files: Files beside the engine's folder, by name; each function takes the folder of the
             tokenizer that is served and returns the content.
         lora_task_ids: The adapters that a request may choose.
+        draft: What guesses tokens for it; None guesses none.
     """
 
     backend: str
@@ -56,11 +75,13 @@ class EngineModel:
     files: Mapping[str, Callable[[Path], bytes]] = field(default_factory=dict)
     lora_task_ids: Sequence[int] = ()
     greedy: bool = False
+    draft: DraftModel | None = None
 
 
 def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
     """Returns the parameters of every model that has some, by model name."""
     return {
+        **({DRAFT: engine.draft.parameters} if engine.draft else {}),
         PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
         ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
@@ -77,7 +98,12 @@ def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
     guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
     greedy = {"decodes_greedily": "true"} if engine.greedy else {}
     adapters = {"lora_task_ids": ",".join(map(str, engine.lora_task_ids))}
+    draft = {
+        "tensorrt_llm_draft_model_name": DRAFT,
+        "max_draft_len": str(engine.draft.max_draft_len if engine.draft else 0),
+    }
     return {
+        **(draft if engine.draft else {}),
         **(adapters if engine.lora_task_ids else {}),
         **guided,
         **greedy,

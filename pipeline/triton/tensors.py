@@ -11,6 +11,8 @@ STRING, BOOL, UINT8 = "TYPE_STRING", "TYPE_BOOL", "TYPE_UINT8"
 
 PREPROCESSING = "preprocessing"
 ENGINE = "tensorrt_llm"
+DRAFT = "tensorrt_llm_draft"
+"""A smaller engine that guesses tokens for ``tensorrt_llm``, under upstream's name."""
 POSTPROCESSING = "postprocessing"
 BLS = "tensorrt_llm_bls"
 ENSEMBLE = "ensemble"

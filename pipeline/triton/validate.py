@@ -13,7 +13,7 @@ from pipeline.errors import RepositoryError
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
 from pipeline.triton.parameters import local_path
-from pipeline.triton.tensors import BLS, BLS_UNARY, ENGINE
+from pipeline.triton.tensors import BLS, BLS_UNARY, DRAFT, ENGINE
 
 # The one tokenizer file that every text model needs; the others are optional.
 TOKENIZER_FILE = "tokenizer.json"
@@ -53,7 +53,9 @@ def problems(repository: Path, engine_problems: EngineProblems) -> list[str]:
             found += [f"{place}: {problem}" for problem in check_ensemble(config, models)]
         found += [f"{place}: {problem}" for problem in _tokenizer(repository, config)]
     if ENGINE in models:
-        found += list(_engine(repository, models, engine_problems))
+        for name in (ENGINE, DRAFT):
+            if name in models:
+                found += list(_engine(repository, models, name, engine_problems))
         found += list(_policies(models))
     return found
 
@@ -93,10 +95,13 @@ def _tokenizer(repository: Path, config: proto.ModelConfig) -> Iterator[str]:
 
 
 def _engine(
-    repository: Path, models: dict[str, proto.ModelConfig], engine_problems: EngineProblems
+    repository: Path,
+    models: dict[str, proto.ModelConfig],
+    engine: str,
+    engine_problems: EngineProblems,
 ) -> Iterator[str]:
-    place = f"{ENGINE}/config.pbtxt"
-    value = _parameter(models[ENGINE], "gpt_model_path")
+    place = f"{engine}/config.pbtxt"
+    value = _parameter(models[engine], "gpt_model_path")
     if not value:
         yield f"{place}: the parameter gpt_model_path is missing; it names the engine's folder"
         return
@@ -108,12 +113,14 @@ def _engine(
     if problem:
         yield f"{value}/config.json {problem}"
         return
-    yield from engine_problems(models[ENGINE], directory, content)
+    yield from engine_problems(models[engine], directory, content)
     size = (content.get("build_config") or {}).get("max_batch_size")
     if not isinstance(size, int):
         yield f"{value}/config.json does not have build_config.max_batch_size"
         return
     for name, config in models.items():
+        if engine == DRAFT and name != DRAFT:
+            continue  # they may be asked for more than the draft takes at a time
         if config.max_batch_size > size:
             yield (
                 f"{name}/config.pbtxt: max_batch_size {config.max_batch_size} is larger than the "
@@ -137,6 +144,11 @@ def _policies(models: dict[str, proto.ModelConfig]) -> Iterator[str]:
             )
         elif own and not engine:
             yield f"{name}/config.pbtxt: it is decoupled, but {ENGINE} is not, so it cannot stream"
+    if DRAFT in models and models[DRAFT].model_transaction_policy.decoupled != engine:
+        yield (
+            f"{DRAFT}/config.pbtxt: its model_transaction_policy is not that of {ENGINE}, by which "
+            "it is called"
+        )
 
 
 def _answers(decoupled: bool) -> str:

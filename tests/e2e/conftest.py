@@ -99,21 +99,40 @@ class Pair:
     build: Path
     machines: Path
 
-    def __call__(self, config: str, *settings: str) -> Built:
+    def __call__(
+        self, config: str, *settings: str, name: str | None = None, gpu: tuple[str, ...] = ()
+    ) -> Built:
         """The repositories of a recipe; ``trtllm-build`` is a double.
 
         Args:
             config: Name of the file in ``configs``.
             settings: As for ``--set``.
+            name: Of the build; None makes it of the settings.
+            gpu: Further settings, of the repository for a GPU.
         """
-        name = "-".join((config, *(s.partition("=")[2] for s in settings)))
+        name = name or "-".join((config, *(s.partition("=")[2] for s in settings)))
+        for_gpu = (*settings, *gpu)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(PROJECT)
             patch.setenv("HF_HUB_OFFLINE", "1")
             cpu = self._build(config, "openvino", f"{name}-cpu", settings)
             pretend(patch, self.machines / name, sm="90", gpus="1")
-            gpu = self._build(config, "tensorrt", f"{name}-gpu", settings)
-        return Built(gpu, cpu)
+            served = self._build(config, "tensorrt", f"{name}-gpu", for_gpu)
+        return Built(served, cpu)
+
+    def gpu(self, config: str, name: str, *settings: str) -> Path:
+        """The repository for a GPU of a recipe that the CPU's target refuses.
+
+        Args:
+            config: Name of the file in ``configs``.
+            name: Of the recipe.
+            settings: As for ``--set``.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(PROJECT)
+            patch.setenv("HF_HUB_OFFLINE", "1")
+            pretend(patch, self.machines / name, sm="90", gpus="1")
+            return self._build(config, "tensorrt", name, settings)
 
     def _build(self, config: str, target: str, name: str, settings: tuple[str, ...]) -> Path:
         from pipeline.progress import Silent

@@ -256,7 +256,8 @@ class TestRefusals:
         assert "The guide string must be provided unless using GuideType::kJSON." in text
 
     def test_lookahead_of_a_model_without_it(self, ask: Ask) -> None:
-        text = refusal(ask, lookahead_window_size=one(4))
+        sizes = {"window_size": 4, "ngram_size": 3, "verification_set_size": 4}
+        text = refusal(ask, **{f"lookahead_{name}": one(size) for name, size in sizes.items()})
         assert "Cannot set the request lookahead decoding configuration when model" in text
 
     def test_inputs_of_other_releases_are_refused_by_triton(self, ask: Ask) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tokenizers import Tokenizer
 from pipeline.store.digests import file_digest, files_below
 from pipeline.triton.server import TritonServer
 from pipeline.verify.requests import engine_inputs, request
+from tests.doubles.tensorrtllm_backend.serving import strict_server
 from trtllm_client import (
     AsyncClient,
     Cancelled,
@@ -130,6 +132,40 @@ class TestCommands:
         assert failed == {}
         skipped = {name for name, check in verified.items() if check["status"] == "skipped"}
         assert skipped == {"unary_call"}
+
+    def test_verify_of_the_ensemble(self, strict: Any) -> None:
+        options = ("--url", strict.grpc_url, "--model", "ensemble", "--json")
+        done = command("verify", *options)
+        checks = json.loads(done.stdout)["checks"]
+        assert {c["name"]: c["reason"] for c in checks if c["status"] == "failed"} == {}
+        assert done.returncode == 0
+        assert sum(c["status"] == "passed" for c in checks) >= 10
+
+
+@pytest.fixture(scope="module")
+def noisy(int4: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server whose scores differ by as much as those of half-precision kernels."""
+    log = tmp_path_factory.mktemp("noisy-log") / "triton.log"
+    with strict_server(int4.gpu, int4.engine, log, noise=0.04) as server:
+        yield server
+
+
+class TestRounding:
+    """Scores that differ from run to run, as on a GPU: texts part where two tokens are close."""
+
+    def test_verify_takes_a_near_tie_for_one(self, noisy: Any) -> None:
+        done = command("verify", "--url", noisy.grpc_url, "--json")
+        checks = json.loads(done.stdout)["checks"]
+        assert {c["name"]: c["reason"] for c in checks if c["status"] == "failed"} == {}
+        assert done.returncode == 0
+
+    def test_strict_takes_none(self, noisy: Any) -> None:
+        only = [o for n in ("greedy_determinism", "stream_equals_whole") for o in ("--only", n)]
+        done = command("verify", "--url", noisy.grpc_url, "--strict", *only, "--json")
+        assert done.returncode == 6
+        checks = [c for c in json.loads(done.stdout)["checks"] if c["status"] == "failed"]
+        assert checks
+        assert all("differs" in check["reason"] for check in checks)
 
 
 class TestTexts:

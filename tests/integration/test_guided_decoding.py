@@ -292,6 +292,10 @@ def test_a_good_guide_is_let_through(checker: GuideChecker, wish: Guide) -> None
         (guide("regex", "(?<=a)b"), "Lookbehind is not supported"),
         (guide("json_schema", '{"type": "nonsense"}'), 'Unsupported type "nonsense"'),
         (guide("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}'), "minimum great"),
+        (
+            guide("json_schema", '{"type": "integer", "minimum": 1e400}'),
+            "a number in it is out of range",
+        ),
         (guide("ebnf_grammar", "root ::= foo"), 'Rule "foo" is not defined'),
         (guide("ebnf_grammar", 'x ::= "a"'), 'root rule with name "root" is not found'),
         (guide("ebnf_grammar", "root ::= root"), "no text of this model's tokens"),

@@ -15,6 +15,7 @@ from pipeline.recipe.docs import attributes, page_text, recipe_keys, recipe_sche
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy
+from pipeline.recipe.tensorrt import DraftSection
 from pipeline.targets import TARGETS, get_target
 
 from ..conftest import PROJECT
@@ -46,7 +47,11 @@ def least(tmp_path: Path) -> Recipe:
     """A recipe in which every section is there and no key that has a default."""
     path = tmp_path / "recipe.yaml"
     path.write_text(LEAST)
-    return load_recipe(path, ["compile.tensorrt.lookahead={}", "compile.tensorrt.lora={}"])
+    recipe = load_recipe(path, ["compile.tensorrt.lookahead={}", "compile.tensorrt.lora={}"])
+    # No recipe may have it beside lookahead.
+    tensorrt = recipe.compile.tensorrt.model_copy(update={"draft": DraftSection()})
+    section = recipe.compile.model_copy(update={"tensorrt": tensorrt})
+    return recipe.model_copy(update={"compile": section})
 
 
 @pytest.fixture(scope="module")

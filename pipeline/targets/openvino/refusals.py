@@ -58,6 +58,11 @@ def _check_features(recipe: Recipe) -> None:
             bool(serve.lora_adapters),
             "OpenVINO GenAI has one set of adapters for all requests and ignores those of one",
         ),
+        (
+            "draft_repository",
+            serve.draft_repository is not None,
+            "OpenVINO GenAI gives other texts with a draft model where prompts are split",
+        ),
         ("cuda_graphs", serve.cuda_graphs > 0, "There are no CUDA graphs without a GPU"),
     ):
         if asked:

@@ -15,11 +15,11 @@ def main() -> None:
     parser.add_argument("repository", type=Path)
     parser.add_argument("engine", type=Path)
     parser.add_argument("--grpc-port", type=int, default=0)
+    parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--log", type=Path, default=Path("strict-triton.log"))
     given = parser.parse_args()
-    with strict_server(
-        given.repository, given.engine, given.log, grpc_port=given.grpc_port
-    ) as server:
+    options = {"grpc_port": given.grpc_port, "noise": given.noise}
+    with strict_server(given.repository, given.engine, given.log, **options) as server:
         print(f"gRPC {server.grpc_url}  HTTP {server.http_url}  log {given.log}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.wait()

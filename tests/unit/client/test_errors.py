@@ -57,6 +57,17 @@ MESSAGES = [
     (InvalidRequest, "[INVALID_ARG] something is odd"),
     (ServerFailed, "the guide cannot be tried: guided decoding needs a Python interpreter on PATH"),
     (ServerFailed, "CUDA out of memory"),
+    # What a text repeats of a request says nothing about the server.
+    (InvalidRequest, "guided_decoding_guide cannot be followed as regex: it ran out of memory or"),
+    (
+        InvalidRequest,
+        'guided_decoding_guide cannot be followed as json_schema: Unsupported type "CUDA"',
+    ),
+    (InvalidRequest, "guided_decoding_guide: after the text so far no token of this model can fo"),
+    (InvalidRequest, "in ensemble 'ensemble', invalid parameter CUDA: there is no such input; ch"),
+    (InvalidRequest, "unexpected inference input 'CUDA' for model 'ensemble'"),
+    (InvalidRequest, "bad_words has the token '<CUDA>', which only the tokenizer knows: its id i"),
+    (ServerFailed, "the guide cannot be tried: the process that tries guides for guided decoding"),
     (ServerBusy, "[request id: 7] Exceeds maximum queue size"),
     (ServerBusy, "Maximum queue size of 256 has been reached, please try again later"),
     (DeadlineExceeded, "Request timeout expired"),

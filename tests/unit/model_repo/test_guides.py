@@ -53,6 +53,14 @@ def test_json_needs_no_guide_and_takes_no_notice_of_one() -> None:
         (tensors(b"json_schema", b"false"), "must be a JSON schema, which is an object"),
         (tensors(b"regex", b"a" * (LONGEST_GUIDE + 1)), "must not have more than 262,144 bytes"),
         (tensors(b"regex", b"(" * (DEEPEST_GUIDE + 1)), "more than 200 brackets within each other"),
+        (tensors(b"regex", b"a\0b"), r"must not hold the character U\+0000"),
+        (
+            tensors(b"json_schema", rb'{"pattern": "\u0000"}'),
+            r"must not hold the character U\+0000",
+        ),
+        (tensors(b"json_schema", b'{"minimum": 1e400}'), "JSON .*: 1e400 is no finite number"),
+        (tensors(b"json_schema", b'{"const": NaN}'), "JSON .*: NaN is no finite number"),
+        (tensors(b"json_schema", b'{"const": ' + b"9" * 5000 + b"}"), "9999 is no finite number$"),
         ({KIND: np.array([[b"json", b"json"]])}, r"must hold one text, got the shape \[1, 2\]"),
     ],
 )
@@ -66,3 +74,38 @@ def test_a_guide_that_would_be_ignored_or_do_harm_is_refused(
 def test_brackets_beside_each_other_and_escaped_ones_do_not_count() -> None:
     many = rb"(a)[b]{1}" * 500 + rb"\(\[\{" * 500
     assert read_guide(tensors(b"regex", many)) == ("regex", many.decode())
+
+
+DEEP = DEEPEST_GUIDE + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide"),
+    [
+        ("json_schema", '{"title": "' + "}" * 2000 + '", "x": ' + "[" * 2000 + "]" * 2000 + "}"),
+        ("json_schema", '{"title": "\\"' + "}" * DEEP + '", "x": ' + "[" * DEEP + "]" * DEEP + "}"),
+        ("json_schema", '{"pattern": "' + "([)]" * DEEP + ")" * DEEP + '"}'),
+        ("json_schema", '{"patternProperties": {"' + "(" * DEEP + ")" * DEEP + '": {}}}'),
+        ("regex", "([)]" * DEEP + ")" * DEEP),
+        ("regex", r"([)\]]" * DEEP + ")" * DEEP),
+        ("ebnf_grammar", "# " + ")" * DEEP + "\nroot ::= " + "(" * DEEP + '"x"' + ")" * DEEP),
+        ("ebnf_grammar", "# \\\nroot ::= " + "(" * DEEP + '"x"' + ")" * DEEP),
+        ("ebnf_grammar", "root ::= " + '("))" ' * DEEP + ")" * DEEP),
+    ],
+)
+def test_brackets_that_are_characters_hide_no_depth(kind: str, guide: str) -> None:
+    """Each is one of brackets within each other for whoever takes it apart."""
+    with pytest.raises(GuideError, match="more than 200 brackets within each other"):
+        read_guide(tensors(kind.encode(), guide.encode()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide"),
+    [
+        ("regex", r"[([{]" * DEEP),
+        ("json_schema", '{"const": "' + "(" * DEEP + '"}'),
+        ("ebnf_grammar", 'root ::= "' + "(" * DEEP + '" # ' + "(" * DEEP),
+    ],
+)
+def test_brackets_that_are_characters_make_no_depth(kind: str, guide: str) -> None:
+    assert read_guide(tensors(kind.encode(), guide.encode())) == (kind, guide)

@@ -392,6 +392,11 @@ def test_more_tokens_than_the_engine_has_room_for_are_refused(
         ("temperature", np.nan, "temperature must be at least 0, got nan"),
         ("top_k", -1, "top_k must be at least 0, got -1"),
         ("top_p", 1.5, "top_p must be between 0 and 1, got 1.5"),
+        (
+            "top_p",
+            np.nextafter(np.float32(1), np.float32(2)),
+            "top_p must be between 0 and 1, got 1.00000012",
+        ),
         ("repetition_penalty", 0.0, "repetition_penalty must be above 0; 1 leaves the tokens"),
         ("repetition_penalty", -1.0, "repetition_penalty must be at least 0, got -1"),
         ("min_tokens", -2, "min_tokens must be at least 0, got -2"),

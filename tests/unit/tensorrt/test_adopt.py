@@ -186,6 +186,34 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda engine: (engine / "SHA256SUMS").write_text("SHA256 (config.json) = 0\n"),
         "SHA256SUMS is not what sha256sum writes",
     ),
+    "an empty list": (
+        lambda engine: (engine / "SHA256SUMS").write_text(""),
+        "SHA256SUMS is empty",
+    ),
+    "a mapping that is none": (
+        lambda engine: _config(engine, "pretrained_config", mapping=5),
+        r"no readable config\.json of an engine.*its mapping or its plugin_config is no object",
+    ),
+    "plugins that are none": (
+        lambda engine: _config(engine, "build_config", plugin_config=3),
+        r"no readable config\.json of an engine.*its mapping or its plugin_config is no object",
+    ),
+    "ranks that are no number": (
+        lambda engine: _config(engine, "pretrained_config.mapping", world_size="x"),
+        r"no readable config\.json of an engine.*its world_size is no whole number",
+    ),
+    "ranks without end": (
+        lambda engine: _config(engine, "pretrained_config.mapping", world_size=10**12),
+        r"not complete: rank2\.engine is missing; .*; rank9\.engine is missing\. config\.json",
+    ),
+    "a container that is none": (
+        lambda engine: _manifest(engine, container="x"),
+        r"no readable engine\.json.*Its container is no object with the name of an image",
+    ),
+    "an image that is no name": (
+        lambda engine: _manifest(engine, container={"image": 5}),
+        r"no readable engine\.json.*Its container is no object with the name of an image",
+    ),
     "another checkpoint": (
         lambda engine: _manifest(engine, checkpoint="0" * 64),
         "built from another checkpoint than this recipe's.*of 000000000000, the recipe's is",

@@ -7,6 +7,7 @@ what ``sha256sum`` and the double say by themselves.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -307,3 +308,28 @@ def test_no_name_of_the_recipe_becomes_a_command(
         *("build engine.sh", "the checkpoint", "engine"),
         "nvidia-h100-80gb-hbm3-sm90-tensorrt-10.14.1.48.cache",
     }
+
+
+def test_folders_are_those_that_were_named_whatever_cd_would_look_up(
+    checkpoint: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, elsewhere = tmp_path / "a box", tmp_path / "elsewhere"
+    machine(monkeypatch, tmp_path / "machine")
+    shutil.copytree(checkpoint.path, box / "-checkpoint")
+    (elsewhere / "-checkpoint").mkdir(parents=True)
+    monkeypatch.setenv("CDPATH", str(elsewhere))
+    script = box / "build.sh"
+    script.write_text(build_script(checkpoint, TWO))
+    (box / "taken").write_text("")
+    for engine, code in (("an engine", 0), ("taken", 2)):
+        done = subprocess.run(
+            ["bash", script, "-checkpoint", engine],
+            cwd=box, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        if code == 0:
+            (hint,) = (line for line in done.stdout.splitlines() if "--engine" in line)
+            words = shlex.split(hint.partition("with: ")[2])
+            assert Path(words[-1]) == box / "an engine"
+        else:
+            assert "taken: this folder cannot be made" in done.stderr

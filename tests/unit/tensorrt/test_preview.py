@@ -197,6 +197,17 @@ def test_long_prompts_without_chunked_context(tmp_path: Path) -> None:
     assert "enable_chunked_context" not in found(int8, "prompts of more than").remedy
 
 
+def test_a_kv_cache_smaller_than_a_sequence_is_refused_before_the_build(tmp_path: Path) -> None:
+    """The executor's text: the KV cache "must be large enough to process at least 1 sequence"."""
+    small = "serve.max_tokens_in_paged_kv_cache=1024"
+    finding = found(preview(tmp_path, small), "a KV cache of 1024 tokens does not hold one")
+    assert finding.severity == "error"
+    assert finding.key == "serve.max_tokens_in_paged_kv_cache"
+    assert "8192" in finding.remedy
+    enough = preview(tmp_path, "serve.max_tokens_in_paged_kv_cache=8192")
+    assert not [f for f in enough.effective.findings if "does not hold one" in f.what]
+
+
 @pytest.mark.parametrize("off", ["serve.enable_chunked_context=false", "quantize.kv_cache=int8"])
 def test_max_utilization_needs_chunked_context_for_long_streams(tmp_path: Path, off: str) -> None:
     """executorImpl.cpp refuses prompt + max_tokens - 1 beyond the longest prompt: "This cannot be

@@ -22,10 +22,11 @@ import pytest
 from pipeline.targets.tensorrt.serve.tokenizer_info import FILE_NAME, tokenizer_info
 from tests.conftest import DEMO_MODEL, PROJECT
 from tests.doubles.tensorrtllm_backend.backend import decoder
+from tests.doubles.tensorrtllm_backend.backend.adapters import Adapters
 from tests.doubles.tensorrtllm_backend.backend.errors import TllmError
 from tests.doubles.tensorrtllm_backend.backend.executor import Executor, Response
 from tests.doubles.tensorrtllm_backend.backend.request import Request, Sampling
-from tests.doubles.tensorrtllm_backend.backend.settings import Settings, read_settings
+from tests.doubles.tensorrtllm_backend.backend.settings import LoraSettings, Settings, read_settings
 
 pytestmark = pytest.mark.strict
 
@@ -45,7 +46,6 @@ SETTINGS = Settings(
     guaranteed_no_evict=True,
     chunked_context=True,
     block_reuse=True,
-    guided_decoder=False,
     max_queue_size=0,
     decoupled=True,
     cancellation_check_period=0.1,
@@ -157,7 +157,7 @@ class Bench:
         self._stepped = threading.Event()
         self.executor = Executor(settings, self._sequence, self._answers.put, self._iterated)
 
-    def _sequence(self) -> Any:
+    def _sequence(self, _task_id: int | None) -> Any:
         script = Script(self._scripts.pop(0) if self._scripts else ())
         self.sequences.append(script)
         return script
@@ -303,6 +303,16 @@ class TestExecutor:
         # The iteration that takes it up also steps it.
         assert len(cut.output_tokens) == 1
 
+    def test_a_step_gives_what_was_guessed_rightly(self, bench: Make) -> None:
+        # After 0 1 2 3 the text says 0 1 2 1: of each guess what comes is taken, and what differs.
+        made = bench((0, 1, 2, 1, 3), lookahead=(2, 3, 2))
+        prompt = replace(PLAIN, input_tokens=(0, 1, 2, 3), max_new_tokens=5, streaming=True)
+        answers = made.answers(replace(prompt, return_log_probs=True))
+        steps = [answer.result.output_tokens for answer in answers if answer.result]
+        assert steps == [(0,), (1, 2, 1), (3,)]
+        assert answers[-1].result
+        assert answers[-1].result.log_probs == (0.0,) * 5
+
     def test_a_cache_that_is_full_makes_an_active_request_wait(self, bench: Make) -> None:
         # 16 tokens are 4 blocks of 4; there are 5.
         made = bench(max_blocks=5)
@@ -335,6 +345,9 @@ def repository(tmp_path: Path) -> Path:
         },
     }
     (engine / "config.json").write_text(json.dumps(config))
+    info = {"encoded_vocab": ["a", "b", "c", "d"], "tokenizer_str": "{}", "stop_token_ids": [3]}
+    (tmp_path / "info.json").write_text(json.dumps(info))
+    (tmp_path / "damaged.json").write_text("{")
     return tmp_path
 
 
@@ -390,13 +403,21 @@ class TestStart:
                 },
                 "Guided decoding is currently supported with 'xgrammar' backend.",
             ),
+            (
+                {
+                    "guided_decoding_backend": "xgrammar",
+                    "xgrammar_tokenizer_info_path": "/models/damaged.json",
+                },
+                "[json.exception",
+            ),
+            ({"kv_cache_free_gpu_mem_fraction": "1.0"}, "freeGpuMemoryFraction < 1.F"),
+            ({"kv_cache_free_gpu_mem_fraction": "0"}, "freeGpuMemoryFraction > 0.F"),
+            ({"max_tokens_in_paged_kv_cache": "0"}, "maxTokens > 0"),
         ],
     )
     def test_a_parameter_that_keeps_the_model_from_loading(
         self, repository: Path, parameters: dict[str, str], reason: str
     ) -> None:
-        info = {"encoded_vocab": ["a"], "tokenizer_str": "", "stop_token_ids": [0]}
-        (repository / "info.json").write_text(json.dumps(info))
         with pytest.raises(TllmError) as caught:
             read_settings(model_config(**parameters), repository)
         assert reason in str(caught.value)
@@ -433,6 +454,41 @@ class TestStart:
         with pytest.raises(TllmError, match=rf"type_error\.302\] type must be {wanted}$"):
             read_settings(config, repository)
 
+    @pytest.mark.parametrize(
+        ("window", "ngram", "verification"),
+        [("4", "3", None), ("4", "three", "4"), ("0", "3", "4"), ("2", "1", "0"), ("1", "1", "1")],
+    )
+    def test_lookahead_without_sizes_that_fit(
+        self, repository: Path, window: str, ngram: str, verification: str | None
+    ) -> None:
+        sizes = {"window_size": window, "ngram_size": ngram, "verification_set_size": verification}
+        given = {f"lookahead_{name}": value for name, value in sizes.items() if value is not None}
+        with pytest.raises(TllmError, match="lookahead parameters are not specified"):
+            read_settings(model_config(decoding_mode="lookahead", **given), repository)
+        assert read_settings(model_config(**given), repository).lookahead is None
+
+    def test_sizes_of_features(self, repository: Path) -> None:
+        given = {
+            "decoding_mode": "lookahead",
+            "lookahead_window_size": "4",
+            "lookahead_ngram_size": "3",
+            "lookahead_verification_set_size": "2",
+            "kv_cache_host_memory_bytes": "8589934592",
+            "cuda_graph_cache_size": "64",
+            "guided_decoding_backend": "xgrammar",
+            "xgrammar_tokenizer_info_path": "/models/info.json",
+        }
+        settings = read_settings(model_config(**given, cuda_graph_mode="true"), repository)
+        assert settings.lookahead == (4, 3, 2)
+        assert settings.host_cache_bytes == 8 * 2**30
+        assert settings.cuda_graphs == 64
+        assert settings.tokenizer_info
+        assert settings.tokenizer_info.stop_token_ids == (3,)
+        # Above 0 without the mode, the number has no effect; one that cannot be read is 0.
+        given |= {"kv_cache_host_memory_bytes": "8GiB"}
+        settings = read_settings(model_config(**given), repository)
+        assert (settings.cuda_graphs, settings.host_cache_bytes) == (0, 0)
+
     def test_any_other_is_taken_for_its_default(self, repository: Path) -> None:
         odd = {"normalize_log_probs": "${normalize}", "max_beam_width": "", "stray": "1"}
         settings = read_settings(model_config(**odd), repository)
@@ -462,10 +518,67 @@ class TestStart:
             read_settings(model_config(), repository)
 
 
+# 4 features in and out of attn_v, one layer, a rank of up to 2: A and B have 16 values.
+LORA = LoraSettings(
+    shapes={"attn_v": (4, 4)},
+    layers=1,
+    max_rank=2,
+    max_adapter_size=64,
+    host_cache_bytes=32,
+    prefetch_dir=None,
+)
+
+
+class TestAdapters:
+    """peftCacheManager.cpp and loraUtils.cpp."""
+
+    @staticmethod
+    def save(folder: Path, width: int = 16, row: tuple[int, ...] = (3, 0, 2)) -> None:
+        folder.mkdir(parents=True)
+        np.save(folder / "model.lora_weights.npy", np.arange(width, dtype=np.float16)[None, None])
+        np.save(folder / "model.lora_config.npy", np.array([[row]], np.int32))
+
+    def test_what_is_loaded_at_the_start(self, tmp_path: Path) -> None:
+        self.save(tmp_path / "12")
+        self.save(tmp_path / "german")
+        ((row,),) = [Adapters(replace(LORA, prefetch_dir=tmp_path), list)[12]]
+        assert (row.module, row.layer) == ("attn_v", 0)
+        assert row.a.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        assert row.b.tolist() == [[8, 9], [10, 11], [12, 13], [14, 15]]
+
+    def test_a_folder_without_its_files(self, tmp_path: Path) -> None:
+        (tmp_path / "1").mkdir()
+        with pytest.raises(TllmError, match=r"npy file .*1/model\.lora_weights\.npy"):
+            Adapters(replace(LORA, prefetch_dir=tmp_path), list)
+
+    @pytest.mark.parametrize(
+        ("width", "row", "reason"),
+        [
+            (16, (3, 1, 2), "Expected layerId to be in the range"),
+            (16, (1, 0, 2), "lora module attn_q not enabled for this model"),
+            (15, (3, 0, 2), "lora_weights has to few values for attn_v"),
+            (24, (3, 0, 3), r"Invalid low_rank \(3\)"),
+        ],
+    )
+    def test_an_adapter_that_does_not_fit(
+        self, tmp_path: Path, width: int, row: tuple[int, ...], reason: str
+    ) -> None:
+        self.save(tmp_path / "1", width, row)
+        with pytest.raises(TllmError, match=reason):
+            Adapters(replace(LORA, prefetch_dir=tmp_path), list)
+
+    def test_a_cache_that_does_not_hold_one_adapter(self) -> None:
+        # 16 values of 2 bytes; a page has the 8 of one rank.
+        with pytest.raises(TllmError, match="to hold 1 max sized LoRA 1 < 2"):
+            Adapters(replace(LORA, host_cache_bytes=31), list)
+        Adapters(LORA, list)
+
+
 def test_the_table_of_rules_names_every_test_and_no_other() -> None:
     readme = (PROJECT / "tests/doubles/tensorrtllm_backend/README.md").read_text()
     rows = readme.partition("## Rules")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(test_\w+)`", rows))
-    files = (Path(__file__), PROJECT / "tests/e2e/test_strict_rules.py")
+    e2e = PROJECT / "tests/e2e"
+    files = (Path(__file__), e2e / "test_strict_rules.py", e2e / "test_strict_features.py")
     tests = {n for f in files for n in re.findall(r"^ *def (test_\w+)", f.read_text(), re.M)}
     assert named == tests - {"test_the_table_of_rules_names_every_test_and_no_other"}

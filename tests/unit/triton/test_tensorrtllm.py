@@ -236,10 +236,14 @@ def test_what_the_engine_cannot_do_is_off_with_the_reason(
         ({"remove_input_padding": False}, r"in-flight batching needs remove_input_padding,"),
         ({"kv_cache_type": "CONTINUOUS"}, r"in-flight batching needs kv_cache_type PAGED,"),
         ({"logits_dtype": "float16"}, r"Its logits are float16, .* TYPE_FP32"),
-        ({"speculative_decoding_mode": 2}, r"built for speculative decoding of kind 2"),
+        ({"speculative_decoding_mode": 4}, r"built for speculative decoding of kind 4"),
         (
             {"speculative_decoding_mode": 8, "max_draft_len": 15},
             r"guesses 0 tokens by the recipe, and the engine was built for 15",
+        ),
+        (
+            {"speculative_decoding_mode": 2, "max_draft_len": 5},
+            r"guesses 0 tokens by the recipe, and the engine was built for 5",
         ),
         ({"max_beam_width": 0}, r"max_beam_width 1 is more than the 0 it was built for"),
     ],

@@ -148,6 +148,13 @@ def check_digests(given: GivenEngine) -> None:
         CompileError: Names the files that are others or missing.
     """
     path, listed = _listed(given.directory)
+    if path.name == SUMS and not listed:
+        raise CompileError(
+            f"{SUMS} is empty",
+            where=str(path),
+            why="The script that built the engine lists its files there",
+            fix=COPY,
+        )
     problems = [
         f"{name} is not the file that was built" if name in listed else f"{name} is not listed"
         for name, digest in given.files.items()

@@ -23,6 +23,9 @@ SCHEMA = 1
 # What sha256sum wrote of an engine that was built elsewhere.
 SUMS = "SHA256SUMS"
 
+SHOWN = 8
+"""Missing files that an error names."""
+
 # Options that decide which requests the engine serves and how; another value than the predicted
 # one makes a different service. (max_input_len does not: packed engines ignore it.)
 SERVICE_OPTIONS = frozenset(
@@ -103,6 +106,12 @@ def read_config(directory: Path) -> dict[str, Any]:
             isinstance(config[key], dict) for key in ("pretrained_config", "build_config")
         ) or not isinstance(config["version"], str):
             raise TypeError("it is not an engine's configuration")
+        mapping = config["pretrained_config"].get("mapping") or {}
+        plugins = config["build_config"].get("plugin_config") or {}
+        if not (isinstance(mapping, dict) and isinstance(plugins, dict)):
+            raise TypeError("its mapping or its plugin_config is no object")
+        if type(mapping.get("world_size") or 1) is not int:
+            raise TypeError("its world_size is no whole number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompileError(
             "there is no readable config.json of an engine",
@@ -132,9 +141,11 @@ def check_ranks(directory: Path, ranks: int) -> int:
     Raises:
         CompileError: One is missing, empty or left over.
     """
-    wanted = {f"rank{rank}.engine" for rank in range(ranks)}
     found = {path.name: path.stat().st_size for path in directory.glob("rank*.engine")}
-    problems = [f"{name} is missing" for name in sorted(wanted - found.keys())]
+    # Whatever number a damaged config.json says, no more names are made than can be there or shown.
+    names = [f"rank{rank}.engine" for rank in range(min(ranks, len(found) + SHOWN))]
+    wanted = set(names)
+    problems = [f"{name} is missing" for name in names if name not in found][:SHOWN]
     problems += [f"{name} belongs to no rank" for name in sorted(found.keys() - wanted)]
     problems += [f"{name} is empty" for name in sorted(wanted & found.keys()) if not found[name]]
     if problems:
@@ -211,6 +222,11 @@ def read_engine_manifest(directory: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"schema {manifest['schema']}")
+        container = manifest.get("container") or {}
+        if not isinstance(container, dict) or not isinstance(container.get("image", ""), str):
+            raise TypeError("its container is no object with the name of an image")
+        if not isinstance(manifest.get("key") or {}, dict):
+            raise TypeError("its key is no object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompileError(
             "there is no readable engine.json",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.formats import FORMATS, FP8_KV_CACHE, kv_cache_algo
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.tensorrt import LoraSection, PluginSection
+from pipeline.recipe.tensorrt import LoraSection, PluginSection, TensorRtSection
 from pipeline.targets.tensorrt.speculation import SPECULATION, SpeculationName
 
 KvCacheType = Literal["paged", "continuous", "disabled"]
@@ -137,6 +137,7 @@ class BuildConfig:
             opt_num_tokens = min(
                 section.max_batch_size * section.max_beam_width, section.max_num_tokens
             )
+        mode, draft = _speculation(options)
         return cls(
             max_batch_size=section.max_batch_size,
             max_input_len=section.max_input_len,
@@ -146,8 +147,8 @@ class BuildConfig:
             max_beam_width=section.max_beam_width,
             kv_cache_type=options.kv_cache_type,
             gather_context_logits=options.gather_context_logits,
-            speculative_decoding_mode="lookahead_decoding" if options.lookahead else None,
-            max_draft_len=options.lookahead.max_draft_len if options.lookahead else 0,
+            speculative_decoding_mode=mode,
+            max_draft_len=draft,
             lora=options.lora,
             plugin_config=plugins,
             workers=options.workers or section.tensor_parallel * section.pipeline_parallel,
@@ -229,6 +230,15 @@ class BuildConfig:
                 "max_lora_rank": self.lora.max_rank,
             }
         return values
+
+
+def _speculation(options: TensorRtSection) -> tuple[SpeculationName | None, int]:
+    """How tokens are guessed, and how many for a sequence in a step."""
+    if options.lookahead is not None:
+        return "lookahead_decoding", options.lookahead.max_draft_len
+    if options.draft is not None:
+        return "draft_tokens_external", options.draft.max_draft_len
+    return None, 0
 
 
 def build_section(recipe: Recipe) -> dict[str, Any]:

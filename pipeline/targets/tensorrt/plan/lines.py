@@ -68,6 +68,8 @@ def _memory(preview: EnginePreview) -> Iterator[str]:
     yield f"  runtime            {memory_size(memory.runtime)}  an allowance"
     if memory.cuda_graphs:
         yield f"  CUDA graphs        {memory_size(memory.cuda_graphs)}  at most"
+    if memory.draft:
+        yield f"  draft model        {memory_size(memory.draft)}  with its KV cache"
     yield (
         f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
         f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"

@@ -54,6 +54,7 @@ class MemoryPlan:
         cuda_graphs: Upper bound of the CUDA graphs that are kept.
         lora_cache: What the runtime takes of the free memory for adapters in use; 0 without.
         lora_adapter: One adapter of the largest rank in it.
+        draft: What the draft model's engine takes of the same GPU, with its KV cache; 0 without.
         host_kv_cache: Memory of the host for KV blocks, in whole blocks.
         host_kv_tokens: Tokens in it.
     """
@@ -70,17 +71,22 @@ class MemoryPlan:
     cuda_graphs: int = 0
     lora_cache: int = 0
     lora_adapter: int = 0
+    draft: int = 0
     host_kv_cache: int = 0
     host_kv_tokens: int = 0
 
     @property
     def fixed(self) -> int:
         """What is taken before the KV cache is sized."""
-        return self.weights + self.activations + self.runtime + self.cuda_graphs
+        return self.weights + self.activations + self.runtime + self.cuda_graphs + self.draft
 
 
 def plan_memory(
-    config: BuildConfig, checkpoint: CheckpointFacts, serve: ServeSection, gpu: Gpu | None
+    config: BuildConfig,
+    checkpoint: CheckpointFacts,
+    serve: ServeSection,
+    gpu: Gpu | None,
+    draft: int = 0,
 ) -> MemoryPlan:
     """Plans the memory of an effective build configuration.
 
@@ -89,6 +95,7 @@ def plan_memory(
         checkpoint: What is compiled.
         serve: The KV cache's fraction of what is free, and its limit in tokens.
         gpu: Where it runs; None leaves capacity out.
+        draft: Bytes of a draft model beside it.
     """
     per_token = kv_bytes_per_token(checkpoint)
     block = config.plugin_config.tokens_per_block
@@ -101,6 +108,7 @@ def plan_memory(
         kv_bytes_per_token=per_token,
         kv_bytes_per_sequence=blocks_per_sequence * block * per_token,
         cuda_graphs=cuda_graph_bytes(config, checkpoint, serve),
+        draft=draft,
         host_kv_cache=host_blocks * block * per_token,
         host_kv_tokens=host_blocks * block,
         lora_adapter=largest_adapter_bytes(config.lora, checkpoint.model) if config.lora else 0,

@@ -170,9 +170,14 @@ def _fusions(
 def _speculation(
     config: BuildConfig, _checkpoint: CheckpointFacts, _gpu: Gpu | None
 ) -> Iterator[Override]:
-    draft, key = config.max_draft_len, "compile.tensorrt.lookahead"
-    if config.speculative_decoding_mode is None:
+    draft, mode = config.max_draft_len, config.speculative_decoding_mode
+    if mode is None:
         return
+    key = "compile.tensorrt.lookahead"
+    remedy = f"make the sizes of {key} smaller"
+    if mode == "draft_tokens_external":
+        key = "compile.tensorrt.draft"
+        remedy = f"lower {key}.max_draft_len"
     length = config.max_seq_len + draft
     yield (
         {"max_seq_len": length},
@@ -194,8 +199,7 @@ def _speculation(
                 f"max_num_tokens {config.max_num_tokens} becomes {step}",
                 f"A step must hold {draft} guessed tokens and one more for each of "
                 f"max_batch_size {config.max_batch_size} sequences",
-                f"Set compile.max_num_tokens to {step}, lower compile.max_batch_size, or make the "
-                f"sizes of {key} smaller",
+                f"Set compile.max_num_tokens to {step}, lower compile.max_batch_size, or {remedy}",
             ),
         )
 

@@ -18,6 +18,7 @@ from pipeline.targets.tensorrt.environment import missing_to_build
 from pipeline.targets.tensorrt.gpus import GIB, Gpu, find_gpu
 from pipeline.targets.tensorrt.plan import features, rules
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
+from pipeline.targets.tensorrt.plan.draft import check_draft, draft_memory
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 from pipeline.targets.tensorrt.plan.lora import check_lora
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan, plan_memory
@@ -132,11 +133,14 @@ def preview_engine(recipe: Recipe, facts: ModelFacts) -> EnginePreview:
     checkpoint = CheckpointFacts.from_recipe(recipe, facts)
     requested = BuildConfig.from_recipe(recipe)
     effective = predict_build(requested, checkpoint, gpu)
-    memory = plan_memory(effective.config, checkpoint, recipe.serve, gpu)
+    memory = plan_memory(
+        effective.config, checkpoint, recipe.serve, gpu, draft=draft_memory(recipe)
+    )
     findings = (
         *effective.findings,
         *rules.check_serving(recipe, effective.config),
         *features.check_features(recipe, checkpoint, effective.config, memory),
+        *check_draft(recipe, checkpoint, effective.config, gpu),
         *check_lora(recipe, checkpoint, memory),
         *check_quality(recipe, checkpoint),
         *_check_memory(memory, checkpoint, effective.config, gpu),

@@ -213,6 +213,18 @@ def check_serving(recipe: Recipe, effective: BuildConfig) -> Iterator[Finding]:
     """
     plugins, serve = effective.plugin_config, recipe.serve
     paged = plugins.use_paged_context_fmha
+    cache = serve.max_tokens_in_paged_kv_cache
+    if cache is not None and cache < effective.max_seq_len:
+        # The repository stage says the same of the built engine, which is hours too late.
+        yield Finding(
+            "error",
+            "serve.max_tokens_in_paged_kv_cache",
+            f"a KV cache of {cache} tokens does not hold one sequence",
+            f"The engine's sequences have up to {effective.max_seq_len} tokens, and Triton loads "
+            "no engine whose KV cache is smaller",
+            f"Set it to at least {effective.max_seq_len}, leave it out, or lower "
+            "compile.max_seq_len",
+        )
     if effective.gather_context_logits and serve.enable_kv_cache_reuse:
         yield Finding(
             "warning",

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RepositoryError, UnsupportedError
 from pipeline.recipe.schema import Recipe, ServeSection
+from pipeline.targets.tensorrt.plan.draft import read_draft
 from pipeline.targets.tensorrt.plan.memory import host_kv_bytes
 from pipeline.targets.tensorrt.serve import tokenizer_info
 from pipeline.targets.tensorrt.serve.adapters import (
@@ -28,10 +30,12 @@ from pipeline.targets.tensorrt.serve.adapters import (
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
 from pipeline.triton.contract import CPP_BACKEND
 from pipeline.triton.parameters import (
+    DRAFT_ENGINE_DIR,
     ENGINE_DIR,
     ENGINE_FILES,
     MOUNT,
     TOKENIZER_DIR,
+    DraftModel,
     EngineModel,
 )
 
@@ -101,6 +105,28 @@ def tensorrt_engine(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         files,
         lora_task_ids=task_ids(recipe),
         greedy=facts.lookahead,
+        draft=_draft(recipe),
+    )
+
+
+def _draft(recipe: Recipe) -> DraftModel | None:
+    """The draft as its own repository serves it, but in this one's place."""
+    folder, options = recipe.serve.draft_repository, recipe.compile.tensorrt.draft
+    if folder is None or options is None:
+        return None
+    draft = read_draft(Path(folder))
+    return DraftModel(
+        draft.repository,
+        {
+            **{k: v for k, v in draft.parameters.items() if k != "lora_prefetch_dir"},
+            "gpt_model_path": str(MOUNT / DRAFT_ENGINE_DIR),
+            "tokenizer_dir": str(MOUNT / TOKENIZER_DIR),
+            # Its guesses are checked by the engine, which has guides and adapters.
+            "guided_decoding_backend": "",
+            "xgrammar_tokenizer_info_path": "",
+        },
+        int(draft.build["max_batch_size"]),
+        options.max_draft_len,
     )
 
 
@@ -203,6 +229,14 @@ def _check(recipe: Recipe, engine: TrtEngine) -> None:
         found.append(
             f"lookahead decoding guesses {wanted} tokens by the recipe, and the engine was built "
             f"for {built}"
+        )
+    draft = recipe.compile.tensorrt.draft
+    wanted = draft.max_draft_len if draft else 0
+    built = engine.max_draft_len if engine.takes_guesses else 0
+    if wanted != built:
+        found.append(
+            f"a draft model guesses {wanted} tokens by the recipe, and the engine was built for "
+            f"{built}"
         )
     found += adapter_problems(recipe, engine)
     if found:

@@ -18,6 +18,7 @@ from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 # SpeculativeDecodingMode, as BuildConfig writes it.
 _NO_SPECULATION = SPECULATION[None]
 _LOOKAHEAD = SPECULATION["lookahead_decoding"]
+_GUESSES = SPECULATION["draft_tokens_external"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class TrtEngine:
         """Whether it was built for lookahead decoding."""
         return self.speculation == _LOOKAHEAD
 
+    @property
+    def takes_guesses(self) -> bool:
+        """Whether it was built for the guesses of a draft model."""
+        return self.speculation == _GUESSES
+
     def kv_reuse_obstacle(self) -> str | None:
         """Says why KV blocks cannot be shared between prompts; None when they can."""
         if self.gather_context_logits:
@@ -168,7 +174,7 @@ class TrtEngine:
                 f"its logits are {self.logits_dtype}, but the wire contract of all models says "
                 "TYPE_FP32; build with --logits_dtype float32"
             )
-        if self.speculation not in (_NO_SPECULATION, _LOOKAHEAD):
+        if self.speculation not in (_NO_SPECULATION, _LOOKAHEAD, _GUESSES):
             yield (
                 f"it was built for speculative decoding of kind {self.speculation}, which this "
                 "repository does not serve"

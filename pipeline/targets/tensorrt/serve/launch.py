@@ -30,7 +30,7 @@ from pipeline.targets.tensorrt.serve.container import (
 )
 from pipeline.targets.tensorrt.serve.docker import USER, daemon_problem, docker_command, unreadable
 from pipeline.targets.tensorrt.toolchain import Container, container_for
-from pipeline.triton.parameters import ENGINE_DIR
+from pipeline.triton.parameters import DRAFT_ENGINE_DIR, ENGINE_DIR
 from pipeline.triton.ports import reserve
 from pipeline.triton.running import ServerOptions
 
@@ -299,14 +299,20 @@ def check_gpus(
             why=f"nvidia-smi lists GPU {', '.join(by_name)}",
             fix="Use a machine with enough GPUs, or compile with a smaller tensor_parallel",
         )
-    manifest = engine_manifest(repository)
+    drafts = [repository / DRAFT_ENGINE_DIR] if (repository / DRAFT_ENGINE_DIR).is_dir() else []
+    for engine in (repository / ENGINE_DIR, *drafts):
+        _check_model(engine, chosen)
+
+
+def _check_model(engine: Path, chosen: Sequence[InstalledGpu]) -> None:
+    manifest = read_engine_manifest(engine)
     built = manifest.get("gpu") or {}
     for gpu in chosen:
         if (gpu.name, gpu.sm) != (built.get("name"), built.get("sm")):
             raise UnsupportedError(
                 f"the engine is for {built.get('name')} (SM {built.get('sm')}), GPU {gpu.index} is "
                 f"{gpu.name} (SM {gpu.sm})",
-                where=str(repository / ENGINE_DIR),
+                where=str(engine),
                 why="A TensorRT engine runs on the GPU model it was built on only",
                 fix=f"Serve it on that GPU in {serving_container(manifest).image}, or run the "
                 "recipe again here",

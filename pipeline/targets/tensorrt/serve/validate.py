@@ -11,7 +11,6 @@ from pipeline.recipe.tensorrt import max_draft_len
 from pipeline.targets.tensorrt.serve.adapters import missing_files
 from pipeline.targets.tensorrt.serve.backend import BACKEND, BATCHING, MANDATORY
 from pipeline.targets.tensorrt.serve.engine_facts import TrtEngine
-from pipeline.triton.tensors import ENGINE
 
 LOOKAHEAD_SIZES = ("window_size", "ngram_size", "verification_set_size")
 
@@ -29,7 +28,7 @@ def engine_problems(
         directory: The engine directory in the repository.
         content: Its ``config.json``.
     """
-    place, value = f"{ENGINE}/config.pbtxt", _parameter(config, "gpt_model_path")
+    place, value = f"{config.name}/config.pbtxt", _parameter(config, "gpt_model_path")
     if config.backend != BACKEND:
         yield f"{place}: the backend is {config.backend!r}, not {BACKEND}"
     if not PurePosixPath(value).is_absolute():
@@ -59,6 +58,11 @@ def engine_problems(
     for name in sorted(present - set(engine.rank_files)):
         yield f"{value}/{name} is not one of the engine's {engine.world_size} ranks"
     yield from _lookahead(config, engine)
+    if engine.takes_guesses and _parameter(config, "enable_kv_cache_reuse") != "true":
+        yield (
+            f"{place}: parameter enable_kv_cache_reuse must be true: the engine takes the guesses "
+            "of a draft model, and the backend loads none of these without the reuse"
+        )
     beams = _parameter(config, "max_beam_width")
     if not beams.isdecimal() or not 1 <= int(beams) <= engine.max_beam_width:
         yield (
@@ -75,7 +79,7 @@ def engine_problems(
 
 def _guided_decoding(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
     """The rules of ``getGuidedDecodingConfigFromParams``, which loads no model that breaks one."""
-    place, name = f"{ENGINE}/config.pbtxt", "xgrammar_tokenizer_info_path"
+    place, name = f"{config.name}/config.pbtxt", "xgrammar_tokenizer_info_path"
     guided, path = _parameter(config, "guided_decoding_backend"), _parameter(config, name)
     if bool(guided) != bool(path):
         yield f"{place}: guided_decoding_backend and {name} go together; one of them is empty"
@@ -87,7 +91,7 @@ def _guided_decoding(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
 
 def _lookahead(config: proto.ModelConfig, engine: TrtEngine) -> Iterator[str]:
     """The rule of ``setupSpeculativeDecodingModule``: what is guessed must fit the engine."""
-    place, mode = f"{ENGINE}/config.pbtxt", _parameter(config, "decoding_mode")
+    place, mode = f"{config.name}/config.pbtxt", _parameter(config, "decoding_mode")
     if (mode == "lookahead") != engine.lookahead:
         built = "was" if engine.lookahead else "was not"
         yield (

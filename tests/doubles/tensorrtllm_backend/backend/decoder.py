@@ -103,6 +103,33 @@ def choose(
     return Choice(token, float(log_probs[token]), float(log_probs[token]))
 
 
+def most_likely(
+    scores: Scores,
+    *,
+    tokens: Sequence[int],
+    prompt_length: int,
+    end_id: int | None,
+    min_tokens: int,
+) -> Choice:
+    """The next token under lookahead decoding (``DecodingMode::Lookahead`` in executor/types.h).
+
+    The mode has ``min_tokens`` and stop words; temperature, penalties and banned words are not
+    looked at, and nobody writes the log probabilities, which stay 0.
+    """
+    x = scores.copy()
+    if len(tokens) - prompt_length < min_tokens and end_id is not None and end_id >= 0:
+        x[end_id] = _LOWEST
+    return Choice(int(np.argmax(x)), 0.0, 0.0)
+
+
+def guesses(tokens: Sequence[int], count: int) -> Sequence[int]:
+    """What followed the last token where it was last before: at most ``count`` tokens."""
+    for place in range(len(tokens) - 2, -1, -1):
+        if tokens[place] == tokens[-1]:
+            return tokens[place + 1 : place + 1 + count]
+    return ()
+
+
 def penalized(
     scores: Scores,
     sampling: Sampling,

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import decoder
+from .adapters import Adapters, LoraExpectedError
 from .errors import TllmError, check, throw
+from .guides import Grammars
 from .request import Request
 from .settings import Settings
 
@@ -53,6 +55,8 @@ class PerfMetrics:
     first_scheduled: int
     first_token: int
     last_token: int
+    guessed: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,15 @@ class LlmRequest:
     cum_log_prob: float = 0.0
     context_logits: npt.NDArray[Any] | None = None
     sequence: Any = None
+    matcher: Any = None
     blocks: int = 0
     new_blocks: int = 0
     reused_blocks: int = 0
     first_scheduled: int = 0
     first_token: int = 0
     last_token: int = 0
+    guessed: int = 0
+    accepted: int = 0
     finished: bool = False
 
     @property
@@ -155,6 +162,8 @@ class LlmRequest:
             first_scheduled=self.first_scheduled,
             first_token=self.first_token,
             last_token=self.last_token,
+            guessed=self.guessed,
+            accepted=self.accepted,
         )
 
 
@@ -163,18 +172,24 @@ class Executor:
 
     Args:
         settings: The model's limits.
-        sequence: Makes a sequence in the engine.
+        sequence: Makes a sequence in the engine, with the adapter of a task id or none.
         respond: Called by the loop's thread with each response.
         iterated: Called by it after each iteration.
+        grammars: Of guided decoding, where it is set up.
+        adapters: Of an engine with the LoRA plugin. Without it a task id does nothing.
     """
 
     def __init__(
         self,
         settings: Settings,
-        sequence: Callable[[], Running],
+        sequence: Callable[[int | None], Running],
         respond: Callable[[Response], None],
         iterated: Callable[[IterationStats], None] = lambda _: None,
+        *,
+        grammars: Grammars | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
+        self._grammars, self._adapters = grammars, adapters
         self._settings, self._sequence = settings, sequence
         self._respond, self._iterated = respond, iterated
         self._ids = itertools.count(1)
@@ -270,6 +285,8 @@ class Executor:
         for request_id, request, arrival in taken:
             try:
                 self._active.append(self._taken_up(request_id, request, arrival))
+            except LoraExpectedError as error:
+                self._respond(Response(request_id, error=str(error)))
             except TllmError as error:
                 text = f"Encountered an error when fetching new request: {error}"
                 self._respond(Response(request_id, error=text))
@@ -298,15 +315,15 @@ class Executor:
             "ExecutorConfig",
             _EXECUTOR,
         )
-        if request.guided:
+        if request.guide:
             check(
-                settings.guided_decoder,
+                self._grammars is not None,
                 "Request is specified with GuidedDecodingParams, but GuidedDecoder is not setup. "
                 "Please provide a valid GuidedDecodingConfig to setup GuidedDecoder.",
                 _EXECUTOR,
             )
-            raise throw("this stand-in has no grammar to guide with", "tests/doubles")
-        # Without the LoRA plugin the adapter cache does nothing, so a lora_task_id does nothing.
+        if self._adapters is not None:
+            self._adapters.add(request)
         return LlmRequest(
             request_id=request_id,
             request=request,
@@ -377,30 +394,58 @@ class Executor:
         stats.scheduled += 1
         if request.sequence is None:
             _set_up_decoder(request.request, self._settings)
-            request.sequence = self._sequence()
-            scores = request.sequence.forward(request.tokens)
+            adapter = None if self._adapters is None else request.request.lora_task_id
+            request.sequence = self._sequence(adapter)
+            if request.request.guide and self._grammars is not None:
+                request.matcher = self._grammars.matcher(request.request.guide)
+            room = self._settings.max_input_len - request.prompt_length
+            guesses = request.request.draft_tokens[:room]
+            scores = request.sequence.forward([*request.tokens, *guesses])
             stats.context += 1
             stats.context_tokens += request.prompt_length
             stats.reused_blocks += request.reused_blocks
             if request.request.return_context_logits:
                 request.context_logits = scores
-        else:
-            scores = request.sequence.forward(request.tokens[-1:])
-            stats.generating += 1
-        self._decode(request, scores[-1])
+            if guesses:
+                self._accept(request, guesses, scores[-1 - len(guesses) :])
+            else:
+                self._decode(request, scores[-1])
+            return
+        stats.generating += 1
+        if request.matcher is not None:
+            request.matcher.accept(request.tokens[-1])
+        tokens = request.tokens
+        self._decode(request, request.sequence.forward(tokens[-1:])[-1])
+        if self._settings.lookahead is None:
+            return
+        # What is guessed is accepted as long as it is the most likely token.
+        for guess in decoder.guesses(tokens, self._settings.lookahead[1] - 1):
+            if request.finished:
+                return
+            self._decode(request, request.sequence.forward(tokens[-1:])[-1])
+            if tokens[-1] != guess:
+                return
 
     def _decode(self, request: LlmRequest, scores: npt.NDArray[Any]) -> None:
         asked = request.request
-        choice = decoder.choose(
-            scores,
-            asked.sampling,
-            request.random,
-            tokens=request.tokens,
-            prompt_length=request.prompt_length,
-            end_id=asked.end_id,
-            bad_words=asked.bad_words,
-            bias=asked.embedding_bias,
-        )
+        if request.matcher is not None:
+            scores = request.matcher.masked(scores)
+        place = {
+            "tokens": request.tokens,
+            "prompt_length": request.prompt_length,
+            "end_id": asked.end_id,
+        }
+        if self._settings.lookahead is not None:
+            choice = decoder.most_likely(scores, **place, min_tokens=asked.sampling.min_tokens or 0)
+        else:
+            choice = decoder.choose(
+                scores,
+                asked.sampling,
+                request.random,
+                **place,
+                bad_words=asked.bad_words,
+                bias=asked.embedding_bias,
+            )
         request.first_token = request.first_token or time.monotonic_ns()
         if choice.token == asked.end_id:
             # The length does not grow for it, so neither do the lists.
@@ -415,6 +460,25 @@ class Executor:
             decoder.ends_with_word(request.tokens, asked.stop_words)
             or generated >= request.max_new_tokens
         ):
+            self._finish(request)
+
+    def _accept(
+        self, request: LlmRequest, guesses: Sequence[int], scores: npt.NDArray[Any]
+    ) -> None:
+        """Decodes one token for each place of the guesses, up to the first that is another.
+
+        Such a request ends after one step, whatever it asked for (updateRequests in
+        trtGptModelInflightBatching.cpp: isDraftTokensExternal and hasDraftTokens).
+        """
+        for guess, row in zip((*guesses, None), scores, strict=True):
+            self._decode(request, row)
+            if request.finished:
+                break
+            if request.tokens[-1] != guess:
+                break
+            request.accepted += 1
+        request.guessed = len(guesses)
+        if not request.finished:
             self._finish(request)
 
     def _finish(self, request: LlmRequest) -> None:
@@ -451,15 +515,18 @@ def validate(request: Request, settings: Settings) -> int:
             "maximum input length is set",
             _LLM_REQUEST,
         )
-    if request.draft_tokens:
+    # Without guesses of its own a request must leave room for the most there can be.
+    draft = len(request.draft_tokens) or settings.max_draft_len
+    if draft > settings.max_draft_len:
         raise throw(
-            f"Draft tokens length ({len(request.draft_tokens)}) exceeds maximum draft tokens "
-            "length (0).",
+            f"Draft tokens length ({draft}) exceeds maximum draft tokens length "
+            f"({settings.max_draft_len}).",
             _LLM_REQUEST,
         )
     ngram = request.sampling.no_repeat_ngram_size
     check(ngram is None or ngram > 0, "Incorrect sampling config", _LLM_REQUEST)
-    return min(request.max_new_tokens, settings.max_seq_len - prompt_length)
+    # A step needs room for all that it guesses.
+    return min(request.max_new_tokens, settings.max_seq_len - prompt_length - draft)
 
 
 def _set_up_decoder(request: Request, settings: Settings) -> None:

@@ -2,7 +2,8 @@
 
 A folder of backends that holds ``tensorrtllm/model.py`` serves every model with
 ``backend: "tensorrtllm"``, so a repository for a GPU is served as it is. The environment variable
-``TENSORRTLLM_DOUBLE_ENGINE`` names OpenVINO's engine directory of the same recipe.
+``TENSORRTLLM_DOUBLE_ENGINE`` names OpenVINO's engine directory of the same recipe, and
+``TENSORRTLLM_DOUBLE_NOISE`` the standard deviation of what is added to every score.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
-from tests.doubles.tensorrtllm_backend.backend.engine import Engine
+from tests.doubles.tensorrtllm_backend.backend.adapters import Adapters
+from tests.doubles.tensorrtllm_backend.backend.engine import Engine, Running
 from tests.doubles.tensorrtllm_backend.backend.errors import TllmError, throw
 from tests.doubles.tensorrtllm_backend.backend.executor import (
     Executor,
@@ -31,6 +33,7 @@ from tests.doubles.tensorrtllm_backend.backend.executor import (
     Response,
     Result,
 )
+from tests.doubles.tensorrtllm_backend.backend.guides import Grammars
 from tests.doubles.tensorrtllm_backend.backend.metrics import Metrics
 from tests.doubles.tensorrtllm_backend.backend.request import (
     Request,
@@ -42,6 +45,7 @@ from tests.doubles.tensorrtllm_backend.backend.request import (
 from tests.doubles.tensorrtllm_backend.backend.settings import read_settings
 
 ENGINE_VARIABLE = "TENSORRTLLM_DOUBLE_ENGINE"
+NOISE_VARIABLE = "TENSORRTLLM_DOUBLE_NOISE"
 _INSTANCE = "triton_backend/inflight_batcher_llm/src/model_instance_state.cc"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -78,7 +82,10 @@ class TritonPythonModel:
         repository = Path(args["model_repository"]).parent
         with _as_triton_says("unexpected error when creating modelInstanceState: "):
             self._settings = read_settings(json.loads(args["model_config"]), repository)
-        engine = Engine(Path(os.environ[ENGINE_VARIABLE]))
+        noise = float(os.environ.get(NOISE_VARIABLE, "0"))
+        # A model with another engine than tensorrt_llm has a variable of its own.
+        own = f"{ENGINE_VARIABLE}_{args['model_name'].upper()}"
+        engine = Engine(Path(os.environ.get(own) or os.environ[ENGINE_VARIABLE]), noise)
         if engine.vocab_size != self._settings.vocab_size:
             raise ValueError(
                 f"{ENGINE_VARIABLE} is the engine of a model with {engine.vocab_size} tokens, "
@@ -95,7 +102,8 @@ class TritonPythonModel:
         self._by_triton_id: dict[str, set[int]] = {}
         self._stats: IterationStats | None = None
         self._closing = threading.Event()
-        self._executor = Executor(self._settings, engine.sequence, self._respond, self._iterated)
+        with _as_triton_says("unexpected error when creating modelInstanceState: "):
+            self._executor = self._make_executor(engine)
         self._watchers = [
             threading.Thread(target=self._watch, args=(period, look), daemon=True)
             for period, look in (
@@ -105,6 +113,24 @@ class TritonPythonModel:
         ]
         for watcher in self._watchers:
             watcher.start()
+
+    def _make_executor(self, engine: Engine) -> Executor:
+        info, lora = self._settings.tokenizer_info, self._settings.lora
+        adapters = None if lora is None else Adapters(lora, engine.adapted)
+
+        def sequence(task_id: int | None) -> Running:
+            if adapters is None or task_id is None:
+                return engine.sequence()
+            return adapters[task_id].sequence()
+
+        return Executor(
+            self._settings,
+            sequence,
+            self._respond,
+            self._iterated,
+            grammars=None if info is None else Grammars(info, self._settings.vocab_size),
+            adapters=adapters,
+        )
 
     def execute(self, requests: list[Any]) -> None:
         """``enqueue``."""
@@ -142,6 +168,7 @@ class TritonPythonModel:
             streaming=boolean(tensors, "streaming"),
             decoupled=self._settings.decoupled,
             exclude_input=self._settings.exclude_input,
+            lookahead=self._settings.lookahead is not None,
         )
         with self._lock:
             ids = self._executor.enqueue(prompts)
@@ -266,8 +293,8 @@ def _metrics(metrics: PerfMetrics) -> dict[str, Any]:
         "kv_cache_alloc_new_blocks": metrics.alloc_new_blocks,
         "kv_cache_reused_blocks": metrics.reused_blocks,
         "kv_cache_alloc_total_blocks": metrics.alloc_total_blocks,
-        "total_accepted_draft_tokens": 0,
-        "total_draft_tokens": 0,
+        "total_accepted_draft_tokens": metrics.accepted,
+        "total_draft_tokens": metrics.guessed,
     }
     times = {
         "arrival_time_ns": metrics.arrival,
@@ -278,7 +305,9 @@ def _metrics(metrics: PerfMetrics) -> dict[str, Any]:
     return {
         **{name: np.array([[value]], np.int32) for name, value in blocks.items()},
         **{name: np.array([[value]], np.int64) for name, value in times.items()},
-        "acceptance_rate": np.zeros((1, 1), np.float32),
+        "acceptance_rate": np.array(
+            [[metrics.accepted / metrics.guessed if metrics.guessed else 0]], np.float32
+        ),
     }
 
 

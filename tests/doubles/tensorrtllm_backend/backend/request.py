@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import check, runtime_error, throw
+from .settings import check_lookahead
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
@@ -74,8 +75,10 @@ class Request:
     stop_words: tuple[tuple[int, ...], ...] = ()
     embedding_bias: Array | None = field(default=None, compare=False)
     draft_tokens: tuple[int, ...] = ()
-    guided: bool = False
+    guide: tuple[str, str | None] | None = None
     lora_task_id: int | None = None
+    lora_weights: Array | None = field(default=None, compare=False)
+    lora_config: Array | None = field(default=None, compare=False)
 
 
 def boolean(tensors: Tensors, name: str) -> bool:
@@ -115,7 +118,12 @@ def split(tensors: Tensors) -> list[Tensors]:
 
 
 def make_requests(
-    rows: list[Tensors], *, streaming: bool, decoupled: bool, exclude_input: bool
+    rows: list[Tensors],
+    *,
+    streaming: bool,
+    decoupled: bool,
+    exclude_input: bool,
+    lookahead: bool = False,
 ) -> list[Request]:
     """``createRequestsFromInputTensors``.
 
@@ -124,6 +132,7 @@ def make_requests(
         streaming: The request's ``streaming``.
         decoupled: The model's transaction policy.
         exclude_input: The parameter ``exclude_input_in_output``.
+        lookahead: Whether the model has sizes of lookahead decoding.
 
     Raises:
         TllmError: With upstream's text.
@@ -138,10 +147,13 @@ def make_requests(
         raise throw(
             "Streaming is only supported if model is deployed using decoupled mode.", _UTILS
         )
-    return [_request(row, streaming=streaming, exclude_input=exclude_input) for row in rows]
+    return [
+        _request(row, streaming=streaming, exclude_input=exclude_input, lookahead=lookahead)
+        for row in rows
+    ]
 
 
-def _request(row: Tensors, *, streaming: bool, exclude_input: bool) -> Request:
+def _request(row: Tensors, *, streaming: bool, exclude_input: bool, lookahead: bool) -> Request:
     flags = {
         name: bool(_single(row, name) or False)
         for name in (
@@ -163,7 +175,7 @@ def _request(row: Tensors, *, streaming: bool, exclude_input: bool) -> Request:
     sampling = read_sampling(row)
     bad_words, stop_words = (word_list(row.get(f"{kind}_words_list")) for kind in ("bad", "stop"))
     bias = _squeezed(row.get("embedding_bias"))
-    guided = _guided(row)
+    guide = _guide(row)
     request = Request(
         input_tokens=tuple(int(token) for token in ids.reshape(-1)),
         max_new_tokens=int(length),
@@ -175,16 +187,18 @@ def _request(row: Tensors, *, streaming: bool, exclude_input: bool) -> Request:
         stop_words=stop_words,
         embedding_bias=bias,
         draft_tokens=tuple(int(t) for t in row.get("draft_input_ids", np.array([])).reshape(-1)),
-        guided=guided,
-        lora_task_id=_lora_task_id(row),
+        guide=guide,
+        lora_task_id=_whole(row, "lora_task_id"),
+        lora_weights=row.get("lora_weights"),
+        lora_config=row.get("lora_config"),
         **flags,
     )
-    _look_ahead(row)
+    _look_ahead(row, served=lookahead)
     if bias is not None:
         check(bias.ndim == 1, "bias.value().getShape().size() == 1", _REQUEST)
     check(request.input_tokens, "!mInputTokenIds.empty()", _REQUEST)
     check(request.max_new_tokens > 0, "mMaxNewTokens > 0", _REQUEST)
-    if guided and sampling.beam_width > 1:
+    if guide and sampling.beam_width > 1:
         raise throw("Guided decoding does not support with beam search.", _REQUEST)
     return request
 
@@ -314,21 +328,22 @@ def _squeezed(bias: Array | None) -> Array | None:
     return None if bias.shape == (0,) else bias
 
 
-def _guided(row: Tensors) -> bool:
-    """Whether the request is guided: an unknown type, or a guide without one, is not read at all.
+def _guide(row: Tensors) -> tuple[str, str | None] | None:
+    """Type and guide: an unknown type, or a guide without one, is not read at all.
 
     Raises:
         TllmError: The type needs a guide and has none.
     """
     kind = row.get("guided_decoding_guide_type")
     if kind is None or _text(kind) not in _GUIDE_TYPES:
-        return False
+        return None
+    guide = row.get("guided_decoding_guide")
     check(
-        _text(kind) == "json" or "guided_decoding_guide" in row,
+        _text(kind) == "json" or guide is not None,
         "The guide string must be provided unless using GuideType::kJSON.",
         _GUIDED,
     )
-    return True
+    return _text(kind), None if guide is None else _text(guide)
 
 
 def _text(array: Array) -> str:
@@ -336,15 +351,20 @@ def _text(array: Array) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _lora_task_id(row: Tensors) -> int | None:
-    return _whole(row, "lora_task_id")
-
-
-def _look_ahead(row: Tensors) -> None:
-    if "lookahead_window_size" in row:
-        check(
-            False,
-            "Cannot set the request lookahead decoding configuration when model instance "
-            "lookahead parameters are not set.",
-            _UTILS,
-        )
+def _look_ahead(row: Tensors, *, served: bool) -> None:
+    """``getLookaheadDecodingFromInputs``: all three sizes where the first is there."""
+    if "lookahead_window_size" not in row:
+        return
+    sizes = []
+    for name in ("window_size", "ngram_size", "verification_set_size"):
+        value = _whole(row, f"lookahead_{name}")
+        if value is None:
+            raise runtime_error(f"Failed to extract lookahead_{name}")
+        sizes.append(value)
+    check_lookahead(*sizes)
+    check(
+        served,
+        "Cannot set the request lookahead decoding configuration when model instance "
+        "lookahead parameters are not set.",
+        _UTILS,
+    )
