@@ -72,10 +72,13 @@ def _manifest(repository: Path) -> dict[str, Any]:
     try:
         return read_manifest(repository)
     except StoreError as error:
+        there = (repository / MANIFEST).exists()
         raise RepositoryError(
-            f"the repository has no {MANIFEST}",
+            f"the repository's {MANIFEST} cannot be used"
+            if there
+            else f"the repository has no {MANIFEST}",
             where=str(repository),
-            why=error.why,
+            why=error.why if there else None,
             fix="Serve a repository that the pipeline built; its manifest travels with it",
         ) from error
 

@@ -47,6 +47,20 @@ def print_table(
     Console().print(table)
 
 
+def tally(counts: Mapping[str, int]) -> str:
+    """Says how many checks ended in which way: ``25 passed, 1 skipped``.
+
+    Args:
+        counts: ``passed``, ``failed`` and ``skipped``; other keys are not read. What there is none
+            of is left out, except what passed.
+    """
+    return ", ".join(
+        f"{counts[status]} {status}"
+        for status in ("passed", "failed", "skipped")
+        if counts[status] or status == "passed"
+    )
+
+
 def number(value: object, digits: int = 4) -> str:
     """Formats a value as people read it.
 

@@ -13,6 +13,7 @@ Those that ``trtllm-pipeline`` writes, and NVIDIA's own. Needs tritonclient alon
 :class:`AsyncClient` has the same methods, awaited.
 """
 
+from trtllm_client._answer import finish_reason
 from trtllm_client._async_client import AsyncClient
 from trtllm_client._async_stream import AsyncStream
 from trtllm_client._client import Client
@@ -68,5 +69,6 @@ __all__ = [
     "Tls",
     "add_input",
     "encode_request",
+    "finish_reason",
     "new_message",
 ]

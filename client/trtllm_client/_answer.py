@@ -132,19 +132,28 @@ def collect(chunks: Iterable[Chunk], request_id: str, max_tokens: int | None) ->
     counts = [c.num_output_tokens for c in pieces if c.num_output_tokens is not None]
     tokens = sum(counts) if counts else None
     log_probs = [chunk.output_log_probs for chunk in pieces if chunk.output_log_probs is not None]
-    finish: Literal["length", "stop"] | None = None
-    if tokens is not None and max_tokens is not None:
-        finish = "length" if tokens >= max_tokens else "stop"
     return Completion(
         text="".join(chunk.text for chunk in pieces),
         request_id=request_id,
-        finish_reason=finish,
+        finish_reason=finish_reason(tokens, max_tokens),
         cum_log_probs=_last(chunk.cum_log_probs for chunk in pieces),
         output_log_probs=sum(log_probs, ()) if log_probs else None,
         num_input_tokens=_last(chunk.num_input_tokens for chunk in pieces),
         num_output_tokens=tokens,
         perf_metrics=_last(chunk.perf_metrics for chunk in pieces),
     )
+
+
+def finish_reason(tokens: int | None, max_tokens: int | None) -> Literal["length", "stop"] | None:
+    """Says why a text ended, as :attr:`Completion.finish_reason` does.
+
+    Args:
+        tokens: Tokens of the whole text: of a stream, the sum over its chunks. None is not counted.
+        max_tokens: The limit it ran under.
+    """
+    if tokens is None or max_tokens is None:
+        return None
+    return "length" if tokens >= max_tokens else "stop"
 
 
 def _last(values: Iterable[Value | None]) -> Value | None:

@@ -105,7 +105,8 @@ class GenerateRequest:
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
         if self.repetition_penalty == 0:
             raise InvalidRequest("repetition_penalty must be above 0, not 0; 1 is no penalty")
-        for name in ("presence_penalty", "frequency_penalty", "length_penalty"):
+        _check_float("length_penalty", self.length_penalty, 0.0, math.inf)
+        for name in ("presence_penalty", "frequency_penalty"):
             _check_float(name, getattr(self, name), -math.inf, math.inf)
         _check_words("stop_words", self.stop_words)
         _check_words("bad_words", self.bad_words)

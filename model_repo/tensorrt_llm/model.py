@@ -48,10 +48,16 @@ class TritonPythonModel:
             ),
         )
         self._guides = _guide_checker(self._settings)
-        engine = Engine(self._settings)
-        engine.warm_up(self._settings)
-        if self._guides is not None:
-            self._guides.wait_ready()
+        try:
+            engine = Engine(self._settings)
+            engine.warm_up(self._settings)
+            if self._guides is not None:
+                self._guides.wait_ready()
+        except BaseException:
+            # Triton does not call finalize() on a model that did not come up.
+            if self._guides is not None:
+                self._guides.close()
+            raise
         if engine.saturates:
             pb_utils.Logger.log_warn(
                 "INT8 products saturate on this processor (it has no VNNI), so they are computed "

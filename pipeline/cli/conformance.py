@@ -59,17 +59,23 @@ def options_of(
             f"--tolerance must be a number above 0, not {tolerance:g}",
             fix="Give --strict where texts must be equal",
         )
+    only, skip = _names(only), _names(skip)
     plan = Plan(patience=patience)
     if prompts is not None:
         plan = Plan(patience=patience, prompts=tuple(read_prompts(prompts)))
     fields = {
-        "only": only or (),
-        "skip": skip or (),
+        "only": only,
+        "skip": skip,
         "tolerance": tolerance,
         "strict": strict,
         "plan": plan,
     }
-    return Options(fields, len(chosen_checks(only or (), skip or ())))
+    return Options(fields, len(chosen_checks(only, skip)))
+
+
+def _names(given: Collection[str] | None) -> tuple[str, ...]:
+    """The names in an option that may be repeated and may hold several with commas."""
+    return tuple(word.strip() for part in given or () for word in part.split(","))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -19,7 +20,8 @@ def read_guide(
         grammar: A file with an EBNF grammar.
 
     Raises:
-        UsageError: Several of them are given, or a file cannot be read.
+        UsageError: Several of them are given, or a file cannot be read, or does not hold
+            what it should.
     """
     options: dict[str, tuple[str, Path | str | None]] = {
         "--json-object": ("json", "" if json_object else None),
@@ -35,9 +37,66 @@ def read_guide(
     (name, (kind, value)), *_ = given.items()
     if not isinstance(value, Path):
         return kind, None if kind == "json" else value
+    return kind, _content(name, value)
+
+
+_FILES = {
+    "--json-schema": 'a JSON schema, such as {"type": "integer"}',
+    "--grammar": 'an EBNF grammar, such as root ::= "yes" | "no"',
+}
+
+
+def _content(option: str, path: Path) -> bytes:
+    """Reads what the file of an option holds, so that a wrong one is told by its name."""
+    wanted = f"Name a file with {_FILES[option]}"
     try:
-        return kind, value.read_bytes()
+        content = path.read_bytes()
+        text = content.decode()
     except OSError as error:
         raise UsageError(
-            f"the file of {name} cannot be read", where=str(value), why=error.strerror
+            f"the file of {option} cannot be read", where=str(path), why=error.strerror, fix=wanted
         ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"the file of {option} is not UTF-8",
+            where=str(path),
+            why=f"{error.reason} at byte {error.start}",
+            fix="Save it as UTF-8",
+        ) from error
+    if not text.strip():
+        raise UsageError(f"the file of {option} is empty", where=str(path), fix=wanted)
+    if option == "--json-schema":
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UsageError(
+                f"the file of {option} is not JSON",
+                where=f"{path}:{error.lineno}",
+                why=f"{error.msg} at column {error.colno}",
+                fix=wanted,
+            ) from error
+        except RecursionError:
+            pass  # brackets within each other without end are the server's to refuse
+    return content
+
+
+def doubt_about(kind: str | None, text: str) -> str | None:
+    """Says what to think of a guided text that ended because it had all its tokens.
+
+    Args:
+        kind: The request's ``guided_decoding_guide_type``; None is no guide.
+        text: The answer.
+
+    Returns:
+        A clause; None without a guide, and for JSON that is whole by chance.
+    """
+    if kind is None:
+        return None
+    if kind in ("regex", "ebnf_grammar"):
+        # Each dialect has its own rules, so nothing here can tell whether the text matches.
+        return "what it was to follow may not be complete"
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return "what it was to follow is not complete"
+    return None

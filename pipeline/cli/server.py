@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.guide import read_guide
+from pipeline.cli.guide import doubt_about, read_guide
 from pipeline.cli.options import Connection, EnvOption, Invocation, Output, new_file
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.verify import CheckResult
-    from trtllm_client import Client, GenerateRequest
+    from trtllm_client import Chunk, Client, Completion, GenerateRequest
 
 
 def serve(
@@ -106,12 +106,16 @@ def generate(
     grammar: Annotated[
         Path | None, typer.Option(help="Make the text follow the EBNF grammar in this file.")
     ] = None,
+    lora_task_id: Annotated[
+        int | None,
+        typer.Option(help="The LoRA adapter that answers: its number in serve.lora_adapters."),
+    ] = None,
     server: Connection,
     output: Output,
 ) -> None:
     """Stream a completion to the terminal."""
     from pipeline.cli.console import print_json
-    from trtllm_client import Client, GenerateRequest
+    from trtllm_client import Client, GenerateRequest, finish_reason
 
     kind, guide = read_guide(
         json_object=json_object, json_schema=json_schema, regex=regex, grammar=grammar
@@ -126,9 +130,10 @@ def generate(
         stop_words=tuple(stop or ()),
         guided_decoding_guide_type=kind,
         guided_decoding_guide=guide,
+        lora_task_id=lora_task_id,
     )
     request.validate()  # before a server is started for it
-    pieces = []
+    pieces: list[Chunk | Completion] = []
     with (
         server.address() as address,
         Client(
@@ -143,24 +148,36 @@ def generate(
         for piece in _pieces(client, request):
             pieces.append(piece)
             if not output.json:
-                print(piece, end="", flush=True)
+                print(piece.text, end="", flush=True)
         seconds = time.monotonic() - started
+    text = "".join(piece.text for piece in pieces)
+    counts = [piece.num_output_tokens for piece in pieces if piece.num_output_tokens is not None]
+    finish = finish_reason(sum(counts) if counts else None, max_tokens)
     if output.json:
-        print_json({"text": "".join(pieces), "pieces": len(pieces), "seconds": round(seconds, 3)})
+        print_json(
+            {
+                "text": text,
+                "pieces": len(pieces),
+                "seconds": round(seconds, 3),
+                "finish_reason": finish,
+                "num_output_tokens": sum(counts) if counts else None,
+            }
+        )
     else:
         print()
+    if finish == "length" and (doubt := doubt_about(kind, text)):
+        print(f"the text ended at --max-tokens {max_tokens}; {doubt}", file=sys.stderr)
 
 
-def _pieces(client: Client, request: GenerateRequest) -> Iterator[str]:
-    """The text of an answer as it comes; in one piece from a model that answers once."""
+def _pieces(client: Client, request: GenerateRequest) -> Iterator[Chunk | Completion]:
+    """An answer as it comes; in one piece from a model that answers once."""
     from pipeline.triton.contract import answering_model
 
     if not client.model_metadata(answering_model(client.model)).decoupled:
-        yield client.generate(request).text
+        yield client.generate(request)
         return
     with client.stream(request) as stream:
-        for chunk in stream:
-            yield chunk.text
+        yield from stream
 
 
 def _standard_input() -> bytes:
@@ -185,10 +202,12 @@ def verify(
         typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Run this check; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Run these checks only; repeatable."),
     ] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(metavar="CHECK", help="Leave this check out; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Leave these checks out; repeatable."),
     ] = None,
     prompts: Annotated[
         Path | None,

@@ -25,6 +25,17 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 # What docstrings call by Python's names and YAML by others.
 _YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
+# Keys that a page beside this one tells more of, by its place.
+_MORE = {
+    "serve.guided_decoding": "features.md#guided-decoding-on-the-demo-model",
+    "serve.kv_cache_host_memory": "features.md#kv-cache-on-the-host",
+    "serve.cuda_graphs": "features.md#cuda-graphs",
+    "serve.lora_adapters": "features.md#lora-adapters",
+    "serve.draft_repository": "features.md#draft-target-speculation",
+    "compile.tensorrt.draft": "features.md#draft-target-speculation",
+    "compile.tensorrt.lookahead": "features.md#lookahead-decoding",
+    "compile.tensorrt.lora": "features.md#lora-adapters",
+}
 _PAGE_HEAD = """\
 # The recipe
 
@@ -38,7 +49,8 @@ relative to where the command runs. Any key can be overridden on the command lin
 name, such as `--set compile.max_seq_len=256`.
 
 Rules between keys, such as `max_input_len` within `max_seq_len`, are checked when the recipe is
-read, and what depends on the model as well by `trtllm-pipeline plan`.
+read, and what depends on the model as well by `trtllm-pipeline plan`. What the keys of features
+do on either target, such as guided decoding and LoRA adapters, is in [features.md](features.md).
 """
 _TABLE_HEAD = """\
 | key | type | default | unit | meaning | read by |
@@ -183,12 +195,15 @@ def _row(key: Key) -> str:
             default = "its own defaults"
     else:
         kind, default = _type_words(key.schema), f"`{json.dumps(key.default)}`"
+    meaning = _markdown(key.meaning)
+    if key.name in _MORE:
+        meaning += f" [More]({_MORE[key.name]})."
     cells = (
         name,
         kind,
         "required" if key.required else default,
         key.unit,
-        _markdown(key.meaning),
+        meaning,
         ", ".join(key.targets) or "every target",
     )
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n"

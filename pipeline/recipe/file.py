@@ -8,14 +8,14 @@ import reprlib
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe.schema import Recipe, nearest_place
-from pipeline.recipe.section import section_of
+from pipeline.recipe.section import Section, section_of
 
 MAX_BYTES = 1 << 20
 
@@ -207,7 +207,7 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
         why = "the key is required"
         fix = f"Add {key}"
     elif first["type"] == "literal_error":
-        why = f"{first['input']!r} is not one of {first['ctx']['expected']}"
+        why = _not_a_choice(first["input"], first["ctx"]["expected"], _takes_null(first["loc"]))
     elif first["type"] == "model_type":
         why = "it must be a section with keys of its own"
         fix = f"Write the keys of {key} below it, indented"
@@ -220,13 +220,33 @@ def _recipe_error(error: ValidationError, path: Path, places: dict[str, str]) ->
     return RecipeError(f"{key or 'the recipe'} is wrong{more}", where=place, why=why, fix=fix)
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    section: Any = Recipe
+def _not_a_choice(value: object, choices: str, takes_null: bool) -> str:
+    """Says which values are allowed; pydantic's list of them leaves null out."""
+    if not takes_null:
+        return f"{value!r} is not one of {choices}"
+    return f"{value!r} is not allowed: it is {choices.replace(' or ', ', ')} or null"
+
+
+def _takes_null(location: tuple[int | str, ...]) -> bool:
+    section = _section_around(location)
+    fields = section.model_fields if section else {}
+    field = fields.get(str(location[-1]))
+    return field is not None and type(None) in get_args(field.annotation)
+
+
+def _section_around(location: tuple[int | str, ...]) -> type[Section] | None:
+    """The model that has the last key of a location; None where it is in none."""
+    section: type[Section] | None = Recipe
     for part in location[:-1]:
-        field = section.model_fields.get(part)
+        field = section.model_fields.get(str(part)) if section else None
         section = section_of(field) if field else None
-        if section is None:
-            return "Remove it"
+    return section
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section = _section_around(location)
+    if section is None:
+        return "Remove it"
     known = [field.alias or name for name, field in section.model_fields.items()]
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:

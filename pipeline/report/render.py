@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import bars, histogram
-from pipeline.tables import number
+from pipeline.tables import number, tally
 
 TEMPLATES = Path(__file__).parent
 
@@ -44,6 +44,7 @@ def _environment(*, html: bool) -> Any:
         yaml=as_yaml,
         facts=facts,
         headline=headline,
+        tally=tally,
     )
     # The charts escape their own labels.
     environment.globals.update(

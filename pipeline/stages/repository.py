@@ -297,7 +297,7 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="repository",
-    version=6,
+    version=7,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

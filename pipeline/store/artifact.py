@@ -61,9 +61,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if not _is_manifest(manifest):
             raise ValueError("not a manifest of this version")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            "there is no readable artifact.json", where=str(path), why=str(error)
-        ) from error
+        why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else "it is no manifest"
+        if isinstance(error, OSError):
+            why = error.strerror or type(error).__name__
+        raise StoreError("there is no readable artifact.json", where=str(path), why=why) from error
     return dict(manifest)
 
 

@@ -93,6 +93,18 @@ def children(parent: int) -> list[int]:
     return found
 
 
+def _readable(sources: list[int], timeout: float | None) -> set[int]:
+    """Those that can be read without waiting, or are at their end; waits for one at most so long.
+
+    Not ``select``, which refuses a file number above 1023: whoever started this may leave it many.
+    """
+    waiting = select.poll()
+    for source in sources:
+        waiting.register(source, select.POLLIN)
+    events = waiting.poll(None if timeout is None else timeout * 1000)
+    return {source for source, _ in events}
+
+
 def _wait(server: int, wakeup: int, watch_input: bool, deadline: float | None) -> int | None:
     """The server's exit code once it ended, or None when something else asks for attention."""
     while True:
@@ -101,7 +113,7 @@ def _wait(server: int, wakeup: int, watch_input: bool, deadline: float | None) -
             return ended[server]
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
         sources = [wakeup, 0] if watch_input else [wakeup]
-        ready, _, _ = select.select(sources, [], [], timeout)
+        ready = _readable(sources, timeout)
         if wakeup in ready and signal.SIGTERM in os.read(wakeup, 64) and watch_input:
             return None
         if 0 in ready or not ready:
@@ -109,8 +121,7 @@ def _wait(server: int, wakeup: int, watch_input: bool, deadline: float | None) -
 
 
 def _wants_kill() -> bool:
-    readable, _, _ = select.select([0], [], [], 0)
-    return bool(readable) and os.read(0, 1) == KILL
+    return bool(_readable([0], 0)) and os.read(0, 1) == KILL
 
 
 def _clear_up(group: int) -> None:

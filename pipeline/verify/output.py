@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-from pipeline.tables import print_table
+from pipeline.tables import print_table, tally
 from pipeline.verify.report import Report
 
 # XML 1.0 has no way to write these, escaped or not.
@@ -84,13 +84,14 @@ def _xml(text: str) -> str:
 
 
 def print_report(report: Report) -> None:
-    """Prints the report as a table."""
+    """Prints the report as a table, and below it how many checks ended in which way."""
     print_table(
         ["check", "result", "seconds", "what it proves, or why it did not"],
         [[r.name, r.status, r.seconds, r.reason or r.proves] for r in report.results],
         title=f"{report.url}  {report.server}  {report.model}  {_comparison(report)}",
         styles=_COLOURS,
     )
+    print(f"\n{tally(to_json(report))}")
 
 
 def _comparison(report: Report) -> str:

@@ -79,9 +79,10 @@ def read_prompts(path: Path) -> list[str]:
     prompts = list(dict.fromkeys(prompts))
     if len(prompts) < _FEWEST_PROMPTS:
         raise UsageError(
-            f"the file holds {len(prompts)} different prompts",
+            "the file needs at least two different prompts",
             where=str(path),
-            fix=f"Write {_FEWEST_PROMPTS} at least: checks hold answers against each other",
+            why=f"It has {len(prompts) or 'none'}, and checks hold answers against each other",
+            fix="Write a prompt a line",
         )
     return prompts
 

@@ -85,7 +85,14 @@ def _forge(path: Path) -> None:
         (_flip, "its SHA-256 differs"),
         (_add, "sub/extra.txt is not listed"),
         (_forge, "artifact.json itself was changed"),
-        (lambda path: (path.parents[1] / "artifact.json").write_text("{"), "no readable"),
+        (
+            lambda path: (path.parents[1] / "artifact.json").write_text("{"),
+            "no readable artifact.json. It is not JSON.",
+        ),
+        (
+            lambda path: (path.parents[1] / "artifact.json").unlink(),
+            "no readable artifact.json. No such file or directory.",
+        ),
         (lambda path: _rewrite(path, facts=None), "no readable"),
         (lambda path: _rewrite(path, files={"sub/file.txt": {"bytes": 5}}), "no readable"),
         (lambda path: _rewrite(path, files={"sub/file.txt": 3}), "no readable"),

@@ -37,8 +37,23 @@ def test_two_guides_exclude_each_other() -> None:
         read_guide(**NOTHING | {"json_object": True, "regex": "a+"})
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    missing = tmp_path / "none.json"
-    with pytest.raises(UsageError, match="the file of --json-schema cannot be read") as caught:
-        read_guide(**NOTHING | {"json_schema": missing})
-    assert str(missing) in str(caught.value)
+@pytest.mark.parametrize(
+    ("option", "content", "told"),
+    [
+        ("json_schema", None, r"s\.txt: the file of --json-schema cannot be read\. No such file"),
+        ("grammar", None, r"s\.txt: the file of --grammar cannot be read\. No such file"),
+        ("json_schema", b'{\n"type": }', r"s\.txt:2: the file of --json-schema is not JSON\. Exp"),
+        ("json_schema", b"\xff", r"s\.txt: the file of --json-schema is not UTF-8"),
+        ("json_schema", b" \n", r"s\.txt: the file of --json-schema is empty"),
+        ("grammar", b"", r"s\.txt: the file of --grammar is empty"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_it_should_be(
+    tmp_path: Path, option: str, content: bytes | None, told: str
+) -> None:
+    path = tmp_path / "s.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=told) as caught:
+        read_guide(**NOTHING | {option: path})
+    assert caught.value.fix

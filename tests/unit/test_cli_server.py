@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.errors import ServerError
-from pipeline.serving import reachable
+from pipeline.errors import RepositoryError, ServerError
+from pipeline.serving import reachable, target_of
 from pipeline.store.deploy import set_aside
 from pipeline.store.store import Store
 from trtllm_client import ServerFailed
@@ -151,12 +151,79 @@ def test_a_repository_that_failed_verification_says_so(
     assert b"warning" not in _cli(*arguments, str(made.path)).stderr
 
 
+def test_a_folder_that_is_no_repository_is_told_apart_from_one_that_is_broken(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(RepositoryError, match=r": the repository has no artifact\.json\. Serve a"):
+        target_of(tmp_path)
+    (tmp_path / "artifact.json").write_text("{")
+    with pytest.raises(RepositoryError, match=r"artifact\.json cannot be used\. It is not JSON"):
+        target_of(tmp_path)
+
+
 def test_a_terminal_without_emoji_gets_question_marks() -> None:
     with FakeTriton(_emoji) as server:
         done = _cli("generate", "--url", server.url, "Hi", PYTHONIOENCODING="ascii")
         assert (done.returncode, done.stdout) == (0, b"n? ?\n"), done.stderr
         done = _cli("generate", "--url", server.url, "Hi", "--json", PYTHONIOENCODING="ascii")
         assert json.loads(done.stdout)["text"] == "né 😀"
+
+
+def test_an_adapter_is_named_by_its_number() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "Hi", "--lora-task-id", "2")
+        failed = _cli("generate", "--url", server.url, "Hi", "--lora-task-id", "-1")
+    assert done.returncode == 0, done.stderr
+    assert [asked.one("lora_task_id") for asked in server.asked] == [2]
+    assert failed.returncode == 2
+    assert b"lora_task_id must be between 0 and" in failed.stderr
+
+
+def _counted(*texts: str) -> Any:
+    """A model that answers with these texts, a token each."""
+
+    def answer(_asked: Any, _context: Any) -> Any:
+        for number, text in enumerate(texts, 1):
+            yield piece(text, final=number == len(texts), num_output_tokens=1)
+
+    return answer
+
+
+CUT = "the text ended at --max-tokens 3; what it was to follow "
+
+
+@pytest.mark.parametrize(
+    ("guide", "texts", "told"),
+    [
+        (("--json-object",), ('{"a"', ":", " 1"), f"{CUT}is not complete\n"),
+        (("--json-object",), ('{"a"', ":", "1}"), ""),
+        (("--json-object",), ('{"a"', ":1}"), ""),
+        (("--regex", "[a-z]+ [0-9]"), ("a", "b", "c"), f"{CUT}may not be complete\n"),
+        ((), ("a", "b", "c"), ""),
+    ],
+    ids=["cut", "whole by chance", "ended", "regex", "unguided"],
+)
+@pytest.mark.parametrize("output", [(), ("--json",)], ids=["text", "json"])
+def test_a_guided_text_that_was_cut_says_so(
+    guide: tuple[str, ...], texts: tuple[str, ...], told: str, output: tuple[str, ...]
+) -> None:
+    with FakeTriton(_counted(*texts)) as server:
+        done = _cli(
+            "generate", "--url", server.url, "Hi", "--max-tokens", "3", *guide, *output
+        )  # fmt: skip
+    assert (done.returncode, done.stderr.decode()) == (0, told)
+    if output:
+        document = json.loads(done.stdout)
+        assert document["text"] == "".join(texts)
+        assert document["num_output_tokens"] == len(texts)
+        assert document["finish_reason"] == ("length" if len(texts) == 3 else "stop")
+
+
+def test_a_server_that_counts_no_tokens_leaves_open_why_the_text_ended() -> None:
+    with FakeTriton(_emoji) as server:
+        done = _cli("generate", "--url", server.url, "Hi", "--max-tokens", "1", "--json")
+    document = json.loads(done.stdout)
+    assert (document["finish_reason"], document["num_output_tokens"]) == (None, None)
 
 
 def test_the_prompt_from_standard_input_is_checked_as_bytes() -> None:
@@ -209,7 +276,7 @@ def test_a_misspelt_check_is_refused_before_anything_is_asked(option: str, tmp_p
 def test_checks_and_prompts_are_those_that_were_named(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "A prompt of mine"}\n{"prompt": "Another"}\n')
-    names = ("--only", "readiness", "--only", "border", "--only", "log_probs", "--skip", "border")
+    names = ("--only", "readiness, border", "--only", "log_probs", "--skip", "border,max_tokens")
     with FakeModel().serve() as server:
         done = _cli("verify", "--url", server.url, *names, "--prompts", str(prompts), "--json")
         asked = {one.prompt for one in server.asked if "text_input" in one.values}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click import Context
+from typer.main import get_command
+
+from pipeline.cli.main import app
+from pipeline.triton.contract import BLS, MODELS
+from trtllm_client._request import GUIDE_TYPES
 
 from ..conftest import PROJECT
 
@@ -81,7 +89,15 @@ def test_a_page_names_what_is_there(page: str) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", *PAGES, "docs/clients.md", "docs/gpu.md", "docs/recipe.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *PAGES,
+        "docs/clients.md",
+        "docs/features.md",
+        "docs/gpu.md",
+        "docs/recipe.md",
+    ],
 )
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     place = PROJECT / page
@@ -90,5 +106,45 @@ def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     assert [link for link in local if not _exists(place, link)] == []
 
 
+def test_the_recipes_page_leads_to_headings_of_the_page_about_features() -> None:
+    page, features = (
+        (PROJECT / "docs" / name).read_text(encoding="utf-8")
+        for name in ("recipe.md", "features.md")
+    )
+    # A heading's place, as GitHub makes it.
+    places = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", features, re.M)
+    }
+    linked = dict(re.findall(r"^\| `(\w+)` \|.*\]\(features\.md#([\w-]+)\)", page, re.M))
+    # Every key that the page about features shows in its table.
+    shown = set(re.findall(r"`(?:serve|compile\.tensorrt)\.(\w+): ", features))
+    assert shown == set(linked)
+    assert set(linked.values()) <= places
+
+
 def _exists(page: Path, link: str) -> bool:
     return (page.parent / link).exists()
+
+
+def guided_section() -> str:
+    text = (PROJECT / "docs/features.md").read_text(encoding="utf-8")
+    return text.partition("## Guided decoding on the demo model")[2].partition("\n## ")[0]
+
+
+def test_the_commands_about_guided_decoding_have_options_that_are_there() -> None:
+    """Each is read by the command line itself, up to where it would do something."""
+    lines = [line for line in guided_section().splitlines() if line.startswith("trtllm-pipeline ")]
+    used = set()
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        found = get_command(app).get_command(Context(get_command(app)), command)  # type: ignore[attr-defined]
+        found.make_context(command, list(arguments))
+        used |= {word for word in arguments if word.startswith("--")}
+    assert {"--json-schema", "--regex", "--grammar", "--json-object", "--set"} <= used
+
+
+def test_the_body_for_http_has_inputs_of_the_text_model() -> None:
+    (body,) = re.findall(r"-d '(\{.*?\})'", guided_section(), re.S)
+    assert set(json.loads(body)) <= {tensor.name for tensor in MODELS[BLS].inputs}
+    assert json.loads(body)["guided_decoding_guide_type"] in GUIDE_TYPES

@@ -54,6 +54,11 @@ def test_defaults_and_values_are_read(recipe_path: Path) -> None:
         ("max_seq_len: 200", "max_seq_len: true", r"recipe\.yaml:12: .*valid integer"),
         ("format: int4_awq", "format: int8_wo", r"recipe\.yaml:6: .*int8_wo is refused"),
         ("format: int4_awq", "format: int3", r"recipe\.yaml:6: .*'int3' is not one of"),
+        (
+            "max_seq_len: 200",
+            "tensorrt: {plugin_config: {nccl_plugin: bf16}}",
+            r"recipe\.yaml:12: .*'bf16' is not allowed: it is 'auto', .*, 'float32' or null\.",
+        ),
         ("name: test", "name: ../evil", r"recipe\.yaml:2: name"),
         ("name: test", "nome: test", r"(?s)recipe\.yaml.*name is wrong.*required"),
         ("  source: some/model", "  source: ''", r"recipe\.yaml:4: model\.source"),
@@ -89,6 +94,11 @@ def test_a_wrong_value_names_its_place(
     with pytest.raises(RecipeError, match=expected) as caught:
         load_recipe(recipe_path)
     assert caught.value.exit_code == 2
+
+
+def test_a_choice_that_may_be_null_says_so(recipe_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"True is not allowed: it is 'xgrammar' or null\."):
+        load_recipe(recipe_path, ["serve.guided_decoding=true"])
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,13 @@ def test_keys_of_config_json_that_nobody_reads_are_listed_once() -> None:
     assert "nothing reads" not in render_markdown(_report()).lower()
 
 
+def test_checks_that_were_skipped_are_not_those_that_failed() -> None:
+    counts = {"passed": 25, "failed": 0, "skipped": 1, "server": "triton", "checks": []}
+    html, text = (render(_report(conformance=counts)) for render in (render_html, render_markdown))
+    assert "<b>25 passed, 1 skipped</b><span>conformance checks</span>" in html
+    assert "| conformance | 25 passed, 1 skipped |" in text
+
+
 def test_html_escapes_what_users_wrote() -> None:
     html = render_html(_report(name="<script>alert(1)</script>"))
     assert "<script>" not in html

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from itertools import chain, repeat
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +126,21 @@ def test_a_model_that_keeps_its_promises_passes_everything():
         "unary_call": "every text model here is decoupled, so Triton refuses unary calls"
     }
     assert list(results) == list(CHECKS)
+
+
+def test_a_run_leaves_no_connection_behind():
+    def sockets():
+        links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+        return {link for link in links if "socket:" in link}
+
+    run = ("bad_inputs", "interleaved_streams", "cancel_frees_slot")
+    verify(FakeModel(), *run)  # gRPC's own, which stay
+    before = sockets()
+    verify(FakeModel(), *run)
+    deadline = time.monotonic() + 10
+    while (left := sockets() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)  # connections are closed by gRPC's threads
+    assert left == set()
 
 
 def test_a_model_that_answers_once_passes_everything_that_is_not_about_streams():

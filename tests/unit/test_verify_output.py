@@ -90,6 +90,17 @@ def test_the_table_shows_reasons_as_they_are(capsys):
     assert "skipped" in shown
 
 
+def test_the_last_line_counts_what_ended_in_which_way(capsys):
+    for results, line in (
+        (RESULTS, "1 passed, 1 failed, 1 skipped"),
+        (RESULTS[:1], "1 passed"),
+        (RESULTS[1:2], "0 passed, 1 failed"),
+        (RESULTS[::2], "1 passed, 1 skipped"),
+    ):
+        print_report(Report("u", "m", "s", results))
+        assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 def test_failures_are_raised_with_names_and_reasons():
     with pytest.raises(VerificationError, match="1 conformance check failed") as caught:
         REPORT.raise_for_failures()
@@ -134,7 +145,12 @@ def test_prompts_are_read_as_they_stand(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("p.txt", b"one\n\none\n", "p.txt: the file holds 1 different prompts"),
+        (
+            "p.txt",
+            b"one\n\none\n",
+            "p.txt: the file needs at least two different prompts. It has 1,",
+        ),
+        ("p.jsonl", b"", "p.jsonl: the file needs at least two different prompts. It has none,"),
         ("p.txt", b"caf\xe9\n", "p.txt: the file of prompts is not UTF-8"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "p.jsonl:2: the line is not JSON"),
         ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line has no prompt"),

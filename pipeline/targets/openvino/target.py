@@ -189,10 +189,9 @@ class OpenVinoTarget:
 
 def _not_from_elsewhere(directory: Path) -> UnsupportedError:
     return UnsupportedError(
-        "an engine of the CPU is not taken from elsewhere",
+        "CPU engines cannot be taken in: they are built in seconds where they are served",
         where=str(directory),
-        why="It is the checkpoint as a graph, which is compiled wherever the recipe runs, and "
-        "nothing in it says which checkpoint that was",
+        why="Such an engine is the checkpoint as a graph, and nothing in it says which checkpoint",
         fix="Leave --engine out, or set compile.target to the target that it was built for",
     )
 

@@ -143,10 +143,14 @@ def parse_query(text: str) -> tuple[tuple[InstalledGpu, ...], str]:
         if len(row) != len(QUERY.split(",")):
             raise ValueError(f"{row!r} does not have the fields {QUERY}")
         index, uuid, name, capability, memory, driver, mig = (field.strip() for field in row)
+        if not index.isdecimal():
+            raise ValueError(f"the field index is {index!r}, not a whole number")
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", capability):
+            raise ValueError(f"the field compute_cap is {capability!r}, not a version such as 8.9")
         major, _, minor = capability.partition(".")
         # Some integrated GPUs report "[N/A]" for memory that they share with the host.
         mib = int(memory) if memory.isdigit() else 0
-        sm, divided = 10 * int(major) + int(minor), mig == "Enabled"
+        sm, divided = 10 * int(major) + int(minor or 0), mig == "Enabled"
         gpus.append(InstalledGpu(int(index), uuid, name, sm, mib, divided))
     if not gpus:
         raise ValueError("it lists no GPU")

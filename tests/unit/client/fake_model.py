@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from pipeline.triton.contract import MODELS
 from tests.unit.client.fake_triton import (
     Asked,
     FakeTriton,
@@ -301,7 +302,7 @@ class FakeModel:
     def _problem(self, asked: Asked) -> str | None:
         rows = len(list(asked.rows()))
         limits = {"text_input": rows, "max_tokens": rows}
-        allowed = {t.name for t in FakeTriton(self.answer).models["tensorrt_llm_bls"].inputs}
+        allowed = {t.name for t in MODELS["tensorrt_llm_bls"].inputs}
         if extra := set(asked.values) - allowed:
             return f"unexpected inference input '{extra.pop()}' for model '{asked.model}'"
         if "max_tokens" not in asked.values:

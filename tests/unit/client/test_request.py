@@ -32,6 +32,7 @@ from trtllm_client._wire import add_input, decode_outputs
         ({"top_p": 1.01}, "top_p must be between 0 and 1, not 1.01"),
         ({"top_p": -0.1}, "top_p must be between 0 and 1, not -0.1"),
         ({"top_p": math.nan}, "top_p must be a finite 32-bit number, not nan"),
+        ({"length_penalty": -0.5}, "length_penalty must be at least 0, not -0.5"),
         ({"temperature": -1}, "temperature must be at least 0, not -1"),
         ({"temperature": math.inf}, "temperature must be a finite 32-bit number, not inf"),
         ({"temperature": "hot"}, "temperature must be a finite 32-bit number, not 'hot'"),

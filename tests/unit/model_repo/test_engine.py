@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from model_repo.tensorrt_llm import exactness
+from model_repo.tensorrt_llm import exactness, model
 from model_repo.tensorrt_llm.engine import Engine
 from model_repo.tensorrt_llm.settings import EngineSettings
+from pipeline.triton.guardian import children
+from tests.unit.model_repo.fake_triton import model_args
 
 SETTINGS = EngineSettings(
     engine_dir=Path("engine"),
@@ -42,6 +45,32 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "openvino_genai", genai)
     return found
+
+
+@pytest.mark.parametrize("failing", ["Engine", "warm_up"])
+def test_an_engine_that_does_not_open_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    settings = replace(
+        SETTINGS, guided_decoding=True, tokenizer=tmp_path / "tokenizer.json", end_ids=(2,)
+    )
+    seen: list[list[int]] = []
+
+    def fail(*_: Any) -> None:
+        seen.append(children(os.getpid()))
+        raise RuntimeError("the engine is broken")
+
+    broken = SimpleNamespace(warm_up=fail)
+    monkeypatch.setattr(model, "read_settings", lambda *_, **__: settings)
+    monkeypatch.setattr(model, "Engine", fail if failing == "Engine" else lambda _: broken)
+    before, interval = children(os.getpid()), sys.getswitchinterval()
+    try:
+        with pytest.raises(RuntimeError, match="the engine is broken"):
+            model.TritonPythonModel().initialize(model_args(tmp_path, {}))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(seen[0]) == len(before) + 1
+    assert children(os.getpid()) == before
 
 
 @pytest.mark.parametrize("int8", [False, True])

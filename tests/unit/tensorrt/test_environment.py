@@ -40,7 +40,11 @@ def test_a_gpu_that_shares_the_hosts_memory() -> None:
     [
         ("", "lists no GPU"),
         ("0, GPU-1, NVIDIA L4\n", "does not have the fields"),
-        ("a" + ",b" * 6, "a"),
+        ("a" + ",b" * 6, "^the field index is 'a', not a whole number$"),
+        (
+            "0, GPU-1, NVIDIA L4, [N/A], 1, 580.1, [N/A]",
+            r"^the field compute_cap is '\[N/A\]', not a version such as 8\.9$",
+        ),
     ],
 )
 def test_other_answers_are_refused(text: str, message: str) -> None:

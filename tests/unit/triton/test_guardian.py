@@ -27,6 +27,13 @@ WITH_STUB = (
     f"p = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=subprocess.PIPE); "
     f"p.stdout.readline(); {OBEDIENT}"
 )
+# Becomes the program in its arguments, which finds the file numbers below 1,100 taken.
+MANY_FILES = (
+    "import os, resource, sys; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)); "
+    "[os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True) for _ in range(1100)]; "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -42,10 +49,12 @@ def runtime(tmp_path: Path) -> Path:
 def start(runtime: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(program: str, grace_s: float = 5.0, shm_prefix: str = "") -> subprocess.Popen[bytes]:
+    def run(
+        program: str, grace_s: float = 5.0, shm_prefix: str = "", before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         settings = {"grace_s": grace_s, "shm_prefix": shm_prefix, "runtime": str(runtime)}
         process = subprocess.Popen(
-            [*GUARDIAN, json.dumps(settings), sys.executable, "-c", program],
+            [*before, *GUARDIAN, json.dumps(settings), sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -79,6 +88,14 @@ def test_end_of_input_stops_the_server(start: Start, runtime: Path) -> None:
     assert process.wait(5) == 128 + signal.SIGTERM
     assert not is_alive(server)
     assert not runtime.exists()
+
+
+def test_it_guards_whatever_the_number_of_open_files(start: Start) -> None:
+    process = start(OBEDIENT, before=(sys.executable, "-c", MANY_FILES))
+    assert process.poll() is None
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(5) == 128 + signal.SIGTERM
 
 
 def test_a_server_that_does_not_stop_is_killed_after_the_grace(start: Start) -> None:

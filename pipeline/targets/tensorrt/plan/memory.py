@@ -24,6 +24,7 @@ from pipeline.recipe.schema import ServeSection
 from pipeline.recipe.tensorrt import LoraModule, LoraSection
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
 from pipeline.targets.tensorrt.lora.adapter import MODULES
+from pipeline.targets.tensorrt.lora.size import adapter_bytes
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
 
@@ -110,7 +111,7 @@ def plan_memory(
         draft=draft,
         host_kv_cache=host_blocks * block * per_token,
         host_kv_tokens=host_blocks * block,
-        lora_adapter=adapter_bytes(config.lora, checkpoint.model) if config.lora else 0,
+        lora_adapter=largest_adapter_bytes(config.lora, checkpoint.model) if config.lora else 0,
     )
     if gpu is None:
         return plan
@@ -144,17 +145,11 @@ def cuda_graph_bytes(config: BuildConfig, checkpoint: CheckpointFacts, serve: Se
     return kept * CUDA_GRAPH_BYTES
 
 
-def adapter_bytes(lora: LoraSection, model: ModelFacts) -> int:
-    """Bounds the bytes an adapter of the largest rank takes in the runtime's caches, from above.
-
-    The caches have rows as wide as the smallest module, of which each module takes whole ones
-    (``PeftCacheManager::getPageManagerConfig`` in batch_manager/peftCacheManager.cpp). Tensor and
-    pipeline parallelism, which cut adapters too, are not counted.
-    """
-    widths = [sum(module_features(model)[name]) for name in lora.target_modules]
-    row = min(widths)
-    rows = sum(-(-width // row) for width in widths)
-    return lora.max_rank * rows * row * model.num_hidden_layers * 2
+def largest_adapter_bytes(lora: LoraSection, model: ModelFacts) -> int:
+    """Bounds the bytes an adapter of the largest rank takes in the runtime's caches, from above."""
+    features = module_features(model)
+    widths = (sum(features[name]) for name in lora.target_modules)
+    return adapter_bytes(widths, lora.max_rank, model.num_hidden_layers)
 
 
 def module_features(model: ModelFacts) -> dict[LoraModule, tuple[int, int]]:

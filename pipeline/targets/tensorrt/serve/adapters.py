@@ -22,7 +22,7 @@ from pipeline.triton.parameters import ENGINE_FILES, MOUNT
 FOLDER = "lora"
 LEAST_HOST_CACHE = 1 << 30
 """The backend's own default, in bytes."""
-# Weights of an adapter take more in the cache than in their file: its rows have one width.
+# A margin: an adapter that was put out for want of room would not come back.
 ROOM = 2
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import RepositoryError
+from pipeline.targets.tensorrt.lora.size import adapter_bytes
 from pipeline.targets.tensorrt.speculation import SPECULATION
 from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
 
@@ -40,7 +41,8 @@ class TrtEngine:
         max_draft_len: Tokens that a step guesses for a sequence.
         lora_modules: The linears that adapters may change; empty without the LoRA plugin.
         max_lora_rank: Their largest rank; None without the plugin.
-        adapter_bytes: Weights of an adapter of that rank, at most; 0 without the plugin.
+        adapter_bytes: What an adapter of that rank takes in the cache, at most; 0 without the
+            plugin.
         gpus_per_node: GPUs of one machine in its mapping.
     """
 
@@ -194,8 +196,9 @@ def _lora(model: Mapping[str, Any], build: Mapping[str, Any]) -> dict[str, Any]:
     }
     # The three of the MLP.
     widths = [features.get(name, hidden + inner) for name in modules]
+    layers = int(model["num_hidden_layers"])
     return {
         "lora_modules": modules,
         "max_lora_rank": rank,
-        "adapter_bytes": 2 * rank * sum(widths) * int(model["num_hidden_layers"]),
+        "adapter_bytes": adapter_bytes(widths, rank, layers) if widths else 0,
     }
