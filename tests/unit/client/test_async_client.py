@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from itertools import pairwise
 
 import pytest
 
+from tests.conftest import PROJECT
 from tests.unit.client.fake_triton import FakeTriton, empty_final, piece, refusal
 from tests.unit.client.test_client import endless, silent, story
 from trtllm_client import (
@@ -250,3 +252,36 @@ def test_a_task_that_is_cancelled_after_the_deadline_stays_cancelled():
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
+
+
+HELD_UP = """
+import asyncio, time
+from tests.unit.client.fake_triton import FakeTriton
+from tests.unit.client.test_client import story
+from trtllm_client import AsyncClient
+
+async def main(url):
+    async with AsyncClient(url) as client:
+        calls = [asyncio.ensure_future(client.generate("Hi")) for _ in range(400)]
+        await asyncio.sleep(0.02)
+        time.sleep(2)
+        for call in calls:
+            call.cancel()
+
+with FakeTriton(story) as server:
+    asyncio.run(main(server.url))
+print("ended")
+"""
+
+
+def test_a_loop_that_was_held_up_ends():
+    """gRPC's thread may be waiting for the loop to read when the loop waits for the thread."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELD_UP],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "ended\n", done.stderr
