@@ -40,6 +40,8 @@ _RENAMED = {"random_seed": "seed", "min_length": "min_tokens"}
 _STOP_PERIOD_S = 0.05
 # Of so many stops the first one that ends its generation decides, or so many that did not.
 _ATTEMPTS, _FAILURES = 5, 2
+# Fewer tokens may be generated before a stop arrives.
+_FEWEST_TO_STOP = 100
 
 
 @check("the request that NVIDIA's client stops with ends the generation")
@@ -54,6 +56,11 @@ def stop_request(context: Context) -> Details:
     stop = _stop_streamed if context.decoupled(ENGINE) else _stop_whole
 
     def ask(tokens: int) -> Details:
+        if tokens < _FEWEST_TO_STOP:
+            raise CheckSkipped(
+                f"not exercised: a generation of {tokens} tokens, for which the engine has room, "
+                "is over before a stop can come"
+            )
         ran_on = 0
         for _ in range(_ATTEMPTS):
             count, stopped_after = stop(context, ids, tokens)
