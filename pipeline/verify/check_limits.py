@@ -159,14 +159,14 @@ def _end_of(
     Where texts may part, an answer may have become another text and ended at a word of its own,
     which then need not be part of it; so a few are asked for.
     """
-    problem = None
+    problems = []
     for _ in range(1 if context.tolerance is None else _ATTEMPTS):
         got = ask()
         if got.text in ends:
             return ends.index(got.text), got, None
-        found = _wrong_end(context, whole, got)
-        problem = found if problem is None else problem
-    return None, got, problem
+        problems.append(_wrong_end(context, whole, got))
+    # One that ended at a word of its own where the texts part looks like one that ended too early.
+    return None, got, None if None in problems else problems[-1]
 
 
 def _wrong_end(context: Context, whole: Scored, got: Scored) -> str | None:

@@ -88,7 +88,7 @@ def remedies() -> list[tuple[str, str]]:
         if id(tree) in seen:
             continue
         seen.add(id(tree))
-        found.append((file, "".join(_texts(tree))))
+        found.append((file, " ".join(_texts(tree))))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         waiting += [place for name in names for place in defined.get(name, ())]
     return found
