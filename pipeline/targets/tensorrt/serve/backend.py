@@ -222,22 +222,17 @@ def _check(recipe: Recipe, engine: TrtEngine) -> None:
             f"max_beam_width {recipe.compile.max_beam_width} is more than the "
             f"{engine.max_beam_width} it was built for"
         )
-    lookahead = recipe.compile.tensorrt.lookahead
-    wanted = lookahead.max_draft_len if lookahead else 0
-    built = engine.max_draft_len if engine.lookahead else 0
-    if wanted != built:
-        found.append(
-            f"lookahead decoding guesses {wanted} tokens by the recipe, and the engine was built "
-            f"for {built}"
-        )
-    draft = recipe.compile.tensorrt.draft
-    wanted = draft.max_draft_len if draft else 0
-    built = engine.max_draft_len if engine.takes_guesses else 0
-    if wanted != built:
-        found.append(
-            f"a draft model guesses {wanted} tokens by the recipe, and the engine was built for "
-            f"{built}"
-        )
+    tensorrt = recipe.compile.tensorrt
+    for who, asked, built_for_it in (
+        ("lookahead decoding", tensorrt.lookahead, engine.lookahead),
+        ("a draft model", tensorrt.draft, engine.takes_guesses),
+    ):
+        wanted = asked.max_draft_len if asked else 0
+        built = engine.max_draft_len if built_for_it else 0
+        if wanted != built:
+            found.append(
+                f"{who} guesses {wanted} tokens by the recipe, and the engine was built for {built}"
+            )
     found += adapter_problems(recipe, engine)
     if found:
         raise RepositoryError(
