@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.store.files import read_named
 
 
 def read_guide(
@@ -49,20 +50,7 @@ _FILES = {
 def _content(option: str, path: Path) -> bytes:
     """Reads what the file of an option holds, so that a wrong one is told by its name."""
     wanted = f"Name a file with {_FILES[option]}"
-    try:
-        content = path.read_bytes()
-        text = content.decode()
-    except OSError as error:
-        raise UsageError(
-            f"the file of {option} cannot be read", where=str(path), why=error.strerror, fix=wanted
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"the file of {option} is not UTF-8",
-            where=str(path),
-            why=f"{error.reason} at byte {error.start}",
-            fix="Save it as UTF-8",
-        ) from error
+    text = read_named(path, f"the file of {option}", wanted)
     if not text.strip():
         raise UsageError(f"the file of {option} is empty", where=str(path), fix=wanted)
     if option == "--json-schema":
@@ -77,7 +65,7 @@ def _content(option: str, path: Path) -> bytes:
             ) from error
         except RecursionError:
             pass  # brackets within each other without end are the server's to refuse
-    return content
+    return text.encode()
 
 
 def doubt_about(kind: str | None, text: str) -> str | None:

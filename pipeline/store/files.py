@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from pipeline.errors import UsageError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file by rename: a reader finds the old bytes or the new ones, never a part.
@@ -21,6 +23,32 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_named(path: Path, what: str, fix: str) -> str:
+    """Reads a UTF-8 file that the user named on the command line, without a byte order mark.
+
+    Args:
+        path: The file.
+        what: What it is, as a message calls it: ``the file of prompts``.
+        fix: What to name instead of one that cannot be read.
+
+    Raises:
+        UsageError: It cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(
+            f"{what} cannot be read", where=str(path), why=error.strerror, fix=fix
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{what} is not UTF-8",
+            where=str(path),
+            why=f"{error.reason} at byte {error.start}",
+            fix="Save it as UTF-8",
+        ) from error
 
 
 def link_or_copy(source: Path, target: Path) -> None:

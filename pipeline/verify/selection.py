@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.store.files import read_named
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Check
 
@@ -55,22 +56,7 @@ def read_prompts(path: Path) -> list[str]:
         UsageError: The file cannot be read, is not UTF-8, has a line that is no such object, or
             holds fewer than two prompts.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(
-            "the file of prompts cannot be read",
-            where=str(path),
-            why=error.strerror,
-            fix="Name a file with a prompt a line",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            "the file of prompts is not UTF-8",
-            where=str(path),
-            why=f"{error.reason} at byte {error.start}",
-            fix="Save it as UTF-8",
-        ) from error
+    lines = read_named(path, "the file of prompts", "Name a file with a prompt a line").splitlines()
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix.lower() == ".jsonl":
         prompts = [_prompt_of(line, f"{path}:{number}") for number, line in numbered]
