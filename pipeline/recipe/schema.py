@@ -267,6 +267,44 @@ class BenchSection(Section):
     output_tokens: Annotated[Positive, Unit("tokens")] = 32
 
 
+class CostSection(Section):
+    """What a machine costs, for the price of a million tokens. It changes nothing that is built.
+
+    Attributes:
+        price_per_hour: What the machine, or the GPUs that the engine takes, cost for an hour; None
+            shows no prices.
+        currency: How prices are written.
+        utilization: The share of the time in which the machine is asked for tokens.
+    """
+
+    price_per_hour: Annotated[Annotated[float, Field(gt=0.0)] | None, Unit("currency")] = None
+    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+    utilization: Annotated[Fraction, Unit("share of the time")] = 0.5
+
+
+class ConstraintsSection(Section):
+    """What a format must keep to be recommended by ``compare``; None does not ask for it.
+
+    Attributes:
+        max_perplexity_increase: The largest increase of perplexity over the source model.
+        max_accuracy_loss: The largest loss of accuracy over all ``evaluate.tasks``.
+        max_time_to_first_token_ms: The longest median wait for a first token.
+        max_inter_token_latency_ms: The longest median time between tokens of a stream.
+        min_tokens_per_second: The least throughput.
+        concurrency: The number of streams at which latency and throughput count; None is the
+            largest that is measured.
+    """
+
+    max_perplexity_increase: Annotated[
+        float | None, Field(ge=0.0), Unit("share of the source's perplexity")
+    ] = None
+    max_accuracy_loss: Annotated[float | None, Field(ge=0.0, le=1.0), Unit("share")] = None
+    max_time_to_first_token_ms: Annotated[float | None, Field(gt=0.0), Unit("milliseconds")] = None
+    max_inter_token_latency_ms: Annotated[float | None, Field(gt=0.0), Unit("milliseconds")] = None
+    min_tokens_per_second: Annotated[float | None, Field(gt=0.0), Unit("tokens/s")] = None
+    concurrency: Annotated[Positive | None, Unit("streams")] = None
+
+
 def nearest_place(key: str, places: Mapping[str, str]) -> str | None:
     """Finds where a dotted key, or the nearest key that encloses it, was set; None if nowhere."""
     parts = key.split(".")
@@ -301,6 +339,8 @@ class Recipe(Section):
         compile: What the engine is built for.
         serve: How the Triton repository serves the engine.
         bench: The load that the bench stage puts on the server.
+        cost: What a machine costs, for the price of a million tokens.
+        constraints: What a format must keep to be recommended by ``compare``.
     """
 
     schema_version: Annotated[Literal[1], Whole, Field(alias="schema")] = 1
@@ -315,6 +355,8 @@ class Recipe(Section):
     compile: CompileSection = CompileSection()
     serve: ServeSection = ServeSection()
     bench: BenchSection = BenchSection()
+    cost: CostSection = CostSection()
+    constraints: ConstraintsSection = ConstraintsSection()
 
     @model_validator(mode="after")
     def _one_dtype(self) -> Recipe:
