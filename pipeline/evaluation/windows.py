@@ -9,25 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from pipeline.errors import UsageError
+from pipeline.source.texts import SpanTokenizer
 
 # How much of a document stands for it where it is named.
 BEGINNING = 80
-
-
-class SpanTokenizer(Protocol):
-    """A tokenizer that knows which part of a text each token stands for."""
-
-    def encode_with_spans(self, text: str, /) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """Returns token ids with the model's own special tokens, and the characters of each.
-
-        A span is empty where a token has no text. None where the tokenizer does not tell spans.
-        """
-
-    def decode(self, ids: Sequence[int], /) -> str:
-        """Returns the text of token ids without special tokens, not cleaned up."""
 
 
 @dataclass(frozen=True)
