@@ -85,12 +85,13 @@ def measure(repositories: Mapping[str, Path], arguments: argparse.Namespace) -> 
 def table(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     tokens, rounds, baseline = (results[key] for key in ("output_tokens", "rounds", "baseline"))
+    columns = ("tokens/s", f"of {baseline}", "prefill tokens/s", "decode tokens/s")
+    columns = ("streams", "build", *columns, "first token ms", "per token ms", "memory MiB")
     lines = [
         f"{tokens} tokens per request, {rounds} rounds, in brackets the 95 % interval",
         "",
-        f"| streams | build | tokens/s | of {baseline} | prefill tokens/s | decode tokens/s "
-        "| first token ms | per token ms | memory MiB |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(columns)} |",
+        "|---:|---" + "|---:" * (len(columns) - 2) + "|",
     ]
     levels = range(len(results["servers"][baseline]["measurements"]))
     for level in levels:
