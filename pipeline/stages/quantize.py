@@ -49,8 +49,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     own = {"group_size"} if row.group_sizes else set()
     if row.calibration == "smoothquant":
         own.add("smoothquant_alpha")
-    if quantize.search:
-        assert row.searched is not None
+    if quantize.search and row.searched:
         # Which group sizes the model's shapes allow follows from the source.
         swept = list(row.group_sizes if row.searched == "group_size" else ALPHAS)
         given = quantize.search.candidates
