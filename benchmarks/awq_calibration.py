@@ -14,8 +14,9 @@ Both calibrate the same float32 model for ``int4_awq`` on the same rows of token
 
 Loading and export are the same for both and are not timed. Every round runs each flow once, in an
 order that rotates, after a run of each on one row that does not count. The ratio of a round is that
-of two runs of this round. ``--random`` makes a Llama of 97 million parameters with random weights
-and tokens.
+of two runs of this round. Processor seconds are those of all threads; on a busy machine they say
+more than wall time does, in which other programs are. ``--random`` makes a Llama of 97 million
+parameters with random weights and tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,34 +87,43 @@ def measure(model: Path, rows: Rows, arguments: argparse.Namespace) -> None:
         ("example", 1, threads): example(rows) for threads in counts
     }
     flows["pipeline", batch, own] = pipeline(rows, batch)
-    seconds: dict[tuple[str, int, int], list[float]] = {flow: [] for flow in flows}
+    runs: dict[tuple[str, int, int], list[tuple[float, float]]] = {flow: [] for flow in flows}
     for flow in (example, lambda few: pipeline(few, batch)):
         timed(model, own, flow(rows[:1]))
     for number in range(arguments.rounds):
         order = list(flows)
         for key in order[number % len(order) :] + order[: number % len(order)]:
-            seconds[key].append(timed(model, key[2], flows[key]))
+            runs[key].append(timed(model, key[2], flows[key]))
     print(f"{parameters:,} parameters, {len(rows)} rows of {len(rows[0])} tokens\n")
-    print(f"| flow | batch size | threads | seconds by round | over the example's {counts[0]} |")
-    print("|---|---|---|---|---|")
-    base = seconds["example", 1, counts[0]]
-    for (name, size, threads), found in seconds.items():
-        ratios = [one / other for one, other in zip(found, base, strict=True)]
-        each = ", ".join(f"{value:.1f}" for value in found)
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {size} | {threads} | {each} | {spread} |", flush=True)
+    print("| flow | batch size | threads | wall seconds | ratio | processor seconds | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    base = runs["example", 1, counts[0]]
+    for (name, size, threads), found in runs.items():
+        cells = [name, str(size), str(threads)]
+        for own_seconds, base_seconds in zip(
+            zip(*found, strict=True), zip(*base, strict=True), strict=True
+        ):
+            cells += compared(own_seconds, base_seconds)
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def timed(directory: Path, threads: int, flow: Flow) -> float:
-    """Returns the seconds that a flow takes on a fresh model."""
+def compared(seconds: Sequence[float], base: Sequence[float]) -> tuple[str, str]:
+    """The seconds of every round, and the median and extremes of the rounds' ratios."""
+    ratios = [one / other for one, other in zip(seconds, base, strict=True)]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return ", ".join(f"{value:.1f}" for value in seconds), spread
+
+
+def timed(directory: Path, threads: int, flow: Flow) -> tuple[float, float]:
+    """Wall and processor seconds that a flow takes on a fresh model."""
     before = torch.get_num_threads()
     with offline_and_quiet(Silent()):
         model = load_causal_lm(directory, torch.float32)
         torch.set_num_threads(threads)
         try:
-            start = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             flow(model)
-            return time.perf_counter() - start
+            return time.perf_counter() - wall, time.process_time() - processor
         finally:
             torch.set_num_threads(before)
 
