@@ -282,13 +282,13 @@ def test_a_disk_that_is_full_is_a_stage_error(sources: dict[str, Path], tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_smoothquant_alpha_reaches_the_scales(
-    sources: dict[str, Path], checkpoint: Any, tmp_path: Path
-) -> None:
-    settings = recipe(sources["Llama"], format="int8_sq", smoothquant_alpha=0.5)
-    run_stage(settings, sources["Llama"], tmp_path / "half")
-    half = open_checkpoint(tmp_path / "half").weights().layers[0].fc
-    full = open_checkpoint(checkpoint("Llama", "int8_sq")).weights().layers[0].fc
+def test_smoothquant_alpha_reaches_the_scales(sources: dict[str, Path], tmp_path: Path) -> None:
+    for name, alpha in (("half", 0.5), ("full", 1.0)):
+        settings = recipe(sources["Llama"], format="int8_sq", smoothquant_alpha=alpha)
+        run_stage(settings, sources["Llama"], tmp_path / name)
+    half, full = (
+        open_checkpoint(tmp_path / name).weights().layers[0].fc for name in ("half", "full")
+    )
     assert half.prequant_scaling_factor is not None
     assert full.prequant_scaling_factor is not None
     # alpha 1 is 1 / amax(x), alpha 0.5 is sqrt(amax(w) / amax(x)).
