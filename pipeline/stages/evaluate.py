@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
-from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.store.artifact import Artifact
 from pipeline.targets import get_target
-from pipeline.verdict.gates import beyond_range, broken_by_engine, broken_gates
+from pipeline.verdict.checks import check_checkpoint
+from pipeline.verdict.gates import beyond_range
 
 if TYPE_CHECKING:
     from pipeline.reference.activations import Activations
@@ -166,40 +165,6 @@ def _free_gpu() -> None:
     torch.cuda.empty_cache()
 
 
-def check(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds the measured numbers against the recipe's gates.
-
-    Raises:
-        QualityGateError: At least one is broken; the artifact stays in the store.
-    """
-    assert recipe.evaluate is not None
-    gates = recipe.evaluate.gates
-    broken = list(broken_gates(gates, artifact.facts))
-    by_engine = list(broken_by_engine(gates, artifact.facts))
-    if broken or by_engine:
-        every = [*broken, *by_engine]
-        raise QualityGateError(
-            f"the {'checkpoint' if broken else 'engine'} is worse than the recipe allows: "
-            f"{'; '.join(words for _, words in every)}",
-            where=recipe.place(f"evaluate.gates.{every[0][0]}"),
-            why=f"Measured on {'the' if broken else 'an engine of the'} written files; every "
-            f"number is in {artifact.path / RESULT_NAME}",
-            fix=_remedy(recipe) if broken else _engine_remedy(recipe),
-        )
-
-
-def _remedy(recipe: Recipe) -> str:
-    first = FORMATS[recipe.quantize.format].remedy
-    return f"{first}, calibrate on more text, or loosen the gate"
-
-
-def _engine_remedy(recipe: Recipe) -> str:
-    return (
-        "The written files keep the gates, so look at how the engine executes them: leave the "
-        f"options of compile.{recipe.compile.target} at their defaults, or loosen the gate"
-    )
-
-
 STAGE = Stage(
     name="evaluate",
     version=2,
@@ -208,6 +173,6 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    check=check,
+    check=check_checkpoint,
     needs=lambda _recipe: [("torch", "quantize"), ("transformers", "quantize")],
 )
