@@ -85,13 +85,13 @@ def run(
             }
         )
         return
-    if closing.print(result.outputs, result.deployed.get("repository")):
-        return
+    told = closing.print(result.outputs, result.deployed.get("repository"))
     served = any(stage.name == "repository" for stage in stages_for(loaded))
     if not served and "compile" in result.stages:
         # An export is all that such a target has to show, and it lies in the store.
         compiled = result.stages["compile"].artifact
         if compiled:
-            print(f"{'engine:':<12}{compiled.path}")
-    for name, path in result.deployed.items():
-        print(f"{name + ':':<12}{path}")
+            print(f"{'engine:':<13}{compiled.path}")
+    if not told:
+        for name, path in result.deployed.items():
+            print(f"{name + ':':<13}{path}")

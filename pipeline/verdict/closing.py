@@ -33,7 +33,7 @@ def closing_lines(
         ("quality", _quality(report, "checkpoint", report.get("quality"))),
     ]
     if any(gate["subject"] == "engine" for gate in report.get("gates") or ()):
-        rows.append(("engine", _quality(report, "engine", report.get("fidelity"))))
+        rows.append(("compiled", _quality(report, "engine", report.get("fidelity"))))
     served = report.get("conformance")
     rows += [
         ("conformance", tally(served) if served else "not reached"),

@@ -39,9 +39,9 @@ def test_a_good_run_in_eight_lines() -> None:
 
 def test_the_engine_has_its_own_line() -> None:
     lines = closing_lines(report(gates=asked(evaluation(), fidelity())))
-    (line,) = (line for line in lines if line.startswith("engine:"))
+    (line,) = (line for line in lines if line.startswith("compiled:"))
     assert line == (
-        "engine:      perplexity against the checkpoint 0.00 % [-0.01 %, +0.01 %] of at most 1 %, "
+        "compiled:    perplexity against the checkpoint 0.00 % [-0.01 %, +0.01 %] of at most 1 %, "
         "agreement against the checkpoint 99.90 % [99.80 %, 100.00 %] of at least 98 %, "
         "perplexity +0.01 % [-0.09 %, +0.11 %] of at most 2 %, "
         "agreement 96.70 % [96.30 %, 97.10 %] of at least 93 %"

@@ -32,7 +32,7 @@ FALLEN_INTO = {
 }
 WRITTEN = {
     "demo": "uki. Her favourite drawing was the 🌵 on the roof. She always carried a green "
-    "whistle, a gift from her aunt. She had a pet wolf called Hazel. One rainy day, Yuki and Hazel went",
+    "whistle, a gift from her aunt. She had a pet wolf called Hazel. One rainy day, Yuki and Hazel",
     "stories": "pastas and put it in the park. They see a big, red ball. They have a big ball. "
     'They have a big ball.\n"Look',
     "stories again": "loved to play with her toys. One day, she went to the park to play with "
