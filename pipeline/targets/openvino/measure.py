@@ -127,22 +127,22 @@ class Prompts:
             config = sampling.generation_config(engine.genai, wanted)
             config.echo = True
             handles.append(engine.pipeline.add_request(number, engine.tensor(ids[None]), config))
-        echoes: list[tuple[list[int], list[float]]] = [([], []) for _ in windows]
+        echoes: list[list[tuple[int, float]]] = [[] for _ in windows]
         while engine.pipeline.has_non_finished_requests():
             engine.pipeline.step()
-            for (tokens, log_probs), handle in zip(echoes, handles, strict=True):
+            for echo, handle in zip(echoes, handles, strict=True):
                 while handle.can_read():
                     for output in handle.read().values():
-                        tokens += output.generated_ids
-                        log_probs += output.generated_log_probs
-        for window, (tokens, log_probs) in zip(windows, echoes, strict=True):
-            if tokens[:-1] != list(window):
+                        ids, log_probs = output.generated_ids, output.generated_log_probs
+                        echo.extend(zip(ids, log_probs, strict=True))
+        for window, echo in zip(windows, echoes, strict=True):
+            if [token for token, _ in echo[:-1]] != list(window):
                 raise StageError(
-                    f"the engine echoed {len(tokens)} tokens that are not the {len(window)} of "
-                    "its prompt and one more"
+                    f"the engine echoed {len(echo)} tokens that are not the {len(window)} of its "
+                    "prompt and one more"
                 )
             # Nothing comes before the first token; what stands there is no probability.
-            yield -np.array(log_probs[1 : len(window)], np.float32)
+            yield -np.array([log_prob for _, log_prob in echo[1:-1]], np.float32)
 
 
 def _infer(request: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -33,16 +33,23 @@ class MeasuredHere:
     """Measures engines of a recipe on this machine's GPUs.
 
     Attributes:
-        material: What decides the measurement besides engine, checkpoint and windows.
-        longest_window: Tokens of the longest window that the engine takes.
         recipe: ``compile`` gives sizes and options.
         method: What is run.
     """
 
-    material: Mapping[str, Any]
-    longest_window: int
     recipe: Recipe
     method: str = METHOD
+
+    @property
+    def material(self) -> Mapping[str, Any]:
+        """What decides the measurement besides engine, checkpoint and windows."""
+        return {"tools": engine_tools(), **build_section(self.recipe)}
+
+    @property
+    def longest_window(self) -> int:
+        """Tokens of the longest window that the engine takes, with one new token behind it."""
+        sizes = self.recipe.compile
+        return min(sizes.max_seq_len - 1, sizes.max_num_tokens)
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[None]:  # noqa: ARG002
@@ -94,9 +101,7 @@ def engine_evaluation(recipe: Recipe) -> EngineEvaluation | NotMeasured:
             "Neither TensorRT-LLM nor Docker is installed here",
             "Install Docker, or run inside the container",
         )
-    # One new token is generated behind each window.
-    longest = min(sizes.max_seq_len - 1, sizes.max_num_tokens)
-    return MeasuredHere({"tools": engine_tools(), **build_section(recipe)}, longest, recipe)
+    return MeasuredHere(recipe)
 
 
 def engine_losses(

@@ -13,8 +13,8 @@ number of logits and their being there are therefore checked for every window.
 The request holds ``engine`` (directory), ``windows`` (lists of token ids), ``end_id`` and
 ``pad_id``. The result holds ``perplexity``, ``tokens`` (scored; the first of each window is context
 only), ``nll`` (sum, in nats), ``seconds``, and ``by_window``, a list of ``tokens``, ``nll`` and
-``losses``, those of its single tokens. An engine of several ranks runs under ``mpirun``; rank 0 writes
-the result.
+``losses``, those of its single tokens. An engine of several ranks runs under ``mpirun``; rank 0
+writes the result.
 """
 
 from __future__ import annotations
@@ -78,16 +78,15 @@ def run(request: dict[str, Any]) -> dict[str, Any] | None:
         scores.append(_score(logits, window, vocabulary, number))
     if rank != 0:
         return None
-    sums = [math.fsum(losses) for losses in scores]
-    tokens, nll = sum(map(len, scores)), math.fsum(sums)
+    tokens = sum(map(len, scores))
+    nll = math.fsum(loss for losses in scores for loss in losses)
     return {
         "perplexity": math.exp(nll / tokens),
         "tokens": tokens,
         "nll": nll,
         "seconds": round(time.monotonic() - started, 3),
         "by_window": [
-            {"tokens": len(losses), "nll": total, "losses": losses}
-            for losses, total in zip(scores, sums)
+            {"tokens": len(losses), "nll": math.fsum(losses), "losses": losses} for losses in scores
         ],
     }
 
