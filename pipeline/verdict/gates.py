@@ -211,7 +211,7 @@ def _judge(
         )
     return result(
         "INCONCLUSIVE",
-        f": the limit lies inside the interval; about {_rounded_up(more):,} more {unit} would "
+        f": the limit lies inside the interval; about {rounded_up(more):,} more {unit} would "
         "probably settle it",
         more,
     )
@@ -290,7 +290,7 @@ def _negative(number: float | None) -> float | None:
     return None if number is None else -number
 
 
-def _rounded_up(count: int) -> int:
-    """Two digits are all that such a guess is worth."""
+def rounded_up(count: int) -> int:
+    """Rounds a guess up to two digits, which is all that it is worth."""
     unit = int(10 ** max(0, len(str(count)) - 2))
     return math.ceil(count / unit) * unit
