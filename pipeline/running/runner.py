@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
 from pipeline.preflight.model_checks import check_local_model
+from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, plan_stage, stages_for
@@ -75,6 +76,8 @@ def run_recipe(
     check_texts(recipe)
     check_local_model(recipe)
     build.store.sweep()
+    if finding := engine_not_measured(recipe):
+        progress.note(f"{finding.what}. {finding.why}. {finding.remedy}.")
     run = _Run(recipe, build, progress, force, on_stage, stages=stages_for(recipe, engine))
     stages = _until(run.stages, until)
     try:
