@@ -99,11 +99,11 @@ def pareto(
             ),
         ]
     for tick in nice_ticks(x_start, x_start + x_span):
-        x = place_x(tick)
+        x, half = place_x(tick), len(show_x(tick)) * _CHARACTER / 2
         parts += [
             f'<line x1="{x:.1f}" y1="{FLOOR}" x2="{x:.1f}" y2="{FLOOR + 4}" class="axis"/>',
             (
-                f'<text x="{x:.1f}" y="{FLOOR + 17}" class="tick middle">'
+                f'<text x="{min(x, WIDTH - half):.1f}" y="{FLOOR + 17}" class="tick middle">'
                 f"{escape(show_x(tick))}</text>"
             ),
         ]

@@ -45,7 +45,7 @@ def siblings_section(report: Mapping[str, Any]) -> Iterator[Section]:
     if level and len([row for row in rows if speed_at(row, level)]) > 1:
         said += (
             f" Tokens per second are those of {streams(level)}, each measured in its own run: "
-            "compare with --formats measures them side by side."
+            "trtllm-pipeline compare measures them side by side."
         )
     blocks: list[Block] = [Paragraph(said)]
     if drawn := _pareto(rows, own, level):

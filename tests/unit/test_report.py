@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from pipeline.errors import QualityGateError, StageError
+from pipeline.formats import FORMATS
 from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
+from pipeline.report.quality import differences
 from pipeline.report.words import duration, machine_words, percent, size, spread
 from pipeline.store.artifact import Artifact
 from pipeline.tables import number
@@ -182,7 +185,7 @@ def test_beside_each_number_is_that_of_16_bit() -> None:
         "checkpoint": ("2.6 MiB", "7.0 MiB"),
         "perplexity": ("1.393", "1.393"),
         "bits per byte": ("0.1188", "0.1177"),
-        "same likeliest token": ("97.12 %", "100 %"),
+        "agreement with the source": ("97.12 %", "100 %"),
         "tokens/s, 8 streams": ("2,156", "1,234"),
         # 2.50 an hour for half of 3600 s of 1234.5 tokens each: 2.5 / 2.2221 million.
         "USD per million tokens": ("0.64", "1.13"),
@@ -195,9 +198,10 @@ def test_beside_each_number_is_that_of_16_bit() -> None:
 
 def test_a_build_in_16_bit_stands_beside_itself() -> None:
     made = report()
-    made["checkpoint"] |= {"quant_algo": None, "format": "float16"}
+    made["checkpoint"] |= {"quant_algo": FORMATS["float16"].quant_algo, "format": "float16"}
     shown = tiles(render_html(made | {"siblings": [sample.sibling("other")]}))
     assert shown["tokens/s, 8 streams"] == ("2,156", "this build")
+    assert "(not quantized)" in render_markdown(made)
 
 
 def test_every_number_of_the_json_is_on_both_pages() -> None:
@@ -237,8 +241,8 @@ def test_the_gates_are_shown_with_what_was_measured() -> None:
     }  # fmt: skip
     text = render_markdown(made)
     assert (
-        "| checkpoint: agreement | 93.10 % \\[92.00 %, 94.00 %\\] | at least 93 % | INCONCLUSIVE "
-        "| the limit lies inside; about 41,000 more tokens would settle it |"
+        "| checkpoint: agreement | 93.10 % \\[92.00 %, 94.00 %\\] | at least 93 % | INCONCLUSIVE"
+        ": the limit lies inside; about 41,000 more tokens would settle it |"
     ) in text
     assert (
         "| checkpoint: perplexity | +0.01 % \\[-0.10 %, +0.12 %\\] | at most 2 % | ACCEPT" in text
@@ -255,7 +259,7 @@ def test_a_gate_without_a_number_has_its_evidence() -> None:
         | dict.fromkeys(("measured", "low", "high", "limit"))
         | {"name": "completions", "verdict": "ANOMALOUS", "evidence": "the completion is empty"}
     ]
-    assert "| checkpoint: completions | - | - | ANOMALOUS | the completion is empty |" in (
+    assert "| checkpoint: completions | - | - | ANOMALOUS: the completion is empty |" in (
         render_markdown(made)
     )
     assert "the completion is empty" in render_html(made)
@@ -276,6 +280,38 @@ def test_what_differs_in_completions_is_marked_from_the_word_on() -> None:
         "the <mark>sea</mark>",
     ]
     assert "the same, all 10 tokens" in html
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("", "", ([], [])),
+        ("", "a b", ([], [("a b", True)])),
+        ("a b c", "a b c", ([("a b c", False)], [("a b c", False)])),
+        # The beginning counts however short it is, and three words in a row are no chance.
+        (
+            "a x c d e f",
+            "a y c d e g",
+            (
+                [("a ", False), ("x ", True), ("c d e ", False), ("f", True)],
+                [("a ", False), ("y ", True), ("c d e ", False), ("g", True)],
+            ),
+        ),
+        ("x the y", "u the w", ([("x the y", True)], [("u the w", True)])),
+        # Only white space differs: no word does.
+        ("a\nb", "a b", ([("a\nb", False)], [("a b", False)])),
+    ],
+)
+def test_words_that_two_texts_do_not_share(one: str, other: str, expected: Any) -> None:
+    assert differences(one, other) == expected
+
+
+def test_nothing_of_a_text_is_lost_whatever_differs() -> None:
+    random_ = random.Random(1)
+    for _ in range(300):
+        texts = [" ".join(random_.choices("abcd", k=random_.randrange(14))) for _ in range(2)]
+        for text, pieces in zip(texts, differences(texts[0], texts[1]), strict=True):
+            assert "".join(piece for piece, _ in pieces) == text
 
 
 def test_the_worst_documents_are_named_with_how_they_begin() -> None:
@@ -314,7 +350,7 @@ def test_activations_beyond_the_dtype_are_a_warning() -> None:
 def test_the_engine_is_held_against_the_checkpoint_and_the_source_apart() -> None:
     markdown = render_markdown(report())
     part = markdown.partition("## Engine against checkpoint")[2].partition("\n## ")[0]
-    assert "| same likeliest token | 99.95 % \\[99.91 %, 100.00 %\\] | 97.03 %" in part
+    assert "| agreement: same likeliest token | 99.95 % \\[99.91 %, 100.00 %\\] | 97.03 %" in part
     fidelity = sample.fidelity()
     fidelity |= {"kl_divergence": None, "top1_agreement": None}
     fidelity["against_checkpoint"] |= dict.fromkeys(

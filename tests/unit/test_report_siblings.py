@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.formats import FORMATS
 from pipeline.report.siblings import siblings_of
 from pipeline.stages.report import STAGE
 
@@ -23,7 +24,11 @@ def _put(build: Path, name: str, made: Any) -> Path:
 
 def _plain(**changes: Any) -> dict[str, Any]:
     made = report(name="plain", **changes)
-    made["checkpoint"] |= {"quant_algo": None, "format": "float16", "share": 1.0}
+    made["checkpoint"] |= {
+        "quant_algo": FORMATS["float16"].quant_algo,
+        "format": "float16",
+        "share": 1.0,
+    }
     return made
 
 
