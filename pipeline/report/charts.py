@@ -17,6 +17,8 @@ WIDTH = 360
 ROW_HEIGHT, BAR_TOP, BAR_HEIGHT = 38, 19, 11
 PLOT_LEFT, PLOT_FLOOR, PLOT_HEIGHT = 40, 132, 108
 PLOT_WIDTH = WIDTH - PLOT_LEFT - 4
+# What a character of a label may be wide, so that none is drawn beyond the edge.
+CHARACTER = 6.9
 INTERVAL_WIDTH, INTERVAL_HEIGHT, INTERVAL_PAD = 150, 22, 6
 
 
@@ -58,9 +60,10 @@ def bars(rows: Sequence[Bar], *, longest: float | None = None) -> str:
     parts = []
     for index, row in enumerate(rows):
         top = index * ROW_HEIGHT
+        room = WIDTH - (len(row.shown) + 2) * CHARACTER
         label, shown = escape(row.label), escape(row.shown)
         parts += [
-            f'<text x="0" y="{top + 9}" class="label">{label}</text>',
+            f'<text x="0" y="{top + 9}" class="label">{escape(fitted(row.label, room))}</text>',
             f'<text x="{WIDTH}" y="{top + 9}" class="value end">{shown}</text>',
         ]
         if row.value is None:
@@ -200,6 +203,15 @@ def _tick(x: float, length: int) -> str:
         f'<line x1="{x:.1f}" y1="{PLOT_FLOOR}" x2="{x:.1f}" y2="{PLOT_FLOOR + length}" '
         'class="axis"/>'
     )
+
+
+def fitted(label: str, room: float) -> str:
+    """Shortens a label in its middle to what fits into that width."""
+    most = max(int(room / CHARACTER), 3)
+    if len(label) <= most:
+        return label
+    start = most // 3
+    return f"{label[:start]}…{label[len(label) - (most - 1 - start) :]}"
 
 
 def svg(kind: str, height: int, parts: Sequence[str], *, width: int = WIDTH) -> str:

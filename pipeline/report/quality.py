@@ -61,7 +61,7 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         "In brackets, and as a bar beside the line that is the limit: where the number lies with "
         "95 % confidence."
     )
-    yield Section("Gates", (Table(columns, rows), Paragraph(note, "soft")))
+    yield Section("Gates", (Table(columns, rows, frozenset({2})), Paragraph(note, "soft")))
 
 
 def completions_section(report: Mapping[str, Any]) -> Iterator[Section]:

@@ -28,6 +28,19 @@ def test_bars_are_proportional_and_as_wide_as_the_chart() -> None:
     assert bars([]) == ""
 
 
+def test_a_label_that_is_too_long_is_cut_in_its_middle() -> None:
+    """What tells linears apart stands at either end of their names."""
+    name = "model.layers.31.block_sparse_moe.experts.7.w1" * 2
+    drawn = _drawn(bars([Bar(name, 1.0, "17.2 dB"), Bar(name[:30], 1.0, "17.2 dB")]))
+    long, _, short, _ = (text.text or "" for text in drawn.iter("text"))
+    assert short == name[:30]
+    start, end = long.split("…")
+    assert name.startswith(start)
+    assert name.endswith(end)
+    assert len(start) > 10 < len(end)
+    assert name in _titles(drawn)[0]
+
+
 def test_whiskers_end_where_the_interval_does() -> None:
     drawn = _drawn(bars([Bar("a", 2.0, "two", low=1.0, high=4.0)]))
     (bar,) = drawn.iter("rect")
