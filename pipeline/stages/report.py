@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.stages.base import Deployment, Journal, Stage, StageContext
+from pipeline.store.artifact import Artifact
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -23,6 +24,13 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"name": context.recipe.name}
 
 
+def _line(artifact: Artifact) -> dict[str, Any] | None:
+    from pipeline.report.history import line
+
+    report = json.loads((artifact.path / "report.json").read_text(encoding="utf-8"))
+    return line(artifact.key, report)
+
+
 STAGE = Stage(
     name="report",
     version=6,
@@ -31,6 +39,9 @@ STAGE = Stage(
     run=run,
     # The gates and the names a report shows come from all over the recipe.
     section=lambda recipe: recipe.model_dump(mode="json", by_alias=True),
-    deployment=Deployment(files=("report.json", "report.md", "report.html")),
+    deployment=Deployment(
+        files=("report.json", "report.md", "report.html"),
+        journal=Journal("history.jsonl", _line),
+    ),
     always=True,
 )
