@@ -88,7 +88,12 @@ def run_recipe(
     check_local_model(recipe)
     build.store.sweep()
     run = _Run(
-        recipe, build, progress, force, on_stage, stages=stages_for(recipe, engine),
+        recipe,
+        build,
+        progress,
+        force,
+        on_stage,
+        stages=stages_for(recipe, engine),
         past_checks=past_checks,
     )
     stages = _until(run.stages, until)

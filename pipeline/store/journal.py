@@ -55,7 +55,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-            line[KEY]  # noqa: B018  what is no object or has none is not a line of ours
+            if not isinstance(line[KEY], str):
+                raise TypeError(KEY)  # noqa: TRY301
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 "this line is not one of a history",
