@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from pipeline.bench.load import PROMPTS
+from pipeline.bench.intervals import differs, paired_ratio
+from pipeline.bench.load import INPUT_TOKENS, alone, check_numbers, measurement, samples
+from pipeline.bench.prompts import PROMPTS, Prompts
+from pipeline.bench.visit import Visit, Visitor
+from pipeline.client_errors import client_errors
+from pipeline.errors import PipelineError, ServerError, UsageError
 from pipeline.triton.contract import BLS
+from pipeline.verdict.estimate import Estimate
+from trtllm_client import AsyncClient
 
 SECONDS = 30.0
+WANTED_ROUNDS = 10
+"""Rounds that the time is cut into; more of them would make intervals little narrower."""
+LEAST_ROUNDS = 5
+"""Rounds of a run whose requests take longer than its share of the time."""
+MOST_ROUNDS = 100
+
+Visits = dict[tuple[str, int], list[Visit]]
+"""One visit per round, by name of the server and level."""
 
 
 def measure_interleaved(
@@ -18,7 +37,7 @@ def measure_interleaved(
     concurrency: Sequence[int] = (1, 8, 32),
     seconds: float = SECONDS,
     output_tokens: int = 32,
-    input_tokens: int = 256,
+    input_tokens: int = INPUT_TOKENS,
     prompts: Sequence[str] = PROMPTS,
     model: str = BLS,
     seed: int = 0,
@@ -31,7 +50,7 @@ def measure_interleaved(
     ``seed``, so that none of them always runs first. Only the server that is visited gets requests.
 
     Args:
-        servers: ``host:port`` of each running server by name.
+        servers: ``host:port`` of each running server by name. One alone is measured as well.
         baseline: The name of the server that the others are compared with.
         concurrency: Streams kept open together; one level each.
         seconds: Measured time of each server, all levels and rounds together, at least. A run over
@@ -61,4 +80,151 @@ def measure_interleaved(
             none of the servers.
         ServerError: A request failed; the message names the server.
     """
-    raise NotImplementedError
+    names, levels = list(servers), list(dict.fromkeys(concurrency))
+    if not seconds > 0:
+        raise UsageError(f"seconds must be above 0, not {seconds:g}")
+    check_numbers(
+        concurrency=min(levels, default=0),
+        output_tokens=output_tokens,
+        input_tokens=input_tokens,
+        **{"the number of servers": len(names), "the number of prompts": len(prompts)},
+    )
+    if baseline not in servers:
+        raise UsageError(
+            f"the baseline {baseline} is none of the servers", fix=f"Name one of {', '.join(names)}"
+        )
+
+    async def load() -> Visits:
+        visitors: dict[str, Visitor] = {}
+        async with AsyncExitStack() as stack:
+            for name, url in servers.items():
+                with _named(name):
+                    client = AsyncClient(url, model=model, timeout=timeout)
+                    await stack.enter_async_context(client)
+                    visitors[name] = visitor = Visitor(client, Prompts(prompts), output_tokens)
+                    for level in levels:
+                        await visitor.prepare(level)
+                    await visitor.fit_long_prompts(input_tokens)
+            # All get the same work.
+            words = [visitor.long_words for visitor in visitors.values()]
+            shortest = min((count for count in words if count is not None), default=None)
+            for visitor in visitors.values():
+                visitor.long_words = None if None in words else shortest
+
+            async def visit(name: str, level: int, requests: int) -> Visit:
+                with _named(name):
+                    return await visitors[name].visit(level, requests, phases=True)
+
+            return await take_turns(names, levels, visit, seconds, seed, on_round=on_round)
+
+    visits = asyncio.run(load())
+    return {
+        "model": model,
+        "baseline": baseline,
+        "seconds": seconds,
+        "output_tokens": output_tokens,
+        "rounds": len(next(iter(visits.values()))),
+        "seed": seed,
+        "servers": {name: _of_server(name, baseline, levels, visits) for name in names},
+    }
+
+
+async def take_turns(
+    names: Sequence[str],
+    levels: Sequence[int],
+    visit: Callable[[str, int, int], Awaitable[Visit]],
+    seconds: float,
+    seed: int,
+    *,
+    on_round: Callable[[int, float], None] = lambda _number, _share: None,
+) -> Visits:
+    """Visits every server at every level once per round, until each was measured long enough.
+
+    The first visits only show how long they take, and how many requests therefore fill a level's
+    share of the time; so a slow server is not measured longer than a fast one.
+
+    Args:
+        names: The servers.
+        levels: Streams kept open together.
+        visit: Measures a server, by its name, at a level with so many requests.
+        seconds: Measured time of each server, at least.
+        seed: Of the order.
+        on_round: See :func:`measure_interleaved`.
+
+    Returns:
+        As many visits of each server at each level as there were rounds.
+    """
+    order = random.Random(seed)  # noqa: S311  an order, no secret
+    share = seconds / WANTED_ROUNDS / len(levels)
+    requests = {
+        (name, level): level * _waves(await visit(name, level, level), share)
+        for level in levels
+        for name in names
+    }
+    visits: Visits = {place: [] for place in requests}
+    measured = dict.fromkeys(names, 0.0)
+    for finished in range(1, MOST_ROUNDS + 1):
+        for level in order.sample(levels, len(levels)):
+            # One right after the other, so that a ratio compares what was measured together.
+            for name in order.sample(names, len(names)):
+                made = await visit(name, level, requests[name, level])
+                visits[name, level].append(made)
+                measured[name] += made.seconds
+        least = min(measured.values())
+        on_round(finished, min(least / seconds, 1.0))
+        if finished >= LEAST_ROUNDS and least >= seconds:
+            break
+    return visits
+
+
+def _waves(trial: Visit, share: float) -> int:
+    """How often the load of one request per stream fits into what the rest of a visit leaves."""
+    left = share - (trial.seconds - trial.load_seconds)
+    return max(1, round(left / trial.load_seconds))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Makes any failure one of the server with this name."""
+    try:
+        with client_errors():
+            yield
+    except PipelineError as error:
+        failed = ServerError(
+            f"the server of {name} could not be measured: {error.what}",
+            where=error.where,
+            why=error.why,
+            fix=error.fix,
+        )
+        failed.name = error.name
+        raise failed from error
+
+
+def _of_server(name: str, baseline: str, levels: Sequence[int], visits: Visits) -> dict[str, Any]:
+    made = {level: measurement(level, visits[name, level]) for level in levels}
+    rows = []
+    for level, one in made.items():
+        ratio = prefill = None
+        if name != baseline:
+            own, base = visits[name, level], visits[baseline, level]
+            ratio = paired_ratio(*([v.tokens_per_second for v in of] for of in (own, base)))
+            prefill = _prefill_ratio(own, base)
+        rows.append(
+            {
+                **asdict(one),
+                "ratio": ratio.as_dict() if ratio else None,
+                "difference": differs(ratio) if ratio else False,
+                "prefill_ratio": prefill.as_dict() if prefill else None,
+            }
+        )
+    return {
+        "seconds": round(sum(v.seconds for level in levels for v in visits[name, level]), 3),
+        "measurements": rows,
+        "samples": [samples(level, visits[name, level]) for level in levels],
+        **alone(list(made.values())),
+    }
+
+
+def _prefill_ratio(own: Sequence[Visit], base: Sequence[Visit]) -> Estimate | None:
+    rates = [[v.prefill_tokens_per_second or 0.0 for v in of] for of in (own, base)]
+    return paired_ratio(*rates) if all(map(all, rates)) else None
