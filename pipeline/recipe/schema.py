@@ -166,7 +166,11 @@ class EvaluateSection(Section):
     Attributes:
         text: A file as for ``quantize.calibration.text``, with texts that are not used there.
         tokens: How much of the text is scored, at most.
-        sequence_length: The longest window that is scored; its first token is context only.
+        sequence_length: The longest window that is scored; the first token of a text is context
+            only.
+        stride: How many tokens each window of a text scores after its first window, which scores
+            all it can. The rest of a window is context, so no later token has less of it than
+            ``sequence_length`` - ``stride``. None is half of ``sequence_length``.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
         gates: The limits.
@@ -175,8 +179,19 @@ class EvaluateSection(Section):
     text: FileName
     tokens: Annotated[Positive, Unit("tokens")] = 20000
     sequence_length: Annotated[int, Field(ge=2), Unit("tokens")] = 512
+    stride: Annotated[Positive | None, Unit("tokens")] = None
     dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _overlapping(self) -> EvaluateSection:
+        if self.stride is not None and self.stride >= self.sequence_length:
+            msg = (
+                f"stride {self.stride} leaves windows of {self.sequence_length} tokens no context; "
+                "make it smaller than sequence_length, or leave it out for half of that"
+            )
+            raise ValueError(msg)
+        return self
 
 
 class ServeSection(Section):
