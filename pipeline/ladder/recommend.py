@@ -83,7 +83,7 @@ def recommend(
         "nearest": None,
     }
     if fit:
-        best = _best(fit, concurrency, baseline)
+        best = _best(fit, concurrency)
         reason = _reason(best, rows, concurrency, baseline)
         return {**result, "name": best["name"], "format": best["format"], "reason": reason}
     if not rows:
@@ -174,16 +174,14 @@ def _below(key: str, what: str, found: Mapping[str, Any] | None, limit: float) -
 
 
 def _gate_excess(gate: Mapping[str, Any]) -> float:
-    """How far from its limit a gate's number lies; see :class:`~pipeline.verdict.gate.GateResult`."""
+    """How far from its limit a gate's number lies, as a share of the limit."""
     measured, limit = gate["measured"], gate["limit"]
     if measured is None or not limit:
         return math.inf
     return float(abs(measured - limit) / limit)
 
 
-def _best(
-    rows: Sequence[Mapping[str, Any]], concurrency: int | None, baseline: str | None
-) -> Mapping[str, Any]:
+def _best(rows: Sequence[Mapping[str, Any]], concurrency: int | None) -> Mapping[str, Any]:
     def size(row: Mapping[str, Any]) -> float:
         return row["checkpoint_bytes"] or math.inf
 
@@ -191,7 +189,7 @@ def _best(
     if not measured:
         return min(rows, key=size)
     fastest = max(measured, key=lambda row: _speed(row, concurrency)["value"])
-    alike = [row for row in measured if not _differ(fastest, row, concurrency, baseline)]
+    alike = [row for row in measured if not _differ(fastest, row, concurrency)]
     return min(alike, key=size)
 
 
@@ -201,23 +199,16 @@ def _speed(row: Mapping[str, Any], concurrency: int | None) -> Any:
     return speed if speed and speed["value"] is not None else None
 
 
-def _differ(
-    one: Mapping[str, Any], other: Mapping[str, Any], concurrency: int | None, baseline: str | None
-) -> bool:
-    """Whether the speeds of two rungs do.
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], concurrency: int | None) -> bool:
+    """Whether the speeds of two rungs do, by the rounds that both were measured in."""
+    from pipeline.bench.intervals import differs, paired_ratio
 
-    Ratios to the baseline are paired by round, so they are sharper than the speeds themselves.
-    """
     if one is other:
         return False
-    levels = (level_at(one, concurrency), level_at(other, concurrency))
-    for row, level in zip((other, one), levels, strict=True):
-        if row["name"] == baseline and level and level["ratio"]:
-            return bool(level["difference"])
-    ends = [level["ratio"] or level["tokens_per_second"] for level in levels if level]
-    if any(end["low"] is None or end["high"] is None for end in ends):
-        return bool(ends[0]["value"] != ends[1]["value"])
-    return bool(ends[0]["low"] > ends[1]["high"] or ends[1]["low"] > ends[0]["high"])
+    rounds = [level_at(row, concurrency)["by_round"] or () for row in (one, other)]  # type: ignore[index]  # both have a speed there
+    if rounds[0] and len(rounds[0]) == len(rounds[1]):
+        return differs(paired_ratio(*rounds))
+    return bool(_speed(one, concurrency)["value"] != _speed(other, concurrency)["value"])
 
 
 def _reason(

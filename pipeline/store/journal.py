@@ -56,7 +56,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             if not isinstance(line[KEY], str):
-                raise TypeError(KEY)  # noqa: TRY301
+                raise TypeError(KEY)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 "this line is not one of a history",
