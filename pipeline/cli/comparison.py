@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UsageError
 from pipeline.ladder.climb import NAME, Wishes, as_json, climb, finished, results_path
 from pipeline.ladder.load import Settings
-from pipeline.ladder.output import print_comparison
+from pipeline.ladder.output import print_comparison, print_paragraph
 from pipeline.ladder.render import how, render_csv, render_html, render_markdown
 from pipeline.ladder.row import REPORT
 from pipeline.store.build_dir import BuildDir
@@ -190,7 +190,7 @@ def show_history(paths: Sequence[Path], form: str) -> None:
 def _print(comparison: Mapping[str, Any], form: str) -> None:
     if form == "text":
         print_comparison(comparison)
-        print(how(comparison))
+        print_paragraph(how(comparison))
     else:
         print(_RENDERED[form](comparison), end="" if form != "json" else "\n")
 

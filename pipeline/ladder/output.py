@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ STYLES = {
     "REFUSED": "yellow",
 }
 _GAP = 2
+_PAGE = 100
 
 
 def print_comparison(comparison: Mapping[str, Any]) -> None:
@@ -35,8 +37,15 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
             print()
     _print_reasons(comparison)
     _print_claims(comparison)
-    print(comparison["recommendation"]["reason"] if comparison["recommendation"] else "", end="")
-    print("\n" if comparison["recommendation"] else "", end="")
+    if comparison["recommendation"]:
+        print_paragraph(comparison["recommendation"]["reason"])
+        print()
+
+
+def print_paragraph(text: str, indent: str = "") -> None:
+    """Prints text that is broken between words, at the width of the terminal or of a page."""
+    width = min(shutil.get_terminal_size().columns, _PAGE)
+    print(textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def _print_reasons(comparison: Mapping[str, Any]) -> None:
@@ -46,8 +55,10 @@ def _print_reasons(comparison: Mapping[str, Any]) -> None:
         for name, rung in zip(names, comparison["rungs"], strict=True)
         if rung["verdict"] != "ACCEPT" and rung["headline"]
     ]
+    for text in bad:
+        print_paragraph(text, "  ")
     if bad:
-        print("\n".join(bad), end="\n\n")
+        print()
 
 
 def _print_claims(comparison: Mapping[str, Any]) -> None:
@@ -57,8 +68,9 @@ def _print_claims(comparison: Mapping[str, Any]) -> None:
     print_table(
         ["claimed elsewhere", "", "claim", "here", "source"],
         [row[:5] for row in rows],
-        caption="; ".join(f"[{index}] {source}" for index, source in enumerate(sources, 1)),
     )
+    for index, source in enumerate(sources, 1):
+        print_paragraph(f"[{index}] {source}", " " * 4)
     print()
 
 

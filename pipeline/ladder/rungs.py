@@ -98,6 +98,7 @@ def make_rung(name: FormatName, path: Path, overrides: Sequence[str], recipe: Re
         # Also where the recipe leaves it to its own format to say.
         f"model.dtype={row.dtype or recipe.dtype}",
         *(() if row.quantizes else ("quantize.kv_cache=null",)),
+        *_search(row, recipe),
     ]
     try:
         made = load_recipe(path, [*overrides, *changes])
@@ -107,6 +108,17 @@ def make_rung(name: FormatName, path: Path, overrides: Sequence[str], recipe: Re
     except (RecipeError, UnsupportedError) as error:
         return Rung(row, folder, None, _reason(error))
     return Rung(row, folder, made)
+
+
+def _search(row: Format, recipe: Recipe) -> list[str]:
+    """What becomes of the recipe's search, which is about the value that its own format has."""
+    search = recipe.quantize.search
+    if search is None:
+        return []
+    if row.searched is None:
+        return ["quantize.search=null"]
+    own = FORMATS[recipe.quantize.format].searched
+    return [] if row.searched == own else ["quantize.search.candidates=null"]
 
 
 def _reason(error: RecipeError | UnsupportedError) -> str:

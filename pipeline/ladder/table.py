@@ -54,7 +54,7 @@ def blocks(comparison: Mapping[str, Any], interval: Interval) -> list[Block]:
     rungs: Rungs = comparison["rungs"]
     columns = headings(rungs)
     parts = [
-        ("size", _size(rungs), ""),
+        ("verdict and size", _size(rungs), ""),
         (_quality_title(rungs), _quality(rungs, interval), ""),
         ("speed", _speed(comparison, interval), ""),
         ("cost", _cost(comparison, interval), ""),
@@ -89,7 +89,7 @@ def claims(comparison: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
                 [
                     rung["format"],
                     _claim_name(claim),
-                    _claim_value(claim["measure"], claim["value"]),
+                    f"{claim['bound']}{_claim_value(claim['measure'], claim['value'])}",
                     _here(claim),
                     f"[{sources.index(source) + 1}] {claim['kind']}",
                     claim["setting"],
@@ -240,7 +240,7 @@ def _claim_name(claim: Mapping[str, Any]) -> str:
         "accuracy_loss": "accuracy lost",
         "share_of_16bit": "size of 16 bit",
     }[claim["measure"]]
-    return f"{name}, {streams(claim['streams'])}" if claim["streams"] else name
+    return f"{name} at {claim['streams']}" if claim["streams"] else name
 
 
 def _claim_value(measure: str, value: float) -> str:

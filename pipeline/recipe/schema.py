@@ -436,7 +436,7 @@ class Recipe(Section):
         if own and "dtype" in self.model.model_fields_set and self.model.dtype != own:
             msg = (
                 f"quantize.format {name} contradicts model.dtype {self.model.dtype}; "
-                "leave model.dtype out, or make them equal"
+                f"leave model.dtype out, or make them equal: --set model.dtype={own}"
             )
             raise ValueError(msg)
         return self
