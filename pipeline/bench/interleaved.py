@@ -46,8 +46,9 @@ def measure_interleaved(
 ) -> dict[str, Any]:
     """Measures servers round by round: every round visits every server at every level once.
 
-    Within a round the levels, and the servers within a level, come in an order shuffled with
-    ``seed``, so that none of them always runs first. Only the server that is visited gets requests.
+    The levels, and the servers within a level, come in an order shuffled with ``seed`` and in the
+    reverse of it in the next round, so that none of them always runs first. Only the server that is
+    visited gets requests.
 
     Args:
         servers: ``host:port`` of each running server by name. One alone is measured as well.
@@ -163,18 +164,32 @@ async def take_turns(
     }
     visits: Visits = {place: [] for place in requests}
     measured = dict.fromkeys(names, 0.0)
+    there: list[tuple[str, int]] = []
     for finished in range(1, MOST_ROUNDS + 1):
-        for level in order.sample(levels, len(levels)):
-            # One right after the other, so that a ratio compares what was measured together.
-            for name in order.sample(names, len(names)):
-                made = await visit(name, level, requests[name, level])
-                visits[name, level].append(made)
-                measured[name] += made.seconds
+        # Back again in every other round: who came first comes last, which evens out a machine
+        # that grows slower all the time.
+        there = there[::-1] if finished % 2 == 0 else _shuffled(names, levels, order)
+        for name, level in there:
+            made = await visit(name, level, requests[name, level])
+            visits[name, level].append(made)
+            measured[name] += made.seconds
         least = min(measured.values())
         on_round(finished, min(least / seconds, 1.0))
         if finished >= LEAST_ROUNDS and least >= seconds:
             break
     return visits
+
+
+def _shuffled(
+    names: Sequence[str], levels: Sequence[int], order: random.Random
+) -> list[tuple[str, int]]:
+    """All places; the servers of a level follow each other, so that a ratio compares what was
+    measured together."""
+    return [
+        (name, level)
+        for level in order.sample(levels, len(levels))
+        for name in order.sample(names, len(names))
+    ]
 
 
 def _waves(trial: Visit, share: float) -> int:

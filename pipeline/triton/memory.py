@@ -40,10 +40,9 @@ def memory_of(pid: int) -> Memory:
         waiting += children(one)
         try:
             total += _proportional_bytes(Path(f"/proc/{one}/smaps_rollup").read_text("ascii"))
-        except ProcessLookupError:
-            continue  # it ended, or is a zombie, and takes nothing
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and one != pid:
+            # One that ended meanwhile takes nothing, nor does a zombie.
+            if isinstance(error, FileNotFoundError | ProcessLookupError) and one != pid:
                 continue
             return Memory(None, f"the memory of process {one} cannot be read: {error.strerror}")
     return Memory(total)
