@@ -6,14 +6,16 @@
 Both calibrate the same float32 model for ``int4_awq`` on the same rows of tokens:
 
 * ``example``: ``mtq.quantize`` with ``create_forward_loop`` of ModelOpt at its batch size of 1, as
-  ``examples/llm_ptq/hf_ptq.py`` calls them, with as many threads as torch takes. Where this
-  pipeline takes fewer, it is measured with that many, too.
+  ``examples/llm_ptq/hf_ptq.py`` calls them, with the threads that the pipeline takes, and with as
+  many as torch takes by itself where those are more (``--threads`` names others; on a busy machine
+  threads that wait for each other are slower than one).
 * ``pipeline``: the quantize stage's calibration with ``--batch-size`` rows at a time, with the
-  threads that the stage takes: one for a small model, so that its bytes do not depend on the machine.
+  threads that the stage takes: one for a small model, whose bytes must not depend on the machine.
 
 Loading and export are the same for both and are not timed. Every round runs each flow once, in an
-order that rotates, after a run of each that does not count. The ratio of a round is that of two runs
-of this round. ``--random`` makes a Llama of 97 million parameters with random weights and tokens.
+order that rotates, after a run of each on one row that does not count. The ratio of a round is that
+of two runs of this round. ``--random`` makes a Llama of 97 million parameters with random weights
+and tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from pipeline.dependencies import require
 from pipeline.progress import Silent
@@ -70,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256, help="tokens per sample, at most")
     parser.add_argument("--batch-size", type=int, default=16, help="rows, for the pipeline")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", help="of the example")
     return parser.parse_args()
 
 
@@ -79,22 +81,22 @@ def measure(model: Path, rows: Rows, arguments: argparse.Namespace) -> None:
     with deterministic(parameters):
         own = torch.get_num_threads()
     batch = arguments.batch_size
+    counts = sorted(set(arguments.threads or (own, default)))
     flows: dict[tuple[str, int, int], Flow] = {
-        ("example", 1, threads): example(rows) for threads in sorted({own, default}, reverse=True)
+        ("example", 1, threads): example(rows) for threads in counts
     }
     flows["pipeline", batch, own] = pipeline(rows, batch)
     seconds: dict[tuple[str, int, int], list[float]] = {flow: [] for flow in flows}
-    for (_, size, threads), flow in flows.items():
-        few = rows[: 2 * size]
-        timed(model, threads, example(few) if size == 1 else pipeline(few, batch))
+    for flow in (example, lambda few: pipeline(few, batch)):
+        timed(model, own, flow(rows[:1]))
     for number in range(arguments.rounds):
         order = list(flows)
         for key in order[number % len(order) :] + order[: number % len(order)]:
             seconds[key].append(timed(model, key[2], flows[key]))
     print(f"{parameters:,} parameters, {len(rows)} rows of {len(rows[0])} tokens\n")
-    print("| flow | batch size | threads | seconds by round | time over example's |")
+    print(f"| flow | batch size | threads | seconds by round | over the example's {counts[0]} |")
     print("|---|---|---|---|---|")
-    base = seconds["example", 1, default]
+    base = seconds["example", 1, counts[0]]
     for (name, size, threads), found in seconds.items():
         ratios = [one / other for one, other in zip(found, base, strict=True)]
         each = ", ".join(f"{value:.1f}" for value in found)
@@ -123,7 +125,7 @@ def example(rows: Rows) -> Flow:
         mtq = require("modelopt.torch.quantization", "quantize")
         utils = require("modelopt.torch.utils.dataset_utils", "quantize")
         data = [{"input_ids": torch.tensor(row)} for row in rows]
-        loader = torch.utils.data.DataLoader(data, batch_size=1)  # type: ignore[arg-type]
+        loader: Any = torch.utils.data.DataLoader(data, batch_size=1)  # type: ignore[arg-type]
         # As the loop's own data set would: the calibration needs no cache.
         model.config.use_cache = False
         loop = utils.create_forward_loop(dataloader=loader)
@@ -164,8 +166,9 @@ def random_rows(arguments: argparse.Namespace) -> Rows:
 
 def write_random(directory: Path) -> Path:
     torch.manual_seed(7)
-    config = transformers.LlamaConfig(**RANDOM)
-    transformers.LlamaForCausalLM(config).save_pretrained(directory)
+    transformers: Any = require("transformers", "quantize")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**RANDOM))
+    model.save_pretrained(directory)
     return directory
 
 

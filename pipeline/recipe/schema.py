@@ -95,7 +95,7 @@ class SearchSection(Section):
 
     Each is quantized and written, and the files are compared with the source model on texts of
     ``quantize.calibration.text`` that calibration does not use. The budget counts candidates and
-    tokens, not seconds, so that the same recipe gives the same checkpoint on every machine.
+    tokens, not seconds, so that a faster machine does not choose another value.
 
     Attributes:
         candidates: The values to try, in any order. None tries 0.5, 0.6 to 1.0 for

@@ -159,12 +159,18 @@ def _search(
     def write(value: float, folder: Path) -> None:
         chosen = with_value(recipe, value)
         _write(context, chosen, batches, facts, output=folder, statistics=statistics)
+        _free_memory()
+
+    def score(folder: Path) -> float:
+        divergence = _divergence(context, folder, windows)
+        _free_memory()
+        return divergence
 
     return choose(
         searched(recipe),
         candidates(recipe, facts),
         write=write,
-        score=lambda folder: _divergence(context, folder, windows),
+        score=score,
         output=context.output,
         progress=context.progress,
         tokens=search.tokens,
@@ -231,6 +237,17 @@ def _batches(context: StageContext, texts: list[str], facts: ModelFacts) -> list
     )
     length = min(calibration.sequence_length, facts.max_position_embeddings)
     return batches(token_rows(texts, tokenizer, length), calibration.batch_size)
+
+
+def _free_memory() -> None:
+    """Returns the memory of models that are done with, whose modules refer to each other."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 STAGE = Stage(

@@ -14,7 +14,6 @@ pytest.importorskip("modelopt")
 
 import torch
 import transformers
-from scipy.special import log_softmax, rel_entr
 
 from pipeline.dependencies import require
 from pipeline.errors import UsageError
@@ -33,6 +32,7 @@ from tests.integration.quantize_support import (
 )
 
 SEARCH = {"tokens": 300}
+special: Any = pytest.importorskip("scipy.special")
 VALUES: dict[str, tuple[str, tuple[float, ...]]] = {
     "int8_sq": ("smoothquant_alpha", (0.5, 0.75, 1.0)),
     "int4_awq": ("group_size", (64, 128)),
@@ -77,10 +77,12 @@ def divergence(source: Path, checkpoint: Path) -> float:
         left -= len(ids) - 1
         with torch.inference_mode():
             p, q = (
-                log_softmax(model(input_ids=torch.tensor([ids])).logits[0, :-1].double().numpy(), 1)
+                special.log_softmax(
+                    model(input_ids=torch.tensor([ids])).logits[0, :-1].double().numpy(), 1
+                )
                 for model in (original, written)
             )
-        sums.append(rel_entr(np.exp(p), np.exp(q[:, :VOCAB])).sum())
+        sums.append(special.rel_entr(np.exp(p), np.exp(q[:, :VOCAB])).sum())
     assert left == 0
     return float(sum(sums)) / SEARCH["tokens"]
 
@@ -128,7 +130,8 @@ def test_statistics_of_one_pass_give_what_a_fresh_calibration_gives(
             model(input_ids=batch, use_cache=False)
 
     def load() -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        factory: Any = transformers.AutoModelForCausalLM
+        return factory.from_pretrained(source, dtype=torch.float32).eval()
 
     for value in values:
         section = recipe(source, format=name, kv_cache=kv_cache, **{parameter: value}).quantize
