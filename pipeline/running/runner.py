@@ -281,8 +281,10 @@ class _Run:
                 return  # a check before it refused what it is made of
             target = release(artifact, self.outputs / place.folder, self.store)
             self.deployed[planned.stage.name] = target
+        finished = place.finish(artifact.path, self.outputs) if place.finish else {}
         for name in place.files:
-            target, content = self.outputs / name, (artifact.path / name).read_bytes()
+            content = finished.get(name) or (artifact.path / name).read_bytes()
+            target = self.outputs / name
             if not _holds(target, content):
                 with self.store.writing():
                     write_atomically(target, content)

@@ -55,12 +55,15 @@ class Deployment:
         files: Files of the artifact that are copied one by one; the last is the one to open.
         after: The stage that has to pass before; None is the stage itself.
         journal: Is told of the artifact, once.
+        finish: Makes the contents of ``files`` from the artifact's folder and the output folder,
+            by name, where they also tell what lies beside the latter; None copies them.
     """
 
     folder: str | None = None
     files: tuple[str, ...] = ()
     after: str | None = None
     journal: Journal | None = None
+    finish: Callable[[Path, Path], Mapping[str, bytes]] | None = None
 
 
 @dataclass(frozen=True)
