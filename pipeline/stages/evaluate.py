@@ -7,20 +7,19 @@ and rounds to the recipe's dtype. So the files are read back and compared with t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
-from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import TextTokenizer, text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.store.artifact import Artifact
-from pipeline.verdict.gates import beyond_range, broken_gates
+from pipeline.verdict.checks import check_checkpoint
+from pipeline.verdict.gates import beyond_range
 
 if TYPE_CHECKING:
     import torch
@@ -207,29 +206,6 @@ def _noise(text: _Text, models: _Models) -> dict[str, Any]:
     return {"signal_to_noise": [linear.as_dict() for linear in found]}
 
 
-def check(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds the measured numbers against the recipe's gates.
-
-    Raises:
-        QualityGateError: At least one is broken; the artifact stays in the store.
-    """
-    assert recipe.evaluate is not None
-    facts = {
-        name: fact["value"] if isinstance(fact, Mapping) and "value" in fact else fact
-        for name, fact in artifact.facts.items()
-    }
-    broken = list(broken_gates(recipe.evaluate.gates, facts))
-    if broken:
-        raise QualityGateError(
-            "the checkpoint is worse than the recipe allows: "
-            f"{'; '.join(words for _, words in broken)}",
-            where=recipe.place(f"evaluate.gates.{broken[0][0]}"),
-            why=f"Measured on the written files; every number is in {artifact.path / RESULT_NAME}",
-            fix=f"{FORMATS[recipe.quantize.format].remedy}, calibrate on more text, or loosen the "
-            "gate",
-        )
-
-
 STAGE = Stage(
     name="evaluate",
     version=3,
@@ -238,6 +214,6 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    check=check,
+    check=check_checkpoint,
     needs=lambda _recipe: [("torch", "quantize"), ("transformers", "quantize")],
 )
