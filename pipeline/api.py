@@ -18,7 +18,7 @@ from pipeline.preflight.model_checks import (
     check_model,
     explain_engine,
 )
-from pipeline.preflight.remarks import remarks
+from pipeline.preflight.remarks import engine_not_measured, remarks
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
@@ -121,10 +121,11 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         facts = check_model(recipe, source.path) if source else check_hub_model(recipe)
     directory = source.path if source else local_directory(recipe)
     checkpoint = _checkpoint(planned).artifact
+    unmeasured = engine_not_measured(recipe)
     return Plan(
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
-        findings=remarks(recipe, facts, directory),
+        findings=(*remarks(recipe, facts, directory), *((unmeasured,) if unmeasured else ())),
         engine=explain_engine(recipe, facts),
         obstacle=_obstacle(recipe),
         checkpoint=checkpoint.path if checkpoint else None,

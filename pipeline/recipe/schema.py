@@ -243,6 +243,8 @@ class EvaluateSection(Section):
         stride: How many tokens each window of a text scores after its first window, which scores
             all it can. The rest of a window is context, so no later token has less of it than
             ``sequence_length`` - ``stride``. None is half of ``sequence_length``.
+        engine_tokens: How much of that is also scored on the compiled engine, at most. Each such
+            token is computed by the source model and the written one too.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
         gates: The limits.
@@ -252,6 +254,7 @@ class EvaluateSection(Section):
     tokens: Annotated[Positive, Unit("tokens")] = 20000
     sequence_length: Annotated[int, Field(ge=2), Unit("tokens")] = 512
     stride: Annotated[Positive | None, Unit("tokens")] = None
+    engine_tokens: Annotated[Positive, Unit("tokens")] = 4000
     dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
 

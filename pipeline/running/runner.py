@@ -18,6 +18,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.preflight.model_checks import check_local_model
+from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, plan_stage, stages_for
@@ -87,6 +88,8 @@ def run_recipe(
     check_texts(recipe)
     check_local_model(recipe)
     build.store.sweep()
+    if finding := engine_not_measured(recipe):
+        progress.note(f"{finding.what}. {finding.why}. {finding.remedy}.")
     run = _Run(
         recipe,
         build,

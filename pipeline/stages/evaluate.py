@@ -77,7 +77,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
-        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
+        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates", "engine_tokens"}),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
     }
