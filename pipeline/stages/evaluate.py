@@ -105,12 +105,15 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.source.runtime import deterministic, offline_and_quiet
 
     source = context.inputs["source"].path
-    with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
+    parameters = count_parameters(source)
+    with offline_and_quiet(context.progress), deterministic(parameters):
         text = _text(context)
         models = _models(context)
         scores, measured = _measure(context, text, models)
         noise = _noise(text, models)
-    summary = {**summarize(text.documents, text.windows, scores), **measured, **noise}
+    # What is allowed depends on the size of the model.
+    summary = {"parameters": parameters, **summarize(text.documents, text.windows, scores)}
+    summary |= {**measured, **noise}
     if warning := beyond_range(summary["activations"]):
         context.progress.note(f"warning: {warning}")
     documents = by_document(text.documents, text.windows, scores)

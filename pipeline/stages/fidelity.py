@@ -21,6 +21,7 @@ from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.targets import get_target
 from pipeline.targets.base import EngineEvaluation, NotMeasured
+from pipeline.verdict.checks import check_engine
 
 if TYPE_CHECKING:
     from pipeline.evaluation.fidelity import EngineScores
@@ -76,7 +77,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     evaluation = _evaluation(context.recipe)
     source, engine = context.inputs["source"].path, context.inputs["compile"].path
-    with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
+    parameters = count_parameters(source)
+    with offline_and_quiet(context.progress), deterministic(parameters):
         documents, windows = _windows(context, evaluation.longest_window)
         with evaluation.logits(engine) as scorer:
             scores, tasks = _compare(context, windows, scorer)
@@ -91,6 +93,8 @@ def run(context: StageContext) -> dict[str, Any]:
     scores = with_losses(scores, windows, losses)
     result = {
         "method": evaluation.method,
+        # What is allowed depends on the size of the model.
+        "parameters": parameters,
         **summarize_engine(documents, windows, scores),
         "tasks": tasks,
     }
@@ -189,5 +193,6 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
+    check=check_engine,
     needs=_needs,
 )

@@ -27,6 +27,7 @@ POWER_MARGIN = 0.8416 / 1.9600
 """What a half-width is lengthened by, so that text settles a gate four times of five: the normal
 quantiles of 0.8 and 0.975. TensorRT-LLM's accuracy suite takes the same chance (beta = 0.2)."""
 _BY_TOKENS = ("perplexity_increase", "top1_agreement", "kl_divergence")
+_OF_LOGITS = ("top1_agreement", "kl_divergence")
 
 
 def checkpoint_gates(
@@ -70,6 +71,9 @@ def engine_gates(
         if result:
             compiled.append(result)
     broke = [result for result in compiled if result.verdict != "ACCEPT"]
+    follows = not broke and {f"engine_{name}" for name in _OF_LOGITS} <= {
+        result.name for result in compiled
+    }
     compiled = [
         replace(result, evidence=f"{result.evidence}; compilation changed the model")
         if result.verdict in ("REGRESSION", "ANOMALOUS")
@@ -82,15 +86,20 @@ def engine_gates(
         cause = "the engine follows the checkpoint, so quantization lost it and not compilation"
     else:
         cause = "nothing tells whether quantization or compilation lost it"
-    return [
-        *compiled,
-        *(
-            replace(result, evidence=f"{result.evidence}; {cause}")
-            if result.verdict != "ACCEPT"
-            else result
-            for result in _against_source(ENGINE, gates, measured, parameters, bits)
-        ),
-    ]
+    lost = list(_against_source(ENGINE, gates, measured, parameters, bits))
+    for index, result in enumerate(lost):
+        if result.verdict == "INCONCLUSIVE" and follows:
+            # An engine is scored on fewer tokens than its checkpoint, which is held to the same.
+            lost[index] = replace(
+                result,
+                verdict="ACCEPT",
+                more_tokens=None,
+                evidence=f"{result.evidence}; the engine follows the checkpoint, which is held to "
+                "the same limit on more of them",
+            )
+        elif result.verdict != "ACCEPT":
+            lost[index] = replace(result, evidence=f"{result.evidence}; {cause}")
+    return [*compiled, *lost]
 
 
 def beyond_range(activations: Mapping[str, Any]) -> str | None:
