@@ -2,8 +2,8 @@
 
 ``claims.json`` has a row for each: ``measure`` is ``speed_up`` (over 16 bit, ``streams`` at a time;
 null is not said), ``perplexity_increase``, ``accuracy_loss`` (both shares of the 16-bit model's) or
-``share_of_16bit`` (bytes); ``bound`` is written before ``value``. ``kind`` is ``published`` where somebody says how it was measured, and
-``folklore`` otherwise.
+``share_of_16bit`` (bytes); ``bound`` is written before ``value``. ``kind`` is ``published`` where
+somebody says how it was measured, and ``folklore`` otherwise.
 """
 
 from __future__ import annotations
