@@ -232,10 +232,10 @@ def _reason(
             )
         parts.append(text)
     if best["share_of_16bit"] is not None:
-        parts.append(f"{best['share_of_16bit']:.0%} of 16 bit on disk")
+        parts.append(f"{best['share_of_16bit'] * 100:.0f} % of 16 bit on disk")
     increase = best["perplexity_increase"]
     if increase and increase["value"] is not None:
-        parts.append(f"perplexity {increase['value']:+.2%} against the source")
+        parts.append(f"perplexity {increase['value'] * 100:+.2f} % against the source")
     return f"Take {best['format']}: {'; '.join(parts)}."
 
 

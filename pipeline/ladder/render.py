@@ -106,7 +106,7 @@ def how(comparison: Mapping[str, Any]) -> str:
         at = f" at {streams(cost['concurrency'])}" if cost["concurrency"] else ""
         parts.append(
             f"Cost{at}: {number(float(cost['price_per_hour']))} {cost['currency']} an hour, asked "
-            f"for tokens {cost['utilization']:.0%} of the time."
+            f"for tokens {cost['utilization'] * 100:.0f} % of the time."
         )
     elif load:
         parts.append("No cost: give cost.price_per_hour or --price.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +36,12 @@ class Block:
 def short(value: str, low: str, high: str, half: str) -> str:
     """Writes an interval for a narrow column: half its width."""
     del low, high
-    return f"{value} ±{half}"
+    return f"{value} ±{half}" if half.strip("0.,") else value
 
 
 def full(value: str, low: str, high: str, half: str) -> str:
     """Writes an interval with both ends."""
-    del half
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if half.strip("0.,") else value
 
 
 def blocks(comparison: Mapping[str, Any], interval: Interval) -> list[Block]:
@@ -99,37 +99,38 @@ def claims(comparison: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
 
 
 def estimate(
-    found: Mapping[str, Any] | None, show: Callable[[float, int], str], interval: Interval
+    found: Mapping[str, Any] | None,
+    interval: Interval,
+    *,
+    factor: float = 1.0,
+    sign: str = "",
+    most_decimals: int = 6,
 ) -> str:
-    """Writes a measured number with its interval; a dash where there is none.
+    """Writes a measured number as exactly as its interval allows; a dash where there is none.
 
     Args:
         found: ``value``, ``low`` and ``high``.
-        show: Writes a number with so many significant digits.
         interval: :func:`short` or :func:`full`.
+        factor: What the number is multiplied by, such as 100 for a percentage.
+        sign: ``+`` writes the sign of what is above zero, too.
+        most_decimals: Behind the point; an interval that is narrower is not written.
     """
     if found is None or found["value"] is None:
         return DASH
-    value, low, high = found["value"], found["low"], found["high"]
-    if low is None or high is None or low == high:
-        return show(value, 4)
-    return interval(show(value, 4), show(low, 4), show(high, 4), show((high - low) / 2, 2))
+    value = found["value"] * factor
+    if found["low"] is None or found["high"] is None:
+        return f"{sign if value > 0 else ''}{number(float(value))}"
+    low, high = found["low"] * factor, found["high"] * factor
+    half = (high - low) / 2
+    # Two digits of half the width; without a width, as many as a number has elsewhere.
+    least = half / 10 if half > 0 else abs(value) / 1000
+    decimals = min(max(-math.floor(math.log10(least)), 0), most_decimals) if least > 0 else 0
 
+    def show(one: float, mark: str = "") -> str:
+        text = f"{one:{mark},.{decimals}f}"
+        return text.lstrip("+-") if not text.strip("+-0.,") else text
 
-def plain(value: float, digits: int) -> str:
-    """Writes a number."""
-    return number(float(value), digits)
-
-
-def percent(value: float, digits: int) -> str:
-    """Writes a share as a percentage; the unit stands in the row's name."""
-    return number(float(value) * 100, digits)
-
-
-def signed_percent(value: float, digits: int) -> str:
-    """Writes a change as a percentage, with its sign unless it is the width of an interval."""
-    text = percent(value, digits)
-    return text if digits == 2 or value <= 0 else f"+{text}"
+    return interval(show(value, sign), show(low, sign), show(high, sign), show(half))
 
 
 def _size(rungs: Rungs) -> list[tuple[str, list[str]]]:
@@ -154,36 +155,41 @@ def _quality_title(rungs: Rungs) -> str:
 
 
 def _quality(rungs: Rungs, interval: Interval) -> list[tuple[str, list[str]]]:
-    def row(label: str, key: str, show: Callable[[float, int], str]) -> tuple[str, list[str]]:
-        return label, [estimate(rung[key], show, interval) for rung in rungs]
+    def row(label: str, key: str) -> tuple[str, list[str]]:
+        return label, [estimate(rung[key], interval) for rung in rungs]
+
+    def share(label: str, key: str, sign: str = "") -> tuple[str, list[str]]:
+        return label, [_percent(rung[key], interval, sign) for rung in rungs]
 
     rows = [
-        row("perplexity", "perplexity", plain),
-        row("against source, %", "perplexity_increase", signed_percent),
-        row("KL, nats a token", "kl_divergence", plain),
-        row("KL, 99th percentile", "kl_divergence_p99", plain),
-        row("top-1 agreement, %", "top1_agreement", percent),
-        row("engine to files, %", "engine_perplexity_increase", signed_percent),
+        row("perplexity", "perplexity"),
+        share("against source, %", "perplexity_increase", "+"),
+        row("KL, nats a token", "kl_divergence"),
+        row("KL, 99th percentile", "kl_divergence_p99"),
+        share("top-1 agreement, %", "top1_agreement"),
+        share("engine to files, %", "engine_perplexity_increase", "+"),
     ]
-    names = dict.fromkeys(task["name"] for rung in rungs for task in rung["tasks"])
-    for name in names:
-        tasks = [
-            next((task for task in rung["tasks"] if task["name"] == name), None) for rung in rungs
+    for name in dict.fromkeys(task["name"] for rung in rungs for task in rung["tasks"]):
+        tasks: list[Mapping[str, Any]] = [
+            next((task for task in rung["tasks"] if task["name"] == name), {}) for rung in rungs
         ]
-        for label, key, show in (
-            (f"{name}, %", "accuracy", percent),
-            (f"{name}, change", "accuracy_change", signed_percent),
-        ):
-            cells = [estimate(task[key] if task else None, show, interval) for task in tasks]
-            rows.append((label, cells))
+        changes = [_percent(task.get("accuracy_change"), interval, "+") for task in tasks]
+        rows += [
+            (f"{name}, %", [_percent(task.get("accuracy"), interval) for task in tasks]),
+            ("  change", changes),
+        ]
     return rows
+
+
+def _percent(found: Mapping[str, Any] | None, interval: Interval, sign: str = "") -> str:
+    return estimate(found, interval, factor=100.0, sign=sign, most_decimals=3)
 
 
 def _speed(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, list[str]]]:
     rungs: Rungs = comparison["rungs"]
     base = comparison["baseline"]
     rows: list[tuple[str, list[str]]] = [
-        (label, [estimate(rung[key], plain, interval) for rung in rungs])
+        (label, [estimate(rung[key], interval) for rung in rungs])
         for label, key in (
             ("prefill, tokens/s", "prefill_tokens_per_second"),
             ("decode, tokens/s", "decode_tokens_per_second"),
@@ -194,7 +200,7 @@ def _speed(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str,
         rows += [
             (
                 f"tokens/s, {streams(level)}",
-                [estimate(at and at["tokens_per_second"], plain, interval) for at in found],
+                [estimate(at and at["tokens_per_second"], interval) for at in found],
             ),
             (
                 f"  times {comparison['baseline_format']}" if base else "  ratio",
@@ -216,9 +222,7 @@ def _ratio(is_base: bool, level: Mapping[str, Any] | None, interval: Interval) -
         return "1"
     if not level["difference"]:
         return NO_DIFFERENCE
-    return estimate(
-        level["ratio"], lambda value, digits: number(float(value), digits - 1 or 1), interval
-    )
+    return estimate(level["ratio"], interval)
 
 
 def _times(level: Mapping[str, Any] | None, name: str) -> str:
@@ -230,7 +234,7 @@ def _cost(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, 
     cost = comparison["cost"]
     label = f"{cost['currency']} a million" if cost else "a million tokens"
     rungs: Rungs = comparison["rungs"]
-    return [(label, [estimate(rung["cost_per_million"], plain, interval) for rung in rungs])]
+    return [(label, [estimate(rung["cost_per_million"], interval) for rung in rungs])]
 
 
 def _claim_name(claim: Mapping[str, Any]) -> str:
@@ -245,20 +249,22 @@ def _claim_name(claim: Mapping[str, Any]) -> str:
 
 def _claim_value(measure: str, value: float) -> str:
     if measure == "speed_up":
-        return f"{number(float(value), 3)}x"
-    sign = "+" if measure == "perplexity_increase" else ""
-    return f"{sign}{number(value * 100, 3)} %"
+        return f"{value:.3g}x"
+    if measure == "share_of_16bit":
+        return f"{value:.0%}".replace("%", " %")
+    return f"{value * 100:+.2f} %" if measure == "perplexity_increase" else f"{value * 100:.2f} %"
 
 
 def _here(claim: Mapping[str, Any]) -> str:
     found, measure = claim["here"], claim["measure"]
     if found is None or found["value"] is None:
         return "not measured"
-    if measure == "speed_up":
-        at = "" if claim["streams"] else f" at {claim['here_streams']}"
-        return f"{number(float(found['value']), 3)}x{at}"
-    sign = "+" if measure == "perplexity_increase" and found["value"] > 0 else ""
-    return f"{sign}{number(found['value'] * 100, 3)} %"
+    if measure != "speed_up":
+        return _claim_value(measure, found["value"])
+    if None not in (found["low"], found["high"]) and found["low"] <= 1.0 <= found["high"]:
+        return NO_DIFFERENCE
+    at = "" if claim["streams"] else f" at {claim['here_streams']}"
+    return f"{found['value']:.2f}x{at}"
 
 
 def _numbers(rungs: Rungs, key: str, digits: int) -> list[str]:
@@ -270,4 +276,4 @@ def _bytes(count: int | None) -> str:
 
 
 def _share(share: float | None) -> str:
-    return DASH if share is None else f"{share:.0%}"
+    return DASH if share is None else f"{share * 100:.0f} %"

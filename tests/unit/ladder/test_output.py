@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.ladder.climb import as_json
 from pipeline.ladder.claims import with_claims
+from pipeline.ladder.climb import as_json
 from pipeline.ladder.output import print_comparison
 from pipeline.ladder.pareto import Point, front, pareto
 from pipeline.ladder.recommend import recommend
 from pipeline.ladder.render import how, render_csv, render_html, render_markdown
 from pipeline.ladder.row import row_of, with_cost
+from pipeline.ladder.table import estimate, short
 from pipeline.recipe.schema import ConstraintsSection
 
 from .support import est, level, report, rung
@@ -95,11 +96,13 @@ def test_the_table_fits_the_terminal_and_nothing_is_cut(
         "times float16",
         "1",
         "no difference",
-        "0.75 ±0.05",
+        "0.750 ±0.050",
     ]
-    assert re.search(r"^KL, nats a token +0 +0\.0011 ±0\.0001 +0\.004 ±0\.001", text, re.MULTILINE)
+    assert re.search(
+        r"^KL, nats a token +0 +0\.00110 ±0\.00010 +0\.0040 ±0\.0010", text, re.MULTILINE
+    )
     # 1.5 an hour, half of it idle, 2000 tokens/s: 1.5 / 3.6 = 0.41667 a million.
-    assert re.search(r"^USD a million +0\.4167 ±0\.013", text, re.MULTILINE)
+    assert re.search(r"^USD a million +0\.417 ±0\.013", text, re.MULTILINE)
 
 
 def test_more_formats_than_fit_go_below_with_the_names_of_the_measures_again(
@@ -110,7 +113,7 @@ def test_more_formats_than_fit_go_below_with_the_names_of_the_measures_again(
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("top-1 agreement")]
     assert len(rows) == 2
-    assert sum(len(re.findall(r"95 ±0\.5", row)) for row in rows) == 6
+    assert sum(len(re.findall(r"95\.00 ±0\.50", row)) for row in rows) == 6
 
 
 def test_claims_stand_beside_what_was_measured(
@@ -121,12 +124,12 @@ def test_claims_stand_beside_what_was_measured(
     lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     claims = [line for line in lines if line[0] == "int4_awq" and "published" in line[-1]]
     # ModelOpt's benchmark.md: 1.33 times at batch 1; here 1.6 times.
-    assert ["int4_awq", "times 16 bit at 1", "1.33x", "1.6x"] in [line[:4] for line in claims]
+    assert ["int4_awq", "times 16 bit at 1", "1.33x", "1.60x"] in [line[:4] for line in claims]
     assert ["int4_awq", "times 16 bit at 64", "0.83x", "not measured"] in [
         line[:4] for line in claims
     ]
     # One point of 40 lost: 2.5 % of the source's accuracy.
-    assert ["int4_awq", "accuracy lost", "5.66 %", "2.5 %"] in [line[:4] for line in claims]
+    assert ["int4_awq", "accuracy lost", "5.66 %", "2.50 %"] in [line[:4] for line in claims]
     # SmoothQuant's README: 5.474 to 5.515.
     assert ["int8_sq", "perplexity", "+0.75 %", "+0.01 %"] in [line[:4] for line in lines]
 
@@ -155,7 +158,7 @@ def test_csv_has_a_line_for_each_format_and_numbers_that_are_numbers() -> None:
 
 def test_markdown_has_both_ends_of_an_interval_and_no_broken_row() -> None:
     text = render_markdown(comparison())
-    assert "| perplexity | 1.393 [1.385, 1.401] | 1.393 [1.385, 1.401] |" in text
+    assert "| perplexity | 1.3931 [1.3850, 1.4010] | 1.3931 [1.3850, 1.4010] |" in text
     assert "**Take int8_sq: " in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", line)) - 1 for line in tables}
@@ -189,7 +192,13 @@ def test_the_page_is_self_contained_and_has_the_whole_table() -> None:
     ]
     assert "url(" not in html
     assert "Top-1 agreement <b>is</b> too low" in page.text
-    for words in ("0.75 [0.7, 0.8]", "no difference", "Take int8_sq", "1.33x", "USD a million"):
+    for words in (
+        "0.750 [0.700, 0.800]",
+        "no difference",
+        "Take int8_sq",
+        "1.33x",
+        "USD a million",
+    ):
         assert words in page.text, words
     circles = [attributes["class"] for tag, attributes in page.tags if tag == "circle"]
     assert circles == ["point", "chosen", "point"]
@@ -214,7 +223,7 @@ def test_json_has_one_object_with_snake_case_keys_and_every_rung_the_same() -> N
 def test_what_was_measured_is_told_with_the_numbers() -> None:
     told = how(comparison())
     assert "8 rounds, at least 30 s each" in told
-    assert "1.5 USD an hour, asked for tokens 50% of the time" in told
+    assert "1.5 USD an hour, asked for tokens 50 % of the time" in told
     without = {**comparison(), "cost": None}
     assert "No cost: give cost.price_per_hour or --price." in how(without)
 
@@ -256,3 +265,27 @@ def test_marks_lie_where_their_numbers_are() -> None:
     assert ax == pytest.approx(ticks[low] + (100.0 - low) * scale, abs=0.2)
     assert bx == pytest.approx(ticks[low] + (200.0 - low) * scale, abs=0.2)
     assert "b &lt;&amp;&gt;" in svg
+
+
+@pytest.mark.parametrize(
+    ("found", "factor", "sign", "text"),
+    [
+        (est(0.0000052, -0.00025, 0.00025), 100.0, "+", "+0.001 ±0.025"),
+        (est(-0.0004, -0.0006, -0.0002), 100.0, "+", "-0.040 ±0.020"),
+        (est(382.84, 307.0, 459.0), 1.0, "", "383 ±76"),
+        (est(1.34644, 1.34170, 1.35110), 1.0, "", "1.3464 ±0.0047"),
+        (est(0.0, 0.0, 0.0), 100.0, "+", "0"),
+        (est(1.0, 1.0, 1.0), 100.0, "", "100.0"),
+        # Narrower than is worth writing.
+        (est(-8.867e-07, -9.35e-07, -8.39e-07), 100.0, "+", "0.000"),
+        (est(12345.6), 1.0, "", "12,346"),
+        (est(None), 1.0, "", "-"),
+        (None, 1.0, "", "-"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_interval_allows(
+    found: dict[str, float | None] | None, factor: float, sign: str, text: str
+) -> None:
+    decimals = 3 if factor == 100.0 else 6
+    written = estimate(found, short, factor=factor, sign=sign, most_decimals=decimals)
+    assert written == text

@@ -52,7 +52,7 @@ def chosen(rows: list[dict[str, Any]], **limits: Any) -> dict[str, Any]:
 def test_the_fastest_that_keeps_all_is_taken_and_the_reason_has_its_numbers() -> None:
     found = chosen(ladder())
     assert found["format"] == "int4_awq"
-    for words in ("1,100 tokens/s at 8 streams", "1.10 times float16", "25% of 16 bit"):
+    for words in ("1,100 tokens/s at 8 streams", "1.10 times float16", "25 % of 16 bit"):
         assert words in found["reason"]
     assert chosen(ladder(900.0))["format"] == "float16"
 
