@@ -216,4 +216,5 @@ def fitted(label: str, room: float) -> str:
 
 def svg(kind: str, height: int, parts: Sequence[str], *, width: int = WIDTH) -> str:
     """Wraps what was drawn into an ``<svg>`` of that class, width and height."""
-    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    # Without role="img", so that its texts can be read aloud and copied.
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'

@@ -9,6 +9,7 @@ from pipeline.report.blocks import Block, Cell, Figure, Figures, Paragraph, Sect
 from pipeline.report.charts import Bar, bars, histogram
 from pipeline.report.collect import best_measurement
 from pipeline.report.plot import Point, pareto
+from pipeline.report.quality import KINDS
 from pipeline.report.siblings import as_point
 from pipeline.report.words import (
     count,
@@ -33,7 +34,7 @@ def siblings_section(report: Mapping[str, Any]) -> Iterator[Section]:
         (
             Cell(row["name"], "strong" if row is own else ""),
             row["format"],
-            Cell(row["verdict"], "good" if row["verdict"] == "ACCEPT" else "bad"),
+            Cell(row["verdict"], KINDS.get(row["verdict"], "bad")),
             size(row["bytes"]),
             estimate(row["increase"], signed_percent),
             estimate(speed_at(row, level)),

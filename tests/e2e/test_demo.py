@@ -57,9 +57,10 @@ def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[st
         *("compile", "fidelity", "repository", "verify", "bench")
     ]
     assert (outputs / "repository").is_dir()
-    assert '<div class="verdict bad"><b>INT4 AWQ: does not ship.' in (
-        outputs / "report.html"
-    ).read_text()
+    assert (
+        '<div class="verdict bad"><b>INT4 AWQ: does not ship.'
+        in (outputs / "report.html").read_text()
+    )
     again = json.loads(cli.run("configs/demo.yaml", "--json").stdout)
     assert {stage["status"] for stage in again["stages"]} == {"cached"}
     assert json.loads((outputs / "report.json").read_text())["verdict"]["status"] == "passed"

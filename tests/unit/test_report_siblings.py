@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.formats import FORMATS
+from pipeline.report import render_html
 from pipeline.report.siblings import siblings_of
 from pipeline.stages.report import STAGE
 
-from .report_sample import load, quality, report
+from .report_sample import load, quality, report, sibling
 
 
 def _put(build: Path, name: str, made: Any) -> Path:
@@ -41,6 +43,15 @@ def test_a_build_of_the_same_model_is_a_sibling(tmp_path: Path) -> None:
     assert found["increase"] == quality()["perplexity_increase"]
     assert [row["concurrency"] for row in found["speed"]] == [1, 8]
     assert found["memory_bytes"] == load()["memory_bytes"]
+
+
+def test_each_sibling_has_the_colour_of_its_verdict(tmp_path: Path) -> None:
+    verdicts = {"ACCEPT": "good", "REGRESSION": "bad", "FAILED": "bad", "INCONCLUSIVE": "open"}
+    rows = [sibling(verdict.lower(), verdict=verdict) for verdict in verdicts]
+    html = render_html(report(siblings=rows))
+    found = re.findall(r'class="(\w+)" data-label="verdict"><span>(\w+)</span>', html)
+    # Those of the gates come first, that of the page itself behind them.
+    assert found[4:] == [(kind, verdict) for verdict, kind in verdicts.items()]
 
 
 def test_an_eight_bit_kv_cache_is_not_16_bit(tmp_path: Path) -> None:
