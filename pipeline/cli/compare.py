@@ -15,7 +15,7 @@ def compare(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RECIPE | BUILD...",
+            metavar="RECIPE|BUILD",
             help="A recipe, to build and measure it in several formats; or finished builds: "
             "report.json files, folders that hold one, or a build directory.",
         ),
@@ -24,8 +24,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="F,F,...",
-            help="Formats of the recipe's ladder, e.g. float16,int8_sq,int4_awq; every one that "
-            "model and target take by default.",
+            help="Formats for the recipe, as quantize.format, between commas; by default every "
+            "one that model and target take.",
         ),
     ] = None,
     overrides: SetOption = None,
@@ -63,6 +63,7 @@ def compare(
     only_ladder = {
         "--formats": formats,
         "--set": overrides,
+        "--build-dir": build_dir if build_dir != Path("build") else None,
         "--concurrency": concurrency,
         "--seconds": seconds,
         "--again": again or None,

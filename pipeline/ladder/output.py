@@ -7,18 +7,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.ladder.render import TONES
 from pipeline.ladder.table import Block, blocks, claims, headings, short
 from pipeline.tables import print_table
 
-STYLES = {
-    "ACCEPT": "green",
-    "REGRESSION": "red",
-    "ANOMALOUS": "red",
-    "FAILED": "red",
-    "INCONCLUSIVE": "yellow",
-    "UNFINISHED": "yellow",
-    "REFUSED": "yellow",
-}
+_COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
+STYLES = {verdict: _COLOURS[tone] for verdict, tone in TONES.items()}
 _GAP = 2
 _PAGE = 100
 

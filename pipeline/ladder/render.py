@@ -8,12 +8,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.ladder.pareto import Point, pareto
 from pipeline.ladder.recommend import deciding_level
 from pipeline.ladder.row import level_at
-from pipeline.ladder.table import blocks, claims, full, headings
+from pipeline.ladder.table import Block, blocks, claims, full, headings
+from pipeline.report.plot import Point, pareto
 from pipeline.tables import memory_size, number, streams
 
+HERE = Path(__file__).parent
+TONES = {
+    "ACCEPT": "good",
+    **dict.fromkeys(("REGRESSION", "ANOMALOUS", "FAILED"), "bad"),
+    **dict.fromkeys(("INCONCLUSIVE", "UNFINISHED", "REFUSED"), "open"),
+}
 CLAIMS = ("format", "measure", "claim", "measured here", "source", "setting")
 _ESTIMATES = (
     *("perplexity", "perplexity_increase", "bits_per_byte", "kl_divergence"),
@@ -62,7 +68,8 @@ def render_html(comparison: Mapping[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        # The two pages look alike.
+        loader=FileSystemLoader([HERE, HERE.parent / "report"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -70,17 +77,23 @@ def render_html(comparison: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     rows, sources = claims(comparison)
-    level, measure, points = _points(comparison)
+    level, points = _points(comparison)
+    chart = pareto(
+        points,
+        x_label=f"tokens/s, {streams(level or 1)}",
+        y_label="KL, nats a token from the source",
+    )
     return environment.get_template("compare.html.j2").render(
         comparison=comparison,
         title=_title(comparison),
-        blocks=blocks(comparison, full),
+        blocks=[_drawn(block) for block in blocks(comparison, full)],
+        tones=TONES,
         bad=list(_bad(comparison)),
         claim_columns=CLAIMS,
         claims=rows,
         sources=sources,
         # The chart escapes its own labels.
-        chart=Markup(pareto(points, f"tokens/s, {streams(level or 1)}", measure)),  # noqa: S704
+        chart=Markup(chart),  # noqa: S704
         how=how(comparison),
     )
 
@@ -161,8 +174,16 @@ def _ends(name: str, found: Mapping[str, Any] | None) -> Iterator[tuple[str, Any
         yield name if end == "value" else f"{name}_{end}", found[end] if found else None
 
 
-def _points(comparison: Mapping[str, Any]) -> tuple[int | None, str, list[Point]]:
-    """What the chart shows: the level, the measure of quality, and a point for each rung."""
+def _drawn(block: Block) -> dict[str, Any]:
+    return {
+        "title": block.title,
+        "columns": list(block.columns),
+        "cells": [[label, *cells] for label, cells in block.rows],
+    }
+
+
+def _points(comparison: Mapping[str, Any]) -> tuple[int | None, list[Point]]:
+    """What the chart shows: the level, and a point for each rung that has both measures."""
     rungs = comparison["rungs"]
     recommended = comparison["recommendation"]
     level = recommended["concurrency"] if recommended else deciding_level(rungs, None)
@@ -172,7 +193,7 @@ def _points(comparison: Mapping[str, Any]) -> tuple[int | None, str, list[Point]
         speed, quality = at["tokens_per_second"] if at else None, rung["kl_divergence"]
         if speed and quality and None not in (speed["value"], quality["value"]):
             size = rung["checkpoint_bytes"]
-            shown = memory_size(size).strip() if size else ""
+            label = f"{name}, {memory_size(size).strip()}" if size else name
             chosen = bool(recommended and recommended["name"] == rung["name"])
-            points.append(Point(name, speed, quality, size or 0, shown, chosen))
-    return level, "KL divergence from the source, nats a token", points
+            points.append(Point(label, float(speed["value"]), **quality, marked=chosen))
+    return level, points

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.economics.cost import cost_per_million
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
 from pipeline.ladder.rungs import Rung
+from pipeline.report.prices import price_of
 
 REPORT = "report.json"
 REFUSED = "REFUSED"
@@ -116,14 +116,9 @@ def with_cost(
     """
     level = level_at(row, concurrency)
     speed = level["tokens_per_second"] if level else None
-    if price is None or speed is None or not speed["value"]:
-        return {**row, "cost_per_million": None}
-    # The slowest speed of the interval is the dearest.
-    ends = {"value": speed["value"], "low": speed["high"], "high": speed["low"]}
-    cost = {
-        name: cost_per_million(value, price, utilization) if value and value > 0 else None
-        for name, value in ends.items()
-    }
+    cost = None
+    if price is not None and speed is not None and speed["value"]:
+        cost = price_of(speed, price, utilization)
     return {**row, "cost_per_million": cost}
 
 

@@ -100,11 +100,12 @@ def test_the_reports_agree(demo: dict[str, Any]) -> None:
 
 
 def test_compare_lists_the_report(cli: Cli, demo: dict[str, Any]) -> None:
-    rows = json.loads(cli("compare", demo["outputs"], "--json").stdout)
-    assert rows[0]["format"] == "int4_awq"
+    (row,) = json.loads(cli("compare", demo["outputs"], "--json").stdout)["rungs"]
+    assert row["format"] == "int4_awq"
+    assert row["perplexity"]["low"] < row["perplexity"]["value"] < row["perplexity"]["high"]
     assert "int4_awq" in cli("compare", demo["outputs"]).stdout
     # A build directory stands for its reports, whatever else is in it.
-    assert rows[0] in json.loads(cli("compare", str(cli.build), "--json").stdout)
+    assert row in json.loads(cli("compare", str(cli.build), "--json").stdout)["rungs"]
 
 
 def test_generate_streams_from_a_repository(cli: Cli, repository: Path) -> None:

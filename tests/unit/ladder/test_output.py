@@ -14,7 +14,6 @@ import pytest
 from pipeline.ladder.claims import with_claims
 from pipeline.ladder.climb import as_json
 from pipeline.ladder.output import print_comparison
-from pipeline.ladder.pareto import Point, front, pareto
 from pipeline.ladder.recommend import recommend
 from pipeline.ladder.render import how, render_csv, render_html, render_markdown
 from pipeline.ladder.row import row_of, with_cost
@@ -201,7 +200,7 @@ def test_the_page_is_self_contained_and_has_the_whole_table() -> None:
     ):
         assert words in page.text, words
     circles = [attributes["class"] for tag, attributes in page.tags if tag == "circle"]
-    assert circles == ["point", "chosen", "point"]
+    assert circles == ["other", "marked", "other"]
 
 
 def test_json_has_one_object_with_snake_case_keys_and_every_rung_the_same() -> None:
@@ -226,45 +225,6 @@ def test_what_was_measured_is_told_with_the_numbers() -> None:
     assert "1.5 USD an hour, asked for tokens 50 % of the time" in told
     without = {**comparison(), "cost": None}
     assert "No cost: give cost.price_per_hour or --price." in how(without)
-
-
-def test_the_front_is_what_nothing_beats() -> None:
-    def point(label: str, speed: float, loss: float) -> Point:
-        return Point(label, est(speed), est(loss), 1, "")
-
-    a, b, c, d = point("a", 1, 0.0), point("b", 2, 0.1), point("c", 2, 0.2), point("d", 1.5, 0.3)
-    assert [one.label for one in front([d, c, b, a])] == ["a", "b"]
-    twins = [point("x", 1, 1), point("y", 1, 1)]
-    assert [one.label for one in front(twins)] == ["x", "y"]
-    assert pareto([a], "x", "y") == ""
-
-
-def test_marks_lie_where_their_numbers_are() -> None:
-    points = [
-        Point("a", est(100.0, 90.0, 110.0), est(0.0, 0.0, 0.0), 400, ""),
-        Point("b <&>", est(200.0, 190.0, 210.0), est(0.2, 0.1, 0.3), 100, ""),
-    ]
-    svg = pareto(points, "across", "up")
-    marks = [
-        tuple(float(found) for found in match)
-        for match in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', svg)
-    ]
-    (ax, ay, ar), (bx, by, br) = marks
-    assert ax < bx
-    assert ay > by
-    # A quarter of the bytes is a quarter of the area.
-    assert ar == pytest.approx(2 * br)
-    ticks = {
-        float(text.replace(",", "")): float(x)
-        for x, text in re.findall(
-            r'<text x="([\d.]+)" y="[\d.]+" class="tick middle">([\d.,]+)', svg
-        )
-    }
-    low, high = min(ticks), max(ticks)
-    scale = (ticks[high] - ticks[low]) / (high - low)
-    assert ax == pytest.approx(ticks[low] + (100.0 - low) * scale, abs=0.2)
-    assert bx == pytest.approx(ticks[low] + (200.0 - low) * scale, abs=0.2)
-    assert "b &lt;&amp;&gt;" in svg
 
 
 @pytest.mark.parametrize(
