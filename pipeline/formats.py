@@ -18,6 +18,8 @@ GroupSize = Literal[64, 128]
 """What ``quantize.group_size`` may be; which of them a format has is in its row."""
 DEFAULT_GROUP_SIZE: GroupSize = 128
 """Taken where the recipe does not say; every format with groups has it."""
+Searched = Literal["smoothquant_alpha", "group_size"]
+"""Keys of ``quantize`` that ``quantize.search`` may choose the value of."""
 KvCacheName = Literal["int8", "fp8"]
 """What ``quantize.kv_cache`` may be; each has a row in :data:`KV_CACHES`."""
 
@@ -113,6 +115,13 @@ class Format:
         """Whether TensorRT-LLM divides pre-quant scales by the activation scale on loading."""
         return self.scales == "group" and self.needs_fp8
 
+    @property
+    def searched(self) -> Searched | None:
+        """The key that ``quantize.search`` chooses the value of; None where nothing varies."""
+        if self.calibration == "smoothquant":
+            return "smoothquant_alpha"
+        return "group_size" if len(self.group_sizes) > 1 else None
+
     def unit(self, group_size: int) -> int:
         """Returns what the sides of a linear on each rank must be multiples of."""
         return max(self.multiple, group_size) if self.group_sizes else self.multiple
@@ -135,7 +144,7 @@ FORMATS: dict[FormatName, Format] = {
             scales="row",
             # ModelOpt does not duplicate the per-channel scales.
             repeats_kv_heads=False,
-            remedy="Try quantize.smoothquant_alpha: 0.5 or format int4_awq",
+            remedy="Try quantize.search: {} or format int4_awq",
             instead=("int4_awq", "fp8"),
         ),
         Format(

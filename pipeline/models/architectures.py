@@ -289,7 +289,7 @@ ARCHITECTURES = {
                 smoothquant_note=(
                     "INT8 SmoothQuant of Llama needs a close look at the gate",
                     "ModelOpt's support matrix does not list it for Llama 3",
-                    "Compare quantize.smoothquant_alpha 0.5, 0.8 and 1.0",
+                    "Let quantize.search choose quantize.smoothquant_alpha",
                 ),
             ),
         ),

@@ -6,6 +6,7 @@ more ranks than KV heads, neighbouring ranks hold copies of the same head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.models.architectures import QKV
@@ -74,6 +75,31 @@ class RankShare:
         if linear.split == "column":
             return linear.out_features // self.ranks, linear.in_features
         return linear.out_features, linear.in_features // self.ranks
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a linear's weight over all ranks.
+
+    Attributes:
+        linear: The linear's name.
+        name: ``in_features`` or ``out_features``.
+        size: Its length, copies of KV heads included.
+    """
+
+    linear: str
+    name: str
+    size: int
+
+
+def sides(model: ModelFacts, ranks: int) -> Iterator[Side]:
+    """Yields both sides of every linear of a decoder layer."""
+    share = RankShare(model, ranks)
+    for linear in model.linears:
+        # With copies of KV heads the ranks together hold more rows than the model has.
+        rows = ranks * share.qkv_rows if linear.name == QKV else linear.out_features
+        yield Side(linear.name, "in_features", linear.in_features)
+        yield Side(linear.name, "out_features", rows)
 
 
 def vocabulary_rows(tokens: int, ranks: int) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import FORMATS
-from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
-from pipeline.models.ranks import RankShare, split_problem
+from pipeline.models.ranks import Side, split_problem
+from pipeline.preflight.candidates import candidates, misfits
 from pipeline.recipe.schema import Recipe
 from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
@@ -124,31 +124,44 @@ def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError
 
 
 def _quantization(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
-    quantize, tp = recipe.quantize, recipe.compile.tensor_parallel
+    quantize = recipe.quantize
     row = FORMATS[quantize.format]
-    unit = row.unit(quantize.group_size)
-    if unit == 1:
+    if quantize.search is None or row.searched != "group_size":
+        key = "quantize.group_size" if row.group_sizes else "quantize.format"
+        for side in misfits(recipe, facts, quantize.group_size):
+            yield _misfit(recipe, facts, side, quantize.group_size, key)
         return
-    group = f"group_size {quantize.group_size} and " if row.group_sizes else ""
-    smaller = {group_size: row.unit(group_size) for group_size in row.group_sizes}
-    share = RankShare(facts, tp)
-    for linear in facts.linears:
-        # With copies of KV heads the ranks together hold more rows than the model has.
-        rows = tp * share.qkv_rows if linear.name == QKV else linear.out_features
-        for side, size in (("in_features", linear.in_features), ("out_features", rows)):
-            if size % (unit * tp):
-                fitting = (
-                    group_size
-                    for group_size, other in sorted(smaller.items(), reverse=True)
-                    if other < unit and size % (other * tp) == 0
-                )
-                fits = next(fitting, None)
-                yield UnsupportedError(
-                    f"{side} {size} of {linear.name} is not a multiple of {unit * tp}",
-                    where=recipe.place("quantize.group_size" if group else "quantize.format"),
-                    why=f"{row.name} with {group}tensor_parallel {tp} needs multiples of "
-                    f"{unit} x {tp}",
-                    fix=f"Set quantize.group_size to {fits}"
-                    if fits
-                    else f"Lower compile.tensor_parallel, or use {' or '.join(row.instead)}",
-                )
+    if quantize.search.candidates is not None:
+        for value in quantize.search.candidates:
+            for side in misfits(recipe, facts, int(value)):
+                yield _misfit(recipe, facts, side, int(value), "quantize.search.candidates")
+    elif not candidates(recipe, facts):
+        smallest = row.group_sizes[0]
+        for side in misfits(recipe, facts, smallest):
+            yield _misfit(recipe, facts, side, smallest, "quantize.search")
+
+
+def _misfit(
+    recipe: Recipe, facts: ModelFacts, side: Side, group_size: int, key: str
+) -> UnsupportedError:
+    """Refuses a group size, or a format without groups, that a side of a linear does not allow."""
+    row, tp = FORMATS[recipe.quantize.format], recipe.compile.tensor_parallel
+    unit = row.unit(group_size)
+    group = f"group_size {group_size} and " if row.group_sizes else ""
+    fits = next(
+        (
+            other
+            for other in sorted(row.group_sizes, reverse=True)
+            if other < group_size and side not in misfits(recipe, facts, other)
+        ),
+        None,
+    )
+    lower = f"Set quantize.group_size to {fits}"
+    if key == "quantize.search.candidates":
+        lower = f"Leave {group_size} out of it"
+    return UnsupportedError(
+        f"{side.name} {side.size} of {side.linear} is not a multiple of {unit * tp}",
+        where=recipe.place(key),
+        why=f"{row.name} with {group}tensor_parallel {tp} needs multiples of {unit} x {tp}",
+        fix=lower if fits else f"Lower compile.tensor_parallel, or use {' or '.join(row.instead)}",
+    )

@@ -9,12 +9,17 @@ from pipeline.dependencies import require
 from pipeline.errors import StageError
 from pipeline.progress import Progress, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
+from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
 from pipeline.source.texts import Rows
 
 
 def calibrate(
-    model: Any, section: QuantizeSection, batches: Sequence[Rows], progress: Progress
+    model: Any,
+    section: QuantizeSection,
+    batches: Sequence[Rows],
+    progress: Progress,
+    statistics: Statistics | None = None,
 ) -> Any:
     """Replaces the model's linears by calibrated fake-quantized ones.
 
@@ -23,6 +28,8 @@ def calibrate(
         section: A quantized format.
         batches: Token ids [batch][length]; rows of one batch have equal length.
         progress: Gets one task over all passes.
+        statistics: Keeps what the first pass measures. Where it already holds something, from the
+            same model and batches, it takes the place of that pass.
 
     Returns:
         The same model.
@@ -35,7 +42,7 @@ def calibrate(
     costs = pass_costs(section)
     rows = sum(len(batch) for batch in batches)
     with progress.task(f"calibrating {section.format}", rows * sum(costs)) as task:
-        passes = _Passes(batches, costs, task)
+        passes = _Passes(batches, costs, task, statistics)
         try:
             with torch.inference_mode():
                 mtq.quantize(model, modelopt_config(section), forward_loop=passes)
@@ -56,17 +63,33 @@ def calibrate(
 class _Passes:
     """ModelOpt's ``forward_loop``: called once per pass, forwards every batch."""
 
-    def __init__(self, batches: Sequence[Rows], costs: Sequence[float], task: Task) -> None:
+    def __init__(
+        self,
+        batches: Sequence[Rows],
+        costs: Sequence[float],
+        task: Task,
+        statistics: Statistics | None,
+    ) -> None:
         self._batches, self._costs, self._task = batches, costs, task
-        self._done = 0
+        self._statistics, self._done = statistics, 0
 
     def __call__(self, model: Any) -> None:
+        first, self._done = self._done == 0, self._done + 1
+        cost = self._costs[min(self._done, len(self._costs)) - 1]
+        kept = self._statistics if first else None
+        if kept is not None and kept.collected:
+            kept.give_to(model)
+            self._task.advance(cost * sum(map(len, self._batches)))
+            return
+        self._forward(model, cost)
+        if kept is not None:
+            kept.take_from(model)
+
+    def _forward(self, model: Any, cost: float) -> None:
         import torch
 
-        cost = self._costs[min(self._done, len(self._costs) - 1)]
         for batch in self._batches:
             tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
             # Only the decoder is calibrated; the logits of every position would cost gigabytes.
             model(input_ids=tokens, use_cache=False, logits_to_keep=1)
             self._task.advance(cost * len(batch))
-        self._done += 1

@@ -92,6 +92,26 @@ class Calibration(Section):
     seed: int = 1234
 
 
+class SearchSection(Section):
+    """Which values are tried, and on how much text each is scored.
+
+    Each is quantized and written, and the files are compared with the source model on texts of
+    ``quantize.calibration.text`` that calibration does not use. The budget counts candidates and
+    tokens, not seconds, so that a faster machine does not choose another value.
+
+    Attributes:
+        candidates: The values to try, in any order. None tries 0.5, 0.6 to 1.0 for
+            ``smoothquant_alpha``, and for ``group_size`` each size that the shapes of the model
+            allow.
+        tokens: How much of the text each candidate is scored on. Fewer are an error.
+    """
+
+    candidates: Annotated[
+        list[Annotated[float, Field(ge=0.0)]] | None, Field(min_length=1, max_length=100)
+    ] = None
+    tokens: Annotated[Positive, Unit("tokens")] = 4096
+
+
 class QuantizeSection(Section):
     """How the checkpoint is quantized.
 
@@ -101,7 +121,10 @@ class QuantizeSection(Section):
         group_size: Input features that share one INT4 scale (``int4_awq``; ``w4a8_awq`` has groups
             of 128 alone).
         smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
-            to all (1); ``int8_sq`` alone reads it.
+            to all (1); ``int8_sq`` alone reads it. TensorRT-LLM's own examples take 0.5.
+        search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq``, by
+            the smallest KL divergence from the source model, whatever that key says; ``{}`` does so
+            with the defaults below. None takes the key as it is.
         kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
@@ -114,7 +137,8 @@ class QuantizeSection(Section):
         FormatName, BeforeValidator(canonical_format), Field(json_schema_extra=_with_aliases)
     ]
     group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
-    smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    search: SearchSection | None = None
     kv_cache: KvCacheName | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     calibration: Calibration | None = None
@@ -142,7 +166,35 @@ class QuantizeSection(Section):
             sizes = " or ".join(map(str, row.group_sizes))
             msg = f"format {self.format} has groups of {sizes}, not group_size {self.group_size}"
             raise ValueError(msg)
+        if self.search:
+            self._check_search(self.search)
         return self
+
+    def _check_search(self, search: SearchSection) -> None:
+        row = FORMATS[self.format]
+        if row.searched is None:
+            others = (
+                f"{other.searched} of {other.name}" for other in FORMATS.values() if other.searched
+            )
+            msg = (
+                f"format {self.format} has nothing to search; search chooses "
+                f"{' or '.join(others)}. Remove quantize.search"
+            )
+            raise ValueError(msg)
+        if search.candidates is None:
+            return
+        if len(set(search.candidates)) < len(search.candidates):
+            msg = "search.candidates names a value twice; remove one of them"
+            raise ValueError(msg)
+        in_groups = row.searched == "group_size"
+        allowed = " or ".join(map(str, row.group_sizes)) if in_groups else "a number from 0 to 1"
+        for value in search.candidates:
+            if value not in row.group_sizes if in_groups else value > 1.0:
+                msg = (
+                    f"search.candidates has {value:g}, but {row.searched} of {self.format} is "
+                    f"{allowed}"
+                )
+                raise ValueError(msg)
 
 
 class Gates(Section):
@@ -296,12 +348,16 @@ class BenchSection(Section):
 
     Attributes:
         concurrency: How many streams are kept open together; one measurement for each number.
-        requests: How many requests a measurement takes.
+        requests: How many requests a measurement takes, all rounds together; at least one for each
+            stream is sent in every round.
+        rounds: How often each number of streams is measured, in turns; intervals come from the
+            differences between rounds, so one round has none.
         output_tokens: How much each request generates.
     """
 
     concurrency: Annotated[list[Positive], Unit("streams")] = Field(default=[1, 8], min_length=1)
-    requests: Annotated[Positive, Unit("requests")] = 16
+    requests: Annotated[Positive, Unit("requests")] = 40
+    rounds: Annotated[Positive, Unit("rounds")] = 5
     output_tokens: Annotated[Positive, Unit("tokens")] = 32
 
 
@@ -403,7 +459,7 @@ class Recipe(Section):
         if own and "dtype" in self.model.model_fields_set and self.model.dtype != own:
             msg = (
                 f"quantize.format {name} contradicts model.dtype {self.model.dtype}; "
-                "leave model.dtype out, or make them equal"
+                f"leave model.dtype out, or make them equal: --set model.dtype={own}"
             )
             raise ValueError(msg)
         return self

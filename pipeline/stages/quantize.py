@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import require, versions
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
+from pipeline.preflight.candidates import ALPHAS, candidates
 from pipeline.preflight.remarks import check_dtype, source_dtype
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
+
+if TYPE_CHECKING:
+    from pipeline.quantize.search import Found
+    from pipeline.quantize.statistics import Statistics
+    from pipeline.source.texts import Rows
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
@@ -40,11 +46,19 @@ def section(recipe: Recipe) -> dict[str, Any]:
     row = FORMATS[quantize.format]
     if row.export > 1:
         keys["export"] = row.export
-    if row.group_sizes:
-        keys["group_size"] = quantize.group_size
+    own = {"group_size"} if row.group_sizes else set()
     if row.calibration == "smoothquant":
-        keys["smoothquant_alpha"] = quantize.smoothquant_alpha
-    return keys
+        own.add("smoothquant_alpha")
+    if quantize.search and row.searched:
+        # Which group sizes the model's shapes allow follows from the source.
+        swept = list(row.group_sizes if row.searched == "group_size" else ALPHAS)
+        given = quantize.search.candidates
+        keys["search"] = {
+            "candidates": swept if given is None else sorted(given),
+            "tokens": quantize.search.tokens,
+        }
+        own.remove(row.searched)
+    return keys | {key: getattr(quantize, key) for key in own}
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -58,7 +72,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Loads, calibrates, exports, and checks what was written.
+    """Loads, calibrates, exports, and checks what was written; searches where the recipe says so.
 
     Raises:
         MissingDependencyError: The extra ``quantize`` is not installed.
@@ -69,9 +83,7 @@ def run(context: StageContext) -> dict[str, Any]:
     for module in ("numpy", "ml_dtypes", "torch"):
         require(module, "quantize")
     from pipeline.checkpoint import validate
-    from pipeline.quantize.calibrate import calibrate
-    from pipeline.quantize.export import export
-    from pipeline.quantize.loading import count_parameters, load_model
+    from pipeline.quantize.loading import count_parameters
     from pipeline.source.runtime import deterministic, offline_and_quiet
 
     recipe, source = context.recipe, context.inputs["source"].path
@@ -79,15 +91,16 @@ def run(context: StageContext) -> dict[str, Any]:
     for finding in check_dtype(recipe, source_dtype(facts, source)):
         context.progress.note(f"{finding.severity}: {finding.what}. {finding.why}")
     texts = _calibration_texts(context)
-    tokens = 0
+    batches: list[Rows] = []
+    found: Found | None = None
     with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
         require("modelopt.torch.export", "quantize")
-        model = load_model(source, recipe)
         if texts:
             batches = _batches(context, texts, facts)
-            tokens = sum(len(row) for batch in batches for row in batch)
-            calibrate(model, recipe.quantize, batches, context.progress)
-        export(model, facts, recipe, context.output)
+        if recipe.quantize.search:
+            found = _search(context, texts, batches, facts)
+        else:
+            _write(context, recipe, batches, facts, output=context.output)
     config = validate(context.output)
     return {
         "quant_algo": config.quantization.algo,
@@ -96,8 +109,100 @@ def run(context: StageContext) -> dict[str, Any]:
         "ranks": config.world_size,
         "bytes": sum(path.stat().st_size for path in context.output.iterdir()),
         "calibration_texts": len(texts),
-        "calibration_tokens": tokens,
+        "calibration_tokens": sum(len(row) for batch in batches for row in batch),
+        **({"search": found.as_dict()} if found else {}),
     }
+
+
+def _write(
+    context: StageContext,
+    recipe: Recipe,
+    batches: list[Rows],
+    facts: ModelFacts,
+    *,
+    output: Path,
+    statistics: Statistics | None = None,
+) -> None:
+    """Writes the checkpoint of a recipe that searches for nothing."""
+    from pipeline.quantize.calibrate import calibrate
+    from pipeline.quantize.export import export
+    from pipeline.quantize.loading import load_model
+
+    model = load_model(context.inputs["source"].path, recipe)
+    if batches:
+        calibrate(model, recipe.quantize, batches, context.progress, statistics)
+    export(model, facts, recipe, output)
+
+
+def _search(
+    context: StageContext, texts: list[str], batches: list[Rows], facts: ModelFacts
+) -> Found:
+    """Writes the checkpoint of the best candidate, judged by the files of each."""
+    from pipeline.quantize.search import choose, held_out, scored_windows, searched, with_value
+    from pipeline.quantize.statistics import Statistics
+    from pipeline.source.texts import load_tokenizer, read_texts
+
+    recipe, source = context.recipe, context.inputs["source"].path
+    search, calibration = recipe.quantize.search, recipe.quantize.calibration
+    assert search is not None
+    assert calibration is not None
+    path = Path(calibration.text)
+    windows = scored_windows(
+        held_out(read_texts(path), texts, calibration.seed),
+        load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code),
+        min(calibration.sequence_length, facts.max_position_embeddings),
+        search.tokens,
+        path,
+    )
+    statistics = Statistics()
+
+    def write(value: float, folder: Path) -> None:
+        chosen = with_value(recipe, value)
+        _write(context, chosen, batches, facts, output=folder, statistics=statistics)
+        _free_memory()
+
+    def score(folder: Path) -> float:
+        divergence = _divergence(context, folder, windows)
+        _free_memory()
+        return divergence
+
+    return choose(
+        searched(recipe),
+        candidates(recipe, facts),
+        write=write,
+        score=score,
+        output=context.output,
+        progress=context.progress,
+        tokens=search.tokens,
+    )
+
+
+def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float:
+    """Scores written files against the source, as the evaluate stage does.
+
+    The export merges pre-quant scales and rounds them, so the model in memory is another one.
+    """
+    import torch
+
+    from pipeline.reference import load_reference
+    from pipeline.reference.divergence import mean_divergence
+    from pipeline.reference.source import load_source, place_models
+
+    recipe = context.recipe
+    original: Any = load_source(
+        context.inputs["source"].path, trust_remote_code=recipe.model.trust_remote_code
+    )
+    written: Any = load_reference(checkpoint)
+    device = place_models(recipe, original, written)
+    tokens = sum(len(window) - 1 for window in windows)
+    with torch.inference_mode(), context.progress.task(f"scoring {tokens} tokens", tokens) as task:
+        return mean_divergence(
+            lambda ids: original(input_ids=ids, use_cache=False).logits,
+            lambda ids: written(input_ids=ids, use_cache=False).logits,
+            windows,
+            device,
+            task.advance,
+        )
 
 
 def _calibration_texts(context: StageContext) -> list[str]:
@@ -132,6 +237,17 @@ def _batches(context: StageContext, texts: list[str], facts: ModelFacts) -> list
     )
     length = min(calibration.sequence_length, facts.max_position_embeddings)
     return batches(token_rows(texts, tokenizer, length), calibration.batch_size)
+
+
+def _free_memory() -> None:
+    """Returns the memory of models that are done with, whose modules refer to each other."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 STAGE = Stage(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.stages.base import Deployment, Journal, Stage, StageContext
+from pipeline.store.artifact import Artifact
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 
@@ -20,6 +21,12 @@ def run(context: StageContext) -> dict[str, Any]:
     for name, content in _files(report).items():
         (context.output / name).write_bytes(content)
     return {"name": context.recipe.name}
+
+
+def _line(artifact: Artifact) -> dict[str, Any] | None:
+    from pipeline.report.history import line
+
+    return line(artifact.key, json.loads((artifact.path / JSON).read_text(encoding="utf-8")))
 
 
 def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
@@ -65,6 +72,8 @@ STAGE = Stage(
     run=run,
     # The gates and the names a report shows come from all over the recipe.
     section=lambda recipe: recipe.model_dump(mode="json", by_alias=True),
-    deployment=Deployment(files=(JSON, MARKDOWN, HTML), finish=finish),
+    deployment=Deployment(
+        files=(JSON, MARKDOWN, HTML), finish=finish, journal=Journal("history.jsonl", _line)
+    ),
     always=True,
 )

@@ -132,3 +132,14 @@ def test_smoothquant_reads_what_it_declares(
     )
     assert "quantize.smoothquant_alpha" in reads["quantize"]
     assert undeclared(recipe, result, reads, tmp_path) == set()
+
+
+def test_a_search_reads_what_it_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = "quantize.search={candidates: [0.5, 0.9], tokens: 100}"
+    recipe, result, reads = run(
+        tmp_path, monkeypatch, *CALIBRATED, search, config="demo-int8-sq", until="quantize"
+    )
+    assert {"quantize.search.candidates", "quantize.search.tokens"} <= reads["quantize"]
+    # What it chooses is not read.
+    assert "quantize.smoothquant_alpha" not in reads["quantize"]
+    assert undeclared(recipe, result, reads, tmp_path) == set()

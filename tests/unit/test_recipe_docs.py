@@ -47,7 +47,8 @@ def least(tmp_path: Path) -> Recipe:
     """A recipe in which every section is there and no key that has a default."""
     path = tmp_path / "recipe.yaml"
     path.write_text(LEAST)
-    recipe = load_recipe(path, ["compile.tensorrt.lookahead={}", "compile.tensorrt.lora={}"])
+    sections = ("quantize.search", "compile.tensorrt.lookahead", "compile.tensorrt.lora")
+    recipe = load_recipe(path, [f"{name}={{}}" for name in sections])
     # No recipe may have it beside lookahead.
     tensorrt = recipe.compile.tensorrt.model_copy(update={"draft": DraftSection()})
     section = recipe.compile.model_copy(update={"tensorrt": tensorrt})

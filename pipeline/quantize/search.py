@@ -1,0 +1,165 @@
+"""Chooses the setting of a format whose checkpoint is closest to the source model."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StageError, UsageError
+from pipeline.formats import FORMATS, Searched
+from pipeline.progress import Progress
+from pipeline.recipe.schema import Recipe
+from pipeline.source.texts import Rows, Tokenizer
+
+
+def with_value(recipe: Recipe, value: float) -> Recipe:
+    """Returns the recipe that says by hand what a search found: no search, and the value."""
+    parameter = searched(recipe)
+    quantize = recipe.quantize.model_copy(update={parameter: value, "search": None})
+    return recipe.model_copy(update={"quantize": quantize})
+
+
+def searched(recipe: Recipe) -> Searched:
+    """Returns the key below ``quantize`` that the recipe's search chooses."""
+    parameter = FORMATS[recipe.quantize.format].searched
+    assert parameter is not None
+    return parameter
+
+
+def held_out(texts: Sequence[str], calibration: Sequence[str], seed: int) -> list[str]:
+    """Returns the texts that are not calibrated on, copies of those included, shuffled by seed."""
+    used = set(calibration)
+    rest = [text for text in texts if text not in used]
+    # A file is often sorted by where its texts come from.
+    random.Random(seed).shuffle(rest)  # noqa: S311
+    return rest
+
+
+def scored_windows(
+    texts: Sequence[str], tokenizer: Tokenizer, length: int, tokens: int, path: Path
+) -> Rows:
+    """Cuts the beginning of each text into one window, until ``tokens`` are predicted in all.
+
+    Like calibration it takes the beginnings alone, so that no token is scored as a leftover without
+    what comes before it.
+
+    Args:
+        texts: Held-out texts.
+        tokenizer: Adds the model's own special tokens.
+        length: The longest window, in tokens; the first of them is context.
+        tokens: Predictions in all windows.
+        path: The file they come from, for the error.
+
+    Raises:
+        UsageError: The texts have fewer tokens.
+    """
+    windows, left = [], tokens
+    for text in texts:
+        window = tokenizer.encode(text)[: min(length, left + 1)]
+        if len(window) > 1:
+            windows.append(window)
+            left -= len(window) - 1
+        if not left:
+            return windows
+    raise UsageError(
+        f"the file has {tokens - left} tokens that calibration does not use, and "
+        f"quantize.search.tokens asks for {tokens}",
+        where=str(path),
+        why="What is calibrated on cannot tell how well other text fares, and evaluate.text is the "
+        "gate's",
+        fix="Name a longer file, or lower quantize.calibration.samples or quantize.search.tokens",
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        parameter: The key below ``quantize``.
+        chosen: Its value with the smallest divergence; the smallest of equal ones.
+        curve: Every value that was tried and its KL divergence in nats per token, ascending by
+            value; None is a divergence that is not finite.
+        tokens: Predictions that each was scored on.
+    """
+
+    parameter: Searched
+    chosen: float
+    curve: tuple[tuple[float, float | None], ...]
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it as the stage's facts hold it."""
+        curve = [{"value": value, "kl_divergence": kl} for value, kl in self.curve]
+        return {
+            "parameter": self.parameter,
+            "chosen": self.chosen,
+            "curve": curve,
+            "tokens": self.tokens,
+        }
+
+
+def choose(
+    parameter: Searched,
+    values: Sequence[float],
+    *,
+    write: Callable[[float, Path], None],
+    score: Callable[[Path], float],
+    output: Path,
+    progress: Progress,
+    tokens: int,
+) -> Found:
+    """Writes and scores the checkpoint of every value, and leaves the best one in ``output``.
+
+    At most two checkpoints are on the disk at a time.
+
+    Args:
+        parameter: What the values are of.
+        values: Ascending.
+        write: Fills an empty directory with the checkpoint of a value.
+        score: Returns the KL divergence of a directory's checkpoint, in nats per token.
+        output: An empty directory.
+        progress: Gets a line for each value, and one for the choice.
+        tokens: What each is scored on, for the record.
+
+    Raises:
+        StageError: No candidate gives numbers that are finite.
+    """
+    curve: list[tuple[float, float | None]] = []
+    best: tuple[float, float] | None = None
+    with tempfile.TemporaryDirectory(prefix="search-", dir=output) as folder:
+        kept = Path(folder, "best")
+        for value in values:
+            trial = Path(folder, "trial")
+            trial.mkdir()
+            write(value, trial)
+            divergence = score(trial)
+            finite = math.isfinite(divergence)
+            curve.append((value, divergence if finite else None))
+            progress.note(f"search: {parameter} {value:g} has a KL divergence of {divergence:.3g}")
+            if finite and (best is None or divergence < best[0]):
+                best = (divergence, value)
+                shutil.rmtree(kept, ignore_errors=True)
+                trial.rename(kept)
+            else:
+                shutil.rmtree(trial)
+        if best is None:
+            raise StageError(
+                "no candidate of quantize.search gives finite numbers",
+                why=f"{parameter} of {', '.join(f'{value:g}' for value in values)} was tried",
+                fix="Try another format, or remove quantize.search and look at what evaluate says",
+            )
+        for file in kept.iterdir():
+            file.rename(output / file.name)
+    divergence, chosen = best
+    progress.note(
+        f"search: {parameter} {chosen:g} is chosen of {len(values)} candidates, each scored on "
+        f"{tokens} held-out tokens"
+    )
+    return Found(parameter, chosen, tuple(curve), tokens)

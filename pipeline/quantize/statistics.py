@@ -1,0 +1,77 @@
+"""What the first pass over the calibration text measures, kept for other settings of a format.
+
+SmoothQuant's alpha and AWQ's group size are applied to statistics of the activations that depend on
+neither: the largest absolute value of each input channel (SmoothQuant) or its mean (AWQ). ModelOpt
+0.37 collects them in its first call of ``forward_loop`` and computes everything else from them
+(``torch/quantization/model_calib.py``: ``smoothquant``, ``awq_lite``). A later calibration may
+therefore be given them instead of running the model, and all arithmetic stays ModelOpt's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import StageError
+
+
+class Statistics:
+    """Activation statistics of one model on one calibration text.
+
+    It serves formats whose weights alone are searched for by AWQ: for quantized activations
+    ModelOpt also keeps ranges in the quantizers themselves.
+    """
+
+    def __init__(self) -> None:
+        self._largest: dict[str, Any] = {}
+        self._awq: dict[str, tuple[Any, int, float]] = {}
+
+    @property
+    def collected(self) -> bool:
+        """Whether there is anything to give."""
+        return bool(self._largest or self._awq)
+
+    def take_from(self, model: Any) -> None:
+        """Copies what ModelOpt holds of a model at the end of its first pass."""
+        for name, calibrator in _calibrators(model):
+            if calibrator.compute_amax() is not None:
+                self._largest[name] = calibrator.compute_amax().clone()
+        for name, module in _awq_linears(model):
+            helper = module.awq_lite
+            if helper.num_cache_steps:
+                scale = helper.act_scale.clone()
+                self._awq[name] = (scale, helper.num_cache_steps, helper.num_tokens)
+
+    def give_to(self, model: Any) -> None:
+        """Puts it where the first pass over a fresh copy of the model would have.
+
+        Raises:
+            StageError: The model has other linears than the one it was taken from.
+        """
+        calibrators, linears = dict(_calibrators(model)), dict(_awq_linears(model))
+        if not (self._largest.keys() <= calibrators.keys() and self._awq.keys() <= linears.keys()):
+            raise StageError(
+                "calibration statistics do not fit the model",
+                why="They were taken from a model with other quantizers",
+            )
+        for name, largest in self._largest.items():
+            calibrators[name]._calib_amax = largest.clone()
+        for name, (scale, steps, tokens) in self._awq.items():
+            helper = linears[name].awq_lite
+            # ModelOpt adds to the tensor in place.
+            helper.act_scale, helper.num_cache_steps = scale.clone(), steps
+            helper.num_tokens = tokens
+
+
+def _calibrators(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the calibrators that collect something, by the name of their quantizer."""
+    for name, module in model.named_modules():
+        calibrator = getattr(module, "_calibrator", None)
+        if calibrator is not None and not module._disabled:
+            yield name, calibrator
+
+
+def _awq_linears(model: Any) -> Iterator[tuple[str, Any]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "awq_lite"):
+            yield name, module

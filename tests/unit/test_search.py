@@ -1,0 +1,206 @@
+"""What a search tries, on which text, and how it chooses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RecipeError, StageError, UnsupportedError, UsageError
+from pipeline.formats import FORMATS
+from pipeline.models.facts import ModelFacts
+from pipeline.preflight.candidates import candidates
+from pipeline.preflight.model_checks import check_model
+from pipeline.progress import Silent
+from pipeline.quantize.search import Found, choose, held_out, scored_windows, with_value
+from pipeline.recipe.file import load_recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.stages import quantize
+from tests.unit.test_formats import LLAMA2_7B
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(
+        "schema: 1\nname: t\nmodel: {source: m}\n"
+        "quantize:\n  format: int8_sq\n  calibration: {text: c.txt}\n  search: {}\n"
+    )
+    return load_recipe(path, overrides)
+
+
+def facts(folder: Path, **changes: Any) -> ModelFacts:
+    (folder / "config.json").write_text(json.dumps(LLAMA2_7B | changes))
+    return ModelFacts.from_directory(folder)
+
+
+class Words:
+    """A tokenizer of words, with a token in front."""
+
+    def encode(self, text: str, /) -> list[int]:
+        return [0, *range(1, len(text.split()) + 1)]
+
+
+def test_the_default_alpha_is_that_of_tensorrt_llms_examples(tmp_path: Path) -> None:
+    plain = recipe(tmp_path, "quantize.search=null")
+    assert plain.quantize.smoothquant_alpha == 0.5
+    assert plain.quantize.search is None
+
+
+def test_alphas_are_swept_as_documented(tmp_path: Path) -> None:
+    model = facts(tmp_path)
+    assert candidates(recipe(tmp_path), model) == (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    some = recipe(tmp_path, "quantize.search.candidates=[0.9, 0, 0.25]")
+    assert candidates(some, model) == (0.0, 0.25, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("intermediate_size", "tp", "expected"),
+    # 11008 is 86 x 128 and 172 x 64, 10944 is 171 x 64.
+    [(11008, 1, (64, 128)), (11008, 4, (64,)), (10944, 1, (64,)), (10912, 1, ())],
+)
+def test_group_sizes_are_those_that_the_shapes_allow(
+    intermediate_size: int, tp: int, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = facts(tmp_path, intermediate_size=intermediate_size)
+    awq = ["quantize.format=int4_awq", f"compile.tensor_parallel={tp}", "compile.target=tensorrt"]
+    found = recipe(tmp_path, *awq)
+    assert candidates(found, model) == expected
+    assert all(isinstance(size, int) for size in candidates(found, model))
+    if expected:
+        # Also where quantize.group_size, which is not read, would not fit.
+        check_model(found, tmp_path)
+    else:
+        with pytest.raises(
+            UnsupportedError,
+            match=r"\(quantize\.search\): out_features 10912 of mlp\.fc is not a multiple of 64.*"
+            r"or use int8_sq or fp8",
+        ):
+            check_model(found, tmp_path)
+
+
+def test_a_group_size_that_does_not_fit_is_refused_where_it_is_named(tmp_path: Path) -> None:
+    facts(tmp_path, intermediate_size=10944)
+    awq = ["quantize.format=int4_awq", "quantize.search.candidates=[128, 64]"]
+    with pytest.raises(
+        UnsupportedError,
+        match=r"\(quantize\.search\.candidates\): out_features 10944 of mlp\.fc is not a multiple "
+        r"of 128\..*Leave 128 out of it",
+    ):
+        check_model(recipe(tmp_path, *awq), tmp_path)
+
+
+@pytest.mark.parametrize("name", [row.name for row in FORMATS.values() if not row.searched])
+def test_a_format_with_nothing_to_search_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=f"Format {name} has nothing to search; search chooses smoothquant_alpha of int8_sq "
+        "or group_size of int4_awq. Remove quantize.search",
+    ):
+        recipe(tmp_path, f"quantize.format={name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("int8_sq", "[0.5, 1.5]", "has 1.5, but smoothquant_alpha of int8_sq is a number from 0"),
+        ("int4_awq", "[64, 96]", "has 96, but group_size of int4_awq is 64 or 128"),
+        ("int8_sq", "[0.5, 0.5]", "names a value twice"),
+        ("int8_sq", "[]", "at least 1 item"),
+        ("int8_sq", "[-0.5]", "greater than or equal to 0"),
+    ],
+)
+def test_candidates_that_the_key_cannot_have_are_refused(
+    name: str, given: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        recipe(tmp_path, f"quantize.format={name}", f"quantize.search.candidates={given}")
+
+
+def test_the_key_has_the_search_instead_of_what_it_chooses(tmp_path: Path) -> None:
+    def section(*settings: str) -> dict[str, Any]:
+        return quantize.section(recipe(tmp_path, *settings))
+
+    found = section()
+    assert "smoothquant_alpha" not in found
+    assert found == section("quantize.smoothquant_alpha=0.9")
+    assert found == section("quantize.search.candidates=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5]")
+    others = [
+        section("quantize.search.tokens=100"),
+        section("quantize.search.candidates=[0.5]"),
+        section("quantize.search=null"),
+        section("quantize.format=int4_awq"),
+    ]
+    assert found not in others
+    assert "group_size" not in others[-1]
+    chosen = with_value(recipe(tmp_path), 0.7)
+    by_hand = recipe(tmp_path, "quantize.search=null", "quantize.smoothquant_alpha=0.7")
+    assert quantize.section(chosen) == quantize.section(by_hand)
+
+
+def test_what_is_calibrated_on_is_not_scored() -> None:
+    texts = ["a", "b", "c", "a", "d", "e", "f", "g"]
+    found = held_out(texts, ["a", "d"], seed=1)
+    assert sorted(found) == ["b", "c", "e", "f", "g"]
+    assert found == held_out(texts, ["a", "d"], seed=1)
+    assert len({tuple(held_out(texts, [], seed)) for seed in range(5)}) > 1
+
+
+def test_the_beginning_of_each_text_is_scored_up_to_the_budget(tmp_path: Path) -> None:
+    texts = ["one two three four five six", "", "one two", "one two three"]
+    # The first token of each window is context alone: 4 + 2 + 1 predictions.
+    windows = scored_windows(texts, Words(), 5, 7, tmp_path)
+    assert windows == [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1]]
+
+
+def test_too_little_text_names_the_file_and_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"stories\.txt: the file has 5 tokens that calibration does not use, and "
+        r"quantize\.search\.tokens asks for 6\..*lower quantize\.calibration\.samples",
+    ):
+        scored_windows(["one two three", "one two"], Words(), 9, 6, tmp_path / "stories.txt")
+
+
+def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None:
+    divergences = {0.5: 0.3, 0.6: math.nan, 0.7: 0.1, 0.8: 0.1, 0.9: math.inf}
+
+    def write(value: float, folder: Path) -> None:
+        assert not any(folder.iterdir())
+        (folder / "config.json").write_text(str(value))
+        (folder / f"only-{value}").touch()
+
+    def score(folder: Path) -> float:
+        return divergences[float((folder / "config.json").read_text())]
+
+    def run(*values: float) -> Found:
+        output = tmp_path / str(len(values))
+        output.mkdir()
+        return choose(
+            "smoothquant_alpha",
+            values,
+            write=write,
+            score=score,
+            output=output,
+            progress=Silent(),
+            tokens=9,
+        )
+
+    assert run(*divergences).as_dict() == {
+        "parameter": "smoothquant_alpha",
+        "chosen": 0.7,
+        "curve": [
+            {"value": 0.5, "kl_divergence": 0.3},
+            {"value": 0.6, "kl_divergence": None},
+            {"value": 0.7, "kl_divergence": 0.1},
+            {"value": 0.8, "kl_divergence": 0.1},
+            {"value": 0.9, "kl_divergence": None},
+        ],
+        "tokens": 9,
+    }
+    assert {path.name for path in (tmp_path / "5").iterdir()} == {"config.json", "only-0.7"}
+    assert (tmp_path / "5" / "config.json").read_text() == "0.7"
+    with pytest.raises(StageError, match=r"no candidate of quantize\.search gives finite numbers"):
+        run(0.6, 0.9)
