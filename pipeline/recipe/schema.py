@@ -202,7 +202,7 @@ class Gates(Section):
 
     A limit is kept when the whole 95 % interval of what was measured keeps it. None does not check;
     ``auto`` takes the limit that published results and our own measurements give for a model of
-    this size and these bits, which ``plan`` prints.
+    this size and these bits. ``run`` and ``plan`` print it beside what was measured.
 
     Attributes:
         perplexity_increase: The largest increase of perplexity over the source model; 0.02 is 2 %.
