@@ -6,13 +6,13 @@ Nothing is printed and no process is ended. Every error is a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
-from pipeline.errors import RecipeError, UsageError
+from pipeline.errors import PipelineError, RecipeError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import (
     check_hub_model,
@@ -20,7 +20,7 @@ from pipeline.preflight.model_checks import (
     check_model,
     explain_engine,
 )
-from pipeline.preflight.remarks import remarks
+from pipeline.preflight.remarks import engine_not_measured, remarks
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
@@ -36,8 +36,13 @@ from pipeline.store.lock import read_lock
 from pipeline.targets import get_target
 from pipeline.targets.base import Explanation
 from pipeline.targets.findings import Finding
+from pipeline.verdict.checks import gates_of
+from pipeline.verdict.decision import Outcome, decide
+from pipeline.verdict.gate import GateResult
 
 BUILD_DIR = "build"
+# The stages whose numbers the quality gates are about.
+MEASURED = ("evaluate", "fidelity")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,9 @@ class Plan:
         checkpoint: The folder of the checkpoint in the store; None before there is one.
         roofline: What the machine allows at most, and what was reached of it; None where its rates
             are not known.
+        gates: What the recipe's gates say of the numbers in the store; empty before there are any.
+        refusal: What a run would stop at, because of artifacts that are in the store already: a
+            gate that is not open, or a server that answered wrongly; None where it would go on.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -61,7 +69,23 @@ class Plan:
     engine: Explanation | None
     obstacle: RecipeError | None
     checkpoint: Path | None
-    roofline: Roofline | None
+    roofline: Roofline | None = None
+    gates: tuple[GateResult, ...] = ()
+    refusal: PipelineError | None = None
+
+    @property
+    def verdict(self) -> Outcome | None:
+        """What would become of a run by what is in the store; None where it does not say yet."""
+        if self.refusal:
+            outcome = decide(self.gates, None, None).verdict
+            return outcome if outcome != "ACCEPT" else "FAILED"
+        return "ACCEPT" if all(line.status == "cached" for line in self.stages) else None
+
+    @property
+    def exit_code(self) -> int:
+        """The code that a run would stop with at once; 0 where it could go on."""
+        stops = self.obstacle or self.refusal
+        return stops.exit_code if stops else 0
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -103,14 +127,17 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         facts = check_model(recipe, source.path) if source else check_hub_model(recipe)
     directory = source.path if source else local_directory(recipe)
     checkpoint = _checkpoint(planned).artifact
+    unmeasured = engine_not_measured(recipe)
     return Plan(
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
-        findings=remarks(recipe, facts, directory),
+        findings=(*remarks(recipe, facts, directory), *((unmeasured,) if unmeasured else ())),
         engine=explain_engine(recipe, facts),
         obstacle=_obstacle(recipe),
         checkpoint=checkpoint.path if checkpoint else None,
         roofline=_roofline(recipe, facts, store.root, planned),
+        gates=tuple(_stored_gates(recipe, planned)),
+        refusal=_refusal(recipe, planned),
     )
 
 
@@ -141,7 +168,7 @@ def run(
         UsageError: ``force`` or ``until`` names no stage of the recipe, or ``engine`` no directory.
         RecipeError: A text cannot be read; nothing was done yet.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
-        QualityGateError: The checkpoint is worse than ``evaluate.gates`` allow.
+        QualityGateError: A gate of ``evaluate.gates`` is not open; ``found`` has all of them.
         StageError: A stage failed; the artifacts of those before it stay.
         ServerError: Triton did not start, or gave wrong answers.
     """
@@ -211,6 +238,24 @@ def _checkpoint(planned: Sequence[PlannedStage]) -> PlannedStage:
     """The stage whose artifact the engine is compiled from."""
     (source,) = compile_stage.STAGE.inputs
     return next(line for line in planned if line.stage.name == source)
+
+
+def _stored_gates(recipe: Recipe, planned: Sequence[PlannedStage]) -> Iterator[GateResult]:
+    for line in planned:
+        if line.artifact and line.stage.name in MEASURED:
+            yield from gates_of(recipe, line.artifact.facts)
+
+
+def _refusal(recipe: Recipe, planned: Sequence[PlannedStage]) -> PipelineError | None:
+    """What the first check of a stored artifact says that would stop a run."""
+    for line in planned:
+        if line.artifact is None:
+            continue
+        try:
+            line.stage.check(recipe, line.artifact)
+        except PipelineError as error:
+            return error
+    return None
 
 
 def _obstacle(recipe: Recipe) -> RecipeError | None:

@@ -7,23 +7,89 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Output
+from pipeline.cli.options import BuildDirOption, Output, SetOption
 
 
 def compare(
     *,
-    reports: Annotated[
+    paths: Annotated[
         list[Path],
-        typer.Argument(help="report.json files, folders that hold one, or a build directory."),
+        typer.Argument(
+            metavar="RECIPE|BUILD",
+            help="A recipe, to build and measure it in several formats; or finished builds: "
+            "report.json files, folders that hold one, or a build directory.",
+        ),
     ],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,F,...",
+            help="Formats for the recipe, as quantize.format, between commas; by default every "
+            "one that model and target take.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    build_dir: BuildDirOption = Path("build"),
+    concurrency: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Streams kept open together; 1,8,32 by default."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Load of each server, at least; 30 by default.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure the load anew, whatever was measured before.")
+    ] = False,
+    price: Annotated[
+        float | None, typer.Option(help="Price of an hour, instead of cost.price_per_hour.")
+    ] = None,
+    utilization: Annotated[
+        float | None, typer.Option(help="Busy share of the time, instead of cost.utilization.")
+    ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show the runs of one build, and what changed.")
+    ] = False,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="text|md|csv|html|json", help="What to print.")
+    ] = None,
     output: Output,
 ) -> None:
-    """Put the reports of several recipes side by side."""
-    from pipeline.cli.comparison import comparison, print_side_by_side
-    from pipeline.cli.console import print_json
+    """Compare the formats of a recipe, finished builds, or the runs of one build."""
+    from pipeline.cli import comparison
+    from pipeline.cli.console import progress_for
 
-    rows = comparison(reports)
-    if output.json:
-        print_json(rows)
-    else:
-        print_side_by_side(rows)
+    form = comparison.chosen_form(form, json_output=output.json)
+    recipe = comparison.recipe_among(paths)
+    only_ladder = {
+        "--formats": formats,
+        "--set": overrides,
+        "--build-dir": build_dir if build_dir != Path("build") else None,
+        "--concurrency": concurrency,
+        "--seconds": seconds,
+        "--again": again or None,
+        "--price": price,
+        "--utilization": utilization,
+    }
+    if history or recipe is None:
+        comparison.refuse_options(only_ladder, "history" if history else "finished builds")
+    if history:
+        comparison.show_history(paths, form)
+        return
+    if recipe is None:
+        comparison.show_finished(paths, form)
+        return
+    wishes = comparison.wishes(
+        formats=formats,
+        concurrency=concurrency,
+        seconds=seconds,
+        again=again,
+        price=price,
+        utilization=utilization,
+    )
+    quiet = form != "text"
+    if not comparison.show_ladder(
+        recipe, overrides or (), build_dir, wishes, form=form, progress=progress_for(quiet)
+    ):
+        from pipeline.errors import QualityGateError
+
+        raise typer.Exit(QualityGateError.exit_code)

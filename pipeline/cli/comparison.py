@@ -1,83 +1,234 @@
-"""Reports of several recipes side by side."""
+"""What ``compare`` does with its arguments, and what it prints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
-from pipeline.tables import print_table
+from pipeline.ladder.climb import NAME, Wishes, as_json, climb, finished, results_path
+from pipeline.ladder.load import Settings
+from pipeline.ladder.output import print_comparison, print_paragraph
+from pipeline.ladder.render import how, render_csv, render_html, render_markdown
+from pipeline.ladder.row import REPORT
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.files import write_atomically
 
-MEASURES = (
-    "verdict",
-    "format",
-    "MiB",
-    "perplexity",
-    "increase %",
-    "top-1 %",
-    "KL",
-    "tokens/s",
-    "streams",
-    "first token ms",
-)
-# Of a run that ended before the load test.
-NOT_MEASURED = {"tokens_per_second": None, "concurrency": None, "ttft_ms": {"p50": None}}
+if TYPE_CHECKING:
+    from pipeline.progress import Progress
+    from pipeline.running.planner import PlannedStage
+
+FORMS = ("text", "md", "csv", "html", "json")
+_RENDERED = {"md": render_markdown, "csv": render_csv, "html": render_html, "json": as_json}
 
 
-def comparison(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Reads the reports into rows, one per report.
+def chosen_form(form: str | None, *, json_output: bool) -> str:
+    """Returns what is to be printed.
 
     Args:
-        paths: ``report.json`` files, folders that hold one, or build directories, which stand for
-            all their reports.
+        form: The word behind ``--format``.
+        json_output: Whether ``--json`` was given.
+
+    Raises:
+        UsageError: It is none of :data:`FORMS`, or the two contradict each other.
+    """
+    if form is None:
+        return "json" if json_output else "text"
+    if form not in FORMS:
+        hint = " Formats of a recipe's ladder go behind --formats." if "," in form else ""
+        raise UsageError(f"--format {form} is none", fix=f"Choose one of {', '.join(FORMS)}.{hint}")
+    if json_output and form != "json":
+        raise UsageError(f"--json and --format {form} exclude each other", fix="Give one of them")
+    return form
+
+
+def recipe_among(paths: Sequence[Path]) -> Path | None:
+    """Returns the recipe that is to be compared in several formats; None for finished builds.
+
+    A folder and a file with JSON are builds, every other file is a recipe.
+
+    Raises:
+        UsageError: A recipe stands beside something else.
+    """
+    recipes = [path for path in paths if _is_recipe(path)]
+    if recipes and len(paths) > 1:
+        raise UsageError(
+            "a recipe is compared in several formats, alone",
+            where=str(recipes[0]),
+            fix=f"trtllm-pipeline compare {recipes[0]} --formats F,F; or name the build/<recipe "
+            "name> folders of several finished recipes",
+        )
+    return recipes[0] if recipes else None
+
+
+def refuse_options(options: Mapping[str, object], instead: str) -> None:
+    """Refuses options that only a recipe's ladder has.
+
+    Raises:
+        UsageError: One was given.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for a recipe, and this "
+            f"compares {instead}",
+            fix="Name a recipe, or leave them out",
+        )
+
+
+def wishes(
+    *,
+    formats: str | None,
+    concurrency: str | None,
+    seconds: float | None,
+    again: bool,
+    price: float | None,
+    utilization: float | None,
+) -> Wishes:
+    """Makes of options what a ladder is asked for.
+
+    Raises:
+        UsageError: A number is not one, or not in its range.
+    """
+    settings = Settings()
+    if concurrency is not None:
+        settings = Settings(_levels(concurrency), settings.seconds)
+    if seconds is not None:
+        _positive("--seconds", seconds)
+        settings = Settings(settings.concurrency, seconds)
+    if price is not None:
+        _positive("--price", price)
+    if utilization is not None and not 0 < utilization <= 1:
+        raise UsageError(
+            f"--utilization is a share above 0 and at most 1, not {utilization:g}",
+            fix="Write 0.5 for half of the time",
+        )
+    return Wishes(formats, settings, again, price, utilization)
+
+
+def show_ladder(
+    recipe: Path,
+    overrides: Sequence[str],
+    build_dir: Path,
+    asked: Wishes,
+    *,
+    form: str,
+    progress: Progress,
+) -> bool:
+    """Builds and measures every rung, keeps the comparison beside the outputs and prints it.
+
+    Returns:
+        Whether a format qualifies.
+
+    Raises:
+        PipelineError: See :func:`pipeline.ladder.climb.climb`.
+    """
+    build = BuildDir(build_dir)
+
+    def on_stage(rung: str, planned: PlannedStage, seconds: float) -> None:
+        from pipeline.cli.console import stage_line
+
+        if form == "text":
+            print(f"{rung:<9} {stage_line(planned, seconds)}", flush=True)
+
+    comparison = climb(recipe, overrides, build, asked, progress=progress, on_stage=on_stage)
+    place = results_path(build, comparison["name"])
+    with build.store.writing():
+        for kind in ("json", "md", "html"):
+            text = _RENDERED[kind](comparison)
+            write_atomically(place.with_suffix(f".{kind}"), f"{text.rstrip()}\n".encode())
+    if form == "text":
+        print()
+    _print(comparison, form)
+    if form == "text":
+        print(f"{NAME + ':':<12}{place.with_suffix('.html')} (and .md, .json)")
+    return comparison["recommendation"]["name"] is not None
+
+
+def show_finished(paths: Sequence[Path], form: str) -> None:
+    """Prints the reports of finished builds side by side.
 
     Raises:
         UsageError: A path is not a report.
     """
-    return [_row(report) for path in paths for report in _reports(path)]
+    _print(finished([report for path in paths for report in _reports(path)]), form)
 
 
-def print_side_by_side(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints one column per report, so that any terminal is wide enough for a few of them."""
-    print_table(
-        ["", *(row["name"] for row in rows)],
-        [[measure, *(row[measure] for row in rows)] for measure in MEASURES],
-    )
+def show_history(paths: Sequence[Path], form: str) -> None:
+    """Prints the runs of one build and what changed from one to the next.
+
+    Raises:
+        UsageError: There are several paths, or no history; or it is to be printed as HTML.
+    """
+    from pipeline.ladder.trend import remarks, rows, trend
+    from pipeline.tables import print_table
+
+    if len(paths) > 1:
+        raise UsageError("--history is of one build", fix="Name one build/<recipe name> folder")
+    if form == "html":
+        raise UsageError("a history is no HTML page", fix="Choose text, md, csv or json")
+    history = trend(paths[0])
+    columns, cells = rows(history)
+    if form == "json":
+        print(json.dumps(history, indent=2, ensure_ascii=False))
+    elif form == "csv":
+        import csv
+
+        csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *cells])
+    elif form == "md":
+        for row in (columns, ["---"] * len(columns), *cells):
+            print(f"| {' | '.join(row)} |")
+        print("".join(f"\n- {line}" for line in remarks(history)))
+    else:
+        print_table(columns, cells)
+        print("".join(f"\n{line}" for line in remarks(history)))
 
 
-def _reports(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    own = path / "report.json"
-    return [own] if own.is_file() else sorted(path.glob("*/report.json")) or [own]
+def _print(comparison: Mapping[str, Any], form: str) -> None:
+    if form == "text":
+        print_comparison(comparison)
+        print_paragraph(how(comparison))
+    else:
+        print(_RENDERED[form](comparison), end="" if form != "json" else "\n")
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _is_recipe(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    if not path.is_file():
+        return path.suffix in (".yaml", ".yml")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        quality, load = report["quality"] or {}, report["load"] or {"rows": [NOT_MEASURED]}
-        checkpoint = report["checkpoint"]
-        fastest = max(load["rows"], key=lambda row: row["tokens_per_second"] or 0.0)
-        increase, agreement = quality.get("perplexity_increase"), quality.get("top1_agreement")
-        return {
-            "name": report["name"],
-            "verdict": report["verdict"]["status"],
-            "format": report["recipe"]["quantize"]["format"],
-            "MiB": checkpoint["bytes"] / 2**20 if checkpoint else None,
-            "perplexity": quality.get("perplexity"),
-            "increase %": None if increase is None else increase * 100,
-            "top-1 %": None if agreement is None else agreement * 100,
-            "KL": quality.get("kl_divergence"),
-            "tokens/s": fastest["tokens_per_second"],
-            "streams": fastest["concurrency"],
-            "first token ms": (fastest["ttft_ms"] or {}).get("p50"),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with path.open(encoding="utf-8") as file:
+            return not file.read(200).lstrip().startswith("{")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _reports(path: Path) -> Iterator[Path]:
+    own = path / REPORT
+    if not path.is_dir():
+        yield path
+    elif own.is_file():
+        yield own
+    else:
+        yield from sorted(path.glob(f"*/{REPORT}")) or [own]
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        levels = tuple(sorted({int(word) for word in text.split(",")}))
+    except ValueError as error:
         raise UsageError(
-            "this is not a report",
-            where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            fix="Name build/<recipe name> folders; an old report is written again by a run",
+            f"--concurrency {text} is no list of numbers", fix="Write --concurrency 1,8,32"
         ) from error
+    if levels[0] < 1:
+        raise UsageError("--concurrency must be at least 1", fix="Write --concurrency 1,8,32")
+    return levels
+
+
+def _positive(option: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{option} must be above 0, not {value:g}", fix=f"Write {option} 30")

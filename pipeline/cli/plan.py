@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption, new_file
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.verdict.gate import GateResult
 
 STDOUT = Path("-")
 EXECUTABLE = 0o755
@@ -30,7 +34,11 @@ def plan(
     ] = None,
     output: Output,
 ) -> None:
-    """Show what a run would do, and why, without doing it."""
+    """Show what a run would do, and why, without doing it.
+
+    The exit code is 0 where a run could go on, 2 where a text is missing, and that of the gate or
+    check at which stored results would stop it.
+    """
     from dataclasses import asdict
 
     from pipeline import api
@@ -61,9 +69,13 @@ def plan(
                 "obstacle": obstacle.as_dict() if obstacle else None,
                 "roofline": found.roofline.as_dict() if found.roofline else None,
                 "checkpoint": str(found.checkpoint) if found.checkpoint else None,
+                "gates": [gate.as_dict() for gate in found.gates],
+                "verdict": found.verdict,
+                "refusal": _plain(found.refusal),
                 **({"script": str(script)} if script else {}),
             }
         )
+        _exit(found.exit_code)
         return
     print("\n".join(stage_line(planned) for planned in found.stages))
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
@@ -72,11 +84,34 @@ def plan(
         print("\n" + "\n".join(engine.lines))
     if found.roofline:
         print("\n" + "\n".join(bounds.lines(found.roofline, loaded.cost)))
+    if found.gates:
+        print("\n" + "\n".join(_gate_lines(found.gates)))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
+    if found.refusal:
+        print(f"\n{found.verdict}: a run would stop at stored numbers: {found.refusal}")
     if script and found.checkpoint:
         print(f"\nscript: {script}\ncheckpoint: {found.checkpoint}")
         print("\n".join(_next_steps(script, found.checkpoint)))
+    _exit(found.exit_code)
+
+
+def _exit(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def _gate_lines(gates: Sequence[GateResult]) -> list[str]:
+    """One line for each gate that stored numbers were held against."""
+    width = max(len(gate.verdict) for gate in gates)
+    return ["gates:", *(f"  {gate.verdict:<{width}}  {gate.evidence}" for gate in gates)]
+
+
+def _plain(error: PipelineError | None) -> dict[str, Any] | None:
+    """An error without what it found, which is beside it."""
+    if error is None:
+        return None
+    return {name: value for name, value in error.as_dict().items() if name not in error.found}
 
 
 def _next_steps(script: Path, checkpoint: Path) -> list[str]:

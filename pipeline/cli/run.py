@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     RecipeArgument,
     SetOption,
 )
+from pipeline.errors import PipelineError
 
 
 def run(
@@ -41,26 +42,37 @@ def run(
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
+    from pipeline.cli.closing import Closing
     from pipeline.cli.console import print_json, progress_for, stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
+    from pipeline.store.build_dir import BuildDir
 
     loaded = api.load_recipe(recipe, overrides or ())
     stages = []
+    closing = Closing()
 
     def on_stage(planned: PlannedStage, seconds: float) -> None:
         stages.append(stage_dict(planned, seconds))
+        closing.look(planned)
         if not output.json:
             print(stage_line(planned, seconds), flush=True)
 
-    result = api.run(
-        loaded,
-        build_dir,
-        force=force or (),
-        until=until,
-        engine=engine,
-        progress=progress_for(output.json),
-        on_stage=on_stage,
-    )
+    try:
+        result = api.run(
+            loaded,
+            build_dir,
+            force=force or (),
+            until=until,
+            engine=engine,
+            progress=progress_for(output.json),
+            on_stage=on_stage,
+        )
+    except PipelineError as error:
+        if output.json:
+            error.found = {**error.found, **closing.values()}
+        else:
+            closing.print(BuildDir(build_dir).outputs(loaded))
+        raise
     if output.json:
         deployed = {name: str(path) for name, path in result.deployed.items()}
         print_json(
@@ -69,14 +81,17 @@ def run(
                 "outputs": str(result.outputs),
                 "deployed": deployed,
                 "stages": stages,
+                **closing.values(),
             }
         )
         return
+    told = closing.print(result.outputs, result.deployed.get("repository"))
     served = any(stage.name == "repository" for stage in stages_for(loaded))
     if not served and "compile" in result.stages:
         # An export is all that such a target has to show, and it lies in the store.
         compiled = result.stages["compile"].artifact
         if compiled:
-            print(f"{'engine:':<12}{compiled.path}")
-    for name, path in result.deployed.items():
-        print(f"{name + ':':<12}{path}")
+            print(f"{'engine:':<13}{compiled.path}")
+    if not told:
+        for name, path in result.deployed.items():
+            print(f"{name + ':':<13}{path}")

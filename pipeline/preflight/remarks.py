@@ -12,6 +12,7 @@ from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import main_dtype, stored_tensors
 from pipeline.targets import get_target
+from pipeline.targets.base import NotMeasured
 from pipeline.targets.findings import Finding
 
 FLOAT16_MAX = 65504.0
@@ -36,6 +37,23 @@ def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[
         *_list_unread_keys(directory),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
+
+
+def engine_not_measured(recipe: Recipe) -> Finding | None:
+    """Says why the compiled engine is not measured on this machine; None where it is.
+
+    It also is None for a recipe that has nothing measured.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    if recipe.evaluate is None:
+        return None
+    found = get_target(recipe.compile.target).evaluation(recipe)
+    if not isinstance(found, NotMeasured):
+        return None
+    what = "the compiled engine is not measured on this machine, only the checkpoint is"
+    return Finding("note", "compile.target", what, found.why, found.fix)
 
 
 def source_dtype(facts: ModelFacts, directory: Path | None) -> str | None:

@@ -26,9 +26,11 @@ from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.section import (
     FileName,
     Fraction,
+    Limit,
     Positive,
     ReadBy,
     Section,
+    ShareLimit,
     Unit,
     Whole,
 )
@@ -196,20 +198,38 @@ class QuantizeSection(Section):
 
 
 class Gates(Section):
-    """Limits that the written checkpoint must keep; None does not check.
+    """Limits that the written checkpoint and the compiled engine must keep.
+
+    A limit is kept when the whole 95 % interval of what was measured keeps it. None does not check;
+    ``auto`` takes the limit that published results and our own measurements give for a model of
+    this size and these bits. ``run`` and ``plan`` print it beside what was measured.
 
     Attributes:
         perplexity_increase: The largest increase of perplexity over the source model; 0.02 is 2 %.
         top1_agreement: The smallest share of positions at which the most likely token is the source
-            model's.
+            model's; 0.95 is 95 %.
         kl_divergence: The largest mean KL divergence from the source model.
+        accuracy_loss: The largest loss of accuracy against the source model in each of
+            ``evaluate.tasks``; 0.02 is two points of 100.
+        engine_perplexity_increase: The largest increase of the engine's perplexity over that of the
+            checkpoint it was compiled from.
+        engine_top1_agreement: The smallest share of positions at which the engine's most likely
+            token is the checkpoint's.
+        engine_kl_divergence: The largest mean KL divergence of the engine from the checkpoint.
+        completions: Whether greedy completions that are empty, or fall into repeating themselves,
+            where the source model's do not, close the gate. Models with random weights want false.
     """
 
-    perplexity_increase: Annotated[
-        float | None, Field(ge=0.0), Unit("share of the source's perplexity")
-    ] = 0.02
-    top1_agreement: Annotated[float | None, Field(ge=0.0, le=1.0), Unit("share")] = 0.95
-    kl_divergence: Annotated[float | None, Field(ge=0.0), Unit("nats per token")] = None
+    perplexity_increase: Annotated[Limit, Unit("share of the source's perplexity")] = "auto"
+    top1_agreement: Annotated[ShareLimit, Unit("share")] = "auto"
+    kl_divergence: Annotated[Limit, Unit("nats per token")] = "auto"
+    accuracy_loss: Annotated[ShareLimit, Unit("share")] = "auto"
+    engine_perplexity_increase: Annotated[Limit, Unit("share of the checkpoint's perplexity")] = (
+        "auto"
+    )
+    engine_top1_agreement: Annotated[ShareLimit, Unit("share")] = "auto"
+    engine_kl_divergence: Annotated[Limit, Unit("nats per token")] = "auto"
+    completions: bool = True
 
 
 class EvaluateSection(Section):
@@ -223,6 +243,8 @@ class EvaluateSection(Section):
         stride: How many tokens each window of a text scores after its first window, which scores
             all it can. The rest of a window is context, so no later token has less of it than
             ``sequence_length`` - ``stride``. None is half of ``sequence_length``.
+        engine_tokens: How much of that is also scored on the compiled engine, at most. Each such
+            token is computed by the source model and the written one too.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
         gates: The limits.
@@ -232,6 +254,7 @@ class EvaluateSection(Section):
     tokens: Annotated[Positive, Unit("tokens")] = 20000
     sequence_length: Annotated[int, Field(ge=2), Unit("tokens")] = 512
     stride: Annotated[Positive | None, Unit("tokens")] = None
+    engine_tokens: Annotated[Positive, Unit("tokens")] = 4000
     dtype: Literal["float32", "model"] = "float32"
     gates: Gates = Gates()
 
@@ -436,7 +459,7 @@ class Recipe(Section):
         if own and "dtype" in self.model.model_fields_set and self.model.dtype != own:
             msg = (
                 f"quantize.format {name} contradicts model.dtype {self.model.dtype}; "
-                "leave model.dtype out, or make them equal"
+                f"leave model.dtype out, or make them equal: --set model.dtype={own}"
             )
             raise ValueError(msg)
         return self

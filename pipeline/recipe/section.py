@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -24,10 +26,48 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _limit(value: object) -> object:
+    # Said here, because of a union pydantic names each member and what is wrong with it.
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, str) and (share := _PERCENT.fullmatch(value)):
+        msg = f"write {float(share[1]) / 100:g}, not {value!r}: shares are numbers here"
+        raise ValueError(msg)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{value!r} is not a limit: write a number, auto, or null for none"
+        raise ValueError(msg)
+    if not math.isfinite(value) or value < 0:
+        msg = f"{value} is no limit: write a finite number from 0 on, auto, or null for none"
+        raise ValueError(msg)
+    return value
+
+
+def _share_limit(value: object) -> object:
+    value = _limit(value)
+    if isinstance(value, int | float) and value > 1:
+        hint = f"write {value / 100:g} for {value:g} %" if value <= 100 else "1 is all of it"
+        msg = f"{value:g} is more than 1: {hint}"
+        raise ValueError(msg)
+    return value
+
+
+_PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\s*")
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 # For a Literal of numbers.
 Whole = BeforeValidator(_whole_number)
+Auto = Literal["auto"]
+"""A limit that is chosen by what is known of the model."""
+Limit = Annotated[
+    Annotated[float, Field(ge=0.0)] | Auto | None,
+    BeforeValidator(_limit),
+]
+"""A number that must not be passed; None sets no limit."""
+ShareLimit = Annotated[
+    Annotated[float, Field(ge=0.0, le=1.0)] | Auto | None, BeforeValidator(_share_limit)
+]
+"""The same of a share, of which 1 is all."""
 FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.charts import bars, histogram
-from pipeline.tables import number, tally
+from pipeline.report.page import page_of
 
 TEMPLATES = Path(__file__).parent
+# What Markdown, and the HTML within it, would take for its own.
+_MARKS = re.compile(r"([`*\[\]<|]|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)|~(?=~))")
 
 
-def render_markdown(report: dict[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any]) -> str:
     """Renders the report for a terminal or a pull request."""
-    return str(_environment(html=False).get_template("report.md.j2").render(report=report))
+    text = str(_environment(html=False).get_template("report.md.j2").render(**page_of(report)))
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def render_html(report: dict[str, Any]) -> str:
+def render_html(report: Mapping[str, Any]) -> str:
     """Renders the report as one page that is safe to open and to archive.
 
     It has no scripts and loads nothing from outside.
     """
-    return str(_environment(html=True).get_template("report.html.j2").render(report=report))
+    return str(_environment(html=True).get_template("report.html.j2").render(**page_of(report)))
 
 
+@cache
 def _environment(*, html: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -36,60 +42,22 @@ def _environment(*, html: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(
-        percent=percent,
-        size=size,
-        figure=number,
-        spread=spread,
-        yaml=as_yaml,
-        facts=facts,
-        headline=headline,
-        tally=tally,
-    )
     # The charts escape their own labels.
-    environment.globals.update(
-        bars=lambda rows: Markup(bars(rows)),  # noqa: S704
-        histogram=lambda values, unit, counted: Markup(  # noqa: S704
-            histogram(values, unit=unit, counted=counted)
-        ),
-    )
+    environment.filters.update(plain=as_markdown, fence=fence, drawn=Markup, tight=tight)
     return environment
 
 
-def headline(verdict: dict[str, Any]) -> str:
-    """Puts the verdict into a few words."""
-    status, stage = verdict["status"], verdict["stage"]
-    if status == "unfinished":
-        return f"Not finished: {stage} could not be completed"
-    return f"Failed at {stage}" if stage else status.capitalize()
+def as_markdown(text: str) -> str:
+    """Writes text so that Markdown shows it as it is, on one line."""
+    return _MARKS.sub(r"\\\1", " ".join(text.split()))
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """Formats a share as a percentage, 1.0 as 100; a dash for None."""
-    return "-" if value is None else f"{value * 100:.{digits}f} %"
+def tight(text: str) -> str:
+    """Keeps a percentage and its sign on one line."""
+    return re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
 
 
-def size(count: float) -> str:
-    """Formats a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-
-
-def spread(times: dict[str, float] | None) -> str:
-    """Formats median and 95th percentile; a dash when nothing was measured."""
-    return "-" if times is None else f"{number(times['p50'])} / {number(times['p95'])}"
-
-
-def as_yaml(value: object) -> str:
-    """Formats JSON values as YAML, in their own order."""
-    import yaml
-
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=88))
-
-
-def facts(values: dict[str, object]) -> str:
-    """Formats names and values on one line."""
-    return ", ".join(f"{name} {number(value)}" for name, value in values.items())
+def fence(text: str) -> str:
+    """Returns backticks that are more than any in the text, to put around it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(longest + 1, 3)

@@ -6,8 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.preflight.remarks import engine_not_measured
 from pipeline.recipe.schema import Recipe
-from pipeline.stages import bench, evaluate, quantize, report, repository, source, verify
+from pipeline.stages import (
+    bench,
+    evaluate,
+    fidelity,
+    quantize,
+    report,
+    repository,
+    source,
+    verify,
+)
 from pipeline.stages import compile as compile_stage
 from pipeline.stages.base import Stage
 from pipeline.store.artifact import Artifact, Damage
@@ -22,6 +32,7 @@ STAGES: tuple[Stage, ...] = (
     quantize.STAGE,
     evaluate.STAGE,
     compile_stage.STAGE,
+    fidelity.STAGE,
     repository.STAGE,
     verify.STAGE,
     bench.STAGE,
@@ -56,7 +67,7 @@ class PlannedStage:
 
 
 def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage, ...]:
-    """Lists the stages that a recipe asks for and its target has, in order.
+    """Lists the stages that a recipe asks for and its target has on this machine, in order.
 
     Args:
         recipe: The recipe.
@@ -65,7 +76,9 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
     Raises:
         UnsupportedError: There is no such target.
     """
-    left_out: set[str] = set() if recipe.evaluate else {"evaluate"}
+    left_out: set[str] = set() if recipe.evaluate else {"evaluate", "fidelity"}
+    if engine_not_measured(recipe):
+        left_out.add("fidelity")
     if get_target(recipe.compile.target).triton_model is None:
         left_out |= SERVED
     stages = tuple(stage for stage in STAGES if stage.name not in left_out)

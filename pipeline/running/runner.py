@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import check_installed
-from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
+from pipeline.errors import (
+    PipelineError,
+    QualityGateError,
+    ServerError,
+    StageError,
+    UsageError,
+)
 from pipeline.preflight.model_checks import check_local_model
+from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, plan_stage, stages_for
@@ -21,6 +28,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import release, set_aside
 from pipeline.store.files import write_atomically
+from pipeline.store.journal import append
 from pipeline.store.lock import read_lock, write_lock
 from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
@@ -36,11 +44,13 @@ class RunResult:
         stages: Every stage with its artifact, in order.
         outputs: The recipe's output folder.
         deployed: Where to find the results of the stages that have a place for them, by stage.
+        failure: What a check refused, in a run that went on behind it.
     """
 
     stages: Mapping[str, PlannedStage]
     outputs: Path
     deployed: Mapping[str, Path]
+    failure: Failure | None = None
 
 
 def run_recipe(
@@ -52,6 +62,7 @@ def run_recipe(
     until: str | None = None,
     engine: GivenEngine | None = None,
     on_stage: Listener = lambda _line, _seconds: None,
+    past_checks: bool = False,
 ) -> RunResult:
     """Brings every artifact of a recipe up to date and deploys what has a place for people.
 
@@ -66,6 +77,8 @@ def run_recipe(
         until: The last stage to run; None runs all.
         engine: One that was built elsewhere, to go on with; None compiles one.
         on_stage: Called after each stage with its planned stage and the seconds it took.
+        past_checks: Goes on where a check refuses an artifact, so that what is not good enough is
+            measured all the same. From there on no folder is deployed.
 
     Raises:
         RecipeError: A text cannot be read; nothing was done yet.
@@ -75,7 +88,17 @@ def run_recipe(
     check_texts(recipe)
     check_local_model(recipe)
     build.store.sweep()
-    run = _Run(recipe, build, progress, force, on_stage, stages=stages_for(recipe, engine))
+    if finding := engine_not_measured(recipe):
+        progress.note(f"{finding.what}. {finding.why}. {finding.remedy}.")
+    run = _Run(
+        recipe,
+        build,
+        progress,
+        force,
+        on_stage,
+        stages=stages_for(recipe, engine),
+        past_checks=past_checks,
+    )
     stages = _until(run.stages, until)
     try:
         for index, stage in enumerate(stages):
@@ -86,7 +109,7 @@ def run_recipe(
         raise
     finally:
         run.store.memo.save()
-    return RunResult(run.done, run.outputs, run.deployed)
+    return RunResult(run.done, run.outputs, run.deployed, run.failure)
 
 
 def _until(stages: Sequence[Stage], last: str | None) -> Sequence[Stage]:
@@ -106,9 +129,10 @@ class _Run:
         on_stage: Listener,
         *,
         stages: Sequence[Stage],
+        past_checks: bool,
     ) -> None:
         self.recipe, self.progress, self.force, self.on_stage = recipe, progress, force, on_stage
-        self.stages = stages
+        self.stages, self.past_checks = stages, past_checks
         self.store, self.outputs = build.store, build.outputs(recipe)
         self.lock_path = self.outputs / "lock.json"
         self.lock = read_lock(self.lock_path)
@@ -126,14 +150,14 @@ class _Run:
         """
         inputs = {name: _artifact(self.done[name]) for name in stage.inputs if name in self.done}
         started = time.monotonic()
-        planned = plan_stage(
-            stage, self.recipe, inputs, self.store, self.lock, failure=self.failure
-        )
+        # The others make what they would have made without it.
+        failure = self.failure if stage.always else None
+        planned = plan_stage(stage, self.recipe, inputs, self.store, self.lock, failure=failure)
         if planned.artifact is None or stage.name in self.force:
             if all(earlier.status == "cached" for earlier in self.done.values()):
                 # The first stage that really runs: better to miss a package now than hours later.
                 check_installed(need for later in left for need in later.needs(self.recipe))
-            context = StageContext(self.recipe, inputs, self.outputs, self.progress, self.failure)
+            context = StageContext(self.recipe, inputs, self.outputs, self.progress, failure)
             with self._remembering(stage):
                 planned = self._build(planned, context)
         self.done[stage.name] = planned
@@ -143,21 +167,37 @@ class _Run:
                 self.lock_path, {name: _entry(planned) for name, planned in self.done.items()}
             )
         self.on_stage(planned, time.monotonic() - started)
-        with self._remembering(stage):
-            stage.check(self.recipe, _artifact(planned))
+        if not self._passes(planned):
+            return
         self.passed.add(stage.name)
         for made in self.done.values():
             place = made.stage.deployment
             if place and (place.after or made.stage.name) == stage.name:
                 self._deploy(made, place)
 
+    def _passes(self, planned: PlannedStage) -> bool:
+        """Whether a stage's check takes its artifact; raises what it says against it."""
+        try:
+            with self._remembering(planned.stage):
+                planned.stage.check(self.recipe, _artifact(planned))
+        except (QualityGateError, ServerError) as error:
+            if not self.past_checks:
+                raise
+            self.progress.note(f"{planned.stage.name}: {error}")
+            return False
+        return True
+
     def keep_undeployed(self) -> dict[str, str]:
         """Keeps folders that wait for a stage that did not pass, under names that say so.
+
+        A run that went on behind a check keeps none: it is about numbers.
 
         Returns:
             The names of the folders, by stage.
         """
-        kept = {}
+        kept: dict[str, str] = {}
+        if self.past_checks and self.failure:
+            return kept
         for name, planned in self.done.items():
             place = planned.stage.deployment
             if not (place and place.folder and place.after) or place.after in self.passed:
@@ -240,14 +280,25 @@ class _Run:
     def _deploy(self, planned: PlannedStage, place: Deployment) -> None:
         artifact = _artifact(planned)
         if place.folder:
+            if self.failure:
+                return  # a check before it refused what it is made of
             target = release(artifact, self.outputs / place.folder, self.store)
             self.deployed[planned.stage.name] = target
+        finished = place.finish(artifact.path, self.outputs) if place.finish else {}
         for name in place.files:
-            target, content = self.outputs / name, (artifact.path / name).read_bytes()
+            content = finished.get(name) or (artifact.path / name).read_bytes()
+            target = self.outputs / name
             if not _holds(target, content):
                 with self.store.writing():
                     write_atomically(target, content)
             self.deployed[planned.stage.name] = target
+        if place.journal and (line := place.journal.line(artifact)) is not None:
+            try:
+                with self.store.lock("journal", self.recipe.name), self.store.writing():
+                    append(self.outputs / place.journal.name, line)
+            except UsageError as error:
+                # Somebody changed the file; what was built is no worse for it.
+                self.progress.note(f"warning: {error}")
 
 
 def _holds(path: Path, content: bytes) -> bool:

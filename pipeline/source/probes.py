@@ -6,19 +6,17 @@ Triton will run, and by ``verify``, over the wire. They travel with the reposito
 
 from __future__ import annotations
 
-import importlib
 import json
 import reprlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pipeline.errors import RepositoryError, UsageError
 from pipeline.source.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
+from pipeline.triton.sources import load_module
 
 FILE_NAME = "probes.json"
 # Of a repository, as pipeline.triton.parameters.TOKENIZER_DIR, which imports more than this needs.
@@ -225,8 +223,8 @@ def check_served(probes: Probes, tokenizer_dir: Path, models: Path) -> None:
     """
     from tokenizers import Tokenizer
 
-    prompt = _module(models, "preprocessing", "prompt")
-    detokenizer = _module(models, "tensorrt_llm_bls", "detokenizer")
+    prompt = load_module(models, "preprocessing", "prompt")
+    detokenizer = load_module(models, "tensorrt_llm_bls", "detokenizer")
     encoder = prompt.PromptEncoder(tokenizer_dir, add_special_tokens=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / TOKENIZER))
     for probe in probes.items:
@@ -273,14 +271,3 @@ def _chat(tokenizer: HuggingFaceTokenizer) -> tuple[list[str], str | None]:
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         return [], f"the chat template does not take a plain question: {error}"
     return [str(text)], None
-
-
-def _module(models: Path, model: str, name: str) -> ModuleType:
-    """A module of a Triton model with those beside it, which it imports by a dot."""
-    package = f"_served_{model}"
-    root = ModuleType(package)
-    root.__path__ = [str(models / model)]
-    for loaded in [key for key in sys.modules if key.partition(".")[0] == package]:
-        del sys.modules[loaded]  # of another folder
-    sys.modules[package] = root
-    return importlib.import_module(f"{package}.{name}")

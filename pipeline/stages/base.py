@@ -34,6 +34,19 @@ class StageContext:
 
 
 @dataclass(frozen=True)
+class Journal:
+    """A file with a line for every artifact of a stage that was ever deployed.
+
+    Attributes:
+        name: The file, below the recipe's output folder.
+        line: Makes the line of an artifact, JSON values with its ``key``; None writes none.
+    """
+
+    name: str
+    line: Callable[[Artifact], dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
 class Deployment:
     """Where a stage's result goes, below the recipe's output folder.
 
@@ -41,11 +54,16 @@ class Deployment:
         folder: Becomes a copy of the whole artifact.
         files: Files of the artifact that are copied one by one; the last is the one to open.
         after: The stage that has to pass before; None is the stage itself.
+        journal: Is told of the artifact, once.
+        finish: Makes the contents of ``files`` from the artifact's folder and the output folder,
+            by name, where they also tell what lies beside the latter; None copies them.
     """
 
     folder: str | None = None
     files: tuple[str, ...] = ()
     after: str | None = None
+    journal: Journal | None = None
+    finish: Callable[[Path, Path], Mapping[str, bytes]] | None = None
 
 
 @dataclass(frozen=True)

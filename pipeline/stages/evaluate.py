@@ -7,20 +7,19 @@ and rounds to the recipe's dtype. So the files are read back and compared with t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
-from pipeline.errors import QualityGateError
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import TextTokenizer, text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.store.artifact import Artifact
-from pipeline.verdict.gates import beyond_range, broken_gates
+from pipeline.verdict.checks import check_checkpoint
+from pipeline.verdict.gates import beyond_range
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +77,7 @@ def section(recipe: Recipe) -> dict[str, Any]:
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
-        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
+        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates", "engine_tokens"}),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
     }
@@ -106,12 +105,15 @@ def run(context: StageContext) -> dict[str, Any]:
     from pipeline.source.runtime import deterministic, offline_and_quiet
 
     source = context.inputs["source"].path
-    with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
+    parameters = count_parameters(source)
+    with offline_and_quiet(context.progress), deterministic(parameters):
         text = _text(context)
         models = _models(context)
         scores, measured = _measure(context, text, models)
         noise = _noise(text, models)
-    summary = {**summarize(text.documents, text.windows, scores), **measured, **noise}
+    # What is allowed depends on the size of the model.
+    summary = {"parameters": parameters, **summarize(text.documents, text.windows, scores)}
+    summary |= {**measured, **noise}
     if warning := beyond_range(summary["activations"]):
         context.progress.note(f"warning: {warning}")
     documents = by_document(text.documents, text.windows, scores)
@@ -207,29 +209,6 @@ def _noise(text: _Text, models: _Models) -> dict[str, Any]:
     return {"signal_to_noise": [linear.as_dict() for linear in found]}
 
 
-def check(recipe: Recipe, artifact: Artifact) -> None:
-    """Holds the measured numbers against the recipe's gates.
-
-    Raises:
-        QualityGateError: At least one is broken; the artifact stays in the store.
-    """
-    assert recipe.evaluate is not None
-    facts = {
-        name: fact["value"] if isinstance(fact, Mapping) and "value" in fact else fact
-        for name, fact in artifact.facts.items()
-    }
-    broken = list(broken_gates(recipe.evaluate.gates, facts))
-    if broken:
-        raise QualityGateError(
-            "the checkpoint is worse than the recipe allows: "
-            f"{'; '.join(words for _, words in broken)}",
-            where=recipe.place(f"evaluate.gates.{broken[0][0]}"),
-            why=f"Measured on the written files; every number is in {artifact.path / RESULT_NAME}",
-            fix=f"{FORMATS[recipe.quantize.format].remedy}, calibrate on more text, or loosen the "
-            "gate",
-        )
-
-
 STAGE = Stage(
     name="evaluate",
     version=3,
@@ -238,6 +217,6 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    check=check,
+    check=check_checkpoint,
     needs=lambda _recipe: [("torch", "quantize"), ("transformers", "quantize")],
 )

@@ -3,34 +3,77 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.stages.base import Deployment, Journal, Stage, StageContext
+from pipeline.store.artifact import Artifact
+
+JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Writes ``report.json``, ``report.md`` and ``report.html``."""
-    from pipeline.report import collect, render_html, render_markdown
+    from pipeline.report import collect
 
     report = collect(context.recipe, context.inputs, context.failure)
-    texts = {
-        "report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n",
-        "report.md": render_markdown(report),
-        "report.html": render_html(report),
-    }
-    for name, text in texts.items():
-        (context.output / name).write_text(text, encoding="utf-8")
+    for name, content in _files(report).items():
+        (context.output / name).write_bytes(content)
     return {"name": context.recipe.name}
+
+
+def _line(artifact: Artifact) -> dict[str, Any] | None:
+    from pipeline.report.history import line
+
+    return line(artifact.key, json.loads((artifact.path / JSON).read_text(encoding="utf-8")))
+
+
+def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
+    """Adds the other builds of the model that lie beside the output folder.
+
+    They are no part of the artifact, which is made of this run alone and stays cached whatever is
+    built beside it.
+
+    Args:
+        artifact: The stage's artifact.
+        outputs: Where its files go.
+
+    Returns:
+        The files' contents by name; nothing where there is no other build.
+    """
+    from pipeline.report.siblings import siblings_of
+
+    report = json.loads((artifact / JSON).read_text(encoding="utf-8"))
+    siblings = siblings_of(report, outputs)
+    return _files({**report, "siblings": siblings}) if siblings else {}
+
+
+def _files(report: Mapping[str, Any]) -> dict[str, bytes]:
+    from pipeline.report import render_html, render_markdown
+
+    texts = {
+        JSON: json.dumps(report, indent=1, ensure_ascii=False) + "\n",
+        MARKDOWN: render_markdown(report),
+        HTML: render_html(report),
+    }
+    # A text to evaluate may hold half a surrogate pair, which UTF-8 cannot.
+    return {name: text.encode("utf-8", "replace") for name, text in texts.items()}
 
 
 STAGE = Stage(
     name="report",
-    version=6,
+    version=7,
     title="write the report",
-    inputs=("source", "quantize", "evaluate", "compile", "repository", "verify", "bench"),
+    inputs=(
+        *("source", "quantize", "evaluate", "compile", "fidelity"),
+        *("repository", "verify", "bench"),
+    ),
     run=run,
     # The gates and the names a report shows come from all over the recipe.
     section=lambda recipe: recipe.model_dump(mode="json", by_alias=True),
-    deployment=Deployment(files=("report.json", "report.md", "report.html")),
+    deployment=Deployment(
+        files=(JSON, MARKDOWN, HTML), finish=finish, journal=Journal("history.jsonl", _line)
+    ),
     always=True,
 )

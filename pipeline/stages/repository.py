@@ -22,6 +22,7 @@ from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
 from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
+from pipeline.triton.sources import model_sources
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -39,27 +40,6 @@ TOKENIZER_CODE = (
 )
 # Older checkpoints keep them in config.json alone, where transformers reads them.
 SPECIAL_IDS = ("bos_token_id", "pad_token_id")
-
-
-def model_sources() -> Path:
-    """Finds the folder with the Python files of the Triton models.
-
-    In a checkout it is ``model_repo/`` beside the package, in an installed wheel it is inside it.
-
-    Raises:
-        RepositoryError: Neither is there.
-    """
-    package = Path(__file__).resolve().parents[1]
-    places = (package.parent / "model_repo", package / "_model_repo")
-    for place in places:
-        if any(place.glob("*/model.py")):
-            return place
-    raise RepositoryError(
-        "the Triton models' own files are missing",
-        where=str(places[0]),
-        why="The installation is incomplete",
-        fix="Install the package again",
-    )
 
 
 def python_files(sources: Path) -> list[str]:

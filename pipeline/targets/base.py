@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +17,11 @@ from pipeline.store.artifact import Artifact
 from pipeline.triton.parameters import EngineModel
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from tritonclient.grpc import model_config_pb2 as proto
 
+    from pipeline.evaluation.scoring import Scorer
     from pipeline.triton.running import RunningServer, ServerOptions
 
 LOG_NAME = "build.log"
@@ -87,36 +91,68 @@ class GivenEngine:
     files: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class NotMeasured:
+    """Says that engines are not measured on this machine.
+
+    Attributes:
+        why: The cause, as a sentence without its full stop.
+        fix: What would change it.
+    """
+
+    why: str
+    fix: str
+
+
 class EngineEvaluation(Protocol):
     """Measures the quality of engines on this machine."""
 
     @property
+    def method(self) -> str:
+        """What is run for the numbers, as a sentence without its full stop."""
+
+    @property
     def material(self) -> Mapping[str, Any]:
-        """What decides the measurement besides checkpoint and windows; part of a cache key."""
+        """What decides the measurement besides engine, checkpoint and windows; part of a cache
+        key."""
 
     @property
     def longest_window(self) -> int:
         """Tokens of the longest window that the engine takes."""
 
-    def perplexity(
+    def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
+        """Opens an engine for every logit that it computes; None where it does not give them.
+
+        Args:
+            engine: The directory that :meth:`Target.compile` filled.
+
+        Raises:
+            StageError: The engine cannot be opened.
+        """
+
+    def losses(
         self,
+        engine: Path,
         checkpoint: Path,
         windows: Sequence[Sequence[int]],
         workspace: Path,
         progress: Progress,
-    ) -> float:
-        """Builds an engine that is only measured, and measures it.
+    ) -> list[NDArray[np.float32]]:
+        """Measures how likely an engine finds every token of the windows, but for their first.
 
         Args:
-            checkpoint: A validated TensorRT-LLM checkpoint directory.
-            windows: Token ids, of :attr:`longest_window` at most; the first of each is context
-                only.
-            workspace: Where the engine may lie meanwhile; nothing of it is left.
+            engine: The directory that :meth:`Target.compile` filled.
+            checkpoint: The checkpoint that it was compiled from.
+            windows: Token ids, two or more, and of :attr:`longest_window` at most.
+            workspace: Where files may lie meanwhile; nothing of them is left.
             progress: Where it reports.
 
+        Returns:
+            For each window the negative log-likelihoods, in nats, of its tokens but the first.
+
         Raises:
-            UnsupportedError: This machine cannot build the engine.
-            StageError: The engine could not be built or measured.
+            UnsupportedError: This machine cannot measure the engine.
+            StageError: The engine could not be measured.
         """
 
 
@@ -253,14 +289,11 @@ class Target(Protocol):
             CompileError: It is damaged, or not the engine of this recipe and checkpoint.
         """
 
-    def evaluation(
-        self, recipe: Recipe, progress: Progress | None = None
-    ) -> EngineEvaluation | None:
-        """Says how engines are measured on this machine; None where they are not.
+    def evaluation(self, recipe: Recipe) -> EngineEvaluation | NotMeasured:
+        """Says how engines are measured on this machine, or why they are not.
 
         Args:
             recipe: The recipe; ``compile`` is the section that counts.
-            progress: Is told why an engine that could run here is not measured.
         """
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,3 +46,16 @@ class GateResult:
             "evidence": self.evidence,
             "more_tokens": self.more_tokens,
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GateResult:
+        """Makes a result of what :meth:`as_dict` returned."""
+        return cls(
+            name=values["name"],
+            subject=values["subject"],
+            estimate=Estimate(values["measured"], values["low"], values["high"]),
+            limit=values["limit"],
+            verdict=values["verdict"],
+            evidence=values["evidence"],
+            more_tokens=values["more_tokens"],
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_an_unquantized_checkpoint_is_the_source(source: Path, tmp_path: Path) -
     assert all(linear["exact"] or linear["db"] > 60 for linear in facts["signal_to_noise"])
 
 
-def gated(settings: Recipe, **gates: float) -> Recipe:
+def gated(settings: Recipe, **gates: float | None) -> Recipe:
     data = settings.model_dump(by_alias=True)
     data["evaluate"]["gates"] = gates
     return Recipe.model_validate(data)
@@ -145,29 +146,39 @@ def gated(settings: Recipe, **gates: float) -> Recipe:
 def test_broken_gates_are_named_with_both_numbers(source: Path, tmp_path: Path) -> None:
     settings, artifact = evaluated(source, tmp_path, format="int4_awq")
     strict = gated(settings, top1_agreement=1.0, kl_divergence=0.0, perplexity_increase=10.0)
-    with pytest.raises(QualityGateError, match=r"required is at least 1\.0000") as caught:
+    with pytest.raises(QualityGateError, match=r"of at least 100 %") as caught:
         STAGE.check(strict, artifact)
     message = str(caught.value)
     assert caught.value.exit_code == 4
     assert "evaluate.gates.top1_agreement" in message
-    assert "KL divergence is" in message
-    assert "perplexity rose" not in message
+    share = artifact.facts["top1_agreement"]["value"]
+    assert f"agreement {share * 100:.2f} % [" in message
+    assert "KL divergence 0." in message
+    assert "perplexity +" not in message
     assert str(artifact.path) in message
     assert (artifact.path / RESULT_NAME).is_file()
+    found = {gate["name"]: gate for gate in caught.value.found["gates"]}
+    assert found["top1_agreement"]["verdict"] == "REGRESSION"
+    assert found["perplexity_increase"]["verdict"] == "ACCEPT"
+    # What is asked for is what was measured, and no text could tell on which side of it one is.
+    near = gated(settings, top1_agreement=share, kl_divergence=None)
+    with pytest.raises(QualityGateError, match="cannot be told yet") as unsure:
+        STAGE.check(near, artifact)
+    assert unsure.value.found["verdict"] == "INCONCLUSIVE"
 
 
-@pytest.mark.parametrize(("number", "shown"), [(None, "no finite number"), (math.nan, "nan%")])
+@pytest.mark.parametrize("number", [None, math.nan])
 def test_a_perplexity_that_is_not_a_number_breaks_the_gate(
-    source: Path, number: float | None, shown: str
+    source: Path, tmp_path: Path, number: float | None
 ) -> None:
-    facts = {"perplexity_increase": number, "source_perplexity": 3.0, "perplexity": number}
-    artifact = Artifact("evaluate", "k", "d", source, {**facts, "top1_agreement": 1.0} | NO_KL)
-    settings = gated(with_text(source), perplexity_increase=0.02)
-    with pytest.raises(QualityGateError, match=f"perplexity rose by {shown}"):
-        STAGE.check(settings, artifact)
-
-
-NO_KL = {"kl_divergence": 0.0}
+    settings, artifact = evaluated(source, tmp_path, format="float16")
+    loose = gated(settings, top1_agreement=0.5)
+    STAGE.check(loose, artifact)
+    nothing = {"value": number, "low": None, "high": None}
+    broken = replace(artifact, facts={**artifact.facts, "perplexity_increase": nothing})
+    with pytest.raises(QualityGateError, match="perplexity is no finite number") as caught:
+        STAGE.check(loose, broken)
+    assert caught.value.found["verdict"] == "ANOMALOUS"
 
 
 def with_text(source: Path, name: str = "heldout.txt") -> Recipe:

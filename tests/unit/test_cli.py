@@ -111,13 +111,17 @@ def test_only_commands_that_talk_to_a_server_need_tritonclient(
 def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> None:
     arguments = ("plan", "configs/demo.yaml", "--build-dir", str(tmp_path), "--set")
     done = _cli(*arguments, "evaluate.text=no.txt", "--json")
-    assert done.returncode == 0
+    assert done.returncode == 2
     plan = json.loads(done.stdout)
     assert plan["stages"][0]["status"] == "run"
     assert plan["obstacle"]["what"] == "no.txt: there is no such text file"
     assert plan["obstacle"]["where"] == "--set evaluate.text=no.txt (evaluate.text)"
-    assert "obstacle: a run would stop at once" in _cli(*arguments, "evaluate.text=no.txt").stdout
-    assert json.loads(_cli(*arguments, "name=x", "--json").stdout)["obstacle"] is None
+    shown = _cli(*arguments, "evaluate.text=no.txt")
+    assert "obstacle: a run would stop at once" in shown.stdout
+    assert (shown.returncode, shown.stderr) == (2, "")
+    good = _cli(*arguments, "name=x", "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["obstacle"] is None
 
 
 def test_help_names_every_command() -> None:

@@ -28,7 +28,7 @@ ROOMS = (
         for room in (
             *("bench", "checkpoint", "cli", "evaluation", "models", "preflight", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
-            "verdict",
+            *("ladder", "verdict"),
         )
     ),
     "client/trtllm_client/*.py",

@@ -223,6 +223,41 @@ def test_set_overrides_before_validation(recipe_path: Path) -> None:
             RecipeError,
             r"evaluate\.gates\.kl_divergence is wrong\. .*finite number",
         ),
+        (
+            "evaluate={text: t.txt, gates: {perplexity_increase: 2%}}",
+            RecipeError,
+            r"evaluate\.gates\.perplexity_increase is wrong\. Write 0\.02, not '2%'",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {top1_agreement: 95}}",
+            RecipeError,
+            r"evaluate\.gates\.top1_agreement is wrong\. 95 is more than 1: write 0\.95 for 95 %",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {engine_top1_agreement: 1.5 %}}",
+            RecipeError,
+            r"Write 0\.015, not '1\.5 %'",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {accuracy_loss: 200}}",
+            RecipeError,
+            "200 is more than 1: 1 is all of it",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {kl_divergence: automatic}}",
+            RecipeError,
+            "'automatic' is not a limit: write a number, auto, or null",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {kl_divergence: true}}",
+            RecipeError,
+            "True is not a limit",
+        ),
+        (
+            "evaluate={text: t.txt, gates: {kl_divergence: -1}}",
+            RecipeError,
+            "-1 is no limit: write a finite number from 0 on",
+        ),
         ("compile.max_seq_len=50", RecipeError, "larger than max_seq_len"),
         ("compile.max_sequence_len=50", RecipeError, r"Did you mean max_seq_len\?"),
     ],
@@ -232,6 +267,16 @@ def test_a_wrong_override_is_named(
 ) -> None:
     with pytest.raises(error, match=expected):
         load_recipe(recipe_path, [override])
+
+
+def test_a_limit_is_a_number_null_or_left_to_the_model(recipe_path: Path) -> None:
+    gates = "{top1_agreement: 1, kl_divergence: null, accuracy_loss: auto}"
+    recipe = load_recipe(recipe_path, [f"evaluate={{text: t.txt, gates: {gates}}}"])
+    assert recipe.evaluate is not None
+    found = recipe.evaluate.gates
+    assert found.top1_agreement == 1.0
+    assert found.kl_divergence is None
+    assert found.accuracy_loss == found.perplexity_increase == "auto"
 
 
 @pytest.mark.parametrize(

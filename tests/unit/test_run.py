@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +18,16 @@ from pipeline.errors import (
     StoreError,
     UnsupportedError,
 )
-from pipeline.progress import Silent
+from pipeline.progress import Lines, Silent
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.running import planner, runner
 from pipeline.running.planner import build_plan
 from pipeline.running.runner import RunResult, run_recipe
-from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.base import Deployment, Journal, Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
+from pipeline.store.journal import read as read_journal
 from pipeline.store.lock import read_lock
 from pipeline.store.retention import prune
 
@@ -283,3 +285,99 @@ def test_what_cannot_work_is_refused_before_the_model_is_copied(tmp_path: Path) 
     with pytest.raises(UnsupportedError, match="GPT2LMHeadModel is not supported"):
         run_recipe(load_recipe(path), build, Silent())
     assert not build.root.exists()
+
+
+class Ladder(House):
+    """The small stages with a place for their results, and a report that is always written."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        source, quantize, compiled = super().stages()
+        folder = Deployment(folder="repository", after="compile")
+        report = self._stage("report", ("source", "quantize", "compile"), lambda _recipe: {})
+        journal = Journal("history.jsonl", lambda artifact: {"key": artifact.key})
+        return (
+            source,
+            replace(quantize, deployment=folder),
+            compiled,
+            replace(report, always=True, deployment=Deployment(files=("out",), journal=journal)),
+        )
+
+    def history(self) -> list[str]:
+        path = self.build.root / "t" / "history.jsonl"
+        return [line["key"] for line in read_journal(path)]
+
+
+@pytest.fixture
+def ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ladder:
+    ladder = Ladder(tmp_path)
+    monkeypatch.setattr(planner, "STAGES", ladder.stages())
+    monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
+    return ladder
+
+
+def test_a_run_goes_on_behind_a_closed_gate_and_deploys_nothing_of_it(ladder: Ladder) -> None:
+    def refuse(_artifact: Artifact) -> None:
+        raise QualityGateError("worse than allowed")
+
+    ladder.gate = refuse
+    result = ladder.run(past_checks=True)
+    assert ladder.calls == ["source", "quantize", "compile", "report"]
+    assert result.failure
+    assert (result.failure.stage, result.failure.verdict) == ("quantize", True)
+    assert not (result.outputs / "repository").exists()
+    assert not list(result.outputs.glob("repository*"))
+    # The report is that of the failure, and what lies behind the gate is what a good run makes.
+    behind = result.stages["compile"].key
+    with pytest.raises(QualityGateError, match="worse than allowed"):
+        ladder.run()
+    ladder.gate = lambda _artifact: None
+    good = ladder.run()
+    assert good.failure is None
+    assert good.stages["compile"].key == behind
+    assert (good.outputs / "repository" / "out").is_file()
+    assert ladder.calls.count("compile") == 1
+
+
+def test_what_was_deployed_stays_where_a_later_run_went_behind_a_gate(ladder: Ladder) -> None:
+    ladder.run()
+
+    def refuse(_artifact: Artifact) -> None:
+        raise QualityGateError("worse than allowed")
+
+    ladder.gate = refuse
+    result = ladder.run("compile.max_batch_size=8", past_checks=True)
+    assert [path.name for path in result.outputs.glob("repository*")] == ["repository"]
+
+
+def test_a_failure_behind_a_gate_ends_the_run_and_the_gate_is_what_is_recorded(
+    ladder: Ladder,
+) -> None:
+    def refuse(_artifact: Artifact) -> None:
+        raise QualityGateError("worse than allowed")
+
+    ladder.gate = refuse
+    ladder.fail["compile"] = StageError("broken")
+    with pytest.raises(StageError, match="broken"):
+        ladder.run(past_checks=True)
+    assert ladder.calls == ["source", "quantize", "compile", "report"]
+
+
+def test_a_run_that_made_something_new_is_in_the_history_once(ladder: Ladder) -> None:
+    ladder.run()
+    ladder.run()
+    assert len(ladder.history()) == 1
+    ladder.run("compile.max_batch_size=8")
+    ladder.run()
+    ladder.run(force=frozenset({"report"}))
+    assert len(ladder.history()) == len(set(ladder.history())) == 2
+
+
+def test_a_damaged_history_does_not_fail_a_run_and_is_told(
+    ladder: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ladder.build.root / "t" / "history.jsonl"
+    place.parent.mkdir(parents=True)
+    place.write_text("half a li")
+    run_recipe(load_recipe(ladder.path), ladder.build, Lines(sys.stderr))
+    assert "history.jsonl:1: this line is not one of a history" in capsys.readouterr().err
+    assert place.read_text() == "half a li"

@@ -13,10 +13,10 @@ from typing import Any, get_args
 import pytest
 
 from pipeline import api, targets
-from pipeline.cli.comparison import comparison
 from pipeline.cli.main import app
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError, UsageError
+from pipeline.ladder.climb import finished
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress, Silent
 from pipeline.recipe.compile import CompileSection
@@ -163,6 +163,7 @@ def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -
     result = run_recipe(recipe, build, Silent())
     assert list(result.stages) == ["source", "quantize", "compile", "report"]
     assert sorted(path.name for path in result.outputs.iterdir()) == [
+        "history.jsonl",
         "lock.json",
         "report.html",
         "report.json",
@@ -180,8 +181,8 @@ def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -
         assert "compiled for export" in text
         for word in ("riton", "onformance", "Load", "tokens/s", "measured on"):
             assert word not in text, (page, word)
-    (row,) = comparison([result.outputs])
-    assert (row["format"], row["tokens/s"], row["streams"]) == ("float16", None, None)
+    (row,) = finished([result.outputs / "report.json"])["rungs"]
+    assert (row["format"], row["load"], row["memory_bytes"]) == ("float16", [], None)
 
     planned = build_plan(recipe, build.store, read_lock(result.outputs / "lock.json"))
     assert [(line.stage.name, line.status) for line in planned] == [

@@ -10,10 +10,18 @@ from pipeline.dependencies import Requirements, require, versions
 from pipeline.economics.hardware import Setting
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
+from pipeline.processor import processor_name
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
-from pipeline.targets.base import Diagnosis, Explanation, GivenEngine, ServeCommand, Target
+from pipeline.targets.base import (
+    Diagnosis,
+    EngineEvaluation,
+    Explanation,
+    GivenEngine,
+    ServeCommand,
+    Target,
+)
 from pipeline.targets.openvino.refusals import refuse_unsupported
 from pipeline.triton.parameters import EngineModel
 
@@ -136,12 +144,19 @@ class OpenVinoTarget:
         """
         raise _not_from_elsewhere(given.directory)
 
-    def evaluation(
-        self,
-        recipe: Recipe,
-        progress: Progress | None = None,
-    ) -> None:
-        """Returns None: the engine executes the reference's arithmetic, which is measured."""
+    def evaluation(self, recipe: Recipe) -> EngineEvaluation:
+        """Measures the engine itself, on every machine."""
+        from pipeline.targets.openvino.measure import MeasuredHere
+
+        # One new token is generated behind each window.
+        longest = recipe.compile.max_seq_len - 1
+        decided = {
+            "tools": self.tools(),
+            # Kernels differ, and so does the order in which they add.
+            "processor": processor_name(),
+            "longest_window": longest,
+        }
+        return MeasuredHere(decided, longest)
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         """Returns the Python front of the engine."""

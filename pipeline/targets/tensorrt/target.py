@@ -17,6 +17,7 @@ from pipeline.targets.base import (
     EngineEvaluation,
     Explanation,
     GivenEngine,
+    NotMeasured,
     ServeCommand,
     Target,
 )
@@ -173,13 +174,11 @@ class TensorRtTarget:
         generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
 
-    def evaluation(
-        self, recipe: Recipe, progress: Progress | None = None
-    ) -> EngineEvaluation | None:
+    def evaluation(self, recipe: Recipe) -> EngineEvaluation | NotMeasured:
         """Measures on a machine that has a GPU for every rank, and TensorRT-LLM or Docker."""
         from pipeline.targets.tensorrt.trial.perplexity import engine_evaluation
 
-        return engine_evaluation(recipe, progress)
+        return engine_evaluation(recipe)
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         """Returns the engine model of TensorRT-LLM's C++ backend.

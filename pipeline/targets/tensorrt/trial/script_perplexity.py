@@ -12,8 +12,9 @@ number of logits and their being there are therefore checked for every window.
 
 The request holds ``engine`` (directory), ``windows`` (lists of token ids), ``end_id`` and
 ``pad_id``. The result holds ``perplexity``, ``tokens`` (scored; the first of each window is context
-only), ``nll`` (sum, in nats), ``seconds``, and ``by_window``, a list of ``tokens`` and ``nll``. An
-engine of several ranks runs under ``mpirun``; rank 0 writes the result.
+only), ``nll`` (sum, in nats), ``seconds``, and ``by_window``, a list of ``tokens``, ``nll`` and
+``losses``, those of its single tokens. An engine of several ranks runs under ``mpirun``; rank 0
+writes the result.
 """
 
 from __future__ import annotations
@@ -77,13 +78,16 @@ def run(request: dict[str, Any]) -> dict[str, Any] | None:
         scores.append(_score(logits, window, vocabulary, number))
     if rank != 0:
         return None
-    tokens, nll = sum(count for count, _ in scores), math.fsum(loss for _, loss in scores)
+    tokens = sum(map(len, scores))
+    nll = math.fsum(loss for losses in scores for loss in losses)
     return {
         "perplexity": math.exp(nll / tokens),
         "tokens": tokens,
         "nll": nll,
         "seconds": round(time.monotonic() - started, 3),
-        "by_window": [{"tokens": count, "nll": loss} for count, loss in scores],
+        "by_window": [
+            {"tokens": len(losses), "nll": math.fsum(losses), "losses": losses} for losses in scores
+        ],
     }
 
 
@@ -126,8 +130,8 @@ def _context_logits(runner: Any, window: list[int], request: dict[str, Any]) -> 
     return outputs["context_logits"][0] if outputs else None
 
 
-def _score(logits: Any, window: list[int], vocabulary: int, number: int) -> tuple[int, float]:
-    """Tokens scored and the sum of their negative log-likelihoods."""
+def _score(logits: Any, window: list[int], vocabulary: int, number: int) -> list[float]:
+    """Negative log-likelihoods of the window's tokens but the first."""
     import torch
 
     if logits.ndim != 2 or logits.shape[0] != len(window) or logits.shape[1] < vocabulary:
@@ -144,7 +148,7 @@ def _score(logits: Any, window: list[int], vocabulary: int, number: int) -> tupl
         )
     targets = torch.tensor(window[1:], dtype=torch.long, device=logits.device)
     losses = torch.nn.functional.cross_entropy(logits[:-1], targets, reduction="none")
-    return len(window) - 1, float(losses.double().sum())
+    return [float(loss) for loss in losses.double()]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""How far a compiled engine is from the checkpoint that it was made of, and from the source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.evaluation.scoring import Scorer, TokenScores, batches, compare_logits, padded
+from pipeline.evaluation.summary import summarize
+from pipeline.evaluation.windows import Document, Window
+
+_OF_LOGITS = ("kl_divergence", "kl_divergence_p99", "top1_agreement")
+
+
+@dataclass(frozen=True)
+class EngineScores:
+    """One engine's scores of the same windows against two models.
+
+    Attributes:
+        source: Against the source model, for each window.
+        checkpoint: Against the checkpoint's reference, for each window.
+        logits: Whether the engine gave logits; without them divergence and agreement are no
+            numbers.
+    """
+
+    source: Sequence[TokenScores]
+    checkpoint: Sequence[TokenScores]
+    logits: bool
+
+
+def score_engine(
+    source: Scorer,
+    checkpoint: Scorer,
+    engine: Scorer | None,
+    windows: Sequence[Window],
+    *,
+    vocabulary: int,
+    advance: Callable[[float], None] = lambda _tokens: None,
+) -> EngineScores:
+    """Scores every window under three models, each of which computes it once.
+
+    Args:
+        source: The source model; its vocabulary counts.
+        checkpoint: The reference of the checkpoint.
+        engine: The engine; None for one without logits.
+        windows: What to score.
+        vocabulary: The size of the source's vocabulary.
+        advance: Called with the number of tokens just scored.
+
+    Returns:
+        The scores; without logits the engine's likelihoods are NaN, for :func:`with_losses`.
+    """
+    found: dict[int, tuple[TokenScores, TokenScores]] = {}
+    for batch in batches(windows, vocabulary):
+        ids = padded([windows[index].ids for index in batch])
+        # Where a token is predicted from: the position before it.
+        places = [
+            (row, windows[index].first - 1, len(windows[index].ids) - 1)
+            for row, index in enumerate(batch)
+        ]
+        targets = torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places])
+        expected, written, *compared = (
+            torch.cat([logits[row, start:end] for row, start, end in places])[..., :vocabulary]
+            for logits in (scorer(ids) for scorer in (source, checkpoint, engine) if scorer)
+        )
+        # Without an engine the other model takes its place, and _unknown what came of that.
+        last = compared[0] if compared else written
+        pair = compare_logits(expected, last, targets), compare_logits(written, last, targets)
+        if not compared:
+            pair = _unknown(pair[0]), _unknown(pair[1])
+        done = 0
+        for index in batch:
+            end = done + windows[index].scored
+            found[index] = pair[0].part(done, end), pair[1].part(done, end)
+            done = end
+        advance(done)
+    every = [found[index] for index in range(len(windows))]
+    return EngineScores([a for a, _ in every], [b for _, b in every], engine is not None)
+
+
+def with_losses(
+    scores: EngineScores, windows: Sequence[Window], losses: Sequence[NDArray[np.float32]]
+) -> EngineScores:
+    """Replaces the engine's likelihoods by those that it gives when it runs as it is served.
+
+    Args:
+        scores: Of the windows.
+        windows: The windows.
+        losses: For each the negative log-likelihoods of its ids but the first, in nats.
+    """
+    parts = [own[window.first - 1 :] for window, own in zip(windows, losses, strict=True)]
+    source, checkpoint = (
+        [replace(score, nll=nll) for score, nll in zip(side, parts, strict=True)]
+        for side in (scores.source, scores.checkpoint)
+    )
+    return replace(scores, source=source, checkpoint=checkpoint)
+
+
+def summarize_engine(
+    documents: Sequence[Document], windows: Sequence[Window], scores: EngineScores
+) -> dict[str, Any]:
+    """Sums up an engine's scores, with intervals by the bootstrap over documents.
+
+    Args:
+        documents: What was scored.
+        windows: Their windows.
+        scores: Those of the windows.
+
+    Returns:
+        ``tokens``, ``documents``, and as estimates ``perplexity``, ``perplexity_increase``,
+        ``kl_divergence`` and ``top1_agreement``, against the source; ``against_checkpoint`` has
+        ``perplexity_increase``, ``kl_divergence``, ``kl_divergence_p99`` and ``top1_agreement``.
+        Divergences and agreements are None for an engine without logits.
+    """
+    source = summarize(documents, windows, scores.source)
+    checkpoint = summarize(documents, windows, scores.checkpoint)
+    if not scores.logits:
+        source, checkpoint = (
+            {**side, **dict.fromkeys(_OF_LOGITS)} for side in (source, checkpoint)
+        )
+    return {
+        **{name: source[name] for name in ("tokens", "documents", "perplexity")},
+        **{name: source[name] for name in ("perplexity_increase", *_OF_LOGITS)},
+        "against_checkpoint": {
+            name: checkpoint[name] for name in ("perplexity_increase", *_OF_LOGITS)
+        },
+    }
+
+
+def _unknown(scores: TokenScores) -> TokenScores:
+    nothing = np.full(len(scores), np.nan, np.float32)
+    return replace(scores, nll=nothing, kl=nothing, agrees=np.zeros(len(scores), np.bool_))

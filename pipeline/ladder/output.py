@@ -1,0 +1,93 @@
+"""A comparison on standard output, as wide as the terminal."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.ladder.render import TONES
+from pipeline.ladder.table import Block, blocks, claims, headings, short
+from pipeline.tables import print_table
+
+_COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
+STYLES = {verdict: _COLOURS[tone] for verdict, tone in TONES.items()}
+_GAP = 2
+_PAGE = 100
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """Prints the table, the claims, why rungs are missing or bad, and the recommendation."""
+    for block in blocks(comparison, short):
+        for part in _that_fit(block, shutil.get_terminal_size().columns):
+            print_table(
+                [part.title if len(part.title) < 24 else "", *part.columns],
+                [[label, *cells] for label, cells in part.rows],
+                title="" if len(part.title) < 24 else part.title,
+                caption=part.caption,
+                styles=STYLES,
+            )
+            print()
+    _print_reasons(comparison)
+    _print_claims(comparison)
+    if comparison["recommendation"]:
+        print_paragraph(comparison["recommendation"]["reason"])
+        print()
+
+
+def print_paragraph(text: str, indent: str = "") -> None:
+    """Prints text that is broken between words, at the width of the terminal or of a page."""
+    width = min(shutil.get_terminal_size().columns, _PAGE)
+    print(textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def _print_reasons(comparison: Mapping[str, Any]) -> None:
+    names = headings(comparison["rungs"])
+    bad = [
+        f"{name}: {rung['headline']}"
+        for name, rung in zip(names, comparison["rungs"], strict=True)
+        if rung["verdict"] != "ACCEPT" and rung["headline"]
+    ]
+    for text in bad:
+        print_paragraph(text, "  ")
+    if bad:
+        print()
+
+
+def _print_claims(comparison: Mapping[str, Any]) -> None:
+    rows, sources = claims(comparison)
+    if not rows:
+        return
+    print_table(
+        ["claimed elsewhere", "", "claim", "here", "source"],
+        [row[:5] for row in rows],
+    )
+    for index, source in enumerate(sources, 1):
+        print_paragraph(f"[{index}] {source}", " " * 4)
+    print()
+
+
+def _that_fit(block: Block, width: int) -> Iterator[Block]:
+    """Splits a block into as many as it takes for each to be no wider than the terminal."""
+    label = max(len(label) for label, _ in block.rows)
+    label = max(label, len(block.title) if len(block.title) < 24 else 0)
+    widths = [
+        max(len(name), *(len(cells[index]) for _, cells in block.rows))
+        for index, name in enumerate(block.columns)
+    ]
+    start = 0
+    while start < len(widths):
+        end, used = start + 1, label + _GAP + widths[start]
+        while end < len(widths) and used + _GAP + widths[end] <= width:
+            used += _GAP + widths[end]
+            end += 1
+        yield _columns(block, start, end)
+        start = end
+
+
+def _columns(block: Block, start: int, end: int) -> Block:
+    rows: Sequence[tuple[str, Sequence[str]]] = [
+        (label, cells[start:end]) for label, cells in block.rows
+    ]
+    return Block(block.title, block.columns[start:end], rows, block.caption)

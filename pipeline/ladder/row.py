@@ -1,0 +1,158 @@
+"""A rung as JSON values: what its report says and what was measured beside the others.
+
+Both kinds of comparison, of a ladder and of finished builds, make their rows here, so that programs
+find the same keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.formats import FORMATS
+from pipeline.ladder.rungs import Rung
+from pipeline.report.prices import price_of
+
+REPORT = "report.json"
+REFUSED = "REFUSED"
+BITS = 8
+_QUALITY = (
+    *("tokens", "documents", "source_perplexity", "perplexity", "perplexity_increase"),
+    *("bits_per_byte", "kl_divergence", "kl_divergence_p99", "top1_agreement"),
+)
+_SPEED = ("memory_bytes", "prefill_tokens_per_second", "decode_tokens_per_second")
+_LEVEL = (
+    *("concurrency", "requests", "seconds", "tokens_per_second", "ttft_ms", "itl_ms"),
+    *("latency_ms", "by_round", "ratio", "difference"),
+)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Reads a ``report.json``.
+
+    Raises:
+        UsageError: It is not one, or one of an older version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["schema"] < 3:
+            msg = f"its schema is {report['schema']}, which said less"
+            raise ValueError(msg)
+        return dict(report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            "this is not a report",
+            where=str(path),
+            why=f"{type(error).__name__}: {error}",
+            fix="Name build/<recipe name> folders; an old report is written again by a run",
+        ) from error
+
+
+def refused(rung: Rung) -> dict[str, Any]:
+    """Makes the row of a rung that there cannot be."""
+    return {**_empty(rung.name, rung.format.name), "verdict": REFUSED, "headline": rung.refusal}
+
+
+def broken(rung: Rung, verdict: str, reason: str) -> dict[str, Any]:
+    """Makes the row of a rung that did not get far enough to leave a report."""
+    return {**_empty(rung.name, rung.format.name), "verdict": verdict, "headline": reason}
+
+
+def row_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a row of what :func:`read_report` returned.
+
+    Keys have the units of the files they come from; ``load`` is that of the recipe's own bench
+    stage, which measures one server alone, until :func:`with_load` replaces it.
+    """
+    quality, load = report["quality"] or {}, report["load"] or {}
+    fidelity, size = report["fidelity"] or {}, report["size"] or {}
+    model, checkpoint = report["model"] or {}, size.get("checkpoint_bytes")
+    parameters = model.get("parameters")
+    verdict = report["verdict"]
+    against = fidelity.get("against_checkpoint") or {}
+    return {
+        **_empty(report["name"], report["recipe"]["quantize"]["format"]),
+        "verdict": verdict["verdict"],
+        "headline": verdict["headline"],
+        "reasons": verdict["reasons"],
+        "gates": report["gates"],
+        "bits_per_parameter": checkpoint * BITS / parameters if checkpoint and parameters else None,
+        "checkpoint_bytes": checkpoint,
+        "engine_bytes": size.get("engine_bytes"),
+        "share_of_16bit": size.get("share"),
+        **{name: quality.get(name) for name in _QUALITY},
+        "tasks": quality.get("tasks") or [],
+        "engine_perplexity_increase": against.get("perplexity_increase"),
+        **{name: load.get(name) for name in _SPEED},
+        "load": [_level(row) for row in load.get("measurements", ())],
+        "cost_per_million": (report["cost"] or {}).get("per_million_tokens"),
+    }
+
+
+def with_load(row: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Replaces the load of a row by what one server of an interleaved run gave.
+
+    Args:
+        row: From :func:`row_of`.
+        measured: See :func:`pipeline.bench.interleaved.measure_interleaved`.
+    """
+    alone = {name: measured[name] for name in _SPEED if measured.get(name) is not None}
+    return {**row, **alone, "load": [_level(level) for level in measured["measurements"]]}
+
+
+def with_cost(
+    row: Mapping[str, Any], price: float | None, utilization: float, concurrency: int | None
+) -> dict[str, Any]:
+    """Adds what a million tokens cost at one number of streams.
+
+    Args:
+        row: A rung.
+        price: What the machine costs for an hour; None gives no cost.
+        utilization: The share of the time in which it is asked for tokens.
+        concurrency: The number of streams; None gives no cost.
+    """
+    level = level_at(row, concurrency)
+    speed = level["tokens_per_second"] if level else None
+    cost = None
+    if price is not None and speed is not None and speed["value"]:
+        cost = price_of(speed, price, utilization)
+    return {**row, "cost_per_million": cost}
+
+
+def level_at(row: Mapping[str, Any], concurrency: int | None) -> dict[str, Any] | None:
+    """Returns what a rung gave at one number of streams; None where it was not measured."""
+    found: list[dict[str, Any]] = row["load"]
+    return next((level for level in found if level["concurrency"] == concurrency), None)
+
+
+def _level(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in _LEVEL}
+
+
+def _empty(name: str, format_name: str) -> dict[str, Any]:
+    """A row of which nothing is known but its name; it has every key."""
+    row = FORMATS[format_name]  # type: ignore[index]  # a report's recipe was validated
+    return {
+        "name": name,
+        "format": format_name,
+        "weight_bits": row.weight_bits,
+        "activation_bits": row.activation_bits,
+        "verdict": None,
+        "headline": None,
+        "reasons": [],
+        "gates": [],
+        "bits_per_parameter": None,
+        "checkpoint_bytes": None,
+        "engine_bytes": None,
+        "share_of_16bit": None,
+        **dict.fromkeys(_QUALITY),
+        "tasks": [],
+        "engine_perplexity_increase": None,
+        **dict.fromkeys(_SPEED),
+        "load": [],
+        "cost_per_million": None,
+        "claims": [],
+    }

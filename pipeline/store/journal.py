@@ -1,0 +1,68 @@
+"""A file that grows by one line of JSON at a time, and holds none twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.store.files import write_atomically
+
+KEY = "key"
+
+
+def append(path: Path, line: Mapping[str, Any]) -> bool:
+    """Adds a line whose ``key`` no line of the file has, by rename: there is never half a line.
+
+    Args:
+        path: The file; it need not be there.
+        line: JSON values with a ``key``.
+
+    Returns:
+        False when that key was there already.
+
+    Raises:
+        UsageError: The file is there and is no journal.
+        OSError: The file cannot be written.
+    """
+    lines = read(path) if path.exists() else []
+    if any(before[KEY] == line[KEY] for before in lines):
+        return False
+    every = [*lines, line]
+    text = "".join(f"{json.dumps(one, ensure_ascii=False, allow_nan=False)}\n" for one in every)
+    write_atomically(path, text.encode())
+    return True
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Reads the lines of a journal, the oldest first.
+
+    Raises:
+        UsageError: There is no such file, or a line is not an object with a ``key``.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "there is no history that can be read",
+            where=str(path),
+            why=str(error),
+            fix="Every finished run of a recipe adds a line to it: trtllm-pipeline run RECIPE",
+        ) from error
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line[KEY], str):
+                raise TypeError(KEY)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                "this line is not one of a history",
+                where=f"{path}:{number}",
+                why=f"{type(error).__name__}: {error}",
+                fix="Remove the line, or move the file away: the next run begins a new one",
+            ) from error
+        lines.append(line)
+    return lines

@@ -1,0 +1,146 @@
+"""Stops a run at a gate that is not open, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import QualityGateError
+from pipeline.formats import FORMATS
+from pipeline.recipe.schema import Recipe
+from pipeline.store.artifact import Artifact
+from pipeline.verdict.decision import decide
+from pipeline.verdict.defaults import row_of
+from pipeline.verdict.gate import GateResult
+from pipeline.verdict.gates import ENGINE, checkpoint_gates, engine_gates, rounded_up
+from pipeline.verdict.words import MEASURES
+
+EVALUATION, FIDELITY = "evaluation.json", "fidelity.json"
+_SAYS = {
+    "REGRESSION": "the {} is worse than the recipe allows",
+    "INCONCLUSIVE": "whether the {} is as good as the recipe asks cannot be told yet",
+    "ANOMALOUS": "what was measured of the {} cannot be right",
+}
+
+
+def check_checkpoint(recipe: Recipe, artifact: Artifact) -> None:
+    """Holds the measured numbers of the written checkpoint against the recipe's gates.
+
+    Args:
+        recipe: With a section ``evaluate``.
+        artifact: Of the stage that measured; its facts are ``evaluation.json``.
+
+    Raises:
+        QualityGateError: At least one gate is not open; the artifact stays in the store.
+    """
+    _stop_unless_open(recipe, artifact, gates_of(recipe, artifact.facts), EVALUATION)
+
+
+def check_engine(recipe: Recipe, artifact: Artifact) -> None:
+    """Holds the measured numbers of the compiled engine against the recipe's gates.
+
+    Args:
+        recipe: With a section ``evaluate``.
+        artifact: Of the stage that measured; its facts are ``fidelity.json``.
+
+    Raises:
+        QualityGateError: At least one gate is not open; the artifact stays in the store.
+    """
+    _stop_unless_open(recipe, artifact, gates_of(recipe, artifact.facts), FIDELITY)
+
+
+def gates_of(recipe: Recipe, measured: Mapping[str, Any]) -> list[GateResult]:
+    """Asks every gate about what a stage measured.
+
+    Args:
+        recipe: With a section ``evaluate``.
+        measured: ``evaluation.json`` or ``fidelity.json``, with the source's ``parameters``.
+    """
+    assert recipe.evaluate is not None
+    bits = FORMATS[recipe.quantize.format].weight_bits
+    ask = engine_gates if "against_checkpoint" in measured else checkpoint_gates
+    return ask(recipe.evaluate.gates, measured, measured["parameters"], bits)
+
+
+def _stop_unless_open(
+    recipe: Recipe, artifact: Artifact, gates: Sequence[GateResult], file: str
+) -> None:
+    decision = decide(gates, None, None)
+    if decision.verdict == "ACCEPT":
+        return
+    # The worst verdict names the error and its remedy; the others are told beside it.
+    first = next(gate for gate in gates if gate.verdict == decision.verdict)
+    key = first.name if first.name in MEASURES else "completions"
+    raise QualityGateError(
+        f"{_SAYS[decision.verdict].format(first.subject)}: {'; '.join(decision.reasons)}",
+        where=recipe.place(f"evaluate.gates.{key}"),
+        why=f"Every number is in {artifact.path / file}{_origin(recipe, first, artifact.facts)}",
+        fix=_remedy(recipe, first, artifact.facts),
+        found={"verdict": decision.verdict, "gates": [gate.as_dict() for gate in gates]},
+    )
+
+
+def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
+    """Where a limit comes from that the recipe leaves to us."""
+    assert recipe.evaluate is not None
+    if gate.limit is None or getattr(recipe.evaluate.gates, gate.name) != "auto":
+        return ""
+    bits = FORMATS[recipe.quantize.format].weight_bits
+    source = row_of(gate.name, measured["parameters"], bits).source
+    return f". The recipe leaves this limit to the size of the model and its {bits} bits: {source}"
+
+
+def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
+    if gate.verdict == "ANOMALOUS":
+        return _look_at(recipe, gate)
+    if gate.verdict == "INCONCLUSIVE":
+        return _measure_more(recipe, gate, measured)
+    if gate.name.startswith("engine_"):
+        return (
+            "Look at how the engine executes the written files: leave the options of "
+            f"compile.{recipe.compile.target} at their defaults, or loosen the gate"
+        )
+    first = FORMATS[recipe.quantize.format].remedy
+    return f"{first}, calibrate on more text, or loosen the gate"
+
+
+def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
+    assert recipe.evaluate is not None
+    if gate.name == "accuracy_loss":
+        return "Score more rows of the task (evaluate.tasks), or set another limit"
+    if gate.more_tokens is None:
+        return "Set a limit that is clear of what was measured, on the side that you want to be on"
+    total = rounded_up(measured["tokens"] + gate.more_tokens)
+    text = recipe.evaluate.text
+    if gate.subject == ENGINE:
+        more = f" and evaluate.tokens to {total}" if total > recipe.evaluate.tokens else ""
+        return (
+            f"Set evaluate.engine_tokens to {total}{more}; where {text} is shorter, add text to it"
+        )
+    if measured["tokens"] < recipe.evaluate.tokens:
+        return (
+            f"Add text to {text}, of which every token was scored, and set evaluate.tokens to "
+            f"{total}"
+        )
+    return f"Set evaluate.tokens to {total}; where {text} is shorter, add text to it"
+
+
+def _look_at(recipe: Recipe, gate: GateResult) -> str:
+    if gate.name not in MEASURES:
+        return (
+            "Look at completions and signal_to_noise in that file, which have the texts and the "
+            "linears that suffer most, and try another quantize.format; set "
+            "evaluate.gates.completions to false for a model whose own texts mean nothing"
+        )
+    if gate.estimate.value is not None:
+        if gate.name.startswith("engine_"):
+            return "Look whether the engine was compiled from this very checkpoint"
+        assert recipe.evaluate is not None
+        return (
+            f"Look whether {recipe.evaluate.text} has texts that the scales were calibrated on, "
+            f"and whether {recipe.model.source} is the model that it should be"
+        )
+    return (
+        "Look at activations and signal_to_noise in the evaluation's file: what overflows needs "
+        "model.dtype bfloat16, or another quantize.format"
+    )

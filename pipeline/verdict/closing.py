@@ -1,0 +1,93 @@
+"""The last lines of a run: what came of it, for people who look at a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.tables import memory_size, number, streams, tally
+from pipeline.verdict.estimate import Estimate
+from pipeline.verdict.gate import GateResult
+from pipeline.verdict.words import MEASURES, interval, measured_words, size_words
+
+# Beside every gate that is not open.
+_ALWAYS = ("perplexity_increase", "top1_agreement")
+_WIDTH = 13
+
+
+def closing_lines(
+    report: Mapping[str, Any], *, page: Path | None = None, repository: Path | None = None
+) -> list[str]:
+    """Sums a report up in about six lines, the verdict first.
+
+    Args:
+        report: ``report.json``; parts that are None or missing were not reached.
+        page: Where the report lies for people; None leaves the line out.
+        repository: Where what may be served lies; None names no next command.
+    """
+    rows = [
+        ("verdict", report["verdict"]["headline"]),
+        ("size", _size(report.get("size"))),
+        ("quality", _quality(report, "checkpoint", report.get("quality"))),
+    ]
+    if any(gate["subject"] == "engine" for gate in report.get("gates") or ()):
+        rows.append(("compiled", _quality(report, "engine", report.get("fidelity"))))
+    served = report.get("conformance")
+    rows += [
+        ("conformance", tally(served) if served else "not reached"),
+        ("speed", _speed(report.get("load"))),
+        ("time", f"{report['seconds']:.1f} s of work in {len(report['stages'])} stages"),
+    ]
+    if page:
+        rows.append(("report", str(page)))
+    if repository:
+        rows.append(("next", f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
+    return [f"{name + ':':<{_WIDTH}}{text}" for name, text in rows]
+
+
+def _size(size: Mapping[str, Any] | None) -> str:
+    if not size or not size.get("checkpoint_bytes"):
+        return "not reached"
+    written, full = memory_size(size["checkpoint_bytes"]), memory_size(size["bytes_16bit"])
+    return f"{written.strip()}, {size_words(size['share'])} ({full.strip()})"
+
+
+def _quality(report: Mapping[str, Any], subject: str, measured: Mapping[str, Any] | None) -> str:
+    results = [
+        result
+        for result in (GateResult.from_dict(gate) for gate in report.get("gates") or ())
+        if result.subject == subject and result.name in MEASURES
+    ]
+    # Whether an engine follows its checkpoint says what the checkpoint's line does not.
+    follows = any(result.name.startswith("engine_") for result in results)
+    always = {f"engine_{name}" if follows else name for name in _ALWAYS}
+    shown = []
+    for result in results:
+        if result.name in always or result.verdict != "ACCEPT":
+            words = measured_words(result.name, "checkpoint", result.estimate, result.limit)
+            shown.append(words if result.verdict == "ACCEPT" else f"{words} {result.verdict}")
+    if shown:
+        return ", ".join(shown)
+    if measured is None:
+        return "not measured"
+    # No gate is set: the numbers stand alone.
+    return ", ".join(
+        measured_words(name, "checkpoint", Estimate.from_dict(measured[name]), None)
+        for name in _ALWAYS
+        if measured.get(name)
+    )
+
+
+def _per_second(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else number(float(value), 3)
+
+
+def _speed(load: Mapping[str, Any] | None) -> str:
+    if not load:
+        return "not reached"
+    rows = load["measurements"]
+    best = max(rows, key=lambda row: row["tokens_per_second"]["value"] or 0.0)
+    speed = interval(Estimate.from_dict(best["tokens_per_second"]), _per_second)
+    return f"{speed} tokens/s at {streams(best['concurrency'])}"

@@ -1,0 +1,144 @@
+"""The limits that ``auto`` stands for, and where they come from.
+
+What quantization costs depends on a model's size and on the bits of its weights, so one number for
+all would refuse what everybody ships or wave through what is broken. A row holds for the models and
+bits that it names; the first one that fits is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.recipe.schema import Gates
+
+BILLION = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is allowed to some models.
+
+    Attributes:
+        bits: The most bits of a weight.
+        parameters: The fewest parameters of a model.
+        limits: What ``auto`` stands for, by key of :class:`~pipeline.recipe.schema.Gates`.
+        source: Where the limits come from.
+    """
+
+    bits: float
+    parameters: int
+    limits: dict[str, float]
+    source: str
+
+
+# Of 8-bit weights and more, whatever the size: SmoothQuant's own README has Llama-2-7B +0.7 %,
+# Llama-2-70B +1.2 %, Llama-3-8B +2.0 %, Mistral-7B +0.5 %, Falcon-7B +0.6 %; llama.cpp's q8_0 of
+# Llama-3-8B has a KL divergence of 0.0014 and 97.7 % agreement, of Llama-2-7B 0.0004 and 98.8 %.
+# Only SmoothQuant's Llama-3-70B (+4.4 %) lies outside. Accuracy: MMLU -1.9 points for INT8
+# SmoothQuant on Llama-2-70B (TensorRT-LLM, quantization-in-TRT-LLM.md), -1.0 for FP8 on
+# Llama-3.1-8B (ModelOpt, benchmark.md); TensorRT-LLM's accuracy suite allows 3 points.
+_STRICT = {
+    "perplexity_increase": 0.02,
+    "top1_agreement": 0.95,
+    "kl_divergence": 0.05,
+    "accuracy_loss": 0.03,
+}
+
+_QUALITY = (
+    Row(
+        4,
+        20 * BILLION,
+        {
+            "perplexity_increase": 0.03,
+            "top1_agreement": 0.92,
+            "kl_divergence": 0.05,
+            "accuracy_loss": 0.02,
+        },
+        "INT4 AWQ of 70B models: perplexity +2.7 % (AWQ paper, Llama-2-70B 3.32 to 3.41), MMLU "
+        "-1.1 % (ModelOpt, examples/benchmark.md, Llama-3.1-70B)",
+    ),
+    Row(
+        4,
+        BILLION,
+        {
+            "perplexity_increase": 0.06,
+            "top1_agreement": 0.90,
+            "kl_divergence": 0.1,
+            "accuracy_loss": 0.05,
+        },
+        "4 bit of 7B to 8B models: perplexity +2.3 % (AWQ paper, Llama-2-7B) to +7.5 %, agreement "
+        "94.7 to 91.9 %, KL divergence 0.013 to 0.072 (llama.cpp, tools/perplexity/README.md, "
+        "Llama-2-7B and Llama-3-8B), MMLU -5.7 % of 68 points (ModelOpt, examples/benchmark.md, "
+        "Llama-3.1-8B)",
+    ),
+    Row(
+        4,
+        0,
+        _STRICT,
+        "nothing is published of 4-bit perplexity below a billion parameters; our demo model keeps "
+        "2 % with room, and smaller models suffer more",
+    ),
+    Row(
+        math.inf,
+        0,
+        _STRICT,
+        "8 bit and more: perplexity +0.5 to +2.0 % (SmoothQuant README, 7B to 70B), agreement 97.7 "
+        "% and more (llama.cpp, tools/perplexity/README.md), MMLU -1.0 to -1.9 points (ModelOpt "
+        "and TensorRT-LLM)",
+    ),
+)
+_EXACT = {
+    "engine_perplexity_increase": 0.01,
+    "engine_top1_agreement": 0.98,
+    "engine_kl_divergence": 0.002,
+}
+_ENGINE = (
+    Row(
+        7,
+        0,
+        _EXACT,
+        "floating point multiplies the same numbers in another order: stories260K and the demo "
+        "model in INT4 agree at every token, with a KL divergence of 1e-11; between float16 and "
+        "bfloat16 it is 2.5e-5 with 99.7 % agreement (llama.cpp, Llama-3-8B)",
+    ),
+    Row(
+        8,
+        0,
+        {
+            "engine_perplexity_increase": 0.01,
+            "engine_top1_agreement": 0.95,
+            "engine_kl_divergence": 0.01,
+        },
+        "INT8 activations at a tie round to either side: stories260K agrees at 98.1 % with a KL "
+        "divergence of 6e-4 and 0.1 % of perplexity, the demo model at 99.9 % with 1e-5",
+    ),
+    Row(math.inf, 0, _EXACT, "floating point, as with fewer bits"),
+)
+
+
+def limit_of(gates: Gates, name: str, parameters: int, bits: int) -> float | None:
+    """Looks up the limit of a gate for one model; None where the recipe does not check it.
+
+    Args:
+        gates: The recipe's limits.
+        name: A key of it that has a limit.
+        parameters: Of the source model.
+        bits: Of a weight in the checkpoint, without its scales.
+    """
+    limit: float | str | None = getattr(gates, name)
+    if isinstance(limit, str):
+        return row_of(name, parameters, bits).limits[name]
+    return limit
+
+
+def row_of(name: str, parameters: int, bits: int) -> Row:
+    """Finds the row that an ``auto`` limit is taken from.
+
+    Args:
+        name: See :func:`limit_of`, and for the others.
+        parameters: See there.
+        bits: See there.
+    """
+    rows = _ENGINE if name.startswith("engine_") else _QUALITY
+    return next(row for row in rows if bits <= row.bits and parameters >= row.parameters)

@@ -1,0 +1,128 @@
+"""The trend over runs: what is flagged, and what is noise."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.ladder.trend import remarks, rows, trend
+from pipeline.report.history import line
+
+from .support import est, level, report
+
+
+def run(key: str, speed: float = 1700.0, **changes: Any) -> dict[str, Any]:
+    content = report("t", "int4_awq", **changes)
+    content["load"]["measurements"] = [level(8, speed)]
+    made = line(key, content)
+    assert made is not None
+    return made
+
+
+def history(tmp_path: Path, *runs: dict[str, Any]) -> dict[str, Any]:
+    text = "".join(f"{json.dumps(one)}\n" for one in runs)
+    (tmp_path / "history.jsonl").write_text(text, encoding="utf-8")
+    return trend(tmp_path)
+
+
+def flagged(found: dict[str, Any]) -> list[tuple[str, bool]]:
+    return [(change["measure"], change["worse"]) for change in found["runs"][-1]["changes"]]
+
+
+def test_identical_runs_and_noise_are_not_flagged(tmp_path: Path) -> None:
+    # The interval of a speed reaches 3 % to each side.
+    found = history(tmp_path, run("a" * 64), run("b" * 64), run("c" * 64, speed=1740.0))
+    assert [one["changes"] for one in found["runs"]] == [[], [], []]
+    assert remarks(found) == ["No change is outside its interval."]
+
+
+def test_a_slower_server_is_flagged(tmp_path: Path) -> None:
+    found = history(tmp_path, run("a" * 64), run("b" * 64, speed=1500.0))
+    assert flagged(found) == [("tokens_per_second.8", True)]
+    assert remarks(found) == [
+        "bbbbbbbb: worse: tokens/s at 8 streams from 1,700 [1,649, 1,751] to 1,500 [1,455, 1,545]"
+    ]
+    assert flagged(history(tmp_path, run("a" * 64), run("b" * 64, speed=1900.0))) == [
+        ("tokens_per_second.8", False)
+    ]
+
+
+def test_worse_quality_is_flagged(tmp_path: Path) -> None:
+    worse = {
+        "perplexity_increase": est(0.02, 0.018, 0.022),
+        "top1_agreement": est(0.90, 0.89, 0.91),
+        "kl_divergence": est(0.0005, 0.0004, 0.0006),
+    }
+    found = history(tmp_path, run("a" * 64), run("b" * 64, **worse))
+    assert flagged(found) == [
+        ("perplexity_increase", True),
+        ("kl_divergence", False),
+        ("top1_agreement", True),
+    ]
+
+
+def test_a_change_is_held_against_the_last_run_that_it_can_be_compared_with(
+    tmp_path: Path,
+) -> None:
+    other_text = run("b" * 64, source_perplexity=5.1, perplexity_increase=est(0.3, 0.2, 0.4))
+    other_machine = copy.deepcopy(run("c" * 64, speed=90.0))
+    other_machine["machine"]["processor"] = "a slower one"
+    found = history(tmp_path, run("a" * 64), other_text, other_machine, run("d" * 64, speed=1500.0))
+    assert [len(one["changes"]) for one in found["runs"]] == [0, 0, 0, 1]
+    assert flagged(found) == [("tokens_per_second.8", True)]
+
+
+def test_a_wide_interval_hides_a_change_that_a_narrow_one_shows(tmp_path: Path) -> None:
+    wide, narrow = est(0.01, -0.01, 0.03), est(0.01, 0.009, 0.011)
+    first = run("a" * 64)
+    assert flagged(history(tmp_path, first, run("b" * 64, perplexity_increase=wide))) == []
+    assert flagged(history(tmp_path, first, run("b" * 64, perplexity_increase=narrow))) == [
+        ("perplexity_increase", True)
+    ]
+
+
+def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None:
+    failed = report("t", "int4_awq", quality=None, load=None)
+    failed["verdict"] |= {"verdict": "FAILED", "headline": "verify failed"}
+    made = line("b" * 64, failed)
+    assert made
+    found = history(tmp_path, run("a" * 64), made, run("c" * 64, speed=1500.0))
+    assert flagged(found) == [("tokens_per_second.8", True)]
+    columns, cells = rows(found)
+    assert dict(zip(columns, cells[1], strict=True)) == {
+        "finished": "2026-05-01 10:00:00",
+        "key": "bbbbbbbb",
+        "verdict": "FAILED",
+        "perplexity": "-",
+        "increase %": "-",
+        "KL": "-",
+        "tokens/s": "-",
+        "MiB": "2.646",  # 2,775,000 / 1,048,576
+    }
+
+
+def test_a_run_that_did_not_come_to_a_verdict_has_no_line() -> None:
+    unfinished = report("t", "int4_awq")
+    unfinished["verdict"]["verdict"] = "UNFINISHED"
+    assert line("a" * 64, unfinished) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, r"history\.jsonl: there is no history that can be read"),
+        ('{"key": "a"}\n{"key": "b", ', r"history\.jsonl:2: this line is not one of a history"),
+        ("[]\n", r"history\.jsonl:1: this line"),
+        ('{"key": "a"}\n{"key": "b"}\n', r"this history is not one that this version wrote"),
+    ],
+)
+def test_a_history_that_cannot_be_read(tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "history.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=words):
+        trend(tmp_path)
