@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline.errors import RecipeError, SourceError, UsageError
 from pipeline.models.facts import ModelFacts
@@ -27,6 +27,17 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, /) -> list[int]:
         """Returns token ids with the model's own special tokens."""
+
+
+class ModelTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also tells what begins a text, and can leave that out."""
+
+    @property
+    def beginning(self) -> tuple[int, str] | None:
+        """Returns the token that a text may begin with, and its text: bos, or else eos."""
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """Returns token ids with the model's own special tokens, or without."""
 
 
 def text_digest(recipe: Recipe, key: str) -> str | None:
@@ -93,7 +104,7 @@ def read_texts(path: Path) -> list[str]:
             where=str(path),
             fix="Use .txt (paragraphs between blank lines) or .jsonl (objects with a text)",
         )
-    texts = list(reader(_decode(path), path))
+    texts = list(reader(read_text_file(path), path))
     if not texts:
         raise UsageError(
             "the file holds no text",
@@ -109,7 +120,7 @@ def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
     return [texts[index] for index in sorted(chosen)]
 
 
-def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> ModelTokenizer:
     """Loads the tokenizer of a Hugging Face snapshot, from local files only.
 
     Its ``encode`` raises SourceError for a token that the model has no embedding of: such a
@@ -127,11 +138,19 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Token
 class _TokenizerOfModel:
     """A tokenizer whose tokens are rows of a model's embedding."""
 
-    def __init__(self, tokenizer: Tokenizer, rows: int, directory: Path) -> None:
+    def __init__(self, tokenizer: Any, rows: int, directory: Path) -> None:
         self._tokenizer, self._rows, self._directory = tokenizer, rows, directory
 
-    def encode(self, text: str, /) -> list[int]:
-        ids = self._tokenizer.encode(text)
+    @property
+    def beginning(self) -> tuple[int, str] | None:
+        tokenizer = self._tokenizer
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return int(token), str(tokenizer.decode(token))
+        return None
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         largest = max(ids, default=0)
         if largest >= self._rows:
             raise SourceError(
@@ -175,7 +194,12 @@ def batches(rows: Rows, batch_size: int) -> list[Rows]:
     return [rows[start:end] for start, end in pairwise(bounds)]
 
 
-def _decode(path: Path) -> str:
+def read_text_file(path: Path) -> str:
+    """Reads a file of texts in UTF-8, without a byte order mark.
+
+    Raises:
+        UsageError: It is missing, cannot be read or is not UTF-8; with the line.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
