@@ -195,7 +195,7 @@ class TaskSection(Section):
             msg = "shots and shots_file need each other; give both, or neither"
             raise ValueError(msg)
         if self.shots_file == self.file:
-            msg = "shots_file is the file of the questions, which would tell their answers; name another"
+            msg = "shots_file is file itself, which would tell the answers; name another"
             raise ValueError(msg)
         return self
 
@@ -206,7 +206,11 @@ class EvaluateSection(Section):
     Attributes:
         text: A file as for ``quantize.calibration.text``, with texts that are not used there.
         tokens: How much of the text is scored, at most.
-        sequence_length: The longest window that is scored; its first token is context only.
+        sequence_length: The longest window that is scored; the first token of a text is context
+            only.
+        stride: How many tokens each window of a text scores after its first window, which scores
+            all it can. The rest of a window is context, so no later token has less of it than
+            ``sequence_length`` - ``stride``. None is half of ``sequence_length``.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
         tasks: Multiple-choice questions that both models answer.
@@ -216,6 +220,7 @@ class EvaluateSection(Section):
     text: FileName
     tokens: Annotated[Positive, Unit("tokens")] = 20000
     sequence_length: Annotated[int, Field(ge=2), Unit("tokens")] = 512
+    stride: Annotated[Positive | None, Unit("tokens")] = None
     dtype: Literal["float32", "model"] = "float32"
     tasks: list[TaskSection] = Field(default=[])
     gates: Gates = Gates()
@@ -226,6 +231,16 @@ class EvaluateSection(Section):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             msg = f"two tasks have the name {twice}; give each a name of its own"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _overlapping(self) -> EvaluateSection:
+        if self.stride is not None and self.stride >= self.sequence_length:
+            msg = (
+                f"stride {self.stride} leaves windows of {self.sequence_length} tokens no context; "
+                "make it smaller than sequence_length, or leave it out for half of that"
+            )
             raise ValueError(msg)
         return self
 

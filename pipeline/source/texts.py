@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.errors import RecipeError, SourceError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
-from pipeline.source.tokenizer import open_tokenizer
+from pipeline.source.probes import exact_text
+from pipeline.source.tokenizer import HuggingFaceTokenizer, open_tokenizer
 from pipeline.store.digests import file_digest
 
 Rows = list[list[int]]
@@ -29,7 +30,7 @@ class Tokenizer(Protocol):
         """Returns token ids with the model's own special tokens."""
 
 
-class ModelTokenizer(Tokenizer, Protocol):
+class PairTokenizer(Tokenizer, Protocol):
     """A tokenizer that also tells what begins a text, and can leave that out."""
 
     @property
@@ -38,6 +39,23 @@ class ModelTokenizer(Tokenizer, Protocol):
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
         """Returns token ids with the model's own special tokens, or without."""
+
+
+class SpanTokenizer(Protocol):
+    """A tokenizer that knows which part of a text each token stands for."""
+
+    def encode_with_spans(self, text: str, /) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """Returns token ids with the model's own special tokens, and the characters of each.
+
+        A span is empty where a token has no text. None where the tokenizer does not tell spans.
+        """
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Returns the text of token ids without special tokens, with every space they hold."""
+
+
+class TextTokenizer(PairTokenizer, SpanTokenizer, Protocol):
+    """All that is used of a model's own tokenizer."""
 
 
 def text_digest(recipe: Recipe, key: str) -> str | None:
@@ -120,10 +138,10 @@ def sample(texts: Sequence[str], count: int, seed: int) -> list[str]:
     return [texts[index] for index in sorted(chosen)]
 
 
-def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> ModelTokenizer:
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> TextTokenizer:
     """Loads the tokenizer of a Hugging Face snapshot, from local files only.
 
-    Its ``encode`` raises SourceError for a token that the model has no embedding of: such a
+    To encode a text raises SourceError for a token that the model has no embedding of: such a
     token is only found in a text, because tokenizers with spare ids beyond the model's are common.
 
     Raises:
@@ -138,7 +156,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Model
 class _TokenizerOfModel:
     """A tokenizer whose tokens are rows of a model's embedding."""
 
-    def __init__(self, tokenizer: Any, rows: int, directory: Path) -> None:
+    def __init__(self, tokenizer: HuggingFaceTokenizer, rows: int, directory: Path) -> None:
         self._tokenizer, self._rows, self._directory = tokenizer, rows, directory
 
     @property
@@ -146,11 +164,24 @@ class _TokenizerOfModel:
         tokenizer = self._tokenizer
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
             if token is not None:
-                return int(token), str(tokenizer.decode(token))
+                return token, tokenizer.decode(
+                    [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+                )
         return None
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._checked(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_with_spans(self, text: str, /) -> tuple[list[int], list[tuple[int, int]] | None]:
+        if not self._tokenizer.is_fast:
+            return self.encode(text), None
+        found = self._tokenizer(text, return_offsets_mapping=True)
+        return self._checked(found["input_ids"]), found["offset_mapping"]
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        return exact_text(self._tokenizer, ids)
+
+    def _checked(self, ids: list[int]) -> list[int]:
         largest = max(ids, default=0)
         if largest >= self._rows:
             raise SourceError(

@@ -12,7 +12,7 @@ import json
 import shlex
 import textwrap
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,9 +31,14 @@ class HuggingFaceTokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     is_fast: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
     backend_tokenizer: Any
     chat_template: Any
     clean_up_tokenization_spaces: bool
+
+    def __call__(self, text: str, /, *, return_offsets_mapping: bool) -> Mapping[str, Any]:
+        """Returns ``input_ids`` as :meth:`encode` does, and ``offset_mapping``, if it is fast."""
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
         """Returns token ids with the model's own special tokens, or without."""

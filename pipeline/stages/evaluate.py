@@ -2,168 +2,223 @@
 
 The checkpoint is not the model that was calibrated in memory: the export merges pre-quant scales
 and rounds to the recipe's dtype. So the files are read back and compared with the source model.
-Where the recipe's target can run an engine on this machine, one is built and measured too.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
 from pipeline.errors import QualityGateError
+from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import text_digest
+from pipeline.source.texts import TextTokenizer, text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
-from pipeline.targets import get_target
-from pipeline.verdict.gates import beyond_range, broken_by_engine, broken_gates
+from pipeline.verdict.gates import beyond_range, broken_gates
 
 if TYPE_CHECKING:
-    from pipeline.reference.activations import Activations
-    from pipeline.reference.comparison import WindowScore
+    import torch
+
+    from pipeline.evaluation.scoring import Scorer, TokenScores
+    from pipeline.evaluation.windows import Document, Window
 
 RESULT_NAME = "evaluation.json"
 TEXT_KEY = "evaluate.text"
-TOOLS = ("torch", "transformers")
+TOOLS = ("torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is scored.
+
+    Attributes:
+        tokenizer: The source's.
+        documents: The recipe's texts, as far as they are scored.
+        windows: Their windows.
+        longest: The model's number of positions.
+    """
+
+    tokenizer: TextTokenizer
+    documents: Sequence[Document]
+    windows: Sequence[Window]
+    longest: int
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The two models, on one device.
+
+    Attributes:
+        source: The source in float32.
+        written: The reference of the checkpoint.
+        device: Where both are.
+    """
+
+    source: Any
+    written: Any
+    device: torch.device
+
+    def scorers(self) -> tuple[Scorer, Scorer]:
+        """Makes a scorer of each."""
+        from pipeline.evaluation.scoring import scorer_of
+
+        return scorer_of(self.source, self.device), scorer_of(self.written, self.device)
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """Returns what decides the measurement; gates do not, and the text counts by its contents."""
+    """Returns what decides the measurement; gates do not, and files count by their contents."""
     assert recipe.evaluate is not None
     # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
-        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates"}),
+        **recipe.evaluate.model_dump(mode="json", exclude={"text", "tasks", "gates"}),
+        "tasks": tasks_section(recipe),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
     }
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Gathers the tools' versions, the digest of the text, and what an engine is measured with.
+    """Gathers the tools' versions and the digests of the text and of the tasks' files.
 
     Raises:
-        RecipeError: The text cannot be read.
+        RecipeError: A file cannot be read.
     """
-    engine = get_target(recipe.compile.target).evaluation(recipe)
     return {
         "text": text_digest(recipe, TEXT_KEY),
+        "tasks": tasks_material(recipe),
         "tools": versions(TOOLS),
-        # Only where one is measured: elsewhere neither target nor machine decides anything.
-        **({"engine": dict(engine.material)} if engine else {}),
     }
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Writes ``evaluation.json`` and returns its numbers without the arrays per window.
+    """Writes ``evaluation.json`` and returns its numbers without those of each document.
 
     Raises:
-        UsageError: The text is not usable.
+        UsageError: The text, or a task's file, is not usable.
         SourceError: The source model or its tokenizer cannot be loaded.
         CheckpointError: The checkpoint is not complete.
-        StageError: The engine could not be built or measured.
     """
+    from pipeline.evaluation.summary import by_document, summarize
     from pipeline.quantize.loading import count_parameters
-    from pipeline.reference.comparison import finite_or_none, summarize
     from pipeline.source.runtime import deterministic, offline_and_quiet
 
-    recipe, source = context.recipe, context.inputs["source"].path
-    engine = get_target(recipe.compile.target).evaluation(recipe, context.progress)
+    source = context.inputs["source"].path
     with offline_and_quiet(context.progress), deterministic(count_parameters(source)):
-        windows = _windows(context, engine.longest_window if engine else None)
-        scores, activations = _scores(context, windows)
-    summary = {**summarize(scores), "activations": activations.as_dict()}
+        text = _text(context)
+        models = _models(context)
+        scores, measured = _measure(context, text, models)
+        noise = _noise(text, models)
+    summary = {**summarize(text.documents, text.windows, scores), **measured, **noise}
     if warning := beyond_range(summary["activations"]):
         context.progress.note(f"warning: {warning}")
-    if engine:
-        _free_gpu()
-        checkpoint = context.inputs["quantize"].path
-        perplexity = engine.perplexity(checkpoint, windows, context.output, context.progress)
-        written = summary["perplexity"]
-        summary["engine_perplexity"] = finite_or_none(perplexity)
-        summary["engine_perplexity_difference"] = (
-            None if written is None else finite_or_none(perplexity / written - 1.0)
-        )
-    by_window = [
-        {name: finite_or_none(value) for name, value in asdict(score).items()} for score in scores
-    ]
-    result = {**summary, "by_window": by_window}
-    text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
-    (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
+    documents = by_document(text.documents, text.windows, scores)
+    written = json.dumps(
+        {**summary, "by_document": documents}, indent=1, sort_keys=True, allow_nan=False
+    )
+    (context.output / RESULT_NAME).write_text(f"{written}\n", encoding="utf-8")
     return summary
 
 
-def _windows(context: StageContext, longest: int | None) -> list[list[int]]:
-    """Windows of the recipe's text, no longer than the model and the engine take."""
-    from pipeline.reference.comparison import token_windows
+def _text(context: StageContext) -> _Text:
+    """The recipe's text in windows that are no longer than the model takes."""
+    from pipeline.evaluation.windows import read_documents, strided_windows
     from pipeline.source.texts import load_tokenizer, read_texts
 
     recipe, source = context.recipe, context.inputs["source"].path
     assert recipe.evaluate is not None
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
-    facts = ModelFacts.from_directory(source)
-    length = min(recipe.evaluate.sequence_length, facts.max_position_embeddings)
-    if longest is not None and longest < length:
-        context.progress.note(f"windows are of {longest} tokens, not {length}: for the engine")
-        length = longest
+    longest = ModelFacts.from_directory(source).max_position_embeddings
     texts = read_texts(Path(recipe.evaluate.text))
-    windows = token_windows(texts, tokenizer, length, recipe.evaluate.tokens)
-    total = _scored_tokens(windows)
+    documents = read_documents(texts, tokenizer, recipe.evaluate.tokens)
+    total = sum(document.scored for document in documents)
     if total < recipe.evaluate.tokens:
         context.progress.note(
             f"{recipe.evaluate.text} has {total} tokens to score, "
             f"{recipe.evaluate.tokens} were asked for"
         )
-    return windows
+    length = min(recipe.evaluate.sequence_length, longest)
+    windows = strided_windows(documents, length, recipe.evaluate.stride)
+    return _Text(tokenizer, documents, windows, longest)
 
 
-def _scores(
-    context: StageContext, windows: list[list[int]]
-) -> tuple[list[WindowScore], Activations]:
-    """Every window under the source and under the written files, and the latter's activations."""
-    from pipeline.checkpoint import CheckpointConfig
+def _models(context: StageContext) -> _Models:
     from pipeline.reference import load_reference
-    from pipeline.reference.activations import ActivationWatch
-    from pipeline.reference.comparison import compare
     from pipeline.reference.source import load_source, place_models
 
-    recipe, progress = context.recipe, context.progress
+    recipe = context.recipe
     source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
-    with progress.task("loading both models", 2) as task:
+    with context.progress.task("loading both models", 2) as task:
         original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
         task.advance()
         written = load_reference(checkpoint)
         task.advance()
-    device = place_models(recipe, original, written)
-    total = _scored_tokens(windows)
+    return _Models(original, written, place_models(recipe, original, written))
+
+
+def _measure(
+    context: StageContext, text: _Text, models: _Models
+) -> tuple[list[TokenScores], dict[str, Any]]:
+    """Every window's scores, and what else the written model says in the recipe's dtype."""
+    from pipeline.checkpoint import CheckpointConfig
+    from pipeline.evaluation.completions import compare_completions
+    from pipeline.evaluation.scoring import compare
+    from pipeline.evaluation.tasks.answering import score_tasks
+    from pipeline.reference.activations import ActivationWatch
+    from pipeline.source.end_ids import read_end_ids
+
+    recipe = context.recipe
     assert recipe.evaluate is not None
+    source, written = models.scorers()
     watch = ActivationWatch(
-        written,
-        CheckpointConfig.from_directory(checkpoint).dtype,
+        models.written,
+        CheckpointConfig.from_directory(context.inputs["quantize"].path).dtype,
         rounded=recipe.evaluate.dtype == "model",
     )
-    with watch, progress.task(f"scoring {total} tokens", total) as task:
-        scores = compare(original, written, windows, device, task.advance)
-    return scores, watch.found()
+    total = sum(window.scored for window in text.windows)
+    with watch:
+        with context.progress.task(f"scoring {total} tokens", total) as task:
+            vocabulary = int(models.source.config.vocab_size)
+            scores = compare(source, written, text.windows, vocabulary, task.advance)
+        tasks = score_tasks(
+            recipe,
+            text.tokenizer,
+            source,
+            written,
+            longest=text.longest,
+            vocabulary=vocabulary,
+            progress=context.progress,
+        )
+        completions = compare_completions(
+            source,
+            written,
+            text.documents,
+            tokenizer=text.tokenizer,
+            end_ids=read_end_ids(context.inputs["source"].path).ids,
+            longest=text.longest,
+        )
+    return scores, {
+        "tasks": [task.as_dict() for task in tasks],
+        "completions": [completion.as_dict() for completion in completions],
+        "activations": watch.found().as_dict(),
+    }
 
 
-def _scored_tokens(windows: list[list[int]]) -> int:
-    return sum(len(window) - 1 for window in windows)
+def _noise(text: _Text, models: _Models) -> dict[str, Any]:
+    from pipeline.evaluation.signal_to_noise import signal_to_noise
 
-
-def _free_gpu() -> None:
-    """Returns the memory of the models that were scored, which the engine's build needs."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()
+    # A window's first tokens stand where a text begins, so every window is such a beginning.
+    rows = [window.ids for window in text.windows]
+    found = signal_to_noise(models.source, models.written, models.scorers()[0], rows)
+    return {"signal_to_noise": [linear.as_dict() for linear in found]}
 
 
 def check(recipe: Recipe, artifact: Artifact) -> None:
@@ -173,36 +228,25 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
         QualityGateError: At least one is broken; the artifact stays in the store.
     """
     assert recipe.evaluate is not None
-    gates = recipe.evaluate.gates
-    broken = list(broken_gates(gates, artifact.facts))
-    by_engine = list(broken_by_engine(gates, artifact.facts))
-    if broken or by_engine:
-        every = [*broken, *by_engine]
+    facts = {
+        name: fact["value"] if isinstance(fact, Mapping) and "value" in fact else fact
+        for name, fact in artifact.facts.items()
+    }
+    broken = list(broken_gates(recipe.evaluate.gates, facts))
+    if broken:
         raise QualityGateError(
-            f"the {'checkpoint' if broken else 'engine'} is worse than the recipe allows: "
-            f"{'; '.join(words for _, words in every)}",
-            where=recipe.place(f"evaluate.gates.{every[0][0]}"),
-            why=f"Measured on {'the' if broken else 'an engine of the'} written files; every "
-            f"number is in {artifact.path / RESULT_NAME}",
-            fix=_remedy(recipe) if broken else _engine_remedy(recipe),
+            "the checkpoint is worse than the recipe allows: "
+            f"{'; '.join(words for _, words in broken)}",
+            where=recipe.place(f"evaluate.gates.{broken[0][0]}"),
+            why=f"Measured on the written files; every number is in {artifact.path / RESULT_NAME}",
+            fix=f"{FORMATS[recipe.quantize.format].remedy}, calibrate on more text, or loosen the "
+            "gate",
         )
-
-
-def _remedy(recipe: Recipe) -> str:
-    first = FORMATS[recipe.quantize.format].remedy
-    return f"{first}, calibrate on more text, or loosen the gate"
-
-
-def _engine_remedy(recipe: Recipe) -> str:
-    return (
-        "The written files keep the gates, so look at how the engine executes them: leave the "
-        f"options of compile.{recipe.compile.target} at their defaults, or loosen the gate"
-    )
 
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     title="measure the written checkpoint",
     inputs=("source", "quantize"),
     run=run,

@@ -26,8 +26,9 @@ ROOMS = (
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "checkpoint", "cli", "models", "preflight", "quantize", "recipe"),
-            *("reference", "report", "running", "source", "stages", "store", "triton", "verdict"),
+            *("bench", "checkpoint", "cli", "evaluation", "models", "preflight", "quantize"),
+            *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
+            "verdict",
         )
     ),
     "client/trtllm_client/*.py",

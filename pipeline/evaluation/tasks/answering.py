@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,12 +15,12 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.bootstrap import mean_estimate
 from pipeline.evaluation.scoring import Scorer
 from pipeline.evaluation.tasks.encoding import Pair, encode_pair
-from pipeline.evaluation.tasks.likelihood import log_likelihoods
+from pipeline.evaluation.tasks.likelihood import Likelihood, log_likelihoods
 from pipeline.evaluation.tasks.question import Question
 from pipeline.evaluation.tasks.reading import read_questions
 from pipeline.progress import Progress
-from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import ModelTokenizer
+from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.source.texts import PairTokenizer
 from pipeline.verdict.estimate import Estimate
 
 # Layouts whose choices are texts of their own, which a long one must not lose by its length.
@@ -68,9 +68,18 @@ class TaskScore:
         }
 
 
+@dataclass(frozen=True)
+class _Models:
+    tokenizer: PairTokenizer
+    source: Scorer
+    other: Scorer
+    longest: int
+    vocabulary: int
+
+
 def score_tasks(
     recipe: Recipe,
-    tokenizer: ModelTokenizer,
+    tokenizer: PairTokenizer,
     source: Scorer,
     other: Scorer,
     *,
@@ -93,21 +102,9 @@ def score_tasks(
     Raises:
         UsageError: A file is not in its layout, or a choice cannot be scored; with the line.
     """
-    found = []
-    for task in recipe.evaluate.tasks if recipe.evaluate else []:
-        questions = read_questions(task)
-        with progress.task(f"answering {len(questions)} questions of {task.name}", 1.0) as bar:
-            pairs = [
-                pair for question in questions for pair in _pairs(tokenizer, question, longest)
-            ]
-            likelihoods = log_likelihoods(
-                (source, other), pairs, vocabulary, lambda some: bar.advance(some / len(pairs))
-            )
-        nats = [[likelihood.nats for likelihood in each] for each in likelihoods]
-        right = [_right(questions, each, task.layout) for each in nats]
-        chance = math.fsum(1.0 / len(question.choices) for question in questions) / len(questions)
-        found.append(TaskScore(task.name, task.layout, chance, *right))
-    return found
+    models = _Models(tokenizer, source, other, longest, vocabulary)
+    tasks = recipe.evaluate.tasks if recipe.evaluate else []
+    return [_score(task, models, progress) for task in tasks]
 
 
 def choices(questions: Sequence[Question], nats: Sequence[float], layout: str) -> list[int | None]:
@@ -133,27 +130,35 @@ def choices(questions: Sequence[Question], nats: Sequence[float], layout: str) -
     return found
 
 
-def _right(questions: Sequence[Question], nats: Sequence[float], layout: str) -> NDArray[np.bool_]:
-    chosen = choices(questions, nats, layout)
+def _score(task: TaskSection, models: _Models, progress: Progress) -> TaskScore:
+    questions = read_questions(task)
+    pairs = [pair for question in questions for pair in _pairs(question, models)]
+    scorers = (models.source, models.other)
+    with progress.task(f"scoring {len(pairs)} choices of {task.name}", len(pairs)) as bar:
+        found = log_likelihoods(scorers, pairs, models.vocabulary, bar.advance)
+    right = (_right(questions, likelihoods, task.layout) for likelihoods in found)
+    chance = math.fsum(1.0 / len(question.choices) for question in questions) / len(questions)
+    return TaskScore(task.name, task.layout, chance, *right)
+
+
+def _right(
+    questions: Sequence[Question], likelihoods: Sequence[Likelihood], layout: str
+) -> NDArray[np.bool_]:
+    chosen = choices(questions, [likelihood.nats for likelihood in likelihoods], layout)
     return np.array([c == q.answer for c, q in zip(chosen, questions, strict=True)])
 
 
-def _pairs(tokenizer: ModelTokenizer, question: Question, limit: int) -> list[Pair]:
+def _pairs(question: Question, models: _Models) -> list[Pair]:
     try:
         # A space stands between a context and each choice (lm-eval's target_delimiter).
         return [
-            encode_pair(tokenizer, question.context, f" {choice}", limit)
+            encode_pair(models.tokenizer, question.context, f" {choice}", models.longest)
             for choice in question.choices
         ]
     except UsageError as error:
         raise UsageError(
             error.what,
             where=question.place,
-            why="This model and its tokenizer cannot tell how likely the choice is",
+            why="So this model cannot tell how likely the choice is",
             fix="Take the question out of the file",
         ) from error
-
-
-def as_dicts(scores: Sequence[TaskScore]) -> list[Mapping[str, Any]]:
-    """Returns what evaluation.json has of the tasks."""
-    return [score.as_dict() for score in scores]

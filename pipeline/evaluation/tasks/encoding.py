@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
-from pipeline.source.texts import ModelTokenizer
+from pipeline.source.texts import PairTokenizer
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Pair:
     continuation: tuple[int, ...]
 
 
-def encode(tokenizer: ModelTokenizer, text: str) -> list[int]:
+def encode(tokenizer: PairTokenizer, text: str) -> list[int]:
     """Encodes a text with special tokens, unless it is written with the first of them."""
     beginning = tokenizer.beginning
     written = beginning is not None and text.startswith(beginning[1])
     return tokenizer.encode(text, add_special_tokens=not written)
 
 
-def encode_pair(tokenizer: ModelTokenizer, context: str, continuation: str, limit: int) -> Pair:
+def encode_pair(tokenizer: PairTokenizer, context: str, continuation: str, limit: int) -> Pair:
     """Encodes a context and its continuation.
 
     Spaces at the context's end count to the continuation. Both are encoded as one text, and what
@@ -62,13 +62,13 @@ def encode_pair(tokenizer: ModelTokenizer, context: str, continuation: str, limi
 
 
 def _encoded(
-    tokenizer: ModelTokenizer, context: str, continuation: str
+    tokenizer: PairTokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
     before = encode(tokenizer, context.rstrip())
     return before, encode(tokenizer, context + continuation)[len(before) :]
 
 
-def _alone(tokenizer: ModelTokenizer, continuation: str) -> tuple[list[int], list[int]]:
+def _alone(tokenizer: PairTokenizer, continuation: str) -> tuple[list[int], list[int]]:
     if tokenizer.beginning is None:
         raise UsageError("the context is empty, and the tokenizer has neither bos nor eos for it")
     beginning, _ = tokenizer.beginning

@@ -14,8 +14,8 @@ from pipeline.evaluation.tasks.question import Question
 from pipeline.evaluation.tasks.rows import index_of, json_rows, text_of, texts_of, wrong
 
 FORM = (
-    'Write one object a line: {"activity_label": "Cooking", "ctx_a": "A man cooks.", "ctx_b": "he", '
-    '"endings": ["eats.", "sleeps."], "label": 0}'
+    'Write one object a line: {"activity_label": "Cooking", "ctx_a": "A man cooks.", '
+    '"ctx_b": "he", "endings": ["eats.", "sleeps."], "label": 0}'
 )
 _BRACKETS = re.compile(r"\[.*?\]")
 

@@ -29,7 +29,7 @@ JSON_FORM = (
     'Write one object a line: {"question": "1 + 1 =", "choices": ["1", "2", "3", "4"], '
     '"answer": 1, "subject": "sums"}'
 )
-CSV_FORM = "Write the question, four choices and the letter of the right one, as in hendrycks' files"
+CSV_FORM = "Write the question, four choices and the right one's letter, as hendrycks' files do"
 COLUMNS = 6
 SPLITS = ("_dev", "_val", "_test")
 

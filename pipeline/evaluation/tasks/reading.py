@@ -39,12 +39,7 @@ def check_tasks(recipe: Recipe) -> None:
         RecipeError: A file is missing, is not in the layout or has no question.
     """
     for place, task in _tasks(recipe):
-        try:
-            read_questions(task)
-        except UsageError as error:
-            raise RecipeError(
-                f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix
-            ) from error
+        _check_task(task, place)
 
 
 def tasks_material(recipe: Recipe) -> list[dict[str, str]]:
@@ -67,9 +62,7 @@ def tasks_material(recipe: Recipe) -> list[dict[str, str]]:
                 "directory",
             ) from error
         except UsageError as error:
-            raise RecipeError(
-                f"{error.where}: {error.what}", where=place, fix=error.fix
-            ) from error
+            raise RecipeError(f"{error.where}: {error.what}", where=place, fix=error.fix) from error
     return found
 
 
@@ -77,6 +70,15 @@ def tasks_section(recipe: Recipe) -> list[dict[str, Any]]:
     """Returns what the recipe says of its tasks beside the files, which count by their contents."""
     tasks = recipe.evaluate.tasks if recipe.evaluate else []
     return [task.model_dump(mode="json", exclude={"file", "shots_file"}) for task in tasks]
+
+
+def _check_task(task: TaskSection, place: str) -> None:
+    try:
+        read_questions(task)
+    except UsageError as error:
+        raise RecipeError(
+            f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix
+        ) from error
 
 
 def _tasks(recipe: Recipe) -> list[tuple[str, TaskSection]]:

@@ -100,9 +100,7 @@ def checked_text(value: object, what: str, place: str, form: str) -> str:
         found = "missing" if value is None else f"{type(value).__name__}, not a text"
         raise wrong(place, f"{what} is {found}", form)
     if not value.isascii() and SURROGATE.search(value):
-        raise wrong(
-            place, f"{what} has half of a surrogate pair, which is not a character", form
-        )
+        raise wrong(place, f"{what} has half of a surrogate pair, which is not a character", form)
     return value
 
 

@@ -1,8 +1,9 @@
-"""Writes the files beside it: ``python record.py SHARED``, in an environment with lm-eval and torch.
+"""Writes the files beside it: ``python record.py SHARED``, in an environment with lm-eval.
 
-lm-eval itself answers rows of HellaSwag and MMLU with the demo model: its own task definitions,
-text preprocessing, prompts, tokenization and Hugging Face model. SHARED is the folder with ``data/``
-that the tests read, too. Nothing of this project is imported, and no row's text is recorded.
+lm-eval itself answers rows of HellaSwag and MMLU with the demo model and with one of SHARED, by its
+own task definitions, text preprocessing, prompts, tokenization and Hugging Face model. SHARED has
+the ``data/`` that the tests read, too (HellaSwag and MMLU are under the MIT licence). Nothing of
+this project is imported, and no text of a row is recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from lm_eval.tasks._yaml_loader import load_yaml
 
 HERE = Path(__file__).parent
-MODEL = HERE.parents[2] / "examples" / "tiny_llama" / "model"
+DEMO = HERE.parents[2] / "examples" / "tiny_llama" / "model"
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 SUBJECTS = ("anatomy", "formal_logic", "high_school_world_history")
 ROWS, SHOTS = 200, 5
@@ -58,7 +59,7 @@ def mmlu(shared: Path, folder: Path, subject: str) -> dict[str, Any]:
     return {**template, **own, **local_json(test=files["val"], dev=files["dev"])}
 
 
-def answered(task: dict[str, Any], metric: str, shots: int, model: Path = MODEL) -> dict[str, Any]:
+def answered(task: dict[str, Any], metric: str, shots: int, model: Path) -> dict[str, Any]:
     """lm-eval's log-likelihoods and choice of every row, and its accuracy."""
     name = task["task"]
     found = lm_eval.simple_evaluate(
@@ -96,23 +97,25 @@ def chosen(sample: dict[str, Any], metric: str) -> int:
     return choice
 
 
-def main(shared: Path, model: Path = MODEL, folder: Path = HERE) -> None:
+def main(shared: Path) -> None:
     """HellaSwag without examples; MMLU without and with its five, by subject."""
-    record: dict[str, Any] = {
-        "lm_eval": importlib.metadata.version("lm-eval"),
-        "transformers": importlib.metadata.version("transformers"),
-        "model": model.name if model != MODEL else "examples/tiny_llama/model",
-    }
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        record["hellaswag"] = answered(hellaswag(shared, scratch), "acc_norm", 0, model)
-        for subject in SUBJECTS:
-            task = mmlu(shared, scratch, subject)
-            record[subject] = [answered(task, "acc", shots, model) for shots in (0, SHOTS)]
-    text = json.dumps(record, indent=None, separators=(",", ":")).replace('{"ind"', '\n{"ind"')
-    text = text.replace('{"log', '\n{"log')
-    (folder / "expected.json").write_text(f"{text}\n", encoding="utf-8")
+    for model in (DEMO, shared / "models" / "stories260K-h128"):
+        record: dict[str, Any] = {
+            "lm_eval": importlib.metadata.version("lm-eval"),
+            "transformers": importlib.metadata.version("transformers"),
+        }
+        with tempfile.TemporaryDirectory() as name:
+            scratch = Path(name)
+            record["hellaswag"] = answered(hellaswag(shared, scratch), "acc_norm", 0, model)
+            for subject in SUBJECTS:
+                task = mmlu(shared, scratch, subject)
+                record[subject] = [answered(task, "acc", shots, model) for shots in (0, SHOTS)]
+        # A row a line.
+        text = json.dumps(record, separators=(",", ":"))
+        text = text.replace('{"ind"', '\n{"ind"').replace('{"log', '\n{"log')
+        name = "tiny_llama" if model == DEMO else model.name
+        (HERE / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(Path(sys.argv[1]))

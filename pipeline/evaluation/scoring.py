@@ -1,0 +1,160 @@
+"""How far one model's next-token distributions are from another's, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.evaluation.windows import Window
+
+Scorer = Callable[[torch.Tensor], torch.Tensor]
+"""Maps ids, int64 [batch, length], to logits, float32 [batch, length, vocabulary].
+
+Each row is a text from its beginning, with anything behind its end: a logit depends on the ids up
+to its own position alone. The logits may be on another device than the ids.
+"""
+
+# Logits of one batch, in elements; float32 copies of several of these are alive at once.
+BATCH_LOGITS = 1 << 26
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What both models make of tokens that are scored, in nats; arrays of one length.
+
+    Attributes:
+        source_nll: Negative log-likelihood of each token under the source, float32.
+        nll: The same under the other model, float32.
+        kl: KL divergence of the other model's distribution from the source's, float32.
+        agrees: Whether both models' most likely token is the same.
+    """
+
+    source_nll: NDArray[np.float32]
+    nll: NDArray[np.float32]
+    kl: NDArray[np.float32]
+    agrees: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        """Counts the tokens."""
+        return len(self.nll)
+
+    def part(self, start: int, end: int) -> TokenScores:
+        """Returns those of some tokens."""
+        return TokenScores(*(values[start:end] for values in self._arrays()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """Puts the tokens of one or more behind one another."""
+        return cls(
+            *(np.concatenate(values) for values in zip(*map(cls._arrays, parts), strict=True))
+        )
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self.source_nll, self.nll, self.kl, self.agrees
+
+
+def scorer_of(model: Any, device: torch.device) -> Scorer:
+    """Makes a scorer of a causal language model of transformers.
+
+    Args:
+        model: Its forward takes ``input_ids`` and ``use_cache``.
+        device: Where it is.
+    """
+
+    @torch.inference_mode()
+    def scored(ids: torch.Tensor) -> torch.Tensor:
+        # No attention mask: behind a causal one, padding on the right changes nothing before it.
+        logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+        return logits.float()
+
+    return scored
+
+
+def compare(
+    source: Scorer,
+    other: Scorer,
+    windows: Sequence[Window],
+    vocabulary: int,
+    advance: Callable[[float], None] = lambda _tokens: None,
+) -> list[TokenScores]:
+    """Scores every window under both models.
+
+    Args:
+        source: The model that the other is held against; its vocabulary counts.
+        other: Another one; tokens beyond the source's vocabulary are left out.
+        windows: What to score.
+        vocabulary: The size of the source's vocabulary, which decides how much is scored at once.
+        advance: Called with the number of tokens just scored.
+
+    Returns:
+        The scores of each window's scored tokens, in the windows' order.
+    """
+    found: dict[int, TokenScores] = {}
+    for batch in batches(windows, vocabulary):
+        ids = padded([windows[index].ids for index in batch])
+        # Where a token is predicted from: the position before it.
+        places = [
+            (row, windows[index].first - 1, len(windows[index].ids) - 1)
+            for row, index in enumerate(batch)
+        ]
+        expected, compared = (
+            torch.cat([logits[row, start:end] for row, start, end in places])
+            for logits in (source(ids), other(ids))
+        )
+        targets = torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places])
+        scores = compare_logits(expected, compared, targets)
+        done = 0
+        for index in batch:
+            found[index] = scores.part(done, done + windows[index].scored)
+            done += windows[index].scored
+        advance(done)
+    return [found[index] for index in range(len(windows))]
+
+
+@torch.inference_mode()
+def compare_logits(source: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> TokenScores:
+    """Compares two models' predictions of the same tokens.
+
+    Args:
+        source: Logits, float32 [tokens, vocabulary].
+        other: Logits of the other model, of the same tokens of the vocabulary or more.
+        targets: The tokens that stand there, int64 [tokens].
+    """
+    vocabulary = source.shape[-1]
+    p = torch.log_softmax(source, dim=-1)
+    q = torch.log_softmax(other.to(source.device)[..., :vocabulary], dim=-1)
+    there = targets.to(source.device).unsqueeze(-1)
+    agrees = p.argmax(dim=-1) == q.argmax(dim=-1)
+    source_nll, nll = (-x.gather(-1, there).squeeze(-1) for x in (p, q))
+    divergence = (p.exp() * (p - q)).sum(dim=-1)
+    return TokenScores(*(x.cpu().numpy() for x in (source_nll, nll, divergence, agrees)))
+
+
+def batches(windows: Sequence[Window], vocabulary: int) -> Iterator[list[int]]:
+    """Puts windows together that are about as long, within the limits of this module.
+
+    Args:
+        windows: The windows.
+        vocabulary: Logits of each token.
+
+    Yields:
+        Indices of windows, the longest first, so that what does not fit fails at once.
+    """
+    limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
+    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+    while order:
+        count = max(1, limit // len(windows[order[0]].ids))
+        yield order[:count]
+        order = order[count:]
+
+
+def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Makes int64 [rows, longest] of rows of ids, each filled up with its own last."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows])
