@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from pipeline.errors import RecipeError, UsageError
+from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.preflight.model_checks import (
     check_hub_model,
     check_local_model,
@@ -197,6 +198,7 @@ def _obstacle(recipe: Recipe) -> RecipeError | None:
     """A text that is missing here, which is no reason not to plan for another machine."""
     try:
         check_texts(recipe)
+        check_tasks(recipe)
     except RecipeError as error:
         return error
     return None

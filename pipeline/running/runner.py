@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.dependencies import check_installed
 from pipeline.errors import PipelineError, QualityGateError, ServerError, StageError
+from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.preflight.model_checks import check_local_model
 from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Progress
@@ -74,6 +75,7 @@ def run_recipe(
         PipelineError: The first failure; artifacts published before it stay.
     """
     check_texts(recipe)
+    check_tasks(recipe)
     check_local_model(recipe)
     build.store.sweep()
     if finding := engine_not_measured(recipe):

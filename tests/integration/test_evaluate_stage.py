@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 
 from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
-from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 from pipeline.reference.source import load_source
 from pipeline.source.texts import load_tokenizer, token_rows
 from pipeline.stages.base import StageContext

@@ -6,6 +6,7 @@ another value, and the stage must get another cache key.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ pytest.importorskip("modelopt")
 from pipeline.progress import Silent
 from pipeline.recipe.docs import recipe_keys
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, TaskSection
 from pipeline.running import planner
 from pipeline.running.planner import key_material
 from pipeline.running.runner import RunResult, run_recipe
@@ -68,6 +69,13 @@ def of_other_targets(target: str) -> set[str]:
     return found
 
 
+def task(path: Path) -> TaskSection:
+    """A task of one question."""
+    row = {"question": "1 + 1 =", "choices": ["1", "2"], "answer": 1, "subject": "sums"}
+    path.write_text(f"{json.dumps(row)}\n")
+    return TaskSection(name="sums", file=str(path), layout="mmlu")
+
+
 def undeclared(
     recipe: Recipe, result: RunResult, reads: dict[str, set[str]], root: Path
 ) -> set[tuple[str, str]]:
@@ -79,6 +87,7 @@ def undeclared(
         "model.source": str(root / "model"),
         "quantize.calibration.text": str(root / "other.txt"),
         "evaluate.text": str(root / "other.txt"),
+        "evaluate.tasks": [task(root / "questions.jsonl")],
     }
     artifacts = {
         name: planned.artifact for name, planned in result.stages.items() if planned.artifact
