@@ -12,7 +12,10 @@ from pipeline.store.artifact import check_files, read_manifest
 
 from .conftest import Cli
 
-STAGES = ["source", "quantize", "evaluate", "compile", "repository", "verify", "bench", "report"]
+STAGES = [
+    *("source", "quantize", "evaluate", "compile", "fidelity"),
+    *("repository", "verify", "bench", "report"),
+]
 
 
 def test_every_stage_ran(demo: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[st
     outputs = Path(demo["outputs"])
     report = json.loads((outputs / "report.json").read_text())
     assert report["verdict"]["status"] == "failed"
-    assert report["verdict"]["unreached"] == ["compile", "repository", "verify", "bench"]
+    assert report["verdict"]["unreached"] == STAGES[3:-1]
     assert (outputs / "repository").is_dir()
     assert "Failed at evaluate" in (outputs / "report.html").read_text()
     again = json.loads(cli.run("configs/demo.yaml", "--json").stdout)
