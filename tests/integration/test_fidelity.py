@@ -18,7 +18,6 @@ pytest.importorskip("modelopt")
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from pipeline.errors import StageError
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import compile as compile_stage
@@ -163,28 +162,17 @@ def test_the_numbers_are_those_of_the_source_by_transformers(
     assert found["top1_agreement"]["value"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("name", "increase", "divergence", "agreement"),
-    [
-        ("float16", 1e-5, 1e-8, 1.0),
-        ("int4_awq", 1e-5, 1e-8, 1.0),
-        # Ties between two integers are rounded otherwise, and one moves others.
-        ("int8_sq", 1e-3, 1e-4, 0.99),
-    ],
-)
+@pytest.mark.parametrize("name", ["float16", "int4_awq", "int8_sq"])
 def test_an_undamaged_engine_is_its_checkpoint(
-    name: str,
-    increase: float,
-    divergence: float,
-    agreement: float,
-    checkpoint: Callable[[str], Path],
-    tmp_path: Path,
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     recipe = settings(name)
     engine = compiled(recipe, checkpoint(name), tmp_path / "engine")
     found = measured(recipe, checkpoint(name), engine, tmp_path / "out")
     own = values(found["against_checkpoint"])
     print(name, own)
+    # Ties between two integers are rounded otherwise, and one moves others.
+    increase, divergence, agreement = (1e-3, 1e-4, 0.99) if name == "int8_sq" else (1e-5, 1e-8, 1.0)
     assert abs(own["perplexity_increase"]) < increase
     assert abs(own["kl_divergence"]) < divergence
     assert own["kl_divergence_p99"] < 100 * divergence
@@ -229,19 +217,25 @@ def another_checkpoint(folder: Path) -> None:
 def louder_scales(folder: Path) -> None:
     path = folder / "rank0.safetensors"
     tensors = load_file(path)
-    names = [n for n in tensors if ".layers.0." in n and n.endswith("per_channel_scale")]
-    names += [n for n in tensors if ".layers.0." in n and n.endswith("weights_scaling_factor")]
-    names = names or ["transformer.layers.0.mlp.proj.weight"]
+    kinds = ("per_channel_scale", "weights_scaling_factor")
+    names = [name for name in tensors if ".layers.0." in name and name.endswith(kinds)]
+    assert names
     for name in names:
         tensors[name] = (tensors[name] * 1.5).astype(tensors[name].dtype)
     save_file(tensors, path)
 
 
-DAMAGE = (another_rope_base, exchanged_fc_and_gate, another_checkpoint, louder_scales)
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["float16", "int8_sq", "int4_awq"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("float16", another_rope_base),
+        ("float16", another_checkpoint),
+        ("int8_sq", exchanged_fc_and_gate),
+        ("int8_sq", another_checkpoint),
+        ("int4_awq", exchanged_fc_and_gate),
+        ("int4_awq", louder_scales),
+    ],
+)
 def test_a_damaged_engine_is_seen_against_the_checkpoint(
     name: str, damage: Callable[[Path], None], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -254,3 +248,47 @@ def test_a_damaged_engine_is_seen_against_the_checkpoint(
     # Beyond what an undamaged engine of any format shows, in both.
     assert found["kl_divergence"]["low"] > 2e-4
     assert found["top1_agreement"]["high"] < 0.98
+
+
+QUESTIONS = (
+    ("A story: Once there was a", ("gentle boy", "zzz qqq", "the the", ", , ,")),
+    ("A story: He lived by the", ("kk", "sea.", "!!!", "zz zz")),
+)
+
+
+def chosen_by_transformers() -> list[int]:
+    """The ending of each question that is likeliest for a character of it."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+    found = []
+    for context, endings in QUESTIONS:
+        start = len(tokenizer.encode(context))
+        rows = [tokenizer.encode(f"{context} {ending}") for ending in endings]
+        losses = losses_of_transformers(rows)
+        scores = [
+            -loss[start - 1 :].sum() / len(e) for loss, e in zip(losses, endings, strict=True)
+        ]
+        found.append(int(np.argmax(scores)))
+    return found
+
+
+def test_the_engine_answers_tasks(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The label of the first question is what transformers chooses, that of the second is not."""
+    first, second = chosen_by_transformers()
+    lines = [
+        {"activity_label": label, "ctx_a": words, "ctx_b": "", "endings": endings, "label": answer}
+        for (label, words), endings, answer in zip(
+            (context.split(": ") for context, _ in QUESTIONS),
+            (endings for _, endings in QUESTIONS),
+            (first, (second + 1) % 4),
+            strict=True,
+        )
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    task = {"name": "stories", "file": str(file), "layout": "hellaswag"}
+    recipe = settings("float16", engine_tokens=50, tasks=[task])
+    engine = compiled(recipe, checkpoint("float16"), tmp_path / "engine")
+    (scored,) = measured(recipe, checkpoint("float16"), engine, tmp_path / "out")["tasks"]
+    assert (scored["name"], scored["rows"]) == ("stories", 2)
+    assert scored["accuracy"]["value"] == scored["source_accuracy"] == 0.5
+    assert scored["accuracy_change"]["value"] == 0.0
