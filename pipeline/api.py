@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from pipeline.economics.bounds import Roofline, roofline, with_reached
 from pipeline.errors import RecipeError, UsageError
 from pipeline.evaluation.tasks.reading import check_tasks
+from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import (
     check_hub_model,
     check_local_model,
@@ -28,6 +30,7 @@ from pipeline.running.runner import Listener, RunResult, run_recipe
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
 from pipeline.source.texts import check_texts
+from pipeline.stages import bench
 from pipeline.stages import compile as compile_stage
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
@@ -49,6 +52,8 @@ class Plan:
         engine: The engine and its memory; None where there is no more to say than the recipe does.
         obstacle: A text that is missing on this machine, at which a run would stop at once.
         checkpoint: The folder of the checkpoint in the store; None before there is one.
+        roofline: What the machine allows at most, and what was reached of it; None where its rates
+            are not known.
     """
 
     stages: tuple[PlannedStage, ...]
@@ -57,6 +62,7 @@ class Plan:
     engine: Explanation | None
     obstacle: RecipeError | None
     checkpoint: Path | None
+    roofline: Roofline | None
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -106,6 +112,7 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         engine=explain_engine(recipe, facts),
         obstacle=_obstacle(recipe),
         checkpoint=checkpoint.path if checkpoint else None,
+        roofline=_roofline(recipe, facts, store.root, planned),
     )
 
 
@@ -180,6 +187,20 @@ def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> 
             fix=f"Write it first: trtllm-pipeline run {typed} --until {source}",
         )
     return target.build_script(planned.artifact, recipe)
+
+
+def _roofline(
+    recipe: Recipe, facts: ModelFacts, remembered: Path, planned: Sequence[PlannedStage]
+) -> Roofline | None:
+    """The bounds of the recipe's machine, with what its load test reached of them."""
+    setting = get_target(recipe.compile.target).setting(recipe, facts, remembered)
+    if setting is None:
+        return None
+    found = roofline(recipe, facts, setting)
+    for line in planned:
+        if line.stage.name == bench.STAGE.name and line.artifact:
+            return with_reached(found, recipe, facts, line.artifact.facts["measurements"])
+    return found
 
 
 def _typed(recipe: Recipe, build_dir: str | PathLike[str]) -> Recipe:

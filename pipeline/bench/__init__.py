@@ -1,6 +1,8 @@
-"""Throughput and latency of a running server, whoever started it."""
+"""Throughput and latency of running servers, whoever started them."""
 
-from pipeline.bench.load import PROMPTS, Measurement, measure
+from pipeline.bench.interleaved import measure_interleaved
+from pipeline.bench.load import Measurement, measure
 from pipeline.bench.output import print_results
+from pipeline.bench.prompts import PROMPTS
 
-__all__ = ["PROMPTS", "Measurement", "measure", "print_results"]
+__all__ = ["PROMPTS", "Measurement", "measure", "measure_interleaved", "print_results"]

@@ -3,50 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import cycle, islice
 from typing import Any
 
-from pipeline.bench.stats import Timeline, summary_ms
+from pipeline.bench.intervals import estimate_text, over_rounds, significant
+from pipeline.bench.prompts import PROMPTS, Prompts
+from pipeline.bench.stats import summary_ms
+from pipeline.bench.visit import Visit, Visitor
 from pipeline.errors import UsageError
 from pipeline.tables import streams
-from pipeline.triton.contract import BLS, answering_model
-from trtllm_client import AsyncClient, ServerFailed, Tls
+from pipeline.triton.contract import BLS
+from pipeline.verdict.estimate import Estimate
+from trtllm_client import AsyncClient, Tls
 
-# Streams end at the wished length, so that every request costs the same.
-NO_END = -1
-
-PROMPTS = (
-    "Once upon a time there was a small village at the foot of a mountain, and in it",
-    "The meeting started late because the train from the north had been delayed, so",
-    "My grandmother used to say that a garden tells you more about a person than",
-    "Early in the morning the harbour is quiet and the boats come back with",
-    "There are three things to know before you cross the desert on foot, and the first",
-    "The letter had lain in the drawer for twenty years when somebody finally",
-    "Every evening after supper the children asked for the same story about",
-    "In the old library at the end of the street a clock stopped at noon, and",
-)
+ROUNDS = 5
+REQUESTS = 40
+INPUT_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one level of concurrency gave.
+    """What one level of concurrency gave, all rounds together.
 
     Attributes:
         concurrency: Streams kept open together.
         requests: Requests measured.
         input_tokens: Prompt tokens of all requests.
         output_tokens: Generated tokens of all requests.
-        seconds: From the first request sent to the last token received.
-        tokens_per_second: Generated tokens per second over all streams.
+        seconds: From the first request sent to the last token received, summed over the rounds.
+        tokens_per_second: Generated tokens per second over all streams; see
+            :mod:`pipeline.bench.intervals`.
         requests_per_second: Finished requests per second.
         ttft_ms: Mean, percentiles and maximum of the time to the first token; None where the model
             answers once per request.
-        itl_ms: The same of the time between tokens of a stream; None for single tokens.
+        itl_ms: The same of the streams' average time per token after the first; None where there
+            is none.
         latency_ms: The same of the time to the last token.
+        by_round: Tokens per second of each round.
+        prefill_tokens_per_second: Prompt tokens per second until the first token came, for long
+            prompts that no KV block is there for; None where it was not measured.
+        decode_tokens_per_second: Tokens after the first per second of the time after it, over all
+            streams; None where it was not measured in every round.
     """
 
     concurrency: int
@@ -54,14 +52,18 @@ class Measurement:
     input_tokens: int
     output_tokens: int
     seconds: float
-    tokens_per_second: float
+    tokens_per_second: Estimate
     requests_per_second: float
     ttft_ms: Mapping[str, float] | None
     itl_ms: Mapping[str, float] | None
     latency_ms: Mapping[str, float] | None
+    by_round: Sequence[float]
+    prefill_tokens_per_second: Estimate | None
+    decode_tokens_per_second: Estimate | None
 
     def __str__(self) -> str:
-        return f"{streams(self.concurrency)}: {self.tokens_per_second:.1f} tokens/s"
+        speed = estimate_text(self.tokens_per_second.as_dict())
+        return f"{streams(self.concurrency)}: {speed} tokens/s"
 
 
 def measure(
@@ -69,136 +71,159 @@ def measure(
     *,
     model: str = BLS,
     concurrency: Sequence[int] = (1, 8),
-    requests: int = 16,
+    requests: int = REQUESTS,
+    rounds: int = ROUNDS,
     output_tokens: int = 32,
+    input_tokens: int = INPUT_TOKENS,
     prompts: Sequence[str] = PROMPTS,
     timeout: float = 600.0,
     tls: Tls | None = None,
     headers: Mapping[str, str] | None = None,
+    on_round: Callable[[int], None] = lambda _number: None,
     on_measured: Callable[[Measurement], None] = lambda _measurement: None,
 ) -> dict[str, Any]:
-    """Measures a server at several levels of concurrency, closed loop, one after the other.
+    """Measures a server at several levels of concurrency, closed loop, in several rounds.
+
+    Every round visits every level, so that what else the machine does hits all levels alike.
 
     Args:
         url: ``host:port``, ``grpc://host:port`` or ``grpcs://host:port``.
         model: The Triton model that takes the requests.
         concurrency: Streams kept open together; one measurement each.
-        requests: Requests per measurement; at least one per stream is sent.
+        requests: Requests per measurement, spread over the rounds; at least one per stream is sent
+            in each of them.
+        rounds: How often each level is measured; intervals need two.
         output_tokens: Tokens generated per request, whatever the end token.
-        prompts: Used in turn.
+        input_tokens: Tokens of the prompts that prefill is measured with, about; shorter where the
+            engine takes no such prompt.
+        prompts: What the other requests' prompts say after a word of their own, used in turn.
         timeout: Seconds for one request.
         tls: Certificates.
         headers: gRPC metadata sent with every call.
-        on_measured: Called after each measurement.
+        on_round: Called after each round with its number, from 1.
+        on_measured: Called with each measurement, at the end.
 
     Returns:
-        JSON values: the arguments that count and one :class:`Measurement` per level.
+        JSON values: ``model``, ``output_tokens``, ``rounds``, ``measurements`` with one
+        :class:`Measurement` per level, ``samples`` with the ``ttft_ms`` and ``itl_ms`` of every
+        request per level, ``prefill_tokens_per_second`` and ``decode_tokens_per_second``: those of
+        concurrency 1, at which alone they are measured; None where that is no level.
 
     Raises:
         UsageError: A number is not above zero, or there is no prompt.
         ClientError: A request failed; a measurement with failures would flatter the server.
     """
-    for name, value in (
-        ("concurrency", min(concurrency, default=0)),
-        ("requests", requests),
-        ("output_tokens", output_tokens),
-        ("the number of prompts", len(prompts)),
-    ):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}")
+    check_numbers(
+        concurrency=min(concurrency, default=0),
+        requests=requests,
+        rounds=rounds,
+        output_tokens=output_tokens,
+        input_tokens=input_tokens,
+        **{"the number of prompts": len(prompts)},
+    )
+    levels = list(dict.fromkeys(concurrency))
+    visits: dict[int, list[Visit]] = {level: [] for level in levels}
 
-    async def levels() -> list[Measurement]:
-        results = []
+    async def load() -> None:
         async with AsyncClient(
             url, model=model, timeout=timeout, tls=tls, headers=headers
         ) as client:
-            policy = await client.model_metadata(answering_model(model))
-            request = partial(_streamed if policy.decoupled else _whole, client)
-            for level in concurrency:
-                # The first requests of a level pay for what is set up once.
-                await _load(partial(request, tokens=min(output_tokens, 8)), prompts, level, level)
-                count = max(requests, level)
-                ask = partial(request, tokens=output_tokens)
-                result = _measurement(level, await _load(ask, prompts, level, count))
-                results.append(result)
-                on_measured(result)
-        return results
+            visitor = Visitor(client, Prompts(prompts), output_tokens)
+            for level in levels:
+                await visitor.prepare(level)
+            if 1 in levels:
+                await visitor.fit_long_prompts(input_tokens)
+            for finished in range(1, rounds + 1):
+                for level in levels:
+                    visit = await visitor.visit(level, -(-requests // rounds), phases=level == 1)
+                    visits[level].append(visit)
+                on_round(finished)
 
-    measured = asyncio.run(levels())
+    asyncio.run(load())
+    measurements = [measurement(level, made) for level, made in visits.items()]
+    for made in measurements:
+        on_measured(made)
     return {
         "model": model,
-        "requests": requests,
         "output_tokens": output_tokens,
-        "measurements": [asdict(result) for result in measured],
+        "rounds": rounds,
+        "measurements": [asdict(made) for made in measurements],
+        "samples": [samples(level, made) for level, made in visits.items()],
+        **alone(measurements),
     }
 
 
-_Ask = Callable[[str], Awaitable[Timeline]]
+def check_numbers(**numbers: int) -> None:
+    """Refuses numbers below 1.
+
+    Raises:
+        UsageError: One is; the message has its name.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
 
 
-async def _load(ask: _Ask, prompts: Sequence[str], level: int, requests: int) -> list[Timeline]:
-    todo = islice(cycle(prompts), requests)
-    timelines: list[Timeline] = []
-    workers = [asyncio.create_task(_worker(ask, todo, timelines)) for _ in range(level)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return timelines
+def measurement(level: int, visits: Sequence[Visit]) -> Measurement:
+    """Puts the rounds of one level together.
 
-
-async def _worker(ask: _Ask, todo: Iterator[str], timelines: list[Timeline]) -> None:
-    for prompt in todo:
-        timeline = await ask(prompt)
-        timelines.append(timeline)
-
-
-async def _streamed(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
-    arrivals = []
-    input_tokens = 0
-    sent_at = time.perf_counter()
-    async for chunk in client.stream(prompt, max_tokens=tokens, end_id=NO_END, top_k=1):
-        if chunk.num_output_tokens:
-            arrivals.append((time.perf_counter(), chunk.num_output_tokens))
-        input_tokens = chunk.num_input_tokens or input_tokens
-    if not arrivals:
-        raise _uncounted(client)
-    return Timeline(sent_at, tuple(arrivals), input_tokens)
-
-
-async def _whole(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
-    """One response per request; nobody knows when its first token was there."""
-    sent_at = time.perf_counter()
-    answer = await client.generate(prompt, max_tokens=tokens, end_id=NO_END, top_k=1)
-    if not answer.num_output_tokens:
-        raise _uncounted(client)
-    arrival = (time.perf_counter(), answer.num_output_tokens)
-    return Timeline(sent_at, (arrival,), answer.num_input_tokens or 0, streamed=False)
-
-
-def _uncounted(client: AsyncClient) -> ServerFailed:
-    return ServerFailed(
-        "the server does not count tokens, so its speed cannot be measured",
-        where=client.url,
-        fix="The model must answer return_num_output_tokens, as TensorRT-LLM 1.x does",
-    )
-
-
-def _measurement(level: int, timelines: Sequence[Timeline]) -> Measurement:
-    start = min(timeline.sent_at for timeline in timelines)
-    end = max(timeline.arrivals[-1][0] for timeline in timelines)
-    tokens = sum(timeline.output_tokens for timeline in timelines)
+    Args:
+        level: Streams kept open together.
+        visits: One per round, at least one.
+    """
+    timelines = [timeline for visit in visits for timeline in visit.load]
+    seconds = sum(visit.load_seconds for visit in visits)
+    rates = [visit.tokens_per_second for visit in visits]
     return Measurement(
         concurrency=level,
         requests=len(timelines),
         input_tokens=sum(timeline.input_tokens for timeline in timelines),
-        output_tokens=tokens,
-        seconds=round(end - start, 4),
-        tokens_per_second=round(tokens / (end - start), 2),
-        requests_per_second=round(len(timelines) / (end - start), 3),
+        output_tokens=sum(timeline.output_tokens for timeline in timelines),
+        seconds=round(seconds, 4),
+        tokens_per_second=over_rounds(rates),
+        requests_per_second=significant(len(timelines) / seconds),
         ttft_ms=summary_ms([timeline.ttft_s for timeline in timelines if timeline.streamed]),
-        itl_ms=summary_ms([wait for t in timelines for wait in t.inter_token_s]),
+        itl_ms=summary_ms([t.token_s for t in timelines if t.token_s is not None]),
         latency_ms=summary_ms([timeline.latency_s for timeline in timelines]),
+        by_round=[significant(rate) for rate in rates],
+        prefill_tokens_per_second=_of_all([v.prefill_tokens_per_second for v in visits]),
+        decode_tokens_per_second=_of_all([v.decode_tokens_per_second for v in visits]),
     )
+
+
+def _of_all(rates: Sequence[float | None]) -> Estimate | None:
+    known = [rate for rate in rates if rate is not None]
+    return over_rounds(known) if len(known) == len(rates) else None
+
+
+def samples(level: int, visits: Sequence[Visit]) -> dict[str, Any]:
+    """Collects what every request of a level measured, for histograms.
+
+    Args:
+        level: Streams kept open together.
+        visits: One per round.
+
+    Returns:
+        JSON values: ``concurrency``, and lists ``ttft_ms`` and ``itl_ms`` in the order in which
+        requests ended.
+    """
+    timelines = [timeline for visit in visits for timeline in visit.load]
+    waits = {
+        "ttft_ms": [timeline.ttft_s for timeline in timelines if timeline.streamed],
+        "itl_ms": [t.token_s for t in timelines if t.token_s is not None],
+    }
+    return {
+        "concurrency": level,
+        **{name: [round(wait * 1000, 3) for wait in found] for name, found in waits.items()},
+    }
+
+
+def alone(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Returns prefill and decode of concurrency 1 as JSON values; None where that is no level."""
+    one = next((made for made in measurements if made.concurrency == 1), None)
+    prefill = one.prefill_tokens_per_second if one else None
+    decode = one.decode_tokens_per_second if one else None
+    return {
+        "prefill_tokens_per_second": prefill.as_dict() if prefill else None,
+        "decode_tokens_per_second": decode.as_dict() if decode else None,
+    }

@@ -41,12 +41,18 @@ class Timeline:
         return self.arrivals[-1][0] - self.sent_at
 
     @property
-    def inter_token_s(self) -> list[float]:
-        """Seconds between neighbouring tokens; tokens of one piece share the wait before it."""
-        waits: list[float] = []
-        for (before, _), (at, tokens) in zip(self.arrivals, self.arrivals[1:], strict=False):
-            waits += [(at - before) / tokens] * tokens
-        return waits
+    def token_s(self) -> float | None:
+        """Seconds per token after the first arrival, on average over the stream.
+
+        The field's inter-token latency, also called time per output token: NVIDIA's AIPerf divides
+        the time from the first token to the last by the tokens but the first
+        (docs.nvidia.com/aiperf, metrics reference, "Inter Token Latency"). Where several tokens
+        came first, none of them is counted. The waits between single arrivals would flatter a
+        server that sends bursts: most of them are next to nothing. None where all came at once.
+        """
+        first, last = self.arrivals[0], self.arrivals[-1]
+        waited_for = self.output_tokens - first[1]
+        return (last[0] - first[0]) / waited_for if waited_for else None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -35,6 +35,7 @@ def plan(
 
     from pipeline import api
     from pipeline.cli.console import print_json, stage_dict, stage_line
+    from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
     loaded = api.load_recipe(recipe, overrides or ())
@@ -58,6 +59,7 @@ def plan(
                 "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
+                "roofline": found.roofline.as_dict() if found.roofline else None,
                 "checkpoint": str(found.checkpoint) if found.checkpoint else None,
                 **({"script": str(script)} if script else {}),
             }
@@ -68,6 +70,8 @@ def plan(
     print("\n".join(["", *named, *finding_lines(found.findings)]))
     if engine:
         print("\n" + "\n".join(engine.lines))
+    if found.roofline:
+        print("\n" + "\n".join(bounds.lines(found.roofline, loaded.cost)))
     if obstacle:
         print(f"\nobstacle: a run would stop at once: {obstacle}")
     if script and found.checkpoint:

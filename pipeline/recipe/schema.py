@@ -327,12 +327,16 @@ class BenchSection(Section):
 
     Attributes:
         concurrency: How many streams are kept open together; one measurement for each number.
-        requests: How many requests a measurement takes.
+        requests: How many requests a measurement takes, all rounds together; at least one for each
+            stream is sent in every round.
+        rounds: How often each number of streams is measured, in turns; intervals come from the
+            differences between rounds, so one round has none.
         output_tokens: How much each request generates.
     """
 
     concurrency: Annotated[list[Positive], Unit("streams")] = Field(default=[1, 8], min_length=1)
-    requests: Annotated[Positive, Unit("requests")] = 16
+    requests: Annotated[Positive, Unit("requests")] = 40
+    rounds: Annotated[Positive, Unit("rounds")] = 5
     output_tokens: Annotated[Positive, Unit("tokens")] = 32
 
 

@@ -22,6 +22,8 @@ _PROMPTS = 64
 _WORDS_PER_PROMPT = 24
 # No tokenizer needs more tokens for a common word, and prompts must fit the engine.
 _TOKENS_PER_WORD = 8
+# Prefill is as fast with longer ones, and slow machines are not kept busy for minutes.
+_LONGEST_PROMPT = 512
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
         RecipeError: The text cannot be read.
     """
     return {
-        "code": code_digest(CLIENT, "bench", "triton"),
+        "code": code_digest(CLIENT, "bench", "triton", "verdict/estimate.py"),
         "tools": versions(TOOLS),
         "machine": machine(),
         "text": text_digest(recipe, TEXT_KEY),
@@ -70,20 +72,25 @@ def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
     from pipeline.bench import PROMPTS
     from pipeline.source.texts import read_texts
 
-    words = max(1, min(_WORDS_PER_PROMPT, max_input_len // _TOKENS_PER_WORD))
+    # One word's room is for the word that each prompt gets in front.
+    words = max(1, min(_WORDS_PER_PROMPT, max_input_len // _TOKENS_PER_WORD - 1))
     texts = read_texts(path) if path else PROMPTS
     return [" ".join(text.split()[:words]) for text in texts[:_PROMPTS]]
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Writes ``bench.json`` and the server's log, and returns the measurements.
+    """Writes ``bench.json`` and the server's log, and returns what the former holds.
+
+    That is what :func:`pipeline.bench.load.measure` returns, ``machine``, ``memory_bytes`` (see
+    :class:`pipeline.triton.memory.Memory`, after the load) and ``memory_unknown``: why there is no
+    such number, or None.
 
     Raises:
         ServerError: The server did not start, or a request failed.
         UnsupportedError: This machine cannot serve the target.
         MissingDependencyError: nvidia-pytriton or tritonclient is not installed.
     """
-    from pipeline.bench import Measurement, measure
+    from pipeline.bench import measure
     from pipeline.serving import open_server
 
     recipe, bench = context.recipe, context.recipe.bench
@@ -94,22 +101,22 @@ def run(context: StageContext) -> dict[str, Any]:
     with (
         client_errors(),
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
-        context.progress.task("load test", len(bench.concurrency)) as task,
+        context.progress.task("load test", bench.rounds) as task,
     ):
-
-        def note(measurement: Measurement) -> None:
-            task.advance()
-            context.progress.note(str(measurement))
-
         results = measure(
             server.grpc_url,
             concurrency=bench.concurrency,
             requests=bench.requests,
+            rounds=bench.rounds,
             output_tokens=bench.output_tokens,
+            input_tokens=min(recipe.compile.max_input_len, _LONGEST_PROMPT),
             prompts=prompts,
-            on_measured=note,
+            on_round=lambda _number: task.advance(),
+            on_measured=lambda measurement: context.progress.note(str(measurement)),
         )
+        memory = server.memory()
     results["machine"] = machine()
+    results["memory_bytes"], results["memory_unknown"] = memory.bytes, memory.why
     text = json.dumps(results, indent=1)
     (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
     return results
@@ -117,7 +124,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="bench",
-    version=2,
+    version=3,
     title="measure the repository under load",
     inputs=("repository",),
     run=run,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.dependencies import Requirements, install, installed
+from pipeline.economics.hardware import Setting
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
@@ -200,6 +201,18 @@ class Target(Protocol):
         Args:
             recipe: A recipe that :meth:`check` has passed.
             facts: The model's facts.
+        """
+
+    def setting(self, recipe: Recipe, facts: ModelFacts, remembered: Path) -> Setting | None:
+        """Describes the machine that the recipe is for, for the bounds of ``plan``.
+
+        Args:
+            recipe: A recipe that :meth:`check` has passed.
+            facts: The model's facts.
+            remembered: The folder where what is measured once is kept.
+
+        Returns:
+            The machine; None where the recipe names none, or its rates are not known.
         """
 
     def section(self, recipe: Recipe) -> dict[str, Any]:

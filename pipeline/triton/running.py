@@ -11,6 +11,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+from pipeline.triton.memory import Memory
 from pipeline.triton.ports import local_address
 
 
@@ -70,6 +71,14 @@ class RunningServer(ABC):
 
         Raises:
             ServerError: It ended for a reason of its own.
+        """
+
+    @abstractmethod
+    def memory(self) -> Memory:
+        """Measures the memory that the running server takes on this machine.
+
+        Of servers that run at the same time each counts its share of the libraries they have in
+        common, so one that runs alone takes a little more.
         """
 
     @property

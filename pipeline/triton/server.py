@@ -23,6 +23,7 @@ from typing import IO, Literal
 from pipeline.errors import PipelineError, ServerError
 from pipeline.triton.failure import crash_signal, find_cause, has_given_up
 from pipeline.triton.installation import Installation
+from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.running import RunningServer
@@ -188,6 +189,11 @@ class TritonServer(RunningServer):
         """Returns what is known without asking the server."""
         pid = self._process.pid if self._process else None
         return Health(self._state, pid, dict(self._stubs), self._restarts, self._error)
+
+    def memory(self) -> Memory:
+        """Measures tritonserver and the Python processes of its models."""
+        pid = self._process.pid if self._process else None
+        return Memory(None, "the server does not run") if pid is None else memory_of(pid)
 
     def _flags(self) -> list[str]:
         # A key that nobody knows closes an API for everyone. It is in the command line, so the

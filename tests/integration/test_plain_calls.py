@@ -331,7 +331,7 @@ def test_a_batch_is_fanned_out(both: TritonServer, expected: tuple[list[int], st
 def test_our_own_tools_work_with_models_that_answer_once(
     once: TritonServer, expected: tuple[list[int], str]
 ) -> None:
-    measured = measure(once.grpc_url, concurrency=(2,), requests=2, output_tokens=4)
+    measured = measure(once.grpc_url, concurrency=(2,), requests=2, rounds=1, output_tokens=4)
     (row,) = measured["measurements"]
     assert (row["output_tokens"], row["ttft_ms"], row["itl_ms"]) == (8, None, None)
     report = run_conformance(once.grpc_url, only=("wire_contract", "stream_equals_whole"))

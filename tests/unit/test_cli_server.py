@@ -350,7 +350,7 @@ def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_asked(tmp_pa
     [
         ["generate", "Hi"],
         ["verify"],
-        ["bench", "--concurrency", "1", "--requests", "1", "--output-tokens", "2"],
+        ["bench", "--concurrency", "1", "--requests", "1", "--rounds", "1"],
     ],
 )
 def test_every_command_sends_headers_and_takes_a_timeout(command: list[str]) -> None:
@@ -368,11 +368,28 @@ def test_every_command_sends_headers_and_takes_a_timeout(command: list[str]) -> 
 
 
 def test_measurements_are_told_while_they_are_made() -> None:
-    options = ["--concurrency", "1", "--requests", "1", "--output-tokens", "2"]
+    options = ["--concurrency", "1", "--requests", "1", "--rounds", "1", "--output-tokens", "2"]
     with FakeModel().serve() as server:
         done = _cli("bench", "--url", server.url, *options, "--json")
     assert json.loads(done.stdout)["measurements"][0]["output_tokens"] == 2
     assert b"load test ...\n1 stream: " in done.stderr
+
+
+def test_streams_are_listed_or_repeated() -> None:
+    options = ["--requests", "1", "--rounds", "1", "--output-tokens", "2", "--json"]
+    with FakeModel().serve() as server:
+        done = _cli(
+            "bench", "--url", server.url, *options, "--concurrency", "1, 3", "--concurrency", "2"
+        )
+    rows = json.loads(done.stdout)["measurements"]
+    assert [row["concurrency"] for row in rows] == [1, 3, 2]
+
+
+@pytest.mark.parametrize("given", ["1,x", "1,,2", "-1", "1.5"])
+def test_what_is_no_list_of_streams_is_refused_before_a_server_is_asked(given: str) -> None:
+    failed = _cli("bench", "--url", "127.0.0.1:1", "--concurrency", given, "--json")
+    assert failed.returncode == 2
+    assert json.loads(failed.stdout)["what"] == f"--concurrency {given} is no list of numbers"
 
 
 class _Server:

@@ -51,6 +51,9 @@ class ExportTarget:
     def explain(self, _recipe: Recipe, _facts: ModelFacts) -> None:
         return None
 
+    def setting(self, *_: Any) -> None:
+        return None
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         return {"compile": recipe.section("compile")}
 

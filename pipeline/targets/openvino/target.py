@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
+from pipeline.economics.hardware import Setting
 from pipeline.errors import UnsupportedError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.processor import processor_name
@@ -58,6 +59,17 @@ class OpenVinoTarget:
         from pipeline.targets.openvino.explain import explain
 
         return explain(recipe, facts)
+
+    def setting(self, recipe: Recipe, facts: ModelFacts, remembered: Path) -> Setting | None:
+        """Describes this machine by what its processor was measured to do."""
+        from pipeline.economics.rates import processor
+        from pipeline.targets.openvino.memory import kv_bytes_per_token, machine_memory
+        from pipeline.targets.openvino.options import kv_cache_precision
+
+        hardware = processor(remembered, machine_memory())
+        per_token = kv_bytes_per_token(facts, kv_cache_precision(recipe))
+        # Weights of 16 and 4 bits are multiplied in float32.
+        return Setting(hardware, per_token, computes="float32") if hardware else None
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns ``compile`` without other targets' options; the ranks are the checkpoint's."""

@@ -19,6 +19,27 @@ USABLE = {"hbm": 0.98, "gddr-ecc": 0.915, "gddr": 0.98}
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How fast a GPU is by its data sheet; arithmetic of tensor cores without sparsity.
+
+    Attributes:
+        bandwidth: Gigabytes a second from its memory.
+        float16: Trillion operations a second in float16 or bfloat16, accumulated in float32.
+        int8: The same in INT8; None where the sheet has none.
+        fp8: The same in FP8; None for those without.
+        float32: The same in float32, outside tensor cores.
+        source: The data sheet.
+    """
+
+    bandwidth: float
+    float16: float
+    int8: float | None
+    fp8: float | None
+    float32: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Gpu:
     """A GPU model.
 
@@ -26,11 +47,13 @@ class Gpu:
         name: As recipes write it.
         sm: Compute capability, times ten: 90 for Hopper.
         memory: Bytes a process can use.
+        rates: What its data sheet says of its speed; None where it is not in the table.
     """
 
     name: str
     sm: int
     memory: int
+    rates: Rates | None = None
 
     @property
     def memory_gib(self) -> float:
@@ -49,35 +72,75 @@ class Gpu:
         return close and set(words) <= set(_words(device.name))
 
 
-def _gpu(name: str, sm: int, size: int, kind: Literal["hbm", "gddr-ecc", "gddr"]) -> Gpu:
-    return Gpu(name, sm, int(size * USABLE[kind] * GIB))
+def _gpu(
+    name: str,
+    sm: int,
+    size: int,
+    kind: Literal["hbm", "gddr-ecc", "gddr"],
+    rates: Rates | None = None,
+) -> Gpu:
+    return Gpu(name, sm, int(size * USABLE[kind] * GIB), rates)
 
 
 # Compute capabilities: NVIDIA's table at developer.nvidia.com/cuda-gpus. Sizes: NVIDIA's MIG user
 # guide (A30, A100, H100, H200, B200, GB200; for B300 the profile of a whole GPU, 7g.269gb) and the
-# products' data sheets. V100 and T4 are here to be refused with the reason.
+# products' data sheets. Rates: the data sheets that each row names, whose figures "with sparsity"
+# are halved; those of the SXM board where a GPU has several. V100 and T4 are here to be refused
+# with the reason.
 GPUS = {
     gpu.name: gpu
     for gpu in (
         _gpu("V100", 70, 32, "hbm"),
         _gpu("T4", 75, 16, "gddr-ecc"),
-        _gpu("A30", 80, 24, "hbm"),
-        _gpu("A100-40GB", 80, 40, "hbm"),
-        _gpu("A100-80GB", 80, 80, "hbm"),
-        _gpu("A10", 86, 24, "gddr-ecc"),
+        _gpu("A30", 80, 24, "hbm", Rates(933, 165, 330, None, 10.3, "NVIDIA A30 data sheet")),
+        _gpu(
+            "A100-40GB", 80, 40, "hbm", Rates(1555, 312, 624, None, 19.5, "NVIDIA A100 data sheet")
+        ),
+        _gpu(
+            "A100-80GB", 80, 80, "hbm", Rates(2039, 312, 624, None, 19.5, "NVIDIA A100 data sheet")
+        ),
+        _gpu("A10", 86, 24, "gddr-ecc", Rates(600, 125, 250, None, 31.2, "NVIDIA A10 data sheet")),
         _gpu("A10G", 86, 24, "gddr-ecc"),
-        _gpu("A40", 86, 48, "gddr-ecc"),
+        _gpu(
+            "A40", 86, 48, "gddr-ecc", Rates(696, 149.7, 299.3, None, 37.4, "NVIDIA A40 data sheet")
+        ),
         _gpu("RTX-3090", 86, 24, "gddr"),
         _gpu("RTX-A6000", 86, 48, "gddr-ecc"),
-        _gpu("L4", 89, 24, "gddr-ecc"),
-        _gpu("L40", 89, 48, "gddr-ecc"),
-        _gpu("L40S", 89, 48, "gddr-ecc"),
-        _gpu("RTX-4090", 89, 24, "gddr"),
+        _gpu("L4", 89, 24, "gddr-ecc", Rates(300, 121, 242.5, 242.5, 30.3, "NVIDIA L4 data sheet")),
+        _gpu("L40", 89, 48, "gddr-ecc", Rates(864, 181, 362, 362, 90.5, "NVIDIA L40 data sheet")),
+        _gpu("L40S", 89, 48, "gddr-ecc", Rates(864, 362, 733, 733, 91.6, "NVIDIA L40S data sheet")),
+        _gpu(
+            "RTX-4090",
+            89,
+            24,
+            "gddr",
+            Rates(1008, 165.2, 660.6, 330.3, 82.6, "NVIDIA Ada architecture white paper"),
+        ),
         _gpu("RTX-6000-Ada", 89, 48, "gddr-ecc"),
-        _gpu("H100-80GB", 90, 80, "hbm"),
-        _gpu("H100-94GB", 90, 94, "hbm"),
-        _gpu("H200", 90, 141, "hbm"),
-        _gpu("B200", 100, 180, "hbm"),
+        _gpu(
+            "H100-80GB",
+            90,
+            80,
+            "hbm",
+            Rates(3350, 989.5, 1979, 1979, 67, "NVIDIA H100 data sheet, SXM"),
+        ),
+        _gpu(
+            "H100-94GB",
+            90,
+            94,
+            "hbm",
+            Rates(3900, 835.5, 1670.5, 1670.5, 60, "NVIDIA H100 data sheet, NVL"),
+        ),
+        _gpu(
+            "H200",
+            90,
+            141,
+            "hbm",
+            Rates(4800, 989.5, 1979, 1979, 67, "NVIDIA H200 data sheet, SXM"),
+        ),
+        _gpu(
+            "B200", 100, 180, "hbm", Rates(8000, 2250, 4500, 4500, 75, "NVIDIA HGX B200 data sheet")
+        ),
         _gpu("GB200", 100, 186, "hbm"),
         _gpu("B300", 103, 269, "hbm"),
         _gpu("RTX-5090", 120, 32, "gddr"),

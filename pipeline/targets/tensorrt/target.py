@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, installed
+from pipeline.economics.hardware import Setting
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
@@ -66,6 +67,21 @@ class TensorRtTarget:
 
         explained = preview_here(recipe, facts)
         return Explanation(preview_lines(explained), explained.as_dict())
+
+    def setting(
+        self,
+        recipe: Recipe,
+        facts: ModelFacts,
+        remembered: Path,  # noqa: ARG002
+    ) -> Setting | None:
+        """Describes the GPUs that ``compile.gpu`` names by their data sheet.
+
+        Raises:
+            RecipeError: ``compile.gpu`` is not in the table.
+        """
+        from pipeline.targets.tensorrt.plan.setting import gpu_setting
+
+        return gpu_setting(recipe, facts)
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns what it reads of ``compile``, without ``workers``; and the two formats of

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import linear_bytes
 from pipeline.recipe.schema import ServeSection
 from pipeline.recipe.tensorrt import LoraModule, LoraSection
 from pipeline.targets.tensorrt.gpus import GIB, Gpu
@@ -202,21 +203,8 @@ def _layer_bytes(checkpoint: CheckpointFacts) -> int:
     norms = sum(model.width(norm.over) for norm in model.family.norms)
     bias = share.qkv_rows if model.attention_bias else 0
     scale = 4 if checkpoint.kv_cache_algo else 0
-    linears = sum(_linear_bytes(checkpoint, *share.shape(linear)) for linear in model.linears)
+    linears = sum(
+        linear_bytes(checkpoint.format, *share.shape(linear), size, checkpoint.group_size)
+        for linear in model.linears
+    )
     return linears + (norms + bias) * size + scale
-
-
-def _linear_bytes(checkpoint: CheckpointFacts, rows: int, columns: int) -> int:
-    row, size = checkpoint.format, checkpoint.bytes_per_value
-    if not row.quantizes:
-        return rows * columns * size
-    weights = rows * columns * row.weight_bits // 8
-    if row.scales == "tensor":
-        # A scale of the weights and one of the input.
-        return weights + 8
-    # Those with finer scales have a pre-quant scale for each input feature.
-    weights += columns * size
-    if row.scales == "row":
-        return weights + rows * 4 + 4
-    assert checkpoint.group_size is not None
-    return weights + rows * (columns // checkpoint.group_size) * size

@@ -21,6 +21,7 @@ from pipeline.targets.tensorrt.serve.container import (
 from pipeline.targets.tensorrt.serve.docker import remove_container
 from pipeline.targets.tensorrt.serve.failures import launch_cause
 from pipeline.targets.tensorrt.serve.launch import Launch
+from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.running import RunningServer
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
@@ -103,6 +104,18 @@ class LaunchedServer(RunningServer):
         except subprocess.TimeoutExpired:
             return
         raise self._failure("the server ended by itself")
+
+    def memory(self) -> Memory:
+        """Measures the processes of a server that was launched in place, without a GPU's memory."""
+        if self.launch.name:
+            return Memory(
+                None,
+                "the server's processes are in a container, which docker stats and nvidia-smi "
+                "look into",
+            )
+        if self._process is None:
+            return Memory(None, "the server does not run")
+        return memory_of(self._process.pid)
 
     def _launch(self) -> None:
         try:

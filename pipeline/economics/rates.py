@@ -1,0 +1,94 @@
+"""How fast this machine's processor reads memory and multiplies, measured and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pipeline.dependencies import installed
+from pipeline.economics.hardware import Hardware
+from pipeline.processor import processor_name
+from pipeline.store.files import write_atomically
+
+NAME = "processor.json"
+# Larger than the caches of two cores' share of any server processor sold today.
+_READ_BYTES = 64 << 20
+_SIDE = 512
+_REPEATS = 3
+
+
+def processor(remembered: Path, memory: int | None) -> Hardware | None:
+    """Describes this machine's processor by its measured rates.
+
+    The rates are measured once, which takes a fraction of a second, and kept in a file. They are
+    those that NumPy reaches: of a scalar product of vectors that no cache holds, and of a product
+    of float32 matrices, on all processors that this process may use.
+
+    Args:
+        remembered: The folder of the file.
+        memory: Bytes that a process can use.
+
+    Returns:
+        The processor; None without NumPy.
+    """
+    if installed("numpy") is None:
+        return None
+    name, cpus = processor_name(), len(os.sched_getaffinity(0))
+    rates = _read(remembered / NAME, name, cpus)
+    if rates is None:
+        rates = {"processor": name, "cpus": cpus, **_measure(cpus)}
+        _keep(remembered, rates)
+    return Hardware(
+        name=f"{cpus} CPUs of {name}",
+        source=f"measured here on {rates['measured']}",
+        bandwidth=float(rates["bytes_per_second"]),
+        # INT8 is multiplied by other instructions, whose rate NumPy cannot tell.
+        operations={"float32": float(rates["float32_operations_per_second"]), "int8": None},
+        memory=memory,
+    )
+
+
+def _read(path: Path, name: str, cpus: int) -> dict[str, Any] | None:
+    try:
+        rates = json.loads(path.read_text(encoding="utf-8"))
+        same = (rates["processor"], rates["cpus"]) == (name, cpus)
+        return rates if same and rates["bytes_per_second"] > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # measured again
+
+
+def _keep(folder: Path, rates: dict[str, Any]) -> None:
+    # A plan of a recipe that was never run leaves nothing behind.
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        text = json.dumps(rates, indent=1)
+        write_atomically(folder / NAME, f"{text}\n".encode())
+
+
+def _measure(cpus: int) -> dict[str, Any]:
+    import numpy as np
+
+    count = _READ_BYTES // 4 // cpus
+    vectors = [np.ones(count, np.float32) for _ in range(cpus)]
+    matrices = [np.ones((_SIDE, _SIDE), np.float32) for _ in range(cpus)]
+    with ThreadPoolExecutor(cpus) as threads:
+
+        def fastest(work: Callable[[Any], object], parts: list[Any]) -> float:
+            times = []
+            for _ in range(_REPEATS):
+                started = time.perf_counter()
+                list(threads.map(work, parts))
+                times.append(time.perf_counter() - started)
+            return min(times)
+
+        read = fastest(lambda vector: float(vector @ vector), vectors)
+        multiplied = fastest(lambda matrix: matrix @ matrix, matrices)
+    return {
+        "measured": time.strftime("%Y-%m-%d"),
+        "bytes_per_second": cpus * count * 4 / read,
+        "float32_operations_per_second": cpus * 2 * _SIDE**3 / multiplied,
+    }
