@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
 from pipeline.errors import PipelineError, RecipeError, UsageError
+from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import (
     check_hub_model,
@@ -262,6 +263,7 @@ def _obstacle(recipe: Recipe) -> RecipeError | None:
     """A text that is missing here, which is no reason not to plan for another machine."""
     try:
         check_texts(recipe)
+        check_tasks(recipe)
     except RecipeError as error:
         return error
     return None

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic.fields import FieldInfo
 
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.section import ReadBy, Section, Unit, section_of
+from pipeline.recipe.section import ReadBy, Section, Unit, elements_of, section_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -68,6 +68,7 @@ class Key:
         name: Dotted, as ``--set`` takes it.
         parent: The model that has it.
         section: The model of the keys below it; None where it has a value of its own.
+        elements: The model of the keys of each element, where its value is a list of such.
         meaning: What it does, in sentences; empty where the model's docstring leaves it out.
         schema: Its JSON schema.
         required: Whether it must be given where its section is.
@@ -79,6 +80,7 @@ class Key:
     name: str
     parent: type[Section]
     section: type[Section] | None
+    elements: type[Section] | None
     meaning: str
     schema: Mapping[str, Any]
     required: bool
@@ -102,6 +104,17 @@ def recipe_keys() -> list[Key]:
     return list(_keys(Recipe, "", (), _plain_schema()))
 
 
+def element_keys() -> list[Key]:
+    """Lists the keys of the elements of lists, which no dotted name reaches."""
+    schema = _plain_schema()
+    return [
+        below
+        for key in recipe_keys()
+        if key.elements
+        for below in _keys(key.elements, f"{key.name}[]", key.targets, schema)
+    ]
+
+
 def recipe_schema() -> dict[str, Any]:
     """Builds the JSON schema of a recipe, with a description of every key.
 
@@ -109,7 +122,7 @@ def recipe_schema() -> dict[str, Any]:
     :func:`pipeline.recipe.file.load_recipe`.
     """
     schema = _plain_schema()
-    keys = recipe_keys()
+    keys = [*recipe_keys(), *element_keys()]
     for _, model in _sections(keys):
         definition = _definition(schema, model)
         definition["description"] = summary(model).replace("``", "`")
@@ -132,7 +145,7 @@ def schema_text() -> str:
 
 def page_text() -> str:
     """Writes ``docs/recipe.md``: a table of the keys of each section."""
-    keys = recipe_keys()
+    keys = [*recipe_keys(), *element_keys()]
     parts = [_PAGE_HEAD]
     for name, model in _sections(keys):
         heading = f"## {name}\n\n{_markdown(summary(model))}\n\n" if name else ""
@@ -170,6 +183,7 @@ def _keys(
             name=f"{place}.{shown}" if place else shown,
             parent=model,
             section=section,
+            elements=elements_of(field),
             meaning=_in_yaml(meanings.get(field_name, "")),
             schema=properties[shown],
             required=required,
@@ -184,7 +198,9 @@ def _keys(
 
 def _sections(keys: Iterable[Key]) -> Iterator[tuple[str, type[Section]]]:
     yield "", Recipe
-    yield from ((key.name, key.section) for key in keys if key.section)
+    for key in keys:
+        if model := key.section or key.elements:
+            yield key.name, model
 
 
 def _row(key: Key) -> str:
@@ -193,6 +209,8 @@ def _row(key: Key) -> str:
         kind, default = f"[section](#{key.name.replace('.', '')})", "absent"
         if not _takes_null(key.schema):
             default = "its own defaults"
+    elif key.elements:
+        kind, default = f"list of [sections](#{key.name.replace('.', '')})", "`[]`"
     else:
         kind, default = _type_words(key.schema), f"`{json.dumps(key.default)}`"
     meaning = _markdown(key.meaning)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe.schema import Recipe, nearest_place
-from pipeline.recipe.section import Section, section_of
+from pipeline.recipe.section import Section, elements_of, section_of
 
 MAX_BYTES = 1 << 20
 
@@ -238,8 +238,10 @@ def _section_around(location: tuple[int | str, ...]) -> type[Section] | None:
     """The model that has the last key of a location; None where it is in none."""
     section: type[Section] | None = Recipe
     for part in location[:-1]:
-        field = section.model_fields.get(str(part)) if section else None
-        section = section_of(field) if field else None
+        # The place of an element in a list has no model of its own.
+        if not isinstance(part, int):
+            field = section.model_fields.get(part) if section else None
+            section = section_of(field) or elements_of(field) if field else None
     return section
 
 

@@ -232,6 +232,46 @@ class Gates(Section):
     completions: bool = True
 
 
+class TaskSection(Section):
+    """Multiple-choice questions, answered by log-likelihood as EleutherAI's lm-eval does it.
+
+    Attributes:
+        name: What reports call it; letters, digits, ``.``, ``_`` and ``-``.
+        file: A ``.jsonl`` file in the layout, relative to where the command runs; for ``mmlu`` also
+            one of hendrycks' ``.csv`` files, or a folder of them, one for each subject.
+        layout: ``hellaswag`` is objects with ``ctx_a``, ``ctx_b``, ``activity_label``, ``endings``
+            and ``label``, where the likelihood of an ending counts for each character of it.
+            ``mmlu`` is objects with ``question``, ``choices``, ``answer`` and ``subject``, where
+            the likelihoods of the letters count.
+        rows: How many questions are asked, at most: the first ones, of a folder's files in turn.
+            None asks all.
+        shots: Examples with their answers in front of each question, of the same subject; ``mmlu``
+            alone takes them.
+        shots_file: Where the examples are from, a file or a folder as for ``file``; the first ones
+            count.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    file: FileName
+    layout: Literal["hellaswag", "mmlu"]
+    rows: Annotated[Positive | None, Unit("questions")] = None
+    shots: Annotated[int, Field(ge=0), Unit("examples")] = 0
+    shots_file: FileName | None = None
+
+    @model_validator(mode="after")
+    def _examples(self) -> TaskSection:
+        if self.shots and self.layout != "mmlu":
+            msg = f"layout {self.layout} takes no examples; leave shots and shots_file out"
+            raise ValueError(msg)
+        if bool(self.shots) != (self.shots_file is not None):
+            msg = "shots and shots_file need each other; give both, or neither"
+            raise ValueError(msg)
+        if self.shots_file == self.file:
+            msg = "shots_file is file itself, which would tell the answers; name another"
+            raise ValueError(msg)
+        return self
+
+
 class EvaluateSection(Section):
     """Held-out text and the quality gate. Without this section nothing is measured.
 
@@ -247,6 +287,7 @@ class EvaluateSection(Section):
             token is computed by the source model and the written one too.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
+        tasks: Multiple-choice questions that both models answer.
         gates: The limits.
     """
 
@@ -256,7 +297,17 @@ class EvaluateSection(Section):
     stride: Annotated[Positive | None, Unit("tokens")] = None
     engine_tokens: Annotated[Positive, Unit("tokens")] = 4000
     dtype: Literal["float32", "model"] = "float32"
+    tasks: list[TaskSection] = Field(default=[])
     gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _names(self) -> EvaluateSection:
+        names = [task.name for task in self.tasks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            msg = f"two tasks have the name {twice}; give each a name of its own"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _overlapping(self) -> EvaluateSection:

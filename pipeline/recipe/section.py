@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -130,5 +130,14 @@ class Section(BaseModel):
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """Returns the model of the keys below a field; None for a field with a value of its own."""
+    return None if get_origin(field.annotation) is list else _model_in(field)
+
+
+def elements_of(field: FieldInfo) -> type[Section] | None:
+    """Returns the model of the keys of each element of a list; None for any other field."""
+    return _model_in(field) if get_origin(field.annotation) is list else None
+
+
+def _model_in(field: FieldInfo) -> type[Section] | None:
     candidates = (field.annotation, *get_args(field.annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)

@@ -17,6 +17,7 @@ from pipeline.errors import (
     StageError,
     UsageError,
 )
+from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.preflight.model_checks import check_local_model
 from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Progress
@@ -86,6 +87,7 @@ def run_recipe(
         PipelineError: The first failure; artifacts published before it stay.
     """
     check_texts(recipe)
+    check_tasks(recipe)
     check_local_model(recipe)
     build.store.sweep()
     if finding := engine_not_measured(recipe):

@@ -30,6 +30,17 @@ class Tokenizer(Protocol):
         """Returns token ids with the model's own special tokens."""
 
 
+class PairTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also tells what begins a text, and can leave that out."""
+
+    @property
+    def beginning(self) -> tuple[int, str] | None:
+        """Returns the token that a text may begin with, and its text: bos, or else eos."""
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """Returns token ids with the model's own special tokens, or without."""
+
+
 class SpanTokenizer(Protocol):
     """A tokenizer that knows which part of a text each token stands for."""
 
@@ -43,7 +54,7 @@ class SpanTokenizer(Protocol):
         """Returns the text of token ids without special tokens, with every space they hold."""
 
 
-class TextTokenizer(Tokenizer, SpanTokenizer, Protocol):
+class TextTokenizer(PairTokenizer, SpanTokenizer, Protocol):
     """All that is used of a model's own tokenizer."""
 
 
@@ -111,7 +122,7 @@ def read_texts(path: Path) -> list[str]:
             where=str(path),
             fix="Use .txt (paragraphs between blank lines) or .jsonl (objects with a text)",
         )
-    texts = list(reader(_decode(path), path))
+    texts = list(reader(read_text_file(path), path))
     if not texts:
         raise UsageError(
             "the file holds no text",
@@ -148,8 +159,18 @@ class _TokenizerOfModel:
     def __init__(self, tokenizer: HuggingFaceTokenizer, rows: int, directory: Path) -> None:
         self._tokenizer, self._rows, self._directory = tokenizer, rows, directory
 
-    def encode(self, text: str, /) -> list[int]:
-        return self._checked(self._tokenizer.encode(text))
+    @property
+    def beginning(self) -> tuple[int, str] | None:
+        tokenizer = self._tokenizer
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return token, tokenizer.decode(
+                    [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+                )
+        return None
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        return self._checked(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_with_spans(self, text: str, /) -> tuple[list[int], list[tuple[int, int]] | None]:
         if not self._tokenizer.is_fast:
@@ -204,7 +225,12 @@ def batches(rows: Rows, batch_size: int) -> list[Rows]:
     return [rows[start:end] for start, end in pairwise(bounds)]
 
 
-def _decode(path: Path) -> str:
+def read_text_file(path: Path) -> str:
+    """Reads a file of texts in UTF-8, without a byte order mark.
+
+    Raises:
+        UsageError: It is missing, cannot be read or is not UTF-8; with the line.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:

@@ -31,6 +31,8 @@ class HuggingFaceTokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
     is_fast: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
     backend_tokenizer: Any
     chat_template: Any
     clean_up_tokenization_spaces: bool

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import versions
+from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
@@ -71,32 +72,39 @@ class _Models:
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
-    """Returns what decides the measurement; gates do not, and the text counts by its contents."""
+    """Returns what decides the measurement; gates do not, and files count by their contents."""
     assert recipe.evaluate is not None
     # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
-        **recipe.evaluate.model_dump(mode="json", exclude={"text", "gates", "engine_tokens"}),
+        **recipe.evaluate.model_dump(
+            mode="json", exclude={"text", "tasks", "gates", "engine_tokens"}
+        ),
+        "tasks": tasks_section(recipe),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
     }
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Gathers the tools' versions and the digest of the text.
+    """Gathers the tools' versions and the digests of the text and of the tasks' files.
 
     Raises:
-        RecipeError: The text cannot be read.
+        RecipeError: A file cannot be read.
     """
-    return {"text": text_digest(recipe, TEXT_KEY), "tools": versions(TOOLS)}
+    return {
+        "text": text_digest(recipe, TEXT_KEY),
+        "tasks": tasks_material(recipe),
+        "tools": versions(TOOLS),
+    }
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Writes ``evaluation.json`` and returns its numbers without those of each document.
 
     Raises:
-        UsageError: The text is not usable.
+        UsageError: The text, or a task's file, is not usable.
         SourceError: The source model or its tokenizer cannot be loaded.
         CheckpointError: The checkpoint is not complete.
     """
@@ -167,6 +175,7 @@ def _measure(
     from pipeline.checkpoint import CheckpointConfig
     from pipeline.evaluation.completions import compare_completions
     from pipeline.evaluation.scoring import compare
+    from pipeline.evaluation.tasks.answering import score_tasks
     from pipeline.reference.activations import ActivationWatch
     from pipeline.source.end_ids import read_end_ids
 
@@ -183,8 +192,15 @@ def _measure(
         with context.progress.task(f"scoring {total} tokens", total) as task:
             vocabulary = int(models.source.config.vocab_size)
             scores = compare(source, written, text.windows, vocabulary, task.advance)
-        # Multiple choice of ``source`` and ``written`` belongs here, within the recipe's dtype.
-        tasks: list[dict[str, Any]] = []
+        tasks = score_tasks(
+            recipe,
+            text.tokenizer,
+            source,
+            written,
+            longest=text.longest,
+            vocabulary=vocabulary,
+            progress=context.progress,
+        )
         completions = compare_completions(
             source,
             written,
@@ -194,7 +210,7 @@ def _measure(
             longest=text.longest,
         )
     return scores, {
-        "tasks": tasks,
+        "tasks": [task.as_dict() for task in tasks],
         "completions": [completion.as_dict() for completion in completions],
         "activations": watch.found().as_dict(),
     }

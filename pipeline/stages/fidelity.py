@@ -9,15 +9,17 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, versions
 from pipeline.errors import UnsupportedError
+from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import text_digest
+from pipeline.source.texts import TextTokenizer, text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.targets import get_target
 from pipeline.targets.base import EngineEvaluation, NotMeasured
@@ -34,28 +36,47 @@ TOOLS = ("torch", "transformers", "numpy")
 KEYS = ("tokens", "engine_tokens", "sequence_length", "stride")
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What is scored.
+
+    Attributes:
+        tokenizer: The source's.
+        documents: The recipe's texts, as far as they are scored on the engine.
+        windows: Their windows.
+        positions: The model's number of them.
+    """
+
+    tokenizer: TextTokenizer
+    documents: Sequence[Document]
+    windows: Sequence[Window]
+    positions: int
+
+
 def section(recipe: Recipe) -> dict[str, Any]:
-    """Returns which tokens are scored, and how the two other models are computed."""
+    """Returns what is scored, and how the two other models are computed."""
     assert recipe.evaluate is not None
     # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
         **recipe.evaluate.model_dump(mode="json", include=set(KEYS)),
+        "tasks": tasks_section(recipe),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
     }
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
-    """Gathers the digest of the text, versions, and what the target measures with and on.
+    """Gathers digests of text and tasks, versions, and what the target measures with and on.
 
     Raises:
-        RecipeError: The text cannot be read.
+        RecipeError: A file cannot be read.
     """
     engine = get_target(recipe.compile.target).evaluation(recipe)
     return {
         "text": text_digest(recipe, TEXT_KEY),
+        "tasks": tasks_material(recipe),
         "tools": versions(TOOLS),
         "engine": None if isinstance(engine, NotMeasured) else dict(engine.material),
     }
@@ -79,31 +100,31 @@ def run(context: StageContext) -> dict[str, Any]:
     source, engine = context.inputs["source"].path, context.inputs["compile"].path
     parameters = count_parameters(source)
     with offline_and_quiet(context.progress), deterministic(parameters):
-        documents, windows = _windows(context, evaluation.longest_window)
+        text = _text(context, evaluation.longest_window)
         with evaluation.logits(engine) as scorer:
-            scores, tasks = _compare(context, windows, scorer)
+            scores, tasks = _compare(context, text, scorer)
     _free_memory()
     losses = evaluation.losses(
         engine,
         context.inputs["quantize"].path,
-        [window.ids for window in windows],
+        [window.ids for window in text.windows],
         context.output,
         context.progress,
     )
-    scores = with_losses(scores, windows, losses)
+    scores = with_losses(scores, text.windows, losses)
     result = {
         "method": evaluation.method,
         # What is allowed depends on the size of the model.
         "parameters": parameters,
-        **summarize_engine(documents, windows, scores),
+        **summarize_engine(text.documents, text.windows, scores),
         "tasks": tasks,
     }
-    text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
-    (context.output / RESULT_NAME).write_text(f"{text}\n", encoding="utf-8")
+    content = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
+    (context.output / RESULT_NAME).write_text(f"{content}\n", encoding="utf-8")
     return result
 
 
-def _windows(context: StageContext, longest: int) -> tuple[Sequence[Document], Sequence[Window]]:
+def _text(context: StageContext, longest: int) -> _Text:
     """The first of the windows that ``evaluate`` scores, no longer than the engine takes."""
     from pipeline.evaluation.windows import read_documents, strided_windows
     from pipeline.source.texts import load_tokenizer, read_texts
@@ -119,11 +140,12 @@ def _windows(context: StageContext, longest: int) -> tuple[Sequence[Document], S
         context.progress.note(f"windows are of {length} tokens, not {wanted}: for the engine")
     tokens = min(settings.tokens, settings.engine_tokens)
     documents = read_documents(read_texts(Path(settings.text)), tokenizer, tokens)
-    return documents, strided_windows(documents, length, settings.stride)
+    windows = strided_windows(documents, length, settings.stride)
+    return _Text(tokenizer, documents, windows, positions)
 
 
 def _compare(
-    context: StageContext, windows: Sequence[Window], engine: Scorer | None
+    context: StageContext, text: _Text, engine: Scorer | None
 ) -> tuple[EngineScores, list[dict[str, Any]]]:
     """Every window under source, checkpoint and engine; and multiple choice, where it has logits.
 
@@ -132,6 +154,7 @@ def _compare(
     """
     from pipeline.evaluation.fidelity import score_engine
     from pipeline.evaluation.scoring import scorer_of
+    from pipeline.evaluation.tasks.answering import score_tasks
     from pipeline.reference import load_reference
     from pipeline.reference.source import load_source, place_models
 
@@ -144,20 +167,30 @@ def _compare(
         written: Any = load_reference(context.inputs["quantize"].path)
         task.advance()
     device = place_models(recipe, source, written)
-    total = sum(window.scored for window in windows)
+    total = sum(window.scored for window in text.windows)
     config: Any = source.config
-    original = scorer_of(source, device)
+    original, vocabulary = scorer_of(source, device), int(config.vocab_size)
     with context.progress.task(f"comparing {total} tokens", total) as task:
         scores = score_engine(
             original,
             scorer_of(written, device),
             engine,
-            windows,
-            vocabulary=int(config.vocab_size),
+            text.windows,
+            vocabulary=vocabulary,
             advance=task.advance,
         )
-    # Multiple choice of ``original`` and ``engine`` belongs here, where there is an engine.
-    return scores, []
+    if engine is None:
+        return scores, []
+    answers = score_tasks(
+        recipe,
+        text.tokenizer,
+        original,
+        engine,
+        longest=text.positions,
+        vocabulary=vocabulary,
+        progress=context.progress,
+    )
+    return scores, [answer.as_dict() for answer in answers]
 
 
 def _free_memory() -> None:

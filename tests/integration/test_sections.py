@@ -6,6 +6,7 @@ another value, and the stage must get another cache key.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ pytest.importorskip("modelopt")
 from pipeline.progress import Silent
 from pipeline.recipe.docs import recipe_keys
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, TaskSection
 from pipeline.running import planner
 from pipeline.running.planner import key_material
 from pipeline.running.runner import RunResult, run_recipe
@@ -30,12 +31,14 @@ from tests.recording import changed, recorded
 ON_CPU: dict[tuple[str, str], str] = {}
 ON_GPU = {
     ("compile", "compile.tensorrt.workers"): "how many ranks are built at the same time",
+    ("fidelity", "compile.tensorrt.workers"): "likewise, for the engine that is measured",
     ("quantize", "quantize.device"): "without calibration the weights are only copied",
     ("quantize", "quantize.kv_cache"): "a format without calibration has none",
 }
 CALIBRATED = ("quantize.calibration.samples=4", "quantize.calibration.sequence_length=64")
 SMALL = (
     "evaluate.tokens=200",
+    "evaluate.engine_tokens=100",
     "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
     "bench.requests=2",
     "bench.output_tokens=4",
@@ -65,6 +68,13 @@ def of_other_targets(target: str) -> set[str]:
     return found
 
 
+def task(path: Path) -> TaskSection:
+    """A task of one question."""
+    row = {"question": "1 + 1 =", "choices": ["1", "2"], "answer": 1, "subject": "sums"}
+    path.write_text(f"{json.dumps(row)}\n")
+    return TaskSection(name="sums", file=str(path), layout="mmlu")
+
+
 def undeclared(
     recipe: Recipe, result: RunResult, reads: dict[str, set[str]], root: Path
 ) -> set[tuple[str, str]]:
@@ -76,6 +86,7 @@ def undeclared(
         "model.source": str(root / "model"),
         "quantize.calibration.text": str(root / "other.txt"),
         "evaluate.text": str(root / "other.txt"),
+        "evaluate.tasks": [task(root / "questions.jsonl")],
     }
     artifacts = {
         name: planned.artifact for name, planned in result.stages.items() if planned.artifact

@@ -101,7 +101,7 @@ def test_a_whole_run_in_the_pinned_container(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(PROJECT)
     settings = [
-        *("compile.target=tensorrt", "compile.tensor_parallel=2", "evaluate.tokens=200"),
+        *("compile.target=tensorrt", "compile.tensor_parallel=2", "evaluate.engine_tokens=200"),
         # The double's engine is another model than the demo.
         "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
     ]
@@ -116,7 +116,7 @@ def test_a_whole_run_in_the_pinned_container(
     facts = {
         name: planned.artifact.facts for name, planned in built.stages.items() if planned.artifact
     }
-    assert facts["evaluate"]["engine_perplexity"] > 1
+    assert facts["fidelity"]["perplexity"]["value"] > 1
     vocabulary = ModelFacts.from_directory(PROJECT / str(recipe.model.source)).vocab_size
     assert [len(tokens) for tokens in facts["compile"]["smoke"]] == [16, 16, 16]
     assert facts["compile"]["smoke"][0][0] == (3 * (7919 % vocabulary) + 1) % vocabulary

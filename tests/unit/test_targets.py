@@ -20,7 +20,7 @@ from pipeline.ladder.climb import finished
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress, Silent
 from pipeline.recipe.compile import CompileSection
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import EvaluateSection, Recipe
 from pipeline.recipe.section import ReadBy, section_of
 from pipeline.running import planner
 from pipeline.running.planner import build_plan, stages_for
@@ -29,8 +29,8 @@ from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
 from pipeline.targets import get_target
-from pipeline.targets.base import Diagnosis, Target
-from tests.conftest import PROJECT
+from pipeline.targets.base import Diagnosis, NotMeasured, Target
+from tests.conftest import DEMO_MODEL, PROJECT
 
 SERVED = ["repository", "verify", "bench"]
 
@@ -75,8 +75,8 @@ class ExportTarget:
     def adopt(self, *_: Any) -> dict[str, Any]:
         raise AssertionError
 
-    def evaluation(self, _recipe: Recipe, _progress: Progress | None = None) -> None:
-        return None
+    def evaluation(self, _recipe: Recipe) -> NotMeasured:
+        return NotMeasured("An export does not run here", "Measure it in its own program")
 
     def engine_problems(self, *_: Any) -> Iterator[str]:
         raise AssertionError
@@ -156,6 +156,40 @@ def test_an_exported_engine_is_not_served(recipe: Recipe) -> None:
     every = names(stages_for(recipe.model_copy(update={"compile": served})))
     assert names(stages_for(recipe)) == [name for name in every if name not in SERVED]
     assert set(SERVED) <= set(every)
+
+
+class Notes(Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_an_engine_that_is_not_measured_here_is_said_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing fails for it, and the stage does not vanish without a word."""
+    evaluate = EvaluateSection(text=str(DEMO_MODEL.parent / "data" / "heldout.jsonl"))
+    measured = recipe.model_copy(update={"evaluate": evaluate})
+    on_cpu = measured.compile.model_copy(update={"target": "openvino"})
+    known = names(stages_for(measured.model_copy(update={"compile": on_cpu})))
+    assert known[known.index("compile") + 1] == "fidelity"
+    assert "evaluate" in names(stages_for(measured))
+    assert "fidelity" not in names(stages_for(measured))
+    (finding,) = api.plan(measured, tmp_path).findings
+    assert "the compiled engine is not measured on this machine" in finding.what
+    assert (finding.why, finding.severity) == ("An export does not run here", "note")
+    progress = Notes()
+    run_recipe(measured, BuildDir(tmp_path), progress, until="source")
+    assert any("An export does not run here. Measure it in" in note for note in progress.notes)
+    # Without held-out text nothing is measured, which the recipe says itself.
+    assert api.plan(recipe, tmp_path).findings == ()
+    progress = Notes()
+    run_recipe(recipe, BuildDir(tmp_path), progress, until="source")
+    assert not any("not measured" in note for note in progress.notes)
 
 
 def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -> None:

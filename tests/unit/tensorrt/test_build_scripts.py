@@ -110,6 +110,8 @@ def test_perplexity_by_hand(monkeypatch: pytest.MonkeyPatch, engine: Path) -> No
     assert [window["tokens"] for window in result["by_window"]] == [3, 2]
     assert result["by_window"][0]["nll"] == pytest.approx(3 * likely, rel=1e-5)
     assert result["by_window"][1]["nll"] == pytest.approx(likely + unlikely, rel=1e-5)
+    single = [loss for window in result["by_window"] for loss in window["losses"]]
+    assert single == pytest.approx([*[likely] * 4, unlikely], rel=1e-5)
     assert result["tokens"] == 5
     assert result["perplexity"] == pytest.approx(math.exp((4 * likely + unlikely) / 5), rel=1e-5)
 

@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("modelopt")
 
-from pipeline.errors import CompileError, QualityGateError
+from pipeline.errors import CompileError, UnsupportedError
+from pipeline.preflight.remarks import engine_not_measured
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
+from pipeline.reference import load_reference
+from pipeline.reference.source import load_source
+from pipeline.running.planner import stages_for
 from pipeline.stages import compile as compile_stage
-from pipeline.stages import evaluate
+from pipeline.stages import fidelity
 from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
 from tests.doubles.trtllm_build.machine import pretend
@@ -28,7 +33,6 @@ from tests.integration.quantize_support import VOCAB, calibration_words, run_sta
 from tests.integration.quantize_support import recipe as quantize_recipe
 
 SIZES = {"max_batch_size": 4, "max_input_len": 12, "max_seq_len": 16, "max_num_tokens": 64}
-ENGINE_KEYS = {"engine_perplexity", "engine_perplexity_difference"}
 
 
 class Notes(Silent):
@@ -52,6 +56,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return {
         "source": Artifact("source", "key", "digest", source, {}),
         "quantize": Artifact("quantize", "key", "digest", folder / "checkpoint", {}),
+        # The engine that is served gives no logits, and is not looked at.
+        "compile": Artifact("compile", "key", "digest", folder / "engine", {}),
     }
 
 
@@ -59,7 +65,7 @@ def settings(inputs: dict[str, Artifact], **changes: Any) -> Recipe:
     source = inputs["source"].path
     data = quantize_recipe(source, format="float16").model_dump(by_alias=True)
     text = str(source / "heldout.txt")
-    data["evaluate"] = {"text": text, "tokens": 100, "sequence_length": 20}
+    data["evaluate"] = {"text": text, "engine_tokens": 100, "sequence_length": 20}
     data["compile"] |= {"target": "tensorrt", **SIZES, **changes}
     return Recipe.model_validate(data)
 
@@ -73,123 +79,125 @@ def run(
     return Artifact(stage.STAGE.name, "key", "digest", output, stage.STAGE.run(context))
 
 
-def perplexity_by_hand(length: int, tokens: int) -> float:
-    """Of the double over the first windows of the held-out text."""
-    logsumexp = math.log(math.exp(2.0) + (VOCAB - 1) * math.exp(0.5))
-    nll = count = 0.0
+def rows_of_text(tokens: int) -> list[list[int]]:
+    """The first paragraphs, cut where that many tokens are predicted."""
+    rows: list[list[int]] = []
     for paragraph in calibration_words().split("\n\n"):
-        words = [int(word[1:]) for word in paragraph.split()]
-        for start in range(0, len(words), length):
-            part = words[start : start + length][: int(tokens - count) + 1]
-            for before, after in pairwise(part):
-                nll += logsumexp - (2.0 if after == (3 * before + 1) % VOCAB else 0.5)
-                count += 1
-    assert count == tokens
-    return math.exp(nll / count)
+        row = [int(word[1:]) for word in paragraph.split()][: tokens + 1]
+        rows.append(row)
+        tokens -= len(row) - 1
+        if not tokens:
+            break
+    return rows
 
 
-def test_the_engine_is_measured_on_the_windows_of_the_reference(
+def loss_by_hand(rows: list[list[int]]) -> float:
+    """Mean negative log-likelihood of the double; it looks one token back and no further."""
+    logsumexp = math.log(math.exp(2.0) + (VOCAB - 1) * math.exp(0.5))
+    losses = [
+        logsumexp - (2.0 if after == (3 * before + 1) % VOCAB else 0.5)
+        for row in rows
+        for before, after in pairwise(row)
+    ]
+    return math.fsum(losses) / len(losses)
+
+
+def loss_of(model: Any, rows: list[list[int]], window: int, step: int) -> float:
+    """Mean loss of a model that sees windows of 15, each 7 tokens on, as a plain loop."""
+    total, count = 0.0, 0
+    for row in rows:
+        for end in range(1, len(row)):
+            begin = 0
+            if end >= window:
+                begin = (end - window) // step * step + step
+            with torch.inference_mode():
+                logits = model(torch.tensor([row[begin:end]])).logits[0, -1].double()
+            total -= float(torch.log_softmax(logits, -1)[row[end]])
+            count += 1
+    return total / count
+
+
+def test_the_engine_is_measured_on_the_windows_of_both_models(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", sm="90")
     progress, recipe = Notes(), settings(inputs)
-    artifact = run(evaluate, recipe, inputs, tmp_path / "store", progress)
-    facts = artifact.facts
-    assert facts["tokens"] == 100
+    artifact = run(fidelity, recipe, inputs, tmp_path / "store", progress)
+    facts, rows = artifact.facts, rows_of_text(100)
+    assert (facts["tokens"], facts["documents"]) == (100, 4)
+    engine = loss_by_hand(rows)
+    assert facts["perplexity"]["value"] == pytest.approx(math.exp(engine), rel=1e-5)
     # max_seq_len 16 holds a window and one generated token.
-    assert facts["engine_perplexity"] == pytest.approx(perplexity_by_hand(15, 100), rel=1e-5)
-    difference = facts["engine_perplexity"] / facts["perplexity"] - 1
-    assert facts["engine_perplexity_difference"] == pytest.approx(difference)
+    source = loss_of(load_source(inputs["source"].path), rows, 15, 7)
+    written = loss_of(load_reference(inputs["quantize"].path), rows, 15, 7)
+    increase = facts["perplexity_increase"]
+    assert increase["value"] == pytest.approx(math.expm1(engine - source), rel=1e-4)
+    assert increase["low"] < increase["value"] < increase["high"]
+    assert facts["against_checkpoint"] == {
+        "perplexity_increase": {
+            "value": pytest.approx(math.expm1(engine - written), rel=1e-4),
+            "low": pytest.approx(increase["low"], abs=0.01),
+            "high": pytest.approx(increase["high"], abs=0.01),
+        },
+        **dict.fromkeys(("kl_divergence", "kl_divergence_p99", "top1_agreement")),
+    }
+    assert facts["kl_divergence"] is facts["top1_agreement"] is None
+    assert facts["tasks"] == []
+    assert "gathers context logits" in facts["method"]
     assert any("windows are of 15 tokens, not 20" in note for note in progress.notes)
     assert any("--gather_context_logits" in note for note in progress.notes)
     # Nothing of the engine is published; its timing cache stays in the store.
-    assert [path.name for path in artifact.path.iterdir()] == [evaluate.RESULT_NAME]
+    assert [path.name for path in artifact.path.iterdir()] == [fidelity.RESULT_NAME]
     assert list((tmp_path / "store" / "timing").glob("*.cache"))
-    written = json.loads((artifact.path / evaluate.RESULT_NAME).read_text())
-    assert {name: written[name] for name in ENGINE_KEYS} == {
-        name: facts[name] for name in ENGINE_KEYS
-    }
-
-
-def test_nothing_changes_on_a_machine_without_a_gpu(
-    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, tmp_path / "machine", programs=(), tensorrt_llm=None)
-    recipe, cpu = settings(inputs), settings(inputs, target="openvino")
-    assert evaluate.material(recipe) == evaluate.material(cpu)
-    artifact = run(evaluate, recipe, inputs, tmp_path / "store")
-    assert not ENGINE_KEYS & artifact.facts.keys()
-    # Windows of 20 and 10, not of 15: 19 + 9 + 19 + 9 + 19 + 9 + 16 predictions.
-    assert artifact.facts["windows"] == 7
+    assert json.loads((artifact.path / fidelity.RESULT_NAME).read_text()) == facts
 
 
 @pytest.mark.parametrize(
-    ("machine", "measured"),
+    ("machine", "why"),
     [
-        ({}, True),
-        ({"gpus": "0"}, False),
-        ({"programs": ("nvidia-smi", "docker"), "tensorrt_llm": None}, True),
-        ({"programs": ("nvidia-smi",), "tensorrt_llm": None}, False),
+        ({}, ""),
+        ({"gpus": "0"}, "It takes a GPU, and this machine has none"),
+        ({"programs": (), "tensorrt_llm": None}, "It takes a GPU, and this machine has none"),
+        ({"programs": ("nvidia-smi", "docker"), "tensorrt_llm": None}, ""),
+        (
+            {"programs": ("nvidia-smi",), "tensorrt_llm": None},
+            "Neither TensorRT-LLM nor Docker is installed here",
+        ),
     ],
 )
 def test_what_decides_the_measurement_is_in_the_key(
     machine: dict[str, Any],
-    measured: bool,
+    why: str,
     inputs: dict[str, Artifact],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", **machine)
-    material = evaluate.material(settings(inputs))
-    assert ("engine" in material) is measured
-    if measured:
-        assert material["engine"]["tools"]["gpu"] == "NVIDIA H100 80GB HBM3"
-        assert material != evaluate.material(settings(inputs, max_num_tokens=32))
-        # Two ranks run on two GPUs.
-        assert "engine" not in evaluate.material(settings(inputs, tensor_parallel=2))
+    recipe = settings(inputs)
+    finding, material = engine_not_measured(recipe), fidelity.material(recipe)
+    assert (finding.why if finding else "") == why
+    assert ("fidelity" in [stage.name for stage in stages_for(recipe)]) is (not why)
+    if why:
+        assert material["engine"] is None
+        with pytest.raises(UnsupportedError, match="engines are not measured on this machine"):
+            run(fidelity, recipe, inputs, tmp_path / "store")
+        return
+    assert material["engine"]["tools"]["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert material != fidelity.material(settings(inputs, max_num_tokens=32))
+    # Two ranks run on two GPUs.
+    two = engine_not_measured(settings(inputs, tensor_parallel=2))
+    assert two
+    assert two.why == "It takes 2 GPUs, and this machine has 1"
 
 
-def test_pipeline_ranks_are_not_measured_and_the_run_says_so(
+def test_pipeline_ranks_are_not_measured_and_the_plan_says_so(
     inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, tmp_path / "machine", gpus="2")
-    recipe, progress = settings(inputs, pipeline_parallel=2), Notes()
-    assert "engine" in evaluate.material(settings(inputs, tensor_parallel=2))
-    assert "engine" not in evaluate.material(recipe)
-    artifact = run(evaluate, recipe, inputs, tmp_path / "store", progress)
-    assert not ENGINE_KEYS & artifact.facts.keys()
-    (said,) = [note for note in progress.notes if "not measured" in note]
-    assert "no context logits with pipeline_parallel 2" in said
-
-
-@pytest.mark.parametrize(
-    ("perplexity", "engine", "words"),
-    [
-        (10.0, 10.3, r"the engine is worse .*: the engine's perplexity rose by 3\.00% \(10 to 10"),
-        (10.0, math.nan, "the engine is worse .*: the engine's perplexity rose by nan%"),
-        (10.4, 10.3, r"the checkpoint is worse .*: perplexity rose by 4\.00%.*; the engine's"),
-    ],
-)
-def test_the_gate_holds_for_the_engine(
-    perplexity: float, engine: float, words: str, inputs: dict[str, Artifact], tmp_path: Path
-) -> None:
-    facts = {
-        "source_perplexity": 10.0,
-        "perplexity": perplexity,
-        "perplexity_increase": perplexity / 10 - 1,
-        "top1_agreement": 1.0,
-        "kl_divergence": 0.0,
-    }
-    recipe = settings(inputs)
-    evaluate.check(recipe, artifact_of(facts | {"perplexity": 10.0, "perplexity_increase": 0.0}))
-    with pytest.raises(QualityGateError, match=words) as caught:
-        evaluate.check(recipe, artifact_of({**facts, "engine_perplexity": engine}))
-    assert caught.value.exit_code == 4
-    assert "evaluate.gates.perplexity_increase" in str(caught.value)
-
-
-def artifact_of(facts: dict[str, Any]) -> Artifact:
-    return Artifact("evaluate", "key", "digest", Path("nowhere"), facts)
+    assert engine_not_measured(settings(inputs, tensor_parallel=2)) is None
+    finding = engine_not_measured(settings(inputs, pipeline_parallel=2))
+    assert finding
+    assert "no context logits with pipeline_parallel 2" in finding.why
 
 
 def test_an_engine_is_tried_before_it_is_published(

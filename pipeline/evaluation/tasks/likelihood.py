@@ -1,0 +1,81 @@
+"""The log-likelihood of continuations under one model or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.evaluation.scoring import BATCH_LOGITS, BATCH_TOKENS, Scorer, padded
+from pipeline.evaluation.tasks.encoding import Pair
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model makes of one continuation.
+
+    Attributes:
+        nats: The sum of its tokens' log probabilities.
+        is_greedy: Whether each token is the most likely one where it stands.
+    """
+
+    nats: float
+    is_greedy: bool
+
+
+def log_likelihoods(
+    scorers: Sequence[Scorer],
+    pairs: Sequence[Pair],
+    vocabulary: int,
+    advance: Callable[[float], None] = lambda _pairs: None,
+) -> list[list[Likelihood]]:
+    """Scores every continuation under every model.
+
+    What a model sees alike, such as one question with letters to choose from, it sees once.
+
+    Args:
+        scorers: The models.
+        pairs: What to score.
+        vocabulary: Logits of each token, which decides how much is scored at once. Those beyond
+            are left out.
+        advance: Called with the number of continuations just scored.
+
+    Returns:
+        For each scorer, the likelihoods in the order of ``pairs``.
+    """
+    alike: dict[Ids, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        alike.setdefault(pair.ids, []).append(index)
+    found: list[dict[int, Likelihood]] = [{} for _ in scorers]
+    for batch in _batches(list(alike), vocabulary):
+        ids = padded(batch)
+        for scorer, likelihoods in zip(scorers, found, strict=True):
+            logits = scorer(ids)
+            for row, seen in enumerate(batch):
+                for index in alike[seen]:
+                    part = pairs[index].continuation
+                    place = logits[row, len(seen) - len(part) : len(seen), :vocabulary]
+                    likelihoods[index] = _likelihood(place, part)
+        advance(sum(len(alike[seen]) for seen in batch))
+    return [[each[index] for index in range(len(pairs))] for each in found]
+
+
+@torch.inference_mode()
+def _likelihood(logits: torch.Tensor, continuation: Ids) -> Likelihood:
+    targets = torch.tensor(continuation, device=logits.device)
+    chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.unsqueeze(-1))
+    greedy = bool((logits.argmax(dim=-1) == targets).all())
+    return Likelihood(float(chosen.double().sum()), greedy)
+
+
+def _batches(rows: Sequence[Ids], vocabulary: int) -> Iterator[list[Ids]]:
+    """Rows about as long, the longest first, so that what does not fit fails at once."""
+    limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
+    left = sorted(rows, key=lambda row: -len(row))
+    while left:
+        count = max(1, limit // len(left[0]))
+        yield left[:count]
+        left = left[count:]
