@@ -147,25 +147,33 @@ def _build(
     if rung.recipe is None:
         progress.note(f"{rung.format.name}: refused. {rung.refusal}")
         return refused(rung), None
+    made: dict[str, Artifact] = {}
+
+    def remember(planned: PlannedStage, seconds: float) -> None:
+        if planned.artifact:
+            made[planned.stage.name] = planned.artifact
+        on_stage(rung.format.name, planned, seconds)
+
     try:
-        result = run_recipe(
-            rung.recipe,
-            build,
-            progress,
-            on_stage=lambda planned, seconds: on_stage(rung.format.name, planned, seconds),
-            past_checks=True,
-        )
+        run_recipe(rung.recipe, build, progress, on_stage=remember, past_checks=True)
     except NOT_THE_RUNG:
         raise
     except PipelineError as error:
         progress.note(f"{rung.format.name}: {error}")
-        return broken(rung, UNFINISHED, str(error)), None
-    written = result.stages[report_stage.STAGE.name].artifact
-    assert written
-    row = {**row_of(read_report(written.path / REPORT)), "name": rung.name}
-    served = result.stages.get(repository_stage.STAGE.name)
+        # What it came to before is in the report that such a run leaves, if it left one.
+        got_to = _reported(rung, made) or broken(rung)
+        return {**got_to, "verdict": UNFINISHED, "headline": str(error)}, None
+    row = _reported(rung, made)
+    assert row
+    served = made.get(repository_stage.STAGE.name)
     # What answers wrongly is not worth a time.
-    return row, served.artifact if served and row["verdict"] != FAILED else None
+    return row, served if row["verdict"] != FAILED else None
+
+
+def _reported(rung: Rung, made: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """The row of the report that a run made of a rung."""
+    written = made.get(report_stage.STAGE.name)
+    return {**row_of(read_report(written.path / REPORT)), "name": rung.name} if written else None
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], served: Mapping[str, Artifact]) -> str | None:

@@ -236,6 +236,8 @@ def _reason(
     increase = best["perplexity_increase"]
     if increase and increase["value"] is not None:
         parts.append(f"perplexity {increase['value'] * 100:+.2f} % against the source")
+    else:
+        parts.append("its quality was not measured, for the recipe has no section evaluate")
     return f"Take {best['format']}: {'; '.join(parts)}."
 
 
