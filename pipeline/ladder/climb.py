@@ -162,7 +162,8 @@ def _build(
         progress.note(f"{rung.format.name}: {error}")
         # What it came to before is in the report that such a run leaves, if it left one.
         got_to = _reported(rung, made) or broken(rung)
-        return {**got_to, "verdict": UNFINISHED, "headline": str(error)}, None
+        ended = {"verdict": UNFINISHED, "headline": str(error), "reasons": [error.what]}
+        return {**got_to, **ended}, None
     row = _reported(rung, made)
     assert row
     served = made.get(repository_stage.STAGE.name)
