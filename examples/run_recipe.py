@@ -27,5 +27,5 @@ except PipelineError as error:
 
 quality = result.stages["evaluate"].artifact
 if quality is not None:
-    print(f"perplexity: {quality.facts['perplexity']:.4f}")
+    print(f"perplexity: {quality.facts['perplexity']['value']:.4f}")
 print(f"outputs: {result.outputs}")

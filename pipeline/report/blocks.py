@@ -16,12 +16,14 @@ class Cell:
         kind: A class that gives it its colour.
         chart: An ``<svg>`` that HTML draws with it.
         code: Whether it is a key or a path.
+        note: What else there is to say.
     """
 
     text: str
     kind: str = ""
     chart: str = ""
     code: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that goes with the other one of a pair up to a place.
+    """One text of a pair.
 
     Attributes:
         who: Whose text it is.
-        same: The beginning, which both have.
-        other: The rest, where they differ.
+        parts: The text in pieces, each with whether the other text of the pair lacks it.
     """
 
     who: str
-    same: str
-    other: str
+    parts: Sequence[tuple[str, bool]]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ WIDTH = 360
 ROW_HEIGHT, BAR_TOP, BAR_HEIGHT = 38, 19, 11
 PLOT_LEFT, PLOT_FLOOR, PLOT_HEIGHT = 40, 132, 108
 PLOT_WIDTH = WIDTH - PLOT_LEFT - 4
+# What a character of a label may be wide, so that none is drawn beyond the edge.
+CHARACTER = 6.9
 INTERVAL_WIDTH, INTERVAL_HEIGHT, INTERVAL_PAD = 150, 22, 6
 
 
@@ -58,9 +60,10 @@ def bars(rows: Sequence[Bar], *, longest: float | None = None) -> str:
     parts = []
     for index, row in enumerate(rows):
         top = index * ROW_HEIGHT
+        room = WIDTH - (len(row.shown) + 2) * CHARACTER
         label, shown = escape(row.label), escape(row.shown)
         parts += [
-            f'<text x="0" y="{top + 9}" class="label">{label}</text>',
+            f'<text x="0" y="{top + 9}" class="label">{escape(fitted(row.label, room))}</text>',
             f'<text x="{WIDTH}" y="{top + 9}" class="value end">{shown}</text>',
         ]
         if row.value is None:
@@ -202,6 +205,16 @@ def _tick(x: float, length: int) -> str:
     )
 
 
+def fitted(label: str, room: float) -> str:
+    """Shortens a label in its middle to what fits into that width."""
+    most = max(int(room / CHARACTER), 3)
+    if len(label) <= most:
+        return label
+    start = most // 3
+    return f"{label[:start]}…{label[len(label) - (most - 1 - start) :]}"
+
+
 def svg(kind: str, height: int, parts: Sequence[str], *, width: int = WIDTH) -> str:
     """Wraps what was drawn into an ``<svg>`` of that class, width and height."""
-    return f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    # Without role="img", so that its texts can be read aloud and copied.
+    return f'<svg class="{kind}" viewBox="0 0 {width} {height}">{"".join(parts)}</svg>'

@@ -9,7 +9,7 @@ from pipeline.report.blocks import Tile
 from pipeline.report.collect import best_measurement
 from pipeline.report.prices import price_of
 from pipeline.report.serving import measured_on, money, speed_at
-from pipeline.report.siblings import as_point
+from pipeline.report.siblings import as_point, quantized
 from pipeline.report.words import between, percent, size
 from pipeline.tables import number, streams
 
@@ -37,7 +37,9 @@ def about(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("model", shown))
     checkpoint, engine = report["checkpoint"], report["engine"]
     name = report["recipe"]["quantize"]["format"]
-    algorithm = (checkpoint["quant_algo"] or "not quantized") if checkpoint else ""
+    algorithm = ""
+    if checkpoint:
+        algorithm = checkpoint["quant_algo"] if quantized(checkpoint) else "not quantized"
     rows.append(("format", f"{name} ({algorithm})" if algorithm else name))
     if engine:
         where = "compiled elsewhere" if engine.get("adopted") else "compiled"
@@ -74,7 +76,7 @@ def _written(report: Mapping[str, Any]) -> Iterator[Tile]:
             )
         agreement = quality["top1_agreement"]
         yield Tile(
-            "same likeliest token",
+            "agreement with the source",
             percent(agreement["value"]),
             between(agreement, percent),
             percent(1.0, 0),

@@ -9,8 +9,8 @@ from pipeline.report import overview, provenance, quality, serving
 from pipeline.report.blocks import Section
 
 SECTIONS = (
-    quality.gates_section,
     quality.completions_section,
+    quality.gates_section,
     serving.siblings_section,
     quality.quality_sections,
     serving.size_section,

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipeline.report.charts import WIDTH, svg
+from pipeline.report.charts import CHARACTER, WIDTH, fitted, svg
 from pipeline.report.scale import nice_ticks, span_of
 from pipeline.tables import number
 
 LEFT, FLOOR, HEIGHT = 56, 214, 190
-# What a character of a label may be wide, so that none is drawn beyond the edge.
-_CHARACTER = 6.6
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ def pareto(
         ]
     for tick in nice_ticks(x_start, x_start + x_span):
         x = place_x(tick)
+        if x + len(show_x(tick)) * CHARACTER / 2 > WIDTH:
+            continue
         parts += [
             f'<line x1="{x:.1f}" y1="{FLOOR}" x2="{x:.1f}" y2="{FLOOR + 4}" class="axis"/>',
             (
@@ -134,7 +134,9 @@ def _labels(places: Sequence[tuple[float, float, Point]]) -> list[str]:
     parts = []
     taken: list[tuple[float, float, float]] = []
     for x, y, point in sorted(places, key=lambda place: place[1]):
-        width = len(point.label) * (_CHARACTER + point.marked)
+        character = CHARACTER + point.marked
+        label = fitted(point.label, WIDTH * CHARACTER / character)
+        width = len(label) * character
         right = x + 5 + width <= WIDTH
         start = x + 5 if right else max(x - 5 - width, 0.0)
         at = max(y - 8, 24.0)
@@ -147,6 +149,6 @@ def _labels(places: Sequence[tuple[float, float, Point]]) -> list[str]:
         kind = "value strong" if point.marked else "value"
         end, edge = ("", start) if right else (" end", max(x - 5, width))
         parts.append(
-            f'<text x="{edge:.1f}" y="{at:.1f}" class="{kind}{end}">{escape(point.label)}</text>'
+            f'<text x="{edge:.1f}" y="{at:.1f}" class="{kind}{end}">{escape(label)}</text>'
         )
     return parts

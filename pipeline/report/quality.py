@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from difflib import SequenceMatcher
 from statistics import median
 from typing import Any
 
@@ -21,12 +22,17 @@ from pipeline.report.blocks import (
 from pipeline.report.charts import Bar, bars, histogram, interval
 from pipeline.report.words import count, estimate, percent
 from pipeline.tables import number
+from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gates import beyond_range
-from pipeline.verdict.words import MEASURES, Measure, nats, signed_percent
+from pipeline.verdict.words import MEASURES, Measure, measured_words, nats, signed_percent
 
 WORST_LINEARS = 10
 WORST_DOCUMENTS = 3
 COMPLETIONS = 2
+# So many words in a row are no chance.
+_SHARED = 3
+# How many characters of a document are kept.
+_BEGINS = 80
 KINDS = {"ACCEPT": "good", "REGRESSION": "bad", "ANOMALOUS": "bad", "INCONCLUSIVE": "open"}
 
 
@@ -39,22 +45,23 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         kind, measure = KINDS[gate["verdict"]], MEASURES.get(gate["name"])
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
         more = gate["more_tokens"]
-        settles = f"; about {more:,} more tokens would settle it" if more else ""
+        evidence = _beyond_numbers(gate)
+        if more:
+            evidence = f"{evidence}; about {more:,} more tokens would settle it".lstrip("; ")
         rows.append(
             (
                 f"{gate['subject']}: {_name(gate['name'], measure)}",
                 Cell(_measured(gate, measure), chart=drawn),
                 _limit(gate["limit"], measure),
-                Cell(gate["verdict"], kind),
-                f"{gate['evidence']}{settles}",
+                Cell(gate["verdict"], kind, note=evidence),
             )
         )
-    columns = ("gate", "measured", "limit", "verdict", "evidence")
+    columns = ("gate", "measured", "limit", "verdict")
     note = (
         "In brackets, and as a bar beside the line that is the limit: where the number lies with "
         "95 % confidence."
     )
-    yield Section("Gates", (Table(columns, rows), Paragraph(note, "soft")))
+    yield Section("Gates", (Table(columns, rows, frozenset({2})), Paragraph(note, "soft")))
 
 
 def completions_section(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -75,6 +82,16 @@ def quality_sections(report: Mapping[str, Any]) -> Iterator[Section]:
         yield from _linears(quality["signal_to_noise"])
     if fidelity:
         yield Section("Engine against checkpoint", tuple(_engine(fidelity)))
+
+
+def _beyond_numbers(gate: Mapping[str, Any]) -> str:
+    """What the evidence says that the other cells of its row do not."""
+    evidence = str(gate["evidence"])
+    if gate["name"] in MEASURES:
+        ends = Estimate(gate["measured"], gate["low"], gate["high"])
+        said = measured_words(gate["name"], gate["subject"], ends, gate["limit"])
+        evidence = evidence.replace(said, "").strip(" ;:,")
+    return evidence
 
 
 def _name(name: str, measure: Measure | None) -> str:
@@ -101,20 +118,41 @@ def _limit(limit: float | None, measure: Measure | None) -> str:
 
 def _pair(one: Mapping[str, Any], name: str) -> Pair:
     source, written = str(one["source"]), str(one["written"])
-    pairs = zip(source, written, strict=False)
-    place = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    if source != written:
-        # From the beginning of the word in which they part.
-        while place and not source[place - 1].isspace():
-            place -= 1
-        caption = f"the same for the first {one['same_tokens']} of {count(one['tokens'], 'token')}"
-    else:
+    if source == written:
         caption = f"the same, all {count(one['tokens'], 'token')}"
-    texts = tuple(
-        Text(who, text[:place].lstrip(), text[place:] if place else text.lstrip())
-        for who, text in (("source", source), (name, written))
-    )
-    return Pair(str(one["prompt"]), texts, caption)
+    else:
+        caption = f"the same for the first {one['same_tokens']} of {count(one['tokens'], 'token')}"
+    own, other = differences(source, written)
+    return Pair(str(one["prompt"]), (Text("source", own), Text(name, other)), caption)
+
+
+def differences(one: str, other: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Finds the words that two texts do not share, in their order.
+
+    Args:
+        one: A text.
+        other: Another.
+
+    Returns:
+        Both in pieces, each with whether it is not in the other text. A word or two that are the
+        same by chance, in the midst of others, count as differing.
+    """
+    words = [re.findall(r"\S+\s*", text) for text in (one, other)]
+    stripped = [[word.strip() for word in text] for text in words]
+    matches = SequenceMatcher(a=stripped[0], b=stripped[1], autojunk=False)
+    pieces: tuple[list[tuple[str, bool]], list[tuple[str, bool]]] = ([], [])
+    done = [0, 0]
+    for *starts, length in matches.get_matching_blocks():
+        # The last block is empty and stands at both ends.
+        if 0 < length < _SHARED and any(starts):
+            continue
+        for text, piece, start, side in zip(words, pieces, starts, (0, 1), strict=True):
+            if start > done[side]:
+                piece.append(("".join(text[done[side] : start]), True))
+            if length:
+                piece.append(("".join(text[start : start + length]), False))
+            done[side] = start + length
+    return pieces
 
 
 def _checkpoint(quality: Mapping[str, Any]) -> Iterator[Block]:
@@ -135,7 +173,11 @@ def _checkpoint(quality: Mapping[str, Any]) -> Iterator[Block]:
         ),
         ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), "0"),
         ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), "0"),
-        ("same likeliest token", estimate(quality["top1_agreement"], percent), percent(1.0, 0)),
+        (
+            "agreement: same likeliest token",
+            estimate(quality["top1_agreement"], percent),
+            percent(1.0, 0),
+        ),
         (
             f"largest activation, of {number(activations['limit'])} in {activations['dtype']}",
             number(activations["largest"]),
@@ -198,7 +240,8 @@ def _documents(documents: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
 
 
 def _first_words(text: str) -> str:
-    return " ".join(text.split()) or "(only white space)"
+    begins = " ".join(text.split()) or "(only white space)"
+    return f"{begins} …" if len(text) >= _BEGINS else begins
 
 
 def _linears(linears: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
@@ -229,9 +272,9 @@ def _engine(fidelity: Mapping[str, Any]) -> Iterator[Block]:
     against = fidelity["against_checkpoint"]
     yield Paragraph(
         "What compiling cost. The engine that is served was compared with the checkpoint it was "
-        f"made of, on {count(fidelity['tokens'], 'token')} "
-        f"({fidelity['method']}). What is lost here is lost by the compiler or by how the engine "
-        "computes, not by quantization; the last column is both together."
+        f"made of, on {count(fidelity['tokens'], 'token')}. What is lost here is lost by the "
+        "compiler or by how the engine computes, not by quantization; the last column is both "
+        "together."
     )
 
     rows = [
@@ -247,7 +290,7 @@ def _engine(fidelity: Mapping[str, Any]) -> Iterator[Block]:
         ),
         ("KL divergence, 99th percentile", estimate(against["kl_divergence_p99"], nats), "-"),
         (
-            "same likeliest token",
+            "agreement: same likeliest token",
             estimate(against["top1_agreement"], percent),
             estimate(fidelity["top1_agreement"], percent),
         ),
@@ -257,4 +300,5 @@ def _engine(fidelity: Mapping[str, Any]) -> Iterator[Block]:
     columns = ("measure", "engine against checkpoint", "engine against source")
     yield Table(columns, rows, frozenset({1, 2}))
     yield Paragraph(f"Perplexity of the engine: {estimate(fidelity['perplexity'])}.")
+    yield Paragraph(f"How it was measured: {fidelity['method']}.", "soft")
     yield from _tasks(fidelity["tasks"], "this engine")

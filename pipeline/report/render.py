@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     return str(_environment(html=True).get_template("report.html.j2").render(**page_of(report)))
 
 
+@cache
 def _environment(*, html: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

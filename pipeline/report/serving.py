@@ -9,6 +9,7 @@ from pipeline.report.blocks import Block, Cell, Figure, Figures, Paragraph, Sect
 from pipeline.report.charts import Bar, bars, histogram
 from pipeline.report.collect import best_measurement
 from pipeline.report.plot import Point, pareto
+from pipeline.report.quality import KINDS
 from pipeline.report.siblings import as_point
 from pipeline.report.words import (
     count,
@@ -33,7 +34,7 @@ def siblings_section(report: Mapping[str, Any]) -> Iterator[Section]:
         (
             Cell(row["name"], "strong" if row is own else ""),
             row["format"],
-            Cell(row["verdict"], "good" if row["verdict"] == "ACCEPT" else "bad"),
+            Cell(row["verdict"], KINDS.get(row["verdict"], "bad")),
             size(row["bytes"]),
             estimate(row["increase"], signed_percent),
             estimate(speed_at(row, level)),
@@ -45,7 +46,7 @@ def siblings_section(report: Mapping[str, Any]) -> Iterator[Section]:
     if level and len([row for row in rows if speed_at(row, level)]) > 1:
         said += (
             f" Tokens per second are those of {streams(level)}, each measured in its own run: "
-            "compare with --formats measures them side by side."
+            "trtllm-pipeline compare measures them side by side."
         )
     blocks: list[Block] = [Paragraph(said)]
     if drawn := _pareto(rows, own, level):

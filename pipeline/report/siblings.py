@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.formats import NO_QUANT
 from pipeline.report.collect import SCHEMA
 
 REPORT = "report.json"
@@ -41,6 +42,11 @@ def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
     return found
 
 
+def quantized(checkpoint: Mapping[str, Any]) -> bool:
+    """Says whether the linears of a checkpoint are stored in anything but floating point."""
+    return checkpoint["quant_algo"] not in (None, NO_QUANT)
+
+
 def as_point(report: Mapping[str, Any]) -> dict[str, Any]:
     """Describes a report as it describes its siblings."""
     return _row(report, report)
@@ -62,7 +68,7 @@ def _row(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": str(other["name"]),
         "format": str(checkpoint["format"]),
-        "sixteen_bit": not (checkpoint["quant_algo"] or checkpoint["kv_cache_quant_algo"]),
+        "sixteen_bit": not quantized(checkpoint) and not checkpoint["kv_cache_quant_algo"],
         "created": str(other["created"]),
         "verdict": str(other["verdict"]["verdict"]),
         "bytes": int(checkpoint["bytes"]),

@@ -12,7 +12,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.verdict.decision import decide
 from pipeline.verdict.defaults import row_of
 from pipeline.verdict.gate import GateResult
-from pipeline.verdict.gates import ENGINE, checkpoint_gates, engine_gates
+from pipeline.verdict.gates import ENGINE, checkpoint_gates, engine_gates, rounded_up
 from pipeline.verdict.words import MEASURES
 
 EVALUATION, FIDELITY = "evaluation.json", "fidelity.json"
@@ -110,7 +110,7 @@ def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any])
         return "Score more rows of the task (evaluate.tasks), or set another limit"
     if gate.more_tokens is None:
         return "Set a limit that is clear of what was measured, on the side that you want to be on"
-    total = measured["tokens"] + gate.more_tokens
+    total = rounded_up(measured["tokens"] + gate.more_tokens)
     text = recipe.evaluate.text
     if gate.subject == ENGINE:
         more = f" and evaluate.tokens to {total}" if total > recipe.evaluate.tokens else ""

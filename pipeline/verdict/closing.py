@@ -55,13 +55,17 @@ def _size(size: Mapping[str, Any] | None) -> str:
 
 
 def _quality(report: Mapping[str, Any], subject: str, measured: Mapping[str, Any] | None) -> str:
-    results = [GateResult.from_dict(gate) for gate in report.get("gates") or ()]
+    results = [
+        result
+        for result in (GateResult.from_dict(gate) for gate in report.get("gates") or ())
+        if result.subject == subject and result.name in MEASURES
+    ]
+    # Whether an engine follows its checkpoint says what the checkpoint's line does not.
+    follows = any(result.name.startswith("engine_") for result in results)
+    always = {f"engine_{name}" if follows else name for name in _ALWAYS}
     shown = []
     for result in results:
-        if result.subject != subject or result.name not in MEASURES:
-            continue
-        name = result.name.removeprefix("engine_")
-        if name in _ALWAYS or result.verdict != "ACCEPT":
+        if result.name in always or result.verdict != "ACCEPT":
             words = measured_words(result.name, "checkpoint", result.estimate, result.limit)
             shown.append(words if result.verdict == "ACCEPT" else f"{words} {result.verdict}")
     if shown:
@@ -76,10 +80,14 @@ def _quality(report: Mapping[str, Any], subject: str, measured: Mapping[str, Any
     )
 
 
+def _per_second(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else number(float(value), 3)
+
+
 def _speed(load: Mapping[str, Any] | None) -> str:
     if not load:
         return "not reached"
     rows = load["measurements"]
     best = max(rows, key=lambda row: row["tokens_per_second"]["value"] or 0.0)
-    speed = interval(Estimate.from_dict(best["tokens_per_second"]), number)
+    speed = interval(Estimate.from_dict(best["tokens_per_second"]), _per_second)
     return f"{speed} tokens/s at {streams(best['concurrency'])}"

@@ -211,7 +211,7 @@ def _judge(
         )
     return result(
         "INCONCLUSIVE",
-        f": the limit lies inside the interval; about {_rounded_up(more):,} more {unit} would "
+        f": the limit lies inside the interval; about {rounded_up(more):,} more {unit} would "
         "probably settle it",
         more,
     )
@@ -247,9 +247,9 @@ def more_to_settle(estimate: Estimate, limit: float, count: int) -> int | None:
 
 def _completions(completions: Sequence[Mapping[str, Any]]) -> Iterator[GateResult]:
     """Looks for texts that broke down, where the source model's did not."""
-    for name, broke, words in (
-        ("empty_completions", _is_empty, "are empty"),
-        ("repeated_tokens", repeats_itself, "repeat one token or a few"),
+    for name, broke, words, not_so in (
+        ("empty_completions", _is_empty, "are empty", "are not"),
+        ("repeated_tokens", repeats_itself, "repeat one token or a few", "do not"),
     ):
         sound = [pair for pair in completions if not broke(pair["source"])]
         if not sound:
@@ -257,7 +257,7 @@ def _completions(completions: Sequence[Mapping[str, Any]]) -> Iterator[GateResul
         lost = [pair for pair in sound if broke(pair["written"])]
         evidence = (
             f"{len(lost)} of {len(sound)} greedy completions {words}, where the source model's "
-            "do not"
+            f"{not_so}"
         )
         # One of several may be chance: where two tokens are nearly as likely, rounding decides
         # which way a small model goes.
@@ -290,7 +290,7 @@ def _negative(number: float | None) -> float | None:
     return None if number is None else -number
 
 
-def _rounded_up(count: int) -> int:
-    """Two digits are all that such a guess is worth."""
+def rounded_up(count: int) -> int:
+    """Rounds a guess up to two digits, which is all that it is worth."""
     unit = int(10 ** max(0, len(str(count)) - 2))
     return math.ceil(count / unit) * unit

@@ -47,9 +47,13 @@ def limit_percent(value: float) -> str:
     return f"{value * 100:g} %"
 
 
+# Sums of float32 probabilities are not exact to more.
+NOISE = 1e-7
+
+
 def nats(value: float) -> str:
-    """Formats a divergence."""
-    return number(float(value), 3)
+    """Formats a divergence; what is below float32's own noise is nothing."""
+    return "0" if abs(value) < NOISE else number(float(value), 3)
 
 
 def points(value: float) -> str:

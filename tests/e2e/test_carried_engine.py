@@ -124,7 +124,7 @@ def test_without_the_gpu_a_run_ends_with_the_command_to_type(laptop: Cli) -> Non
     written = laptop(*words, script)
     assert f"script: {script}" in written.stdout
     html = (laptop.build / "carried/report.html").read_text()
-    assert "<td>compile</td>" in html
+    assert "<span>compile</span></td>" in html
     assert "docker run" not in error + html
 
 

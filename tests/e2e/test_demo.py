@@ -53,9 +53,14 @@ def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[st
     outputs = Path(demo["outputs"])
     report = json.loads((outputs / "report.json").read_text())
     assert report["verdict"]["status"] == "failed"
-    assert report["verdict"]["unreached"] == ["compile", "repository", "verify", "bench"]
+    assert report["verdict"]["unreached"] == [
+        *("compile", "fidelity", "repository", "verify", "bench")
+    ]
     assert (outputs / "repository").is_dir()
-    assert "Failed at evaluate" in (outputs / "report.html").read_text()
+    assert (
+        '<div class="verdict bad"><b>INT4 AWQ: does not ship.'
+        in (outputs / "report.html").read_text()
+    )
     again = json.loads(cli.run("configs/demo.yaml", "--json").stdout)
     assert {stage["status"] for stage in again["stages"]} == {"cached"}
     assert json.loads((outputs / "report.json").read_text())["verdict"]["status"] == "passed"
@@ -75,10 +80,12 @@ def test_the_store_is_whole_and_the_repository_matches_its_manifest(
 def test_the_reports_agree(demo: dict[str, Any]) -> None:
     outputs = Path(demo["outputs"])
     report = json.loads((outputs / "report.json").read_text())
-    assert report["quality"]["perplexity_increase"] <= 0.02
+    assert report["schema"] == 3
+    assert report["quality"]["perplexity_increase"]["high"] <= 0.02
+    assert report["verdict"]["verdict"] == "ACCEPT"
     assert report["conformance"]["failed"] == 0
     markdown, html = (outputs / "report.md").read_text(), (outputs / "report.html").read_text()
-    perplexity = f"{report['quality']['perplexity']:.4g}"
+    perplexity = f"{report['quality']['perplexity']['value']:.4g}"
     assert perplexity in markdown
     assert perplexity in html
     for check in report["conformance"]["checks"]:

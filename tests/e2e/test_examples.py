@@ -106,7 +106,7 @@ def test_run_from_python(cli: Cli, demo: dict[str, Any]) -> None:
         [stage["stage"], "cached"] for stage in demo["stages"]
     ]
     report = json.loads((Path(demo["outputs"]) / "report.json").read_text())
-    assert f"perplexity: {report['quality']['perplexity']:.4f}" in lines
+    assert f"perplexity: {report['quality']['perplexity']['value']:.4f}" in lines
     assert lines[-1] == f"outputs: {demo['outputs']}"
 
 
@@ -132,7 +132,7 @@ def test_the_code_of_the_page_runs(cli: Cli, demo: dict[str, Any]) -> None:
     assert [line.split() for line in lines[:-1]] == [
         [stage["stage"], "cached"] for stage in demo["stages"]
     ]
-    assert lines[-1] == f"{demo['outputs']}/repository {report['quality']['perplexity']}"
+    assert lines[-1] == f"{demo['outputs']}/repository {report['quality']['perplexity']['value']}"
 
 
 def test_the_readme_lists_every_script() -> None:

@@ -67,11 +67,9 @@ def test_a_regression_has_the_formats_remedy(recipe: Recipe, tmp_path: Path) -> 
 def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     measured = evaluation(top1_agreement=estimate(0.938, 0.928, 0.948))
     error = stopped(recipe, measured)
-    # (0.01 / 0.008)^2 * 2.0431 * 20000 by hand.
-    total = int(str(error.fix).split("evaluate.tokens to ")[1].split(";")[0])
-    assert total == pytest.approx(63847, abs=5)
+    # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
     assert error.fix == (
-        f"Set evaluate.tokens to {total}; where heldout.jsonl is shorter, add text to it"
+        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it"
     )
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
@@ -79,6 +77,12 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     assert str(short.fix).startswith("Add text to heldout.jsonl, of which every token was scored")
     near = stopped(recipe, evaluation(top1_agreement=estimate(0.9301, 0.92, 0.94)))
     assert str(near.fix).startswith("Set a limit that is clear of what was measured")
+    engine = fidelity({"top1_agreement": estimate(0.975, 0.965, 0.985)}, tokens=4000)
+    # (0.01 / 0.005)^2 * 2.0431 * 4000 = 32690.
+    assert stopped(recipe, engine).fix == (
+        "Set evaluate.engine_tokens to 33000 and evaluate.tokens to 33000; where heldout.jsonl is "
+        "shorter, add text to it"
+    )
     rows = evaluation(tasks=[task(accuracy_change=estimate(-0.04, -0.08, 0.0))])
     assert "more rows of the task" in str(stopped(recipe, rows).fix)
 

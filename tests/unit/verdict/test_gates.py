@@ -314,6 +314,33 @@ def test_int8_may_round_ties_the_other_way_and_floating_point_may_not() -> None:
     assert engine(fidelity(ties), bits=4)["engine_top1_agreement"].verdict == "INCONCLUSIVE"
 
 
+def test_few_tokens_that_do_not_tell_are_settled_by_those_against_the_checkpoint() -> None:
+    unsure = {"top1_agreement": estimate(0.955, 0.945, 0.965), "tokens": 4000}
+    gate = engine(fidelity(**unsure))["top1_agreement"]
+    assert gate.verdict == "ACCEPT"
+    assert gate.more_tokens is None
+    assert "the limit lies inside the interval" in gate.evidence
+    assert gate.evidence.endswith(
+        "; the engine follows the checkpoint, which is held to the same limit on more of them"
+    )
+    # Not where nothing says that it follows: a gate is off, or is not open.
+    assert engine(fidelity(**unsure), engine_kl_divergence=None)["top1_agreement"].verdict == (
+        "INCONCLUSIVE"
+    )
+    parted = fidelity({"kl_divergence": estimate(0.01, 0.009, 0.011)}, **unsure)
+    assert engine(parted)["top1_agreement"].verdict == "INCONCLUSIVE"
+    # And never where more text would not help.
+    lost = fidelity(top1_agreement=estimate(0.9, 0.89, 0.91))
+    assert engine(lost)["top1_agreement"].verdict == "REGRESSION"
+
+
+def test_what_float32_cannot_tell_from_nothing_is_nothing() -> None:
+    noise = fidelity({"kl_divergence": estimate(7.4e-11, -5e-10, 6e-10)})
+    assert engine(noise)["engine_kl_divergence"].evidence == (
+        "KL divergence of the engine against the checkpoint 0 [0, 0] of at most 0.002"
+    )
+
+
 def test_compilation_that_broke_it_is_told_from_quantization_that_lost_it() -> None:
     lost = {"perplexity_increase": estimate(0.2, 0.18, 0.22)}
     broken = {"kl_divergence": estimate(0.3, 0.28, 0.32), "top1_agreement": estimate(0.6, 0.5, 0.7)}
