@@ -161,7 +161,7 @@ def run(
         UsageError: ``force`` or ``until`` names no stage of the recipe, or ``engine`` no directory.
         RecipeError: A text cannot be read; nothing was done yet.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
-        QualityGateError: The checkpoint is worse than ``evaluate.gates`` allow.
+        QualityGateError: A gate of ``evaluate.gates`` is not open; ``found`` has all of them.
         StageError: A stage failed; the artifacts of those before it stay.
         ServerError: Triton did not start, or gave wrong answers.
     """

@@ -5,7 +5,7 @@
     - RecipeError                    the recipe is wrong: file, line and key are named
   + UnsupportedError        exit 3   a combination that cannot work, found before any work is done
     - MissingDependencyError         an optional package is not installed
-  + QualityGateError        exit 4   the written checkpoint is worse than the recipe allows
+  + QualityGateError        exit 4   a gate is not open: worse, odd, or not to be told
   + StageError              exit 5   a stage failed
     - SourceError                    the model to read is not usable
     - CheckpointError                a TensorRT-LLM checkpoint breaks its contract
@@ -109,7 +109,7 @@ class MissingDependencyError(UnsupportedError):
 
 
 class QualityGateError(PipelineError):
-    """The written checkpoint is worse than the recipe allows."""
+    """A quality gate of the written checkpoint or of its engine is not open."""
 
     exit_code = 4
 

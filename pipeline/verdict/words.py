@@ -31,6 +31,10 @@ class Measure:
     against: str = ""
 
 
+# From ten times on, digits behind the point say nothing.
+WHOLE = 10.0
+
+
 def percent(value: float) -> str:
     """Formats a share as a percentage with two digits: ``0.01 %``."""
     return f"{value * 100:.2f} %"
@@ -38,6 +42,8 @@ def percent(value: float) -> str:
 
 def signed_percent(value: float) -> str:
     """Formats a change as a percentage with its sign: ``+0.01 %``."""
+    if abs(value) >= WHOLE:
+        return f"{value * 100:+,.0f} %"
     shown = f"{value * 100:+.2f} %"
     return "0.00 %" if shown in ("+0.00 %", "-0.00 %") else shown
 

@@ -112,6 +112,12 @@ def test_a_number_without_an_interval_says_so() -> None:
     )
 
 
+def test_a_change_beyond_all_measure_stays_readable() -> None:
+    measured = evaluation(perplexity_increase=estimate(2477635.3507, 9.5, 3550903.3934))
+    gate = checkpoint(measured, "perplexity_increase", perplexity_increase=0.02)
+    assert gate.evidence == ("perplexity +247,763,535 % [+950.00 %, +355,090,339 %] of at most 2 %")
+
+
 def test_more_tokens_by_hand() -> None:
     # The half-width 0.01 is to be 0.005: four times the text, and (1 + 0.8416 / 1.96)^2 times that
     # for four chances of five: 4 * 2.0431 * 20000 = 163446 in all.
