@@ -240,7 +240,7 @@ def _cost(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, 
 
 def _claim_name(claim: Mapping[str, Any]) -> str:
     name = {
-        "speed_up": "times 16 bit",
+        "speed_up": "speed-up",
         "perplexity_increase": "perplexity",
         "accuracy_loss": "accuracy lost",
         "share_of_16bit": "size of 16 bit",
