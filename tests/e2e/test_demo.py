@@ -12,7 +12,10 @@ from pipeline.store.artifact import check_files, read_manifest
 
 from .conftest import Cli
 
-STAGES = ["source", "quantize", "evaluate", "compile", "repository", "verify", "bench", "report"]
+STAGES = [
+    *("source", "quantize", "evaluate", "compile", "fidelity"),
+    *("repository", "verify", "bench", "report"),
+]
 
 
 def test_every_stage_ran(demo: dict[str, Any]) -> None:
@@ -30,6 +33,47 @@ def test_a_second_run_reports_every_stage_cached_with_the_same_key(
     assert [line.split()[:2] for line in lines[: len(STAGES)]] == [[s, "cached"] for s in STAGES]
 
 
+def test_a_run_that_did_nothing_ends_with_the_verdict_of_the_page(
+    cli: Cli, demo: dict[str, Any]
+) -> None:
+    """Every number stands in the page's own data, which another part of the program wrote."""
+    end = cli.run("configs/demo.yaml").stdout.partition("\n\n")[2].splitlines()
+    shown = {name: text.strip() for name, _, text in (line.partition(":") for line in end)}
+    outputs = Path(demo["outputs"])
+    report = json.loads((outputs / "report.json").read_text())
+    assert shown["verdict"] == report["verdict"]["headline"]
+    assert shown["verdict"].startswith("INT4 AWQ: ships. ")
+    increase = report["quality"]["perplexity_increase"]
+    assert f"perplexity {increase['value'] * 100:+.2f} % [" in shown["quality"]
+    assert f"{report['quality']['top1_agreement']['value'] * 100:.2f} % [" in shown["quality"]
+    same = report["fidelity"]["against_checkpoint"]["top1_agreement"]["value"]
+    assert f"agreement against the checkpoint {same * 100:.2f} % [" in shown["compiled"]
+    best = max(row["tokens_per_second"]["value"] for row in report["load"]["measurements"])
+    assert shown["speed"].startswith(f"{best:,.0f} [")
+    assert shown["time"].startswith(f"{sum(stage['seconds'] for stage in report['stages']):.1f} s")
+    assert shown["conformance"].startswith(f"{report['conformance']['passed']} passed")
+    assert shown["report"] == str(outputs / "report.html")
+    assert shown["next"] == f"trtllm-pipeline serve {outputs / 'repository'}"
+    assert [gate["verdict"] for gate in demo["gates"]] == ["ACCEPT"] * len(demo["gates"])
+    assert demo["verdict"] == "ACCEPT"
+
+
+def test_a_plan_tells_what_stored_numbers_close(cli: Cli, demo: dict[str, Any]) -> None:
+    plan = ("plan", "configs/demo.yaml", "--build-dir", str(cli.build), "--json")
+    assert json.loads(cli(*plan).stdout)["verdict"] == "ACCEPT"
+    closed = cli(*plan, "--set", "evaluate.gates.top1_agreement=1.0", check=False)
+    assert closed.returncode == 4
+    found = json.loads(closed.stdout)
+    assert found["verdict"] == "REGRESSION"
+    (gate,) = (
+        gate
+        for gate in found["gates"]
+        if gate["name"] == "top1_agreement" and gate["subject"] == "checkpoint"
+    )
+    assert (gate["limit"], gate["verdict"]) == (1.0, "REGRESSION")
+    assert gate["measured"] < gate["high"] < 1.0
+
+
 def test_the_plan_of_a_changed_recipe_names_the_change(cli: Cli, demo: dict[str, Any]) -> None:
     plan = cli(
         "plan", "configs/demo.yaml", "--build-dir", str(cli.build), "--set",
@@ -44,7 +88,8 @@ def test_the_plan_of_a_changed_recipe_names_the_change(cli: Cli, demo: dict[str,
 def test_a_changed_gate_is_asked_without_measuring_again(cli: Cli, demo: dict[str, Any]) -> None:
     failed = cli.run("configs/demo.yaml", "--set", "evaluate.gates.top1_agreement=1.0", check=False)
     assert failed.returncode == 4
-    assert "top-1 agreement" in failed.stderr
+    assert "the checkpoint is worse than the recipe allows: agreement " in failed.stderr
+    assert "of at least 100 %" in failed.stdout
     assert "evaluate.gates.top1_agreement" in failed.stderr
     evaluate = next(stage for stage in demo["stages"] if stage["stage"] == "evaluate")
     assert Path(evaluate["path"], "evaluation.json").is_file()

@@ -18,7 +18,10 @@ from ..conftest import PROJECT
 from .test_run import House
 
 DEMO = PROJECT / "configs" / "demo.yaml"
-STAGES = ["source", "quantize", "evaluate", "compile", "repository", "verify", "bench", "report"]
+STAGES = [
+    *("source", "quantize", "evaluate", "compile", "fidelity"),
+    *("repository", "verify", "bench", "report"),
+]
 
 
 def printed(code: str) -> str:
@@ -72,7 +75,7 @@ def test_a_recipe_is_read_with_overrides() -> None:
 def test_a_plan_says_what_a_run_would_do(demo: Recipe, tmp_path: Path) -> None:
     plan = pipeline.plan(demo, tmp_path)
     assert [planned.stage.name for planned in plan.stages] == STAGES
-    assert [planned.status for planned in plan.stages] == ["run", *["waits"] * 7]
+    assert [planned.status for planned in plan.stages] == ["run", *["waits"] * 8]
     assert plan.stages[0].reason == "never ran"
     ends = json.loads((PROJECT / demo.model.source / "generation_config.json").read_text())
     assert plan.end_ids is not None
