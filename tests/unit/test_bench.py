@@ -138,13 +138,13 @@ def test_every_request_is_a_sample() -> None:
 
 
 def counting(asked, context):
-    """Two tokens per word; 2 ms per prompt token, then 10 ms per token, sent in one burst."""
+    """Two tokens per word; 4 ms per prompt token, then 10 ms per token, sent in one burst."""
     tokens = 2 * len(asked.prompt.split())
     if tokens > LIMIT:
         yield refusal(f"the prompt has {tokens} tokens, too long for the {LIMIT} of the engine")
         return
     wanted = asked.one("max_tokens")
-    time.sleep(0.002 * tokens + 0.01 * wanted)
+    time.sleep(0.004 * tokens + 0.01 * wanted)
     for number in range(wanted):
         last = number == wanted - 1
         yield piece("x", final=last, num_input_tokens=tokens, num_output_tokens=1)
@@ -158,8 +158,8 @@ def test_prefill_and_decode_of_a_server_that_sends_bursts() -> None:
         found = measure(server.url, concurrency=[1], requests=3, rounds=3, output_tokens=8)
     # 10 ms belong to the first token itself, and no machine sleeps less than it was told to.
     prefill, decode = found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
-    assert 200 < prefill["value"] < 500
-    assert 40 < decode["value"] < 130
+    assert 100 < prefill["value"] < 250
+    assert 45 < decode["value"] < 130
     assert prefill["low"] < prefill["value"] < prefill["high"]
     # The same time by arrivals is next to nothing.
     assert found["measurements"][0]["itl_ms"]["p50"] < 2
