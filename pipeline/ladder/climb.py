@@ -42,6 +42,7 @@ from pipeline.store.build_dir import BuildDir
 
 SCHEMA = 1
 NAME = "compare"
+NOT_LOADED: dict[str, Any] = {"measurements": []}
 UNFINISHED, FAILED = "UNFINISHED", "FAILED"
 # Why a rung is not built, which is no matter of its format.
 NOT_THE_RUNG = (MissingDependencyError, StoreError, RecipeError)
@@ -104,7 +105,7 @@ def climb(
     recipe = load_recipe(path, overrides)
     names, notes = (
         parse_formats(wishes.formats, recipe)
-        if wishes.formats
+        if wishes.formats is not None
         else (every_format(path, overrides, recipe), [])
     )
     for note in notes:
@@ -124,11 +125,9 @@ def climb(
             repositories[rung.name] = repository
     baseline = _baseline(rows, repositories)
     loaded = _load(recipe, build, repositories, baseline, wishes=wishes, progress=progress)
-    if loaded:
-        rows = [
-            with_load(row, loaded.servers[row["name"]]) if row["name"] in loaded.servers else row
-            for row in rows
-        ]
+    # The speed that a rung had alone, at another time, has no place beside the others'.
+    servers = loaded.servers if loaded else {}
+    rows = [with_load(row, servers.get(row["name"], NOT_LOADED)) for row in rows]
     return _compared(recipe, rows, notes=notes, baseline=baseline, loaded=loaded, wishes=wishes)
 
 

@@ -48,7 +48,7 @@ def blocks(comparison: Mapping[str, Any], interval: Interval) -> list[Block]:
     """Makes the blocks of a comparison; measures that no rung has are left out.
 
     Args:
-        comparison: ``rungs``, ``baseline`` and ``cost``; see :mod:`pipeline.ladder.compare`.
+        comparison: ``rungs``, ``baseline`` and ``cost``; see :func:`pipeline.ladder.climb.climb`.
         interval: :func:`short` or :func:`full`.
     """
     rungs: Rungs = comparison["rungs"]
