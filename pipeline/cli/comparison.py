@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.console import print_json
 from pipeline.errors import UsageError
 from pipeline.ladder.climb import NAME, Wishes, as_json, climb, finished, results_path
 from pipeline.ladder.load import Settings
@@ -173,7 +173,7 @@ def show_history(paths: Sequence[Path], form: str) -> None:
     history = trend(paths[0])
     columns, cells = rows(history)
     if form == "json":
-        print(json.dumps(history, indent=2, ensure_ascii=False))
+        print_json(history)
     elif form == "csv":
         import csv
 
@@ -191,8 +191,10 @@ def _print(comparison: Mapping[str, Any], form: str) -> None:
     if form == "text":
         print_comparison(comparison)
         print_paragraph(how(comparison))
+    elif form == "json":
+        print_json(comparison)
     else:
-        print(_RENDERED[form](comparison), end="" if form != "json" else "\n")
+        print(_RENDERED[form](comparison), end="")
 
 
 def _is_recipe(path: Path) -> bool:

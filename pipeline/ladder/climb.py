@@ -42,6 +42,7 @@ from pipeline.store.build_dir import BuildDir
 
 SCHEMA = 1
 NAME = "compare"
+NOT_LOADED: dict[str, Any] = {"measurements": []}
 UNFINISHED, FAILED = "UNFINISHED", "FAILED"
 # Why a rung is not built, which is no matter of its format.
 NOT_THE_RUNG = (MissingDependencyError, StoreError, RecipeError)
@@ -104,7 +105,7 @@ def climb(
     recipe = load_recipe(path, overrides)
     names, notes = (
         parse_formats(wishes.formats, recipe)
-        if wishes.formats
+        if wishes.formats is not None
         else (every_format(path, overrides, recipe), [])
     )
     for note in notes:
@@ -124,11 +125,9 @@ def climb(
             repositories[rung.name] = repository
     baseline = _baseline(rows, repositories)
     loaded = _load(recipe, build, repositories, baseline, wishes=wishes, progress=progress)
-    if loaded:
-        rows = [
-            with_load(row, loaded.servers[row["name"]]) if row["name"] in loaded.servers else row
-            for row in rows
-        ]
+    # The speed that a rung had alone, at another time, has no place beside the others'.
+    servers = loaded.servers if loaded else {}
+    rows = [with_load(row, servers.get(row["name"], NOT_LOADED)) for row in rows]
     return _compared(recipe, rows, notes=notes, baseline=baseline, loaded=loaded, wishes=wishes)
 
 
@@ -147,25 +146,34 @@ def _build(
     if rung.recipe is None:
         progress.note(f"{rung.format.name}: refused. {rung.refusal}")
         return refused(rung), None
+    made: dict[str, Artifact] = {}
+
+    def remember(planned: PlannedStage, seconds: float) -> None:
+        if planned.artifact:
+            made[planned.stage.name] = planned.artifact
+        on_stage(rung.format.name, planned, seconds)
+
     try:
-        result = run_recipe(
-            rung.recipe,
-            build,
-            progress,
-            on_stage=lambda planned, seconds: on_stage(rung.format.name, planned, seconds),
-            past_checks=True,
-        )
+        run_recipe(rung.recipe, build, progress, on_stage=remember, past_checks=True)
     except NOT_THE_RUNG:
         raise
     except PipelineError as error:
         progress.note(f"{rung.format.name}: {error}")
-        return broken(rung, UNFINISHED, str(error)), None
-    written = result.stages[report_stage.STAGE.name].artifact
-    assert written
-    row = {**row_of(read_report(written.path / REPORT)), "name": rung.name}
-    served = result.stages.get(repository_stage.STAGE.name)
+        # What it came to before is in the report that such a run leaves, if it left one.
+        got_to = _reported(rung, made) or broken(rung)
+        ended = {"verdict": UNFINISHED, "headline": str(error), "reasons": [error.what]}
+        return {**got_to, **ended}, None
+    row = _reported(rung, made)
+    assert row
+    served = made.get(repository_stage.STAGE.name)
     # What answers wrongly is not worth a time.
-    return row, served.artifact if served and row["verdict"] != FAILED else None
+    return row, served if row["verdict"] != FAILED else None
+
+
+def _reported(rung: Rung, made: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    """The row of the report that a run made of a rung."""
+    written = made.get(report_stage.STAGE.name)
+    return {**row_of(read_report(written.path / REPORT)), "name": rung.name} if written else None
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], served: Mapping[str, Artifact]) -> str | None:

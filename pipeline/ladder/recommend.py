@@ -90,13 +90,10 @@ def recommend(
         return {**result, "reason": "None qualifies: there is no format to choose from."}
     nearest = min(rows, key=lambda row: max(miss.excess for miss in misses[row["name"]]))
     found = sorted(misses[nearest["name"]], key=lambda miss: -miss.excess)
-    if all(math.isinf(miss.excess) for row in misses.values() for miss in row):
-        reason = f"None qualifies; {nearest['format']}: {'; '.join(m.words for m in found)}."
-    else:
-        reason = (
-            f"None qualifies. Nearest is {nearest['format']}: "
-            f"{'; '.join(miss.words for miss in found)}."
-        )
+    reason = (
+        f"None qualifies. Nearest is {nearest['format']}: "
+        f"{'; '.join(miss.words for miss in found)}."
+    )
     return {**result, "nearest": nearest["name"], "reason": reason}
 
 
@@ -108,7 +105,8 @@ def _misses(
         for gate in closed:
             yield Miss(gate["name"], gate["evidence"], _gate_excess(gate))
         if not closed:
-            yield Miss("verdict", f"{row['verdict']}: {row['headline']}".rstrip("."), math.inf)
+            why = row["reasons"][0] if row["reasons"] else row["headline"]
+            yield Miss("verdict", f"{row['verdict']}: {why}".rstrip("."), math.inf)
             return
     level = level_at(row, concurrency)
     at = f" at {streams(concurrency)}" if concurrency else ""
@@ -236,6 +234,8 @@ def _reason(
     increase = best["perplexity_increase"]
     if increase and increase["value"] is not None:
         parts.append(f"perplexity {increase['value'] * 100:+.2f} % against the source")
+    else:
+        parts.append("its quality was not measured, for the recipe has no section evaluate")
     return f"Take {best['format']}: {'; '.join(parts)}."
 
 

@@ -26,7 +26,8 @@ _QUALITY = (
 _SPEED = ("memory_bytes", "prefill_tokens_per_second", "decode_tokens_per_second")
 _LEVEL = (
     *("concurrency", "requests", "seconds", "tokens_per_second", "ttft_ms", "itl_ms"),
-    *("latency_ms", "by_round", "ratio", "difference"),
+    *("latency_ms", "by_round", "prefill_tokens_per_second", "decode_tokens_per_second"),
+    *("ratio", "difference", "prefill_ratio"),
 )
 
 
@@ -56,9 +57,9 @@ def refused(rung: Rung) -> dict[str, Any]:
     return {**_empty(rung.name, rung.format.name), "verdict": REFUSED, "headline": rung.refusal}
 
 
-def broken(rung: Rung, verdict: str, reason: str) -> dict[str, Any]:
+def broken(rung: Rung) -> dict[str, Any]:
     """Makes the row of a rung that did not get far enough to leave a report."""
-    return {**_empty(rung.name, rung.format.name), "verdict": verdict, "headline": reason}
+    return _empty(rung.name, rung.format.name)
 
 
 def row_of(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def blocks(comparison: Mapping[str, Any], interval: Interval) -> list[Block]:
     """Makes the blocks of a comparison; measures that no rung has are left out.
 
     Args:
-        comparison: ``rungs``, ``baseline`` and ``cost``; see :mod:`pipeline.ladder.compare`.
+        comparison: ``rungs``, ``baseline`` and ``cost``; see :func:`pipeline.ladder.climb.climb`.
         interval: :func:`short` or :func:`full`.
     """
     rungs: Rungs = comparison["rungs"]
@@ -150,7 +150,7 @@ def _quality_title(rungs: Rungs) -> str:
     scored = next((rung for rung in rungs if rung["tokens"]), None)
     if scored is None:
         return "quality"
-    source = number(float(scored["source_perplexity"]))
+    source = number(scored["source_perplexity"])
     return f"quality on {number(scored['tokens'])} held-out tokens, source's perplexity {source}"
 
 
@@ -188,13 +188,7 @@ def _percent(found: Mapping[str, Any] | None, interval: Interval, sign: str = ""
 def _speed(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, list[str]]]:
     rungs: Rungs = comparison["rungs"]
     base = comparison["baseline"]
-    rows: list[tuple[str, list[str]]] = [
-        (label, [estimate(rung[key], interval) for rung in rungs])
-        for label, key in (
-            ("prefill, tokens/s", "prefill_tokens_per_second"),
-            ("decode, tokens/s", "decode_tokens_per_second"),
-        )
-    ]
+    rows: list[tuple[str, list[str]]] = []
     for level in sorted({level["concurrency"] for rung in rungs for level in rung["load"]}):
         found = [level_at(rung, level) for rung in rungs]
         rows += [
@@ -208,6 +202,13 @@ def _speed(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str,
                     _ratio(rung["name"] == base, at, interval)
                     for rung, at in zip(rungs, found, strict=True)
                 ],
+            ),
+            *(
+                (label, [estimate(at and at[key], interval) for at in found])
+                for label, key in (
+                    ("  prefill, tokens/s", "prefill_tokens_per_second"),
+                    ("  decode, tokens/s", "decode_tokens_per_second"),
+                )
             ),
             ("  first token, ms", [_times(at, "ttft_ms") for at in found]),
             ("  between tokens, ms", [_times(at, "itl_ms") for at in found]),
@@ -239,7 +240,7 @@ def _cost(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, 
 
 def _claim_name(claim: Mapping[str, Any]) -> str:
     name = {
-        "speed_up": "times 16 bit",
+        "speed_up": "speed-up",
         "perplexity_increase": "perplexity",
         "accuracy_loss": "accuracy lost",
         "share_of_16bit": "size of 16 bit",

@@ -97,6 +97,8 @@ def level(
         "itl_ms": {**times, "p50": ttft / 8},
         "latency_ms": times,
         "by_round": list(rounds) or [speed] * 4,
+        "prefill_tokens_per_second": est(5000.0, 4900.0, 5100.0),
+        "decode_tokens_per_second": est(speed * 1.2, speed * 1.1, speed * 1.3),
         "ratio": ratio,
         "difference": difference,
     }

@@ -188,3 +188,21 @@ def test_speed_counts_at_the_level_that_the_recipe_names_or_at_the_largest() -> 
     assert deciding_level(rows, None) == 32
     assert deciding_level(rows, 1) == 1
     assert deciding_level([], None) is None
+
+
+def test_when_nothing_was_finished_the_reason_is_short() -> None:
+    rows = ladder()
+    for row in rows:
+        row |= {
+            "verdict": "UNFINISHED",
+            "headline": "there is no GPU. Copy this command and that one",
+            "reasons": ["there is no GPU"],
+        }
+    assert chosen(rows)["reason"] == (
+        "None qualifies. Nearest is float16: UNFINISHED: there is no GPU."
+    )
+
+
+def test_a_rung_without_measured_quality_says_so() -> None:
+    rows = ladder(quality=None)
+    assert "its quality was not measured" in chosen(rows)["reason"]
