@@ -18,6 +18,9 @@ LADDER = (
     *("--concurrency", "1,4", "--seconds", "3", "--price", "1.5", "--utilization", "1"),
 )
 
+# The first test pays for the demo and for two rungs.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def ladder(cli: Cli, demo: dict[str, Any]) -> dict[str, Any]:
@@ -26,7 +29,8 @@ def ladder(cli: Cli, demo: dict[str, Any]) -> dict[str, Any]:
 
 
 def climb(cli: Cli, *more: str) -> dict[str, Any]:
-    return dict(json.loads(cli(*LADDER, *more, "--build-dir", str(cli.build), "--json").stdout))
+    done = cli(*LADDER, *more, "--build-dir", str(cli.build), "--json", timeout=600)
+    return dict(json.loads(done.stdout))
 
 
 def lines(cli: Cli, format_name: str) -> list[dict[str, Any]]:
