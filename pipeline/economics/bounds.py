@@ -57,12 +57,14 @@ class Reached:
         tokens_per_second: What was measured.
         bound: The most at that many streams and at the length of their contexts.
         share: The former over the latter.
+        by: What bounds it: ``memory`` or ``arithmetic``.
     """
 
     concurrency: int
     tokens_per_second: float
     bound: float
     share: float
+    by: str
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def with_reached(
         bound = decode_bound(load, found.setting.hardware, row["concurrency"], context)
         speed = row["tokens_per_second"]["value"]
         most = bound.tokens_per_second
-        reached.append(Reached(row["concurrency"], speed, most, speed / most))
+        reached.append(Reached(row["concurrency"], speed, most, speed / most, bound.by))
     return replace(found, reached=tuple(reached))
 
 

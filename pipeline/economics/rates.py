@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.dependencies import installed
 from pipeline.economics.hardware import Hardware
 from pipeline.processor import processor_name
+from pipeline.store.artifact import MANIFEST
 from pipeline.store.files import write_atomically
 
 NAME = "processor.json"
@@ -30,17 +31,20 @@ def processor(remembered: Path, memory: int | None) -> Hardware | None:
     of float32 matrices, on all processors that this process may use.
 
     Args:
-        remembered: The folder of the file.
+        remembered: The folder of the file. An artifact stays as it is: what it does not hold is
+            not measured for it.
         memory: Bytes that a process can use.
 
     Returns:
-        The processor; None without NumPy.
+        The processor; None without NumPy, and for an artifact without rates.
     """
     if installed("numpy") is None:
         return None
     name, cpus = processor_name(), len(os.sched_getaffinity(0))
     rates = _read(remembered / NAME, name, cpus)
     if rates is None:
+        if (remembered / MANIFEST).exists():
+            return None
         rates = {"processor": name, "cpus": cpus, **_measure(cpus)}
         _keep(remembered, rates)
     return Hardware(

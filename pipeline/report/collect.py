@@ -9,8 +9,10 @@ from typing import Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import versions
+from pipeline.economics.bounds import roofline, with_reached
 from pipeline.formats import FORMATS
 from pipeline.models.config_keys import unread_keys
+from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import CostSection, Recipe
 from pipeline.report.prices import price_of
 from pipeline.store.artifact import Artifact, read_manifest
@@ -66,12 +68,36 @@ def collect(
         "fidelity": fidelity,
         "load": load,
         "cost": _cost(recipe.cost, load),
+        "roofline": _roofline(recipe, inputs, load),
         "conformance": conformance,
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages),
         "tools": _tools(recipe, inputs),
         # What other builds of the model there are is known where the report is put.
         "siblings": [],
+    }
+
+
+def _roofline(
+    recipe: Recipe, inputs: Mapping[str, Artifact], load: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """What the hardware allows at most at the fastest level, and how much of it was reached."""
+    if load is None or "source" not in inputs:
+        return None
+    facts = ModelFacts.from_directory(inputs["source"].path)
+    # The load test leaves the rates of the processor that it ran on in its artifact.
+    setting = get_target(recipe.compile.target).setting(recipe, facts, inputs["bench"].path)
+    if setting is None:
+        return None
+    found = with_reached(roofline(recipe, facts, setting), recipe, facts, load["measurements"])
+    best = max(found.reached, key=lambda level: level.tokens_per_second)
+    return {
+        "concurrency": best.concurrency,
+        "bound_tokens_per_second": best.bound,
+        "reached": best.share,
+        "by": best.by,
+        "hardware": setting.hardware.name,
+        "source": setting.hardware.source,
     }
 
 

@@ -166,9 +166,10 @@ def cost_section(report: Mapping[str, Any]) -> Iterator[Section]:
     if roofline := report.get("roofline"):
         blocks.append(
             Paragraph(
-                f"The hardware allows at most {number(roofline['bound_tokens_per_second'])} "
-                f"tokens/s, by {roofline['by']}; {percent(roofline['reached'], 0)} of that was "
-                "reached."
+                f"With {streams(roofline['concurrency'])}, {percent(roofline['reached'], 0)} of "
+                f"what the hardware allows at most was reached: "
+                f"{number(roofline['bound_tokens_per_second'])} tokens/s, bound by "
+                f"{roofline['by']} ({roofline['hardware']}, {roofline['source']})."
             )
         )
     if blocks:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
+from pipeline.economics.rates import processor
 from pipeline.processor import processor_name
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import text_digest
@@ -79,11 +80,11 @@ def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Writes ``bench.json`` and the server's log, and returns what the former holds.
+    """Writes ``bench.json``, the processor's rates and the server's log.
 
-    That is what :func:`pipeline.bench.load.measure` returns, ``machine``, ``memory_bytes`` (see
-    :class:`pipeline.triton.memory.Memory`, after the load) and ``memory_unknown``: why there is no
-    such number, or None.
+    It returns what ``bench.json`` holds: what :func:`pipeline.bench.load.measure` returns,
+    ``machine``, ``memory_bytes`` (see :class:`pipeline.triton.memory.Memory`, after the load) and
+    ``memory_unknown``: why there is no such number, or None.
 
     Raises:
         ServerError: The server did not start, or a request failed.
@@ -115,6 +116,8 @@ def run(context: StageContext) -> dict[str, Any]:
             on_measured=lambda measurement: context.progress.note(str(measurement)),
         )
         memory = server.memory()
+    # The server has ended. What its speed is held against belongs to the same minute.
+    processor(context.output, None)
     results["machine"] = machine()
     results["memory_bytes"], results["memory_unknown"] = memory.bytes, memory.why
     text = json.dumps(results, indent=1)
@@ -124,7 +127,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 STAGE = Stage(
     name="bench",
-    version=3,
+    version=4,
     title="measure the repository under load",
     inputs=("repository",),
     run=run,

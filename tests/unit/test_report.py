@@ -13,8 +13,10 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from pipeline.economics.rates import NAME
 from pipeline.errors import QualityGateError, StageError
 from pipeline.formats import FORMATS
+from pipeline.processor import processor_name
 from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.quality import differences
@@ -383,11 +385,19 @@ def test_what_is_folded_is_printed() -> None:
 
 
 def test_cost_and_roofline_are_shown_where_they_are_known() -> None:
-    roofline = {"bound_tokens_per_second": 5000.0, "reached": 0.43, "by": "memory bandwidth"}
+    roofline = {
+        "concurrency": 8,
+        "bound_tokens_per_second": 5000.0,
+        "reached": 0.43,
+        "by": "memory",
+        "hardware": "2 CPUs of X",
+        "source": "measured here",
+    }
     for render in RENDERERS:
         text = render(report(roofline=roofline)).replace("\N{NO-BREAK SPACE}", " ")
         assert "at 2.5 USD an hour, when the machine is asked for tokens 50 % of the time" in text
-        assert "at most 5,000 tokens/s, by memory bandwidth; 43 % of that was reached" in text
+        assert "With 8 streams, 43 % of what the hardware allows at most was reached" in text
+        assert "5,000 tokens/s, bound by memory (2 CPUs of X, measured here)" in text
         text = render(report(cost=None))
         assert "USD" not in text
         assert "hardware allows" not in text
@@ -477,11 +487,23 @@ def _recipe(**sections: Any) -> Recipe:
     )
 
 
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
 def _artifacts(root: Path) -> dict[str, Artifact]:
     source = {"parameters": 10, "bytes": 20, "architecture": "LlamaForCausalLM"}
     written = {"bytes": 10, "quant_algo": None, "kv_cache_quant_algo": None}
     made = (
-        ("source", source, "config.json", {"architectures": ["LlamaForCausalLM"], "mine": 1}),
+        ("source", source, "config.json", {**CONFIG, "mine": 1}),
         ("quantize", written, "config.json", 0),
         ("evaluate", {}, "evaluation.json", sample.quality()),
         ("compile", {}, "engine.bin", 0),
@@ -504,8 +526,8 @@ def test_a_report_is_made_of_artifacts_alone(tmp_path: Path) -> None:
     assert found == collect(_recipe(cost={"price_per_hour": 3.6}), made)
     assert list(found) == [
         "schema", "name", "version", "created", "verdict", "gates", "machine", "recipe", "model",
-        "checkpoint", "engine", "size", "quality", "fidelity", "load", "cost", "conformance",
-        "stages", "seconds", "tools", "siblings",
+        "checkpoint", "engine", "size", "quality", "fidelity", "load", "cost", "roofline",
+        "conformance", "stages", "seconds", "tools", "siblings",
     ]  # fmt: skip
     assert found["schema"] == 3
     assert found["verdict"]["verdict"] == "ACCEPT"
@@ -533,6 +555,14 @@ def test_a_report_is_made_of_artifacts_alone(tmp_path: Path) -> None:
     assert found["fidelity"] == sample.fidelity()
     assert "perplexity_increase" in {gate["name"] for gate in found["gates"]}
     assert {gate["subject"] for gate in found["gates"]} == {"checkpoint", "engine"}
+    # The load test's artifact has no rates of its processor, and nothing is measured for it now.
+    assert found["roofline"] is None
+    rates = {"processor": processor_name(), "cpus": len(os.sched_getaffinity(0))}
+    rates |= {"measured": "2026-07-01", "bytes_per_second": 1e9}
+    rates["float32_operations_per_second"] = 1e9
+    (made["bench"].path / NAME).write_text(json.dumps(rates))
+    bound = collect(_recipe(), made)["roofline"]
+    assert bound["reached"] * bound["bound_tokens_per_second"] == pytest.approx(2156.25)
     for render in RENDERERS:
         assert "None" not in re.sub(r"(?s)<summary>Recipe.*", "", render(found))
 

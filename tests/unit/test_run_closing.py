@@ -242,6 +242,7 @@ def test_a_plan_tells_a_gate_that_stored_numbers_close(
     monkeypatch.setattr("pipeline.api.check_hub_model", lambda _recipe: None)
     monkeypatch.setattr("pipeline.api.remarks", lambda *_given: ())
     monkeypatch.setattr("pipeline.api.explain_engine", lambda *_given: None)
+    monkeypatch.setattr("pipeline.api._roofline", lambda *_given: None)
     options = ("--json",) if as_json else ()
 
     def planned(*more: str) -> tuple[int, Any]:
