@@ -110,8 +110,10 @@ def strided_windows(
 ) -> list[Window]:
     """Cuts documents into windows whose scored parts meet: each token is scored exactly once.
 
-    Windows of a document begin ``stride`` tokens apart, as in transformers' guide to the perplexity
-    of models of fixed length (https://huggingface.co/docs/transformers/perplexity).
+    Each window after a document's first is as long as ``length`` allows, so the last one, which may
+    score a few tokens only, has most of its tokens as context. That is how EleutherAI's lm-eval
+    rolls over a text (``get_rolling_token_windows`` of its ``utils.py``); transformers' guide
+    (https://huggingface.co/docs/transformers/perplexity) shortens the last window instead.
 
     Args:
         documents: Two tokens or more each.
@@ -129,6 +131,6 @@ def strided_windows(
         ids = document.ids
         windows.append(Window(index, ids[:length], 1))
         for done in range(length, len(ids), step):
-            begin = done - (length - step)
-            windows.append(Window(index, ids[begin : done + step], done - begin))
+            end = min(done + step, len(ids))
+            windows.append(Window(index, ids[end - length : end], length - (end - done)))
     return windows

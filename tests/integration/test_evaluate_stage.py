@@ -11,7 +11,9 @@ import pytest
 import torch
 from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 
-from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
+from pipeline.errors import QualityGateError, RecipeError, SourceError
+from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
+from pipeline.evaluation.windows import Window, read_documents
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
@@ -20,8 +22,13 @@ from pipeline.source.texts import load_tokenizer, token_rows
 from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
 from pipeline.store.artifact import Artifact
-from tests.integration.quantize_support import calibration_words, run_stage, write_source
+from tests.integration.quantize_support import VOCAB, calibration_words, run_stage, write_source
 from tests.integration.quantize_support import recipe as quantize_recipe
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +58,83 @@ def test_numbers_of_the_written_files(source: Path, tmp_path: Path) -> None:
     settings, artifact = evaluated(source, tmp_path, format="int8_sq")
     facts = artifact.facts
     assert facts["tokens"] == 500
-    # 30 words make a window of 20 and one of 10; the next text starts a new one.
-    assert facts["windows"] == math.ceil(500 / (19 + 9) * 2)
-    assert facts["source_perplexity"] == pytest.approx(perplexity_by_transformers(source), rel=1e-5)
-    assert 0 < facts["kl_divergence"] < 0.1
-    assert 0.5 < facts["top1_agreement"] < 1.0
-    assert facts["kl_divergence_standard_error"] > 0
+    # Each text has 30 words: 19 predictions in a window of 20, and 10 more in a second one.
+    assert facts["documents"] == math.ceil(500 / 29) == 18
+    assert facts["windows"] == 2 * 17 + 1
+    nll, nats, size = by_hand(source, tmp_path / "checkpoint")
+    assert facts["source_perplexity"] == pytest.approx(math.exp(nll / 500), rel=1e-5)
+    assert facts["bytes"] == size
+    assert facts["source_bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-5)
+    assert facts["kl_divergence"]["value"] == pytest.approx(nats / 500, rel=1e-3)
+    assert 0.5 < facts["top1_agreement"]["value"] < 1.0
+    for name in ("perplexity", "bits_per_byte", "kl_divergence", "top1_agreement"):
+        assert facts[name]["low"] < facts[name]["value"] < facts[name]["high"]
     written = json.loads((artifact.path / RESULT_NAME).read_text())
-    assert len(written.pop("by_window")) == facts["windows"]
+    documents = written.pop("by_document")
     assert written == facts
+    assert [document["tokens"] for document in documents] == [29] * 17 + [7]
+    assert sum(document["bytes"] for document in documents) == size
+    assert sum(document["source_nll"] for document in documents) == pytest.approx(nll, rel=1e-5)
+    assert documents[0]["begins"] == calibration_words()[:80]
     STAGE.check(gated(settings, top1_agreement=0.5, perplexity_increase=1.0), artifact)
 
 
 @torch.inference_mode()
-def perplexity_by_transformers(source: Path) -> float:
-    """The loss of transformers' own model over the same windows."""
+def by_hand(source: Path, checkpoint: Path) -> tuple[float, float, int]:
+    """Sums of plain forwards with the context that the stride leaves: NLL, KL and bytes."""
     model: Any = load_source(source)
-    total = count = 0.0
+    written: Any = load_reference(checkpoint)
+    nll = nats = 0.0
+    count = size = 0
     for paragraph in calibration_words().split("\n\n"):
-        words = [int(word[1:]) for word in paragraph.split()]
-        for part in (words[:20], words[20:]):
-            window = part[: int(500 - count) + 1]
-            if len(window) > 1:
-                ids = torch.tensor([window])
-                total += float(model(ids, labels=ids).loss) * (len(window) - 1)
-                count += len(window) - 1
+        words = paragraph.split()
+        for begin, first, end in ((0, 1, 20), (10, 20, 30)):
+            scored = range(first, min(end, first + 500 - count))
+            ids = torch.tensor([[int(word[1:]) for word in words[begin:end]]])
+            p, q = (torch.log_softmax(m(ids).logits[0].double(), dim=-1) for m in (model, written))
+            for place in scored:
+                row = place - begin - 1
+                nll -= float(p[row, ids[0, row + 1]])
+                nats += float(
+                    torch.nn.functional.kl_div(q[row], p[row], log_target=True, reduction="sum")
+                )
+                # The tokenizer has no token for the space in front of a word.
+                size += len(f" {words[place]}")
+            count += len(scored)
     assert count == 500
-    return math.exp(total / count)
+    return nll, nats, size
+
+
+def test_every_linear_has_its_signal_to_noise_and_completions_are_of_the_texts(
+    source: Path, tmp_path: Path
+) -> None:
+    _, artifact = evaluated(source, tmp_path, format="int4_awq")
+    linears = artifact.facts["signal_to_noise"]
+    model = load_source(source)
+    names = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    # Queries, keys and values are one linear in the checkpoint, and three here.
+    assert {linear["linear"] for linear in linears} == names
+    finite = [linear["db"] for linear in linears if linear["db"] is not None]
+    assert finite == sorted(finite)
+    # Four bits keep about 20 dB; the head is written in float16.
+    assert all(5 < db < 40 for db in finite[:-1])
+    assert linears[-1]["linear"] == "lm_head"
+    words = calibration_words().split("\n\n")
+    completions = artifact.facts["completions"]
+    assert [words[n].startswith(text["prompt"]) for n, text in enumerate(completions)] == [True] * 3
+    for text in completions:
+        assert 0 <= text["same_tokens"] <= text["tokens"] <= 32
+        assert (text["source"] == text["written"]) == (text["same_tokens"] == text["tokens"])
+
+
+def test_an_unquantized_checkpoint_is_the_source(source: Path, tmp_path: Path) -> None:
+    _, artifact = evaluated(source, tmp_path, format="float16")
+    facts = artifact.facts
+    # float16's rounding of random weights, 11 bits.
+    assert abs(facts["perplexity_increase"]["value"]) < 1e-3
+    assert facts["kl_divergence_p99"]["value"] < 1e-4
+    assert facts["top1_agreement"]["value"] > 0.98
+    assert all(linear["exact"] or linear["db"] > 60 for linear in facts["signal_to_noise"])
 
 
 def gated(settings: Recipe, **gates: float) -> Recipe:
@@ -138,53 +195,27 @@ def test_a_missing_text_names_the_key(source: Path) -> None:
         STAGE.material(with_text(source, "absent.txt"))
 
 
-class Words:
-    """One token per character."""
-
-    def encode(self, text: str, /) -> list[int]:
-        return [ord(letter) for letter in text]
-
-
-def test_windows_do_not_cross_texts_and_stop_at_the_number_of_tokens() -> None:
-    windows = token_windows(["abcdefgh", "xy", "z", "0123456789"], Words(), 4, 12)
-    found = ["".join(map(chr, window)) for window in windows]
-    # 3 + 3 + 1 + 3 + 2 predictions; "z" has none.
-    assert found == ["abcd", "efgh", "xy", "0123", "456"]
-
-
-def test_text_without_two_tokens_is_refused() -> None:
-    with pytest.raises(UsageError, match="no evaluation text has two tokens"):
-        token_windows(["a", "b"], Words(), 4, 12)
-
-
-def test_scores_do_not_depend_on_padding(source: Path) -> None:
-    model = load_source(source)
-    windows = [[5, 9, 14], list(range(1, 60)), [7, 3], list(range(100, 130))]
-    cpu = torch.device("cpu")
-    together = compare(model, model, windows, cpu)
-    alone = [compare(model, model, [window], cpu)[0] for window in windows]
-    for one, other in zip(together, alone, strict=True):
-        assert one.tokens == other.tokens
-        assert one.nll == pytest.approx(other.nll, rel=1e-5)
-        assert one.kl == pytest.approx(0.0, abs=1e-6)
-        assert one.agreements == one.tokens
-
-
 def test_windows_of_text_may_be_longer_than_the_models_sliding_window(tmp_path: Path) -> None:
     # Mistral's 64 tokens, of which both the source and the written files must make the same.
     source = write_source("Mistral", tmp_path / "source")
     run_stage(quantize_recipe(source, format="float16"), source, tmp_path / "checkpoint")
     original, written = load_source(source), load_reference(tmp_path / "checkpoint")
-    ids = [number * 7 % 501 for number in range(200)]
-    cpu = torch.device("cpu")
-    (score,) = compare(original, written, [ids], cpu)
-    assert score.kl / score.tokens < 1e-5
-    assert score.nll == pytest.approx(score.source_nll, rel=1e-4)
+    window = Window(0, [number * 7 % 501 for number in range(200)], 1)
+    score = scores(original, written, window)
+    assert score.kl.mean() < 1e-5
+    assert score.nll.sum() == pytest.approx(score.source_nll.sum(), rel=1e-4)
     # The window does count: without it the source itself is another model.
     whole = json.loads((source / "config.json").read_text()) | {"sliding_window": None}
     (source / "config.json").write_text(json.dumps(whole))
-    (other,) = compare(original, load_source(source), [ids], cpu)
-    assert other.kl / other.tokens > 100 * score.kl / score.tokens
+    other = scores(original, load_source(source), window)
+    assert other.kl.mean() > 100 * score.kl.mean()
+
+
+def scores(source: torch.nn.Module, other: torch.nn.Module, window: Window) -> TokenScores:
+    """Of one window."""
+    cpu = torch.device("cpu")
+    (found,) = compare(scorer_of(source, cpu), scorer_of(other, cpu), [window], VOCAB)
+    return found
 
 
 def test_tokens_that_the_model_has_no_row_for(source: Path, tmp_path: Path) -> None:
@@ -201,7 +232,7 @@ def test_tokens_that_the_model_has_no_row_for(source: Path, tmp_path: Path) -> N
         with pytest.raises(SourceError, match=r"token \d+, which the model has no row for.* 300"):
             use()
     with pytest.raises(SourceError, match="has no row for"):
-        token_windows(words, tokenizer, 30, 500)
+        read_documents(words, tokenizer, 500)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"model": 5}'])
@@ -211,39 +242,3 @@ def test_a_tokenizer_that_cannot_be_read(source: Path, tmp_path: Path, content: 
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(SourceError, match="the tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)
-
-
-def test_a_model_beyond_repair_fails_the_gate(source: Path) -> None:
-    found = summarize([WindowScore(10, 20.0, 8000.0, 7980.0, 0), WindowScore(9, 1.0, 9e3, 9e3, 0)])
-    assert found["perplexity"] is None
-    assert found["perplexity_increase"] is None
-    assert found["source_perplexity"] == pytest.approx(math.exp(21 / 19))
-    settings = gated(with_text(source), perplexity_increase=0.02)
-    with pytest.raises(QualityGateError, match="perplexity rose by no finite number"):
-        STAGE.check(settings, Artifact("evaluate", "k", "d", source, found))
-
-
-def test_scores_that_are_not_finite_do_not_end_the_summary() -> None:
-    found = summarize(
-        [WindowScore(5, math.inf, 5.0, 1.0, 1), WindowScore(5, 5.0, math.inf, math.nan, 1)]
-    )
-    json.dumps(found, allow_nan=False)
-    assert found["perplexity"] is found["source_perplexity"] is None
-    assert found["perplexity_increase"] is found["kl_divergence"] is None
-    assert found["top1_agreement"] == pytest.approx(0.2)
-
-
-def test_the_summary_by_hand() -> None:
-    scores = [WindowScore(10, 20.0, 21.0, 0.5, 9), WindowScore(30, 60.0, 60.0, 1.5, 27)]
-    found = summarize(scores)
-    assert found["tokens"] == 40
-    assert found["source_perplexity"] == pytest.approx(math.exp(2.0))
-    assert found["perplexity"] == pytest.approx(math.exp(81 / 40))
-    assert found["perplexity_increase"] == pytest.approx(math.exp(1 / 40) - 1)
-    assert found["kl_divergence"] == pytest.approx(0.05)
-    assert found["top1_agreement"] == pytest.approx(0.9)
-    # Every window has the same rate, so the rate is known exactly.
-    assert found["kl_divergence_standard_error"] == pytest.approx(0.0)
-    # Deviations 1 - 10/40 and 0 - 30/40 from the mean difference.
-    expected = math.exp(1 / 40) * math.sqrt(2 * (0.75**2 + 0.75**2)) / 40
-    assert found["perplexity_increase_standard_error"] == pytest.approx(expected)

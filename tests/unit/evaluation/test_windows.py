@@ -59,7 +59,7 @@ def test_windows_by_hand() -> None:
     assert [(window.ids, window.first) for window in windows] == [
         ("abcdef", 1),
         ("defghi", 3),
-        ("ghijk", 3),
+        ("fghijk", 4),
     ]
 
 
