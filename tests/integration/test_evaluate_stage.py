@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.reference.comparison import WindowScore, compare, summarize, token_windows
 
 from pipeline.errors import QualityGateError, RecipeError, SourceError
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
