@@ -215,7 +215,7 @@ def _measure(
 def _noise(text: _Text, models: _Models) -> dict[str, Any]:
     from pipeline.evaluation.signal_to_noise import signal_to_noise
 
-    # A window's first tokens stand where a text begins, so every window is such a beginning.
+    # To a scorer every window begins a text.
     rows = [window.ids for window in text.windows]
     found = signal_to_noise(models.source, models.written, models.scorers()[0], rows)
     return {"signal_to_noise": [linear.as_dict() for linear in found]}

@@ -283,3 +283,22 @@ def test_signal_to_noise_looks_at_a_small_batch(source: Path) -> None:
 
     signal_to_noise(model, copy.deepcopy(model), watched, [range(200)] * 9)
     assert seen == [200, 200, 112]
+
+
+@pytest.mark.parametrize("name", ["demo", "stories"])
+def test_bytes_are_those_of_the_text_that_the_scored_tokens_stand_for(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """Byte-level and sentencepiece vocabularies, both with bos; pictures are four tokens each."""
+    tokenizer = load_tokenizer(request.getfixturevalue(f"{name}_model"))
+    text = "Once \U0001f40c na\u00efve\nupon  a \U0001f335 time, don't!"
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode_with_spans(text)[0] == ids
+    sizes = []
+    for tokens in range(1, len(ids)):
+        (document,) = read_documents([text], tokenizer, tokens)
+        # By the other way: what the tokens decode to, without the pieces of a last character.
+        sizes.append(len(tokenizer.decode(ids[: tokens + 1]).rstrip("\ufffd").encode()))
+        assert document.bytes == sizes[-1]
+    assert sizes[-1] == len(text.encode())
+    assert len(set(sizes)) < len(sizes)

@@ -60,6 +60,11 @@ def test_defaults_and_values_are_read(recipe_path: Path) -> None:
             r"recipe\.yaml:12: .*'bf16' is not allowed: it is 'auto', .*, 'float32' or null\.",
         ),
         ("name: test", "name: ../evil", r"recipe\.yaml:2: name"),
+        (
+            "compile:",
+            "evaluate: {text: held-out.txt, sequence_length: 64, stride: 64}\ncompile:",
+            r"recipe\.yaml:10: evaluate.*Stride 64 leaves windows of 64 tokens no context; make it",
+        ),
         ("name: test", "nome: test", r"(?s)recipe\.yaml.*name is wrong.*required"),
         ("  source: some/model", "  source: ''", r"recipe\.yaml:4: model\.source"),
         ("schema: 1", "schema: 2", r"recipe\.yaml:1: schema is wrong"),
