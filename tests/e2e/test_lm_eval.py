@@ -17,7 +17,7 @@ from ..conftest import DEMO_MODEL, PROJECT
 from .conftest import Cli
 
 HELLASWAG = PROJECT.parent / "shared" / "data" / "hellaswag_val_1000.jsonl"
-ROWS = 6
+ROWS = 4
 TASKS = {
     "swag": """\
 task: swag
@@ -51,11 +51,15 @@ validation_split: validation
 output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: "{{{{text}}}}"
-generation_kwargs: {{until: ["."], do_sample: false, max_gen_toks: 40}}
+generation_kwargs: {{until: ["."], do_sample: false, max_gen_toks: 20}}
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """,
 }
+
+
+# Each starts PyTorch and lm-eval in processes of their own.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def greedy_sentence(prompt: str) -> str:
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    made = model.generate(ids, max_new_tokens=40, do_sample=False, pad_token_id=2)[0]
+    made = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=2)[0]
     whole, before = (
         tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for part in (made, ids[0])
@@ -112,6 +116,7 @@ def measured(
         *("lm-eval", "configs/demo.yaml", "--build-dir", str(cli.build), "--json"),
         *("--model", model, "--tasks", tasks, "--python", str(python)),
         *("--include-path", str(folder), *options),
+        timeout=600,
     )
     return dict(json.loads(done.stdout))
 
@@ -134,7 +139,6 @@ def by_lm_eval(folder: Path, python: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text())["results"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["source", "checkpoint"])
 def test_it_finds_what_lm_eval_finds_with_its_own_model(
     cli: Cli, folder: Path, python: Path, by_lm_eval: dict[str, Any], model: str
@@ -153,7 +157,6 @@ def test_it_finds_what_lm_eval_finds_with_its_own_model(
     assert results["goeson"]["exact_match,none"] == 1.0
 
 
-@pytest.mark.slow
 def test_a_served_endpoint_goes_on_with_texts(
     cli: Cli, folder: Path, python: Path, server: Any
 ) -> None:
@@ -164,7 +167,7 @@ def test_a_served_endpoint_goes_on_with_texts(
     with Client(server.grpc_url) as client:
         same = 0
         for story in stories:
-            with client.stream(story["prompt"], max_tokens=40, top_k=1) as stream:
+            with client.stream(story["prompt"], max_tokens=20, top_k=1) as stream:
                 text = "".join(chunk.text for chunk in stream)
             same += text.partition(".")[0] == story["text"]
     found = measured(cli, folder, python, server.grpc_url, "goeson")
@@ -172,7 +175,6 @@ def test_a_served_endpoint_goes_on_with_texts(
     assert same, "no text was the source model's: the comparison says nothing"
 
 
-@pytest.mark.slow
 def test_what_a_server_cannot_tell_is_refused(
     cli: Cli, folder: Path, python: Path, server: Any
 ) -> None:
