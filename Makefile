@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test gpu-acceptance gpu-check lint format docs clean help
+.PHONY: demo test eval gpu-acceptance gpu-check lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
 	scripts/test $(BIN)/python $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+eval:  ## The environment of the command lm-eval, beside the other one
+	scripts/install-eval $(PYTHON) $(VENV)-eval
 
 gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT target, with a report
 	scripts/gpu-acceptance

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pipeline._version import __version__
-from pipeline.cli import compare, doctor, plan, run, schema, server, store
+from pipeline.cli import compare, doctor, lm_eval, plan, run, schema, server, store
 from pipeline.cli.groups import grouped
 from pipeline.cli.options import DebugOption, Invocation
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
@@ -43,6 +43,7 @@ for command in (
     server.verify,
     server.bench,
     compare.compare,
+    lm_eval.lm_eval,
     doctor.doctor,
     schema.schema,
 ):

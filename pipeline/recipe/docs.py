@@ -27,6 +27,7 @@ _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 _YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
 # Keys that a page beside this one tells more of, by its place.
 _MORE = {
+    "evaluate.tasks": "tasks.md",
     "serve.guided_decoding": "features.md#guided-decoding-on-the-demo-model",
     "serve.kv_cache_host_memory": "features.md#kv-cache-on-the-host",
     "serve.cuda_graphs": "features.md#cuda-graphs",

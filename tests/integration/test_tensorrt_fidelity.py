@@ -103,13 +103,14 @@ def loss_by_hand(rows: list[list[int]]) -> float:
 
 
 def loss_of(model: Any, rows: list[list[int]], window: int, step: int) -> float:
-    """Mean loss of a model that sees windows of 15, each 7 tokens on, as a plain loop."""
+    """Mean loss of a model that sees windows, each ``step`` tokens on, as a plain loop."""
     total, count = 0.0, 0
     for row in rows:
         for end in range(1, len(row)):
             begin = 0
             if end >= window:
-                begin = (end - window) // step * step + step
+                last = window + ((end - window) // step + 1) * step
+                begin = min(last, len(row)) - window
             with torch.inference_mode():
                 logits = model(torch.tensor([row[begin:end]])).logits[0, -1].double()
             total -= float(torch.log_softmax(logits, -1)[row[end]])

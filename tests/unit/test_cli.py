@@ -127,7 +127,7 @@ def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> 
 def test_help_names_every_command() -> None:
     text = _python("-m", "pipeline", "--help").stdout
     for command in (
-        "run plan serve generate verify bench compare doctor store".split()  # noqa: SIM905
+        "run plan serve generate verify bench compare lm-eval doctor store".split()  # noqa: SIM905
     ):
         assert re.search(rf"\b{command}\b", text), command
 

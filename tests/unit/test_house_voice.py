@@ -26,7 +26,8 @@ ROOMS = (
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "checkpoint", "cli", "evaluation", "models", "preflight", "quantize"),
+            *("bench", "checkpoint", "cli", "evaluation", "harness"),
+            *("models", "preflight", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
             *("ladder", "verdict"),
         )
