@@ -16,8 +16,8 @@ _LOAD = ("concurrency", "tokens_per_second", "ttft_ms", "itl_ms")
 def line(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Takes from a report what is worth following over builds.
 
-    Its ``key`` digests the artifacts of the run and the verdict on them: a constraint or a price that
-    was changed makes another report and nothing new.
+    Its ``key`` digests the artifacts of the run and the verdict on them: a constraint or a price
+    that was changed makes another report and nothing new.
 
     Args:
         report: The content of ``report.json``.
