@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.store.digests import digest_of
+
 SCHEMA = 1
 UNFINISHED = "UNFINISHED"
 _QUALITY = ("perplexity", "perplexity_increase", "kl_divergence", "top1_agreement")
 _LOAD = ("concurrency", "tokens_per_second", "ttft_ms", "itl_ms")
 
 
-def line(key: str, report: Mapping[str, Any]) -> dict[str, Any] | None:
+def line(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Takes from a report what is worth following over builds.
 
+    Its ``key`` digests the artifacts of the run and the verdict on them: a constraint or a price
+    that was changed makes another report and nothing new.
+
     Args:
-        key: The report's key in the store, which covers all that the run was made of.
         report: The content of ``report.json``.
 
     Returns:
@@ -27,7 +31,12 @@ def line(key: str, report: Mapping[str, Any]) -> dict[str, Any] | None:
     quality, load = report["quality"], report["load"]
     return {
         "schema": SCHEMA,
-        "key": key,
+        "key": digest_of(
+            {
+                "artifacts": {stage["name"]: stage["digest"] for stage in report["stages"]},
+                "verdict": verdict["verdict"],
+            }
+        ),
         "created": report["created"],
         "version": report["version"],
         "tools": report["tools"],

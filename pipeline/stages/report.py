@@ -26,7 +26,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _line(artifact: Artifact) -> dict[str, Any] | None:
     from pipeline.report.history import line
 
-    return line(artifact.key, json.loads((artifact.path / JSON).read_text(encoding="utf-8")))
+    return line(json.loads((artifact.path / JSON).read_text(encoding="utf-8")))
 
 
 def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:

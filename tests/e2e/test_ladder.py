@@ -67,8 +67,9 @@ def test_every_rung_has_its_verdict_and_numbers(cli: Cli, ladder: dict[str, Any]
     fastest = plain["load"][-1]["tokens_per_second"]["value"]
     assert plain["cost_per_million"]["value"] == pytest.approx(1.5 / 3600 * 1e6 / fastest)
     assert ladder["recommendation"]["format"] == "float16"
-    (miss,) = ladder["recommendation"]["misses"][f"{NAME}-int4_awq"]
-    assert miss["name"] == "top1_agreement"
+    misses = ladder["recommendation"]["misses"][f"{NAME}-int4_awq"]
+    # Of the checkpoint, and of the engine made of it.
+    assert {miss["name"] for miss in misses} == {"top1_agreement"}
 
 
 def test_only_what_keeps_its_gate_is_deployed(cli: Cli, ladder: dict[str, Any]) -> None:

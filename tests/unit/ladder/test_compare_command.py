@@ -143,7 +143,7 @@ def test_the_history_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[st
     def run(key: str, speed: float) -> str:
         content: dict[str, Any] = report("t", "int4_awq")
         content["load"]["measurements"] = [level(8, speed)]
-        return json.dumps(line(key * 64, content))
+        return json.dumps({**(line(content) or {}), "key": key * 64})
 
     (tmp_path / "history.jsonl").write_text(f"{run('a', 1700.0)}\n{run('b', 1500.0)}\n")
     compare("--history", tmp_path)

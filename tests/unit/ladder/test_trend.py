@@ -19,9 +19,9 @@ from .support import est, level, report
 def run(key: str, speed: float = 1700.0, **changes: Any) -> dict[str, Any]:
     content = report("t", "int4_awq", **changes)
     content["load"]["measurements"] = [level(8, speed)]
-    made = line(key, content)
+    made = line(content)
     assert made is not None
-    return made
+    return {**made, "key": key}
 
 
 def history(tmp_path: Path, *runs: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def test_a_wide_interval_hides_a_change_that_a_narrow_one_shows(tmp_path: Path) 
 def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None:
     failed = report("t", "int4_awq", quality=None, load=None)
     failed["verdict"] |= {"verdict": "FAILED", "headline": "verify failed"}
-    made = line("b" * 64, failed)
+    made = line(failed)
     assert made
-    found = history(tmp_path, run("a" * 64), made, run("c" * 64, speed=1500.0))
+    found = history(tmp_path, run("a" * 64), {**made, "key": "b" * 64}, run("c" * 64, speed=1500.0))
     assert flagged(found) == [("tokens_per_second.8", True)]
     columns, cells = rows(found)
     assert dict(zip(columns, cells[1], strict=True)) == {
@@ -109,7 +109,20 @@ def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None
 def test_a_run_that_did_not_come_to_a_verdict_has_no_line() -> None:
     unfinished = report("t", "int4_awq")
     unfinished["verdict"]["verdict"] = "UNFINISHED"
-    assert line("a" * 64, unfinished) is None
+    assert line(unfinished) is None
+
+
+def test_what_was_made_and_what_came_of_it_is_the_key_and_not_what_was_asked() -> None:
+    def key(**changes: Any) -> str:
+        made = line(report("t", "int4_awq", **changes))
+        assert made
+        return str(made["key"])
+
+    stages = [{"name": "evaluate", "key": "k", "digest": "another"}]
+    closed = {"verdict": "REGRESSION", "headline": "", "status": "failed", "reasons": []}
+    price = {"currency": "USD", "price_per_hour": 9.0}
+    assert key() == key(cost=price) == key(created="2027-01-01T00:00:00Z")
+    assert len({key(), key(stages=stages), key(verdict=closed)}) == 3
 
 
 @pytest.mark.parametrize(
