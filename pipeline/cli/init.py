@@ -119,15 +119,12 @@ def _asked(model: str, format_name: str | None, target: str | None, gpu: str | N
 
 
 def _write(made: Draft, force: bool) -> None:
-    from pipeline.scaffold.draft import SCHEMA_NAME
+    """Writes the recipe last, when all that it names is there."""
     from pipeline.store.files import write_atomically
 
     files = {**made.files, made.path: made.text.encode()}
     for path, data in files.items():
-        # The schema is this version's, whatever another one wrote.
-        if force or path.name == SCHEMA_NAME or not path.exists():
-            continue
-        if path.suffix == made.path.suffix or path.read_bytes() != data:
+        if not force and path.exists() and not _may_be_replaced(path, data, made):
             raise UsageError(
                 "the file is there already",
                 where=str(path),
@@ -143,3 +140,13 @@ def _write(made: Draft, force: bool) -> None:
             why=error.strerror,
             fix="Name a file in a folder that this user may write to",
         ) from error
+
+
+def _may_be_replaced(path: Path, data: bytes, made: Draft) -> bool:
+    """Whether nobody's work is lost: a text of the same bytes, or a schema of any version."""
+    from pipeline.recipe.docs import TITLE
+
+    if path == made.path or not path.is_file():
+        return False
+    there = path.read_bytes()
+    return there == data or (path == made.schema and TITLE.encode() in there)

@@ -52,6 +52,11 @@ class Draft:
     choices: Choices
     recipe: Recipe
 
+    @property
+    def schema(self) -> Path:
+        """The file that the recipe's first line names to editors."""
+        return self.path.parent / SCHEMA_NAME
+
     def as_dict(self) -> dict[str, Any]:
         """Returns what was chosen as JSON values, with the reasons."""
         reasons = self.choices.reasons

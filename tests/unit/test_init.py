@@ -198,13 +198,13 @@ def test_a_target_alone_leaves_the_gpu_open() -> None:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, (), "already, by gptq"),
         (None, ("adapter_config.json", "adapter_model.safetensors"), "no config.json"),
         (None, ("model.Q4_K_M.gguf",), "no config.json"),
-        ({}, ("model.safetensors", "adapter_config.json"), "adapter_config"),
+        ({}, ("model.safetensors",), "safetensors file is damaged"),
     ],
 )
 def test_what_plan_refuses_is_refused_alike(
     config: dict[str, Any] | None, others: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    source = model(**config or {})
+    source = model(num_hidden_layers=2, **config or {})
     if config is None:
         Path(source, "config.json").unlink()
     for name in others:
@@ -261,8 +261,11 @@ def test_nothing_is_overwritten_unless_forced() -> None:
     init("model", "--force")
     assert recipe.read_text() == first
     assert read_texts(Path("stopgap-heldout.jsonl"))
-    # The texts of another recipe are the same ones.
+    # The texts of another recipe are the same ones, and the schema is another version's.
+    Path("recipe.schema.json").write_text(schema_text().replace("Unit:", "In"))
     init("model", "--output", "new.yaml")
+    Path("recipe.schema.json").write_text("{}")
+    assert refusal("model", "--output", "newer.yaml").where == "recipe.schema.json"
 
 
 def test_the_users_text_is_cut_into_parts_that_share_nothing() -> None:
