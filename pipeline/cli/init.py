@@ -85,10 +85,13 @@ def init(
     if output.json:
         print_json(made.as_dict())
         return
+    values, texts = made.choices.values, ("quantize.calibration.text", "evaluate.text")
     for key, reason in made.choices.reasons.items():
-        if not key.startswith("evaluate.gates"):
-            print(f"{key}: {made.choices.values[key]}  ({reason})")
+        if key not in texts:
+            print(f"{key}: {values[key]}  ({reason})")
     print("\nwritten: " + ", ".join(map(str, (made.path, *made.files))))
+    if text is None:
+        print("texts:   a public-domain book as a stopgap; --text takes yours, which numbers need")
     print(f"next:    trtllm-pipeline plan {shlex.quote(str(made.path))}")
 
 

@@ -65,6 +65,13 @@ class Choices:
         if reason:
             self.reasons[key] = reason
 
+    def sort(self, names: Sequence[str]) -> None:
+        """Puts values and reasons into the order of the keys' names."""
+        for found in (self.values, self.reasons):
+            ordered = sorted(found.items(), key=lambda item: names.index(item[0]))
+            found.clear()
+            found.update(ordered)
+
     def nested(self) -> dict[str, Any]:
         """Returns the values as a recipe's sections."""
         whole: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import layer_bytes, table_bytes
 from pipeline.preflight.model_checks import check_model
 from pipeline.preflight.remarks import source_dtype
-from pipeline.recipe.docs import schema_text
+from pipeline.recipe.docs import recipe_keys, schema_text
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Gates, Recipe
 from pipeline.running.planner import build_plan
@@ -111,7 +111,8 @@ def draft(
         choices.set("quantize.calibration.text", texts.calibration.as_posix(), texts.reasons[0])
     choices.set("evaluate.text", texts.heldout.as_posix(), texts.reasons[1])
     for key, words in _gate_words(parameters(facts), row.weight_bits):
-        choices.reasons[key] = words
+        choices.set(key, "auto", words)
+    choices.sort([key.name for key in recipe_keys()])
     files = {file: data for file, data in texts.files.items() if _is_named(file, choices)}
     written = recipe_text(choices, _left_out(choices, local is not None), _head(asked, path))
     return Draft(
