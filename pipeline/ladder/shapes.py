@@ -62,7 +62,9 @@ class _Level(_Shape):
     decode_tokens_per_second: _Estimate | None = None
 
 
-class _Load(_Shape):
+class Load(_Shape):
+    """What is read of a ``bench.json``, or of a server of an interleaved run."""
+
     measurements: list[_Level] = []
     memory_bytes: int | None = None
     prefill_tokens_per_second: _Estimate | None = None
@@ -118,7 +120,7 @@ class Report(_Shape):
     size: _Size | None
     quality: _Quality | None
     fidelity: _Fidelity | None
-    load: _Load | None
+    load: Load | None
     cost: _Cost | None
 
 
@@ -154,7 +156,7 @@ def misfit(shape: type[BaseModel], values: object) -> str | None:
     """Says where values are not of a shape, in words; None where they are.
 
     Args:
-        shape: :class:`Report` or :class:`HistoryLine`.
+        shape: A class of this module.
         values: What was read.
     """
     try:

@@ -110,6 +110,7 @@ def test_every_form_of_finished_builds(builds: Path, capsys: pytest.CaptureFixtu
         (["DEMO", "--seconds", "0"], r"--seconds must be above 0, not 0"),
         (["DEMO", "--price", "-1"], r"--price must be above 0, not -1"),
         (["DEMO", "--utilization", "50"], r"--utilization is a share above 0 and at most 1"),
+        (["DEMO", "--concurrency", "1,289"], r"--concurrency: 289 streams are more than .* 288 re"),
         (["DEMO", "--formats", "int3"], r"'int3' is no format"),
         (["no/such.yaml"], r"no/such\.yaml: there is no such recipe"),
         (["no/such"], r"no/such: this is not a report"),
