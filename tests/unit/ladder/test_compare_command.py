@@ -108,6 +108,7 @@ def test_every_form_of_finished_builds(builds: Path, capsys: pytest.CaptureFixtu
         (["DEMO", "--concurrency", "1,x"], r"--concurrency 1,x is no list of numbers"),
         (["DEMO", "--concurrency", "0"], r"--concurrency must be at least 1"),
         (["DEMO", "--seconds", "0"], r"--seconds must be above 0, not 0"),
+        (["DEMO", "--seconds", "1e9"], r"--seconds must be at most 86400, a day, not 1e\+09"),
         (["DEMO", "--price", "-1"], r"--price must be above 0, not -1"),
         (["DEMO", "--utilization", "50"], r"--utilization is a share above 0 and at most 1"),
         (["DEMO", "--concurrency", "1,289"], r"--concurrency: 289 streams are more than .* 288 re"),
