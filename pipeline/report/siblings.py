@@ -40,7 +40,7 @@ def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
             if _is_sibling(report, other):
-                found.append(_row(report, other))
+                found.append(_checked(_row(report, other)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
@@ -70,11 +70,11 @@ def _row(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     comparable = _same_text(report["quality"], quality)
     measured = load["measurements"] if _same_load(report, other) else []
     return {
-        "name": _word(other["name"]),
-        "format": _word(checkpoint["format"]),
+        "name": str(other["name"]),
+        "format": str(checkpoint["format"]),
         "sixteen_bit": not quantized(checkpoint) and not checkpoint["kv_cache_quant_algo"],
         "created": str(other["created"]),
-        "verdict": _word(other["verdict"]["verdict"]),
+        "verdict": str(other["verdict"]["verdict"]),
         "bytes": int(checkpoint["bytes"]),
         "share": _finite(checkpoint["share"]),
         "increase": _estimate(quality["perplexity_increase"]) if comparable else None,
@@ -117,11 +117,12 @@ def _estimate(values: Mapping[str, float | None]) -> dict[str, float | None]:
     }
 
 
-def _word(value: object) -> str:
-    """A name as a recipe may have it: what a neighbour's file says otherwise goes on no page."""
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ValueError(value)
-    return value
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Refuses names that no recipe has: what a neighbour's file says goes on this one's page."""
+    for key in ("name", "format", "verdict"):
+        if not _WORD.fullmatch(row[key]):
+            raise ValueError(row[key])
+    return row
 
 
 def _finite(value: Any) -> float:
