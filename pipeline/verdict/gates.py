@@ -136,12 +136,7 @@ def _against_source(
             yield result
     limit = limit_of(gates, "accuracy_loss", parameters, bits)
     for task in measured.get("tasks") or ():
-        change = task["accuracy_change"]
-        loss = {
-            "value": _negative(change["value"]),
-            "low": _negative(change["high"]),
-            "high": _negative(change["low"]),
-        }
+        loss = Estimate.from_dict(task["accuracy_change"]).negated().as_dict()
         count = task["rows"]
         result = _judge("accuracy_loss", subject, loss, limit=limit, count=count, unit="rows")
         if result:
@@ -284,10 +279,6 @@ def _finite(estimate: Estimate) -> Estimate:
 
 def _or_none(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else number
-
-
-def _negative(number: float | None) -> float | None:
-    return None if number is None else -number
 
 
 def rounded_up(count: int) -> int:
