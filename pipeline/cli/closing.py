@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from typing import Any
 from pipeline.running.planner import PlannedStage
 
 PAGE, DATA = "report.html", "report.json"
-_COLOURS = {"passed": "green", "unfinished": "yellow", "failed": "red"}
+# What stands in brackets, and a number with its sign, stays on one line.
+_TOGETHER = re.compile(r"\[[^]]*\]|\S+ %")
 
 
 class Closing:
@@ -62,20 +66,35 @@ class Closing:
         lines = closing_lines(self.report, page=outputs / PAGE, repository=repository)
         print()
         if sys.stdout.isatty():
-            _print_in_colour(lines, self.report["verdict"])
+            _print_on_terminal(lines, self.report["verdict"])
         else:
             print("\n".join(lines), flush=True)
         return True
 
 
-def _print_in_colour(lines: list[str], verdict: Mapping[str, Any]) -> None:
+def _print_on_terminal(lines: list[str], verdict: Mapping[str, Any]) -> None:
+    """In colour, and broken between words below where the texts begin."""
     from rich.console import Console
     from rich.text import Text
 
+    from pipeline.tables import COLOURS
+    from pipeline.verdict.closing import WHOLE, WIDTH
+    from pipeline.verdict.decision import TONES
+
     console = Console(highlight=False)
-    first, *others = lines
-    # Long lines are left to the terminal, so that a path can be copied whole.
-    console.print(Text(first, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
-    for line in others:
+    columns = shutil.get_terminal_size().columns
+    for index, line in enumerate(lines):
         name, _, text = line.partition(":")
-        console.print(Text.assemble((f"{name}:", "bold"), text), soft_wrap=True)
+        if name not in WHOLE:
+            text = _broken(text.strip(), max(columns - WIDTH, 2 * WIDTH))
+            text = f"{' ' * (WIDTH - len(name) - 1)}{text}".replace("\n", f"\n{' ' * WIDTH}")
+        style = "" if index else f"bold {COLOURS[TONES[verdict['verdict']]]}"
+        # A path is left to the terminal, so that it can be copied whole.
+        console.print(Text.assemble((f"{name}:", "bold"), text, style=style), soft_wrap=True)
+
+
+def _broken(text: str, width: int) -> str:
+    space, fixed = " ", "\N{NO-BREAK SPACE}"
+    kept = _TOGETHER.sub(lambda found: found[0].replace(space, fixed), text)
+    lines = textwrap.wrap(kept, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(fixed, space)

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ladder.recommend import deciding_level
-from pipeline.ladder.row import level_at
+from pipeline.ladder.row import REFUSED, level_at
 from pipeline.ladder.table import Block, blocks, claims, full, headings
 from pipeline.report.plot import Point, pareto
 from pipeline.tables import memory_size, number, streams
+from pipeline.verdict import decision
 
 HERE = Path(__file__).parent
-TONES = {
-    "ACCEPT": "good",
-    **dict.fromkeys(("REGRESSION", "ANOMALOUS", "FAILED"), "bad"),
-    **dict.fromkeys(("INCONCLUSIVE", "UNFINISHED", "REFUSED"), "open"),
-}
+TONES = {**decision.TONES, REFUSED: "open"}
 CLAIMS = ("format", "measure", "claim", "measured here", "source", "setting")
 _ESTIMATES = (
     *("perplexity", "perplexity_increase", "bits_per_byte", "kl_divergence"),

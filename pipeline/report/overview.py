@@ -14,14 +14,6 @@ from pipeline.report.words import between, percent, size
 from pipeline.tables import number, streams
 
 
-def tone(report: Mapping[str, Any]) -> str:
-    """Returns the colour of the verdict: ``good``, ``open`` or ``bad``."""
-    verdict = report["verdict"]
-    if verdict["status"] == "passed":
-        return "good"
-    return "open" if verdict["verdict"] in ("INCONCLUSIVE", "UNFINISHED") else "bad"
-
-
 def reasons(report: Mapping[str, Any]) -> list[str]:
     """Lists what speaks against the build, without what the headline says already."""
     verdict = report["verdict"]

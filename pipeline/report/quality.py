@@ -22,6 +22,7 @@ from pipeline.report.blocks import (
 from pipeline.report.charts import Bar, bars, histogram, interval
 from pipeline.report.words import count, estimate, percent
 from pipeline.tables import number
+from pipeline.verdict.decision import TONES
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gates import beyond_range
 from pipeline.verdict.words import MEASURES, Measure, measured_words, nats, signed_percent
@@ -33,7 +34,6 @@ COMPLETIONS = 2
 _SHARED = 3
 # How many characters of a document are kept.
 _BEGINS = 80
-KINDS = {"ACCEPT": "good", "REGRESSION": "bad", "ANOMALOUS": "bad", "INCONCLUSIVE": "open"}
 
 
 def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -42,7 +42,7 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         return
     rows = []
     for gate in report["gates"]:
-        kind, measure = KINDS[gate["verdict"]], MEASURES.get(gate["name"])
+        kind, measure = TONES[gate["verdict"]], MEASURES.get(gate["name"])
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
         more = gate["more_tokens"]
         evidence = _beyond_numbers(gate)

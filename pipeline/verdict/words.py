@@ -100,13 +100,17 @@ MEASURES = {
 
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
-    """Formats a number with its interval: ``+0.01 % [-0.05 %, +0.07 %]``; a dash for none."""
+    """Formats a number with its interval: ``+0.01 % [-0.05 %, +0.07 %]``; a dash for none.
+
+    An interval that is narrower than the digits that are shown tells nothing and is left out.
+    """
     if estimate.value is None:
         return "-"
     shown = show(estimate.value)
     if estimate.low is None or estimate.high is None:
         return shown
-    return f"{shown} [{show(estimate.low)}, {show(estimate.high)}]"
+    low, high = show(estimate.low), show(estimate.high)
+    return shown if shown == low == high else f"{shown} [{low}, {high}]"
 
 
 def measured_words(name: str, subject: str, estimate: Estimate, limit: float | None) -> str:

@@ -229,8 +229,31 @@ def test_a_terminal_gets_colour_and_a_file_none(
     assert works.call("run", monkeypatch=monkeypatch) == 4
     shown = capsys.readouterr().out
     assert "\x1b[1;31mverdict:" in shown
-    # Nothing is broken into lines that a terminal would break by itself.
+    # What is there to be copied is whole, however long it is.
     assert f"{works.folder / 'build' / 't' / 'report.html'}\n" in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_terminal_breaks_no_line_of_the_last_ones(
+    columns: int, works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
+) -> None:
+    works.measured = evaluation(**WORSE)
+    assert works.call("run", monkeypatch=monkeypatch) == 4
+    told = capsys.readouterr().out.partition("\nverdict:")[2]
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda _self: True)
+    assert works.call("run", monkeypatch=monkeypatch) == 4
+    lines = ("verdict:" + capsys.readouterr().out.partition("\nverdict:")[2]).splitlines()
+    broken = [line for line in lines if not line.startswith(("report:", "next:"))]
+    assert max(map(len, broken)) <= columns
+    # What goes on stands below where it began, and nothing is lost or torn apart.
+    assert {line[:13].strip() for line in broken} <= {
+        *("", "verdict:", "size:", "quality:", "conformance:", "speed:", "time:")
+    }
+    assert " ".join(" ".join(lines).split()) == " ".join(f"verdict:{told}".split())
+    assert all(line.count("[") == line.count("]") for line in lines)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
