@@ -169,15 +169,11 @@ def _checkpoint(quality: Mapping[str, Any]) -> Iterator[Block]:
         (
             "perplexity increase",
             estimate(quality["perplexity_increase"], signed_percent),
-            percent(0.0, 0),
+            "",
         ),
-        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), "0"),
-        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), "0"),
-        (
-            "agreement: same likeliest token",
-            estimate(quality["top1_agreement"], percent),
-            percent(1.0, 0),
-        ),
+        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), ""),
+        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), ""),
+        ("agreement: same likeliest token", estimate(quality["top1_agreement"], percent), ""),
         (
             f"largest activation, of {number(activations['limit'])} in {activations['dtype']}",
             number(activations["largest"]),
