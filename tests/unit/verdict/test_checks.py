@@ -70,8 +70,8 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
     assert error.fix == (
         "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it. If it is "
-        "good enough as it is, set evaluate.gates.top1_agreement to 0.928, which the whole interval "
-        "keeps"
+        "good enough as it is, set evaluate.gates.top1_agreement to 0.928, which the whole "
+        "interval keeps"
     )
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
