@@ -72,10 +72,16 @@ def _print_in_colour(lines: list[str], verdict: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from pipeline.cli.console import fitted
+    from pipeline.verdict.closing import LABEL
+
     console = Console(highlight=False)
     first, *others = lines
-    # Long lines are left to the terminal, so that a path can be copied whole.
-    console.print(Text(first, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
+    for part in fitted([first], sys.stdout, LABEL):
+        console.print(Text(part, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
     for line in others:
-        name, _, text = line.partition(":")
+        begin, *rest = fitted([line], sys.stdout, LABEL)
+        name, _, text = begin.partition(":")
         console.print(Text.assemble((f"{name}:", "bold"), text), soft_wrap=True)
+        for part in rest:
+            console.print(Text(part), soft_wrap=True)

@@ -14,7 +14,8 @@ from pipeline.verdict.words import MEASURES, interval, measured_words, size_word
 
 # Beside every gate that is not open.
 _ALWAYS = ("perplexity_increase", "top1_agreement")
-_WIDTH = 13
+LABEL = 13
+"""Columns of a line's name, with the space behind it."""
 
 
 def closing_lines(
@@ -44,7 +45,7 @@ def closing_lines(
         rows.append(("report", str(page)))
     if repository:
         rows.append(("next", f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
-    return [f"{name + ':':<{_WIDTH}}{text}" for name, text in rows]
+    return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]
 
 
 def _size(size: Mapping[str, Any] | None) -> str:
