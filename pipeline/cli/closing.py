@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,6 @@ from typing import Any
 from pipeline.running.planner import PlannedStage
 
 PAGE, DATA = "report.html", "report.json"
-# What stands in brackets, and a number with its sign, stays on one line.
-_TOGETHER = re.compile(r"\[[^]]*\]|\S+ %")
 
 
 class Closing:
@@ -77,24 +72,18 @@ def _print_on_terminal(lines: list[str], verdict: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from pipeline.cli.console import fitted
     from pipeline.tables import COLOURS
-    from pipeline.verdict.closing import WHOLE, WIDTH
+    from pipeline.verdict.closing import LABEL, WHOLE
     from pipeline.verdict.decision import TONES
 
     console = Console(highlight=False)
-    columns = shutil.get_terminal_size().columns
     for index, line in enumerate(lines):
-        name, _, text = line.partition(":")
-        if name not in WHOLE:
-            text = _broken(text.strip(), max(columns - WIDTH, 2 * WIDTH))
-            text = f"{' ' * (WIDTH - len(name) - 1)}{text}".replace("\n", f"\n{' ' * WIDTH}")
-        style = "" if index else f"bold {COLOURS[TONES[verdict['verdict']]]}"
-        # A path is left to the terminal, so that it can be copied whole.
-        console.print(Text.assemble((f"{name}:", "bold"), text, style=style), soft_wrap=True)
-
-
-def _broken(text: str, width: int) -> str:
-    space, fixed = " ", "\N{NO-BREAK SPACE}"
-    kept = _TOGETHER.sub(lambda found: found[0].replace(space, fixed), text)
-    lines = textwrap.wrap(kept, width, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines).replace(fixed, space)
+        name = line.partition(":")[0]
+        # A path or a command is left to the terminal, so that it can be copied whole.
+        parts = [line] if name in WHOLE else fitted([line], sys.stdout, LABEL)
+        shown = Text("\n".join(parts))
+        shown.stylize("bold", 0, len(name) + 1)
+        if not index:
+            shown = Text(shown.plain, style=f"bold {COLOURS[TONES[verdict['verdict']]]}")
+        console.print(shown, soft_wrap=True)

@@ -13,6 +13,8 @@ from pipeline.tables import COLOURS, print_table
 
 STYLES = {verdict: COLOURS[tone] for verdict, tone in TONES.items()}
 _GAP = 2
+# A longer one stands above its table and not in the corner of it.
+_LONG_TITLE = 24
 _PAGE = 100
 
 
@@ -20,10 +22,12 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
     """Prints the table, the claims, why rungs are missing or bad, and the recommendation."""
     for block in blocks(comparison, short):
         for part in _that_fit(block, shutil.get_terminal_size().columns):
+            within = len(part.title) < _LONG_TITLE
+            if not within:
+                print_paragraph(part.title)
             print_table(
-                [part.title if len(part.title) < 24 else "", *part.columns],
+                [part.title if within else "", *part.columns],
                 [[label, *cells] for label, cells in part.rows],
-                title="" if len(part.title) < 24 else part.title,
                 caption=part.caption,
                 styles=STYLES,
             )
@@ -70,7 +74,7 @@ def _print_claims(comparison: Mapping[str, Any]) -> None:
 def _that_fit(block: Block, width: int) -> Iterator[Block]:
     """Splits a block into as many as it takes for each to be no wider than the terminal."""
     label = max(len(label) for label, _ in block.rows)
-    label = max(label, len(block.title) if len(block.title) < 24 else 0)
+    label = max(label, len(block.title) if len(block.title) < _LONG_TITLE else 0)
     widths = [
         max(len(name), *(len(cells[index]) for _, cells in block.rows))
         for index, name in enumerate(block.columns)

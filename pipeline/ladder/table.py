@@ -260,10 +260,12 @@ def _here(claim: Mapping[str, Any]) -> str:
     found, measure = claim["here"], claim["measure"]
     if found is None or found["value"] is None:
         return "not measured"
+    nothing = {"speed_up": 1.0, "accuracy_loss": 0.0}.get(measure)
+    ends = (found["low"], found["high"])
+    if nothing is not None and None not in ends and ends[0] <= nothing <= ends[1]:
+        return NO_DIFFERENCE
     if measure != "speed_up":
         return _claim_value(measure, found["value"])
-    if None not in (found["low"], found["high"]) and found["low"] <= 1.0 <= found["high"]:
-        return NO_DIFFERENCE
     at = "" if claim["streams"] else f" at {claim['here_streams']}"
     return f"{found['value']:.2f}x{at}"
 

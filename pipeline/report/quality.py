@@ -44,16 +44,12 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
     for gate in report["gates"]:
         kind, measure = TONES[gate["verdict"]], MEASURES.get(gate["name"])
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
-        more = gate["more_tokens"]
-        evidence = _beyond_numbers(gate)
-        if more:
-            evidence = f"{evidence}; about {more:,} more tokens would settle it".lstrip("; ")
         rows.append(
             (
                 f"{gate['subject']}: {_name(gate['name'], measure)}",
                 Cell(_measured(gate, measure), chart=drawn),
                 _limit(gate["limit"], measure),
-                Cell(gate["verdict"], kind, note=evidence),
+                Cell(gate["verdict"], kind, note=_beyond_numbers(gate)),
             )
         )
     columns = ("gate", "measured", "limit", "verdict")

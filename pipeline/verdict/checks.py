@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from pipeline.errors import QualityGateError
@@ -94,7 +95,14 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
     if gate.verdict == "ANOMALOUS":
         return _look_at(recipe, gate)
     if gate.verdict == "INCONCLUSIVE":
-        return _measure_more(recipe, gate, measured)
+        more = _measure_more(recipe, gate, measured)
+        kept = _kept_limit(gate) if gate.more_tokens is not None else None
+        return more + (
+            f". If it is good enough as it is, set evaluate.gates.{gate.name} to {kept}, which the "
+            "whole interval keeps"
+            if kept is not None
+            else ""
+        )
     if gate.name.startswith("engine_"):
         return (
             "Look at how the engine executes the written files: leave the options of "
@@ -123,6 +131,18 @@ def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any])
             f"{total}"
         )
     return f"Set evaluate.tokens to {total}; where {text} is shorter, add text to it"
+
+
+def _kept_limit(gate: GateResult) -> Decimal | None:
+    """The strictest limit of three digits that all of an interval keeps; None without one."""
+    least = MEASURES[gate.name].least
+    end = gate.estimate.low if least else gate.estimate.high
+    if not end or end < 0:
+        return None
+    exact = Decimal(str(end))
+    step = Decimal(1).scaleb(exact.adjusted() - 2)
+    rounding = ROUND_FLOOR if least else ROUND_CEILING
+    return Decimal(f"{exact.quantize(step, rounding).normalize():f}")
 
 
 def _look_at(recipe: Recipe, gate: GateResult) -> str:

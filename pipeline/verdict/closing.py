@@ -14,8 +14,8 @@ from pipeline.verdict.words import MEASURES, interval, measured_words, size_word
 
 # Beside every gate that is not open.
 _ALWAYS = ("perplexity_increase", "top1_agreement")
-WIDTH = 13
-"""Where the texts of the lines begin."""
+LABEL = 13
+"""Columns of a line's name, with the space behind it."""
 REPORT, NEXT = "report", "next"
 WHOLE = (REPORT, NEXT)
 """The lines with something to copy, which are never broken."""
@@ -48,7 +48,7 @@ def closing_lines(
         rows.append((REPORT, str(page)))
     if repository:
         rows.append((NEXT, f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
-    return [f"{name + ':':<{WIDTH}}{text}" for name, text in rows]
+    return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]
 
 
 def _size(size: Mapping[str, Any] | None) -> str:

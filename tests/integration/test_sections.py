@@ -23,7 +23,7 @@ from pipeline.running.planner import key_material
 from pipeline.running.runner import RunResult, run_recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
-from tests.conftest import PROJECT
+from tests.conftest import NO_GATES, PROJECT
 from tests.doubles.trtllm_build.machine import pretend
 from tests.recording import changed, recorded
 
@@ -39,7 +39,7 @@ CALIBRATED = ("quantize.calibration.samples=4", "quantize.calibration.sequence_l
 SMALL = (
     "evaluate.tokens=200",
     "evaluate.engine_tokens=100",
-    "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
+    NO_GATES,
     "bench.requests=2",
     "bench.output_tokens=4",
     "bench.concurrency=[1]",

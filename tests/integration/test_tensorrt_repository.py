@@ -31,7 +31,7 @@ from pipeline.store.digests import file_digest, files_below
 from pipeline.targets.tensorrt.serve.server import link_view
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.server import TritonServer
-from tests.conftest import DEMO_MODEL, PROJECT
+from tests.conftest import DEMO_MODEL, NO_GATES, PROJECT
 from tests.doubles.trtllm_build.machine import pretend
 from tests.unit.tensorrt import test_lora as lora
 from trtllm_client import Client
@@ -103,7 +103,7 @@ def test_a_whole_run_in_the_pinned_container(
     settings = [
         *("compile.target=tensorrt", "compile.tensor_parallel=2", "evaluate.engine_tokens=200"),
         # The double's engine is another model than the demo.
-        "evaluate.gates={perplexity_increase: null, top1_agreement: null}",
+        NO_GATES,
     ]
     recipe = load_recipe(PROJECT / "configs" / "demo-float16.yaml", settings)
     pretend(

@@ -245,12 +245,13 @@ def test_the_gates_are_shown_with_what_was_measured() -> None:
     made = report()
     made["gates"][1] |= {
         "verdict": "INCONCLUSIVE", "measured": 0.931, "low": 0.92, "high": 0.94,
-        "evidence": "the limit lies inside", "more_tokens": 41000,
+        "evidence": "the limit lies inside the interval; about 41,000 more tokens would probably "
+        "settle it", "more_tokens": 41032,
     }  # fmt: skip
     text = render_markdown(made)
     assert (
         "| checkpoint: agreement | 93.10 % \\[92.00 %, 94.00 %\\] | at least 93 % | INCONCLUSIVE"
-        ": the limit lies inside; about 41,000 more tokens would settle it |"
+        ": the limit lies inside the interval; about 41,000 more tokens would probably settle it |"
     ) in text
     assert (
         "| checkpoint: perplexity | +0.01 % \\[-0.10 %, +0.12 %\\] | at most 2 % | ACCEPT" in text

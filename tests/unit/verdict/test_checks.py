@@ -69,7 +69,9 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     error = stopped(recipe, measured)
     # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
     assert error.fix == (
-        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it"
+        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it. If it is "
+        "good enough as it is, set evaluate.gates.top1_agreement to 0.928, which the whole "
+        "interval keeps"
     )
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
@@ -81,7 +83,12 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     # (0.01 / 0.005)^2 * 2.0431 * 4000 = 32690.
     assert stopped(recipe, engine).fix == (
         "Set evaluate.engine_tokens to 33000 and evaluate.tokens to 33000; where heldout.jsonl is "
-        "shorter, add text to it"
+        "shorter, add text to it. If it is good enough as it is, set "
+        "evaluate.gates.engine_top1_agreement to 0.965, which the whole interval keeps"
+    )
+    most = stopped(recipe, evaluation(perplexity_increase=estimate(0.018, 0.0151, 0.02091)))
+    assert str(most.fix).endswith(
+        "set evaluate.gates.perplexity_increase to 0.021, which the whole interval keeps"
     )
     rows = evaluation(tasks=[task(accuracy_change=estimate(-0.04, -0.08, 0.0))])
     assert "more rows of the task" in str(stopped(recipe, rows).fix)
