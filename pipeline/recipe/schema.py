@@ -432,7 +432,7 @@ class ConstraintsSection(Section):
 
     Attributes:
         max_perplexity_increase: The largest increase of perplexity over the source model.
-        max_accuracy_loss: The largest loss of accuracy over all ``evaluate.tasks``.
+        max_accuracy_loss: The largest loss of accuracy in each of ``evaluate.tasks``.
         max_time_to_first_token_ms: The longest median wait for a first token.
         max_inter_token_latency_ms: The longest median time between tokens of a stream.
         min_tokens_per_second: The least throughput.
