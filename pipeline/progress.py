@@ -105,7 +105,8 @@ class Bars:
 
     def note(self, message: str) -> None:
         """Prints the message above the bars."""
-        self._console.print(message, highlight=False, markup=False)
+        # Paths are left whole, so that they can be copied.
+        self._console.print(message, highlight=False, markup=False, overflow="ignore", crop=False)
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:

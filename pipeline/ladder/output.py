@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.ladder.render import TONES
-from pipeline.ladder.table import Block, blocks, claims, headings, short
+from pipeline.ladder.table import Block, blocks, claims, short, wrong
 from pipeline.tables import print_table
 
 _COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
@@ -47,14 +47,9 @@ def print_paragraph(text: str, indent: str = "") -> None:
 
 
 def _print_reasons(comparison: Mapping[str, Any]) -> None:
-    names = headings(comparison["rungs"])
-    bad = [
-        f"{name}: {rung['headline']}"
-        for name, rung in zip(names, comparison["rungs"], strict=True)
-        if rung["verdict"] != "ACCEPT" and rung["headline"]
-    ]
-    for text in bad:
-        print_paragraph(text, "  ")
+    bad = wrong(comparison)
+    for name, why in bad:
+        print_paragraph(f"{name}: {why}", "  ")
     if bad:
         print()
 

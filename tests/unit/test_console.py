@@ -100,3 +100,14 @@ def test_bars_do_not_bring_back_what_a_stage_silences(
     assert silenced.getvalue() == "chatter\n"
     assert "chatter" not in shown.out + shown.err
     assert "work" in shown.err
+
+
+def test_a_path_in_a_note_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    Bars().note(f"{'every number is in ' * 6}{PATH}, which has more")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(PATH in line for line in lines)
+    assert len(lines) > 2
+    assert max(len(line) for line in lines if PATH not in line) <= 80
