@@ -40,6 +40,18 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         print()
 
 
+def print_history(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Prints the runs of a build; a narrow terminal gets fewer columns, so that none is folded."""
+    shown = list(range(len(columns)))
+    room = shutil.get_terminal_size().columns
+    for name in ("perplexity", "KL"):
+        widths = [max(len(columns[i]), *(len(row[i]) for row in cells)) for i in shown]
+        if sum(widths) + _GAP * len(widths) <= room:
+            break
+        shown.remove(columns.index(name))
+    print_table([columns[i] for i in shown], [[row[i] for i in shown] for row in cells])
+
+
 def print_paragraph(text: str, indent: str = "") -> None:
     """Prints text that is broken between words, at the width of the terminal or of a page."""
     width = min(shutil.get_terminal_size().columns, _PAGE)

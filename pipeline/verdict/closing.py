@@ -19,7 +19,11 @@ LABEL = 13
 
 
 def closing_lines(
-    report: Mapping[str, Any], *, page: Path | None = None, repository: Path | None = None
+    report: Mapping[str, Any],
+    *,
+    page: Path | None = None,
+    repository: Path | None = None,
+    earlier: Path | None = None,
 ) -> list[str]:
     """Sums a report up in about six lines, the verdict first.
 
@@ -27,6 +31,7 @@ def closing_lines(
         report: ``report.json``; parts that are None or missing were not reached.
         page: Where the report lies for people; None leaves the line out.
         repository: Where what may be served lies; None names no next command.
+        earlier: Where what an earlier run deployed still lies; None says nothing of it.
     """
     rows = [
         ("verdict", report["verdict"]["headline"]),
@@ -45,6 +50,8 @@ def closing_lines(
         rows.append(("report", str(page)))
     if repository:
         rows.append(("next", f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
+    if earlier:
+        rows.append(("repository", f"{earlier} is that of an earlier run"))
     return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]
 
 
