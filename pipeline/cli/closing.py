@@ -86,14 +86,16 @@ def _print_in_colour(lines: list[str], verdict: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     from pipeline.cli.console import fitted
-    from pipeline.verdict.closing import LABEL
+    from pipeline.verdict.closing import LABEL, NEXT
 
     console = Console(highlight=False)
     first, *others = lines
     for part in fitted([first], sys.stdout, LABEL):
         console.print(Text(part, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
     for line in others:
-        begin, *rest = fitted([line], sys.stdout, LABEL)
+        # A command is left to the terminal, so that it can be copied whole.
+        copied = line.startswith(NEXT)
+        begin, *rest = [line] if copied else fitted([line], sys.stdout, LABEL)
         name, _, text = begin.partition(":")
         console.print(Text.assemble((f"{name}:", "bold"), text), soft_wrap=True)
         for part in rest:

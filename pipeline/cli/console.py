@@ -16,6 +16,7 @@ from pipeline.running.planner import PlannedStage
 
 # Longer lines are hard to read, whatever the window allows.
 PAGE = 100
+_HARD = "\N{NO-BREAK SPACE}"
 
 
 def progress_for(json_output: bool) -> Progress:
@@ -59,13 +60,14 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + hang)
         # A path or a key is copied whole, so it is never broken itself.
-        yield from textwrap.wrap(
-            line,
+        parts = textwrap.wrap(
+            line.replace(" %", f"{_HARD}%"),
             width,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
-        ) or [""]
+        )
+        yield from (part.replace(f"{_HARD}%", " %") for part in parts or [""])
 
 
 def print_warning(repository: Path | None) -> None:

@@ -43,13 +43,17 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
 def print_history(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """Prints the runs of a build; a narrow terminal gets fewer columns, so that none is folded."""
     shown = list(range(len(columns)))
+    heads = [name.replace(" change", "\nchange") for name in columns]
     room = shutil.get_terminal_size().columns
     for name in ("perplexity", "KL"):
-        widths = [max(len(columns[i]), *(len(row[i]) for row in cells)) for i in shown]
+        widths = [
+            max(len(part) for part in (*heads[i].split("\n"), *(row[i] for row in cells)))
+            for i in shown
+        ]
         if sum(widths) + _GAP * len(widths) <= room:
             break
         shown.remove(columns.index(name))
-    print_table([columns[i] for i in shown], [[row[i] for i in shown] for row in cells])
+    print_table([heads[i] for i in shown], [[row[i] for i in shown] for row in cells])
 
 
 def print_paragraph(text: str, indent: str = "") -> None:

@@ -163,7 +163,7 @@ def rows(history: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """
     columns = [
         *("finished (UTC)", "key", "verdict", "perplexity"),
-        *("change, %", "KL", "tokens/s", "MiB"),
+        *("perplexity change, %", "KL", "tokens/s", "MiB"),
     ]
     table = []
     for run in history["runs"]:

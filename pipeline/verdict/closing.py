@@ -14,6 +14,7 @@ from pipeline.verdict.words import MEASURES, interval, measured_words, size_word
 
 # Beside every gate that is not open.
 _ALWAYS = ("perplexity_increase", "top1_agreement")
+NEXT = "next"
 LABEL = 13
 """Columns of a line's name, with the space behind it."""
 
@@ -49,7 +50,7 @@ def closing_lines(
     if page:
         rows.append(("report", str(page)))
     if repository:
-        rows.append(("next", f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
+        rows.append((NEXT, f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
     if earlier:
         rows.append(("repository", f"{earlier} is that of an earlier run"))
     return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]

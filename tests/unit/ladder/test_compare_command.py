@@ -156,7 +156,7 @@ def test_the_history_of_a_build(
     runs[1] |= {"verdict": "INCONCLUSIVE", "finished": "2026-05-02T11:12:13Z"}
     (tmp_path / "narrow.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in runs))
     compare("--history", tmp_path / "narrow.jsonl")
-    heading, _, first, second, *rest = capsys.readouterr().out.splitlines()
+    _, heading, _, first, second, *rest = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["finished", "(UTC)", "key"]
     assert first.split()[:4] == ["2026-05-01", "10:00", "aaaaaaaa", "ACCEPT"]
     assert second.split()[:4] == ["2026-05-02", "11:12", "bbbbbbbb", "INCONCLUSIVE"]

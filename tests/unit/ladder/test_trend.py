@@ -99,7 +99,7 @@ def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None
         "key": "bbbbbbbb",
         "verdict": "FAILED",
         "perplexity": "-",
-        "change, %": "-",
+        "perplexity change, %": "-",
         "KL": "-",
         "tokens/s": "-",
         "MiB": "2.646",  # 2,775,000 / 1,048,576
