@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.running.planner import PlannedStage
 
-PAGE, DATA = "report.html", "report.json"
+PAGE, DATA, REPOSITORY = "report.html", "report.json", "repository"
 
 
 class Closing:
@@ -42,6 +42,14 @@ class Closing:
             "gates": self.report["gates"],
         }
 
+    def _earlier(self, repository: Path) -> Path | None:
+        """What an earlier run deployed and this one did not replace; None where there is none."""
+        assert self.report is not None
+        served = self.report.get("conformance")
+        replaced = served and not served["failed"]
+        failed = self.report["verdict"]["status"] != "passed"
+        return repository if failed and not replaced and repository.is_dir() else None
+
     def print(self, outputs: Path, repository: Path | None = None) -> bool:
         """Prints the last lines to stdout, in colour on a terminal.
 
@@ -58,7 +66,12 @@ class Closing:
             return False
         if self.report["verdict"]["status"] != "passed":
             repository = None
-        lines = closing_lines(self.report, page=outputs / PAGE, repository=repository)
+        lines = closing_lines(
+            self.report,
+            page=outputs / PAGE,
+            repository=repository,
+            earlier=self._earlier(outputs / REPOSITORY),
+        )
         print()
         if sys.stdout.isatty():
             _print_on_terminal(lines, self.report["verdict"])

@@ -17,8 +17,10 @@ from pipeline.running.planner import PlannedStage
 
 # Longer lines are hard to read, whatever the window allows.
 PAGE = 100
+# For private use, so that no text has it.
+_HARD = "\ue000"
 # An interval, and a number with its sign, stays on one line.
-TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
+_TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
 
 
 def progress_for(json_output: bool) -> Progress:
@@ -61,7 +63,7 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
     width = min(shutil.get_terminal_size().columns, PAGE)
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + hang)
-        kept = TOGETHER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), line)
+        kept = _TOGETHER.sub(lambda found: found[0].replace(" ", _HARD), line)
         # A path or a key is copied whole, so it is never broken itself.
         parts = textwrap.wrap(
             kept,
@@ -70,7 +72,7 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
             break_long_words=False,
             break_on_hyphens=False,
         )
-        yield from (part.replace("\N{NO-BREAK SPACE}", " ") for part in parts or [""])
+        yield from (part.replace(_HARD, " ") for part in parts or [""])
 
 
 def print_warning(repository: Path | None) -> None:

@@ -67,6 +67,14 @@ BuildDirOption = Annotated[
     Path, typer.Option("--build-dir", help="Where the store and the outputs go.")
 ]
 
+PriceOption = Annotated[
+    float | None, typer.Option("--price", help="Price of an hour, instead of cost.price_per_hour.")
+]
+UtilizationOption = Annotated[
+    float | None,
+    typer.Option("--utilization", help="Busy share of the time, instead of cost.utilization."),
+]
+
 
 def _hand_on(words: list[str] | None) -> list[str] | None:
     if words:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption, new_file
+from pipeline.cli.options import (
+    BuildDirOption,
+    Output,
+    PriceOption,
+    RecipeArgument,
+    SetOption,
+    UtilizationOption,
+    new_file,
+)
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +33,8 @@ def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
+    price: PriceOption = None,
+    utilization: UtilizationOption = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -37,8 +47,8 @@ def plan(
 ) -> None:
     """Show what a run would do, and why, without doing it.
 
-    The exit code is 0 where a run could go on, 2 where a text is missing, and that of the gate or
-    check at which stored results would stop it.
+    The exit code is 0 where a run could go on, 2 where a text is missing,
+    and that of the gate or check at which stored results would stop it.
     """
     from dataclasses import asdict
 
@@ -47,7 +57,9 @@ def plan(
     from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
-    loaded = api.load_recipe(recipe, overrides or ())
+    costs = {"price_per_hour": price, "utilization": utilization}
+    said = [f"cost.{key}={value}" for key, value in costs.items() if value is not None]
+    loaded = api.load_recipe(recipe, [*(overrides or ()), *said])
     if script == STDOUT:
         if output.json:
             raise UsageError(

@@ -180,7 +180,7 @@ def lines(found: Roofline, cost: CostSection) -> Iterator[str]:
     if priced:
         yield (
             f"  Prices are of a million generated tokens, together, at {cost.price_per_hour:g} "
-            f"{cost.currency} an hour and busy {cost.utilization:.0%} of the time "
+            f"{cost.currency} an hour and busy {cost.utilization * 100:g} % of the time "
             "(cost.utilization)."
         )
     if None in hardware.operations.values():
@@ -189,7 +189,7 @@ def lines(found: Roofline, cost: CostSection) -> Iterator[str]:
     for level in found.reached:
         yield (
             f"  reached with {streams(level.concurrency)}: {number(level.tokens_per_second)} of "
-            f"{number(level.bound)} tokens/s, {level.share:.0%}"
+            f"{number(level.bound)} tokens/s, {level.share * 100:.0f} %"
         )
 
 

@@ -11,6 +11,7 @@ from pipeline.ladder.row import level_at
 from pipeline.recipe.schema import ConstraintsSection
 from pipeline.tables import number, streams
 from pipeline.verdict.estimate import Estimate
+from pipeline.verdict.words import signed_percent
 
 ACCEPT = "ACCEPT"
 RULE = (
@@ -237,7 +238,7 @@ def _reason(
         parts.append(f"{best['share_of_16bit'] * 100:.0f} % of 16 bit on disk")
     increase = best["perplexity_increase"]
     if increase and increase["value"] is not None:
-        parts.append(f"perplexity {increase['value'] * 100:+.2f} % against the source")
+        parts.append(f"perplexity {signed_percent(increase['value'])} against the source")
     else:
         parts.append("its quality was not measured, for the recipe has no section evaluate")
     return f"Take {best['format']}: {'; '.join(parts)}."

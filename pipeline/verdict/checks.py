@@ -73,12 +73,19 @@ def _stop_unless_open(
     first = next(gate for gate in gates if gate.verdict == decision.verdict)
     key = first.name if first.name in MEASURES else "completions"
     raise QualityGateError(
-        f"{_SAYS[decision.verdict].format(first.subject)}: {'; '.join(decision.reasons)}",
+        f"{_SAYS[decision.verdict].format(first.subject)}: {_once(decision.reasons)}",
         where=recipe.place(f"evaluate.gates.{key}"),
         why=f"Every number is in {artifact.path / file}{_origin(recipe, first, artifact.facts)}",
         fix=_remedy(recipe, first, artifact.facts),
         found={"verdict": decision.verdict, "gates": [gate.as_dict() for gate in gates]},
     )
+
+
+def _once(reasons: Sequence[str]) -> str:
+    """Joins reasons; what several of them say alike is said behind the last."""
+    clauses = [clause for reason in reasons for clause in reason.split("; ")]
+    last = {clause: index for index, clause in enumerate(clauses)}
+    return "; ".join(clause for index, clause in enumerate(clauses) if last[clause] == index)
 
 
 def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:

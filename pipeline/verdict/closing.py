@@ -22,7 +22,11 @@ WHOLE = (REPORT, NEXT)
 
 
 def closing_lines(
-    report: Mapping[str, Any], *, page: Path | None = None, repository: Path | None = None
+    report: Mapping[str, Any],
+    *,
+    page: Path | None = None,
+    repository: Path | None = None,
+    earlier: Path | None = None,
 ) -> list[str]:
     """Sums a report up in about six lines, the verdict first.
 
@@ -30,6 +34,7 @@ def closing_lines(
         report: ``report.json``; parts that are None or missing were not reached.
         page: Where the report lies for people; None leaves the line out.
         repository: Where what may be served lies; None names no next command.
+        earlier: Where what an earlier run deployed still lies; None says nothing of it.
     """
     rows = [
         ("verdict", report["verdict"]["headline"]),
@@ -48,6 +53,8 @@ def closing_lines(
         rows.append((REPORT, str(page)))
     if repository:
         rows.append((NEXT, f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
+    if earlier:
+        rows.append(("repository", f"{earlier} is that of an earlier run"))
     return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]
 
 

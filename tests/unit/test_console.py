@@ -33,11 +33,12 @@ def test_lines_on_a_terminal_are_broken_between_words(
     columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = f"note: {'the compiled engine is measured ' * 8}(see {PATH}) and that is all"
+    text = f"note: {'the engine is 10 % ' * 12}(see {PATH}) and that is all"
     wanted = [text, "", f"  {text}"]
     lines = list(fitted(wanted, Terminal()))
     assert max(len(line) for line in lines if PATH not in line) <= min(columns, 100)
     assert any(PATH in line for line in lines)
+    assert not any(line.strip().startswith("%") for line in lines)
     empty = lines.index("")
     assert " ".join(line.strip() for line in lines[:empty]) == text
     assert " ".join(line.strip() for line in lines[empty + 1 :]) == text
@@ -53,8 +54,11 @@ def test_the_last_lines_of_a_run_keep_to_their_column(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdout", shown)
     closing = Closing()
     closing.report = report()
-    assert closing.print(Path("build/x"))
+    served = Path("build/a-long-name-of-a-recipe-that-somebody-chose-for-good-reasons/repository")
+    assert closing.print(Path("build/x"), served)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).splitlines()
+    # A command is copied whole.
+    assert lines.pop() == f"next:        trtllm-pipeline serve {served}"
     assert max(map(len, lines)) <= 80
     assert all(line[:13].strip() == "" or line[:13].strip().endswith(":") for line in lines)
     assert any(line.startswith(" " * 13) for line in lines)
@@ -100,3 +104,14 @@ def test_bars_do_not_bring_back_what_a_stage_silences(
     assert silenced.getvalue() == "chatter\n"
     assert "chatter" not in shown.out + shown.err
     assert "work" in shown.err
+
+
+def test_a_path_in_a_note_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    Bars().note(f"{'every number is in ' * 6}{PATH}, which has more")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(PATH in line for line in lines)
+    assert len(lines) > 2
+    assert max(len(line) for line in lines if PATH not in line) <= 80

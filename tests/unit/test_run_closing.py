@@ -161,7 +161,9 @@ def test_a_closed_gate_is_in_the_last_lines_before_the_error(
     )
     assert "of at most 2 % REGRESSION" in end[2]
     assert end[3] == "conformance: not reached"
-    assert end[-1].startswith("report:")
+    assert end[-2].startswith("report:")
+    outputs = works.folder / "build" / "t"
+    assert end[-1] == f"repository:  {outputs / 'repository'} is that of an earlier run"
     assert shown.err.count("error: ") == 1
     assert "the checkpoint is worse than the recipe allows" in shown.err
 
@@ -174,6 +176,7 @@ def test_a_server_that_answers_wrongly(
     shown = capsys.readouterr()
     assert "verdict:     Does not ship. repository: 1 conformance check failed" in shown.out
     assert "next:" not in shown.out
+    assert "repository: " not in shown.out.partition("report:")[2]
 
 
 def test_a_run_that_broke_down_and_one_that_was_refused(

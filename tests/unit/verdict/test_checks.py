@@ -124,6 +124,19 @@ def test_an_anomaly_says_where_to_look(
     assert look in str(error.fix)
 
 
+def test_what_several_gates_say_alike_is_told_once(recipe: Recipe) -> None:
+    lost = fidelity(
+        perplexity_increase=estimate(0.2, 0.18, 0.22), top1_agreement=estimate(0.6, 0.5, 0.7)
+    )
+    error = stopped(recipe, lost)
+    cause = "the engine follows the checkpoint, so quantization lost it and not compilation"
+    assert error.what.count(cause) == 1
+    assert error.what.endswith(
+        f"agreement of the engine 60.00 % [50.00 %, 70.00 %] of at least 93 %; {cause}"
+    )
+    assert "perplexity of the engine +20.00 %" in error.what
+
+
 def test_the_worst_gate_names_the_error_and_all_are_told(recipe: Recipe) -> None:
     error = stopped(
         recipe,
