@@ -211,6 +211,12 @@ class Gates(Section):
         kl_divergence: The largest mean KL divergence from the source model.
         accuracy_loss: The largest loss of accuracy against the source model in each of
             ``evaluate.tasks``; 0.02 is two points of 100.
+        source_perplexity: The largest perplexity of the source model itself, so that a wrong
+            tokenizer, text or model is seen, which the checkpoint would follow. ``auto`` is twice
+            the size of its vocabulary: worse than guessing.
+        signal_to_noise: The least power of a source linear's output over the error of the written
+            one. ``auto`` is what rounding to these bits leaves, so that what is below is damaged;
+            norms and embeddings are held to 16 bits whenever this is checked.
         engine_perplexity_increase: The largest increase of the engine's perplexity over that of the
             checkpoint it was compiled from.
         engine_top1_agreement: The smallest share of positions at which the engine's most likely
@@ -224,6 +230,8 @@ class Gates(Section):
     top1_agreement: Annotated[ShareLimit, Unit("share")] = "auto"
     kl_divergence: Annotated[Limit, Unit("nats per token")] = "auto"
     accuracy_loss: Annotated[ShareLimit, Unit("share")] = "auto"
+    source_perplexity: Annotated[Limit, Unit("perplexity")] = "auto"
+    signal_to_noise: Annotated[Limit, Unit("dB")] = "auto"
     engine_perplexity_increase: Annotated[Limit, Unit("share of the checkpoint's perplexity")] = (
         "auto"
     )

@@ -47,8 +47,12 @@ def run(context: StageContext) -> dict[str, Any]:
         models = load_models(context)
         scores, measured = _measure(context, text, models)
         noise = _noise(text, models)
-    # What is allowed depends on the size of the model.
-    summary = {"parameters": parameters, **summarize(text.documents, text.windows, scores)}
+    # What is allowed depends on the sizes of the model.
+    summary = {
+        "parameters": parameters,
+        "vocabulary": models.vocabulary,
+        **summarize(text.documents, text.windows, scores),
+    }
     summary |= {**measured, **noise}
     if warning := beyond_range(summary["activations"]):
         context.progress.note(f"warning: {warning}")
@@ -116,12 +120,19 @@ def _measure(
 
 
 def _noise(text: ScoredText, models: Models) -> dict[str, Any]:
-    from pipeline.evaluation.signal_to_noise import signal_to_noise
+    from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
 
     # To a scorer every window begins a text.
     rows = [window.ids for window in text.windows]
-    found = signal_to_noise(models.source, models.written, models.scorers()[0], rows)
-    return {"signal_to_noise": [linear.as_dict() for linear in found]}
+    both = models.source, models.written, models.scorers()[0], rows
+    linears, others = (signal_to_noise(*both, chosen) for chosen in (is_linear, is_other))
+    return {
+        "signal_to_noise": [linear.as_dict() for linear in linears],
+        "signal_to_noise_of_others": [
+            {"part": found["linear"], "db": found["db"], "exact": found["exact"]}
+            for found in (other.as_dict() for other in others)
+        ],
+    }
 
 
 STAGE = Stage(

@@ -18,9 +18,10 @@ from pipeline.verdict.collapse import repeats_itself
 from pipeline.verdict.defaults import limit_of
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult, Verdict
+from pipeline.verdict.plausible import CHECKPOINT, linears_gate, source_gate
 from pipeline.verdict.words import MEASURES, measured_words
 
-CHECKPOINT, ENGINE = "checkpoint", "engine"
+ENGINE = "engine"
 MOST_MORE = 100
 """More text than this many times what was scored is no advice."""
 POWER_MARGIN = 0.8416 / 1.9600
@@ -42,6 +43,8 @@ def checkpoint_gates(
         bits: Of a weight in the checkpoint, without its scales.
     """
     found = list(_against_source(CHECKPOINT, gates, measured, parameters, bits))
+    plausible = source_gate(gates, measured), linears_gate(gates, measured, parameters, bits)
+    found += [result for result in plausible if result]
     if gates.completions:
         found += _completions(measured.get("completions") or ())
     return found

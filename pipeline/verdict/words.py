@@ -72,6 +72,21 @@ def limit_points(value: float) -> str:
     return f"{value * 100:g} points"
 
 
+def plain(value: float) -> str:
+    """Formats a perplexity."""
+    return number(float(value))
+
+
+def decibel(value: float) -> str:
+    """Formats a ratio of powers: ``21.5 dB``."""
+    return f"{value:.1f} dB"
+
+
+def limit_decibel(value: float) -> str:
+    """Formats a limit of such a ratio with the digits that it was given."""
+    return f"{value:g} dB"
+
+
 # ModelOpt's day-0 gate takes a gain of more than 5 points of 100 for a mistake in one of the two
 # measurements (plugins/modelopt/skills/day0-release, test_gates.py: 50.0 to 60.0 is ANOMALOUS). The
 # largest published gain in perplexity is 0.4 % (SmoothQuant README, Llama-2-13B).
@@ -96,6 +111,8 @@ MEASURES = {
         )
         for name, measure in _QUALITY.items()
     },
+    "source_perplexity": Measure("perplexity of the source itself", plain, plain),
+    "signal_to_noise": Measure("signal to noise", decibel, limit_decibel, least=True),
 }
 
 

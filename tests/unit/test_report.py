@@ -512,7 +512,7 @@ def _artifacts(root: Path) -> dict[str, Artifact]:
     made = (
         ("source", source, "config.json", {**CONFIG, "mine": 1}),
         ("quantize", written, "config.json", 0),
-        ("evaluate", {}, "evaluation.json", sample.quality()),
+        ("evaluate", {}, "evaluation.json", sample.quality() | {"signal_to_noise": []}),
         ("compile", {}, "engine.bin", 0),
         ("fidelity", {}, "fidelity.json", sample.fidelity()),
         ("repository", {}, "config.pbtxt", 0),
@@ -558,7 +558,7 @@ def test_a_report_is_made_of_artifacts_alone(tmp_path: Path) -> None:
     )
     assert (fast, slow) == pytest.approx((2000 / (2156.25 * 1.06), 2000 / (2156.25 * 0.93)))
     assert {"torch", "nvidia-pytriton", "tritonclient", "openvino"} <= found["tools"].keys()
-    assert found["quality"] == sample.quality()
+    assert found["quality"] == sample.quality() | {"signal_to_noise": []}
     assert found["fidelity"] == sample.fidelity()
     assert "perplexity_increase" in {gate["name"] for gate in found["gates"]}
     assert {gate["subject"] for gate in found["gates"]} == {"checkpoint", "engine"}
@@ -584,7 +584,7 @@ def test_numbers_that_are_not_finite_are_said_to_be(tmp_path: Path) -> None:
     quality |= {"source_perplexity": None, "source_bits_per_byte": None, "tasks": []}
     for row in quality["by_document"]:
         row |= {"source_nll": None, "nll": None, "kl": None}
-    quality["signal_to_noise"] = [{"linear": "a", "db": None}]
+    quality["signal_to_noise"] = [{"linear": "a", "db": None, "exact": False}]
     _change(made["evaluate"], "evaluation.json", **quality)
     reached = {name: made[name] for name in ("source", "quantize", "evaluate")}
     found = collect(_recipe(), reached)

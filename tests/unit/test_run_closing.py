@@ -42,7 +42,8 @@ class Works:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.measured: dict[str, Any] = evaluation()
+        # Written in float16, as the source is.
+        self.measured: dict[str, Any] = evaluation(signal_to_noise=[])
         self.wrong = self.broken = False
         (folder / "recipe.yaml").write_text(RECIPE)
 
@@ -149,7 +150,7 @@ def test_a_closed_gate_is_in_the_last_lines_before_the_error(
     times: str, works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
 ) -> None:
     assert works.call("run", monkeypatch=monkeypatch) == 0
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     if times == "cached":
         assert works.call("run", monkeypatch=monkeypatch) == 4
     capsys.readouterr()
@@ -201,7 +202,7 @@ def test_verdict_and_gates_in_json(
     assert done["verdict"] == "ACCEPT"
     assert done["headline"].startswith("Ships.")
     assert {gate["verdict"] for gate in done["gates"]} == {"ACCEPT"}
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     assert works.call("run", "--json", monkeypatch=monkeypatch) == 4
     failed = json.loads(capsys.readouterr().out)
     assert failed["error"] == "QualityGateError"
@@ -224,7 +225,7 @@ def test_a_terminal_gets_colour_and_a_file_none(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     assert works.call("run", monkeypatch=monkeypatch) == 4
     plain = capsys.readouterr().out
     assert "\x1b" not in plain
