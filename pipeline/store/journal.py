@@ -43,7 +43,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         UsageError: There is no such file, or a line is not an object with a ``key``.
     """
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also cuts at characters that JSON leaves in a text.
+        texts = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             "there is no history that can be read",
@@ -51,13 +52,15 @@ def read(path: Path) -> list[dict[str, Any]]:
             why=str(error),
             fix="Every finished run of a recipe adds a line to it: trtllm-pipeline run RECIPE",
         ) from error
-    lines = []
+    lines: list[dict[str, Any]] = []
+    if texts == [""]:
+        return lines
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
             if not isinstance(line[KEY], str):
                 raise TypeError(KEY)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 "this line is not one of a history",
                 where=f"{path}:{number}",

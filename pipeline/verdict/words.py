@@ -64,7 +64,8 @@ def nats(value: float) -> str:
 
 def points(value: float) -> str:
     """Formats a share of right answers in points of 100."""
-    return f"{value * 100:.1f} points"
+    shown = f"{value * 100:.1f} points"
+    return shown.lstrip("-") if not float(shown.partition(" ")[0]) else shown
 
 
 def limit_points(value: float) -> str:

@@ -27,6 +27,14 @@ def test_lines_are_appended_in_order_and_a_key_not_twice_in_a_row(tmp_path: Path
     assert [line["key"] for line in read(path)] == ["a", "b", "a"]
 
 
+def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    texts = ["a\u2028b", "a\x85b", "a\u2029b", "a\x1eb", "a\rb"]
+    for text in texts:
+        assert append(path, {"key": repr(text), "text": text})
+    assert [line["text"] for line in read(path)] == texts
+
+
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_the_file(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     append(path, {"key": "a"})
