@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.formats import NO_QUANT
 from pipeline.report.collect import SCHEMA
+from pipeline.verdict.decision import TONES
 
 REPORT = "report.json"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -62,6 +63,9 @@ def _is_sibling(report: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         and other["verdict"]["status"] != "unfinished"
         and other["checkpoint"] is not None
         and other["model"]["digest"] == report["model"]["digest"]
+        and other["verdict"]["verdict"] in TONES
+        # What a recipe cannot say goes on no page.
+        and all(_WORD.fullmatch(word) for word in (other["name"], other["checkpoint"]["format"]))
     )
 
 
@@ -70,11 +74,11 @@ def _row(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     comparable = _same_text(report["quality"], quality)
     measured = load["measurements"] if _same_load(report, other) else []
     return {
-        "name": _word(other["name"]),
-        "format": _word(checkpoint["format"]),
+        "name": str(other["name"]),
+        "format": str(checkpoint["format"]),
         "sixteen_bit": not quantized(checkpoint) and not checkpoint["kv_cache_quant_algo"],
         "created": str(other["created"]),
-        "verdict": _word(other["verdict"]["verdict"]),
+        "verdict": str(other["verdict"]["verdict"]),
         "bytes": int(checkpoint["bytes"]),
         "share": _finite(checkpoint["share"]),
         "increase": _estimate(quality["perplexity_increase"]) if comparable else None,
@@ -115,13 +119,6 @@ def _estimate(values: Mapping[str, float | None]) -> dict[str, float | None]:
         name: None if values[name] is None else _finite(values[name])
         for name in ("value", "low", "high")
     }
-
-
-def _word(value: object) -> str:
-    """A name as a recipe may have it: what a neighbour's file says otherwise goes on no page."""
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ValueError(value)
-    return value
 
 
 def _finite(value: Any) -> float:

@@ -72,6 +72,7 @@ def test_whole_files_are_accepted(
 @pytest.mark.parametrize("kind", [*damage.OF_CHECKPOINTS])
 @pytest.mark.parametrize(("model", "name"), MODELS)
 def test_damaged_files_are_not(
+    *,
     model: str,
     name: str,
     kind: str,
