@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.report.blocks import Tile
-from pipeline.report.collect import best_measurement
 from pipeline.report.prices import price_of
 from pipeline.report.serving import measured_on, money, speed_at
 from pipeline.report.siblings import as_point, quantized
 from pipeline.report.words import between, percent, size
 from pipeline.tables import number, streams
+from pipeline.verdict.closing import best_measurement
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.report.blocks import Block, Cell, Figure, Figures, Paragraph, Section, Table
 from pipeline.report.charts import Bar, bars, histogram
-from pipeline.report.collect import best_measurement
 from pipeline.report.plot import Point, pareto
 from pipeline.report.siblings import as_point
 from pipeline.report.words import (
@@ -19,6 +18,7 @@ from pipeline.report.words import (
     spread,
 )
 from pipeline.tables import number, streams
+from pipeline.verdict.closing import best_measurement
 from pipeline.verdict.decision import TONES
 from pipeline.verdict.words import signed_percent, size_words
 

@@ -137,7 +137,7 @@ def _noise(text: ScoredText, models: Models) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     title="measure the written checkpoint",
     inputs=("source", "quantize"),
     run=run,

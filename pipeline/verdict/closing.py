@@ -105,10 +105,14 @@ def _per_second(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else number(float(value), 3)
 
 
+def best_measurement(load: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the measurement of a load test with the most tokens per second."""
+    return dict(max(load["measurements"], key=lambda row: row["tokens_per_second"]["value"] or 0.0))
+
+
 def _speed(load: Mapping[str, Any] | None) -> str:
     if not load:
         return "not reached"
-    rows = load["measurements"]
-    best = max(rows, key=lambda row: row["tokens_per_second"]["value"] or 0.0)
+    best = best_measurement(load)
     speed = interval(Estimate.from_dict(best["tokens_per_second"]), _per_second)
     return f"{speed} tokens/s at {streams(best['concurrency'])}"
