@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,6 +50,14 @@ def test_a_line_that_was_cut_is_not_appended_to(tmp_path: Path) -> None:
     path.write_text('{"key": "a"}\n{"key": "b')
     with pytest.raises(UsageError, match=r"history\.jsonl:2: this line is not one of a history"):
         append(path, {"key": "c"})
+
+
+def test_a_pipe_and_a_folder_are_no_journals(tmp_path: Path) -> None:
+    """Nobody writes into the pipe: to open it for reading would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match=r"no history that can be read\. It is not a file"):
+            append(path, {"key": "a"})
 
 
 def test_a_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:
