@@ -39,6 +39,8 @@ def closing_lines(
         ("size", _size(report.get("size"))),
         ("quality", _quality(report, "checkpoint", report.get("quality"))),
     ]
+    if tasks := (report.get("quality") or {}).get("tasks"):
+        rows.append(("tasks", ", ".join(_task(task) for task in tasks)))
     if any(gate["subject"] == "engine" for gate in report.get("gates") or ()):
         rows.append(("compiled", _quality(report, "engine", report.get("fidelity"))))
     served = report.get("conformance")
@@ -87,6 +89,13 @@ def _quality(report: Mapping[str, Any], subject: str, measured: Mapping[str, Any
         for name in _ALWAYS
         if measured.get(name)
     )
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    """Accuracies in points of 100, as people compare them."""
+    name, right = task["name"], Estimate.from_dict(task["accuracy"])
+    shown = interval(right, lambda value: f"{value * 100:.1f}")
+    return f"{name} {shown} % of {task['rows']:,} (source {task['source_accuracy'] * 100:.1f} %)"
 
 
 def _per_second(value: float) -> str:

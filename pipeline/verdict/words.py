@@ -64,7 +64,8 @@ def nats(value: float) -> str:
 
 def points(value: float) -> str:
     """Formats a share of right answers in points of 100."""
-    return f"{value * 100:.1f} points"
+    shown = f"{value * 100:.1f} points"
+    return "0.0 points" if shown == "-0.0 points" else shown
 
 
 def limit_points(value: float) -> str:

@@ -256,6 +256,23 @@ def test_the_gates_are_shown_with_what_was_measured() -> None:
     assert "+0.01" in cell.group(1)
 
 
+def test_the_gate_of_a_task_names_it() -> None:
+    made = report()
+    words = "loss of accuracy 0.0 points [0.0 points, 0.0 points] of at most 3 points"
+    lost = made["gates"][0] | {
+        "name": "accuracy_loss", "measured": -0.0, "low": -0.0, "high": 0.0, "limit": 0.03,
+    }  # fmt: skip
+    made["gates"] = [
+        lost | {"evidence": f"hellaswag: {words}"},
+        lost | {"verdict": "INCONCLUSIVE", "evidence": f"mmlu: {words}: the limit lies inside"},
+    ]
+    text = render_markdown(made)
+    assert "| checkpoint: loss of accuracy, hellaswag | 0.0 points" in text
+    assert "| at most 3 points | ACCEPT |" in text
+    assert "| checkpoint: loss of accuracy, mmlu | 0.0 points" in text
+    assert "INCONCLUSIVE: the limit lies inside |" in text
+
+
 def test_a_gate_without_a_number_has_its_evidence() -> None:
     made = report()
     made["gates"] = [
