@@ -62,6 +62,9 @@ def nats(value: float) -> str:
     return "0" if abs(value) < NOISE else number(float(value), 3)
 
 
+_POINTS = "points"
+
+
 def points(value: float) -> str:
     """Formats a share of right answers in points of 100."""
     shown = f"{value * 100:.1f} points"
@@ -107,7 +110,8 @@ def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
     shown = show(estimate.value)
     if estimate.low is None or estimate.high is None:
         return shown
-    return f"{shown} [{show(estimate.low)}, {show(estimate.high)}]"
+    ends = (show(end).removesuffix(f" {_POINTS}") for end in (estimate.low, estimate.high))
+    return f"{shown} [{', '.join(ends)}]"
 
 
 def measured_words(name: str, subject: str, estimate: Estimate, limit: float | None) -> str:

@@ -196,7 +196,7 @@ def test_beside_each_number_is_that_of_16_bit() -> None:
     }
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", render_markdown(report()), re.M)
     assert ("checkpoint", "2.6 MiB (37 % of 16 bit)", "7.0 MiB") in rows
-    assert ("tokens/s, 8 streams", "2,156 (2,005 to 2,286)", "not measured beside it") in rows
+    assert ("tokens/s, 8 streams", "2,156 (2,005 to 2,286)", "no build to compare") in rows
 
 
 def test_a_build_in_16_bit_stands_beside_itself() -> None:
@@ -258,7 +258,7 @@ def test_the_gates_are_shown_with_what_was_measured() -> None:
 
 def test_the_gate_of_a_task_names_it() -> None:
     made = report()
-    words = "loss of accuracy 0.0 points [0.0 points, 0.0 points] of at most 3 points"
+    words = "loss of accuracy 0.0 points [0.0, 0.0] of at most 3 points"
     lost = made["gates"][0] | {
         "name": "accuracy_loss", "measured": -0.0, "low": -0.0, "high": 0.0, "limit": 0.03,
     }  # fmt: skip
