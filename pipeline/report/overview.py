@@ -86,7 +86,7 @@ def _served(report: Mapping[str, Any]) -> Iterator[Tile]:
     level, speed = best["concurrency"], best["tokens_per_second"]
     # What was not measured has no number; a build that is not there has none to show.
     beside = speed_at(plain, level) if plain else None
-    unknown = "not measured beside it"
+    unknown = "no build to compare"
     if as_point(report)["sixteen_bit"]:
         unknown = "this build"
     yield Tile(

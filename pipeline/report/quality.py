@@ -46,7 +46,7 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
         rows.append(
             (
-                f"{gate['subject']}: {_name(gate['name'], measure)}",
+                f"{gate['subject']}: {_name(gate['name'], measure)}{_of_task(gate)}",
                 Cell(_measured(gate, measure), chart=drawn),
                 _limit(gate["limit"], measure),
                 Cell(gate["verdict"], kind, note=_beyond_numbers(gate)),
@@ -86,8 +86,17 @@ def _beyond_numbers(gate: Mapping[str, Any]) -> str:
     if gate["name"] in MEASURES:
         ends = Estimate(gate["measured"], gate["low"], gate["high"])
         said = measured_words(gate["name"], gate["subject"], ends, gate["limit"])
-        evidence = evidence.replace(said, "").strip(" ;:,")
+        if _of_task(gate):
+            evidence = evidence.partition(": ")[2]
+        evidence = evidence.replace(said, "")
+        evidence = evidence.strip(" ;:,")
     return evidence
+
+
+def _of_task(gate: Mapping[str, Any]) -> str:
+    """Which task a gate is about, behind its name; empty for what is not about one."""
+    task, colon, _ = str(gate["evidence"]).partition(": ")
+    return f", {task}" if gate["name"].endswith("accuracy_loss") and colon else ""
 
 
 def _name(name: str, measure: Measure | None) -> str:

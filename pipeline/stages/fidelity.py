@@ -154,7 +154,7 @@ def _needs(recipe: Recipe) -> Requirements:
 
 STAGE = Stage(
     name="fidelity",
-    version=2,
+    version=3,
     title="measure the compiled engine",
     inputs=("source", "quantize", "compile"),
     run=run,

@@ -125,7 +125,10 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
 def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
     assert recipe.evaluate is not None
     if gate.name == "accuracy_loss":
-        return "Score more rows of the task (evaluate.tasks), or set another limit"
+        return (
+            "Ask more questions of the task (rows in evaluate.tasks), or set another limit; null "
+            "reports the accuracy and decides nothing"
+        )
     if gate.more_tokens is None:
         return "Set a limit that is clear of what was measured, on the side that you want to be on"
     total = rounded_up(measured["tokens"] + gate.more_tokens)

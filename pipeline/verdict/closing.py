@@ -41,6 +41,8 @@ def closing_lines(
         ("size", _size(report.get("size"))),
         ("quality", _quality(report, "checkpoint", report.get("quality"))),
     ]
+    if tasks := (report.get("quality") or {}).get("tasks"):
+        rows.append(("tasks", ", ".join(_task(task) for task in tasks)))
     if any(gate["subject"] == "engine" for gate in report.get("gates") or ()):
         rows.append(("compiled", _quality(report, "engine", report.get("fidelity"))))
     served = report.get("conformance")
@@ -99,6 +101,13 @@ def _shown(results: Sequence[GateResult], *, always: bool) -> str:
             words = measured_words(name, "checkpoint", result.estimate, result.limit)
             shown.append(words if result.verdict == "ACCEPT" else f"{words} {result.verdict}")
     return ", ".join(shown)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    """Accuracies in points of 100, as people compare them."""
+    name, right = task["name"], Estimate.from_dict(task["accuracy"])
+    shown = interval(right, lambda value: f"{value * 100:.1f}")
+    return f"{name} {shown} % of {task['rows']:,} (source {task['source_accuracy'] * 100:.1f} %)"
 
 
 def _per_second(value: float) -> str:

@@ -62,10 +62,13 @@ def nats(value: float) -> str:
     return "0" if abs(value) < NOISE else number(float(value), 3)
 
 
+_POINTS = "points"
+
+
 def points(value: float) -> str:
     """Formats a share of right answers in points of 100."""
     shown = f"{value * 100:.1f} points"
-    return shown.lstrip("-") if not float(shown.partition(" ")[0]) else shown
+    return "0.0 points" if shown == "-0.0 points" else shown
 
 
 def limit_points(value: float) -> str:
@@ -128,7 +131,10 @@ def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
     if estimate.low is None or estimate.high is None:
         return shown
     low, high = show(estimate.low), show(estimate.high)
-    return shown if shown == low == high else f"{shown} [{low}, {high}]"
+    if shown == low == high:
+        return shown
+    ends = (end.removesuffix(f" {_POINTS}") for end in (low, high))
+    return f"{shown} [{', '.join(ends)}]"
 
 
 def measured_words(name: str, subject: str, estimate: Estimate, limit: float | None) -> str:

@@ -187,3 +187,22 @@ def test_what_a_server_cannot_tell_is_refused(
     assert done.returncode == 3
     assert "does not tell how likely given tokens are" in done.stderr
     assert "--model checkpoint" in done.stderr
+
+
+def test_data_that_cannot_be_fetched_is_one_paragraph(
+    cli: Cli, python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = cli(
+        *("lm-eval", "configs/demo.yaml", "--build-dir", str(cli.build), "--json"),
+        *("--model", "source", "--tasks", "hellaswag", "--limit", "2", "--python", str(python)),
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 2
+    error = json.loads(done.stdout)
+    assert error["what"] == "the data of hellaswag is not here and cannot be fetched"
+    assert "Rowan/hellaswag" in error["why"]
+    assert "--include-path" in error["fix"]
+    assert "Traceback" not in done.stderr

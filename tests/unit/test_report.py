@@ -200,7 +200,7 @@ def test_beside_each_number_is_that_of_16_bit() -> None:
     assert (
         "tokens/s, 8 streams",
         "2,156 (2,005 to 2,286)",
-        "16 bit: not measured beside it",
+        "16 bit: no build to compare",
     ) in rows
 
 
@@ -259,6 +259,23 @@ def test_the_gates_are_shown_with_what_was_measured() -> None:
     cell = re.search(r"<td[^>]*>(<svg class=\"interval\".*?)</td>", render_html(made))
     assert cell
     assert "+0.01" in cell.group(1)
+
+
+def test_the_gate_of_a_task_names_it() -> None:
+    made = report()
+    words = "loss of accuracy 0.0 points of at most 3 points"
+    lost = made["gates"][0] | {
+        "name": "accuracy_loss", "measured": -0.0, "low": -0.0, "high": 0.0, "limit": 0.03,
+    }  # fmt: skip
+    made["gates"] = [
+        lost | {"evidence": f"hellaswag: {words}"},
+        lost | {"verdict": "INCONCLUSIVE", "evidence": f"mmlu: {words}: the limit lies inside"},
+    ]
+    text = render_markdown(made)
+    assert "| checkpoint: loss of accuracy, hellaswag | 0.0 points" in text
+    assert "| at most 3 points | ACCEPT |" in text
+    assert "| checkpoint: loss of accuracy, mmlu | 0.0 points" in text
+    assert "INCONCLUSIVE: the limit lies inside |" in text
 
 
 def test_a_gate_without_a_number_has_its_evidence() -> None:

@@ -16,9 +16,10 @@ from pipeline.running import planner, runner
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.verdict.checks import check_checkpoint, gates_of
+from pipeline.verdict.closing import closing_lines
 from pipeline.verdict.decision import decide
 
-from .verdict.samples import CONFORMANCE, estimate, evaluation, report
+from .verdict.samples import CONFORMANCE, estimate, evaluation, report, task
 
 RECIPE = """\
 schema: 1
@@ -317,3 +318,13 @@ def test_every_error_of_a_run_can_carry_what_was_found() -> None:
     error = PipelineError("it broke")
     error.found = {**error.found, "verdict": "UNFINISHED"}
     assert error.as_dict()["verdict"] == "UNFINISHED"
+
+
+def test_the_last_lines_have_the_accuracy_of_every_task() -> None:
+    tasks = [task(), task(name="mmlu", rows=1140, accuracy=estimate(None), source_accuracy=0.25)]
+    lines = closing_lines(report(quality=evaluation(tasks=tasks)))
+    assert (
+        "tasks:       hellaswag 60.0 [53.0, 67.0] % of 200 (source 61.0 %), "
+        "mmlu - % of 1,140 (source 25.0 %)"
+    ) in lines
+    assert not any(line.startswith("tasks:") for line in closing_lines(report()))

@@ -91,7 +91,8 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
         "set evaluate.gates.perplexity_increase to 0.021, which the whole interval keeps"
     )
     rows = evaluation(tasks=[task(accuracy_change=estimate(-0.04, -0.08, 0.0))])
-    assert "more rows of the task" in str(stopped(recipe, rows).fix)
+    assert "more questions of the task (rows in evaluate.tasks)" in str(stopped(recipe, rows).fix)
+    assert "null reports the accuracy" in str(stopped(recipe, rows).fix)
 
 
 @pytest.mark.parametrize(

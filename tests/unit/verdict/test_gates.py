@@ -188,7 +188,7 @@ def test_every_task_has_its_gate() -> None:
     found = [gate for gate in gates if gate.name == "accuracy_loss"]
     assert [gate.verdict for gate in found] == ["ACCEPT", "REGRESSION"]
     assert found[1].evidence == (
-        "mmlu: loss of accuracy 20.0 points [15.0 points, 25.0 points] of at most 5 points"
+        "mmlu: loss of accuracy 20.0 points [15.0, 25.0] of at most 5 points"
     )
 
 
