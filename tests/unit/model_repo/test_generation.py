@@ -15,6 +15,9 @@ class Heard:
 
     def scheduled(self, reused_blocks: int) -> None: ...
 
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        self.prompt_log_probs = log_probs
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         self.calls.append((ids, log_probs, last))
 
