@@ -10,7 +10,7 @@ tokens it had. What is cancelled gives its blocks back only in the following ste
 prompts in one step that begin alike up to the middle of a KV block, one is computed on keys and
 values that are not the ones of its own beginning, where the engine finds that part of a block in
 its cache (openvino_genai 2026.4): so the second one waits until the first has its first token.
-A prompt that is to be scored gets another one's logits where a request in front of it does something
+A prompt that is to be scored gets another one's logits where a request in front of it does anything
 else in the same step, since only scored prompts are counted there (``_fill_prompt_log_probs`` of
 openvino.genai): so it waits until nothing but such prompts runs. What starts after it is harmless.
 """

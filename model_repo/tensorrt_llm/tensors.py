@@ -340,7 +340,9 @@ def _prompt_log_probs(inputs: Inputs, guide: Guide | None, settings: EngineSetti
     if not inputs.scalar(PROMPT_LOG_PROBS):
         return False
     if guide is not None:
-        raise RequestError(f"{PROMPT_LOG_PROBS} does not go with guided_decoding_guide: send two")
+        raise RequestError(
+            f"{PROMPT_LOG_PROBS} does not go with guided_decoding_guide: send two requests"
+        )
     if settings.enable_prefix_caching:
         raise RequestError(
             f"{PROMPT_LOG_PROBS}: the engine gives none for the tokens whose KV blocks it finds in "

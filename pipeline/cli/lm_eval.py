@@ -55,7 +55,8 @@ def lm_eval(
     from pipeline.harness.launch import evaluate, find_python
     from pipeline.models.facts import ModelFacts
 
-    url = _url(model, credentials)
+    headers = credentials.headers
+    url = _url(model, credentials, timeout)
     names = tuple(name for name in (part.strip() for part in tasks.split(",")) if name)
     if not names:
         raise UsageError("--tasks names no task", fix="Name one, such as --tasks hellaswag")
@@ -82,7 +83,7 @@ def lm_eval(
         longest=min(engine.max_seq_len, longest) if url else longest,
         timeout=timeout,
         tls=_tls(credentials),
-        headers=credentials.headers,
+        headers=headers,
     )
     found = evaluate(job, found_python)
     if output.json:
@@ -91,7 +92,10 @@ def lm_eval(
         _print(found)
 
 
-def _url(model: str, credentials: Credentials) -> str | None:
+def _url(model: str, credentials: Credentials, timeout: float) -> str | None:
+    """The server's address; it and how to talk to it are checked before any work."""
+    from pipeline.client_errors import client_errors
+
     if model in (SOURCE, CHECKPOINT):
         if any(asdict(credentials).values()):
             raise UsageError(
@@ -104,6 +108,10 @@ def _url(model: str, credentials: Credentials) -> str | None:
             f"--model {model} is neither source, nor checkpoint, nor an address",
             fix="Write an address with its port, such as --model localhost:8001",
         )
+    with client_errors():
+        from trtllm_client import Client
+
+        Client(model, timeout=timeout, tls=credentials.tls, headers=credentials.headers).close()
     return model
 
 

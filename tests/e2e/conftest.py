@@ -74,6 +74,30 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
+LONGEST = 1024
+"""Tokens that the demo model takes, and so does the server ``scored``."""
+
+
+@pytest.fixture(scope="session")
+def scored(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server on the demo model in its own precision, which reuses no KV blocks."""
+    from pipeline.serving import serving
+
+    settings = {
+        "name": "scored",
+        "evaluate": "null",
+        "quantize.format": "float16",
+        "compile.max_input_len": LONGEST - 1,
+        "compile.max_seq_len": LONGEST,
+        "serve.enable_kv_cache_reuse": "false",
+    }
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    made = cli.run("configs/demo.yaml", "--until", "repository", "--json", *options)
+    repository = Path(json.loads(made.stdout)["outputs"]) / "repository.unverified"
+    with serving(repository, tmp_path_factory.mktemp("log") / "triton.log") as server:
+        yield server
+
+
 @dataclass(frozen=True)
 class Built:
     """One recipe for both targets: its repository for a GPU and OpenVINO's engine directory."""

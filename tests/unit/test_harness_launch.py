@@ -90,6 +90,26 @@ def test_a_process_that_dies_is_a_failed_stage(tmp_path: Path) -> None:
             "neither source, nor checkpoint, nor an",
         ),
         (("--model", "source", "--tasks", " , "), "--tasks names no task"),
+        (
+            ("--model", "source", "--tasks", "a", "--header", "authorization=secret"),
+            "computed here, and connects to nothing",
+        ),
+        (
+            ("--model", "checkpoint", "--tasks", "a", "--tls-root", "authority.pem"),
+            "Leave --header and the TLS options out",
+        ),
+        (
+            ("--model", "localhost:8001", "--tasks", "a", "--header", "secret"),
+            "--header needs NAME=VALUE",
+        ),
+        (
+            ("--model", "grpcs://localhost:8001", "--tasks", "a", "--tls-root", "nothing.pem"),
+            "nothing.pem: the TLS file cannot be read",
+        ),
+        (
+            ("--model", "localhost:8001", "--tasks", "a", "--timeout", "-1"),
+            "timeout",
+        ),
     ],
 )
 def test_wrong_options_are_refused(
