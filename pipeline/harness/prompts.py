@@ -66,13 +66,14 @@ class Prompts:
             together.setdefault(context, []).append(pair.continuation)
 
         def nats(place: int) -> float:
-            found = sum(self.log_probs(texts[place])[-len(pairs[place].continuation) :])
-            advance(1)
-            return found
+            return sum(self.log_probs(texts[place])[-len(pairs[place].continuation) :])
 
         with ThreadPoolExecutor(STREAMS) as pool:
             try:
-                sums = list(pool.map(nats, range(len(pairs))))
+                sums = []
+                for found in pool.map(nats, range(len(pairs))):
+                    sums.append(found)
+                    advance(1)
                 best: dict[Ids, Ids] = {}
                 if greedy:
                     tokens = pool.map(self._greedy, together, together.values())
@@ -90,7 +91,7 @@ class Prompts:
         ]
 
     def log_probs(self, ids: Sequence[int]) -> tuple[float, ...]:
-        """The natural log-probability of each id but the first.
+        """Asks for the natural log-probability of each id but the first.
 
         Raises:
             UnsupportedError: The server refuses to tell.

@@ -47,7 +47,7 @@ def scores(source: Any, ids: tuple[int, ...]) -> torch.Tensor:
 def test_hellaswag_over_grpc_is_answered_as_lm_eval_does(client: Client) -> None:
     if not HELLASWAG.is_file():
         pytest.skip("../shared/data is not here")
-    rows = 60
+    rows = 200
     expected = json.loads(RECORDED.read_text("utf-8"))["hellaswag"]["rows"][:rows]
     questions = read_questions(
         TaskSection(name="swag", file=str(HELLASWAG), layout="hellaswag", rows=rows)
