@@ -340,7 +340,8 @@ class ServeSection(Section):
             KV cache takes.
         kv_cache_host_memory: Memory of the host, for each rank, that keeps KV blocks for reuse
             which the GPU has no room for; None keeps none. It needs ``enable_kv_cache_reuse``.
-        enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks.
+        enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks. The CPU
+            gives the log-probabilities of a prompt only without.
         enable_chunked_context: Whether a long prompt is spread over several engine steps.
         batch_scheduler_policy: ``guaranteed_no_evict`` starts a request when the KV cache can hold
             it to its end; ``max_utilization`` starts more and may have to compute some again.
