@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -105,7 +106,11 @@ class Bars:
 
     def note(self, message: str) -> None:
         """Prints the message above the bars."""
-        self._console.print(message, highlight=False, markup=False)
+        # Rich would break long words too; a path is left whole, so that it can be copied.
+        text = textwrap.fill(
+            message, self._console.width, break_long_words=False, break_on_hyphens=False
+        )
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
+"""A terminal's colours of what is good, bad, or not known yet."""
+
 
 def print_table(
     columns: Sequence[str],
@@ -75,7 +78,8 @@ def number(value: object, digits: int = 4) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        whole = abs(value) >= min(1000, 10**digits)
+        # What rounding gives another digit would be written with an exponent.
+        whole = float(f"{abs(value):.{digits}g}") >= min(1000, 10**digits)
         return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
     return str(value)
 

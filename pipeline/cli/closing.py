@@ -10,8 +10,7 @@ from typing import Any
 
 from pipeline.running.planner import PlannedStage
 
-PAGE, DATA = "report.html", "report.json"
-_COLOURS = {"passed": "green", "unfinished": "yellow", "failed": "red"}
+PAGE, DATA, REPOSITORY = "report.html", "report.json", "repository"
 
 
 class Closing:
@@ -43,6 +42,14 @@ class Closing:
             "gates": self.report["gates"],
         }
 
+    def _earlier(self, repository: Path) -> Path | None:
+        """What an earlier run deployed and this one did not replace; None where there is none."""
+        assert self.report is not None
+        served = self.report.get("conformance")
+        replaced = served and not served["failed"]
+        failed = self.report["verdict"]["status"] != "passed"
+        return repository if failed and not replaced and repository.is_dir() else None
+
     def print(self, outputs: Path, repository: Path | None = None) -> bool:
         """Prints the last lines to stdout, in colour on a terminal.
 
@@ -59,23 +66,37 @@ class Closing:
             return False
         if self.report["verdict"]["status"] != "passed":
             repository = None
-        lines = closing_lines(self.report, page=outputs / PAGE, repository=repository)
+        lines = closing_lines(
+            self.report,
+            page=outputs / PAGE,
+            repository=repository,
+            earlier=self._earlier(outputs / REPOSITORY),
+        )
         print()
         if sys.stdout.isatty():
-            _print_in_colour(lines, self.report["verdict"])
+            _print_on_terminal(lines, self.report["verdict"])
         else:
             print("\n".join(lines), flush=True)
         return True
 
 
-def _print_in_colour(lines: list[str], verdict: Mapping[str, Any]) -> None:
+def _print_on_terminal(lines: list[str], verdict: Mapping[str, Any]) -> None:
+    """In colour, and broken between words below where the texts begin."""
     from rich.console import Console
     from rich.text import Text
 
+    from pipeline.cli.console import fitted
+    from pipeline.tables import COLOURS
+    from pipeline.verdict.closing import LABEL, WHOLE
+    from pipeline.verdict.decision import TONES
+
     console = Console(highlight=False)
-    first, *others = lines
-    # Long lines are left to the terminal, so that a path can be copied whole.
-    console.print(Text(first, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
-    for line in others:
-        name, _, text = line.partition(":")
-        console.print(Text.assemble((f"{name}:", "bold"), text), soft_wrap=True)
+    for index, line in enumerate(lines):
+        name = line.partition(":")[0]
+        # A path or a command is left to the terminal, so that it can be copied whole.
+        parts = [line] if name in WHOLE else fitted([line], sys.stdout, LABEL)
+        shown = Text("\n".join(parts))
+        shown.stylize("bold", 0, len(name) + 1)
+        if not index:
+            shown = Text(shown.plain, style=f"bold {COLOURS[TONES[verdict['verdict']]]}")
+        console.print(shown, soft_wrap=True)

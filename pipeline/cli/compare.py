@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, SetOption
+from pipeline.cli.options import (
+    BuildDirOption,
+    Output,
+    PriceOption,
+    SetOption,
+    UtilizationOption,
+)
 
 
 def compare(
@@ -40,12 +46,8 @@ def compare(
     again: Annotated[
         bool, typer.Option("--again", help="Measure the load anew, whatever was measured before.")
     ] = False,
-    price: Annotated[
-        float | None, typer.Option(help="Price of an hour, instead of cost.price_per_hour.")
-    ] = None,
-    utilization: Annotated[
-        float | None, typer.Option(help="Busy share of the time, instead of cost.utilization.")
-    ] = None,
+    price: PriceOption = None,
+    utilization: UtilizationOption = None,
     history: Annotated[
         bool, typer.Option("--history", help="Show the runs of one build, and what changed.")
     ] = False,

@@ -11,7 +11,7 @@ from pipeline.cli.console import print_json
 from pipeline.errors import UsageError
 from pipeline.ladder.climb import NAME, Wishes, as_json, climb, finished, results_path
 from pipeline.ladder.load import Settings
-from pipeline.ladder.output import print_comparison, print_paragraph
+from pipeline.ladder.output import print_comparison, print_history, print_paragraph
 from pipeline.ladder.render import how, render_csv, render_html, render_markdown
 from pipeline.ladder.row import REPORT
 from pipeline.store.build_dir import BuildDir
@@ -170,7 +170,6 @@ def show_history(paths: Sequence[Path], form: str) -> None:
         UsageError: There are several paths, or no history; or it is to be printed as HTML.
     """
     from pipeline.ladder.trend import remarks, rows, trend
-    from pipeline.tables import print_table
 
     if len(paths) > 1:
         raise UsageError("--history is of one build", fix="Name one build/<recipe name> folder")
@@ -189,8 +188,10 @@ def show_history(paths: Sequence[Path], form: str) -> None:
             print(f"| {' | '.join(row)} |")
         print("".join(f"\n- {line}" for line in remarks(history)))
     else:
-        print_table(columns, cells)
-        print("".join(f"\n{line}" for line in remarks(history)))
+        print_history(columns, cells)
+        print()
+        for line in remarks(history):
+            print_paragraph(line, "  ")
 
 
 def _print(comparison: Mapping[str, Any], form: str) -> None:

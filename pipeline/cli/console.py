@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipeline.errors import PipelineError
 from pipeline.progress import Bars, Lines, Progress
 from pipeline.running.planner import PlannedStage
+
+# Longer lines are hard to read, whatever the window allows.
+PAGE = 100
+# For private use, so that no text has it.
+_HARD = "\ue000"
+# An interval, and a number with its sign, stays on one line.
+_TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
 
 
 def progress_for(json_output: bool) -> Progress:
@@ -35,7 +46,33 @@ def print_error(error: PipelineError, *, json_output: bool) -> None:
         print_json(error.as_dict())
         sys.stdout.flush()
     else:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(fitted([f"error: {error}"], sys.stderr, 0)), file=sys.stderr)
+
+
+def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]:
+    """Yields lines broken between words where a terminal is narrower; a log has them whole.
+
+    Args:
+        lines: Without line ends.
+        stream: Where they go.
+        hang: By how much more than its beginning the rest of a line is indented.
+    """
+    if not stream.isatty():
+        yield from lines
+        return
+    width = min(shutil.get_terminal_size().columns, PAGE)
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + hang)
+        kept = _TOGETHER.sub(lambda found: found[0].replace(" ", _HARD), line)
+        # A path or a key is copied whole, so it is never broken itself.
+        parts = textwrap.wrap(
+            kept,
+            width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield from (part.replace(_HARD, " ") for part in parts or [""])
 
 
 def print_warning(repository: Path | None) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption, new_file
+from pipeline.cli.options import (
+    BuildDirOption,
+    Output,
+    PriceOption,
+    RecipeArgument,
+    SetOption,
+    UtilizationOption,
+    new_file,
+)
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +33,8 @@ def plan(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
+    price: PriceOption = None,
+    utilization: UtilizationOption = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -36,17 +47,19 @@ def plan(
 ) -> None:
     """Show what a run would do, and why, without doing it.
 
-    The exit code is 0 where a run could go on, 2 where a text is missing, and that of the gate or
-    check at which stored results would stop it.
+    The exit code is 0 where a run could go on, 2 where a text is missing,
+    and that of the gate or check at which stored results would stop it.
     """
     from dataclasses import asdict
 
     from pipeline import api
-    from pipeline.cli.console import print_json, stage_dict, stage_line
+    from pipeline.cli.console import fitted, print_json, stage_dict, stage_line
     from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
-    loaded = api.load_recipe(recipe, overrides or ())
+    costs = {"price_per_hour": price, "utilization": utilization}
+    said = [f"cost.{key}={value}" for key, value in costs.items() if value is not None]
+    loaded = api.load_recipe(recipe, [*(overrides or ()), *said])
     if script == STDOUT:
         if output.json:
             raise UsageError(
@@ -77,19 +90,20 @@ def plan(
         )
         _exit(found.exit_code)
         return
-    print("\n".join(stage_line(planned) for planned in found.stages))
+    lines = [stage_line(planned) for planned in found.stages]
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
-    print("\n".join(["", *named, *finding_lines(found.findings)]))
+    lines += ["", *named, *finding_lines(found.findings)]
     if engine:
-        print("\n" + "\n".join(engine.lines))
+        lines += ["", *engine.lines]
     if found.roofline:
-        print("\n" + "\n".join(bounds.lines(found.roofline, loaded.cost)))
+        lines += ["", *bounds.lines(found.roofline, loaded.cost)]
     if found.gates:
-        print("\n" + "\n".join(_gate_lines(found.gates)))
+        lines += ["", *_gate_lines(found.gates)]
     if obstacle:
-        print(f"\nobstacle: a run would stop at once: {obstacle}")
+        lines += ["", f"obstacle: a run would stop at once: {obstacle}"]
     if found.refusal:
-        print(f"\n{found.verdict}: a run would stop at stored numbers: {found.refusal}")
+        lines += ["", f"{found.verdict}: a run would stop at stored numbers: {found.refusal}"]
+    print("\n".join(fitted(lines, sys.stdout)))
     if script and found.checkpoint:
         print(f"\nscript: {script}\ncheckpoint: {found.checkpoint}")
         print("\n".join(_next_steps(script, found.checkpoint)))

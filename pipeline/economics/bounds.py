@@ -140,7 +140,7 @@ def with_reached(
 
 
 def lines(found: Roofline, cost: CostSection) -> Iterator[str]:
-    """Formats the bounds for a terminal of 100 columns.
+    """Formats the bounds: a table for a terminal of 80 columns, and lines that may be broken.
 
     Args:
         found: The bounds.
@@ -148,46 +148,58 @@ def lines(found: Roofline, cost: CostSection) -> Iterator[str]:
     """
     hardware = found.setting.hardware
     devices = f"{hardware.devices} x " if hardware.devices > 1 else ""
-    yield f"at most, by the roofline of {devices}{hardware.name}:"
+    yield f"at most on {devices}{hardware.name}, by memory bandwidth and arithmetic (the roofline):"
     rates = ", ".join(
         f"{number(rate / 1e12, 3)} T{'OP' if name == 'int8' else 'FLOP'}/s {name}"
         for name, rate in hardware.operations.items()
         if rate
     )
     yield f"  {number(hardware.bandwidth / 1e9, 3)} GB/s, {rates} ({hardware.source})"
-    price = f"  {cost.currency}/million" if cost.price_per_hour else ""
-    sizes = f"{'format':<10}{'weights':>14}{'read a token':>14}"
-    yield f"  {sizes}{'1 sequence':>13}{'together':>20}{price}"
+    priced = cost.price_per_hour is not None
+    price = f"  {cost.currency}/million" if priced else ""
+    yield f"  {'':<10}{'':>13}{'read for':>12}{'tokens/s of':>13}{'tokens/s':>16}".rstrip()
+    yield f"  {'format':<10}{'weights':>13}{'a token':>12}{'1 sequence':>13}{'together':>16}{price}"
     for row in found.formats:
         mark = "*" if row.planned else " "
         together = (
-            "does not fit"
-            if row.together is None
-            else f"{number(row.together)}/s of {row.sequences}"
+            "does not fit" if row.together is None else f"{_rate(row.together)} of {row.sequences}"
         )
-        shown = f"{mark} {row.format:<10}{memory_size(row.weights):>14}"
-        shown += f"{memory_size(round(row.bytes_per_token)):>14}{number(row.alone):>11}/s"
-        shown += f"{together:>20}"
-        if cost.price_per_hour:
+        shown = f"{mark} {row.format:<10}{memory_size(row.weights):>13}"
+        shown += f"{memory_size(round(row.bytes_per_token)).strip():>12}{_rate(row.alone):>13}"
+        shown += f"{together:>16}"
+        if priced:
             shown += f"{number(row.cost_per_million, 3):>{len(price)}}"
         yield shown
+    other = any(row.format == FLOAT32 for row in found.formats)
+    compared = "; float32 is there to compare with" if other else ""
+    yield f"  * is the recipe's{compared}. Real engines are slower than these bounds."
     yield (
-        f"  * is the recipe's. Contexts of {found.context:g} tokens; together is up to "
-        "max_batch_size sequences."
+        f"  Each sequence has {found.context:g} tokens of context; together are as many sequences "
+        "as fit, up to compile.max_batch_size."
     )
+    if priced:
+        yield (
+            f"  Prices are of a million generated tokens, together, at {cost.price_per_hour:g} "
+            f"{cost.currency} an hour and busy {cost.utilization * 100:g} % of the time "
+            "(cost.utilization)."
+        )
     if None in hardware.operations.values():
         unknown = [name for name, rate in hardware.operations.items() if rate is None]
         yield f"  How fast {', '.join(unknown)} is multiplied is not known; memory alone bounds it."
     for level in found.reached:
         yield (
             f"  reached with {streams(level.concurrency)}: {number(level.tokens_per_second)} of "
-            f"{number(level.bound)} tokens/s, {level.share:.0%}"
+            f"{number(level.bound)} tokens/s, {level.share * 100:.0f} %"
         )
     if any(level.share > 1.0 for level in found.reached):
         yield (
             "  More was reached than this allows: the rates were measured while the machine was "
             "busy, and are higher."
         )
+
+
+def _rate(value: float) -> str:
+    return number(float(value), 3)
 
 
 def _load(recipe: Recipe, facts: ModelFacts, row: Format, setting: Setting) -> Load:

@@ -36,7 +36,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     """Runs lm-eval's tasks with the job's model.
 
     Raises:
-        UsageError: There is no such task.
+        UsageError: There is no such task, or its data cannot be fetched.
     """
     manager = TaskManager(include_path=job.include_path)
     unknown = [task for task in job.tasks if not manager.match_tasks([task])]
@@ -47,14 +47,25 @@ def evaluate(job: Job) -> dict[str, Any]:
             fix="lm-eval ls tasks lists them, in the environment of lm-eval; --include-path "
             "names a folder with more",
         )
-    found = lm_eval.simple_evaluate(
-        model=_model(job),
-        tasks=list(job.tasks),
-        num_fewshot=job.num_fewshot,
-        limit=job.limit,
-        task_manager=manager,
-        log_samples=False,
-    )
+    model = _model(job)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=list(job.tasks),
+            num_fewshot=job.num_fewshot,
+            limit=job.limit,
+            task_manager=manager,
+            log_samples=False,
+        )
+    except ConnectionError as error:  # by Hugging Face's datasets
+        raise UsageError(
+            f"the data of {', '.join(job.tasks)} is not here and cannot be fetched",
+            where="--tasks",
+            why=str(error),
+            fix="Connect this machine to the Hub once, which leaves a copy, or name a folder with "
+            "tasks on local files by --include-path; questions of HellaSwag and MMLU in local "
+            "files are also what evaluate.tasks of the recipe measures",
+        ) from error
     return {name: found[name] for name in SHOWN if name in found}
 
 
@@ -63,8 +74,15 @@ def _model(job: Job) -> LM:
     tokenizer = load_tokenizer(source, trust_remote_code=job.trust_remote_code)
     if job.url:
         from pipeline.harness.served import ServedModel
+        from trtllm_client import Client, Tls
 
-        return ServedModel(job.url, tokenizer, longest=job.longest, longest_input=job.longest_input)
+        client = Client(
+            job.url,
+            timeout=job.timeout,
+            tls=Tls(**job.tls) if job.tls else None,
+            headers=job.headers,
+        )
+        return ServedModel(client, tokenizer, longest=job.longest, longest_input=job.longest_input)
     import torch
 
     from pipeline.evaluation.scoring import scorer_of

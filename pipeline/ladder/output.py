@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.ladder.render import TONES
-from pipeline.ladder.table import Block, blocks, claims, headings, short
-from pipeline.tables import print_table
+from pipeline.ladder.table import Block, blocks, claims, short, wrong
+from pipeline.tables import COLOURS, print_table
 
-_COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
-STYLES = {verdict: _COLOURS[tone] for verdict, tone in TONES.items()}
+STYLES = {verdict: COLOURS[tone] for verdict, tone in TONES.items()}
 _GAP = 2
 # A longer one stands above its table and not in the corner of it.
 _LONG_TITLE = 24
@@ -40,6 +39,22 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         print()
 
 
+def print_history(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Prints the runs of a build; a narrow terminal gets fewer columns, so that none is folded."""
+    shown = list(range(len(columns)))
+    heads = [name.replace(" change", "\nchange") for name in columns]
+    room = shutil.get_terminal_size().columns
+    for name in ("perplexity", "KL"):
+        widths = [
+            max(len(part) for part in (*heads[i].split("\n"), *(row[i] for row in cells)))
+            for i in shown
+        ]
+        if sum(widths) + _GAP * len(widths) <= room:
+            break
+        shown.remove(columns.index(name))
+    print_table([heads[i] for i in shown], [[row[i] for i in shown] for row in cells])
+
+
 def print_paragraph(text: str, indent: str = "") -> None:
     """Prints text that is broken between words, at the width of the terminal or of a page."""
     width = min(shutil.get_terminal_size().columns, _PAGE)
@@ -47,14 +62,9 @@ def print_paragraph(text: str, indent: str = "") -> None:
 
 
 def _print_reasons(comparison: Mapping[str, Any]) -> None:
-    names = headings(comparison["rungs"])
-    bad = [
-        f"{name}: {rung['headline']}"
-        for name, rung in zip(names, comparison["rungs"], strict=True)
-        if rung["verdict"] != "ACCEPT" and rung["headline"]
-    ]
-    for text in bad:
-        print_paragraph(text, "  ")
+    bad = wrong(comparison)
+    for name, why in bad:
+        print_paragraph(f"{name}: {why}", "  ")
     if bad:
         print()
 

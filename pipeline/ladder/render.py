@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ladder.recommend import deciding_level
-from pipeline.ladder.row import level_at
-from pipeline.ladder.table import Block, blocks, claims, full, headings
-from pipeline.report.plot import Point, pareto
+from pipeline.ladder.row import REFUSED, level_at
+from pipeline.ladder.table import Block, blocks, claims, full, headings, wrong
+from pipeline.report.plot import Point, frontier, pareto
+from pipeline.report.render import environment
+from pipeline.report.words import machine_words
 from pipeline.tables import memory_size, number, streams
+from pipeline.verdict import decision
 
 HERE = Path(__file__).parent
-TONES = {
-    "ACCEPT": "good",
-    **dict.fromkeys(("REGRESSION", "ANOMALOUS", "FAILED"), "bad"),
-    **dict.fromkeys(("INCONCLUSIVE", "UNFINISHED", "REFUSED"), "open"),
-}
+TONES = {**decision.TONES, REFUSED: "open"}
 CLAIMS = ("format", "measure", "claim", "measured here", "source", "setting")
 _ESTIMATES = (
     *("perplexity", "perplexity_increase", "bits_per_byte", "kl_divergence"),
@@ -40,7 +39,7 @@ def render_markdown(comparison: Mapping[str, Any]) -> str:
         lines += [comparison["recommendation"]["rule"], ""]
     for block in blocks(comparison, full):
         lines += _table([block.title, *block.columns], [[n, *cells] for n, cells in block.rows])
-    for name, words in _bad(comparison):
+    for name, words in wrong(comparison):
         lines += [f"- {name}: {_cell(words)}"]
     rows, sources = claims(comparison)
     if rows:
@@ -64,18 +63,6 @@ def render_csv(comparison: Mapping[str, Any]) -> str:
 
 def render_html(comparison: Mapping[str, Any]) -> str:
     """Renders one page that is safe to open and to archive: no scripts, nothing from outside."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        # The two pages look alike.
-        loader=FileSystemLoader([HERE, HERE.parent / "report"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     rows, sources = claims(comparison)
     level, points = _points(comparison)
     chart = pareto(
@@ -83,19 +70,24 @@ def render_html(comparison: Mapping[str, Any]) -> str:
         x_label=f"tokens/s, {streams(level or 1)}",
         y_label="KL, nats a token from the source",
     )
-    return environment.get_template("compare.html.j2").render(
-        comparison=comparison,
-        title=_title(comparison),
-        blocks=[_drawn(block) for block in blocks(comparison, full)],
-        tones=TONES,
-        bad=list(_bad(comparison)),
-        claim_columns=CLAIMS,
-        claims=rows,
-        sources=sources,
-        # The chart escapes its own labels.
-        chart=Markup(chart),  # noqa: S704
-        how=how(comparison),
+    page = (
+        environment(HERE, html=True)
+        .get_template("compare.html.j2")
+        .render(
+            comparison=comparison,
+            title=_title(comparison),
+            blocks=[_drawn(block) for block in blocks(comparison, full)],
+            tones=TONES,
+            bad=wrong(comparison),
+            claim_columns=CLAIMS,
+            claims=rows,
+            sources=sources,
+            chart=chart,
+            line=sum(frontier(points)) > 1,
+            how=how(comparison),
+        )
     )
+    return str(page)
 
 
 def how(comparison: Mapping[str, Any]) -> str:
@@ -103,10 +95,10 @@ def how(comparison: Mapping[str, Any]) -> str:
     load, cost = comparison["load"], comparison["cost"]
     parts = ["Intervals hold the true number in 95 of 100 repetitions."]
     if load:
-        where = ", ".join(f"{name} {number(value)}" for name, value in load["machine"].items())
         parts.append(
             f"Speeds are of one run over all servers in turns, {load['rounds']} rounds, at least "
-            f"{number(float(load['seconds']))} s each, on {load['created']} ({where}); client and "
+            f"{number(float(load['seconds']))} s each, on {load['created']} "
+            f"({machine_words(load['machine'])}); client and "
             "servers share the machine. A ratio is paired by round, and there is no difference "
             "where its interval holds 1. Times are medians."
         )
@@ -129,14 +121,6 @@ def how(comparison: Mapping[str, Any]) -> str:
 def _title(comparison: Mapping[str, Any]) -> str:
     name = comparison["name"]
     return f"{name} in {len(comparison['rungs'])} formats" if name else "Builds side by side"
-
-
-def _bad(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The rungs that are not accepted, and why."""
-    rungs = comparison["rungs"]
-    for name, rung in zip(headings(rungs), rungs, strict=True):
-        if rung["verdict"] != "ACCEPT" and rung["headline"]:
-            yield name, f"{rung['verdict']}: {rung['headline']}"
 
 
 def _table(columns: Any, rows: Any) -> list[str]:

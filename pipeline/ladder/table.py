@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.ladder.row import level_at
 from pipeline.tables import memory_size, number, streams
+from pipeline.verdict.decision import title_of
 from pipeline.verdict.words import percent, signed_percent
 
 NO_DIFFERENCE = "no difference"
@@ -73,6 +74,24 @@ def headings(rungs: Rungs) -> list[str]:
     return formats if len(set(formats)) == len(formats) else [rung["name"] for rung in rungs]
 
 
+def wrong(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lists the rungs that are not accepted: how they are called, and why in words."""
+    rungs: Rungs = comparison["rungs"]
+    return [
+        (name, _why(rung))
+        for name, rung in zip(headings(rungs), rungs, strict=True)
+        if rung["verdict"] != "ACCEPT" and rung["headline"]
+    ]
+
+
+def _why(rung: Mapping[str, Any]) -> str:
+    """The headline, which begins with the format or else does not say the verdict."""
+    headline, title = rung["headline"], f"{title_of(rung['format'])}: "
+    if headline.startswith(title):
+        return str(headline.removeprefix(title))
+    return f"{rung['verdict']}: {headline}"
+
+
 def claims(comparison: Mapping[str, Any]) -> tuple[list[list[str]], list[str]]:
     """Lists what is claimed of the formats beside what was measured here.
 
@@ -125,10 +144,11 @@ def estimate(
     half = (high - low) / 2
     # Two digits of half the width; without a width, as many as a number has elsewhere.
     least = half / 10 if half > 0 else abs(value) / 1000
-    decimals = min(max(-math.floor(math.log10(least)), 0), most_decimals) if least > 0 else 0
+    decimals = min(-math.floor(math.log10(least)), most_decimals) if least > 0 else 0
 
     def show(one: float, mark: str = "") -> str:
-        text = f"{one:{mark},.{decimals}f}"
+        # Below zero, decimals count the zeros before the point.
+        text = f"{round(one, decimals):{mark},.{max(decimals, 0)}f}"
         return text.lstrip("+-") if not text.strip("+-0.,") else text
 
     return interval(show(value, sign), show(low, sign), show(high, sign), show(half))
@@ -168,7 +188,7 @@ def _quality(rungs: Rungs, interval: Interval) -> list[tuple[str, list[str]]]:
         row("KL, nats a token", "kl_divergence"),
         row("KL, 99th percentile", "kl_divergence_p99"),
         share("top-1 agreement, %", "top1_agreement"),
-        share("engine to files, %", "engine_perplexity_increase", "+"),
+        share("engine vs checkpoint, %", "engine_perplexity_increase", "+"),
     ]
     for name in dict.fromkeys(task["name"] for rung in rungs for task in rung["tasks"]):
         tasks: list[Mapping[str, Any]] = [
@@ -234,7 +254,7 @@ def _times(level: Mapping[str, Any] | None, name: str) -> str:
 
 def _cost(comparison: Mapping[str, Any], interval: Interval) -> list[tuple[str, list[str]]]:
     cost = comparison["cost"]
-    label = f"{cost['currency']} a million" if cost else "a million tokens"
+    label = f"{cost['currency']} a million tokens" if cost else "a million tokens"
     rungs: Rungs = comparison["rungs"]
     return [(label, [estimate(rung["cost_per_million"], interval) for rung in rungs])]
 

@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.ladder.shapes import HistoryLine, misfit
 from pipeline.store.journal import read
 from pipeline.tables import number, streams
+from pipeline.verdict.words import signed_percent
 
 NAME = "history.jsonl"
 _QUALITY = (
@@ -164,9 +165,13 @@ def rows(history: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         history: From :func:`trend`.
 
     Returns:
-        The headings, and the cells of each run.
+        The headings, and the cells of each run. ``perplexity`` tells what the change does not when
+        the source changes, and can be done without.
     """
-    columns = ["finished", "key", "verdict", "perplexity", "increase %", "KL", "tokens/s", "MiB"]
+    columns = [
+        *("finished (UTC)", "key", "verdict", "perplexity"),
+        *("perplexity change, %", "KL", "tokens/s", "MiB"),
+    ]
     table = []
     for run in history["runs"]:
         quality = run["quality"] or {}
@@ -174,12 +179,14 @@ def rows(history: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         size = (run["size"] or {}).get("checkpoint_bytes")
         table.append(
             [
-                run["created"].replace("T", " ").rstrip("Z"),
+                (run.get("finished") or run["created"])[: len("2026-11-28T14:03")].replace(
+                    "T", " "
+                ),
                 run["key"][:8],
                 run["verdict"],
                 _value(quality.get("perplexity")),
-                _value(quality.get("perplexity_increase"), 100.0),
-                _value(quality.get("kl_divergence")),
+                _change_of(quality.get("perplexity_increase")),
+                _value(quality.get("kl_divergence"), 3),
                 number(max((float(s) for s in speeds if s is not None), default=None)),
                 number(size / 2**20) if size else "-",
             ]
@@ -199,6 +206,11 @@ def remarks(history: Mapping[str, Any]) -> list[str]:
     return ["No change is outside its interval."]
 
 
-def _value(found: Mapping[str, Any] | None, factor: float = 1.0) -> str:
+def _change_of(found: Mapping[str, Any] | None) -> str:
     value = found["value"] if found else None
-    return number(None if value is None else float(value) * factor)
+    return "-" if value is None else signed_percent(value).removesuffix(" %")
+
+
+def _value(found: Mapping[str, Any] | None, digits: int = 4) -> str:
+    value = found["value"] if found else None
+    return number(None if value is None else float(value), digits)

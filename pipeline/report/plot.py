@@ -11,6 +11,8 @@ from pipeline.report.scale import nice_ticks, span_of
 from pipeline.tables import number
 
 LEFT, FLOOR, HEIGHT = 56, 214, 190
+# Between the middle of a point and its label, which may stand at its height.
+GAP = 9
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def _labels(places: Sequence[tuple[float, float, Point]]) -> list[str]:
         character = CHARACTER + point.marked
         label = fitted(point.label, WIDTH * CHARACTER / character)
         width = len(label) * character
-        right = x + 5 + width <= WIDTH
-        start = x + 5 if right else max(x - 5 - width, 0.0)
+        right = x + GAP + width <= WIDTH
+        start = x + GAP if right else max(x - GAP - width, 0.0)
         at = max(y - 8, 24.0)
         while any(
             abs(at - other) < 13 and start < last and first < start + width
@@ -147,7 +149,7 @@ def _labels(places: Sequence[tuple[float, float, Point]]) -> list[str]:
             at += 13
         taken.append((start, start + width, at))
         kind = "value strong" if point.marked else "value"
-        end, edge = ("", start) if right else (" end", max(x - 5, width))
+        end, edge = ("", start) if right else (" end", max(x - GAP, width))
         parts.append(
             f'<text x="{edge:.1f}" y="{at:.1f}" class="{kind}{end}">{escape(label)}</text>'
         )

@@ -22,6 +22,7 @@ from pipeline.report.blocks import (
 from pipeline.report.charts import Bar, bars, histogram, interval
 from pipeline.report.words import count, estimate, percent
 from pipeline.tables import number
+from pipeline.verdict.decision import TONES
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gates import beyond_range
 from pipeline.verdict.words import MEASURES, Measure, measured_words, nats, signed_percent
@@ -33,7 +34,6 @@ COMPLETIONS = 2
 _SHARED = 3
 # How many characters of a document are kept.
 _BEGINS = 80
-KINDS = {"ACCEPT": "good", "REGRESSION": "bad", "ANOMALOUS": "bad", "INCONCLUSIVE": "open"}
 
 
 def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -42,18 +42,14 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         return
     rows = []
     for gate in report["gates"]:
-        kind, measure = KINDS[gate["verdict"]], MEASURES.get(gate["name"])
+        kind, measure = TONES[gate["verdict"]], MEASURES.get(gate["name"])
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
-        more = gate["more_tokens"]
-        evidence = _beyond_numbers(gate)
-        if more:
-            evidence = f"{evidence}; about {more:,} more tokens would settle it".lstrip("; ")
         rows.append(
             (
-                f"{gate['subject']}: {_name(gate['name'], measure)}",
+                f"{gate['subject']}: {_name(gate['name'], measure)}{_of_task(gate)}",
                 Cell(_measured(gate, measure), chart=drawn),
                 _limit(gate["limit"], measure),
-                Cell(gate["verdict"], kind, note=evidence),
+                Cell(gate["verdict"], kind, note=_beyond_numbers(gate)),
             )
         )
     columns = ("gate", "measured", "limit", "verdict")
@@ -90,8 +86,17 @@ def _beyond_numbers(gate: Mapping[str, Any]) -> str:
     if gate["name"] in MEASURES:
         ends = Estimate(gate["measured"], gate["low"], gate["high"])
         said = measured_words(gate["name"], gate["subject"], ends, gate["limit"])
-        evidence = evidence.replace(said, "").strip(" ;:,")
+        if _of_task(gate):
+            evidence = evidence.partition(": ")[2]
+        evidence = evidence.replace(said, "")
+        evidence = evidence.strip(" ;:,")
     return evidence
+
+
+def _of_task(gate: Mapping[str, Any]) -> str:
+    """Which task a gate is about, behind its name; empty for what is not about one."""
+    task, colon, _ = str(gate["evidence"]).partition(": ")
+    return f", {task}" if gate["name"].endswith("accuracy_loss") and colon else ""
 
 
 def _name(name: str, measure: Measure | None) -> str:
@@ -169,15 +174,11 @@ def _checkpoint(quality: Mapping[str, Any]) -> Iterator[Block]:
         (
             "perplexity increase",
             estimate(quality["perplexity_increase"], signed_percent),
-            percent(0.0, 0),
+            "",
         ),
-        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), "0"),
-        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), "0"),
-        (
-            "agreement: same likeliest token",
-            estimate(quality["top1_agreement"], percent),
-            percent(1.0, 0),
-        ),
+        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), ""),
+        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), ""),
+        ("agreement: same likeliest token", estimate(quality["top1_agreement"], percent), ""),
         (
             f"largest activation, of {number(activations['limit'])} in {activations['dtype']}",
             number(activations["largest"]),

@@ -302,7 +302,9 @@ class _Run:
         if place.journal and (line := place.journal.line(artifact)) is not None:
             try:
                 with self.store.lock("journal", self.recipe.name), self.store.writing():
-                    append(self.outputs / place.journal.name, line)
+                    # What is in the store may be older than the run that came to it.
+                    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                    append(self.outputs / place.journal.name, {**line, "finished": now})
             except UsageError as error:
                 # Somebody changed the file; what was built is no worse for it.
                 self.progress.note(f"warning: {error}")

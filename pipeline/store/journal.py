@@ -1,4 +1,4 @@
-"""A file that grows by one line of JSON at a time, and holds none twice."""
+"""A file that grows by one line of JSON at a time, and holds none twice in a row."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ KEY = "key"
 
 
 def append(path: Path, line: Mapping[str, Any]) -> bool:
-    """Adds a line whose ``key`` no line of the file has, by rename: there is never half a line.
+    """Adds a line unless the last one has its ``key``, by rename: there is never half a line.
 
     Args:
         path: The file; it need not be there.
         line: JSON values with a ``key``.
 
     Returns:
-        False when that key was there already.
+        False when the last line has that key already.
 
     Raises:
         UsageError: The file is there and is no journal.
         OSError: The file cannot be written.
     """
     lines = read(path) if path.exists() else []
-    if any(before[KEY] == line[KEY] for before in lines):
+    if lines and lines[-1][KEY] == line[KEY]:
         return False
     every = [*lines, line]
     text = "".join(f"{json.dumps(one, ensure_ascii=False, allow_nan=False)}\n" for one in every)

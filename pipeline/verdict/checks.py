@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from pipeline.errors import QualityGateError
@@ -72,7 +73,7 @@ def _stop_unless_open(
     first = next(gate for gate in gates if gate.verdict == decision.verdict)
     key = first.name if first.name in MEASURES else "completions"
     raise QualityGateError(
-        f"{_SAYS[decision.verdict].format(first.subject)}: {'; '.join(decision.reasons)}",
+        f"{_SAYS[decision.verdict].format(first.subject)}: {_once(decision.reasons)}",
         where=recipe.place(f"evaluate.gates.{key}"),
         why=f"Every number is in {artifact.path / file}{_origin(recipe, first, artifact.facts)}",
         fix=_remedy(recipe, first, artifact.facts),
@@ -80,11 +81,21 @@ def _stop_unless_open(
     )
 
 
+def _once(reasons: Sequence[str]) -> str:
+    """Joins reasons; what several of them say alike is said behind the last."""
+    clauses = [clause for reason in reasons for clause in reason.split("; ")]
+    last = {clause: index for index, clause in enumerate(clauses)}
+    return "; ".join(clause for index, clause in enumerate(clauses) if last[clause] == index)
+
+
 def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
     """Where a limit comes from that the recipe leaves to us."""
     assert recipe.evaluate is not None
     if gate.limit is None or getattr(recipe.evaluate.gates, gate.name) != "auto":
         return ""
+    if gate.name == "source_perplexity":
+        size = measured["vocabulary"]
+        return f". The recipe leaves this limit to the vocabulary, of {size:,} tokens"
     bits = FORMATS[recipe.quantize.format].weight_bits
     source = row_of(gate.name, measured["parameters"], bits).source
     return f". The recipe leaves this limit to the size of the model and its {bits} bits: {source}"
@@ -94,7 +105,14 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
     if gate.verdict == "ANOMALOUS":
         return _look_at(recipe, gate)
     if gate.verdict == "INCONCLUSIVE":
-        return _measure_more(recipe, gate, measured)
+        more = _measure_more(recipe, gate, measured)
+        kept = _kept_limit(gate) if gate.more_tokens is not None else None
+        return more + (
+            f". If it is good enough as it is, set evaluate.gates.{gate.name} to {kept}, which the "
+            "whole interval keeps"
+            if kept is not None
+            else ""
+        )
     if gate.name.startswith("engine_"):
         return (
             "Look at how the engine executes the written files: leave the options of "
@@ -107,7 +125,10 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
 def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
     assert recipe.evaluate is not None
     if gate.name == "accuracy_loss":
-        return "Score more rows of the task (evaluate.tasks), or set another limit"
+        return (
+            "Ask more questions of the task (rows in evaluate.tasks), or set another limit; null "
+            "reports the accuracy and decides nothing"
+        )
     if gate.more_tokens is None:
         return "Set a limit that is clear of what was measured, on the side that you want to be on"
     total = rounded_up(measured["tokens"] + gate.more_tokens)
@@ -125,6 +146,18 @@ def _measure_more(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any])
     return f"Set evaluate.tokens to {total}; where {text} is shorter, add text to it"
 
 
+def _kept_limit(gate: GateResult) -> Decimal | None:
+    """The strictest limit of three digits that all of an interval keeps; None without one."""
+    least = MEASURES[gate.name].least
+    end = gate.estimate.low if least else gate.estimate.high
+    if not end or end < 0:
+        return None
+    exact = Decimal(str(end))
+    step = Decimal(1).scaleb(exact.adjusted() - 2)
+    rounding = ROUND_FLOOR if least else ROUND_CEILING
+    return Decimal(f"{exact.quantize(step, rounding).normalize():f}")
+
+
 def _look_at(recipe: Recipe, gate: GateResult) -> str:
     if gate.name not in MEASURES:
         return (
@@ -132,10 +165,22 @@ def _look_at(recipe: Recipe, gate: GateResult) -> str:
             "linears that suffer most, and try another quantize.format; set "
             "evaluate.gates.completions to false for a model whose own texts mean nothing"
         )
+    assert recipe.evaluate is not None
+    if gate.name == "source_perplexity":
+        return (
+            f"Look whether the tokenizer in {recipe.model.source} is the model's own and "
+            f"{recipe.evaluate.text} is text of the kind that it was trained on; set "
+            "evaluate.gates.source_perplexity to null for a model with random weights"
+        )
     if gate.estimate.value is not None:
+        if gate.name == "signal_to_noise":
+            return (
+                "Look at signal_to_noise in that file, which names every linear; remove what was "
+                "stored of stage quantize with --force quantize, and try another quantize.format "
+                "where the same linears stay so low"
+            )
         if gate.name.startswith("engine_"):
             return "Look whether the engine was compiled from this very checkpoint"
-        assert recipe.evaluate is not None
         return (
             f"Look whether {recipe.evaluate.text} has texts that the scales were calibrated on, "
             f"and whether {recipe.model.source} is the model that it should be"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -123,6 +124,27 @@ def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> 
     good = _cli(*arguments, "name=x", "--json")
     assert good.returncode == 0
     assert json.loads(good.stdout)["obstacle"] is None
+
+
+def test_a_plan_takes_the_price_as_compare_does(tmp_path: Path) -> None:
+    arguments = ("plan", "configs/demo.yaml", "--build-dir", str(tmp_path), "--json")
+    plan = json.loads(_cli(*arguments, "--price", "3.6", "--utilization", "0.25").stdout)
+    for row in plan["roofline"]["formats"]:
+        # 3.6 an hour is a thousandth a second, of which a quarter is used.
+        assert row["cost_per_million"] == pytest.approx(1e3 / 0.25 / row["together"])
+    (refused,) = [_cli(*arguments, "--price", "-1")]
+    assert refused.returncode == 2
+    assert "cost.price_per_hour" in refused.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "compare", "lm-eval"])
+def test_no_line_of_a_help_is_broken_early(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = [line.strip() for line in _cli(command, "--help").stdout.split("╭")[0].splitlines()]
+    # A line that follows another directly means that the other one was full.
+    for line, after in itertools.pairwise(told):
+        if line and after and "[OPTIONS]" not in line:
+            assert len(f"{line} {after.split()[0]}") > 65
 
 
 def test_help_names_every_command() -> None:

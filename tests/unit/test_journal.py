@@ -16,13 +16,16 @@ from pipeline.store.journal import append, read
 from tests.conftest import PROJECT
 
 
-def test_lines_are_appended_in_order_and_a_key_only_once(tmp_path: Path) -> None:
+def test_lines_are_appended_in_order_and_a_key_not_twice_in_a_row(tmp_path: Path) -> None:
     path = tmp_path / "new" / "history.jsonl"
     assert append(path, {"key": "a", "text": "schön\nzwei"})
     assert append(path, {"key": "b"})
-    assert not append(path, {"key": "a", "text": "another"})
+    assert not append(path, {"key": "b", "text": "another"})
     lines = [json.loads(text) for text in path.read_bytes().splitlines()]
     assert lines == [{"key": "a", "text": "schön\nzwei"}, {"key": "b"}] == read(path)
+    # What was undone is news.
+    assert append(path, {"key": "a"})
+    assert [line["key"] for line in read(path)] == ["a", "b", "a"]
 
 
 def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:

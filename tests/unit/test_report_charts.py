@@ -166,6 +166,15 @@ def test_a_smaller_size_is_better() -> None:
     assert frontier([small, large]) == [False, True]
 
 
+def test_a_label_keeps_clear_of_its_point() -> None:
+    points = [Point("left, 1 MiB", 1.0, 0.01), Point("right, 2 MiB", 2.0, 0.0, marked=True)]
+    drawn = _drawn(pareto(points, x_label="a", y_label="b"))
+    circles = [(float(c.attrib["cx"]), float(c.attrib["r"])) for c in drawn.iter("circle")]
+    edges = {text.text: float(text.attrib["x"]) for text in drawn.iter("text")}
+    for point, (middle, radius) in zip(points, circles, strict=True):
+        assert abs(edges[point.label] - middle) >= radius + 3
+
+
 def test_a_plot_has_every_point_where_its_numbers_say() -> None:
     points = [
         Point("slow", 100.0, 0.0),

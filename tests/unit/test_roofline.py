@@ -194,7 +194,9 @@ def test_plan_shows_a_table_for_a_named_gpu(
     assert "NVIDIA A100 data sheet" in shown
     assert "* int4_awq" in shown
     assert "USD/million" in shown
-    assert max(map(len, shown.splitlines())) <= 100
+    assert "at 1.5 USD an hour and busy 50 % of the time" in shown
+    _, _, *table = lines(found, recipe.cost)
+    assert max(map(len, table[: 2 + len(found.formats)])) <= 80
 
 
 def test_a_gpu_without_rates_and_a_recipe_without_a_gpu_have_no_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -367,9 +368,23 @@ def test_a_run_that_made_something_new_is_in_the_history_once(ladder: Ladder) ->
     ladder.run()
     assert len(ladder.history()) == 1
     ladder.run("compile.max_batch_size=8")
-    ladder.run()
-    ladder.run(force=frozenset({"report"}))
+    ladder.run("compile.max_batch_size=8")
+    ladder.run("compile.max_batch_size=8", force=frozenset({"report"}))
     assert len(ladder.history()) == len(set(ladder.history())) == 2
+
+
+def test_a_run_that_is_as_it_was_before_the_last_one_is_in_the_history_again(
+    ladder: Ladder,
+) -> None:
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    ladder.run()
+    ladder.run("compile.max_batch_size=8")
+    ladder.run()
+    first, other, last = ladder.history()
+    assert first == last != other
+    lines = read_journal(ladder.build.root / "t" / "history.jsonl")
+    assert [line["finished"] for line in lines] == sorted(line["finished"] for line in lines)
+    assert lines[0]["finished"] >= before
 
 
 def test_a_damaged_history_does_not_fail_a_run_and_is_told(

@@ -173,7 +173,9 @@ def test_a_ladder_of_which_every_rung_is_refused_says_all_reasons(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_history_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_of_a_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.report.history import line
 
     def run(key: str, speed: float) -> str:
@@ -185,6 +187,16 @@ def test_the_history_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[st
     compare("--history", tmp_path)
     text = capsys.readouterr().out
     assert "bbbbbbbb: worse: tokens/s at 8 streams from 1,700" in text
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = [json.loads(one) for one in (run("a", 1700.0), run("b", 1500.0))]
+    runs[1] |= {"verdict": "INCONCLUSIVE", "finished": "2026-05-02T11:12:13Z"}
+    (tmp_path / "narrow.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in runs))
+    compare("--history", tmp_path / "narrow.jsonl")
+    _, heading, _, first, second, *rest = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["finished", "(UTC)", "key"]
+    assert first.split()[:4] == ["2026-05-01", "10:00", "aaaaaaaa", "ACCEPT"]
+    assert second.split()[:4] == ["2026-05-02", "11:12", "bbbbbbbb", "INCONCLUSIVE"]
+    assert max(map(len, (heading, first, second, *rest))) <= 80
     compare("--history", tmp_path, "--json")
     found = json.loads(capsys.readouterr().out)
     assert [len(one["changes"]) for one in found["runs"]] == [0, 1]

@@ -101,7 +101,7 @@ def test_the_table_fits_the_terminal_and_nothing_is_cut(
         r"^KL, nats a token +0 +0\.00110 ±0\.00010 +0\.0040 ±0\.0010", text, re.MULTILINE
     )
     # 1.5 an hour, half of it idle, 2000 tokens/s: 1.5 / 3.6 = 0.41667 a million.
-    assert re.search(r"^USD a million +0\.417 ±0\.013", text, re.MULTILINE)
+    assert re.search(r"^USD a million tokens +0\.417 ±0\.013", text, re.MULTILINE)
 
 
 def test_more_formats_than_fit_go_below_with_the_names_of_the_measures_again(
@@ -201,6 +201,29 @@ def test_the_page_is_self_contained_and_has_the_whole_table() -> None:
     assert circles == ["other", "marked", "other"]
 
 
+def test_a_format_is_named_once_before_what_is_wrong_with_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    whole = comparison()
+    whole["rungs"][2] |= {"verdict": "INCONCLUSIVE", "headline": "INT4 AWQ: undecided. Agreement"}
+    print_comparison(whole)
+    assert "\nint4_awq: undecided. Agreement\n" in capsys.readouterr().out
+    assert "- int4_awq: undecided. Agreement\n" in render_markdown(whole)
+    assert "<li>int4_awq: undecided. Agreement</li>" in render_html(whole)
+
+
+def test_a_dashed_line_is_explained_where_there_is_one() -> None:
+    # int8_sq is the fastest of this table, float16 the closest to the source.
+    whole = comparison()
+    assert "dashed line" in render_html(whole)
+    for one in whole["rungs"]:
+        if one["format"] != "float16":
+            at = next(level for level in one["load"] if level["concurrency"] == 32)
+            at["tokens_per_second"] = est(100.0, 90.0, 110.0)
+    assert "dashed line" not in render_html(whole)
+
+
 def test_json_has_one_object_with_snake_case_keys_and_every_rung_the_same() -> None:
     whole = comparison()
     whole["rungs"].append({**row_of(report("u", "fp8", quality=None, load=None)), "claims": []})
@@ -221,6 +244,7 @@ def test_what_was_measured_is_told_with_the_numbers() -> None:
     told = how(comparison())
     assert "8 rounds, at least 30 s each" in told
     assert "1.5 USD an hour, asked for tokens 50 % of the time" in told
+    assert "(a processor, 2 processor cores)" in told
     without = {**comparison(), "cost": None}
     assert "No cost: give cost.price_per_hour or --price." in how(without)
 
@@ -231,6 +255,8 @@ def test_what_was_measured_is_told_with_the_numbers() -> None:
         (est(0.0000052, -0.00025, 0.00025), 100.0, "+", "+0.001 ±0.025"),
         (est(-0.0004, -0.0006, -0.0002), 100.0, "+", "-0.040 ±0.020"),
         (est(382.84, 307.0, 459.0), 1.0, "", "383 ±76"),
+        (est(7085.2, 4615.0, 10879.0), 1.0, "", "7,100 ±3,100"),
+        (est(1053.7, 740.0, 1503.0), 1.0, "", "1,050 ±380"),
         (est(1.34644, 1.34170, 1.35110), 1.0, "", "1.3464 ±0.0047"),
         (est(0.0, 0.0, 0.0), 100.0, "+", "0"),
         (est(1.0, 1.0, 1.0), 100.0, "", "100.0"),

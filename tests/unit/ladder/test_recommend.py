@@ -57,6 +57,12 @@ def test_the_fastest_that_keeps_all_is_taken_and_the_reason_has_its_numbers() ->
     assert chosen(ladder(900.0))["format"] == "float16"
 
 
+def test_a_change_that_rounds_to_nothing_has_no_sign() -> None:
+    rows = ladder()
+    rows[1]["perplexity_increase"] = est(-0.00003, -0.0001, 0.0001)
+    assert "perplexity 0.00 % against the source" in chosen(rows)["reason"]
+
+
 def test_of_equal_speeds_the_smallest_on_disk_is_taken() -> None:
     found = chosen(ladder(1000.0))
     assert found["format"] == "int4_awq"

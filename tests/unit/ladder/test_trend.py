@@ -95,11 +95,11 @@ def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None
     assert flagged(found) == [("tokens_per_second.8", True)]
     columns, cells = rows(found)
     assert dict(zip(columns, cells[1], strict=True)) == {
-        "finished": "2026-05-01 10:00:00",
+        "finished (UTC)": "2026-05-01 10:00",
         "key": "bbbbbbbb",
         "verdict": "FAILED",
         "perplexity": "-",
-        "increase %": "-",
+        "perplexity change, %": "-",
         "KL": "-",
         "tokens/s": "-",
         "MiB": "2.646",  # 2,775,000 / 1,048,576

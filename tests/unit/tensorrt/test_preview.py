@@ -413,7 +413,7 @@ def test_the_plan_is_printed(tmp_path: Path) -> None:
     assert "use_paged_context_fmha off" in text
     assert "KV cache reuse not possible, chunked context not possible" in text
     assert "weights                 5.31 GiB" in text
-    assert "KV cache                64.0 KiB a token, 512.0 MiB a sequence" in text
+    assert "KV cache                64.0 KiB a token, 0.50 GiB a sequence" in text
     assert "warning: use_paged_context_fmha is switched off" in text
     assert "(quantize.kv_cache)" in text
 

@@ -69,7 +69,9 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     error = stopped(recipe, measured)
     # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
     assert error.fix == (
-        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it"
+        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it. If it is "
+        "good enough as it is, set evaluate.gates.top1_agreement to 0.928, which the whole "
+        "interval keeps"
     )
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
@@ -81,10 +83,16 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     # (0.01 / 0.005)^2 * 2.0431 * 4000 = 32690.
     assert stopped(recipe, engine).fix == (
         "Set evaluate.engine_tokens to 33000 and evaluate.tokens to 33000; where heldout.jsonl is "
-        "shorter, add text to it"
+        "shorter, add text to it. If it is good enough as it is, set "
+        "evaluate.gates.engine_top1_agreement to 0.965, which the whole interval keeps"
+    )
+    most = stopped(recipe, evaluation(perplexity_increase=estimate(0.018, 0.0151, 0.02091)))
+    assert str(most.fix).endswith(
+        "set evaluate.gates.perplexity_increase to 0.021, which the whole interval keeps"
     )
     rows = evaluation(tasks=[task(accuracy_change=estimate(-0.04, -0.08, 0.0))])
-    assert "more rows of the task" in str(stopped(recipe, rows).fix)
+    assert "more questions of the task (rows in evaluate.tasks)" in str(stopped(recipe, rows).fix)
+    assert "null reports the accuracy" in str(stopped(recipe, rows).fix)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,19 @@ def test_an_anomaly_says_where_to_look(
     assert error.what.startswith("what was measured of the checkpoint cannot be right: ")
     assert f"(evaluate.gates.{key})" in str(error.where)
     assert look in str(error.fix)
+
+
+def test_what_several_gates_say_alike_is_told_once(recipe: Recipe) -> None:
+    lost = fidelity(
+        perplexity_increase=estimate(0.2, 0.18, 0.22), top1_agreement=estimate(0.6, 0.5, 0.7)
+    )
+    error = stopped(recipe, lost)
+    cause = "the engine follows the checkpoint, so quantization lost it and not compilation"
+    assert error.what.count(cause) == 1
+    assert error.what.endswith(
+        f"agreement of the engine 60.00 % [50.00 %, 70.00 %] of at least 93 %; {cause}"
+    )
+    assert "perplexity of the engine +20.00 %" in error.what
 
 
 def test_the_worst_gate_names_the_error_and_all_are_told(recipe: Recipe) -> None:

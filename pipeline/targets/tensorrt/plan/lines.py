@@ -11,7 +11,6 @@ from pipeline.targets.findings import finding_lines
 if TYPE_CHECKING:
     from pipeline.targets.tensorrt.plan.preview import EnginePreview
 
-MIB = 1 << 20
 SHOWN_PLUGINS = (
     "gpt_attention_plugin",
     "gemm_plugin",
@@ -72,7 +71,7 @@ def _memory(preview: EnginePreview) -> Iterator[str]:
         yield f"  draft model        {memory_size(memory.draft)}  with its KV cache"
     yield (
         f"  KV cache           {memory.kv_bytes_per_token / 1024:9.1f} KiB a token, "
-        f"{memory.kv_bytes_per_sequence / MIB:.1f} MiB a sequence of max_seq_len"
+        f"{memory_size(memory.kv_bytes_per_sequence).strip()} a sequence of max_seq_len"
     )
     if memory.host_kv_tokens:
         yield (
