@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=20000, help="scored of a whole checkpoint")
     parser.add_argument("--damaged-tokens", type=int, default=2000, help="of a damaged one")
     parser.add_argument(
-        "--quick", action="store_true", help="damaged files without completions, in one process"
+        "--quick", action="store_true", help="files without completions, in one process"
     )
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -167,21 +167,16 @@ class Proof:
             first = arguments.first
             for seed in range(first, first + arguments.runs // 2):
                 one = replace(trial, tokens=arguments.tokens, samples=arguments.samples, seed=seed)
-                decision, measured = one.judge(one.write(self._new()), self._new())
-                verdicts.append(decision.verdict)
-                print(
-                    f"whole {trial.format} seed {seed}: {decision.verdict}, agreement "
-                    f"{measured['top1_agreement']}, increase {measured['perplexity_increase']}, "
-                    f"{measured['signal_to_noise'][0]}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                verdicts.append(self._verdict(one, one.write(self._new())))
             yield f"{trial.model} {trial.format} | none, calibrated on other texts", verdicts
 
     def _verdict(self, trial: Trial, checkpoint: Path) -> str:
         if self._arguments.quick:
-            return trial.judge_files(checkpoint, self._folder).verdict
-        return trial.judge(checkpoint, self._new())[0].verdict
+            decision = trial.judge_files(checkpoint, self._folder)
+        else:
+            decision, _ = trial.judge(checkpoint, self._new())
+        print(f"{trial.model} {trial.format}: {decision.headline}", file=sys.stderr, flush=True)
+        return decision.verdict
 
     def _checkpoint(self, trial: Trial) -> Path:
         if trial not in self._written:

@@ -97,8 +97,13 @@ def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
         size = measured["vocabulary"]
         return f". The recipe leaves this limit to the vocabulary, of {size:,} tokens"
     bits = FORMATS[recipe.quantize.format].weight_bits
-    source = row_of(gate.name, measured["parameters"], bits).source
-    return f". The recipe leaves this limit to the size of the model and its {bits} bits: {source}"
+    row = row_of(gate.name, measured["parameters"], bits)
+    if gate.limit != row.limits[gate.name]:
+        # Of a part that no format rounds.
+        bits, row = 16, row_of(gate.name, measured["parameters"], 16)
+    return (
+        f". The recipe leaves this limit to the size of the model and its {bits} bits: {row.source}"
+    )
 
 
 def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
@@ -175,9 +180,8 @@ def _look_at(recipe: Recipe, gate: GateResult) -> str:
     if gate.estimate.value is not None:
         if gate.name == "signal_to_noise":
             return (
-                "Look at signal_to_noise in that file, which names every linear; remove what was "
-                "stored of stage quantize with --force quantize, and try another quantize.format "
-                "where the same linears stay so low"
+                "Look at signal_to_noise in that file, which names every linear; write them again "
+                "with --force quantize, and try another quantize.format where the same stay so low"
             )
         if gate.name.startswith("engine_"):
             return "Look whether the engine was compiled from this very checkpoint"

@@ -153,3 +153,16 @@ def test_an_anomaly_says_what_to_do(changes: dict[str, Any], key: str, fix: str)
         assert "5.8 dB of at least 12 dB, in mlp.down and 1 more" in caught.value.what
     else:
         assert "worse than a guess among all 1,024 tokens" in caught.value.what
+
+
+def test_a_closed_gate_says_where_its_limit_is_from() -> None:
+    recipe = Recipe.model_validate(RECIPE)
+    norm = [{"part": "model.norm", "db": 6.0, "exact": False}]
+    for changes, words in (
+        ({"signal_to_noise": [linear("a", 6.0)]}, "its 4 bits: the worst linear of stories260K"),
+        ({"signal_to_noise_of_others": norm}, "its 16 bits: 16 bit: the worst linear, norm or"),
+        ({"source_perplexity": 1e6}, "the vocabulary, of 1,024 tokens"),
+    ):
+        with pytest.raises(QualityGateError, match="cannot be right") as caught:
+            check_checkpoint(recipe, Artifact("e", "k", "d", Path("store"), evaluation(**changes)))
+        assert words in str(caught.value.why)
