@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, SetOption
+from pipeline.cli.options import BuildDirOption, DirectoryOption, Output, SetOption
 
 
 def compare(
@@ -52,6 +52,7 @@ def compare(
     form: Annotated[
         str | None, typer.Option("--format", metavar="text|md|csv|html|json", help="What to print.")
     ] = None,
+    directory: DirectoryOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
     """Compare the formats of a recipe, finished builds, or the runs of one build."""

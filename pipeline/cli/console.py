@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import api
 from pipeline.errors import PipelineError
 from pipeline.progress import Bars, Lines, Progress
+from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage
 
 
@@ -35,7 +38,52 @@ def print_error(error: PipelineError, *, json_output: bool) -> None:
         print_json(error.as_dict())
         sys.stdout.flush()
     else:
-        print(f"error: {error}", file=sys.stderr)
+        show("error", str(error), "bold red")
+
+
+def open_recipe(path: Path, overrides: Sequence[str] | None, directory: Path | None) -> Recipe:
+    """Reads the recipe of a command, and says on stderr what was decided while it was read.
+
+    Args:
+        path: The file.
+        overrides: Each ``--set``.
+        directory: That of ``--directory``, which is the current one by now.
+
+    Raises:
+        UsageError: The recipe or an override is wrong.
+    """
+    recipe = api.load_recipe(path, overrides or ())
+    for notice in recipe.notices:
+        show("note", notice, "bold")
+    return recipe.within(directory) if directory else recipe
+
+
+def show(label: str, text: str, style: str) -> None:
+    """Prints a labelled text on stderr: wrapped and coloured on a terminal, else as it is.
+
+    Words are never broken, so that paths and commands can be copied.
+
+    Args:
+        label: Comes before the text, and gets the style.
+        text: Paragraphs, one a line.
+        style: As rich has it.
+    """
+    if not sys.stderr.isatty():
+        print(f"{label}: {text}", file=sys.stderr, flush=True)
+        return
+    import textwrap
+
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    wrapper = textwrap.TextWrapper(
+        console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    lines = "\n".join(wrapper.fill(line) for line in f"{label}: {text}".splitlines())
+    shown = Text(lines)
+    shown.stylize(style, 0, len(label) + 1)
+    console.print(shown, soft_wrap=True)
 
 
 def print_warning(repository: Path | None) -> None:

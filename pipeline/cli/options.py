@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,33 @@ SetOption = Annotated[
 ]
 BuildDirOption = Annotated[
     Path, typer.Option("--build-dir", help="Where the store and the outputs go.")
+]
+
+
+def _enter(directory: Path | None) -> Path | None:
+    if directory is not None:
+        try:
+            os.chdir(directory)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                "this folder cannot be worked in",
+                where=f"--directory {directory}",
+                why=getattr(error, "strerror", None) or str(error),
+                fix="Name a folder that exists",
+            ) from error
+    return directory
+
+
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--directory",
+        "-C",
+        metavar="DIR",
+        help="Work in this folder: the other paths of the command begin there.",
+        callback=_enter,
+        is_eager=True,
+    ),
 ]
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption, new_file
+from pipeline.cli.options import (
+    BuildDirOption,
+    DirectoryOption,
+    Output,
+    RecipeArgument,
+    SetOption,
+    new_file,
+)
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ def plan(
     *,
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    directory: DirectoryOption = None,
     build_dir: BuildDirOption = Path("build"),
     script: Annotated[
         Path | None,
@@ -42,11 +50,11 @@ def plan(
     from dataclasses import asdict
 
     from pipeline import api
-    from pipeline.cli.console import print_json, stage_dict, stage_line
+    from pipeline.cli.console import open_recipe, print_json, stage_dict, stage_line
     from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
-    loaded = api.load_recipe(recipe, overrides or ())
+    loaded = open_recipe(recipe, overrides, directory)
     if script == STDOUT:
         if output.json:
             raise UsageError(

@@ -23,8 +23,8 @@ version = __import__("pipeline._version")._version.__version__ if found[1] else 
 print(__import__("json").dumps([*found, version]))
 """
 INSTALL = (
-    "Install it once with `make eval` in a checkout, or `pip install 'trtllm-pipeline[eval]'` into "
-    "an environment of its own, and name that one's Python with --python"
+    "Install it once, in a checkout of this project: `make eval`, or `pip install ./client "
+    "'.[eval]'` into an environment of its own, and name that one's Python with --python"
 )
 
 
