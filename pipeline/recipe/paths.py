@@ -148,3 +148,14 @@ def _short(path: str) -> str:
     here = Path.cwd()
     whole = Path(os.path.abspath(short)) if short != path else Path(short).absolute()  # noqa: PTH100
     return str(whole.relative_to(here)) if whole.is_relative_to(here) else short
+
+
+def without_paths(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a section but for those that name files, which count by contents.
+
+    Args:
+        section: The section.
+        values: What a stage reads of it, by name.
+    """
+    fields = named_fields(type(section))
+    return {key: value for key, value in values.items() if not names_file(fields[key])}

@@ -58,8 +58,7 @@ def tasks_material(recipe: Recipe) -> list[dict[str, str]]:
                 f"the task's file {error.filename} cannot be read",
                 where=place,
                 why=error.strerror,
-                fix="Name a file in the task's layout; relative paths begin at the recipe's "
-                "folder",
+                fix="Name a file in the task's layout; relative paths begin at the recipe's folder",
             ) from error
         except UsageError as error:
             raise RecipeError(f"{error.where}: {error.what}", where=place, fix=error.fix) from error

@@ -21,7 +21,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_file(tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    text = DEMO.read_text(encoding="utf-8")
+    text = DEMO.read_text(encoding="utf-8").replace("../examples", str(PROJECT / "examples"))
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
