@@ -93,10 +93,12 @@ def _words(key: Key, name: str, problems: list[ErrorDetails]) -> tuple[str, str 
         why = "it must be a section with keys of its own"
         return what, why, f"Write the keys of {name} below it, indented"
     field = _field(key)
+    if name and field is not None and isinstance(field.default, int | float | str):
+        fix += f", such as its default, {_yaml(field.default)}"
     choices = list(_choices(field)) if field is not None else []
     if value is None:
         return what, "it is empty", f"Write a value, or leave {key[-1]} out"
-    if choices and (kind == "literal_error" or len(problems) > 1):
+    if choices and (kind in ("literal_error", "bool_type") or len(problems) > 1):
         meant = _meant(value, choices) or _choose(str(key[-1]), choices)
         return what, _not_a_choice(value, choices), meant
     if kind == "string_type":
@@ -110,6 +112,9 @@ def _words(key: Key, name: str, problems: list[ErrorDetails]) -> tuple[str, str 
 def _plain(details: ErrorDetails) -> str:
     """Pydantic's own message, about the value that it does not name."""
     text = details["msg"].replace("after validation, not", "and has")
+    for kind, words in (("int", "a whole number"), ("float", "a number"), ("list", "a list")):
+        if details["type"] in (f"{kind}_type", f"{kind}_from_float"):
+            return f"{reprlib.repr(details['input'])} is not {words}"
     for beginning in ("Input should", "Value should"):
         if text.startswith(beginning):
             return f"{reprlib.repr(details['input'])} is not allowed: it should{text[12:]}"

@@ -59,22 +59,22 @@ wrong.yaml:7:1: unknown key group_size. Did you mean quantize.group_size?
 wrong.yaml:9:3: quantize.format is wrong. 'int4-awq' is not one of 'float16', 'bfloat16', \
 'int8_sq', 'int4_awq', 'fp8' or 'w4a8_awq'. Did you mean int4_awq?
 wrong.yaml:10:3: unknown key quantize.group_sise. Did you mean group_size?
-wrong.yaml:11:3: quantize.smoothquant_alpha is wrong. '2%' is not allowed: it should be a valid \
-number. Write 0.02: shares are numbers here.
+wrong.yaml:11:3: quantize.smoothquant_alpha is wrong. '2%' is not a number. Write 0.02: shares \
+are numbers here.
 wrong.yaml:12:1: missing key: evaluate.text. Write text and its value below evaluate.
 wrong.yaml:13:11: evaluate.gates.top1_agreement is wrong. 95 is more than 1: write 0.95 for 95 %.
 wrong.yaml:15:26: evaluate.tasks.0.layout is wrong. 'mmlo' is not one of 'hellaswag' or 'mmlu'. \
 Did you mean mmlu?
 wrong.yaml:17:3: unknown key compile.qformat. Did you mean quantize.format?
-wrong.yaml:18:3: compile.max_batch_size is wrong. '8' is not allowed: it should be a valid \
-integer. Write 8 without quotes.
+wrong.yaml:18:3: compile.max_batch_size is wrong. '8' is not a whole number. Write 8 without \
+quotes.
 wrong.yaml:22:3: serve.decoupled is wrong. 'maybe' is not allowed: it is true, false or 'both'. \
 Choose one of these.
 --set quantise.kv_cache=int8: unknown key quantise. Did you mean quantize?
 --set compile.x: not an assignment. Write --set section.key=value, for example --set \
 compile.max_batch_size=8.
 --set bench.requests=0: bench.requests is wrong. 0 is not allowed: it should be greater than 0. \
-Set bench.requests to a value that is allowed.
+Set bench.requests to a value that is allowed, such as its default, 40.
 """
 MINIMAL = "schema: 1\nname: t\nmodel: {source: some/model}\nquantize: {format: float16}\n"
 
@@ -174,6 +174,9 @@ def test_rules_between_keys_are_told_beside_those_of_other_sections(tmp_path: Pa
         ("plugin_config={}", r"Did you mean compile\.tensorrt\.plugin_config\?"),
         ("tp_size=2", r"Did you mean compile\.tensor_parallel\?"),
         ("model.source=hf.co/Org/Name", "write Org/Name"),
+        ("serve.enable_kv_cache_reuse=1", r"1 is not allowed: it is true or false"),
+        ("compile.max_seq_len=8.5", r"8\.5 is not a whole number\. .*such as its default, 2048"),
+        ("bench.concurrency=8", r"8 is not a list"),
         ("zebra=1", "Known keys here: schema, name, model"),
         ("name=null", r"name is wrong\. It is empty\. Write a value, or leave name out"),
     ],
