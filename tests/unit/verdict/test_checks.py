@@ -67,9 +67,12 @@ def test_a_regression_has_the_formats_remedy(recipe: Recipe, tmp_path: Path) -> 
 def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     measured = evaluation(top1_agreement=estimate(0.938, 0.928, 0.948))
     error = stopped(recipe, measured)
+    assert recipe.evaluate
+    text = recipe.evaluate.text
+    assert text.endswith("heldout.jsonl")
     # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
     assert error.fix == (
-        "Set evaluate.tokens to 64000; where heldout.jsonl is shorter, add text to it"
+        f"Set evaluate.tokens to 64000; where {text} is shorter, add text to it"
     )
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
