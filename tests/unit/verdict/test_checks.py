@@ -71,13 +71,11 @@ def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     text = recipe.evaluate.text
     assert text.endswith("heldout.jsonl")
     # (0.01 / 0.008)^2 * 2.0431 * 20000 = 63847 by hand, to two digits.
-    assert error.fix == (
-        f"Set evaluate.tokens to 64000; where {text} is shorter, add text to it"
-    )
+    assert error.fix == (f"Set evaluate.tokens to 64000; where {text} is shorter, add text to it")
     assert "whether the checkpoint is as good as the recipe asks cannot be told yet" in error.what
     # All text was scored, so the number alone would change nothing.
     short = stopped(recipe, measured | {"tokens": 5000})
-    assert str(short.fix).startswith("Add text to heldout.jsonl, of which every token was scored")
+    assert str(short.fix).startswith(f"Add text to {text}, of which every token was scored")
     near = stopped(recipe, evaluation(top1_agreement=estimate(0.9301, 0.92, 0.94)))
     assert str(near.fix).startswith("Set a limit that is clear of what was measured")
     engine = fidelity({"top1_agreement": estimate(0.975, 0.965, 0.985)}, tokens=4000)
