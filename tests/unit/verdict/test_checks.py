@@ -33,7 +33,7 @@ evaluate:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     # Where the file is, so that errors name its text as it does.
     monkeypatch.chdir(tmp_path)
-    path = Path("recipe.yaml")
+    path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
     return load_recipe(path)
 
