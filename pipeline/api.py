@@ -6,13 +6,14 @@ Nothing is printed and no process is ended. Every error is a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
-from pipeline.errors import PipelineError, RecipeError, UsageError
+from pipeline.errors import PipelineError, RecipeError, UsageError, check_all
 from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import (
@@ -120,7 +121,12 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         SourceError: The model is damaged, incomplete, or cannot be fetched.
     """
     build = BuildDir(Path(build_dir))
-    facts = check_local_model(recipe)
+    try:
+        facts = check_local_model(recipe)
+    except RecipeError:
+        # What else is wrong with the recipe is told with it.
+        check_all(partial(check, recipe) for check in (check_local_model, check_texts, check_tasks))
+        raise
     store = build.store
     planned = build_plan(recipe, store, read_lock(build.outputs(recipe) / "lock.json"))
     store.memo.save()
@@ -263,10 +269,10 @@ def _refusal(recipe: Recipe, planned: Sequence[PlannedStage]) -> PipelineError |
 def _obstacle(recipe: Recipe, planned: Sequence[PlannedStage]) -> RecipeError | None:
     """What stops a run here at once, and is no reason not to plan for another machine."""
     try:
-        check_texts(recipe)
-        check_tasks(recipe)
+        checks: list[Callable[[Recipe], None]] = [check_texts, check_tasks]
         if any(line.stage.name == bench.STAGE.name for line in planned):
-            check_bench(recipe)
+            checks.append(check_bench)
+        check_all(partial(check, recipe) for check in checks)
     except RecipeError as error:
         return error
     return None

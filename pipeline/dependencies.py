@@ -88,9 +88,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def install(extras: str) -> str:
-    """Says how to install extras of this project, as the last sentence of an error."""
-    checkout = f"./client '.[{extras}]'"
-    return f"Install: pip install 'trtllm-pipeline[{extras}]', or {checkout} in a checkout"
+    """Says how to install extras of this project, as the last sentence of an error.
+
+    No package index has the project, so it is installed from a checkout, with its client.
+    """
+    return f"In a checkout of this project: pip install ./client '.[{extras}]'"
 
 
 def _package(module: str) -> str:

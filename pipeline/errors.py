@@ -22,7 +22,8 @@ exit codes. The client's errors are its own, ``trtllm_client.ClientError``;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -60,10 +61,7 @@ class PipelineError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        # A remedy may begin with a command, which stays as it is typed.
-        sentences = (f"{place}{self.what}", _capitalized(self.why or ""), self.fix)
-        return " ".join(_sentence(text) for text in sentences if text)
+        return _paragraph(self.where, self.what, self.why, self.fix)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the same facts for ``--json`` output, with what was found."""
@@ -78,6 +76,13 @@ class PipelineError(Exception):
         }
 
 
+def _paragraph(where: str | None, what: str, why: str | None, fix: str | None) -> str:
+    place = f"{where}: " if where else ""
+    # A remedy may begin with a command, which stays as it is typed.
+    sentences = (f"{place}{what}", _capitalized(why or ""), fix)
+    return " ".join(_sentence(text) for text in sentences if text)
+
+
 def _capitalized(text: str) -> str:
     # Names such as int8_sq and paths stay as they are; only plain words begin a sentence.
     return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
@@ -88,14 +93,90 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """One of the mistakes that a command found in what it was given.
+
+    Attributes:
+        what: As of a :class:`PipelineError`, and so are the others.
+        where: The file with line and column, or the option.
+        key: The dotted key of the recipe that it concerns; None where it concerns none.
+        why: The cause.
+        fix: What to do about it.
+    """
+
+    what: str
+    where: str | None = None
+    key: str | None = None
+    why: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        return _paragraph(self.where, self.what, self.why, self.fix)
+
+
 class UsageError(PipelineError):
-    """The command line or a request is wrong."""
+    """The command line or a request is wrong.
+
+    Attributes:
+        mistakes: All that was found, where it is more than the error itself.
+    """
 
     exit_code = 2
+    mistakes: Sequence[Mistake] = ()
+
+    @property
+    def all(self) -> Sequence[Mistake]:
+        """Every mistake; the error itself where it is the only one."""
+        return self.mistakes or (Mistake(self.what, self.where, None, self.why, self.fix),)
+
+    @classmethod
+    def of(cls, mistakes: Sequence[Mistake]) -> UsageError:
+        """Makes one error of several mistakes, of which the first gives its fields.
+
+        Args:
+            mistakes: At least one, in the order to show them.
+        """
+        first = mistakes[0]
+        error = cls(first.what, where=first.where, why=first.why, fix=first.fix)
+        error.mistakes = tuple(mistakes)
+        return error
+
+    def __str__(self) -> str:
+        """Returns one paragraph, or the count and a paragraph for each mistake."""
+        if len(self.mistakes) < 2:
+            return super().__str__()
+        return "\n".join((f"{len(self.mistakes)} mistakes:", *map(str, self.mistakes)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the first mistake, and all of them as ``errors``."""
+        return {**super().as_dict(), "errors": [asdict(mistake) for mistake in self.all]}
 
 
 class RecipeError(UsageError):
     """The recipe is wrong; ``where`` names file, line and key."""
+
+
+def check_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Makes several checks of a recipe, so that the mistakes of all of them are told together.
+
+    Raises:
+        RecipeError: At least one of them raised one.
+        PipelineError: That of the first check that raised another, where no mistake was found.
+    """
+    found: list[RecipeError] = []
+    for check in checks:
+        try:
+            check()
+        except RecipeError as error:  # noqa: PERF203  each is to be told
+            found.append(error)
+        except PipelineError:
+            if not found:
+                raise
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise RecipeError.of([mistake for error in found for mistake in error.all])
 
 
 class UnsupportedError(PipelineError):

@@ -7,6 +7,7 @@ execute a format. The names are those that ``quantize.py`` of TensorRT-LLM takes
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -49,6 +50,7 @@ class Format:
         weights: The numbers that the weights of linears are stored in.
         activations: The numbers that the inputs of linears are multiplied in.
         aliases: Other spellings that a recipe may use; lower case.
+        near: Names of something less exact, for which this format is what is probably meant.
         dtype: The precision of the whole model for a format that is nothing else; None for one
             that quantizes.
         preset: The attribute of ``modelopt.torch.quantization`` that it starts from.
@@ -69,6 +71,7 @@ class Format:
     weights: Number
     activations: Number
     aliases: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
     dtype: Dtype | None = None
     preset: str | None = None
     calibration: Literal["max", "smoothquant", "awq_lite"] | None = None
@@ -130,7 +133,15 @@ class Format:
 FORMATS: dict[FormatName, Format] = {
     row.name: row
     for row in (
-        Format("float16", NO_QUANT, "float", "float", aliases=("fp16",), dtype="float16"),
+        Format(
+            "float16",
+            NO_QUANT,
+            "float",
+            "float",
+            aliases=("fp16",),
+            near=("half", "f16"),
+            dtype="float16",
+        ),
         Format("bfloat16", NO_QUANT, "float", "float", aliases=("bf16",), dtype="bfloat16"),
         Format(
             "int8_sq",
@@ -139,6 +150,7 @@ FORMATS: dict[FormatName, Format] = {
             "int8",
             # ModelOpt renamed its formats in 0.46; both spellings are in use, one is stored.
             aliases=("int8_smoothquant", "w8a8_sq"),
+            near=("int8", "w8a8", "sq", "smoothquant"),
             preset="INT8_SMOOTHQUANT_CFG",
             calibration="smoothquant",
             scales="row",
@@ -153,6 +165,7 @@ FORMATS: dict[FormatName, Format] = {
             "int4",
             "float",
             aliases=("awq", "w4a16_awq"),
+            near=("w4a16",),
             preset="INT4_AWQ_CFG",
             calibration="awq_lite",
             scales="group",
@@ -167,6 +180,7 @@ FORMATS: dict[FormatName, Format] = {
             FP8,
             "fp8",
             "fp8",
+            near=("float8", "w8a8_fp8"),
             preset="FP8_DEFAULT_CFG",
             calibration="max",
             scales="tensor",
@@ -177,6 +191,7 @@ FORMATS: dict[FormatName, Format] = {
             "int4",
             "fp8",
             aliases=("w4a8_awq_beta",),
+            near=("w4a8",),
             preset="W4A8_AWQ_BETA_CFG",
             calibration="awq_lite",
             scales="group",
@@ -259,6 +274,20 @@ def canonical_format(value: object) -> object:
         msg = f"{name} is refused: {_REASONS[name]}; choose one of {', '.join(FORMATS)}"
         raise ValueError(msg)
     return _ALIASES.get(name, name)
+
+
+def suggested_format(word: str) -> FormatName | None:
+    """Returns the format that a word which is none probably means; None where there is no telling.
+
+    Args:
+        word: In capitals or with dashes too.
+    """
+    name = word.strip().lower().replace("-", "_").replace(" ", "_")
+    meant: dict[str, FormatName] = {}
+    for row in FORMATS.values():
+        meant |= dict.fromkeys((row.name, *row.aliases, *row.near), row.name)
+    close = [name] if name in meant else difflib.get_close_matches(name, meant, n=1, cutoff=0.5)
+    return meant[close[0]] if close else None
 
 
 def refused_algo(algo: str) -> str | None:

@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli.options import (
     BuildDirOption,
+    DirectoryOption,
     Output,
     PriceOption,
     SetOption,
@@ -54,6 +55,7 @@ def compare(
     form: Annotated[
         str | None, typer.Option("--format", metavar="text|md|csv|html|json", help="What to print.")
     ] = None,
+    directory: DirectoryOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
     """Compare the formats of a recipe, finished builds, or the runs of one build."""

@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline import api
 from pipeline.errors import PipelineError
 from pipeline.progress import Bars, Lines, Progress
+from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage
 
 # Longer lines are hard to read, whatever the window allows.
@@ -46,7 +48,7 @@ def print_error(error: PipelineError, *, json_output: bool) -> None:
         print_json(error.as_dict())
         sys.stdout.flush()
     else:
-        print("\n".join(fitted([f"error: {error}"], sys.stderr, 0)), file=sys.stderr)
+        show("error", str(error), "bold red")
 
 
 def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]:
@@ -73,6 +75,45 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
             break_on_hyphens=False,
         )
         yield from (part.replace(_HARD, " ") for part in parts or [""])
+
+
+def open_recipe(path: Path, overrides: Sequence[str] | None, directory: Path | None) -> Recipe:
+    """Reads the recipe of a command, and says on stderr what was decided while it was read.
+
+    Args:
+        path: The file.
+        overrides: Each ``--set``.
+        directory: That of ``--directory``, which is the current one by now.
+
+    Raises:
+        UsageError: The recipe or an override is wrong.
+    """
+    recipe = api.load_recipe(path, overrides or ())
+    for notice in recipe.notices:
+        show("note", notice, "bold")
+    return recipe.within(directory) if directory else recipe
+
+
+def show(label: str, text: str, style: str) -> None:
+    """Prints a labelled text on stderr: wrapped and coloured on a terminal, else as it is.
+
+    Words are never broken, so that paths and commands can be copied.
+
+    Args:
+        label: Comes before the text, and gets the style.
+        text: Paragraphs, one a line.
+        style: As rich has it.
+    """
+    lines = "\n".join(fitted(f"{label}: {text}".splitlines(), sys.stderr))
+    if not sys.stderr.isatty():
+        print(lines, file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text(lines)
+    shown.stylize(style, 0, len(label) + 1)
+    Console(stderr=True).print(shown, soft_wrap=True)
 
 
 def print_warning(repository: Path | None) -> None:

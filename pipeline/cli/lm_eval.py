@@ -11,6 +11,7 @@ import typer
 from pipeline.cli.options import (
     BuildDirOption,
     Credentials,
+    DirectoryOption,
     Output,
     RecipeArgument,
     SetOption,
@@ -43,6 +44,7 @@ def lm_eval(
         typer.Option(help="The Python with lm-eval; without it the one of `make eval`."),
     ] = None,
     overrides: SetOption = None,
+    directory: DirectoryOption = None,
     build_dir: BuildDirOption = Path("build"),
     timeout: Annotated[float, typer.Option(help="Seconds for one request to a server.")] = 300.0,
     credentials: Credentials,
@@ -50,7 +52,7 @@ def lm_eval(
 ) -> None:
     """Run EleutherAI's lm-eval over the source, the checkpoint or a served endpoint."""
     from pipeline import api
-    from pipeline.cli.console import print_json, progress_for
+    from pipeline.cli.console import open_recipe, print_json, progress_for
     from pipeline.harness.job import Job
     from pipeline.harness.launch import evaluate, find_python
     from pipeline.models.facts import ModelFacts
@@ -60,7 +62,7 @@ def lm_eval(
     names = tuple(name for name in (part.strip() for part in tasks.split(",")) if name)
     if not names:
         raise UsageError("--tasks names no task", fix="Name one, such as --tasks hellaswag")
-    loaded = api.load_recipe(recipe, overrides or ())
+    loaded = open_recipe(recipe, overrides, directory)
     found_python = find_python(python)
     until = "quantize" if model == CHECKPOINT else "source"
     made = api.run(loaded, build_dir, until=until, progress=progress_for(output.json)).stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,33 @@ PriceOption = Annotated[
 UtilizationOption = Annotated[
     float | None,
     typer.Option("--utilization", help="Busy share of the time, instead of cost.utilization."),
+]
+
+
+def _enter(directory: Path | None) -> Path | None:
+    if directory is not None:
+        try:
+            os.chdir(directory)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                "this folder cannot be worked in",
+                where=f"--directory {directory}",
+                why=getattr(error, "strerror", None) or str(error),
+                fix="Name a folder that exists",
+            ) from error
+    return directory
+
+
+DirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--directory",
+        "-C",
+        metavar="DIR",
+        help="Work in this folder: the other paths of the command begin there.",
+        callback=_enter,
+        is_eager=True,
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli.options import (
     BuildDirOption,
+    DirectoryOption,
     Output,
     PriceOption,
     RecipeArgument,
@@ -32,6 +33,7 @@ def plan(
     *,
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    directory: DirectoryOption = None,
     build_dir: BuildDirOption = Path("build"),
     price: PriceOption = None,
     utilization: UtilizationOption = None,
@@ -53,13 +55,13 @@ def plan(
     from dataclasses import asdict
 
     from pipeline import api
-    from pipeline.cli.console import fitted, print_json, stage_dict, stage_line
+    from pipeline.cli.console import fitted, open_recipe, print_json, stage_dict, stage_line
     from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
     costs = {"price_per_hour": price, "utilization": utilization}
     said = [f"cost.{key}={value}" for key, value in costs.items() if value is not None]
-    loaded = api.load_recipe(recipe, [*(overrides or ()), *said])
+    loaded = open_recipe(recipe, [*(overrides or ()), *said], directory)
     if script == STDOUT:
         if output.json:
             raise UsageError(

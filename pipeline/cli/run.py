@@ -9,6 +9,7 @@ import typer
 
 from pipeline.cli.options import (
     BuildDirOption,
+    DirectoryOption,
     EnvOption,
     Output,
     RecipeArgument,
@@ -21,6 +22,7 @@ def run(
     *,
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    directory: DirectoryOption = None,
     build_dir: BuildDirOption = Path("build"),
     force: Annotated[
         list[str] | None,
@@ -43,11 +45,11 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.closing import Closing
-    from pipeline.cli.console import print_json, progress_for, stage_dict, stage_line
+    from pipeline.cli.console import open_recipe, print_json, progress_for, stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
     from pipeline.store.build_dir import BuildDir
 
-    loaded = api.load_recipe(recipe, overrides or ())
+    loaded = open_recipe(recipe, overrides, directory)
     stages = []
     closing = Closing()
 

@@ -26,8 +26,8 @@ NO_FOREIGN_CODE = {"HF_DATASETS_TRUST_REMOTE_CODE": "0"}
 """No data set brings code that runs, whatever the shell has set; from version 4 on, ``datasets``
 has none of it at all."""
 INSTALL = (
-    "Install it once with `make eval` in a checkout, or `pip install 'trtllm-pipeline[eval]'` into "
-    "an environment of its own, and name that one's Python with --python"
+    "Install it once, in a checkout of this project: `make eval`, or `pip install ./client "
+    "'.[eval]'` into an environment of its own, and name that one's Python with --python"
 )
 
 

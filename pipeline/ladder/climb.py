@@ -104,6 +104,8 @@ def climb(
         ServerError: The servers could not be measured; what was built is cached.
     """
     recipe = load_recipe(path, overrides)
+    for notice in recipe.notices:
+        progress.note(f"note: {notice}")
     names, notes = (
         parse_formats(wishes.formats, recipe)
         if wishes.formats is not None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import MissingDependencyError, RecipeError, UnsupportedError, UsageError
-from pipeline.formats import FORMATS, Format, FormatName, canonical_format
+from pipeline.formats import FORMATS, Format, FormatName, canonical_format, suggested_format
 from pipeline.preflight.model_checks import check_local_model
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
@@ -140,11 +139,8 @@ def _format(word: str) -> FormatName:
         ) from error
     if known in FORMATS:
         return known
-    spellings: dict[str, FormatName] = {}
-    for row in FORMATS.values():
-        spellings |= dict.fromkeys((row.name, *row.aliases), row.name)
-    close = difflib.get_close_matches(name, spellings, n=1, cutoff=0.5)
-    guess = f"Did you mean {spellings[close[0]]}? " if close else ""
+    close = suggested_format(name)
+    guess = f"Did you mean {close}? " if close else ""
     raise UsageError(
         f"{word!r} is no format",
         where="--formats",

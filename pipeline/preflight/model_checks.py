@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import SourceError, UnsupportedError
-from pipeline.formats import FORMATS
+from pipeline.formats import FORMATS, FormatName, GroupSize
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import Side, split_problem
@@ -19,6 +20,7 @@ from pipeline.targets.base import Explanation
 
 # Ranks of the largest machine that the remedy for an impossible tensor_parallel considers.
 MOST_RANKS = 16
+OTHERWISE = "Choose another model"
 
 
 def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
@@ -101,11 +103,10 @@ def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError
     tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
     kv_heads = facts.num_key_value_heads
     if problem := split_problem(facts, tp):
-        possible = [n for n in range(1, MOST_RANKS + 1) if split_problem(facts, n) is None]
         yield UnsupportedError(
             problem,
             where=recipe.place("compile.tensor_parallel"),
-            fix=f"Choose a tensor_parallel of {', '.join(map(str, possible))}",
+            fix=_either(_ranks(recipe, facts), _formats(recipe, facts)),
         )
     row = FORMATS[recipe.quantize.format]
     if tp > kv_heads and not row.repeats_kv_heads:
@@ -113,14 +114,80 @@ def _parallelism(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError
             f"{row.name} cannot repeat {kv_heads} KV heads over {tp} ranks",
             where=recipe.place("compile.tensor_parallel"),
             why="ModelOpt does not duplicate the per-channel scales of KV heads",
-            fix=f"Use tensor_parallel of at most {kv_heads}, or {' or '.join(row.instead)}",
+            fix=_either(_ranks(recipe, facts), _formats(recipe, facts)),
         )
-    if facts.num_hidden_layers % pp:
+    layers = facts.num_hidden_layers
+    if layers % pp:
+        possible = [str(n) for n in range(1, MOST_RANKS + 1) if layers % n == 0]
         yield UnsupportedError(
-            f"{facts.num_hidden_layers} layers cannot be split evenly over {pp} pipeline ranks",
+            f"{layers} layers cannot be split evenly over {pp} pipeline ranks",
             where=recipe.place("compile.pipeline_parallel"),
-            fix="Choose a pipeline_parallel that divides the number of layers",
+            fix=f"Choose a pipeline_parallel of {', '.join(possible)}",
         )
+
+
+def _either(*remedies: str | None) -> str:
+    first, *others = [remedy for remedy in remedies if remedy] or [OTHERWISE]
+    return ", or ".join((first, *(f"{other[0].lower()}{other[1:]}" for other in others)))
+
+
+def _ranks(recipe: Recipe, facts: ModelFacts) -> str | None:
+    """A tensor_parallel that the recipe's format allows; None where there is none."""
+    counts = range(1, MOST_RANKS + 1)
+    possible = [str(n) for n in counts if _goes(recipe, facts, tensor_parallel=n)]
+    return f"Choose a tensor_parallel of {', '.join(possible)}" if possible else None
+
+
+def _formats(recipe: Recipe, facts: ModelFacts) -> str | None:
+    """The formats that are said to do instead, as far as they do; None where none does."""
+    others = (*FORMATS[recipe.quantize.format].instead, recipe.dtype)
+    names = [name for name in dict.fromkeys(others) if _goes(recipe, facts, format=name)]
+    if not names:
+        return None
+    *first, last = names
+    listed = f"{', '.join(first)} or {last}" if first else last
+    also = " and leave quantize.search out" if recipe.quantize.search else ""
+    return f"Set quantize.format to {listed}{also}"
+
+
+def _goes(
+    recipe: Recipe,
+    facts: ModelFacts,
+    *,
+    format: FormatName | None = None,  # noqa: A002  the recipe's own word
+    tensor_parallel: int | None = None,
+) -> bool:
+    """Whether shapes and target take the recipe with another value of a key."""
+    changes: dict[str, Any] = {"search": None}
+    if format is not None:
+        changes["format"] = format
+        changes["group_size"] = _group_size(format, recipe.quantize.group_size)
+        if recipe.quantize.kv_cache and not FORMATS[format].quantizes:
+            return False
+    tp = recipe.compile.tensor_parallel if tensor_parallel is None else tensor_parallel
+    tried = recipe.model_copy(
+        update={
+            "quantize": recipe.quantize.model_copy(update=changes),
+            "compile": recipe.compile.model_copy(update={"tensor_parallel": tp}),
+        }
+    )
+    row = FORMATS[tried.quantize.format]
+    if split_problem(facts, tp) or (tp > facts.num_key_value_heads and not row.repeats_kv_heads):
+        return False
+    if misfits(tried, facts, tried.quantize.group_size):
+        return False
+    if format is None:
+        return True
+    try:
+        get_target(tried.compile.target).check(tried, facts)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _group_size(name: FormatName, wanted: GroupSize) -> GroupSize:
+    sizes = FORMATS[name].group_sizes
+    return wanted if not sizes or wanted in sizes else sizes[-1]
 
 
 def _quantization(recipe: Recipe, facts: ModelFacts) -> Iterator[UnsupportedError]:
@@ -148,20 +215,17 @@ def _misfit(
     row, tp = FORMATS[recipe.quantize.format], recipe.compile.tensor_parallel
     unit = row.unit(group_size)
     group = f"group_size {group_size} and " if row.group_sizes else ""
-    fits = next(
-        (
-            other
-            for other in sorted(row.group_sizes, reverse=True)
-            if other < group_size and side not in misfits(recipe, facts, other)
-        ),
-        None,
-    )
-    lower = f"Set quantize.group_size to {fits}"
+    sizes = sorted(row.group_sizes, reverse=True)
+    fits = next((n for n in sizes if n < group_size and not misfits(recipe, facts, n)), None)
     if key == "quantize.search.candidates":
-        lower = f"Leave {group_size} out of it"
+        fix = f"Leave {group_size} out of it"
+    elif fits:
+        fix = f"Set quantize.group_size to {fits}"
+    else:
+        fix = _either(_ranks(recipe, facts) if tp > 1 else None, _formats(recipe, facts))
     return UnsupportedError(
         f"{side.name} {side.size} of {side.linear} is not a multiple of {unit * tp}",
         where=recipe.place(key),
         why=f"{row.name} with {group}tensor_parallel {tp} needs multiples of {unit} x {tp}",
-        fix=lower if fits else f"Lower compile.tensor_parallel, or use {' or '.join(row.instead)}",
+        fix=fix,
     )

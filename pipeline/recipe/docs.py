@@ -46,9 +46,18 @@ from [recipe.schema.json](recipe.schema.json), which the first line of the files
 [configs/](../configs) names. `trtllm-pipeline schema` prints the schema, and with `--markdown` this
 page.
 
-Unknown keys are refused, and so are values of another type: `"64"` is not a number. Paths are
-relative to where the command runs. Any key can be overridden on the command line by its dotted
-name, such as `--set compile.max_seq_len=256`.
+Unknown keys are refused, and so are values of another type: `"64"` is not a number. All mistakes of
+a recipe are told at once, each with its line and column.
+
+Relative paths begin at the folder of the recipe. `~`, `$NAME` and `${NAME}` are expanded; `$$` is a
+dollar. In this version a file that is not there but in the current directory is taken, with a
+notice.
+
+Any key can be overridden on the command line by its dotted name, such as
+`--set compile.max_seq_len=256`. Relative paths of `--set` begin in the current directory. An empty
+value gives a key its default back (`--set model.dtype=`); an empty text is written
+`--set 'KEY=""'`, and null is `--set KEY=null`. A `--set quantize.format` that is a precision, such
+as `float16`, wins over the `model.dtype` of the file.
 
 Rules between keys, such as `max_input_len` within `max_seq_len`, are checked when the recipe is
 read, and what depends on the model as well by `trtllm-pipeline plan`. What the keys of features

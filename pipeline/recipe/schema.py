@@ -6,12 +6,20 @@ parameters of NVIDIA's ``inflight_batcher_llm`` configuration for ``serve``.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.formats import (
     DEFAULT_GROUP_SIZE,
@@ -35,6 +43,10 @@ from pipeline.recipe.section import (
     Whole,
 )
 
+HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$"
+)
+
 
 def _with_aliases(schema: dict[str, Any]) -> None:
     own = {"enum": schema.pop("enum"), "type": schema.pop("type")}
@@ -47,8 +59,8 @@ class ModelSection(Section):
     """Which Hugging Face model to take.
 
     Attributes:
-        source: A directory with ``config.json`` and ``*.safetensors``, relative to where the
-            command runs, or a Hub id such as ``Qwen/Qwen2.5-7B-Instruct``.
+        source: A directory with ``config.json`` and ``*.safetensors``, relative to the
+            recipe, or a Hub id such as ``Qwen/Qwen2.5-7B-Instruct``.
         revision: A branch, tag or commit hash on the Hub; a commit hash pins the model. None is the
             main branch.
         dtype: The precision of everything that is not quantized; the formats ``float16`` and
@@ -61,6 +73,15 @@ class ModelSection(Section):
     revision: str | None = None
     dtype: Dtype = "float16"
     trust_remote_code: bool = False
+
+    @field_validator("source")
+    @classmethod
+    def _no_page(cls, value: str) -> str:
+        found = HUB_PAGE.match(value)
+        if found:
+            msg = f"{value} is the address of a page; write {found[1]}"
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _pinned_code(self) -> ModelSection:
@@ -78,7 +99,7 @@ class Calibration(Section):
 
     Attributes:
         text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file (one object with
-            ``text`` a line), relative to where the command runs.
+            ``text`` a line), relative to the recipe.
         samples: How many texts of the file are used, at most.
         sequence_length: The longest part of a text that is used.
         batch_size: Rows of text per forward pass; AWQ is fastest with few large batches.
@@ -245,7 +266,7 @@ class TaskSection(Section):
 
     Attributes:
         name: What reports call it; letters, digits, ``.``, ``_`` and ``-``.
-        file: A ``.jsonl`` file in the layout, relative to where the command runs; for ``mmlu`` also
+        file: A ``.jsonl`` file in the layout, relative to the recipe; for ``mmlu`` also
             one of hendrycks' ``.csv`` files, or a folder of them, one for each subject.
         layout: ``hellaswag`` is objects with ``ctx_a``, ``ctx_b``, ``activity_label``, ``endings``
             and ``label``, where the likelihood of an ending counts for each character of it.
@@ -362,11 +383,11 @@ class ServeSection(Section):
             their kernels one by one; there is one for each number of running sequences, so
             ``max_batch_size`` is the most. 0 uses none.
         lora_adapters: LoRA adapters of Hugging Face's PEFT, each a folder with
-            ``adapter_config.json`` and ``adapter_model.safetensors``, relative to where the command
-            runs. A request chooses one by ``lora_task_id``: 1 is the first of this list. It needs
+            ``adapter_config.json`` and ``adapter_model.safetensors``, relative to the recipe.
+            A request chooses one by ``lora_task_id``: 1 is the first of this list. It needs
             ``compile.tensorrt.lora``.
         draft_repository: The Triton repository of a smaller model with the same tokenizer, made by
-            a recipe of its own, such as ``build/small/repository``. Its engine is served beside
+            a recipe of its own, such as ``../build/small/repository``. Its engine is served beside
             this one and guesses tokens for requests with ``num_draft_tokens``. It needs
             ``compile.tensorrt.draft``.
         preprocessing_instance_count: Processes of the model that makes tokens of text.
@@ -537,6 +558,13 @@ class Recipe(Section):
     _places: dict[str, str] = PrivateAttr(default_factory=dict)
     _arguments: str = PrivateAttr(default="RECIPE")
 
+    _notices: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was decided while this recipe was read that its user may want to know."""
+        return self._notices
+
     @property
     def arguments(self) -> str:
         """The file and the ``--set`` of this recipe, quoted for a shell; RECIPE without a file."""
@@ -546,6 +574,12 @@ class Recipe(Section):
         """Returns this recipe with ``--build-dir`` among its arguments."""
         copy = self.model_copy()
         copy._arguments += f" --build-dir {shlex.quote(str(build_dir))}"
+        return copy
+
+    def within(self, directory: Path) -> Recipe:
+        """Returns this recipe with ``--directory`` among its arguments."""
+        copy = self.model_copy()
+        copy._arguments += f" --directory {shlex.quote(str(directory))}"
         return copy
 
     def place(self, key: str) -> str:

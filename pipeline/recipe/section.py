@@ -30,8 +30,8 @@ def _limit(value: object) -> object:
     # Said here, because of a union pydantic names each member and what is wrong with it.
     if value is None or value == "auto":
         return value
-    if isinstance(value, str) and (share := _PERCENT.fullmatch(value)):
-        msg = f"write {float(share[1]) / 100:g}, not {value!r}: shares are numbers here"
+    if isinstance(value, str) and (share := percent(value)):
+        msg = f"write {share}, not {value!r}: shares are numbers here"
         raise ValueError(msg)
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{value!r} is not a limit: write a number, auto, or null for none"
@@ -44,11 +44,23 @@ def _limit(value: object) -> object:
 
 def _share_limit(value: object) -> object:
     value = _limit(value)
-    if isinstance(value, int | float) and value > 1:
-        hint = f"write {value / 100:g} for {value:g} %" if value <= 100 else "1 is all of it"
+    if hint := over_one(value):
         msg = f"{value:g} is more than 1: {hint}"
         raise ValueError(msg)
     return value
+
+
+def percent(text: str) -> str | None:
+    """Returns the share that a text such as ``2 %`` stands for, ``0.02``; None for another text."""
+    found = _PERCENT.fullmatch(text)
+    return f"{float(found[1]) / 100:g}" if found else None
+
+
+def over_one(value: object) -> str | None:
+    """Says what to write for a share that is more than all; None for one that is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 1:
+        return None
+    return f"write {value / 100:g} for {value:g} %" if value <= 100 else "1 is all of it"
 
 
 _PERCENT = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\s*")
@@ -68,7 +80,14 @@ ShareLimit = Annotated[
     Annotated[float, Field(ge=0.0, le=1.0)] | Auto | None, BeforeValidator(_share_limit)
 ]
 """The same of a share, of which 1 is all."""
-FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
+
+
+@dataclass(frozen=True)
+class NamesFile:
+    """Marks a text that is the path of a file or a folder."""
+
+
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name), NamesFile()]
 
 
 @dataclass(frozen=True)

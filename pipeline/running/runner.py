@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.errors import (
     ServerError,
     StageError,
     UsageError,
+    check_all,
 )
 from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.preflight.model_checks import check_local_model
@@ -89,9 +91,7 @@ def run_recipe(
         MissingDependencyError: A package that a stage needs is not installed; likewise.
         PipelineError: The first failure; artifacts published before it stay.
     """
-    check_texts(recipe)
-    check_tasks(recipe)
-    check_local_model(recipe)
+    check_all(partial(check, recipe) for check in (check_texts, check_tasks, check_local_model))
     build.store.sweep()
     if finding := engine_not_measured(recipe):
         progress.note(f"{finding.what}. {finding.why}. {finding.remedy}.")

@@ -17,6 +17,7 @@ from pipeline.preflight.model_checks import check_model
 from pipeline.preflight.remarks import source_dtype
 from pipeline.recipe.docs import recipe_keys, schema_text
 from pipeline.recipe.file import load_recipe
+from pipeline.recipe.paths import as_written
 from pipeline.recipe.schema import Gates, Recipe
 from pipeline.running.planner import build_plan
 from pipeline.scaffold import samples
@@ -102,18 +103,19 @@ def draft(
     path = output or Path(f"{name}.yaml")
     texts = samples.own(text, heldout, path.parent, name) if text else samples.bundled(path.parent)
     choices.set("name", name, "the model's, with the format")
-    choices.set("model.source", asked.model)
+    source = as_written(Path(asked.model), path.parent) if local else asked.model
+    choices.set("model.source", source)
     if local is None and _COMMIT.fullmatch(directory.name):
         pinned = "what the main branch was when this was written"
         choices.set("model.revision", directory.name, pinned)
     row = FORMATS[choices.values["quantize.format"]]
     if row.calibration:
-        choices.set("quantize.calibration.text", texts.calibration.as_posix(), texts.reasons[0])
-    choices.set("evaluate.text", texts.heldout.as_posix(), texts.reasons[1])
+        choices.set("quantize.calibration.text", _text(texts.calibration, path), texts.reasons[0])
+    choices.set("evaluate.text", _text(texts.heldout, path), texts.reasons[1])
     for key, words in _gate_words(parameters(facts), row.weight_bits):
         choices.set(key, "auto", words)
     choices.sort([key.name for key in recipe_keys()])
-    files = {file: data for file, data in texts.files.items() if _is_named(file, choices)}
+    files = {file: data for file, data in texts.files.items() if _is_named(file, path, choices)}
     written = recipe_text(choices, _left_out(choices, local is not None), _head(asked, path))
     return Draft(
         name,
@@ -121,7 +123,7 @@ def draft(
         written,
         {**files, path.parent / SCHEMA_NAME: schema_text().encode()},
         choices,
-        _planned(written, directory),
+        _planned(choices, local or asked.model, directory),
     )
 
 
@@ -132,8 +134,14 @@ def parameters(facts: ModelFacts) -> int:
     return layer_bytes(facts, plain, 1, None) + tables + facts.hidden_size
 
 
-def _planned(text: str, directory: Path) -> Recipe:
-    """Reads the file as ``plan`` would, and plans it on an empty store."""
+def _planned(choices: Choices, source: Path | str, directory: Path) -> Recipe:
+    """Reads the recipe as ``plan`` would, and plans it on an empty store.
+
+    It lies in a folder of its own meanwhile, so the model is named from there.
+    """
+    there = source if isinstance(source, str) else as_written(source.absolute(), Path())
+    moved = Choices({**choices.values, "model.source": there}, choices.reasons)
+    text = recipe_text(moved, _left_out(moved, isinstance(source, Path)), [])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
@@ -150,9 +158,13 @@ def _name(model: str, form: str) -> str:
     return f"{words[:80] or 'model'}-{form.replace('_', '-')}"
 
 
-def _is_named(file: Path, choices: Choices) -> bool:
+def _text(file: Path, recipe: Path) -> str:
+    return as_written(file, recipe.parent)
+
+
+def _is_named(file: Path, recipe: Path, choices: Choices) -> bool:
     named = (choices.values.get(key) for key in ("quantize.calibration.text", "evaluate.text"))
-    return file.as_posix() in named
+    return _text(file, recipe) in named
 
 
 def _left_out(choices: Choices, local: bool) -> frozenset[str]:

@@ -7,11 +7,12 @@ import random
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import RecipeError, SourceError, UsageError
+from pipeline.errors import RecipeError, SourceError, UsageError, check_all
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.probes import exact_text
@@ -78,7 +79,7 @@ def text_digest(recipe: Recipe, key: str) -> str | None:
             f"the text {path} cannot be read",
             where=recipe.place(key),
             why=error.strerror,
-            fix="Name a .txt or .jsonl file; relative paths start at the current directory",
+            fix="Name a .txt or .jsonl file; relative paths begin at the recipe's folder",
         ) from error
 
 
@@ -88,8 +89,9 @@ def check_texts(recipe: Recipe) -> None:
     Raises:
         RecipeError: A text is missing, of another kind, not UTF-8, malformed or empty.
     """
-    for key, path in recipe.text_paths().items():
-        _check_text(path, recipe.place(key))
+    check_all(
+        partial(_check_text, path, recipe.place(key)) for key, path in recipe.text_paths().items()
+    )
 
 
 def _check_text(path: Path, place: str) -> None:
@@ -245,7 +247,7 @@ def read_text_file(path: Path) -> str:
         raise UsageError(
             "there is no such text file",
             where=str(path),
-            fix="Correct the path; relative ones start at the current directory",
+            fix="Correct the path; relative ones begin at the recipe's folder, those of --set here",
         ) from error
     except (OSError, ValueError) as error:
         # A name with a NUL character is a ValueError.

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.dependencies import install, versions
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
+from pipeline.recipe.paths import without_paths
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
 from pipeline.source.probes import FILE_NAME as PROBES
@@ -59,7 +60,8 @@ def section(recipe: Recipe) -> dict[str, Any]:
     """
     return {
         **get_target(recipe.compile.target).section(recipe),
-        "serve": recipe.serve.read_by(recipe.compile.target),
+        # Files count by their contents, wherever they are.
+        "serve": without_paths(recipe.serve, recipe.serve.read_by(recipe.compile.target)),
         "trust_remote_code": recipe.model.trust_remote_code,
     }
 

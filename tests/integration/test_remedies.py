@@ -44,6 +44,7 @@ PRODUCT = re.compile(r"trtllm-pipeline ([a-z]+)")
 # File and command of each remedy that names a program, and the test that runs it.
 RUN_BY = {
     ("source/end_ids.py", "hf download"): "test_a_model_of_the_hub_is_copied",
+    ("harness/launch.py", "pip install"): "test_no_text_installs_a_distribution_that_no_index_has",
     ("dependencies.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
     ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
     ("source/snapshot.py", "python -c"): "test_pickled_weights_are_converted",
@@ -170,8 +171,24 @@ def test_extras_that_are_to_be_installed_exist() -> None:
         for extra in str(call.args[0].value).split(",")
     }
     assert {"cpu", "client", "quantize"} <= named <= extras
-    words = shlex.split(install("quantize,client").partition(": ")[2].replace(",", " ", 1))
-    assert "trtllm-pipeline[quantize" in " ".join(words)
+    words = shlex.split(install("quantize,client").partition(": ")[2])
+    assert words == ["pip", "install", "./client", ".[quantize,client]"]
+    # What is named is in a checkout: neither distribution is on a package index.
+    for place, name in (("client", "trtllm-client"), (".", "trtllm-pipeline")):
+        assert f'name = "{name}"' in (PROJECT / place / "pyproject.toml").read_text()
+
+
+def test_no_text_installs_a_distribution_that_no_index_has() -> None:
+    own = re.compile(r"pip3? install[^`\n]*?['\" ]trtllm-(pipeline|client)\b")
+    texts = [
+        path
+        for folder in ("pipeline", "client", "docs", "examples", "scripts", "docker")
+        for path in (PROJECT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".sh", ".yaml", ".ipynb", "") and path.is_file()
+    ]
+    texts += [*PROJECT.glob("*.md"), PROJECT / "Makefile"]
+    assert len(texts) > 200
+    assert [path for path in texts if own.search(path.read_text(errors="replace"))] == []
 
 
 def test_modelopt_is_the_pinned_one() -> None:

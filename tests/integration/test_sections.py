@@ -79,6 +79,9 @@ def undeclared(
     recipe: Recipe, result: RunResult, reads: dict[str, set[str]], root: Path
 ) -> set[tuple[str, str]]:
     """What was read without deciding the key, by stage and key."""
+    artifacts = {
+        name: planned.artifact for name, planned in result.stages.items() if planned.artifact
+    }
     # A file counts by its contents and a model's folder by its files.
     (root / "other.txt").write_text("Another text altogether.\n")
     shutil.copytree(PROJECT / "examples/tiny_llama/model", root / "model")
@@ -87,9 +90,8 @@ def undeclared(
         "quantize.calibration.text": str(root / "other.txt"),
         "evaluate.text": str(root / "other.txt"),
         "evaluate.tasks": [task(root / "questions.jsonl")],
-    }
-    artifacts = {
-        name: planned.artifact for name, planned in result.stages.items() if planned.artifact
+        # Known by its manifest, as a repository is.
+        "serve.draft_repository": str(artifacts["source"].path),
     }
     found = set()
     for name, keys in reads.items():

@@ -66,7 +66,9 @@ def test_a_recipe_is_read_with_overrides() -> None:
     recipe = pipeline.load_recipe(str(DEMO), ["compile.max_batch_size=16"])
     assert recipe.compile.max_batch_size == 16
     assert recipe.compile.max_seq_len == 512
-    with pytest.raises(RecipeError, match=r"max_batch is wrong.*Did you mean max_batch_size\?"):
+    with pytest.raises(
+        RecipeError, match=r"unknown key compile\.max_batch\. Did you mean max_batch_size\?"
+    ):
         pipeline.load_recipe(DEMO, ["compile.max_batch=16"])
     with pytest.raises(UsageError, match=r"--set compile\.max_batch_size") as caught:
         pipeline.load_recipe(DEMO, ["compile.max_batch_size"])

@@ -107,7 +107,7 @@ def test_only_commands_that_talk_to_a_server_need_tritonclient(
         error = json.loads(done.stdout)
         assert error["error"] == "MissingDependencyError"
         assert "tritonclient" in error["why"]
-        assert "pip install 'trtllm-pipeline[client]'" in error["fix"]
+        assert "pip install ./client '.[client]'" in error["fix"]
 
 
 def test_a_plan_without_the_texts_says_what_would_stop_a_run(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_what_is_missing_names_its_extra_and_gives_no_needless_reason() -> None:
     with pytest.raises(MissingDependencyError, match=r"no_such_package is not installed") as caught:
         require("no_such_package.part", "cpu")
     assert caught.value.why is None
-    assert "pip install 'trtllm-pipeline[cpu]'" in str(caught.value)
+    assert "pip install ./client '.[cpu]'" in str(caught.value)
 
 
 def test_what_a_module_needs_is_named_with_the_module(
@@ -49,6 +49,6 @@ def test_what_is_missing_is_found_without_importing(
         match="packages no_such_package, neither_this are not installed",
     ) as caught:
         check_installed(wanted)
-    assert "trtllm-pipeline[cpu,quantize]" in str(caught.value)
+    assert "./client '.[cpu,quantize]'" in str(caught.value)
     assert caught.value.exit_code == 3
     check_installed(wanted[:1])

@@ -100,7 +100,10 @@ def test_a_row_is_whole(row: Format) -> None:
 def test_formats_of_one_quant_algo_differ_in_the_recipe_alone(row: Format) -> None:
     of_recipe: dict[str, Any] = {
         key: getattr(row, key)
-        for key in ("name", "aliases", "dtype", "preset", "remedy", "instead", "calibration")
+        for key in (
+            *("name", "aliases", "near", "dtype", "preset"),
+            *("remedy", "instead", "calibration"),
+        )
     }
     assert replace(ALGOS[row.quant_algo], **of_recipe) == row
 
@@ -155,7 +158,8 @@ def test_a_multiple_binds_formats_without_groups_too(
     with pytest.raises(
         UnsupportedError,
         match=r"\(quantize\.format\): out_features 11008 of mlp\.fc is not a multiple of 512\. "
-        r"fp8 with tensor_parallel 2 needs multiples of 256 x 2.*or use int8_sq\.",
+        r"fp8 with tensor_parallel 2 needs multiples of 256 x 2\. Choose a "
+        r"tensor_parallel of 1, or set quantize\.format to int8_sq or float16\.",
     ):
         check_model(recipe(tmp_path / "recipe.yaml", *fp8, "compile.tensor_parallel=2"), tmp_path)
 

@@ -124,6 +124,72 @@ def test_combinations_that_cannot_work(
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("config", "overrides", "fix", "changes"),
+    [
+        # 11008 = 43 x 256, so groups of 64 go over four ranks.
+        (
+            LLAMA2_7B,
+            ["compile.tensor_parallel=4"],
+            "Set quantize.group_size to 64",
+            [["quantize.group_size=64"]],
+        ),
+        # 10912 = 341 x 32 is a multiple of neither 64 nor 128, and one rank cannot be fewer.
+        (
+            LLAMA2_7B | {"intermediate_size": 10912},
+            [],
+            "Set quantize.format to int8_sq or float16",
+            [["quantize.format=int8_sq"], ["quantize.format=float16"]],
+        ),
+        (
+            LLAMA2_7B | {"intermediate_size": 10912},
+            ["quantize.group_size=64", "compile.target=tensorrt", "compile.gpu=L4"],
+            "Set quantize.format to int8_sq, fp8 or float16",
+            [["quantize.format=int8_sq"], ["quantize.format=fp8"], ["quantize.format=float16"]],
+        ),
+        # 11072 = 173 x 64: no group goes over two ranks, one rank takes groups of 64.
+        (
+            LLAMA2_7B | {"intermediate_size": 11072},
+            ["compile.tensor_parallel=2", "quantize.group_size=64"],
+            "Choose a tensor_parallel of 1, or set quantize.format to int8_sq or float16",
+            [["compile.tensor_parallel=1"], ["quantize.format=int8_sq"]],
+        ),
+        # Four ranks would split the heads and not the groups.
+        (
+            LLAMA2_7B,
+            ["compile.tensor_parallel=3"],
+            "Choose a tensor_parallel of 1, 2",
+            [["compile.tensor_parallel=1"], ["compile.tensor_parallel=2"]],
+        ),
+        # 18944 = 18.5 x 8 x 128: AWQ's groups do not go over eight ranks either.
+        (
+            QWEN25_7B | {"num_attention_heads": 32},
+            ["compile.tensor_parallel=8", "quantize.format=int8_sq"],
+            "Choose a tensor_parallel of 1, 2, 4, or set quantize.format to float16",
+            [["compile.tensor_parallel=4"], ["quantize.format=float16"]],
+        ),
+        (
+            LLAMA2_7B | {"num_hidden_layers": 6},
+            ["compile.pipeline_parallel=4"],
+            "Choose a pipeline_parallel of 1, 2, 3, 6",
+            [["compile.pipeline_parallel=3"]],
+        ),
+    ],
+)
+def test_what_a_refusal_says_to_do_is_taken(
+    tmp_path: Path,
+    config: dict[str, Any],
+    overrides: list[str],
+    fix: str,
+    changes: list[list[str]],
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"mlp\.(fc|proj)| over ") as refused:
+        _check(tmp_path, config, *overrides)
+    assert refused.value.fix == fix
+    for change in changes:
+        _check(tmp_path, config, *overrides, *change)
+
+
 # open_llama_3b: 32 heads of 100 features, which the TensorRT-LLM project refused in its issue 679.
 OPEN_LLAMA_3B = LLAMA2_7B | {
     "hidden_size": 3200,

@@ -46,48 +46,60 @@ def test_defaults_and_values_are_read(recipe_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("group_size: 64", "group_size: 32", r"recipe\.yaml:7: quantize\.group_size.*64 or 128"),
-        ("group_size: 64", "group_sise: 64", r"recipe\.yaml:7: .*Did you mean group_size\?"),
-        ("group_size: 64", "group_size: '64'", r"recipe\.yaml:7: quantize\.group_size"),
-        ("max_input_len: 100", "max_input_len: 300", r"recipe\.yaml:10: .*larger than max_seq_len"),
-        ("max_seq_len: 200", "max_seq_len: 0", r"recipe\.yaml:12: .*greater than 0"),
-        ("max_seq_len: 200", "max_seq_len: true", r"recipe\.yaml:12: .*valid integer"),
-        ("format: int4_awq", "format: int8_wo", r"recipe\.yaml:6: .*int8_wo is refused"),
-        ("format: int4_awq", "format: int3", r"recipe\.yaml:6: .*'int3' is not one of"),
+        (
+            "group_size: 64",
+            "group_size: 32",
+            r"recipe\.yaml:7:\d+: quantize\.group_size.*64 or 128",
+        ),
+        ("group_size: 64", "group_sise: 64", r"recipe\.yaml:7:\d+: .*Did you mean group_size\?"),
+        ("group_size: 64", "group_size: '64'", r"recipe\.yaml:7:\d+: quantize\.group_size"),
+        (
+            "max_input_len: 100",
+            "max_input_len: 300",
+            r"recipe\.yaml:10:\d+: .*larger than max_seq_len",
+        ),
+        ("max_seq_len: 200", "max_seq_len: 0", r"recipe\.yaml:12:\d+: .*greater than 0"),
+        ("max_seq_len: 200", "max_seq_len: true", r"recipe\.yaml:12:\d+: .*not a whole number"),
+        ("format: int4_awq", "format: int8_wo", r"recipe\.yaml:6:\d+: .*int8_wo is refused"),
+        ("format: int4_awq", "format: int3", r"recipe\.yaml:6:\d+: .*'int3' is not one of"),
         (
             "max_seq_len: 200",
             "tensorrt: {plugin_config: {nccl_plugin: bf16}}",
-            r"recipe\.yaml:12: .*'bf16' is not allowed: it is 'auto', .*, 'float32' or null\.",
+            r"recipe\.yaml:12:\d+: .*'bf16' is not allowed: it is 'auto', .*, 'float32' or null\.",
         ),
-        ("name: test", "name: ../evil", r"recipe\.yaml:2: name"),
+        ("name: test", "name: ../evil", r"recipe\.yaml:2:\d+: name"),
         (
             "compile:",
             "evaluate: {text: held-out.txt, sequence_length: 64, stride: 64}\ncompile:",
-            r"recipe\.yaml:10: evaluate.*Stride 64 leaves windows of 64 tokens no context; make it",
+            r"recipe\.yaml:10:\d+: evaluate.*Stride 64 leaves windows of 64 tokens no context",
         ),
-        ("name: test", "nome: test", r"(?s)recipe\.yaml.*name is wrong.*required"),
-        ("  source: some/model", "  source: ''", r"recipe\.yaml:4: model\.source"),
-        ("schema: 1", "schema: 2", r"recipe\.yaml:1: schema is wrong"),
+        ("name: test", "nome: test", r"recipe\.yaml:2:1: unknown key nome\. Did you mean name\?$"),
+        ("  source: some/model", "  source: ''", r"recipe\.yaml:4:\d+: model\.source"),
+        ("schema: 1", "schema: 2", r"recipe\.yaml:1:\d+: schema is wrong"),
         (
             "  calibration:\n    text: calibration.jsonl\n",
             "",
-            r"recipe\.yaml:5: quantize.*needs quantize\.calibration\.text",
+            r"recipe\.yaml:5:\d+: quantize.*needs quantize\.calibration\.text",
         ),
         (
             "  source: some/model",
             "  source: some/model\n  trust_remote_code: true\n  revision: main",
-            r"recipe\.yaml:3: model.*commit hash of 40 digits",
+            r"recipe\.yaml:3:\d+: model.*commit hash of 40 digits",
         ),
         ("max_seq_len: 200", "tokens_per_block: 64", r"blocks of 32 tokens"),
-        ("name: test", "name: store", r"recipe\.yaml:2: name.*folder of the artifact store"),
-        ("name: test", "name: STORE", r"recipe\.yaml:2: name.*choose another name"),
-        ("schema: 1", "schema: true", r"recipe\.yaml:1: schema.*True is not a whole number"),
-        ("schema: 1", "schema: 1.0", r"recipe\.yaml:1: schema.*1\.0 is not a whole number"),
-        ("group_size: 64", "group_size: 64.0", r"recipe\.yaml:7: .*64\.0 is not a whole number"),
-        ("name: test", "name: 2025", r"recipe\.yaml:2: name.*Put the value of name in quotes"),
-        ("text: calibration.jsonl", "text: ''", r"recipe\.yaml:9: quantize\.calibration\.text"),
-        ("text: calibration.jsonl", r'text: "a\0.txt"', r"recipe\.yaml:9: .*NUL character"),
-        ("  source: some/model", "", r"recipe\.yaml:3: model.*must be a section.*indented"),
+        ("name: test", "name: store", r"recipe\.yaml:2:\d+: name.*folder of the artifact store"),
+        ("name: test", "name: STORE", r"recipe\.yaml:2:\d+: name.*choose another name"),
+        ("schema: 1", "schema: true", r"recipe\.yaml:1:\d+: schema.*True is not a whole number"),
+        ("schema: 1", "schema: 1.0", r"recipe\.yaml:1:\d+: schema.*1\.0 is not a whole number"),
+        (
+            "group_size: 64",
+            "group_size: 64.0",
+            r"recipe\.yaml:7:\d+: .*64\.0 is not a whole number",
+        ),
+        ("name: test", "name: 2025", r"recipe\.yaml:2:\d+: name.*Put the value of name in quotes"),
+        ("text: calibration.jsonl", "text: ''", r"recipe\.yaml:9:\d+: quantize\.calibration\.text"),
+        ("text: calibration.jsonl", r'text: "a\0.txt"', r"recipe\.yaml:9:\d+: .*NUL character"),
+        ("  source: some/model", "", r"recipe\.yaml:3:\d+: model.*must be a section.*indented"),
         ("max_seq_len: 200", "openvino: {dynamic_quantization_group_size: false}", "whole number"),
     ],
 )
@@ -109,20 +121,20 @@ def test_a_choice_that_may_be_null_says_so(recipe_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("name: [unclosed", r"recipe\.yaml:\d+: the recipe is not valid YAML"),
-        ("a: 1\na: 2\n", r"recipe\.yaml:2: .*given twice"),
+        ("name: [unclosed", r"recipe\.yaml:\d+:\d+: the recipe is not valid YAML"),
+        ("a: 1\na: 2\n", r"recipe\.yaml:2:\d+: .*given twice"),
         ("", "empty or not a mapping"),
         ("- a\n- b\n", "empty or not a mapping"),
         ("x: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
-        ("name: x\n? [a, b]\n: 1\n", r"recipe\.yaml:2: .*key of this line is not plain text"),
-        ("name: x\n? {a: b}\n: 1\n", r"recipe\.yaml:2: .*key of this line is not plain text"),
-        ("name: x\n1: y\n", r"recipe\.yaml:2: .*key '1' is not plain text"),
-        (f"a: 1\nname: {'9' * 5000}\n", r"recipe\.yaml:2: .*9' cannot be read"),
-        ("a: 1\nname: 2025-13-45\n", r"recipe\.yaml:2: .*'2025-13-45' cannot be read: month"),
-        ("a: 1\nname: !!timestamp x\n", r"recipe\.yaml:2: .*'x' cannot be read"),
+        ("name: x\n? [a, b]\n: 1\n", r"recipe\.yaml:2:\d+: .*key of this line is not plain text"),
+        ("name: x\n? {a: b}\n: 1\n", r"recipe\.yaml:2:\d+: .*key of this line is not plain text"),
+        ("name: x\n1: y\n", r"recipe\.yaml:2:\d+: .*key '1' is not plain text"),
+        (f"a: 1\nname: {'9' * 5000}\n", r"recipe\.yaml:2:\d+: .*9' cannot be read"),
+        ("a: 1\nname: 2025-13-45\n", r"recipe\.yaml:2:\d+: .*'2025-13-45' cannot be read: month"),
+        ("a: 1\nname: !!timestamp x\n", r"recipe\.yaml:2:\d+: .*'x' cannot be read"),
         ("a: " + "[" * 3000, "It is nested too deeply"),
         ("a: &a {b: *a}\n", "unconstructable recursive node"),
-        ("name: x\n<<: 5\n", r"recipe\.yaml:2: .*merging"),
+        ("name: x\n<<: 5\n", r"recipe\.yaml:2:\d+: .*merging"),
     ],
 )
 def test_a_broken_file_is_refused(recipe_path: Path, text: str, expected: str) -> None:
@@ -176,7 +188,7 @@ def test_an_override_of_an_aliased_section_leaves_its_other_use(recipe_path: Pat
     assert recipe.evaluate is not None
     assert recipe.quantize.calibration is not None
     assert recipe.evaluate.text == "held.txt"
-    assert recipe.quantize.calibration.text == "calibration.jsonl"
+    assert recipe.quantize.calibration.text == str(recipe_path.parent / "calibration.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_group_sizes_are_those_that_the_shapes_allow(
         with pytest.raises(
             UnsupportedError,
             match=r"\(quantize\.search\): out_features 10912 of mlp\.fc is not a multiple of 64.*"
-            r"or use int8_sq or fp8",
+            r"Set quantize\.format to int8_sq, fp8 or float16 and leave quantize\.search out\.",
         ):
             check_model(found, tmp_path)
 

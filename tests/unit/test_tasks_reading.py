@@ -166,7 +166,7 @@ def test_a_missing_file_is_refused_by_the_recipes_key(tmp_path: Path) -> None:
         ({"shots_file": "x"}, "shots and shots_file need each other"),
         ({"shots": 1, "shots_file": "q.jsonl"}, "shots_file is file itself"),
         ({"layout": "hellaswag", "shots": 1, "shots_file": "x"}, "takes no examples"),
-        ({"row": 2}, "there is no such key"),
+        ({"row": 2}, "unknown key"),
     ],
 )
 def test_a_wrong_task_is_refused_with_its_place(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RecipeError, UsageError
+from pipeline.errors import RecipeError, UsageError, check_all
 from pipeline.evaluation.tasks.hellaswag import read_hellaswag
 from pipeline.evaluation.tasks.mmlu import files_of, read_mmlu
 from pipeline.evaluation.tasks.question import Question
@@ -38,8 +39,7 @@ def check_tasks(recipe: Recipe) -> None:
     Raises:
         RecipeError: A file is missing, is not in the layout or has no question.
     """
-    for place, task in _tasks(recipe):
-        _check_task(task, place)
+    check_all(partial(_check_task, task, place) for place, task in _tasks(recipe))
 
 
 def tasks_material(recipe: Recipe) -> list[dict[str, str]]:
@@ -58,8 +58,7 @@ def tasks_material(recipe: Recipe) -> list[dict[str, str]]:
                 f"the task's file {error.filename} cannot be read",
                 where=place,
                 why=error.strerror,
-                fix="Name a file in the task's layout; relative paths start at the current "
-                "directory",
+                fix="Name a file in the task's layout; relative paths begin at the recipe's folder",
             ) from error
         except UsageError as error:
             raise RecipeError(f"{error.where}: {error.what}", where=place, fix=error.fix) from error

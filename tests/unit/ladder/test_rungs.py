@@ -21,7 +21,7 @@ def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_file(tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    text = DEMO.read_text(encoding="utf-8")
+    text = DEMO.read_text(encoding="utf-8").replace("../examples", str(PROJECT / "examples"))
     for before, after in changes:
         assert before in text
         text = text.replace(before, after)
@@ -62,9 +62,11 @@ def test_what_is_no_format_is_told_with_the_right_one(text: str, words: str) -> 
 def test_16_bit_is_the_dtype_of_the_recipe(tmp_path: Path) -> None:
     path = recipe_file(tmp_path, ("dtype: float16 ", "dtype: bfloat16 "))
     recipe = load_recipe(path)
-    # The same by hand is refused, and says how it is done.
+    # By hand a format wins over the dtype of the file, and not over that of the command line.
+    by_hand = load_recipe(path, ["quantize.format=float16"])
+    assert (by_hand.dtype, len(by_hand.notices)) == ("float16", 1)
     with pytest.raises(RecipeError, match=r"--set model\.dtype=float16"):
-        load_recipe(path, ["quantize.format=float16"])
+        load_recipe(path, ["quantize.format=float16", "model.dtype=bfloat16"])
     formats, notes = parse_formats("float16,int8_sq", recipe)
     assert formats == ["bfloat16", "int8_sq"]
     assert "16 bit is bfloat16 here" in notes[0]

@@ -138,7 +138,7 @@ def test_recipe_and_build_configuration_have_the_same_options() -> None:
         ("gemm_plugn=auto", r"Did you mean gemm_plugin\?"),
         ("use_paged_kv_fmha=true", r"Did you mean use_paged_context_fmha\?"),
         ("gemm_plugin=int4", "'int4' is not allowed: it is 'auto', .*'fp8' or null"),
-        ("context_fmha=enable", "valid boolean"),
+        ("context_fmha=enable", "is true or false"),
         ("paged_kv_cache=true", "There is no paged_kv_cache: write compile.tensorrt.kv_cache_type"),
         ("use_inflight_batching=true", "in-flight batching is always on"),
         ("enable_xqa=true", "XQA kernels are always on"),

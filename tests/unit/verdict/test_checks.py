@@ -30,7 +30,9 @@ evaluate:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    # Where the file is, so that errors name its text as it does.
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
     return load_recipe(path)
