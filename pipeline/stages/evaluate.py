@@ -134,6 +134,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def _text(context: StageContext) -> _Text:
     """The recipe's text in windows that are no longer than the model takes."""
+    from pipeline.evaluation.bootstrap import MIN_UNITS
     from pipeline.evaluation.windows import read_documents, strided_windows
     from pipeline.source.texts import load_tokenizer, read_texts
 
@@ -148,6 +149,12 @@ def _text(context: StageContext) -> _Text:
         context.progress.note(
             f"{recipe.evaluate.text} has {total} tokens to score, "
             f"{recipe.evaluate.tokens} were asked for"
+        )
+    if len(documents) < MIN_UNITS:
+        few = "1 text" if len(documents) == 1 else f"{len(documents)} texts"
+        context.progress.note(
+            f"{recipe.evaluate.text}: {few} scored (blank lines part the texts of a .txt file); "
+            "with so few, intervals come from parts of them and say little about other texts"
         )
     length = min(recipe.evaluate.sequence_length, longest)
     windows = strided_windows(documents, length, recipe.evaluate.stride)
