@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def test_none_qualifies_is_exit_code_4_with_the_nearest_miss(
     )
     assert done.returncode == 4, done.stderr
     text = " ".join(done.stdout.split())
-    assert "None qualifies. Nearest is float16: the throughput at 4 streams is" in text
+    # Which of the two is faster by a little changes from run to run.
+    nearest = r"None qualifies\. Nearest is (float16|int4_awq): the throughput at 4 streams is"
+    assert re.search(nearest, text)
     assert "under min_tokens_per_second 10,000,000" in text
     assert (Path(cli.build) / NAME / "compare.html").is_file()
 
