@@ -22,6 +22,7 @@ from pipeline.preflight.model_checks import (
     explain_engine,
 )
 from pipeline.preflight.remarks import engine_not_measured, remarks
+from pipeline.preflight.streams import check_bench
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
@@ -134,7 +135,7 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
         findings=(*remarks(recipe, facts, directory), *((unmeasured,) if unmeasured else ())),
         engine=explain_engine(recipe, facts),
-        obstacle=_obstacle(recipe),
+        obstacle=_obstacle(recipe, planned),
         checkpoint=checkpoint.path if checkpoint else None,
         roofline=_roofline(recipe, facts, store.root, planned),
         gates=tuple(_stored_gates(recipe, planned)),
@@ -259,11 +260,13 @@ def _refusal(recipe: Recipe, planned: Sequence[PlannedStage]) -> PipelineError |
     return None
 
 
-def _obstacle(recipe: Recipe) -> RecipeError | None:
-    """A text that is missing here, which is no reason not to plan for another machine."""
+def _obstacle(recipe: Recipe, planned: Sequence[PlannedStage]) -> RecipeError | None:
+    """What stops a run here at once, and is no reason not to plan for another machine."""
     try:
         check_texts(recipe)
         check_tasks(recipe)
+        if any(line.stage.name == bench.STAGE.name for line in planned):
+            check_bench(recipe)
     except RecipeError as error:
         return error
     return None

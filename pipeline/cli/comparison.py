@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
     from pipeline.running.planner import PlannedStage
 
+DAY = 24 * 60 * 60
 FORMS = ("text", "md", "csv", "html", "json")
 _RENDERED = {"md": render_markdown, "csv": render_csv, "html": render_html, "json": as_json}
 
@@ -98,6 +99,11 @@ def wishes(
         settings = Settings(_levels(concurrency), settings.seconds)
     if seconds is not None:
         _positive("--seconds", seconds)
+        if seconds > DAY:
+            # The requests of a round are made before it, and would not fit in memory.
+            raise UsageError(
+                f"--seconds must be at most {DAY}, a day, not {seconds:g}", fix="Write --seconds 30"
+            )
         settings = Settings(settings.concurrency, seconds)
     if price is not None:
         _positive("--price", price)

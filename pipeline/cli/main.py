@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pipeline._version import __version__
-from pipeline.cli import compare, doctor, lm_eval, plan, run, schema, server, store
+from pipeline.cli import compare, doctor, init, lm_eval, plan, run, schema, server, store
 from pipeline.cli.groups import grouped
 from pipeline.cli.options import DebugOption, Invocation
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
@@ -36,6 +36,7 @@ app = typer.Typer(
 store_app = typer.Typer(help="The artifact store.", no_args_is_help=True)
 
 for command in (
+    init.init,
     run.run,
     plan.plan,
     server.serve,

@@ -191,6 +191,11 @@ def lines(found: Roofline, cost: CostSection) -> Iterator[str]:
             f"  reached with {streams(level.concurrency)}: {number(level.tokens_per_second)} of "
             f"{number(level.bound)} tokens/s, {level.share * 100:.0f} %"
         )
+    if any(level.share > 1.0 for level in found.reached):
+        yield (
+            "  More was reached than this allows: the rates were measured while the machine was "
+            "busy, and are higher."
+        )
 
 
 def _rate(value: float) -> str:

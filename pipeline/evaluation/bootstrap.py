@@ -32,6 +32,9 @@ def ratio_estimate(
     numerators: ArrayLike,
     denominators: ArrayLike,
     transform: Callable[[float], float] = lambda ratio: ratio,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Estimate:
     """Estimates a function of a ratio of sums, such as nats per token or their exponential.
 
@@ -46,6 +49,9 @@ def ratio_estimate(
         numerators: One sum per unit.
         denominators: What each is a sum over, such as tokens; positive in total.
         transform: An increasing function of the ratio.
+        least: What no such ratio is below, such as 0 of a share; the interval ends there. Student's
+            would go on.
+        most: What none is above.
 
     Returns:
         Its value; None where it is not finite. The ends are None where they are not finite, and
@@ -62,15 +68,18 @@ def ratio_estimate(
         low, high = _student(above, below, ratio)
     else:
         low, high = _accelerated(above, below, ratio)
+    low, high = max(low, least), min(high, most)
     return Estimate(
         value, _finite(transform, min(low, ratio)), _finite(transform, max(high, ratio))
     )
 
 
-def mean_estimate(values: ArrayLike) -> Estimate:
+def mean_estimate(
+    values: ArrayLike, *, least: float = -math.inf, most: float = math.inf
+) -> Estimate:
     """Estimates a mean over units that count alike; see :func:`ratio_estimate`."""
     numbers = _float64(values)
-    return ratio_estimate(numbers, np.ones(len(numbers)))
+    return ratio_estimate(numbers, np.ones(len(numbers)), least=least, most=most)
 
 
 def quantile_estimate(values: ArrayLike, units: ArrayLike, share: float) -> Estimate:

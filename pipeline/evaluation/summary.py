@@ -56,12 +56,12 @@ def summarize(
     with np.errstate(invalid="ignore"):
         increases = nll - source_nll
     estimates = {
-        "perplexity": ratio_estimate(nll, counts, math.exp),
-        "bits_per_byte": ratio_estimate(nll, sizes, _bits),
+        "perplexity": ratio_estimate(nll, counts, math.exp, least=0.0),
+        "bits_per_byte": ratio_estimate(nll, sizes, _bits, least=0.0),
         "perplexity_increase": ratio_estimate(increases, counts, math.expm1),
-        "kl_divergence": ratio_estimate(kl, counts),
+        "kl_divergence": ratio_estimate(kl, counts, least=0.0),
         "kl_divergence_p99": quantile_estimate(tokens.kl, units, HIGH),
-        "top1_agreement": ratio_estimate(agreements, counts),
+        "top1_agreement": ratio_estimate(agreements, counts, least=0.0, most=1.0),
     }
     return {
         "tokens": len(tokens),

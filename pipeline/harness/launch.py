@@ -22,6 +22,9 @@ found = [u.find_spec(name) is not None for name in ("lm_eval", "pipeline")]
 version = __import__("pipeline._version")._version.__version__ if found[1] else None
 print(__import__("json").dumps([*found, version]))
 """
+NO_FOREIGN_CODE = {"HF_DATASETS_TRUST_REMOTE_CODE": "0"}
+"""No data set brings code that runs, whatever the shell has set; from version 4 on, ``datasets``
+has none of it at all."""
 INSTALL = (
     "Install it once with `make eval` in a checkout, or `pip install 'trtllm-pipeline[eval]'` into "
     "an environment of its own, and name that one's Python with --python"
@@ -55,9 +58,9 @@ def find_python(named: Path | None) -> Path:
             [python, "-c", _PROBE], capture_output=True, text=True, check=True, timeout=60
         )
         lm_eval, ours, version = json.loads(probed.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
         raise UsageError(
-            "this is no Python that can be run", where=str(python), why=str(error), fix=INSTALL
+            "this is no Python that can be run", where=str(python), why=_why(error), fix=INSTALL
         ) from error
     if not lm_eval or not ours:
         missing = "lm-eval" if not lm_eval else "this project"
@@ -71,6 +74,16 @@ def find_python(named: Path | None) -> Path:
             fix="Install this version there again, as the first time",
         )
     return python
+
+
+def _why(error: Exception) -> str:
+    """What a Python that was probed said, without the program that it was given."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"It did not answer within {error.timeout:.0f} s"
+    if isinstance(error, subprocess.CalledProcessError):
+        said = (error.stderr or "").strip().splitlines()
+        return said[-1] if said else f"It ended with exit code {error.returncode}"
+    return str(error)
 
 
 def evaluate(job: Job, python: Path) -> dict[str, Any]:
@@ -91,19 +104,37 @@ def evaluate(job: Job, python: Path) -> dict[str, Any]:
         given, found = Path(folder) / "job.json", Path(folder) / "found.json"
         job.write(given)
         done = subprocess.run(
-            [python, "-m", "pipeline.harness", given, found], stdout=sys.stderr, check=False
+            [python, "-m", "pipeline.harness", given, found],
+            stdout=sys.stderr,
+            check=False,
+            env={**os.environ, **NO_FOREIGN_CODE},
         )
-        if not found.is_file():
+        if done.returncode or not found.is_file():
             raise StageError(
                 f"lm-eval ended with exit code {done.returncode}",
                 where=str(python),
                 why="Its own words are above",
                 fix="Correct what they name; --limit 2 shows soon whether it works",
             )
-        answer: dict[str, Any] = json.loads(found.read_text(encoding="utf-8"))
-    if error := answer.get("error"):
-        raise _as_ours(error)
-    return answer
+        return _answered(found, python)
+
+
+def _answered(found: Path, python: Path) -> dict[str, Any]:
+    try:
+        answer = json.loads(found.read_text(encoding="utf-8"))
+        if error := answer.get("error"):
+            raise _as_ours(error)
+        if not answer["results"]:
+            raise ValueError("no task has a result")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StageError(
+            "what lm-eval found cannot be read",
+            where=str(python),
+            why=f"{type(error).__name__}: {error}",
+            fix=INSTALL,
+        ) from error
+    result: dict[str, Any] = answer
+    return result
 
 
 def _as_ours(error: dict[str, Any]) -> PipelineError:

@@ -30,6 +30,7 @@ from pipeline.ladder.row import (
     with_load,
 )
 from pipeline.ladder.rungs import Rung, every_format, make_rung, parse_formats
+from pipeline.preflight.streams import check_levels
 from pipeline.progress import Progress
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
@@ -96,7 +97,7 @@ def climb(
 
     Raises:
         RecipeError: The recipe is wrong, or one of its texts cannot be read.
-        UsageError: A format is none.
+        UsageError: A format is none, or the server does not take so many streams.
         UnsupportedError: There is no format that recipe, model and target take.
         MissingDependencyError: A package is not installed.
         StoreError: The build directory cannot be written.
@@ -110,6 +111,8 @@ def climb(
     )
     for note in notes:
         progress.note(f"note: {note}")
+    levels = wishes.settings.with_level(recipe.constraints.concurrency).concurrency
+    check_levels(levels, recipe, "--concurrency")
     rungs = [make_rung(name, path, overrides, recipe) for name in names]
     if all(rung.refusal for rung in rungs):
         raise UnsupportedError(
@@ -197,19 +200,21 @@ def _load(
     place = results_path(build, recipe.name)
     settings = wishes.settings.with_level(recipe.constraints.concurrency)
     key = settings.key(recipe, repositories, baseline)
-    before = None if wishes.again else measured_before(place, key)
-    if before:
-        progress.note(f"load: as measured on {before.created} (--again measures it anew)")
-        return before
-    return measured_again(
-        recipe,
-        repositories,
-        baseline,
-        settings=settings,
-        key=key,
-        logs=place.parent / "logs",
-        progress=progress,
-    )
+    # Two loads at once would each measure the other.
+    with build.store.lock("load", "machine"):
+        before = None if wishes.again else measured_before(place, key, repositories)
+        if before:
+            progress.note(f"load: as measured on {before.created} (--again measures it anew)")
+            return before
+        return measured_again(
+            recipe,
+            repositories,
+            baseline,
+            settings=settings,
+            key=key,
+            logs=place.parent / "logs",
+            progress=progress,
+        )
 
 
 def _compared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
+from pipeline.ladder.shapes import Load, misfit
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.serving import open_server
@@ -102,12 +103,13 @@ class Loaded:
         }
 
 
-def measured_before(path: Path, key: str) -> Loaded | None:
+def measured_before(path: Path, key: str, rungs: Collection[str]) -> Loaded | None:
     """Finds the load of an earlier comparison; None where it was another, or there is none.
 
     Args:
         path: The comparison's JSON.
         key: From :meth:`Settings.key`.
+        rungs: The names of those that are loaded; all of them must be there.
     """
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -122,11 +124,13 @@ def measured_before(path: Path, key: str) -> Loaded | None:
             for rung in before["rungs"]
             if rung["load"]
         }
+        if set(servers) != set(rungs) or any(misfit(Load, one) for one in servers.values()):
+            return None
         settings = Settings(tuple(load["concurrency"]), load["seconds"])
         return Loaded(
             key, load["created"], load["machine"], settings, load["rounds"], servers, reused=True
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # a file that was cut or changed is measured again
 
 

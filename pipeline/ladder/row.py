@@ -14,6 +14,8 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
 from pipeline.ladder.rungs import Rung
+from pipeline.ladder.shapes import Report, misfit
+from pipeline.report.collect import SCHEMA
 from pipeline.report.prices import price_of
 
 REPORT = "report.json"
@@ -35,21 +37,30 @@ def read_report(path: Path) -> dict[str, Any]:
     """Reads a ``report.json``.
 
     Raises:
-        UsageError: It is not one, or one of an older version.
+        UsageError: It is not one, or one of another version, or was changed.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        if report["schema"] < 3:
-            msg = f"its schema is {report['schema']}, which said less"
-            raise ValueError(msg)
-        return dict(report)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            "this is not a report",
-            where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            fix="Name build/<recipe name> folders; an old report is written again by a run",
-        ) from error
+    except OSError as error:
+        raise _no_report(path, error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _no_report(path, str(error)) from error
+    if not isinstance(report, dict):
+        raise _no_report(path, "it is no JSON object")
+    if report.get("schema") != SCHEMA:
+        raise _no_report(path, f"its schema is {report.get('schema')!r:.40}, not {SCHEMA}")
+    if why := misfit(Report, report):
+        raise _no_report(path, why)
+    return report
+
+
+def _no_report(path: Path, why: str) -> UsageError:
+    return UsageError(
+        "this is not a report that can be compared",
+        where=str(path),
+        why=why,
+        fix="Name build/<recipe name> folders; a run of the recipe writes its report again",
+    )
 
 
 def refused(rung: Rung) -> dict[str, Any]:

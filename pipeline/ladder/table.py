@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.ladder.row import level_at
 from pipeline.tables import memory_size, number, streams
 from pipeline.verdict.decision import title_of
+from pipeline.verdict.words import percent, signed_percent
 
 NO_DIFFERENCE = "no difference"
 DASH = "-"
@@ -273,7 +274,7 @@ def _claim_value(measure: str, value: float) -> str:
         return f"{value:.3g}x"
     if measure == "share_of_16bit":
         return f"{value:.0%}".replace("%", " %")
-    return f"{value * 100:+.2f} %" if measure == "perplexity_increase" else f"{value * 100:.2f} %"
+    return signed_percent(value) if measure == "perplexity_increase" else percent(value)
 
 
 def _here(claim: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.ladder.shapes import HistoryLine, misfit
 from pipeline.store.journal import read
 from pipeline.tables import number, streams
 from pipeline.verdict.words import signed_percent
@@ -50,22 +51,28 @@ def trend(place: Path) -> dict[str, Any]:
         ``changes`` (``measure``, ``words``, ``worse``) since the run before it.
 
     Raises:
-        UsageError: There is no history, or it is damaged.
+        UsageError: There is no history, it has no run, or it is damaged.
     """
     path = place / NAME if place.is_dir() else place
     lines = read(path)
-    try:
-        runs = [
-            {**line, "changes": [asdict(change) for change in _changes(lines[:index], line)]}
-            for index, line in enumerate(lines)
-        ]
-    except (KeyError, TypeError) as error:
+    if not lines:
         raise UsageError(
-            "this history is not one that this version wrote",
+            "this history has no run",
             where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            fix="Move the file away: the next run begins a new one",
-        ) from error
+            fix="Every finished run of a recipe adds a line to it: trtllm-pipeline run RECIPE",
+        )
+    for index, line in enumerate(lines, 1):
+        if why := misfit(HistoryLine, line):
+            raise UsageError(
+                "this history is not one that this version wrote",
+                where=f"{path}:{index}",
+                why=why,
+                fix="Move the file away: the next run begins a new one",
+            )
+    runs = [
+        {**line, "changes": [asdict(change) for change in _changes(lines[:index], line)]}
+        for index, line in enumerate(lines)
+    ]
     return {"name": path.resolve().parent.name, "runs": runs}
 
 

@@ -21,6 +21,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy, Section, Unit, elements_of, section_of
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+TITLE = "A recipe of trtllm-pipeline"
 
 _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 # What docstrings call by Python's names and YAML by others.
@@ -136,7 +137,7 @@ def recipe_schema() -> dict[str, Any]:
             # A key with nothing below it is null in YAML, and means the section's defaults.
             shown["anyOf"] = [{"$ref": shown.pop("$ref")}, {"type": "null"}]
             del shown["default"]
-    return {"$schema": DIALECT, "title": "A recipe of trtllm-pipeline", **schema}
+    return {"$schema": DIALECT, "title": TITLE, **schema}
 
 
 def schema_text() -> str:

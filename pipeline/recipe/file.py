@@ -103,7 +103,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             "the recipe is empty or not a mapping of keys",
             where=str(path),
-            fix="Start from one of the recipes in the project's configs/",
+            fix="trtllm-pipeline init MODEL writes one that can be run",
         )
     places = {key: f"{path}:{line}" for key, line in _lines(tree)}
     for override in overrides:
@@ -136,7 +136,8 @@ def _read(path: Path) -> str:
         raise RecipeError(
             "there is no such recipe",
             where=str(path),
-            fix="The project's repository has recipes in configs/",
+            fix="trtllm-pipeline init MODEL writes one; the project's repository has others in "
+            "configs/",
         ) from error
     except (OSError, ValueError) as error:
         # A name with a NUL character and bytes that are not UTF-8 are ValueErrors.

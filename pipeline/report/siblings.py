@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from pipeline.formats import NO_QUANT
 from pipeline.report.collect import SCHEMA
 
 REPORT = "report.json"
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -31,13 +34,14 @@ def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
         return []
     found = []
     for path in sorted(folder.parent.glob(f"*/{REPORT}")):
-        if path.parent.name == folder.name:
+        # A pipe of that name would be waited for.
+        if path.parent.name == folder.name or not path.is_file():
             continue
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
             if _is_sibling(report, other):
-                found.append(_row(report, other))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                found.append(_checked(_row(report, other)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
 
@@ -72,7 +76,7 @@ def _row(report: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         "created": str(other["created"]),
         "verdict": str(other["verdict"]["verdict"]),
         "bytes": int(checkpoint["bytes"]),
-        "share": float(checkpoint["share"]),
+        "share": _finite(checkpoint["share"]),
         "increase": _estimate(quality["perplexity_increase"]) if comparable else None,
         "speed": [
             {
@@ -108,6 +112,20 @@ def _same_load(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _estimate(values: Mapping[str, float | None]) -> dict[str, float | None]:
     return {
-        name: None if values[name] is None else float(values[name])  # type: ignore[arg-type]
+        name: None if values[name] is None else _finite(values[name])
         for name in ("value", "low", "high")
     }
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Refuses names that no recipe has: what a neighbour's file says goes on this one's page."""
+    for key in ("name", "format", "verdict"):
+        if not _WORD.fullmatch(row[key]):
+            raise ValueError(row[key])
+    return row
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number

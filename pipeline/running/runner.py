@@ -20,10 +20,12 @@ from pipeline.errors import (
 from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.preflight.model_checks import check_local_model
 from pipeline.preflight.remarks import engine_not_measured
+from pipeline.preflight.streams import check_bench
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, plan_stage, stages_for
 from pipeline.source.texts import check_texts
+from pipeline.stages import bench
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
@@ -82,7 +84,8 @@ def run_recipe(
             measured all the same. From there on no folder is deployed.
 
     Raises:
-        RecipeError: A text cannot be read; nothing was done yet.
+        RecipeError: A text cannot be read, or the load test is more than the server takes; nothing
+            was done yet.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
         PipelineError: The first failure; artifacts published before it stay.
     """
@@ -102,6 +105,8 @@ def run_recipe(
         past_checks=past_checks,
     )
     stages = _until(run.stages, until)
+    if any(stage.name == bench.STAGE.name for stage in stages):
+        check_bench(recipe)
     try:
         for index, stage in enumerate(stages):
             run.bring_up_to_date(stage, stages[index:])

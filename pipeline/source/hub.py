@@ -115,6 +115,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return "The Hub cannot be reached, and nothing of it was fetched here before"
     if "Max retries exceeded" in str(error) or _is_of_the_network(error):
         return f"The Hub cannot be reached ({type(error).__name__})"
     return str(error).strip().partition("\n")[0]

@@ -232,6 +232,14 @@ def read_text_file(path: Path) -> str:
         UsageError: It is missing, cannot be read or is not UTF-8; with the line.
     """
     try:
+        if path.exists() and not path.is_file():
+            # A named pipe would be waited for, and is empty when it is read a second time.
+            raise UsageError(
+                "the text file cannot be read",
+                where=str(path),
+                why="It is a folder" if path.is_dir() else "It is a pipe or a device",
+                fix="Name a file that can be read more than once",
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise UsageError(

@@ -234,7 +234,7 @@ def _noise(text: _Text, models: _Models) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     title="measure the written checkpoint",
     inputs=("source", "quantize"),
     run=run,

@@ -220,7 +220,7 @@ def _needs(recipe: Recipe) -> Requirements:
 
 STAGE = Stage(
     name="fidelity",
-    version=1,
+    version=2,
     title="measure the compiled engine",
     inputs=("source", "quantize", "compile"),
     run=run,

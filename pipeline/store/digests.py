@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,13 @@ def digest_of(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Computes the SHA-256 of a file's bytes."""
+    """Computes the SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe or a device, which may have no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

@@ -42,22 +42,23 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: There is no such file, or a line is not an object with a ``key``.
     """
+    if path.exists() and not path.is_file():
+        # A named pipe would be waited for.
+        raise _unreadable(path, "It is not a file")
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also cuts at characters that JSON leaves in a text.
+        texts = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            "there is no history that can be read",
-            where=str(path),
-            why=str(error),
-            fix="Every finished run of a recipe adds a line to it: trtllm-pipeline run RECIPE",
-        ) from error
-    lines = []
+        raise _unreadable(path, str(error)) from error
+    lines: list[dict[str, Any]] = []
+    if texts == [""]:
+        return lines
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
             if not isinstance(line[KEY], str):
                 raise TypeError(KEY)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(
                 "this line is not one of a history",
                 where=f"{path}:{number}",
@@ -66,3 +67,12 @@ def read(path: Path) -> list[dict[str, Any]]:
             ) from error
         lines.append(line)
     return lines
+
+
+def _unreadable(path: Path, why: str) -> UsageError:
+    return UsageError(
+        "there is no history that can be read",
+        where=str(path),
+        why=why,
+        fix="Every finished run of a recipe adds a line to it: trtllm-pipeline run RECIPE",
+    )

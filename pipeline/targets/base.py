@@ -79,6 +79,19 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Room:
+    """How much of the memory of a recipe's machine is left for sequences.
+
+    Attributes:
+        sequences: Of ``max_seq_len`` tokens, together.
+        words: Whose memory it is, such as ``L4``, to follow "fits".
+    """
+
+    sequences: int
+    words: str
+
+
+@dataclass(frozen=True)
 class GivenEngine:
     """An engine that was built elsewhere.
 
@@ -213,6 +226,17 @@ class Target(Protocol):
 
         Returns:
             The machine; None where the recipe names none, or its rates are not known.
+        """
+
+    def room(self, recipe: Recipe, facts: ModelFacts) -> Room | None:
+        """Says how many sequences fit beside the engine, for the sizes of a new recipe.
+
+        Args:
+            recipe: A recipe that :meth:`check` has passed.
+            facts: The model's facts.
+
+        Returns:
+            The room, with something to spare; None where the memory is not known.
         """
 
     def section(self, recipe: Recipe) -> dict[str, Any]:

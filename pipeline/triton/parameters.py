@@ -91,10 +91,14 @@ def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[s
     }
 
 
+def most_requests(recipe: Recipe) -> int:
+    """Returns how many requests the text models take at a time; they refuse the others."""
+    # What the engine admits must also find a thread in the model before it.
+    return recipe.compile.max_batch_size + (recipe.serve.max_queue_size or UNLIMITED_QUEUE)
+
+
 def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
     serve = recipe.serve
-    # What the engine admits must also find a thread in the model before it.
-    waiting = serve.max_queue_size or UNLIMITED_QUEUE
     guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
     greedy = {"decodes_greedily": "true"} if engine.greedy else {}
     adapters = {"lora_task_ids": ",".join(map(str, engine.lora_task_ids))}
@@ -113,7 +117,7 @@ def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
         "include_stop_str_in_output": _flag(serve.include_stop_str_in_output),
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "tensorrt_llm_model_name": ENGINE,
-        "max_concurrent_requests": str(recipe.compile.max_batch_size + waiting),
+        "max_concurrent_requests": str(most_requests(recipe)),
     }
 
 

@@ -193,3 +193,44 @@ def test_an_unknown_id_is_named(tmp_path: Path, hub: tuple[type[Hub], str]) -> N
     assert failed.returncode == 5
     assert "org/absent cannot be fetched from the Hub" in failed.stderr
     assert "model.source" in failed.stderr
+
+
+def test_init_fetches_config_json_alone_and_pins_the_commit(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    made = _init(tmp_path, endpoint)
+    assert made.returncode == 0, made.stderr
+    assert handler.fetched == ["config.json"]
+    text = (tmp_path / "tiny-int4-awq.yaml").read_text()
+    assert f"revision: {COMMIT}\n" in text
+    assert "source: org/tiny\n" in text
+    # What plan needs is in the cache by now.
+    planned = _init(tmp_path, "http://127.0.0.1:9", "plan", "tiny-int4-awq.yaml")
+    assert planned.returncode == 0, planned.stderr
+
+
+def test_init_says_plainly_that_there_is_no_network(tmp_path: Path) -> None:
+    for offline in ({}, {"HF_HUB_OFFLINE": "1"}):
+        failed = _init(tmp_path, "http://127.0.0.1:9", **offline)
+        assert failed.returncode == 5
+        assert "org/tiny cannot be fetched from the Hub. The Hub cannot be reached" in failed.stderr
+        assert "Traceback" not in failed.stderr
+        assert not list(tmp_path.glob("*.yaml"))
+
+
+def _init(
+    folder: Path, endpoint: str, *arguments: str, **env: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": str(PROJECT),
+        **env,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *(arguments or ("init", "org/tiny"))],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,22 @@ def test_a_plan_names_what_would_stop_a_run(
     assert "nowhere.txt" in str(obstacle)
     with pytest.raises(RecipeError, match=r"nowhere\.txt"):
         pipeline.run(recipe, tmp_path)
+
+
+def test_a_load_that_the_server_refuses_stops_a_run_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tensorrt_llm_bls of this repository refuses the request after max_concurrent_requests."""
+    monkeypatch.chdir(PROJECT)
+    sizes = ["compile.max_batch_size=2", "serve.max_queue_size=3"]
+    fits = pipeline.load_recipe(DEMO, [*sizes, "bench.concurrency=[1,5]"])
+    assert pipeline.plan(fits, tmp_path).obstacle is None
+    recipe = pipeline.load_recipe(DEMO, [*sizes, "bench.concurrency=[1,6]"])
+    words = r"bench\.concurrency.*6 streams are more than the server takes\. It takes 5 requests"
+    assert re.search(words, str(pipeline.plan(recipe, tmp_path).obstacle))
+    with pytest.raises(RecipeError, match=words):
+        pipeline.run(recipe, tmp_path)
+    assert not (tmp_path / recipe.name).exists()
 
 
 def test_a_model_that_cannot_be_used_has_no_plan(

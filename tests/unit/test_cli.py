@@ -63,6 +63,7 @@ def _shell(redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]
         "pipeline.running.planner",
         "pipeline.running.runner",
         "pipeline.recipe.docs",
+        "pipeline.scaffold.draft",
     ],
 )
 def test_start_up_imports_nothing_heavy(module: str) -> None:

@@ -96,6 +96,7 @@ def test_a_page_names_what_is_there(page: str) -> None:
         "docs/clients.md",
         "docs/features.md",
         "docs/gpu.md",
+        "docs/init.md",
         "docs/recipe.md",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ def test_an_environment_without_lm_eval_is_refused() -> None:
         ("[true, false, null]", MissingDependencyError, "this project is not installed"),
         ('[true, true, "0.0.1"]', MissingDependencyError, "version 0.0.1 of this project, not"),
         ("nonsense", UsageError, "no Python that can be run"),
+        ("null", UsageError, "no Python that can be run"),
+        ("5", UsageError, "no Python that can be run"),
+        ("[true]", UsageError, "no Python that can be run"),
     ],
 )
 def test_what_the_other_python_says_counts(
@@ -53,6 +57,20 @@ def test_what_the_other_python_says_counts(
     python = script(tmp_path / "python", f"echo '{said}'")
     with pytest.raises(error, match=words):
         find_python(python)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("echo first >&2; echo 'No module named x' >&2; exit 1", "No module named x"),
+        ("exit 3", "It ended with exit code 3"),
+        ("printf '\\377'", "invalid start byte"),
+    ],
+)
+def test_a_python_that_fails_is_told_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as found:
+        find_python(script(tmp_path / "python", text))
+    assert "find_spec" not in str(found.value)
 
 
 def test_a_python_that_is_not_there(tmp_path: Path) -> None:
@@ -80,6 +98,33 @@ def test_an_error_for_people_is_raised_here(tmp_path: Path) -> None:
 def test_a_process_that_dies_is_a_failed_stage(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="lm-eval ended with exit code 7"):
         evaluate(JOB, script(tmp_path / "python", "exit 7"))
+
+
+def test_a_process_that_dies_late_has_found_nothing(tmp_path: Path) -> None:
+    python = script(tmp_path / "python", 'echo \'{"results": 1}\' > "$4"; exit 9')
+    with pytest.raises(StageError, match="lm-eval ended with exit code 9"):
+        evaluate(JOB, python)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "{", "null", "[1]", "{}", '{"results": {}}', '{"error": "no"}', '{"error": {}}']
+)
+def test_an_answer_that_is_none_is_a_failed_stage(tmp_path: Path, said: str) -> None:
+    python = script(tmp_path / "python", f"echo '{said}' > \"$4\"")
+    with pytest.raises(StageError, match="what lm-eval found cannot be read"):
+        evaluate(JOB, python)
+
+
+def test_nothing_is_read_by_a_shell_and_no_data_set_runs_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_TRUST_REMOTE_CODE", "1")
+    kept, pwned = tmp_path / "job.json", tmp_path / "pwned"
+    text = f'cp "$3" {kept}; echo "{{\\"results\\": \\"$HF_DATASETS_TRUST_REMOTE_CODE\\"}}" > "$4"'
+    hostile = replace(JOB, tasks=(f"$(touch {pwned})", f"`touch {pwned}`", f"a; touch {pwned}"))
+    assert evaluate(hostile, script(tmp_path / "python", text)) == {"results": "0"}
+    assert Job.read(kept) == hostile
+    assert not pwned.exists()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ ROOMS = (
             *("bench", "checkpoint", "cli", "evaluation", "harness"),
             *("models", "preflight", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
-            *("ladder", "verdict"),
+            *("ladder", "scaffold", "verdict"),
         )
     ),
     "client/trtllm_client/*.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,6 +28,14 @@ def test_lines_are_appended_in_order_and_a_key_not_twice_in_a_row(tmp_path: Path
     assert [line["key"] for line in read(path)] == ["a", "b", "a"]
 
 
+def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    texts = ["a\u2028b", "a\x85b", "a\u2029b", "a\x1eb", "a\rb"]
+    for text in texts:
+        assert append(path, {"key": repr(text), "text": text})
+    assert [line["text"] for line in read(path)] == texts
+
+
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_the_file(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     append(path, {"key": "a"})
@@ -41,6 +50,14 @@ def test_a_line_that_was_cut_is_not_appended_to(tmp_path: Path) -> None:
     path.write_text('{"key": "a"}\n{"key": "b')
     with pytest.raises(UsageError, match=r"history\.jsonl:2: this line is not one of a history"):
         append(path, {"key": "c"})
+
+
+def test_a_pipe_and_a_folder_are_no_journals(tmp_path: Path) -> None:
+    """Nobody writes into the pipe: to open it for reading would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UsageError, match=r"no history that can be read\. It is not a file"):
+            append(path, {"key": "a"})
 
 
 def test_a_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:

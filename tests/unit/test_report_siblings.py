@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,16 @@ def test_an_eight_bit_kv_cache_is_not_16_bit(tmp_path: Path) -> None:
         report(checkpoint=None),
         report(verdict=report()["verdict"] | {"status": "unfinished"}),
         _plain(quality={"perplexity_increase": "much"}),
+        _plain() | {"checkpoint": _plain()["checkpoint"] | {"share": float("inf")}},
+        _plain() | {"name": "<script>alert(1)</script>"},
+        _plain() | {"checkpoint": _plain()["checkpoint"] | {"format": "a|b"}},
+        _plain(verdict=report()["verdict"] | {"verdict": "[fine](http://x)"}),
+        "[" * 100_000,
     ],
-    ids=["text", "list", "empty", "old", "no-model", "model", "no-checkpoint", "unfinished", "odd"],
+    ids=[
+        *("text", "list", "empty", "old", "no-model", "model", "no-checkpoint", "unfinished"),
+        *("odd", "infinite", "name", "format", "verdict", "deep"),
+    ],
 )
 def test_what_is_no_sibling_is_left_out(other: Any, tmp_path: Path) -> None:
     own = _put(tmp_path, "demo", report())
@@ -123,3 +132,12 @@ def test_the_deployed_pages_name_siblings_and_the_artifact_does_not(tmp_path: Pa
     (outputs / "report.json").write_bytes(files["report.json"])
     _put(build, "plain", _plain(siblings=deployed["quality"]["completions"]))
     assert STAGE.deployment.finish(artifact, outputs) == files
+
+
+def test_a_pipe_and_a_folder_are_no_reports(tmp_path: Path) -> None:
+    """Nobody writes into the pipe: to open it for reading would wait for ever."""
+    own = _put(tmp_path, "demo", report())
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "report.json")
+    (tmp_path / "folder" / "report.json").mkdir(parents=True)
+    assert siblings_of(report(), own) == []

@@ -236,6 +236,39 @@ def test_a_torn_file_of_rates_is_measured_again(torn: str, tmp_path: Path) -> No
     assert json.loads((tmp_path / rates.NAME).read_text())["bytes_per_second"] > 0
 
 
+@pytest.mark.parametrize("key", ["bytes_per_second", "float32_operations_per_second"])
+@pytest.mark.parametrize("rate", ["1e400", "NaN", "0", "-5", '"fast"', "null", "true"])
+def test_a_rate_that_is_none_is_measured_again(key: str, rate: str, tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    rates.processor(tmp_path, None)
+    path = tmp_path / rates.NAME
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({**kept, key: "RATE"}).replace('"RATE"', rate))
+    found = rates.processor(tmp_path, None)
+    assert found
+    assert 1e9 < found.bandwidth < 1e15
+    assert 1e9 < (found.operations["float32"] or 0) < 1e18
+
+
+def test_rates_nested_too_deep_are_measured_again(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    (tmp_path / rates.NAME).write_text("[" * 100_000)
+    assert rates.processor(tmp_path, None)
+
+
+def test_more_than_the_bound_is_explained() -> None:
+    recipe, setting = _recipe(), Setting(A100, kv_bytes_per_token=10**6)
+    measured = {"concurrency": 1, "requests": 1, "input_tokens": 10, "output_tokens": 1}
+
+    def text(speed: float) -> str:
+        row = {**measured, "tokens_per_second": {"value": speed}}
+        found = with_reached(roofline(recipe, _llama(), setting), recipe, _llama(), [row])
+        return "\n".join(lines(found, recipe.cost))
+
+    assert "More was reached than this allows" in text(1e6)
+    assert "More was reached" not in text(1.0)
+
+
 def test_a_plan_leaves_no_folder_behind(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     rates.processor(tmp_path / "absent", None)

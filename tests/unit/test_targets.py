@@ -54,6 +54,9 @@ class ExportTarget:
     def setting(self, *_: Any) -> None:
         return None
 
+    def room(self, *_: Any) -> None:
+        return None
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         return {"compile": recipe.section("compile")}
 

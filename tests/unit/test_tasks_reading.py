@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,19 @@ def test_contents_count_and_not_where_they_lie(tmp_path: Path) -> None:
     assert digests(tmp_path / "one") == digests(tmp_path / "two") != digests(tmp_path / "three")
     one, other = (tmp_path / name for name in ("one/x_val.csv", "three/y_val.csv"))
     assert digests(one) != digests(other)
+
+
+def test_an_answer_of_thousands_of_digits_is_no_choice(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "q.jsonl", {**SUM, "answer": "9" * 5000})
+    with pytest.raises(UsageError, match=r"q\.jsonl:1: \"answer\" is '999.*none of the 4 choices"):
+        read_questions(task(path))
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    """Opened for reading, it would block until somebody writes; nobody ever does here."""
+    os.mkfifo(tmp_path / "q.jsonl")
+    named = recipe(tmp_path, [{"name": "t", "file": str(tmp_path / "q.jsonl"), "layout": "mmlu"}])
+    with pytest.raises(RecipeError, match=r"q\.jsonl: the text file cannot be read\. It is a pipe"):
+        check_tasks(named)
+    with pytest.raises(RecipeError, match=r"q\.jsonl cannot be read\. It is a pipe or a device"):
+        tasks_material(named)

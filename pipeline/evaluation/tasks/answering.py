@@ -48,12 +48,13 @@ class TaskScore:
     @property
     def accuracy(self) -> Estimate:
         """Estimates the other model's accuracy."""
-        return mean_estimate(self.other)
+        return mean_estimate(self.other, least=0.0, most=1.0)
 
     @property
     def accuracy_change(self) -> Estimate:
         """Estimates the other model's accuracy less the source's, on the same questions."""
-        return mean_estimate(self.other.astype(float) - self.source.astype(float))
+        changes = self.other.astype(float) - self.source.astype(float)
+        return mean_estimate(changes, least=-1.0, most=1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values."""

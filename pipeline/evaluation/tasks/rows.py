@@ -114,7 +114,8 @@ def index_of(value: object, key: str, choices: int, place: str, form: str) -> in
     if isinstance(value, str):
         text = value.strip()
         is_letter = len(text) == 1 and text in LETTERS
-        found = LETTERS.index(text) if is_letter else int(text) if text.isdecimal() else None
+        is_number = text.isdecimal() and len(text) <= len(str(len(LETTERS)))
+        found = LETTERS.index(text) if is_letter else int(text) if is_number else None
     if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < choices:
         raise wrong(place, f'"{key}" is {value!r}, none of the {choices} choices', form)
     return found

@@ -14,6 +14,8 @@ from pathlib import Path
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
+from pipeline.tables import memory_size
+from pipeline.targets.base import Room
 from pipeline.targets.openvino.options import kv_cache_precision
 
 TOKENS_PER_BLOCK = 32
@@ -64,6 +66,23 @@ def plan_memory(recipe: Recipe, facts: ModelFacts) -> MemoryPlan:
         sequences=tokens // longest,
         machine=machine_memory(),
     )
+
+
+def room(recipe: Recipe, facts: ModelFacts) -> Room | None:
+    """Counts the sequences that fit beside the weights into half of this machine's memory.
+
+    The other half is for what OpenVINO computes with, and for the source model, which evaluation
+    holds beside the checkpoint; the cache is reserved whole when the server starts.
+
+    Returns:
+        The room; None where the system does not say what memory there is.
+    """
+    plan = plan_memory(recipe, facts)
+    if plan.machine is None:
+        return None
+    free = max(plan.machine // 2 - plan.weights, 0)
+    size = " ".join(memory_size(plan.machine).split())
+    return Room(free // plan.kv_bytes_per_sequence, f"half of this machine's {size}")
 
 
 def kv_bytes_per_token(facts: ModelFacts, precision: str) -> int:

@@ -19,6 +19,7 @@ from pipeline.targets.base import (
     EngineEvaluation,
     Explanation,
     GivenEngine,
+    Room,
     ServeCommand,
     Target,
 )
@@ -70,6 +71,12 @@ class OpenVinoTarget:
         per_token = kv_bytes_per_token(facts, kv_cache_precision(recipe))
         # Weights of 16 and 4 bits are multiplied in float32.
         return Setting(hardware, per_token, computes="float32") if hardware else None
+
+    def room(self, recipe: Recipe, facts: ModelFacts) -> Room | None:
+        """Says what fits into half of this machine's memory."""
+        from pipeline.targets.openvino.memory import room
+
+        return room(recipe, facts)
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns ``compile`` without other targets' options; the ranks are the checkpoint's."""

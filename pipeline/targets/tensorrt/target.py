@@ -18,12 +18,13 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    Room,
     ServeCommand,
     Target,
 )
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine
 from pipeline.targets.tensorrt.plan.build_config import build_section
-from pipeline.targets.tensorrt.plan.preview import preview_here, refuse_errors
+from pipeline.targets.tensorrt.plan.preview import preview_engine, preview_here, refuse_errors
 from pipeline.targets.tensorrt.toolchain import check_tensorrt_llm
 from pipeline.triton.parameters import EngineModel
 
@@ -82,6 +83,19 @@ class TensorRtTarget:
         from pipeline.targets.tensorrt.plan.setting import gpu_setting
 
         return gpu_setting(recipe, facts)
+
+    def room(self, recipe: Recipe, facts: ModelFacts) -> Room | None:
+        """Says what fits each of the GPUs that ``compile.gpu`` names.
+
+        Raises:
+            RecipeError: ``compile.gpu`` is not in the table.
+        """
+        preview = preview_engine(recipe, facts)
+        gpu, memory = preview.gpu, preview.memory
+        if gpu is None or memory.kv_pool is None:
+            return None
+        ranks = preview.checkpoint.world_size
+        return Room(memory.kv_pool // memory.kv_bytes_per_sequence, f"{ranks} x {gpu.name}")
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns what it reads of ``compile``, without ``workers``; and the two formats of

@@ -97,6 +97,16 @@ def test_few_units_have_students_interval_by_hand() -> None:
         assert width(found) == pytest.approx(2 * half, rel=1e-4)
 
 
+def test_an_interval_ends_where_no_such_number_goes_on() -> None:
+    """Student's of 1, 1 and 0.5 reaches 0.833 + 4.3027 / 6 = 1.55, which no share is."""
+    shares = [1.0, 1.0, 0.5]
+    assert mean_estimate(shares).high == pytest.approx(0.8333 + 4.3027 / 6, abs=1e-3)
+    found = mean_estimate(shares, least=0.0, most=1.0)
+    assert found.high == 1.0
+    assert found.low == mean_estimate(shares).low
+    assert mean_estimate([0.0, 0.0, 0.5], least=0.0).low == 0.0
+
+
 def test_one_unit_tells_no_interval() -> None:
     assert ratio_estimate([3.0], [2.0]) == Estimate(1.5)
     assert quantile_estimate([3.0, 1.0], [0, 0], 0.99) == Estimate(3.0)

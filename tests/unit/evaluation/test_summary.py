@@ -125,3 +125,15 @@ def test_scores_that_are_not_finite_do_not_end_the_summary(count: int) -> None:
     assert found["perplexity_increase"]["value"] is found["kl_divergence"]["value"] is None
     assert found["kl_divergence_p99"]["value"] is None
     assert found["top1_agreement"]["value"] == pytest.approx(0.2)
+
+
+def test_no_interval_holds_what_cannot_be() -> None:
+    """No share is above 1 and no divergence below 0; a perplexity of 1 is a text known by heart."""
+    parts = [scores(4, 1.0, 0.1, 0.0, 4), scores(4, 1.0, 3.0, 0.5, 4), scores(4, 1.0, 0.1, 0.0, 2)]
+    found = summarize(*of_documents(parts), parts)
+    assert found["top1_agreement"]["high"] == 1.0
+    assert found["kl_divergence"]["low"] == 0.0
+    assert found["perplexity"]["low"] == 1.0
+    assert found["bits_per_byte"]["low"] == 0.0
+    # A change may go either way.
+    assert found["perplexity_increase"]["low"] < 0.0 < found["perplexity_increase"]["high"]

@@ -108,8 +108,10 @@ def test_every_form_of_finished_builds(builds: Path, capsys: pytest.CaptureFixtu
         (["DEMO", "--concurrency", "1,x"], r"--concurrency 1,x is no list of numbers"),
         (["DEMO", "--concurrency", "0"], r"--concurrency must be at least 1"),
         (["DEMO", "--seconds", "0"], r"--seconds must be above 0, not 0"),
+        (["DEMO", "--seconds", "1e9"], r"--seconds must be at most 86400, a day, not 1e\+09"),
         (["DEMO", "--price", "-1"], r"--price must be above 0, not -1"),
         (["DEMO", "--utilization", "50"], r"--utilization is a share above 0 and at most 1"),
+        (["DEMO", "--concurrency", "1,289"], r"--concurrency: 289 streams are more than .* 288 re"),
         (["DEMO", "--formats", "int3"], r"'int3' is no format"),
         (["no/such.yaml"], r"no/such\.yaml: there is no such recipe"),
         (["no/such"], r"no/such: this is not a report"),
@@ -124,8 +126,42 @@ def test_what_does_not_go_together_is_told(arguments: list[str], words: str, bui
 
 def test_an_old_report_says_that_a_run_writes_it_again(tmp_path: Path) -> None:
     save(tmp_path / "old", {**report("old", "int8_sq"), "schema": 2})
-    with pytest.raises(UsageError, match=r"its schema is 2.*written again by a run"):
+    with pytest.raises(UsageError, match=r"[Ii]ts schema is 2, not 3\..*writes its report again"):
         compare(tmp_path / "old")
+
+
+@pytest.mark.parametrize("form", ["text", "md", "csv", "html", "json"])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"schema": True}, r"[Ii]ts schema is True, not 3"),
+        ({"schema": 99}, r"[Ii]ts schema is 99, not 3"),
+        ({"cost": "free"}, r"cost: input should be"),
+        ({"load": [1, 2]}, r"load: input should be"),
+        ({"quality": {"perplexity": "seven"}}, r"quality\.perplexity: input should be"),
+        ({"quality": {"tasks": "no"}}, r"quality\.tasks: input should be"),
+        ({"size": {"checkpoint_bytes": "many"}}, r"size\.checkpoint_bytes: input should be"),
+        ({"recipe": {"quantize": {"format": "int3"}}}, r"recipe\.quantize\.format: input should"),
+        ({"created": 5}, r"created: input should be"),
+        ({"size": {"share": float("nan")}}, r"size\.share: input should be a finite number"),
+        ({"verdict": {}}, r"verdict\.verdict: field required"),
+    ],
+)
+def test_a_report_that_was_changed_is_refused_in_every_form(
+    changes: dict[str, Any], why: str, form: str, tmp_path: Path
+) -> None:
+    save(tmp_path / "changed", {**report("changed", "int8_sq"), **changes})
+    with pytest.raises(UsageError, match=rf"changed/report\.json: this is not a .*{why}"):
+        compare(tmp_path / "changed", "--format", form)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"schema": 3}', '{"schema": 3, "name": ' + "[" * 100_000]
+)
+def test_what_is_no_report_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(UsageError, match=r"report\.json: this is not a report that can be"):
+        compare(tmp_path)
 
 
 def test_a_ladder_of_which_every_rung_is_refused_says_all_reasons(

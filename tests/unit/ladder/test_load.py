@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_the_level_that_the_constraints_are_about_is_measured() -> None:
 
 def test_only_the_same_key_is_found_and_a_cut_file_is_none(tmp_path: Path) -> None:
     path = tmp_path / "compare.json"
-    assert measured_before(path, "k") is None
+    assert measured_before(path, "k", ["t-float16"]) is None
     load = {
         "key": "k",
         "created": "2026-05-01T10:00:00Z",
@@ -69,12 +70,34 @@ def test_only_the_same_key_is_found_and_a_cut_file_is_none(tmp_path: Path) -> No
     rungs = [rung("float16", [level(8, 10.0)]), rung("fp8")]
     text = json.dumps({"load": load, "rungs": rungs})
     path.write_text(text)
-    found = measured_before(path, "k")
+    found = measured_before(path, "k", ["t-float16"])
     assert found
     assert found.reused
     assert list(found.servers) == ["t-float16"]
     assert found.servers["t-float16"]["measurements"][0]["tokens_per_second"]["value"] == 10.0
-    assert measured_before(path, "other") is None
+    assert measured_before(path, "other", ["t-float16"]) is None
     for cut in (text[: len(text) // 2], "[]", "{}", '{"load": null, "rungs": []}'):
         path.write_text(cut)
-        assert measured_before(path, "k") is None
+        assert measured_before(path, "k", ["t-float16"]) is None
+
+
+@pytest.mark.parametrize(
+    "levels", [[], [5], [{**level(8, 10.0), "concurrency": "8"}], [{"concurrency": 8}]]
+)
+def test_a_load_that_was_changed_is_measured_again(tmp_path: Path, levels: list[Any]) -> None:
+    path = tmp_path / "compare.json"
+    load = {
+        "key": "k",
+        "created": "2026-05-01T10:00:00Z",
+        "machine": {"cpus": 2},
+        "concurrency": [8],
+        "seconds": 30.0,
+        "rounds": 5,
+    }
+    rungs = [rung("float16", [level(8, 10.0)]), rung("int8_sq", [level(8, 12.0)])]
+    names = [row["name"] for row in rungs]
+    path.write_text(json.dumps({"load": load, "rungs": rungs}))
+    assert measured_before(path, "k", names)
+    changed = [rungs[0], {**rungs[1], "load": levels}]
+    path.write_text(json.dumps({"load": load, "rungs": changed}))
+    assert measured_before(path, "k", names) is None

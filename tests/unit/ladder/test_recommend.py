@@ -212,3 +212,9 @@ def test_when_nothing_was_finished_the_reason_is_short() -> None:
 def test_a_rung_without_measured_quality_says_so() -> None:
     rows = ladder(quality=None)
     assert "its quality was not measured" in chosen(rows)["reason"]
+
+
+def test_a_change_that_is_nothing_has_no_sign() -> None:
+    rows = [rung("float16", [level(8, 100.0)], perplexity_increase=est(-1e-6, -2e-6, 1e-6))]
+    found = recommend(rows, ConstraintsSection(), 8, None)
+    assert "perplexity 0.00 % against the source" in found["reason"]

@@ -132,6 +132,8 @@ def test_what_was_made_and_what_came_of_it_is_the_key_and_not_what_was_asked() -
         ('{"key": "a"}\n{"key": "b", ', r"history\.jsonl:2: this line is not one of a history"),
         ("[]\n", r"history\.jsonl:1: this line"),
         ('{"key": "a"}\n{"key": "b"}\n', r"this history is not one that this version wrote"),
+        ("", r"history\.jsonl: this history has no run"),
+        ("[" * 100_000, r"history\.jsonl:1: this line is not one of a history"),
     ],
 )
 def test_a_history_that_cannot_be_read(tmp_path: Path, text: str | None, words: str) -> None:
@@ -139,3 +141,32 @@ def test_a_history_that_cannot_be_read(tmp_path: Path, text: str | None, words: 
         (tmp_path / "history.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=words):
         trend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"created": None}, r"created: input should be"),
+        ({"verdict": 5}, r"verdict: input should be"),
+        ({"load": 5}, r"load: input should be"),
+        ({"load": [5]}, r"load\.0: input should be"),
+        ({"size": "large"}, r"size: input should be"),
+        ({"quality": "good"}, r"quality: input should be"),
+    ],
+)
+def test_a_line_that_was_changed_is_named(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"history\.jsonl:2: this history is not one .*{why}"):
+        history(tmp_path, run("a" * 64), {**run("b" * 64), **changes})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("source_perplexity", 0), ("kl_divergence", {"value": "1", "low": None, "high": None})],
+)
+def test_a_number_that_was_changed_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    changed = run("b" * 64)
+    changed["quality"] |= {key: value}
+    with pytest.raises(UsageError, match=rf"history\.jsonl:2: .*quality\.{key}.*input should be"):
+        history(tmp_path, run("a" * 64), changed)

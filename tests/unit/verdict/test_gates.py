@@ -11,6 +11,7 @@ from pipeline.recipe.schema import Gates
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult
 from pipeline.verdict.gates import checkpoint_gates, engine_gates, more_to_settle
+from pipeline.verdict.words import points
 
 from .samples import completion, estimate, evaluation, fidelity, task
 
@@ -383,3 +384,8 @@ def test_an_engine_without_logits_is_judged_by_its_perplexity() -> None:
     assert engine(measured, engine_perplexity_increase=0.001)[
         "engine_perplexity_increase"
     ].verdict == ("REGRESSION")
+
+
+@pytest.mark.parametrize(("share", "words"), [(-0.0, "0.0"), (-0.0004, "0.0"), (-0.02, "-2.0")])
+def test_nothing_is_not_less_than_nothing(share: float, words: str) -> None:
+    assert points(share) == f"{words} points"

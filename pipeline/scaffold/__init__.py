@@ -1,0 +1,1 @@
+"""A first recipe for a model, from its ``config.json`` alone."""
