@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test eval gpu-acceptance gpu-check lint format docs clean help
+.PHONY: demo test eval gpu-acceptance gpu-check gate-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -32,6 +32,9 @@ gpu-acceptance: $(STAMP)  ## On a machine with a GPU and docker: the TensorRT ta
 
 gpu-check: $(STAMP)  ## On a machine with CUDA: what needs no TensorRT, as build/gpu-check.json
 	scripts/gpu-check
+
+gate-proof: $(STAMP)  ## Damages what was written in many ways, and counts what the gates miss
+	$(BIN)/python benchmarks/gate_proof.py
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

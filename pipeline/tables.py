@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
+"""A terminal's colours of what is good, bad, or not known yet."""
+
 
 def print_table(
     columns: Sequence[str],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,9 @@ class Client:
         limit = self._settings.limit(timeout)
         return decode_outputs(self._call("ModelInfer", message, limit))
 
-    def responses(self, message: Message, *, timeout: float | None = None) -> Iterator[Tensors]:
+    def responses(
+        self, message: Message, *, timeout: float | None = None
+    ) -> Generator[Tensors, None, None]:
         """Yields the responses to a ``ModelInferRequest`` as they arrive, tensors with their shape.
 
         For tools that look at the wire itself. Closing the iterator cancels the request; responses
@@ -231,7 +233,7 @@ class Client:
         """Closes the connection; running requests end as cancelled."""
         self._channel.close()
 
-    def _read(self, call: Any) -> Iterator[Tensors]:
+    def _read(self, call: Any) -> Generator[Tensors, None, None]:
         count = 0
         try:
             for response in call:

@@ -63,8 +63,13 @@ class Answer:
     num_output_tokens: bool = False
     batch_index: int | None = None
     times: Times = field(default_factory=Times)
+    _prompt_log_probs: list[float] | None = None
     _generated: int = 0
     _log_probs: list[float] = field(default_factory=list)
+
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        """The log-probabilities of the prompt, which the next response has; before its tokens."""
+        self._prompt_log_probs = log_probs
 
     def outputs(self, ids: Sequence[int], log_probs: Sequence[float]) -> dict[str, Array]:
         """The output tensors of the next response.
@@ -78,7 +83,8 @@ class Answer:
             and ``sequence_length`` int32 [1, 1] always; ``output_log_probs`` float32 [1, 1, m]
             and ``cum_log_probs`` float32 [1, 1], both of all tokens generated so far, when asked
             for: upstream's executor puts the whole list into each response of a stream
-            (``LlmRequest::createResult``).
+            (``LlmRequest::createResult``). ``prompt_log_probs`` float32 [1, tokens of the prompt
+            - 1] in the first response alone, when asked for; upstream has no such output.
         """
         self._generated += len(ids)
         self._log_probs += log_probs
@@ -90,6 +96,9 @@ class Answer:
         if self.log_probs:
             named["output_log_probs"] = np.array(self._log_probs, np.float32).reshape(1, 1, -1)
             named["cum_log_probs"] = np.array([[sum(self._log_probs)]], np.float32)
+        if self._prompt_log_probs is not None:
+            named["prompt_log_probs"] = np.array([self._prompt_log_probs], np.float32)
+            self._prompt_log_probs = None
         if self.num_input_tokens:
             named["num_input_tokens"] = _one(self.input_tokens)
         if self.num_output_tokens:

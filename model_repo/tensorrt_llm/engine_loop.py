@@ -4,12 +4,15 @@ Each round takes cancellations, starts waiting requests for which there is room,
 step for all running ones and hands their new tokens out. Nobody else touches the pipeline, and the
 handles' blocking ``read()`` is only called when ``can_read()`` says there is something.
 
-Three properties of the engine shape this loop. When a step can schedule nothing, the engine drops
+Four properties of the engine shape this loop. When a step can schedule nothing, the engine drops
 *every* request as IGNORED, so whatever it dropped without being told to is started again with the
 tokens it had. What is cancelled gives its blocks back only in the following step. And of two
 prompts in one step that begin alike up to the middle of a KV block, one is computed on keys and
 values that are not the ones of its own beginning, where the engine finds that part of a block in
 its cache (openvino_genai 2026.4): so the second one waits until the first has its first token.
+A prompt that is to be scored gets another one's logits where a request in front of it does anything
+else in the same step, since only scored prompts are counted there (``_fill_prompt_log_probs`` of
+openvino.genai): so it waits until nothing but such prompts runs. What starts after it is harmless.
 """
 
 from __future__ import annotations
@@ -216,12 +219,19 @@ class EngineLoop:
             request = generation.request
             if self._shared is not None and self._shares_unfinished_block(generation):
                 return
+            if generation.echoes and not self._nothing_but_scored_prompts():
+                return
             promised = self._capacity.take(
                 request.prompt.size, request.max_new_tokens, whole=generation.evictions > 0
             )
             if promised is None:
                 return
-            config = generation_config(self._genai, request, already_generated=generation.kept)
+            config = generation_config(
+                self._genai,
+                request,
+                already_generated=generation.kept,
+                echo=generation.echoes,
+            )
             try:
                 generation.handle = self._pipeline.add_request(
                     next(self._engine_ids), self._tensor(generation.prompt()), config
@@ -244,6 +254,12 @@ class EngineLoop:
         prompt = generation.prompt()[0] if computing else None
         return any(
             shared_tokens(prompt, other.prompt()[0]) % TOKENS_PER_BLOCK for other in computing
+        )
+
+    def _nothing_but_scored_prompts(self) -> bool:
+        """Whether all that runs is prompts being scored, which end with their first token."""
+        return not self._leaving and all(
+            running.echoes and running.request.max_new_tokens == 1 for running in self._running
         )
 
     def _step(self) -> float:

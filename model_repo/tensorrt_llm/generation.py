@@ -41,11 +41,13 @@ class Generation:
     done: bool = False
     arrived: float = field(default_factory=time.perf_counter)
     first_token: float = 0.0
+    _echo: list[float] | None = field(init=False)
     _at_end_id: bool = False
     _to_repeat: int = 0
     _stop_words: dict[int, list[list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._echo = [] if self.request.prompt_log_probs else None
         # By their last token: a token that ends none of them, as nearly all do, costs one look-up.
         self._stop_words = defaultdict(list)
         for word in self.request.stop_words:
@@ -69,9 +71,16 @@ class Generation:
         """
         return 0 if self.request.guide is not None else len(self.generated)
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the engine is to give its prompt back, scored, before anything else."""
+        return self._echo is not None
+
     def evicted(self) -> None:
         """The engine has dropped it and will begin anew."""
         self.evictions += 1
+        if self._echo is not None:
+            self._echo = []
         self._to_repeat = len(self.generated) - self.kept
 
     def prompt(self) -> npt.NDArray[np.int64]:
@@ -96,8 +105,13 @@ class Generation:
             Whether the text is complete.
 
         Raises:
-            RequestError: The tokens leave the guide, or are not those of before an eviction.
+            RequestError: The tokens leave the guide, or are not those of before an eviction; the
+                engine gives another prompt back, or not all of its log-probabilities.
         """
+        if self._echo is not None:
+            ids, log_probs = self._take_echo(self._echo, ids, log_probs)
+            if not ids:
+                return False
         if not self.first_token:
             self.first_token = time.perf_counter()
         repeated = self._repeat(ids)
@@ -125,6 +139,29 @@ class Generation:
             self.done = complete
             self.sink.tokens(new, scores, last=complete)
         return complete
+
+    def _take_echo(
+        self, echo: list[float], ids: Sequence[int], log_probs: Sequence[float]
+    ) -> tuple[Sequence[int], Sequence[float]]:
+        """Takes the prompt out of what the engine gives; returns what follows it."""
+        prompt, start = self.request.prompt, len(echo)
+        count = min(prompt.size - start, len(ids))
+        # What it found in its KV cache it leaves out without a word.
+        if (
+            len(log_probs) != len(ids)
+            or list(ids[:count]) != prompt[start : start + count].tolist()
+        ):
+            raise RequestError(
+                f"return_prompt_log_probs: the engine gave {len(log_probs)} log-probabilities for "
+                f"{len(ids)} tokens, which are not all of the prompt's",
+                "INTERNAL",
+            )
+        echo += log_probs[:count]
+        if len(echo) == prompt.size:
+            self._echo = None
+            # Nothing comes before the first token; what stands there is no probability.
+            self.sink.prompt_scored(echo[1:])
+        return ids[count:], log_probs[count:]
 
     def _repeat(self, ids: Sequence[int]) -> int:
         """Passes over tokens that are made a second time; returns how many of ``ids`` are."""

@@ -71,6 +71,7 @@ class GenerationRequest:
             None is none.
         stop_words: Token sequences; each ends the text and stays in the output, as upstream.
         log_probs: Whether the log-probability of every generated token is wanted.
+        prompt_log_probs: Whether that of every token of the prompt but the first is wanted.
         guide: What the text must be; its end ids are ``end_id`` or among the stop words.
         client_id: The client's request id, "" when it gave none; it need not be unique.
     """
@@ -81,6 +82,7 @@ class GenerationRequest:
     end_id: int | None = None
     stop_words: tuple[tuple[int, ...], ...] = ()
     log_probs: bool = False
+    prompt_log_probs: bool = False
     guide: Guide | None = None
     client_id: str = ""
 
@@ -94,6 +96,9 @@ class Sink(Protocol):
         Args:
             reused_blocks: KV blocks of its prompt that were in the cache already.
         """
+
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        """The prompt's log-probabilities, where they are asked for; once, before any token."""
 
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """New tokens, possibly none when ``last``; ``log_probs`` is empty unless asked for."""

@@ -55,6 +55,10 @@ class ResponseStream:
         """See :class:`request.Sink`."""
         self._answer.times.scheduled(reused_blocks)
 
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        """See :class:`request.Sink`."""
+        self._answer.prompt_scored(log_probs)
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         """See :class:`request.Sink`."""
         if ids:

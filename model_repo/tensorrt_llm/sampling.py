@@ -68,11 +68,14 @@ def read_sampling(scalar: Scalar) -> Sampling:
     )
 
 
-def generation_config(genai: Any, request: GenerationRequest, *, already_generated: int = 0) -> Any:
+def generation_config(
+    genai: Any, request: GenerationRequest, *, already_generated: int = 0, echo: bool = False
+) -> Any:
     """OpenVINO's GenerationConfig of a request.
 
     Args:
         genai: The ``openvino_genai`` module.
+        echo: Whether the prompt comes back in front of the answer, with its log-probabilities.
         already_generated: Tokens of a request that starts again with them as part of its prompt.
     """
     config = genai.GenerationConfig()
@@ -94,7 +97,8 @@ def generation_config(genai: Any, request: GenerationRequest, *, already_generat
         config.ignore_eos = True
     config.repetition_penalty = sampling.repetition_penalty
     # 1 is the chosen token's own; without it the scores of greedy decoding are 0.
-    config.logprobs = int(request.log_probs)
+    config.logprobs = int(request.log_probs or echo)
+    config.echo = echo
     if not sampling.greedy:
         config.do_sample = True
         config.temperature = sampling.temperature

@@ -70,6 +70,11 @@ class EngineSettings:
         """Bytes of the whole KV cache."""
         return self.num_kv_blocks * self.kv_block_bytes
 
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the float32 logits of a step in which every token's are wanted."""
+        return 4 * self.max_num_batched_tokens * self.vocab_size
+
 
 def read_settings(
     repository: Path, parameters: Mapping[str, str], *, decoupled: bool = True

@@ -16,6 +16,12 @@ from .settings import EngineSettings
 
 Array = npt.NDArray[Any]
 
+PROMPT_LOG_PROBS = "return_prompt_log_probs"
+"""An input of this front alone: upstream has the whole ``context_logits`` for the purpose."""
+
+LARGEST_LOGITS = 2**29
+"""Bytes of the logits of one step, which a scored prompt needs for each of its tokens."""
+
 # Each of these changes the answer, so leaving it out silently would give a wrong one.
 _UNSUPPORTED = {
     "embedding_bias": "embedding bias",
@@ -190,6 +196,7 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
         end_id=end_id,
         stop_words=stop_words,
         log_probs=bool(inputs.scalar("return_log_probs")),
+        prompt_log_probs=_prompt_log_probs(inputs, guide, settings),
         guide=guide,
         client_id=client_id,
     )
@@ -326,6 +333,37 @@ def check_policy(inputs: Inputs, rows: int, settings: EngineSettings) -> None:
         raise RequestError(f"streaming: {remedy}, or send streaming false")
     if rows > 1:
         raise RequestError(f"a batch of {rows} prompts: {remedy}, or send them one by one")
+
+
+def _prompt_log_probs(inputs: Inputs, guide: Guide | None, settings: EngineSettings) -> bool:
+    """Whether the prompt's log-probabilities are asked for; refuses what would spoil them."""
+    if not inputs.scalar(PROMPT_LOG_PROBS):
+        return False
+    if guide is not None:
+        raise RequestError(
+            f"{PROMPT_LOG_PROBS} does not go with guided_decoding_guide: send two requests"
+        )
+    if settings.enable_prefix_caching:
+        raise RequestError(
+            f"{PROMPT_LOG_PROBS}: the engine gives none for the tokens whose KV blocks it finds in "
+            "its cache, and no request can pass the cache by; serve the repository with "
+            "serve.enable_kv_cache_reuse: false",
+            "UNSUPPORTED",
+        )
+    if not settings.guaranteed_no_evict:
+        raise RequestError(
+            f"{PROMPT_LOG_PROBS}: a prompt that is evicted halfway would be scored twice; serve "
+            "the repository with serve.batch_scheduler_policy: guaranteed_no_evict",
+            "UNSUPPORTED",
+        )
+    if (size := settings.logit_bytes) > LARGEST_LOGITS:
+        raise RequestError(
+            f"{PROMPT_LOG_PROBS}: the logits of one step may take {size / 2**20:,.0f} MiB, more "
+            f"than the {LARGEST_LOGITS / 2**20:.0f} that are allowed; serve the repository with "
+            "serve.enable_chunked_context: true, so that a step takes a part of a prompt",
+            "UNSUPPORTED",
+        )
+    return True
 
 
 def _refuse_unsupported(inputs: Inputs) -> None:

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 from pipeline.tables import number
-from pipeline.verdict.estimate import CONFIDENCE, Estimate
+from pipeline.verdict.estimate import Estimate, student_quantile
 
 _DIGITS = 6
 
@@ -85,35 +84,3 @@ def interval_text(estimate: Mapping[str, float | None]) -> str:
 def significant(value: float) -> float:
     """Rounds to as many digits as a measured number can be worth."""
     return float(f"{value:.{_DIGITS}g}")
-
-
-@lru_cache
-def student_quantile(freedom: int) -> float:
-    """Returns how many standard errors a two-sided interval of Student's t reaches.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-    """
-    low, high = 0.0, 1.0
-    while _inside(high, freedom) < CONFIDENCE:
-        high *= 2.0
-    while high - low > 1e-12 * high:
-        middle = (low + high) / 2.0
-        if _inside(middle, freedom) < CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-def _inside(t: float, freedom: int) -> float:
-    """The probability of a value between -t and t: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(1 if odd else 0, freedom - 1, 2):
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return 2.0 / math.pi * (angle + sine * total) if odd else sine * total

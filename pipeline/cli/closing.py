@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.running.planner import PlannedStage
 
 PAGE, DATA, REPOSITORY = "report.html", "report.json", "repository"
-_COLOURS = {"passed": "green", "unfinished": "yellow", "failed": "red"}
 
 
 class Closing:
@@ -75,28 +74,29 @@ class Closing:
         )
         print()
         if sys.stdout.isatty():
-            _print_in_colour(lines, self.report["verdict"])
+            _print_on_terminal(lines, self.report["verdict"])
         else:
             print("\n".join(lines), flush=True)
         return True
 
 
-def _print_in_colour(lines: list[str], verdict: Mapping[str, Any]) -> None:
+def _print_on_terminal(lines: list[str], verdict: Mapping[str, Any]) -> None:
+    """In colour, and broken between words below where the texts begin."""
     from rich.console import Console
     from rich.text import Text
 
     from pipeline.cli.console import fitted
-    from pipeline.verdict.closing import LABEL, NEXT
+    from pipeline.tables import COLOURS
+    from pipeline.verdict.closing import LABEL, WHOLE
+    from pipeline.verdict.decision import TONES
 
     console = Console(highlight=False)
-    first, *others = lines
-    for part in fitted([first], sys.stdout, LABEL):
-        console.print(Text(part, style=f"bold {_COLOURS[verdict['status']]}"), soft_wrap=True)
-    for line in others:
-        # A command is left to the terminal, so that it can be copied whole.
-        copied = line.startswith(NEXT)
-        begin, *rest = [line] if copied else fitted([line], sys.stdout, LABEL)
-        name, _, text = begin.partition(":")
-        console.print(Text.assemble((f"{name}:", "bold"), text), soft_wrap=True)
-        for part in rest:
-            console.print(Text(part), soft_wrap=True)
+    for index, line in enumerate(lines):
+        name = line.partition(":")[0]
+        # A path or a command is left to the terminal, so that it can be copied whole.
+        parts = [line] if name in WHOLE else fitted([line], sys.stdout, LABEL)
+        shown = Text("\n".join(parts))
+        shown.stylize("bold", 0, len(name) + 1)
+        if not index:
+            shown = Text(shown.plain, style=f"bold {COLOURS[TONES[verdict['verdict']]]}")
+        console.print(shown, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -16,7 +17,10 @@ from pipeline.running.planner import PlannedStage
 
 # Longer lines are hard to read, whatever the window allows.
 PAGE = 100
-_HARD = "\N{NO-BREAK SPACE}"
+# For private use, so that no text has it.
+_HARD = "\ue000"
+# An interval, and a number with its sign, stays on one line.
+_TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
 
 
 def progress_for(json_output: bool) -> Progress:
@@ -59,15 +63,16 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
     width = min(shutil.get_terminal_size().columns, PAGE)
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + hang)
+        kept = _TOGETHER.sub(lambda found: found[0].replace(" ", _HARD), line)
         # A path or a key is copied whole, so it is never broken itself.
         parts = textwrap.wrap(
-            line.replace(" %", f"{_HARD}%"),
+            kept,
             width,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
         )
-        yield from (part.replace(f"{_HARD}%", " %") for part in parts or [""])
+        yield from (part.replace(_HARD, " ") for part in parts or [""])
 
 
 def print_warning(repository: Path | None) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output, RecipeArgument, SetOption
+from pipeline.cli.options import (
+    BuildDirOption,
+    Credentials,
+    Output,
+    RecipeArgument,
+    SetOption,
+)
 from pipeline.errors import UsageError
 
 SOURCE, CHECKPOINT = "source", "checkpoint"
@@ -37,6 +44,8 @@ def lm_eval(
     ] = None,
     overrides: SetOption = None,
     build_dir: BuildDirOption = Path("build"),
+    timeout: Annotated[float, typer.Option(help="Seconds for one request to a server.")] = 300.0,
+    credentials: Credentials,
     output: Output,
 ) -> None:
     """Run EleutherAI's lm-eval over the source, the checkpoint or a served endpoint."""
@@ -46,7 +55,8 @@ def lm_eval(
     from pipeline.harness.launch import evaluate, find_python
     from pipeline.models.facts import ModelFacts
 
-    url = _url(model)
+    headers = credentials.headers
+    url = _url(model, credentials, timeout)
     names = tuple(name for name in (part.strip() for part in tasks.split(",")) if name)
     if not names:
         raise UsageError("--tasks names no task", fix="Name one, such as --tasks hellaswag")
@@ -71,6 +81,9 @@ def lm_eval(
         include_path=str(include_path) if include_path else None,
         longest_input=min(engine.max_input_len, longest) if url else longest,
         longest=min(engine.max_seq_len, longest) if url else longest,
+        timeout=timeout,
+        tls=_tls(credentials),
+        headers=headers,
     )
     found = evaluate(job, found_python)
     if output.json:
@@ -79,15 +92,38 @@ def lm_eval(
         _print(found)
 
 
-def _url(model: str) -> str | None:
+def _url(model: str, credentials: Credentials, timeout: float) -> str | None:
+    """The server's address; it and how to talk to it are checked before any work."""
+    from pipeline.client_errors import client_errors
+
     if model in (SOURCE, CHECKPOINT):
+        if any(asdict(credentials).values()):
+            raise UsageError(
+                f"--model {model} is computed here, and connects to nothing",
+                fix="Leave --header and the TLS options out",
+            )
         return None
     if ":" not in model:
         raise UsageError(
             f"--model {model} is neither source, nor checkpoint, nor an address",
             fix="Write an address with its port, such as --model localhost:8001",
         )
+    with client_errors():
+        from trtllm_client import Client
+
+        Client(model, timeout=timeout, tls=credentials.tls, headers=credentials.headers).close()
     return model
+
+
+def _tls(credentials: Credentials) -> dict[str, str]:
+    """The fields of the client's ``Tls``, with paths that another folder can use too."""
+    tls = credentials.tls
+    found = asdict(tls) if tls else {}
+    return {
+        name: str(value.absolute() if isinstance(value, Path) else value)
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -112,6 +112,60 @@ def new_file(path: Path | None) -> Path | None:
     return path
 
 
+TlsRootOption = Annotated[Path | None, typer.Option(help="PEM of the authority to trust.")]
+TlsCertOption = Annotated[Path | None, typer.Option(help="PEM of the client certificate.")]
+TlsKeyOption = Annotated[Path | None, typer.Option(help="PEM of the client's key.")]
+TlsNameOption = Annotated[
+    str | None, typer.Option(help="Name in the server's certificate, if not its host.")
+]
+HeaderOption = Annotated[
+    list[str] | None,
+    typer.Option("--header", metavar="NAME=VALUE", help="gRPC metadata; repeatable."),
+]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How to talk to a server.
+
+    Attributes:
+        tls_root: The authority to trust.
+        tls_cert: The client's certificate.
+        tls_key: The client's key.
+        tls_name: The name in the server's certificate.
+        header: gRPC metadata, as NAME=VALUE.
+    """
+
+    tls_root: TlsRootOption = None
+    tls_cert: TlsCertOption = None
+    tls_key: TlsKeyOption = None
+    tls_name: TlsNameOption = None
+    header: HeaderOption = None
+
+    @property
+    def tls(self) -> Tls | None:
+        """Certificates; None without any TLS option."""
+        from trtllm_client import Tls
+
+        given = (self.tls_root, self.tls_cert, self.tls_key, self.tls_name)
+        return Tls(*given) if any(given) else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """gRPC metadata by name.
+
+        Raises:
+            UsageError: One has no ``=``.
+        """
+        pairs = [text.partition("=") for text in self.header or ()]
+        for name, separator, _ in pairs:
+            if not separator:
+                # The text may be a secret, so it is not repeated.
+                raise UsageError("--header needs NAME=VALUE", fix="Write --header name=value")
+            del name
+        return {name: value for name, _, value in pairs}
+
+
 @dataclass(frozen=True)
 class Connection:
     """Where a server is and how to talk to it.
@@ -140,24 +194,16 @@ class Connection:
     ] = None
     model: Annotated[str, typer.Option(help="tensorrt_llm_bls or ensemble.")] = "tensorrt_llm_bls"
     timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0
-    tls_root: Annotated[Path | None, typer.Option(help="PEM of the authority to trust.")] = None
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM of the client certificate.")] = None
-    tls_key: Annotated[Path | None, typer.Option(help="PEM of the client's key.")] = None
-    tls_name: Annotated[
-        str | None, typer.Option(help="Name in the server's certificate, if not its host.")
-    ] = None
-    header: Annotated[
-        list[str] | None,
-        typer.Option("--header", metavar="NAME=VALUE", help="gRPC metadata; repeatable."),
-    ] = None
+    tls_root: TlsRootOption = None
+    tls_cert: TlsCertOption = None
+    tls_key: TlsKeyOption = None
+    tls_name: TlsNameOption = None
+    header: HeaderOption = None
 
     @property
     def tls(self) -> Tls | None:
         """Certificates; None without any TLS option."""
-        from trtllm_client import Tls
-
-        given = (self.tls_root, self.tls_cert, self.tls_key, self.tls_name)
-        return Tls(*given) if any(given) else None
+        return self.credentials.tls
 
     @property
     def headers(self) -> dict[str, str]:
@@ -166,13 +212,12 @@ class Connection:
         Raises:
             UsageError: One has no ``=``.
         """
-        pairs = [text.partition("=") for text in self.header or ()]
-        for name, separator, _ in pairs:
-            if not separator:
-                # The text may be a secret, so it is not repeated.
-                raise UsageError("--header needs NAME=VALUE", fix="Write --header name=value")
-            del name
-        return {name: value for name, _, value in pairs}
+        return self.credentials.headers
+
+    @property
+    def credentials(self) -> Credentials:
+        """The options about TLS and headers by themselves."""
+        return Credentials(self.tls_root, self.tls_cert, self.tls_key, self.tls_name, self.header)
 
     @contextmanager
     def address(self) -> Iterator[str]:

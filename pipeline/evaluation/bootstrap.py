@@ -15,14 +15,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.verdict.estimate import CONFIDENCE, Estimate
+from pipeline.verdict.estimate import CONFIDENCE, Estimate, student_quantile
 
 RESAMPLES = 2000
 SEED = 20240229
 MIN_UNITS = 10
 """The fewest units that a bootstrap interval is made of; below it is too narrow."""
-# 0.975 quantiles of Student's t distribution with 1 to 8 degrees of freedom.
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060)
 # Numbers of one table that is held at a time.
 _TABLE = 1 << 23
 Array = NDArray[np.float64]
@@ -49,9 +47,8 @@ def ratio_estimate(
         numerators: One sum per unit.
         denominators: What each is a sum over, such as tokens; positive in total.
         transform: An increasing function of the ratio.
-        least: What no such ratio is below, such as 0 of a share; the interval ends there. Student's
-            would go on.
-        most: What none is above.
+        least: The smallest ratio that there can be; an interval does not reach below it.
+        most: The largest one.
 
     Returns:
         Its value; None where it is not finite. The ends are None where they are not finite, and
@@ -74,12 +71,44 @@ def ratio_estimate(
     )
 
 
-def mean_estimate(
-    values: ArrayLike, *, least: float = -math.inf, most: float = math.inf
-) -> Estimate:
-    """Estimates a mean over units that count alike; see :func:`ratio_estimate`."""
-    numbers = _float64(values)
-    return ratio_estimate(numbers, np.ones(len(numbers)), least=least, most=most)
+def share_estimate(hits: ArrayLike, totals: ArrayLike) -> Estimate:
+    """Estimates a share, such as that of tokens at which two models agree.
+
+    Where all are hits, or none is, no resample differs and the bootstrap has nothing to tell. The
+    interval is then the exact one of a binomial share (Clopper and Pearson 1934, Biometrika 26), as
+    if all were drawn independently: at the least so much is not known.
+
+    Args:
+        hits: How many of each unit.
+        totals: Out of how many; at least one in total.
+    """
+    found = ratio_estimate(hits, totals, least=0.0, most=1.0)
+    if found.value not in (0.0, 1.0):
+        return found
+    unseen = _unseen(float(_float64(totals).sum()))
+    return Estimate(found.value, max(found.value - unseen, 0.0), min(found.value + unseen, 1.0))
+
+
+def change_estimate(before: ArrayLike, after: ArrayLike) -> Estimate:
+    """Estimates by how much a share changes, of the same rows asked twice.
+
+    Where no row changes its side, the interval reaches as far on both sides as the share of rows
+    that do may, by :func:`share_estimate`.
+
+    Args:
+        before: Whether each row was a hit.
+        after: The same later.
+    """
+    changes = _float64(after) - _float64(before)
+    if changes.any():
+        return ratio_estimate(changes, np.ones(len(changes)), least=-1.0, most=1.0)
+    unseen = _unseen(len(changes))
+    return Estimate(0.0, -unseen, unseen)
+
+
+def _unseen(count: float) -> float:
+    """The largest share that may well not show in so many draws."""
+    return 1.0 - float(((1.0 - CONFIDENCE) / 2.0) ** (1.0 / count))
 
 
 def quantile_estimate(values: ArrayLike, units: ArrayLike, share: float) -> Estimate:
@@ -88,7 +117,7 @@ def quantile_estimate(values: ArrayLike, units: ArrayLike, share: float) -> Esti
     It is the smallest value that ``share`` of them do not exceed (Hyndman and Fan 1996, definition
     1). Its interval has the percentiles of the bootstrap, since acceleration by the jackknife does
     not suit a quantile, which is not smooth (Efron and Tibshirani 1993, *An Introduction to the
-    Bootstrap*, section 11.6).
+    Bootstrap*, section 11.6). Fewer than :data:`MIN_UNITS` units give none.
 
     Args:
         values: All values.
@@ -102,7 +131,7 @@ def quantile_estimate(values: ArrayLike, units: ArrayLike, share: float) -> Esti
     numbers, members = numbers[order], members[order]
     sizes = np.bincount(members)
     value = float(_quantiles(numbers, members, np.ones((1, len(sizes))), sizes, share)[0])
-    if len(sizes) < 2:
+    if len(sizes) < MIN_UNITS:
         return Estimate(value)
     found = np.concatenate(
         [_quantiles(numbers, members, c, sizes, share) for c in _counts(len(sizes))]
@@ -142,7 +171,8 @@ def _student(above: Array, below: Array, ratio: float) -> tuple[float, float]:
     count = len(above)
     spread = float(((above - ratio * below) ** 2).sum())
     error = math.sqrt(spread * count / (count - 1)) / float(below.sum())
-    return ratio - _STUDENT[count - 2] * error, ratio + _STUDENT[count - 2] * error
+    reach = student_quantile(count - 1) * error
+    return ratio - reach, ratio + reach
 
 
 def _counts(units: int) -> Iterator[Array]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring import Scorer, TokenScores, batches, compare_logits, padded
+from pipeline.evaluation.scoring import Scorer, TokenScores, compare_logits, predictions, split
 from pipeline.evaluation.summary import summarize
 from pipeline.evaluation.windows import Document, Window
 
@@ -56,29 +55,16 @@ def score_engine(
         The scores; without logits the engine's likelihoods are NaN, for :func:`with_losses`.
     """
     found: dict[int, tuple[TokenScores, TokenScores]] = {}
-    for batch in batches(windows, vocabulary):
-        ids = padded([windows[index].ids for index in batch])
-        # Where a token is predicted from: the position before it.
-        places = [
-            (row, windows[index].first - 1, len(windows[index].ids) - 1)
-            for row, index in enumerate(batch)
-        ]
-        targets = torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places])
-        expected, written, *compared = (
-            torch.cat([logits[row, start:end] for row, start, end in places])[..., :vocabulary]
-            for logits in (scorer(ids) for scorer in (source, checkpoint, engine) if scorer)
-        )
+    scorers = [scorer for scorer in (source, checkpoint, engine) if scorer]
+    for batch, logits, targets in predictions(scorers, windows, vocabulary):
         # Without an engine the other model takes its place, and _unknown what came of that.
-        last = compared[0] if compared else written
+        expected, written, last = (one[..., :vocabulary] for one in (*logits, logits[-1])[:3])
         pair = compare_logits(expected, last, targets), compare_logits(written, last, targets)
-        if not compared:
+        if engine is None:
             pair = _unknown(pair[0]), _unknown(pair[1])
-        done = 0
-        for index in batch:
-            end = done + windows[index].scored
-            found[index] = pair[0].part(done, end), pair[1].part(done, end)
-            done = end
-        advance(done)
+        parts = (split(scores, [windows[index] for index in batch]) for scores in pair)
+        found |= zip(batch, zip(*parts, strict=True), strict=True)
+        advance(len(targets))
     every = [found[index] for index in range(len(windows))]
     return EngineScores([a for a, _ in every], [b for _, b in every], engine is not None)
 

@@ -96,28 +96,53 @@ def compare(
         The scores of each window's scored tokens, in the windows' order.
     """
     found: dict[int, TokenScores] = {}
-    for batch in batches(windows, vocabulary):
+    for batch, (expected, compared), targets in predictions((source, other), windows, vocabulary):
+        scores = compare_logits(expected, compared, targets)
+        found |= zip(batch, split(scores, [windows[index] for index in batch]), strict=True)
+        advance(len(scores))
+    return [found[index] for index in range(len(windows))]
+
+
+def predictions(
+    scorers: Sequence[Scorer], windows: Sequence[Window], vocabulary: int
+) -> Iterator[tuple[list[int], list[torch.Tensor], torch.Tensor]]:
+    """Computes what models say of the windows' scored tokens, some windows at a time.
+
+    Args:
+        scorers: The models.
+        windows: What to score.
+        vocabulary: Logits of each token, which decides how much is scored at once.
+
+    Yields:
+        The indices of the windows, the logits of each model, [tokens, vocabulary or more], and the
+        tokens that stand there, int64 [tokens]; those of one window behind those of another.
+    """
+    for batch in batches([window.ids for window in windows], vocabulary):
         ids = padded([windows[index].ids for index in batch])
         # Where a token is predicted from: the position before it.
         places = [
             (row, windows[index].first - 1, len(windows[index].ids) - 1)
             for row, index in enumerate(batch)
         ]
-        expected, compared = (
-            torch.cat([logits[row, start:end] for row, start, end in places])
-            for logits in (source(ids), other(ids))
+        logits = [
+            torch.cat([every[row, start:end] for row, start, end in places])
+            for every in (scorer(ids) for scorer in scorers)
+        ]
+        yield (
+            batch,
+            logits,
+            torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places]),
         )
-        targets = torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places])
-        scores = compare_logits(expected, compared, targets)
-        done = 0
-        for index in batch:
-            found[index] = scores.part(done, done + windows[index].scored)
-            done += windows[index].scored
-        advance(done)
-    return [found[index] for index in range(len(windows))]
 
 
-@torch.inference_mode()
+def split(scores: TokenScores, windows: Sequence[Window]) -> Iterator[TokenScores]:
+    """Yields each window's part of scores that :func:`predictions` put behind one another."""
+    done = 0
+    for window in windows:
+        yield scores.part(done, done + window.scored)
+        done += window.scored
+
+
 def compare_logits(source: torch.Tensor, other: torch.Tensor, targets: torch.Tensor) -> TokenScores:
     """Compares two models' predictions of the same tokens.
 
@@ -136,20 +161,20 @@ def compare_logits(source: torch.Tensor, other: torch.Tensor, targets: torch.Ten
     return TokenScores(*(x.cpu().numpy() for x in (source_nll, nll, divergence, agrees)))
 
 
-def batches(windows: Sequence[Window], vocabulary: int) -> Iterator[list[int]]:
-    """Puts windows together that are about as long, within the limits of this module.
+def batches(rows: Sequence[Sequence[int]], vocabulary: int) -> Iterator[list[int]]:
+    """Puts rows of ids together that are about as long, within the limits of this module.
 
     Args:
-        windows: The windows.
+        rows: The rows.
         vocabulary: Logits of each token.
 
     Yields:
-        Indices of windows, the longest first, so that what does not fit fails at once.
+        Indices of rows, the longest first, so that what does not fit fails at once.
     """
     limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
-    order = sorted(range(len(windows)), key=lambda index: -len(windows[index].ids))
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     while order:
-        count = max(1, limit // len(windows[order[0]].ids))
+        count = max(1, limit // len(rows[order[0]]))
         yield order[:count]
         order = order[count:]
 

@@ -17,7 +17,7 @@ TOKENS = 512
 
 @dataclass(frozen=True)
 class SignalToNoise:
-    """One linear's.
+    """That of one linear, or of another part.
 
     Attributes:
         linear: Its name in the source model, as in ``model.layers.0.mlp.down_proj``.
@@ -38,11 +38,26 @@ class SignalToNoise:
         return {"linear": self.linear, "db": db, "exact": self.db == math.inf}
 
 
+def is_linear(module: Any) -> bool:
+    """Tells whether it is a matrix multiplication, which formats round."""
+    return isinstance(module, torch.nn.Linear)
+
+
+def is_other(module: Any) -> bool:
+    """Tells whether it has weights that no format rounds: the embedding, or a norm."""
+    weighs = "weight" in dict(module.named_parameters(recurse=False))
+    return weighs and not is_linear(module)
+
+
 @torch.inference_mode()
 def signal_to_noise(
-    source: Any, written: Any, score: Scorer, rows: Sequence[Sequence[int]]
+    source: Any,
+    written: Any,
+    score: Scorer,
+    rows: Sequence[Sequence[int]],
+    chosen: Callable[[Any], bool] = is_linear,
 ) -> list[SignalToNoise]:
-    """Measures the linears that two models have under the same name.
+    """Measures the linears, or other parts, that two models have under the same name.
 
     Each gets what the source model gives its own, so the errors of the layers before do not count.
 
@@ -51,15 +66,16 @@ def signal_to_noise(
         written: A reference of its checkpoint, on the same device.
         score: The source's scorer.
         rows: Token ids of texts from their beginnings; of these about :data:`TOKENS` are used.
+        chosen: Which modules are measured; each has one tensor as input and one as output.
 
     Returns:
-        Every linear, the worst first; what is not finite comes before them, what is exact last.
+        Every such module, the worst first: what is not finite before them, what is exact last.
     """
     powers: dict[str, list[float]] = {}
     handles = []
     others = dict(written.named_modules())
     for name, module in source.named_modules():
-        if isinstance(module, torch.nn.Linear) and name in others:
+        if chosen(module) and name in others:
             powers[name] = [0.0, 0.0]
             handles.append(module.register_forward_hook(_hook(others[name], powers[name])))
     try:

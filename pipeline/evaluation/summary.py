@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.bootstrap import MIN_UNITS, quantile_estimate, ratio_estimate
+from pipeline.evaluation.bootstrap import (
+    MIN_UNITS,
+    quantile_estimate,
+    ratio_estimate,
+    share_estimate,
+)
 from pipeline.evaluation.scoring import TokenScores
 from pipeline.evaluation.windows import Document, Window
 
@@ -61,7 +66,7 @@ def summarize(
         "perplexity_increase": ratio_estimate(increases, counts, math.expm1),
         "kl_divergence": ratio_estimate(kl, counts, least=0.0),
         "kl_divergence_p99": quantile_estimate(tokens.kl, units, HIGH),
-        "top1_agreement": ratio_estimate(agreements, counts, least=0.0, most=1.0),
+        "top1_agreement": share_estimate(agreements, counts),
     }
     return {
         "tokens": len(tokens),

@@ -74,8 +74,15 @@ def _model(job: Job) -> LM:
     tokenizer = load_tokenizer(source, trust_remote_code=job.trust_remote_code)
     if job.url:
         from pipeline.harness.served import ServedModel
+        from trtllm_client import Client, Tls
 
-        return ServedModel(job.url, tokenizer, longest=job.longest, longest_input=job.longest_input)
+        client = Client(
+            job.url,
+            timeout=job.timeout,
+            tls=Tls(**job.tls) if job.tls else None,
+            headers=job.headers,
+        )
+        return ServedModel(client, tokenizer, longest=job.longest, longest_input=job.longest_input)
     import torch
 
     from pipeline.evaluation.scoring import scorer_of

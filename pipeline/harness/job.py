@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -22,6 +23,9 @@ class Job:
         include_path: A folder with tasks of the user's own.
         longest_input: Tokens of a prompt that the server takes, at most.
         longest: Tokens of a prompt and its answer together, at most.
+        timeout: Seconds for one request to the server.
+        tls: Fields of the client's ``Tls``; empty without any.
+        headers: gRPC metadata for the server, by name.
     """
 
     source: str
@@ -34,6 +38,9 @@ class Job:
     include_path: str | None
     longest_input: int
     longest: int
+    timeout: float = 300.0
+    tls: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Writes it as a file."""

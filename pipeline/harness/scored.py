@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import postprocess_generated_text
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from pipeline.errors import UnsupportedError, UsageError
@@ -17,6 +15,7 @@ from pipeline.evaluation.scoring import Scorer
 from pipeline.evaluation.tasks.encoding import Pair, encode, encode_pair
 from pipeline.evaluation.tasks.likelihood import log_likelihoods
 from pipeline.harness.generation import Wanted, wanted
+from pipeline.harness.windows import rolling_pairs
 from pipeline.source.texts import TextTokenizer
 
 # How many texts grow together, and by how many tokens before stop words are looked for.
@@ -130,25 +129,3 @@ class ScoredModel(LM):  # type: ignore[misc]
     def _text(self, prompt: Sequence[int], whole: Sequence[int]) -> str:
         # Of the whole, since some tokenizers drop the space in front of a text.
         return self._tokenizer.decode(whole)[len(self._tokenizer.decode(prompt)) :]
-
-
-def rolling_pairs(tokenizer: TextTokenizer, text: str, longest: int) -> list[Pair]:
-    """Cuts a text into windows whose tokens are each scored once, by lm-eval's own functions.
-
-    Args:
-        tokenizer: The model's.
-        text: The text.
-        longest: The most tokens that the model takes at once.
-
-    Raises:
-        UsageError: No token begins a text.
-    """
-    if tokenizer.beginning is None:
-        raise UsageError("the tokenizer has neither bos nor eos to begin a text with")
-    windows: Any = get_rolling_token_windows(
-        encode(tokenizer, text), tokenizer.beginning[0], longest, 1
-    )
-    pairs = []
-    for before, after in map(make_disjoint_window, windows):
-        pairs.append(Pair(tuple([*before, *after][:-1]), tuple(after)))
-    return pairs

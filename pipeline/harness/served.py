@@ -10,13 +10,14 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import postprocess_generated_text
 from tqdm import tqdm
 
-from pipeline.errors import UnsupportedError, UsageError
-from pipeline.evaluation.tasks.encoding import encode
+from pipeline.errors import UsageError
+from pipeline.evaluation.tasks.encoding import Pair, encode, encode_pair
 from pipeline.harness.generation import Wanted, wanted
+from pipeline.harness.prompts import STREAMS, Prompts
+from pipeline.harness.windows import rolling_pairs
 from pipeline.source.texts import TextTokenizer
 from trtllm_client import Client
 
-STREAMS = 8
 SEED = 1234
 
 
@@ -24,32 +25,43 @@ class ServedModel(LM):  # type: ignore[misc]
     """A server of this project's repositories, or any with NVIDIA's tensor names.
 
     Args:
-        url: Its gRPC address.
+        client: Of its gRPC address.
         tokenizer: The source's, which cuts contexts that are too long.
         longest: The most tokens of a prompt and its answer together.
         longest_input: The most tokens of a prompt.
     """
 
     def __init__(
-        self, url: str, tokenizer: TextTokenizer, *, longest: int, longest_input: int
+        self, client: Client, tokenizer: TextTokenizer, *, longest: int, longest_input: int
     ) -> None:
         super().__init__()
-        self._client = Client(url)
+        self._client = client
         self._tokenizer, self._longest, self._longest_input = tokenizer, longest, longest_input
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Refuses: the server does not tell how likely given tokens are."""
-        del requests, disable_tqdm
-        raise _no_likelihoods(self._client.url)
+        """Scores continuations of contexts: the log-likelihood, and whether greedy would say it."""
+        pairs = [
+            encode_pair(self._tokenizer, context, continuation, self._scored)
+            for context, continuation in (request.args for request in requests)
+        ]
+        return self._likelihoods(pairs, disable_tqdm, greedy=True)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Refuses, as :meth:`loglikelihood`."""
-        del requests, disable_tqdm
-        raise _no_likelihoods(self._client.url)
+        """Scores whole texts, in the windows that lm-eval cuts."""
+        owners, pairs = [], []
+        for index, request in enumerate(requests):
+            for pair in rolling_pairs(self._tokenizer, request.args[0], self._scored):
+                owners.append(index)
+                pairs.append(pair)
+        sums = [0.0] * len(requests)
+        found = self._likelihoods(pairs, disable_tqdm, greedy=False)
+        for owner, (nats, _) in zip(owners, found, strict=True):
+            sums[owner] += nats
+        return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Lets the text model go on with each text, several at a time."""
@@ -57,6 +69,20 @@ class ServedModel(LM):  # type: ignore[misc]
         with ThreadPoolExecutor(STREAMS) as pool:
             texts = pool.map(self._text, every)
             return list(tqdm(texts, total=len(every), desc="generating", disable=disable_tqdm))
+
+    @property
+    def _scored(self) -> int:
+        """Tokens in front of the last one of a text that is scored.
+
+        All of it is the prompt, and the engine adds a token behind it.
+        """
+        return min(self._longest_input, self._longest - 1) - 1
+
+    def _likelihoods(
+        self, pairs: Sequence[Pair], quiet: bool, *, greedy: bool
+    ) -> list[tuple[float, bool]]:
+        with tqdm(total=len(pairs), desc="scoring", disable=quiet) as bar:
+            return Prompts(self._client).likelihoods(pairs, greedy=greedy, advance=bar.update)
 
     def _text(self, request: Wanted) -> str:
         drawn = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
@@ -86,14 +112,3 @@ class ServedModel(LM):  # type: ignore[misc]
             text = self._tokenizer.decode(ids[-kept:])
             kept -= 1
         return text
-
-
-def _no_likelihoods(url: str) -> UnsupportedError:
-    return UnsupportedError(
-        "this server does not tell how likely given tokens are, which the task needs",
-        where=url,
-        why="NVIDIA's tensor names have context_logits for that: a number for every token of the "
-        "vocabulary at every position, which the CPU engine does not serve and this command does "
-        "not read",
-        fix="Choose tasks that generate text (generate_until), or measure --model checkpoint",
-    )

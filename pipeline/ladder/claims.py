@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.verdict.estimate import Estimate
+
 DATA = Path(__file__).with_name("claims.json")
 
 
@@ -72,6 +74,6 @@ def _accuracy_loss(row: Mapping[str, Any]) -> dict[str, Any] | None:
     if not tasks:
         return None
     worst = min(tasks, key=lambda t: t["accuracy_change"]["value"] / t["source_accuracy"])
-    change, source = worst["accuracy_change"], worst["source_accuracy"]
-    ends = {"value": change["value"], "low": change["high"], "high": change["low"]}
-    return {name: None if end is None else -end / source for name, end in ends.items()}
+    loss = Estimate.from_dict(worst["accuracy_change"]).negated().as_dict()
+    source = worst["source_accuracy"]
+    return {name: None if end is None else end / source for name, end in loss.items()}

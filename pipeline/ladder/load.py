@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.client_errors import client_errors
-from pipeline.dependencies import versions
 from pipeline.ladder.shapes import Load, misfit
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.serving import open_server
 from pipeline.source.texts import text_digest
-from pipeline.stages.bench import TEXT_KEY, machine, prompts_from
-from pipeline.stages.served import CLIENT, TOOLS, code_digest
+from pipeline.stages.bench import TEXT_KEY, machine, measured_with, prompts_from
 from pipeline.store.artifact import Artifact
 from pipeline.store.digests import digest_of
 
@@ -58,12 +56,10 @@ class Settings:
                 "baseline": baseline,
                 "concurrency": list(self.concurrency),
                 "seconds": self.seconds,
-                "bench": recipe.section("bench"),
+                "output_tokens": recipe.bench.output_tokens,
                 "max_input_len": recipe.compile.max_input_len,
                 "text": text_digest(recipe, TEXT_KEY),
-                "machine": machine(),
-                "tools": versions(TOOLS),
-                "code": code_digest(CLIENT, "bench"),
+                **measured_with(),
             }
         )
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from pipeline.ladder.render import TONES
 from pipeline.ladder.table import Block, blocks, claims, short, wrong
-from pipeline.tables import print_table
+from pipeline.tables import COLOURS, print_table
 
-_COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
-STYLES = {verdict: _COLOURS[tone] for verdict, tone in TONES.items()}
+STYLES = {verdict: COLOURS[tone] for verdict, tone in TONES.items()}
 _GAP = 2
 # A longer one stands above its table and not in the corner of it.
 _LONG_TITLE = 24

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.ladder.row import level_at
 from pipeline.recipe.schema import ConstraintsSection
 from pipeline.tables import number, streams
+from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.words import signed_percent
 
 ACCEPT = "ACCEPT"
@@ -121,7 +122,10 @@ def _misses(
             _percent,
         )
     if limits.max_accuracy_loss is not None:
-        losses = {task["name"]: _negated(task["accuracy_change"]) for task in row["tasks"]}
+        losses = {
+            task["name"]: Estimate.from_dict(task["accuracy_change"]).negated().as_dict()
+            for task in row["tasks"]
+        }
         for task, loss in losses.items() or [("any task", None)]:
             what = f"the loss of accuracy in {task}"
             yield from _above("max_accuracy_loss", what, loss, limits.max_accuracy_loss, _percent)
@@ -238,11 +242,6 @@ def _reason(
     else:
         parts.append("its quality was not measured, for the recipe has no section evaluate")
     return f"Take {best['format']}: {'; '.join(parts)}."
-
-
-def _negated(change: Mapping[str, Any]) -> dict[str, Any]:
-    ends = {"value": change["value"], "low": change["high"], "high": change["low"]}
-    return {name: None if end is None else -end for name, end in ends.items()}
 
 
 def _percent(share: float) -> str:

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ladder.recommend import deciding_level
-from pipeline.ladder.row import level_at
+from pipeline.ladder.row import REFUSED, level_at
 from pipeline.ladder.table import Block, blocks, claims, full, headings, wrong
 from pipeline.report.plot import Point, frontier, pareto
+from pipeline.report.render import environment
 from pipeline.report.words import machine_words
 from pipeline.tables import memory_size, number, streams
+from pipeline.verdict import decision
 
 HERE = Path(__file__).parent
-TONES = {
-    "ACCEPT": "good",
-    **dict.fromkeys(("REGRESSION", "ANOMALOUS", "FAILED"), "bad"),
-    **dict.fromkeys(("INCONCLUSIVE", "UNFINISHED", "REFUSED"), "open"),
-}
+TONES = {**decision.TONES, REFUSED: "open"}
 CLAIMS = ("format", "measure", "claim", "measured here", "source", "setting")
 _ESTIMATES = (
     *("perplexity", "perplexity_increase", "bits_per_byte", "kl_divergence"),
@@ -65,18 +63,6 @@ def render_csv(comparison: Mapping[str, Any]) -> str:
 
 def render_html(comparison: Mapping[str, Any]) -> str:
     """Renders one page that is safe to open and to archive: no scripts, nothing from outside."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        # The two pages look alike.
-        loader=FileSystemLoader([HERE, HERE.parent / "report"]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     rows, sources = claims(comparison)
     level, points = _points(comparison)
     chart = pareto(
@@ -84,20 +70,24 @@ def render_html(comparison: Mapping[str, Any]) -> str:
         x_label=f"tokens/s, {streams(level or 1)}",
         y_label="KL, nats a token from the source",
     )
-    return environment.get_template("compare.html.j2").render(
-        comparison=comparison,
-        title=_title(comparison),
-        blocks=[_drawn(block) for block in blocks(comparison, full)],
-        tones=TONES,
-        bad=wrong(comparison),
-        claim_columns=CLAIMS,
-        claims=rows,
-        sources=sources,
-        # The chart escapes its own labels.
-        chart=Markup(chart),  # noqa: S704
-        line=sum(frontier(points)) > 1,
-        how=how(comparison),
+    page = (
+        environment(HERE, html=True)
+        .get_template("compare.html.j2")
+        .render(
+            comparison=comparison,
+            title=_title(comparison),
+            blocks=[_drawn(block) for block in blocks(comparison, full)],
+            tones=TONES,
+            bad=wrong(comparison),
+            claim_columns=CLAIMS,
+            claims=rows,
+            sources=sources,
+            chart=chart,
+            line=sum(frontier(points)) > 1,
+            how=how(comparison),
+        )
     )
+    return str(page)
 
 
 def how(comparison: Mapping[str, Any]) -> str:

@@ -211,6 +211,12 @@ class Gates(Section):
         kl_divergence: The largest mean KL divergence from the source model.
         accuracy_loss: The largest loss of accuracy against the source model in each of
             ``evaluate.tasks``; 0.02 is two points of 100.
+        source_perplexity: The largest perplexity of the source model itself, so that a wrong
+            tokenizer, text or model is seen, which the checkpoint would follow. ``auto`` is twice
+            the size of its vocabulary: worse than guessing.
+        signal_to_noise: The least power of a source linear's output over the error of the written
+            one. ``auto`` is what rounding to these bits leaves, so that what is below is damaged;
+            norms and embeddings are held to 16 bits whenever this is checked.
         engine_perplexity_increase: The largest increase of the engine's perplexity over that of the
             checkpoint it was compiled from.
         engine_top1_agreement: The smallest share of positions at which the engine's most likely
@@ -224,6 +230,8 @@ class Gates(Section):
     top1_agreement: Annotated[ShareLimit, Unit("share")] = "auto"
     kl_divergence: Annotated[Limit, Unit("nats per token")] = "auto"
     accuracy_loss: Annotated[ShareLimit, Unit("share")] = "auto"
+    source_perplexity: Annotated[Limit, Unit("perplexity")] = "auto"
+    signal_to_noise: Annotated[Limit, Unit("dB")] = "auto"
     engine_perplexity_increase: Annotated[Limit, Unit("share of the checkpoint's perplexity")] = (
         "auto"
     )
@@ -332,7 +340,8 @@ class ServeSection(Section):
             KV cache takes.
         kv_cache_host_memory: Memory of the host, for each rank, that keeps KV blocks for reuse
             which the GPU has no room for; None keeps none. It needs ``enable_kv_cache_reuse``.
-        enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks.
+        enable_kv_cache_reuse: Whether prompts with a common beginning share its KV blocks. The CPU
+            gives the log-probabilities of a prompt only without.
         enable_chunked_context: Whether a long prompt is spread over several engine steps.
         batch_scheduler_policy: ``guaranteed_no_evict`` starts a request when the KV cache can hold
             it to its end; ``max_utilization`` starts more and may have to compute some again.
@@ -432,7 +441,7 @@ class ConstraintsSection(Section):
 
     Attributes:
         max_perplexity_increase: The largest increase of perplexity over the source model.
-        max_accuracy_loss: The largest loss of accuracy over all ``evaluate.tasks``.
+        max_accuracy_loss: The largest loss of accuracy in each of ``evaluate.tasks``.
         max_time_to_first_token_ms: The longest median wait for a first token.
         max_inter_token_latency_ms: The longest median time between tokens of a stream.
         min_tokens_per_second: The least throughput.

@@ -134,10 +134,12 @@ class Tile:
         label: What it is.
         value: The number.
         detail: Its interval, or what else belongs to it.
-        sixteen_bit: The same number for 16 bit.
+        beside: The same number of something else; empty text shows nothing.
+        whose: Of what that is.
     """
 
     label: str
     value: str
     detail: str
-    sixteen_bit: str
+    beside: str
+    whose: str = "16 bit"

@@ -17,6 +17,7 @@ from pipeline.recipe.schema import CostSection, Recipe
 from pipeline.report.prices import price_of
 from pipeline.store.artifact import Artifact, read_manifest
 from pipeline.targets import get_target
+from pipeline.verdict.closing import best_measurement
 from pipeline.verdict.decision import Decision, decide, title_of
 from pipeline.verdict.failure import Failure
 from pipeline.verdict.gate import GateResult
@@ -99,11 +100,6 @@ def _roofline(
         "hardware": setting.hardware.name,
         "source": setting.hardware.source,
     }
-
-
-def best_measurement(load: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the measurement of a load test with the most tokens per second."""
-    return dict(max(load["measurements"], key=lambda row: row["tokens_per_second"]["value"] or 0.0))
 
 
 def _gates(

@@ -1,4 +1,4 @@
-"""The first screen of a report: the verdict, what it is about, and numbers beside 16 bit."""
+"""The first screen of a report: the verdict, what it is about, and numbers beside others."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.report.blocks import Tile
-from pipeline.report.collect import best_measurement
 from pipeline.report.prices import price_of
 from pipeline.report.serving import measured_on, money, speed_at
 from pipeline.report.siblings import as_point, quantized
 from pipeline.report.words import between, percent, size
 from pipeline.tables import number, streams
-
-
-def tone(report: Mapping[str, Any]) -> str:
-    """Returns the colour of the verdict: ``good``, ``open`` or ``bad``."""
-    verdict = report["verdict"]
-    if verdict["status"] == "passed":
-        return "good"
-    return "open" if verdict["verdict"] in ("INCONCLUSIVE", "UNFINISHED") else "bad"
+from pipeline.verdict.closing import best_measurement
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
@@ -50,7 +42,7 @@ def about(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def tiles(report: Mapping[str, Any]) -> list[Tile]:
-    """Lists the numbers of the first screen, each beside that of 16 bit."""
+    """Lists the numbers of the first screen, beside those of the source or of 16 bit."""
     return [*_written(report), *_served(report)]
 
 
@@ -73,13 +65,15 @@ def _written(report: Mapping[str, Any]) -> Iterator[Tile]:
                 number(measured["value"]),
                 between(measured),
                 number(quality[f"source_{name}"]),
+                whose="source",
             )
         agreement = quality["top1_agreement"]
         yield Tile(
             "agreement with the source",
             percent(agreement["value"]),
             between(agreement, percent),
-            percent(1.0, 0),
+            # The source agrees with itself; nobody measured that.
+            "",
         )
 
 

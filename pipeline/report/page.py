@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.report import overview, provenance, quality, serving
 from pipeline.report.blocks import Section
+from pipeline.verdict.decision import TONES
 
 SECTIONS = (
     quality.completions_section,
@@ -29,7 +30,7 @@ def page_of(report: Mapping[str, Any]) -> dict[str, Any]:
         "name": report["name"],
         "verdict": report["verdict"],
         "reasons": overview.reasons(report),
-        "tone": overview.tone(report),
+        "tone": TONES[report["verdict"]["verdict"]],
         "about": overview.about(report),
         "tiles": overview.tiles(report),
         "sections": sections,

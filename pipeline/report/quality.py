@@ -22,6 +22,7 @@ from pipeline.report.blocks import (
 from pipeline.report.charts import Bar, bars, histogram, interval
 from pipeline.report.words import count, estimate, percent
 from pipeline.tables import number
+from pipeline.verdict.decision import TONES
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gates import beyond_range
 from pipeline.verdict.words import MEASURES, Measure, measured_words, nats, signed_percent
@@ -33,7 +34,6 @@ COMPLETIONS = 2
 _SHARED = 3
 # How many characters of a document are kept.
 _BEGINS = 80
-KINDS = {"ACCEPT": "good", "REGRESSION": "bad", "ANOMALOUS": "bad", "INCONCLUSIVE": "open"}
 
 
 def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -42,7 +42,7 @@ def gates_section(report: Mapping[str, Any]) -> Iterator[Section]:
         return
     rows = []
     for gate in report["gates"]:
-        kind, measure = KINDS[gate["verdict"]], MEASURES.get(gate["name"])
+        kind, measure = TONES[gate["verdict"]], MEASURES.get(gate["name"])
         drawn = interval(gate["low"], gate["measured"], gate["high"], gate["limit"], kind)
         rows.append(
             (
@@ -174,15 +174,11 @@ def _checkpoint(quality: Mapping[str, Any]) -> Iterator[Block]:
         (
             "perplexity increase",
             estimate(quality["perplexity_increase"], signed_percent),
-            percent(0.0, 0),
+            "",
         ),
-        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), "0"),
-        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), "0"),
-        (
-            "agreement: same likeliest token",
-            estimate(quality["top1_agreement"], percent),
-            percent(1.0, 0),
-        ),
+        ("KL divergence, nats per token", estimate(quality["kl_divergence"], nats), ""),
+        ("KL divergence, 99th percentile", estimate(quality["kl_divergence_p99"], nats), ""),
+        ("agreement: same likeliest token", estimate(quality["top1_agreement"], percent), ""),
         (
             f"largest activation, of {number(activations['limit'])} in {activations['dtype']}",
             number(activations["largest"]),

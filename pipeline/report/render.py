@@ -17,7 +17,7 @@ _MARKS = re.compile(r"([`*\[\]<|]|\\(?=[^\w\s])|(?<!\w)_|_(?!\w)|~(?=~))")
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """Renders the report for a terminal or a pull request."""
-    text = str(_environment(html=False).get_template("report.md.j2").render(**page_of(report)))
+    text = str(environment(html=False).get_template("report.md.j2").render(**page_of(report)))
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -26,16 +26,22 @@ def render_html(report: Mapping[str, Any]) -> str:
 
     It has no scripts and loads nothing from outside.
     """
-    return str(_environment(html=True).get_template("report.html.j2").render(**page_of(report)))
+    return str(environment(html=True).get_template("report.html.j2").render(**page_of(report)))
 
 
 @cache
-def _environment(*, html: bool) -> Any:
+def environment(*folders: Path, html: bool) -> Any:
+    """Returns what renders the templates of this folder, and those of others that look alike.
+
+    Args:
+        folders: Others, which come first.
+        html: Whether values are escaped for HTML.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    made = Environment(
+        loader=FileSystemLoader([*folders, TEMPLATES]),
         autoescape=html,  # noqa: S701 -- Markdown is not HTML
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -43,8 +49,8 @@ def _environment(*, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     # The charts escape their own labels.
-    environment.filters.update(plain=as_markdown, fence=fence, drawn=Markup, tight=tight)
-    return environment
+    made.filters.update(plain=as_markdown, fence=fence, drawn=Markup, tight=tight)
+    return made
 
 
 def as_markdown(text: str) -> str:

@@ -7,9 +7,7 @@ from typing import Any
 
 from pipeline.report.blocks import Block, Cell, Figure, Figures, Paragraph, Section, Table
 from pipeline.report.charts import Bar, bars, histogram
-from pipeline.report.collect import best_measurement
 from pipeline.report.plot import Point, pareto
-from pipeline.report.quality import KINDS
 from pipeline.report.siblings import as_point
 from pipeline.report.words import (
     count,
@@ -20,6 +18,8 @@ from pipeline.report.words import (
     spread,
 )
 from pipeline.tables import number, streams
+from pipeline.verdict.closing import best_measurement
+from pipeline.verdict.decision import TONES
 from pipeline.verdict.words import signed_percent, size_words
 
 
@@ -34,7 +34,7 @@ def siblings_section(report: Mapping[str, Any]) -> Iterator[Section]:
         (
             Cell(row["name"], "strong" if row is own else ""),
             row["format"],
-            Cell(row["verdict"], KINDS.get(row["verdict"], "bad")),
+            Cell(row["verdict"], TONES[row["verdict"]]),
             size(row["bytes"]),
             estimate(row["increase"], signed_percent),
             estimate(speed_at(row, level)),

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.formats import NO_QUANT
 from pipeline.report.collect import SCHEMA
+from pipeline.verdict.decision import TONES
 
 REPORT = "report.json"
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -40,7 +41,7 @@ def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
         try:
             other = json.loads(path.read_text(encoding="utf-8"))
             if _is_sibling(report, other):
-                found.append(_checked(_row(report, other)))
+                found.append(_row(report, other))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return found
@@ -62,6 +63,9 @@ def _is_sibling(report: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         and other["verdict"]["status"] != "unfinished"
         and other["checkpoint"] is not None
         and other["model"]["digest"] == report["model"]["digest"]
+        and other["verdict"]["verdict"] in TONES
+        # What a recipe cannot say goes on no page.
+        and all(_WORD.fullmatch(word) for word in (other["name"], other["checkpoint"]["format"]))
     )
 
 
@@ -115,14 +119,6 @@ def _estimate(values: Mapping[str, float | None]) -> dict[str, float | None]:
         name: None if values[name] is None else _finite(values[name])
         for name in ("value", "low", "high")
     }
-
-
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """Refuses names that no recipe has: what a neighbour's file says goes on this one's page."""
-    for key in ("name", "format", "verdict"):
-        if not _WORD.fullmatch(row[key]):
-            raise ValueError(row[key])
-    return row
 
 
 def _finite(value: Any) -> float:

@@ -43,11 +43,15 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
+    return {**measured_with(), "text": text_digest(recipe, TEXT_KEY)}
+
+
+def measured_with() -> dict[str, Any]:
+    """Returns what decides a speed beside the server, the load and the moment."""
     return {
         "code": code_digest(CLIENT, "bench", "triton", "verdict/estimate.py"),
         "tools": versions(TOOLS),
         "machine": machine(),
-        "text": text_digest(recipe, TEXT_KEY),
     }
 
 

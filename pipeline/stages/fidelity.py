@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dependencies import Requirements, versions
+from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError
-from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
-from pipeline.formats import FORMATS
-from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import TextTokenizer, text_digest
+from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.scored import ScoredText, load_models, read_text, settings_of
 from pipeline.targets import get_target
 from pipeline.targets.base import EngineEvaluation, NotMeasured
 from pipeline.verdict.checks import check_engine
@@ -28,43 +23,14 @@ from pipeline.verdict.checks import check_engine
 if TYPE_CHECKING:
     from pipeline.evaluation.fidelity import EngineScores
     from pipeline.evaluation.scoring import Scorer
-    from pipeline.evaluation.windows import Document, Window
 
 RESULT_NAME = "fidelity.json"
-TEXT_KEY = "evaluate.text"
-TOOLS = ("torch", "transformers", "numpy")
-KEYS = ("tokens", "engine_tokens", "sequence_length", "stride")
-
-
-@dataclass(frozen=True)
-class _Text:
-    """What is scored.
-
-    Attributes:
-        tokenizer: The source's.
-        documents: The recipe's texts, as far as they are scored on the engine.
-        windows: Their windows.
-        positions: The model's number of them.
-    """
-
-    tokenizer: TextTokenizer
-    documents: Sequence[Document]
-    windows: Sequence[Window]
-    positions: int
+KEYS = {"tokens", "engine_tokens", "sequence_length", "stride"}
 
 
 def section(recipe: Recipe) -> dict[str, Any]:
     """Returns what is scored, and how the two other models are computed."""
-    assert recipe.evaluate is not None
-    # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
-    divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
-    return {
-        **divided,
-        **recipe.evaluate.model_dump(mode="json", include=set(KEYS)),
-        "tasks": tasks_section(recipe),
-        "trust_remote_code": recipe.model.trust_remote_code,
-        "device": recipe.quantize.device,
-    }
+    return scored.section(recipe, KEYS)
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -75,9 +41,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     """
     engine = get_target(recipe.compile.target).evaluation(recipe)
     return {
-        "text": text_digest(recipe, TEXT_KEY),
-        "tasks": tasks_material(recipe),
-        "tools": versions(TOOLS),
+        **scored.material(recipe),
         "engine": None if isinstance(engine, NotMeasured) else dict(engine.material),
     }
 
@@ -100,7 +64,10 @@ def run(context: StageContext) -> dict[str, Any]:
     source, engine = context.inputs["source"].path, context.inputs["compile"].path
     parameters = count_parameters(source)
     with offline_and_quiet(context.progress), deterministic(parameters):
-        text = _text(context, evaluation.longest_window)
+        settings = settings_of(context.recipe)
+        # The first of the windows that evaluate scores.
+        tokens = min(settings.tokens, settings.engine_tokens)
+        text = read_text(context, tokens, evaluation.longest_window)
         with evaluation.logits(engine) as scorer:
             scores, tasks = _compare(context, text, scorer)
     _free_memory()
@@ -124,28 +91,8 @@ def run(context: StageContext) -> dict[str, Any]:
     return result
 
 
-def _text(context: StageContext, longest: int) -> _Text:
-    """The first of the windows that ``evaluate`` scores, no longer than the engine takes."""
-    from pipeline.evaluation.windows import read_documents, strided_windows
-    from pipeline.source.texts import load_tokenizer, read_texts
-
-    recipe, source = context.recipe, context.inputs["source"].path
-    settings = recipe.evaluate
-    assert settings is not None
-    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
-    positions = ModelFacts.from_directory(source).max_position_embeddings
-    wanted = min(settings.sequence_length, positions)
-    length = max(2, min(wanted, longest))
-    if length < wanted:
-        context.progress.note(f"windows are of {length} tokens, not {wanted}: for the engine")
-    tokens = min(settings.tokens, settings.engine_tokens)
-    documents = read_documents(read_texts(Path(settings.text)), tokenizer, tokens)
-    windows = strided_windows(documents, length, settings.stride)
-    return _Text(tokenizer, documents, windows, positions)
-
-
 def _compare(
-    context: StageContext, text: _Text, engine: Scorer | None
+    context: StageContext, text: ScoredText, engine: Scorer | None
 ) -> tuple[EngineScores, list[dict[str, Any]]]:
     """Every window under source, checkpoint and engine; and multiple choice, where it has logits.
 
@@ -153,41 +100,28 @@ def _compare(
     something that the engine does.
     """
     from pipeline.evaluation.fidelity import score_engine
-    from pipeline.evaluation.scoring import scorer_of
     from pipeline.evaluation.tasks.answering import score_tasks
-    from pipeline.reference import load_reference
-    from pipeline.reference.source import load_source, place_models
 
-    recipe = context.recipe
-    with context.progress.task("loading both models", 2) as task:
-        source = load_source(
-            context.inputs["source"].path, trust_remote_code=recipe.model.trust_remote_code
-        )
-        task.advance()
-        written: Any = load_reference(context.inputs["quantize"].path)
-        task.advance()
-    device = place_models(recipe, source, written)
-    total = sum(window.scored for window in text.windows)
-    config: Any = source.config
-    original, vocabulary = scorer_of(source, device), int(config.vocab_size)
-    with context.progress.task(f"comparing {total} tokens", total) as task:
+    models = load_models(context)
+    source, written = models.scorers()
+    with context.progress.task(f"comparing {text.tokens} tokens", text.tokens) as task:
         scores = score_engine(
-            original,
-            scorer_of(written, device),
+            source,
+            written,
             engine,
             text.windows,
-            vocabulary=vocabulary,
+            vocabulary=models.vocabulary,
             advance=task.advance,
         )
     if engine is None:
         return scores, []
     answers = score_tasks(
-        recipe,
+        context.recipe,
         text.tokenizer,
-        original,
+        source,
         engine,
         longest=text.positions,
-        vocabulary=vocabulary,
+        vocabulary=models.vocabulary,
         progress=context.progress,
     )
     return scores, [answer.as_dict() for answer in answers]
@@ -220,7 +154,7 @@ def _needs(recipe: Recipe) -> Requirements:
 
 STAGE = Stage(
     name="fidelity",
-    version=2,
+    version=3,
     title="measure the compiled engine",
     inputs=("source", "quantize", "compile"),
     run=run,

@@ -182,10 +182,9 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
 
     The export merges pre-quant scales and rounds them, so the model in memory is another one.
     """
-    import torch
-
+    from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
+    from pipeline.evaluation.windows import Window
     from pipeline.reference import load_reference
-    from pipeline.reference.divergence import mean_divergence
     from pipeline.reference.source import load_source, place_models
 
     recipe = context.recipe
@@ -194,15 +193,18 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     )
     written: Any = load_reference(checkpoint)
     device = place_models(recipe, original, written)
-    tokens = sum(len(window) - 1 for window in windows)
-    with torch.inference_mode(), context.progress.task(f"scoring {tokens} tokens", tokens) as task:
-        return mean_divergence(
-            lambda ids: original(input_ids=ids, use_cache=False).logits,
-            lambda ids: written(input_ids=ids, use_cache=False).logits,
-            windows,
-            device,
+    # Each is a text from its beginning, of which the first token is context.
+    whole = [Window(index, row, 1) for index, row in enumerate(windows)]
+    tokens = sum(window.scored for window in whole)
+    with context.progress.task(f"scoring {tokens} tokens", tokens) as task:
+        scores = compare(
+            scorer_of(original, device),
+            scorer_of(written, device),
+            whole,
+            int(original.config.vocab_size),
             task.advance,
         )
+    return float(TokenScores.joined(scores).kl.mean(dtype="float64"))
 
 
 def _calibration_texts(context: StageContext) -> list[str]:

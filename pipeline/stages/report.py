@@ -63,7 +63,7 @@ def _files(report: Mapping[str, Any]) -> dict[str, bytes]:
 
 STAGE = Stage(
     name="report",
-    version=8,
+    version=9,
     title="write the report",
     inputs=(
         *("source", "quantize", "evaluate", "compile", "fidelity"),

@@ -16,8 +16,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
-from pipeline.triton.contract import KNOWN
-from pipeline.triton.tensors import ModelContract
+from pipeline.triton.contract import CPP_BACKEND, KNOWN, SCORES_PROMPTS, scoring_prompts
+from pipeline.triton.tensors import ENGINE, ModelContract
 
 _TEMPLATE = re.compile(r"\$\{[^}\n]*\}?")
 _STREAM_INPUTS = {"stream", "streaming"}
@@ -78,7 +78,7 @@ def check_config(config: proto.ModelConfig, folder: Path) -> Iterator[str]:
         for tensor in tensors:
             yield from _check_tensor(side, tensor)
     if config.name in KNOWN:
-        yield from _check_contract(config, KNOWN[config.name])
+        yield from _check_contract(config, _contract(config))
     elif (
         # The known models refuse a request to stream by name where they answer once.
         not ensemble
@@ -112,6 +112,15 @@ def _check_tensor(side: str, tensor: Any) -> Iterator[str]:
             f"{where} is reshaped from {list(tensor.dims)} to {list(tensor.reshape.shape)}, "
             "which have different numbers of elements"
         )
+
+
+def _contract(config: proto.ModelConfig) -> ModelContract:
+    """The contract of a known model; upstream's own backend has no tensors beyond upstream's."""
+    contract = KNOWN[config.name]
+    scores = any(tensor.name == SCORES_PROMPTS for tensor in config.input)
+    if config.name == ENGINE and config.backend != CPP_BACKEND and scores:
+        return scoring_prompts(contract)
+    return contract
 
 
 def _check_contract(config: proto.ModelConfig, contract: ModelContract) -> Iterator[str]:

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
 from pipeline.recipe.schema import Recipe
-from pipeline.triton.contract import served_models
+from pipeline.triton.contract import scoring_prompts, served_models
 from pipeline.triton.parameters import EngineModel, model_parameters
 from pipeline.triton.tensors import (
     BLS,
@@ -62,7 +62,10 @@ def render_configs(
         size = max_batch_size
         if name == DRAFT and native.draft is not None:
             size = min(size, native.draft.max_batch_size)
-        config = _message(contract, size)
+        if name == ENGINE and native.scores_prompts:
+            config = _message(scoring_prompts(contract), size)
+        else:
+            config = _message(contract, size)
         if name != ENSEMBLE:
             config.backend = backend[name]
             config.instance_group.add(count=instances[name], kind=proto.ModelInstanceGroup.KIND_CPU)

@@ -14,6 +14,8 @@ Deviations, each on purpose:
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
   be wrong to ask any engine for is refused there, for the ensemble too.
+* ``tensorrt_llm`` of an engine that can has :func:`scoring_prompts` besides: a number for each
+  token of the prompt, where upstream's ``context_logits`` are a whole vocabulary of them.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).
@@ -67,12 +69,17 @@ __all__ = [
     "MODELS",
     "POSTPROCESSING",
     "PREPROCESSING",
+    "SCORES_PROMPTS",
     "ModelContract",
     "Step",
     "Tensor",
     "answering_model",
+    "scoring_prompts",
     "served_models",
 ]
+
+SCORES_PROMPTS = "return_prompt_log_probs"
+"""The input that asks ``tensorrt_llm`` for the log-probabilities of a prompt; not upstream's."""
 
 CPP_BACKEND = "tensorrtllm"
 """The backend that runs TensorRT-LLM engines in Triton, as ``config.pbtxt`` names it."""
@@ -325,6 +332,18 @@ def served_models(decoupled: bool | str, *, draft: bool = False) -> Mapping[str,
     if decoupled:
         return models
     return {name: replace(contract, decoupled=False) for name, contract in models.items()}
+
+
+def scoring_prompts(engine: ModelContract) -> ModelContract:
+    """Returns an engine's contract with the tensors that ask for and hold scores of the prompt.
+
+    ``prompt_log_probs`` has the natural log-probability of each token of the prompt but the first.
+    """
+    return replace(
+        engine,
+        inputs=(*engine.inputs, scalar(SCORES_PROMPTS, BOOL)),
+        outputs=(*engine.outputs, Tensor("prompt_log_probs", FP32, (-1,))),
+    )
 
 
 def _order(*, draft: bool, unary: bool) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ class EngineModel:
             tokenizer that is served and returns the content.
         lora_task_ids: The adapters that a request may choose.
         draft: What guesses tokens for it; None guesses none.
+        scores_prompts: Whether a request may ask for the log-probabilities of its prompt.
     """
 
     backend: str
@@ -76,6 +77,7 @@ class EngineModel:
     lora_task_ids: Sequence[int] = ()
     greedy: bool = False
     draft: DraftModel | None = None
+    scores_prompts: bool = False
 
 
 def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:

@@ -93,9 +93,17 @@ def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
     assert recipe.evaluate is not None
     if gate.limit is None or getattr(recipe.evaluate.gates, gate.name) != "auto":
         return ""
+    if gate.name == "source_perplexity":
+        size = measured["vocabulary"]
+        return f". The recipe leaves this limit to the vocabulary, of {size:,} tokens"
     bits = FORMATS[recipe.quantize.format].weight_bits
-    source = row_of(gate.name, measured["parameters"], bits).source
-    return f". The recipe leaves this limit to the size of the model and its {bits} bits: {source}"
+    row = row_of(gate.name, measured["parameters"], bits)
+    if gate.limit != row.limits[gate.name]:
+        # Of a part that no format rounds.
+        bits, row = 16, row_of(gate.name, measured["parameters"], 16)
+    return (
+        f". The recipe leaves this limit to the size of the model and its {bits} bits: {row.source}"
+    )
 
 
 def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> str:
@@ -162,10 +170,21 @@ def _look_at(recipe: Recipe, gate: GateResult) -> str:
             "linears that suffer most, and try another quantize.format; set "
             "evaluate.gates.completions to false for a model whose own texts mean nothing"
         )
+    assert recipe.evaluate is not None
+    if gate.name == "source_perplexity":
+        return (
+            f"Look whether the tokenizer in {recipe.model.source} is the model's own and "
+            f"{recipe.evaluate.text} is text of the kind that it was trained on; set "
+            "evaluate.gates.source_perplexity to null for a model with random weights"
+        )
     if gate.estimate.value is not None:
+        if gate.name == "signal_to_noise":
+            return (
+                "Look at signal_to_noise in that file, which names every linear; write them again "
+                "with --force quantize, and try another quantize.format where the same stay so low"
+            )
         if gate.name.startswith("engine_"):
             return "Look whether the engine was compiled from this very checkpoint"
-        assert recipe.evaluate is not None
         return (
             f"Look whether {recipe.evaluate.text} has texts that the scales were calibrated on, "
             f"and whether {recipe.model.source} is the model that it should be"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from pipeline.verdict.words import MEASURES, interval, measured_words, size_word
 
 # Beside every gate that is not open.
 _ALWAYS = ("perplexity_increase", "top1_agreement")
-NEXT = "next"
 LABEL = 13
 """Columns of a line's name, with the space behind it."""
+REPORT, NEXT = "report", "next"
+WHOLE = (REPORT, NEXT)
+"""The lines with something to copy, which are never broken."""
 
 
 def closing_lines(
@@ -50,7 +52,7 @@ def closing_lines(
         ("time", f"{report['seconds']:.1f} s of work in {len(report['stages'])} stages"),
     ]
     if page:
-        rows.append(("report", str(page)))
+        rows.append((REPORT, str(page)))
     if repository:
         rows.append((NEXT, f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
     if earlier:
@@ -72,23 +74,33 @@ def _quality(report: Mapping[str, Any], subject: str, measured: Mapping[str, Any
         if result.subject == subject and result.name in MEASURES
     ]
     # Whether an engine follows its checkpoint says what the checkpoint's line does not.
-    follows = any(result.name.startswith("engine_") for result in results)
-    always = {f"engine_{name}" if follows else name for name in _ALWAYS}
-    shown = []
-    for result in results:
-        if result.name in always or result.verdict != "ACCEPT":
-            words = measured_words(result.name, "checkpoint", result.estimate, result.limit)
-            shown.append(words if result.verdict == "ACCEPT" else f"{words} {result.verdict}")
-    if shown:
-        return ", ".join(shown)
+    own = [result for result in results if not result.name.startswith("engine_")]
+    compiled = [result for result in results if result not in own]
+    parts = {
+        "against the checkpoint ": _shown(compiled, always=True),
+        "against the source " if compiled else "": _shown(own, always=not compiled),
+    }
+    if any(parts.values()):
+        return "; ".join(f"{what}{words}" for what, words in parts.items() if words)
     if measured is None:
         return "not measured"
-    # No gate is set: the numbers stand alone.
+    # No gate is set for them: the numbers stand alone.
     return ", ".join(
         measured_words(name, "checkpoint", Estimate.from_dict(measured[name]), None)
         for name in _ALWAYS
         if measured.get(name)
     )
+
+
+def _shown(results: Sequence[GateResult], *, always: bool) -> str:
+    """The numbers that are always told, where they are, and those that are not accepted."""
+    shown = []
+    for result in results:
+        name = result.name.removeprefix("engine_")
+        if (always and name in _ALWAYS) or result.verdict != "ACCEPT":
+            words = measured_words(name, "checkpoint", result.estimate, result.limit)
+            shown.append(words if result.verdict == "ACCEPT" else f"{words} {result.verdict}")
+    return ", ".join(shown)
 
 
 def _task(task: Mapping[str, Any]) -> str:
@@ -102,10 +114,14 @@ def _per_second(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else number(float(value), 3)
 
 
+def best_measurement(load: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the measurement of a load test with the most tokens per second."""
+    return dict(max(load["measurements"], key=lambda row: row["tokens_per_second"]["value"] or 0.0))
+
+
 def _speed(load: Mapping[str, Any] | None) -> str:
     if not load:
         return "not reached"
-    rows = load["measurements"]
-    best = max(rows, key=lambda row: row["tokens_per_second"]["value"] or 0.0)
+    best = best_measurement(load)
     speed = interval(Estimate.from_dict(best["tokens_per_second"]), _per_second)
     return f"{speed} tokens/s at {streams(best['concurrency'])}"

@@ -13,6 +13,14 @@ from pipeline.verdict.words import measured_words, size_words
 
 Outcome = Literal["ACCEPT", "REGRESSION", "ANOMALOUS", "INCONCLUSIVE", "FAILED", "UNFINISHED"]
 Status = Literal["passed", "failed", "unfinished"]
+Tone = Literal["good", "bad", "open"]
+
+TONES: Mapping[str, Tone] = {
+    "ACCEPT": "good",
+    **dict.fromkeys(("REGRESSION", "ANOMALOUS", "FAILED"), "bad"),
+    **dict.fromkeys(("INCONCLUSIVE", "UNFINISHED"), "open"),
+}
+"""How each outcome looks, on every page and terminal alike."""
 
 # What a reader has to know first: that a measurement cannot be, then that quality was lost, then
 # that nobody can say.

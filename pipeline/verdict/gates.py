@@ -18,9 +18,10 @@ from pipeline.verdict.collapse import repeats_itself
 from pipeline.verdict.defaults import limit_of
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult, Verdict
+from pipeline.verdict.plausible import CHECKPOINT, linears_gate, source_gate
 from pipeline.verdict.words import MEASURES, measured_words
 
-CHECKPOINT, ENGINE = "checkpoint", "engine"
+ENGINE = "engine"
 MOST_MORE = 100
 """More text than this many times what was scored is no advice."""
 POWER_MARGIN = 0.8416 / 1.9600
@@ -42,6 +43,8 @@ def checkpoint_gates(
         bits: Of a weight in the checkpoint, without its scales.
     """
     found = list(_against_source(CHECKPOINT, gates, measured, parameters, bits))
+    plausible = source_gate(gates, measured), linears_gate(gates, measured, parameters, bits)
+    found += [result for result in plausible if result]
     if gates.completions:
         found += _completions(measured.get("completions") or ())
     return found
@@ -136,12 +139,7 @@ def _against_source(
             yield result
     limit = limit_of(gates, "accuracy_loss", parameters, bits)
     for task in measured.get("tasks") or ():
-        change = task["accuracy_change"]
-        loss = {
-            "value": _negative(change["value"]),
-            "low": _negative(change["high"]),
-            "high": _negative(change["low"]),
-        }
+        loss = Estimate.from_dict(task["accuracy_change"]).negated().as_dict()
         count = task["rows"]
         result = _judge("accuracy_loss", subject, loss, limit=limit, count=count, unit="rows")
         if result:
@@ -284,10 +282,6 @@ def _finite(estimate: Estimate) -> Estimate:
 
 def _or_none(number: float | None) -> float | None:
     return None if number is None or not math.isfinite(number) else number
-
-
-def _negative(number: float | None) -> float | None:
-    return None if number is None else -number
 
 
 def rounded_up(count: int) -> int:

@@ -76,6 +76,21 @@ def limit_points(value: float) -> str:
     return f"{value * 100:g} points"
 
 
+def plain(value: float) -> str:
+    """Formats a perplexity."""
+    return number(float(value))
+
+
+def decibel(value: float) -> str:
+    """Formats a ratio of powers: ``21.5 dB``."""
+    return f"{value:.1f} dB"
+
+
+def limit_decibel(value: float) -> str:
+    """Formats a limit of such a ratio with the digits that it was given."""
+    return f"{value:g} dB"
+
+
 # ModelOpt's day-0 gate takes a gain of more than 5 points of 100 for a mistake in one of the two
 # measurements (plugins/modelopt/skills/day0-release, test_gates.py: 50.0 to 60.0 is ANOMALOUS). The
 # largest published gain in perplexity is 0.4 % (SmoothQuant README, Llama-2-13B).
@@ -100,17 +115,25 @@ MEASURES = {
         )
         for name, measure in _QUALITY.items()
     },
+    "source_perplexity": Measure("perplexity of the source itself", plain, plain),
+    "signal_to_noise": Measure("signal to noise", decibel, limit_decibel, least=True),
 }
 
 
 def interval(estimate: Estimate, show: Callable[[float], str]) -> str:
-    """Formats a number with its interval: ``+0.01 % [-0.05 %, +0.07 %]``; a dash for none."""
+    """Formats a number with its interval: ``+0.01 % [-0.05 %, +0.07 %]``; a dash for none.
+
+    An interval that is narrower than the digits that are shown tells nothing and is left out.
+    """
     if estimate.value is None:
         return "-"
     shown = show(estimate.value)
     if estimate.low is None or estimate.high is None:
         return shown
-    ends = (show(end).removesuffix(f" {_POINTS}") for end in (estimate.low, estimate.high))
+    low, high = show(estimate.low), show(estimate.high)
+    if shown == low == high:
+        return shown
+    ends = (end.removesuffix(f" {_POINTS}") for end in (low, high))
     return f"{shown} [{', '.join(ends)}]"
 
 

@@ -74,6 +74,68 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
+LONGEST = 1024
+"""Tokens that the demo model takes, and so does the server ``scored``."""
+
+
+def scored_repository(cli: Cli, name: str, **more: str) -> Path:
+    """Builds the demo model in its own precision, for a server that reuses no KV blocks.
+
+    Args:
+        cli: What builds it.
+        name: Of the recipe.
+        more: Keys of ``serve``.
+    """
+    settings = {
+        "name": name,
+        "evaluate": "null",
+        "quantize.format": "float16",
+        "compile.max_input_len": LONGEST - 1,
+        "compile.max_seq_len": LONGEST,
+        "serve.enable_kv_cache_reuse": "false",
+        **{f"serve.{key}": value for key, value in more.items()},
+    }
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    made = cli.run("configs/demo.yaml", "--until", "repository", "--json", *options)
+    return Path(json.loads(made.stdout)["outputs"]) / "repository.unverified"
+
+
+@pytest.fixture(scope="session")
+def scored(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real server on :func:`scored_repository`."""
+    from pipeline.serving import serving
+
+    repository = scored_repository(cli, "scored")
+    with serving(repository, tmp_path_factory.mktemp("log") / "triton.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One self-signed certificate for localhost, used as authority, server and client."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates and is not here")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+def mutual_tls(certificates: Path) -> list[str]:
+    """Triton's flags to serve with them and to ask clients for theirs."""
+    cert, key = certificates / "cert.pem", certificates / "key.pem"
+    return [
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={cert}",
+        f"--grpc-server-key={key}",
+        f"--grpc-root-cert={cert}",
+    ]
+
+
 @dataclass(frozen=True)
 class Built:
     """One recipe for both targets: its repository for a GPU and OpenVINO's engine directory."""

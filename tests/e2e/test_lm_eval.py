@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.errors import MissingDependencyError, UsageError
 from pipeline.harness.launch import find_python
+from pipeline.triton.server import TritonServer
 
 from ..conftest import DEMO_MODEL, PROJECT
-from .conftest import Cli
+from .conftest import LONGEST, Cli, mutual_tls, scored_repository
 
 HELLASWAG = PROJECT.parent / "shared" / "data" / "hellaswag_val_1000.jsonl"
 ROWS = 4
@@ -175,6 +176,39 @@ def test_a_served_endpoint_goes_on_with_texts(
     assert same, "no text was the source model's: the comparison says nothing"
 
 
+def test_a_served_endpoint_is_scored_as_lm_eval_scores_its_own_model(
+    cli: Cli, folder: Path, python: Path, by_lm_eval: dict[str, Any], scored: Any
+) -> None:
+    """Choices, long texts in windows, and texts, all over gRPC, with a header on the way."""
+    longest = ("--set", f"compile.max_input_len={LONGEST - 1}")
+    longest = (*longest, "--set", f"compile.max_seq_len={LONGEST}")
+    found = measured(
+        *(cli, folder, python, scored.grpc_url, ",".join(TASKS), "--header", "who=lm-eval"),
+        *longest,
+    )
+    results = found["results"]
+    assert results["swag"]["acc_norm,none"] == by_lm_eval["swag"]["acc_norm,none"]
+    bits = by_lm_eval["rolling"]["bits_per_byte,none"]
+    assert results["rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
+    assert results["goeson"]["exact_match,none"] == 1.0
+
+
+def test_an_endpoint_behind_tls_whose_models_answer_once(
+    cli: Cli, folder: Path, python: Path, by_lm_eval: dict[str, Any], certificates: Path
+) -> None:
+    repository = scored_repository(cli, "scored-once", decoupled="false")
+    cert, key = str(certificates / "cert.pem"), str(certificates / "key.pem")
+    given = ("--tls-root", cert, "--tls-cert", cert, "--tls-key", key)
+    longest = ("--set", f"compile.max_input_len={LONGEST - 1}")
+    longest = (*longest, "--set", f"compile.max_seq_len={LONGEST}")
+    with TritonServer(repository, flags=mutual_tls(certificates)) as server:
+        url = f"grpcs://{server.grpc_url}"
+        found = measured(cli, folder, python, url, "swag,goeson", *given, *longest)
+    results = found["results"]
+    assert results["swag"]["acc_norm,none"] == by_lm_eval["swag"]["acc_norm,none"]
+    assert results["goeson"]["exact_match,none"] == 1.0
+
+
 def test_what_a_server_cannot_tell_is_refused(
     cli: Cli, folder: Path, python: Path, server: Any
 ) -> None:
@@ -186,6 +220,7 @@ def test_what_a_server_cannot_tell_is_refused(
     )
     assert done.returncode == 3
     assert "does not tell how likely given tokens are" in done.stderr
+    assert "serve.enable_kv_cache_reuse: false" in done.stderr
     assert "--model checkpoint" in done.stderr
 
 

@@ -154,6 +154,9 @@ class Listener:
     def scheduled(self, reused_blocks: int) -> None:
         self.reused_blocks = reused_blocks
 
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        self.prompt_log_probs = log_probs
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         assert not self._done.is_set(), "tokens after the end"
         self.ids += ids

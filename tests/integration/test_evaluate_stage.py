@@ -140,6 +140,10 @@ def test_every_linear_has_its_signal_to_noise_and_completions_are_of_the_texts(
     # Four bits keep about 20 dB; the head is written in float16.
     assert all(5 < db < 40 for db in finite[:-1])
     assert linears[-1]["linear"] == "lm_head"
+    others = {one["part"]: one["exact"] for one in artifact.facts["signal_to_noise_of_others"]}
+    kinds = (torch.nn.Embedding, type(model.model.norm))
+    assert set(others) == {name for name, m in model.named_modules() if isinstance(m, kinds)}
+    assert artifact.facts["vocabulary"] == VOCAB
     words = calibration_words().split("\n\n")
     completions = artifact.facts["completions"]
     assert [words[n].startswith(text["prompt"]) for n, text in enumerate(completions)] == [True] * 3

@@ -15,7 +15,7 @@ import torch
 from pipeline.evaluation import scoring
 from pipeline.evaluation.completions import compare_completions, greedy
 from pipeline.evaluation.scoring import Scorer, TokenScores, compare, scorer_of
-from pipeline.evaluation.signal_to_noise import signal_to_noise
+from pipeline.evaluation.signal_to_noise import is_other, signal_to_noise
 from pipeline.evaluation.windows import Document, Window, read_documents, strided_windows
 from pipeline.reference.source import load_source
 from pipeline.source.texts import load_tokenizer, read_texts
@@ -271,6 +271,22 @@ def test_signal_to_noise_is_that_of_a_direct_computation(source: Path) -> None:
     assert found[-1].as_dict()["exact"]
     # Nothing of the measurement stays in the model.
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_signal_to_noise_of_what_no_format_rounds(source: Path) -> None:
+    """An output that is half as large again has an error of half of it: 20 log10(2) dB."""
+    model: Any = load_source(source)
+    written = copy.deepcopy(model)
+    with torch.no_grad():
+        written.model.norm.weight.mul_(1.5)
+        written.model.embed_tokens.weight.mul_(0.9)
+    found = signal_to_noise(model, written, plain(model), [range(200)], is_other)
+    assert [(one.linear, round(one.db, 3)) for one in found[:2]] == [
+        ("model.norm", 6.021),
+        ("model.embed_tokens", 20.0),
+    ]
+    assert {one.db for one in found[2:]} == {math.inf}
+    assert len(found) == 2 + 2 * len(model.model.layers)
 
 
 def test_signal_to_noise_looks_at_a_small_batch(source: Path) -> None:

@@ -167,7 +167,9 @@ def test_a_model_that_knows_nothing_and_one_that_is_broken() -> None:
     assert found["rows"] == 60
     # No number is no answer, also where the first choice is the right one.
     assert {row["label"] for row in rows} == {0, 1, 2, 3}
-    assert found["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert (found["accuracy"]["value"], found["accuracy"]["low"]) == (0.0, 0.0)
+    # The chance of no right answer among 60 is 0.025 where 6 % are right.
+    assert (1 - found["accuracy"]["high"]) ** 60 == pytest.approx(0.025)
     change = found["accuracy_change"]
     assert change["value"] == pytest.approx(-np.mean(right))
     assert change["low"] < change["value"] < change["high"] < 0
@@ -230,4 +232,8 @@ def test_the_stage_measures_the_recipes_tasks(tmp_path: Path) -> None:
     assert found["source_accuracy"] == pytest.approx(float(theirs), abs=1e-12)
     # The demo model's own files are float16, so nothing was rounded.
     assert found["accuracy"]["value"] == found["source_accuracy"]
-    assert found["accuracy_change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    change = found["accuracy_change"]
+    assert change["value"] == 0.0
+    # None of 24 answers changed; the chance of that is 0.025 where 14 % change.
+    assert (1 - change["high"]) ** 24 == pytest.approx(0.025)
+    assert change["low"] == -change["high"]

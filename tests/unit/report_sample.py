@@ -51,6 +51,7 @@ def quality() -> dict[str, Any]:
         "documents": 95,
         "windows": 120,
         "bytes": 81234,
+        "vocabulary": 1024,
         "source_perplexity": 1.39301,
         "source_bits_per_byte": 0.117654,
         "perplexity": estimate(1.39312, 1.38456, 1.40234),
@@ -95,7 +96,8 @@ def quality() -> dict[str, Any]:
             "rounded": False,
         },
         "signal_to_noise": [
-            {"linear": name, "db": 17.25 + 0.9 * index} for index, name in enumerate(LINEARS)
+            {"linear": name, "db": 17.25 + 0.9 * index, "exact": False}
+            for index, name in enumerate(LINEARS)
         ],
         "by_document": documents,
     }

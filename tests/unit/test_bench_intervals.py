@@ -12,9 +12,8 @@ from pipeline.bench.intervals import (
     estimate_text,
     over_rounds,
     paired_ratio,
-    student_quantile,
 )
-from pipeline.verdict.estimate import Estimate
+from pipeline.verdict.estimate import Estimate, student_quantile
 
 SLOW = [812.0, 640.0, 701.0, 955.0, 590.0, 760.0]
 FAST = [1630.0, 1250.0, 1466.0, 1871.0, 1203.0, 1490.0]

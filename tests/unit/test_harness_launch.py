@@ -135,6 +135,26 @@ def test_nothing_is_read_by_a_shell_and_no_data_set_runs_code(
             "neither source, nor checkpoint, nor an",
         ),
         (("--model", "source", "--tasks", " , "), "--tasks names no task"),
+        (
+            ("--model", "source", "--tasks", "a", "--header", "authorization=secret"),
+            "computed here, and connects to nothing",
+        ),
+        (
+            ("--model", "checkpoint", "--tasks", "a", "--tls-root", "authority.pem"),
+            "Leave --header and the TLS options out",
+        ),
+        (
+            ("--model", "localhost:8001", "--tasks", "a", "--header", "secret"),
+            "--header needs NAME=VALUE",
+        ),
+        (
+            ("--model", "grpcs://localhost:8001", "--tasks", "a", "--tls-root", "nothing.pem"),
+            "nothing.pem: the TLS file cannot be read",
+        ),
+        (
+            ("--model", "localhost:8001", "--tasks", "a", "--timeout", "-1"),
+            "timeout",
+        ),
     ],
 )
 def test_wrong_options_are_refused(

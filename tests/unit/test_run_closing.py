@@ -43,7 +43,8 @@ class Works:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.measured: dict[str, Any] = evaluation()
+        # Written in float16, as the source is.
+        self.measured: dict[str, Any] = evaluation(signal_to_noise=[])
         self.wrong = self.broken = False
         (folder / "recipe.yaml").write_text(RECIPE)
 
@@ -150,7 +151,7 @@ def test_a_closed_gate_is_in_the_last_lines_before_the_error(
     times: str, works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
 ) -> None:
     assert works.call("run", monkeypatch=monkeypatch) == 0
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     if times == "cached":
         assert works.call("run", monkeypatch=monkeypatch) == 4
     capsys.readouterr()
@@ -202,7 +203,7 @@ def test_verdict_and_gates_in_json(
     assert done["verdict"] == "ACCEPT"
     assert done["headline"].startswith("Ships.")
     assert {gate["verdict"] for gate in done["gates"]} == {"ACCEPT"}
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     assert works.call("run", "--json", monkeypatch=monkeypatch) == 4
     failed = json.loads(capsys.readouterr().out)
     assert failed["error"] == "QualityGateError"
@@ -225,7 +226,7 @@ def test_a_terminal_gets_colour_and_a_file_none(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    works.measured = evaluation(**WORSE)
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
     assert works.call("run", monkeypatch=monkeypatch) == 4
     plain = capsys.readouterr().out
     assert "\x1b" not in plain
@@ -233,8 +234,31 @@ def test_a_terminal_gets_colour_and_a_file_none(
     assert works.call("run", monkeypatch=monkeypatch) == 4
     shown = capsys.readouterr().out
     assert "\x1b[1;31mverdict:" in shown
-    # Nothing is broken into lines that a terminal would break by itself.
+    # What is there to be copied is whole, however long it is.
     assert f"{works.folder / 'build' / 't' / 'report.html'}\n" in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_terminal_breaks_no_line_of_the_last_ones(
+    columns: int, works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
+) -> None:
+    works.measured = evaluation(**WORSE)
+    assert works.call("run", monkeypatch=monkeypatch) == 4
+    told = capsys.readouterr().out.partition("\nverdict:")[2]
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda _self: True)
+    assert works.call("run", monkeypatch=monkeypatch) == 4
+    lines = ("verdict:" + capsys.readouterr().out.partition("\nverdict:")[2]).splitlines()
+    broken = [line for line in lines if not line.startswith(("report:", "next:"))]
+    assert max(map(len, broken)) <= columns
+    # What goes on stands below where it began, and nothing is lost or torn apart.
+    assert {line[:13].strip() for line in broken} <= {
+        *("", "verdict:", "size:", "quality:", "conformance:", "speed:", "time:")
+    }
+    assert " ".join(" ".join(lines).split()) == " ".join(f"verdict:{told}".split())
+    assert all(line.count("[") == line.count("]") for line in lines)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

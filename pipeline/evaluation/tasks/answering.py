@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.evaluation.bootstrap import mean_estimate
+from pipeline.evaluation.bootstrap import change_estimate, share_estimate
 from pipeline.evaluation.scoring import Scorer
 from pipeline.evaluation.tasks.encoding import Pair, encode_pair
 from pipeline.evaluation.tasks.likelihood import Likelihood, log_likelihoods
@@ -48,13 +48,12 @@ class TaskScore:
     @property
     def accuracy(self) -> Estimate:
         """Estimates the other model's accuracy."""
-        return mean_estimate(self.other, least=0.0, most=1.0)
+        return share_estimate(self.other, np.ones(len(self.other)))
 
     @property
     def accuracy_change(self) -> Estimate:
         """Estimates the other model's accuracy less the source's, on the same questions."""
-        changes = self.other.astype(float) - self.source.astype(float)
-        return mean_estimate(changes, least=-1.0, most=1.0)
+        return change_estimate(self.source, self.other)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values."""

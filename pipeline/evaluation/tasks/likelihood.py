@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.evaluation.scoring import BATCH_LOGITS, BATCH_TOKENS, Scorer, padded
+from pipeline.evaluation.scoring import Scorer, batches, padded
 from pipeline.evaluation.tasks.encoding import Pair
 
 Ids = tuple[int, ...]
@@ -50,7 +50,9 @@ def log_likelihoods(
     for index, pair in enumerate(pairs):
         alike.setdefault(pair.ids, []).append(index)
     found: list[dict[int, Likelihood]] = [{} for _ in scorers]
-    for batch in _batches(list(alike), vocabulary):
+    rows = list(alike)
+    for some in batches(rows, vocabulary):
+        batch = [rows[index] for index in some]
         ids = padded(batch)
         for scorer, likelihoods in zip(scorers, found, strict=True):
             logits = scorer(ids)
@@ -69,13 +71,3 @@ def _likelihood(logits: torch.Tensor, continuation: Ids) -> Likelihood:
     chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.unsqueeze(-1))
     greedy = bool((logits.argmax(dim=-1) == targets).all())
     return Likelihood(float(chosen.double().sum()), greedy)
-
-
-def _batches(rows: Sequence[Ids], vocabulary: int) -> Iterator[list[Ids]]:
-    """Rows about as long, the longest first, so that what does not fit fails at once."""
-    limit = min(BATCH_TOKENS, BATCH_LOGITS // vocabulary)
-    left = sorted(rows, key=lambda row: -len(row))
-    while left:
-        count = max(1, limit // len(left[0]))
-        yield left[:count]
-        left = left[count:]

@@ -11,9 +11,10 @@ import pytest
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import (
     MIN_UNITS,
-    mean_estimate,
+    change_estimate,
     quantile_estimate,
     ratio_estimate,
+    share_estimate,
 )
 from pipeline.verdict.estimate import Estimate
 
@@ -93,30 +94,67 @@ def test_few_units_have_students_interval_by_hand() -> None:
     for units in range(2, MIN_UNITS):
         values = np.arange(units, dtype=float)
         half = stats.t.ppf(0.975, units - 1) * values.std(ddof=1) / math.sqrt(units)
-        found = mean_estimate(values)
+        found = ratio_estimate(values, np.ones(units))
         assert width(found) == pytest.approx(2 * half, rel=1e-4)
-
-
-def test_an_interval_ends_where_no_such_number_goes_on() -> None:
-    """Student's of 1, 1 and 0.5 reaches 0.833 + 4.3027 / 6 = 1.55, which no share is."""
-    shares = [1.0, 1.0, 0.5]
-    assert mean_estimate(shares).high == pytest.approx(0.8333 + 4.3027 / 6, abs=1e-3)
-    found = mean_estimate(shares, least=0.0, most=1.0)
-    assert found.high == 1.0
-    assert found.low == mean_estimate(shares).low
-    assert mean_estimate([0.0, 0.0, 0.5], least=0.0).low == 0.0
 
 
 def test_one_unit_tells_no_interval() -> None:
     assert ratio_estimate([3.0], [2.0]) == Estimate(1.5)
-    assert quantile_estimate([3.0, 1.0], [0, 0], 0.99) == Estimate(3.0)
+    for units in (1, MIN_UNITS - 1):
+        # Of so few units nearly every resample has the same largest values.
+        values = np.arange(2.0 * units)
+        assert quantile_estimate(values, np.arange(2 * units) // 2, 1.0) == Estimate(2 * units - 1)
 
 
 def test_what_never_changes_has_no_width() -> None:
     found = ratio_estimate(np.full(50, 0.3), np.full(50, 3.0))
     assert found.low == pytest.approx(0.1)
     assert found.high == pytest.approx(0.1)
-    assert mean_estimate(np.ones(25)) == Estimate(1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 54, 200])
+def test_a_share_of_all_or_none_is_not_certain(count: int) -> None:
+    exact = stats.binomtest(count, count).proportion_ci(0.95, method="exact")
+    found = share_estimate(np.ones(count), np.ones(count))
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(exact.low, rel=1e-9)
+    none = share_estimate(np.zeros(count), np.ones(count))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1 - exact.low, rel=1e-9)
+    # What counts is how many were drawn, not in how many units they came.
+    assert share_estimate([count * 2.0], [count * 2.0]) == share_estimate(
+        np.ones(2 * count), np.ones(2 * count)
+    )
+
+
+@pytest.mark.parametrize("units", [2, 3, 5, 12])
+def test_no_interval_of_a_share_leaves_0_to_1(units: int) -> None:
+    hits = np.full(units, 40.0)
+    hits[0] = 37.0
+    found = share_estimate(hits, np.full(units, 40.0))
+    assert found.value == pytest.approx(1 - 3 / (40 * units))
+    assert found.high is not None
+    assert found.high <= 1.0
+    few = share_estimate(40 - hits, np.full(units, 40.0))
+    assert few.low is not None
+    assert few.low >= 0.0
+    # Without its bounds Student's interval of so few units reaches beyond them.
+    if units < MIN_UNITS:
+        assert (ratio_estimate(hits, np.full(units, 40.0)).high or 0.0) > 1.0
+
+
+def test_answers_that_stay_the_same_may_still_change() -> None:
+    before = np.array([True] * 60 + [False] * 40)
+    found = change_estimate(before, before)
+    # The chance that none of 100 changes is 0.025 where 3.6 % do.
+    assert (1 - (found.high or 0.0)) ** 100 == pytest.approx(0.025)
+    assert found == Estimate(0.0, -(found.high or 0.0), found.high)
+    after = before.copy()
+    after[:3] = False
+    lost = change_estimate(before, after)
+    assert lost.value == pytest.approx(-0.03)
+    assert within(lost, -0.03)
+    assert change_estimate([True, False], [False, True]).low == -1.0
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])

@@ -12,6 +12,7 @@ import pytest
 from pipeline.ladder.load import Settings, measured_before
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.stages import bench
 from pipeline.store.artifact import Artifact
 from tests.conftest import PROJECT
 
@@ -35,7 +36,7 @@ def test_whatever_decides_the_numbers_is_in_the_key(recipe: Recipe) -> None:
     key = settings.key(recipe, both, "a")
     assert settings.key(recipe, dict(reversed(both.items())), "a") == key
     # A gate, a price and a constraint decide nothing that was measured.
-    gates = ["evaluate.gates.top1_agreement=0.5", "cost.price_per_hour=3"]
+    gates = ["evaluate.gates.top1_agreement=0.5", "cost.price_per_hour=3", "bench.requests=9"]
     path = PROJECT / "configs" / "demo.yaml"
     assert settings.key(load_recipe(path, gates), both, "a") == key
     others = {
@@ -48,6 +49,22 @@ def test_whatever_decides_the_numbers_is_in_the_key(recipe: Recipe) -> None:
         settings.key(load_recipe(path, ["compile.max_input_len=64"]), both, "a"),
     }
     assert len({key, *others}) == 8
+
+
+def test_code_that_makes_the_bench_stage_measure_again_makes_the_ladder_too(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, material = [], []
+    for version in ("1", "2"):
+
+        def digest(*rooms: object, version: str = version) -> str:
+            return version if "triton" in rooms else "same"
+
+        monkeypatch.setattr(bench, "code_digest", digest)
+        keys.append(Settings().key(recipe, served(a="1"), "a"))
+        material.append(bench.material(recipe))
+    assert material[0] != material[1]
+    assert keys[0] != keys[1]
 
 
 def test_the_level_that_the_constraints_are_about_is_measured() -> None:

@@ -15,6 +15,9 @@ class Heard:
 
     def scheduled(self, reused_blocks: int) -> None: ...
 
+    def prompt_scored(self, log_probs: list[float]) -> None:
+        self.prompt_log_probs = log_probs
+
     def tokens(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         self.calls.append((ids, log_probs, last))
 
@@ -133,3 +136,54 @@ def test_a_token_that_no_guide_allows_is_an_error() -> None:
     with pytest.raises(RequestError, match="no token of this model can follow it"):
         made.accept([0], [])
     assert len(heard.calls) == 1
+
+
+def test_the_prompt_that_comes_back_is_no_part_of_the_text() -> None:
+    made, heard = generation(prompt=np.array([9, 8, 7]), prompt_log_probs=True, log_probs=True)
+    assert made.echoes
+    assert not made.accept([9, 8], [1.0, -0.25])
+    assert heard.calls == []
+    assert not made.accept([7, 5], [-0.5, -2.0])
+    assert heard.prompt_log_probs == [-0.25, -0.5]
+    assert heard.calls == [([5], [-2.0], False)]
+    assert not made.echoes
+    assert not made.accept([6], [-3.0])
+    assert heard.calls[-1] == ([6], [-3.0], False)
+
+
+def test_what_is_generated_has_scores_only_when_asked_for() -> None:
+    made, heard = generation(prompt_log_probs=True, max_new_tokens=1)
+    assert made.accept([9, 8, 5], [1.0, -0.25, -2.0])
+    assert heard.prompt_log_probs == [-0.25]
+    assert heard.calls == [([5], [], True)]
+
+
+def test_a_prompt_dropped_halfway_is_scored_anew() -> None:
+    made, heard = generation(prompt_log_probs=True)
+    assert not made.accept([9], [1.0])
+    made.evicted()
+    assert made.echoes
+    assert not made.accept([9, 8, 5], [1.0, -0.25, -2.0])
+    assert heard.prompt_log_probs == [-0.25]
+    # Later its prompt has what was generated, and its own scores are out already.
+    made.evicted()
+    assert not made.echoes
+    assert not made.accept([6], [-3.0])
+    assert [ids for ids, _, _ in heard.calls] == [[5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "log_probs"),
+    [
+        ([9, 8, 5], [-0.25, -2.0]),  # what was in the cache has none
+        ([9, 8, 5], [-2.0]),
+        ([9, 9, 5], [1.0, -0.25, -2.0]),
+    ],
+)
+def test_another_prompt_or_too_few_scores_are_an_error(
+    ids: list[int], log_probs: list[float]
+) -> None:
+    made, _ = generation(prompt_log_probs=True)
+    with pytest.raises(RequestError, match=r"gave \d log-probabilities for 3 tokens") as caught:
+        made.accept(ids, log_probs)
+    assert caught.value.code == "INTERNAL"

@@ -146,6 +146,42 @@ def test_what_the_engine_cannot_do_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"enable_prefix_caching": True}, "KV blocks it finds in its cache.*kv_cache_reuse: false"),
+        ({"guaranteed_no_evict": False}, "evicted halfway.*guaranteed_no_evict"),
+        # A step of 8192 tokens: 8192 * 32000 * 4 bytes.
+        (
+            {"max_num_batched_tokens": 8192, "vocab_size": 32000},
+            "one step may take 1,000 MiB, more than the 512 .*enable_chunked_context: true",
+        ),
+    ],
+)
+def test_a_prompt_is_scored_only_where_nothing_spoils_it(
+    changes: dict[str, Any], reason: str
+) -> None:
+    asked = inputs(return_prompt_log_probs=np.array([True]))
+    able = replace(SETTINGS, enable_prefix_caching=False)
+    assert read_request(asked, "", able).prompt_log_probs
+    unable = replace(able, **changes)
+    with pytest.raises(RequestError, match=reason) as caught:
+        read_request(asked, "", unable)
+    assert caught.value.code == "UNSUPPORTED"
+    unasked = inputs(return_prompt_log_probs=np.array([False]))
+    assert not read_request(unasked, "", unable).prompt_log_probs
+    assert not read_request(inputs(), "", able).prompt_log_probs
+
+
+def test_a_guided_text_is_no_prompt_to_score() -> None:
+    able = replace(SETTINGS, enable_prefix_caching=False, guided_decoding=True, end_ids=(2,))
+    guide = {"guided_decoding_guide_type": np.array([[b"json"]], object)}
+    asked = inputs(return_prompt_log_probs=np.array([True]), **guide)
+    with pytest.raises(RequestError, match="does not go with guided_decoding_guide: send two req"):
+        read_request(asked, "", able)
+    assert read_request(inputs(**guide), "", able).guide is not None
+
+
+@pytest.mark.parametrize(
     ("name", "array"),
     [
         ("beam_width", ints(1)),

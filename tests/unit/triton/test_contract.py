@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.triton.contract import CHECKED, MODELS, Tensor
+from pipeline.triton.contract import CHECKED, MODELS, Tensor, scoring_prompts
 
 # (model, inputs, outputs); preprocessing without 4 vision inputs and 9 vision outputs,
 # and with what it checks beyond upstream's; tensorrt_llm_bls without 4 vision inputs, ensemble
@@ -70,3 +70,17 @@ def test_only_the_models_that_stream_are_decoupled() -> None:
         "tensorrt_llm",
         "tensorrt_llm_bls",
     }
+
+
+def test_scores_of_a_prompt_are_optional_and_beside_all_that_upstream_has() -> None:
+    """A client of upstream's sees no difference."""
+    upstream, ours = MODELS["tensorrt_llm"], scoring_prompts(MODELS["tensorrt_llm"])
+    assert ours.inputs[: len(upstream.inputs)] == upstream.inputs
+    assert ours.outputs[: len(upstream.outputs)] == upstream.outputs
+    (asks,), (scores,) = ours.inputs[len(upstream.inputs) :], ours.outputs[len(upstream.outputs) :]
+    assert (asks.name, asks.optional, asks.data_type) == (
+        "return_prompt_log_probs",
+        True,
+        "TYPE_BOOL",
+    )
+    assert (scores.name, scores.dims, scores.data_type) == ("prompt_log_probs", (-1,), "TYPE_FP32")

@@ -118,6 +118,16 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
         r"inputs are not in the wire contract: max_new_tokens",
     ),
     (
+        "tensorrt_llm",
+        _edit("c.backend = 'tensorrtllm'"),
+        r"inputs are not in the wire contract: return_prompt_log_probs",
+    ),
+    (
+        "tensorrt_llm",
+        _edit("del c.output[-1]"),
+        r"outputs of the wire contract are missing: prompt_log_probs",
+    ),
+    (
         "tensorrt_llm_bls",
         _set_type("seed", proto.TYPE_INT64),
         r"input seed is TYPE_INT64 \[1\], the wire contract says TYPE_UINT64 \[1\]",

@@ -41,8 +41,8 @@ def test_the_engine_has_its_own_line() -> None:
     lines = closing_lines(report(gates=asked(evaluation(), fidelity())))
     (line,) = (line for line in lines if line.startswith("compiled:"))
     assert line == (
-        "compiled:    perplexity against the checkpoint 0.00 % [-0.01 %, +0.01 %] of at most 1 %, "
-        "agreement against the checkpoint 99.90 % [99.80 %, 100.00 %] of at least 98 %"
+        "compiled:    against the checkpoint perplexity 0.00 % [-0.01 %, +0.01 %] of at most 1 %, "
+        "agreement 99.90 % [99.80 %, 100.00 %] of at least 98 %"
     )
     lost = fidelity(perplexity_increase=estimate(0.05, 0.04, 0.06))
     (line,) = (
@@ -50,7 +50,9 @@ def test_the_engine_has_its_own_line() -> None:
         for line in closing_lines(report(gates=asked(evaluation(), lost)))
         if line.startswith("compiled:")
     )
-    assert line.endswith(", perplexity +5.00 % [+4.00 %, +6.00 %] of at most 2 % REGRESSION")
+    assert line.endswith(
+        "; against the source perplexity +5.00 % [+4.00 %, +6.00 %] of at most 2 % REGRESSION"
+    )
 
 
 def test_what_was_not_reached_is_named() -> None:
@@ -82,6 +84,17 @@ def test_numbers_without_gates_stand_alone() -> None:
     )
     lines = closing_lines(report(quality=None))
     assert "quality:     not measured" in lines
+    # The one gate that is asked is about something else, and open.
+    one = [gate for gate in asked(evaluation()) if gate["name"] == "kl_divergence"]
+    assert line in closing_lines(report(gates=one))
+
+
+def test_an_interval_narrower_than_the_digits_is_left_out() -> None:
+    same = evaluation(perplexity_increase=estimate(1e-9, -1e-8, 1e-8))
+    (line,) = (
+        line for line in closing_lines(report(gates=asked(same))) if line.startswith("quality:")
+    )
+    assert line.startswith("quality:     perplexity 0.00 % of at most 2 %, agreement 96.70 % [")
 
 
 def test_a_broken_text_is_in_the_verdict_and_not_in_the_numbers() -> None:

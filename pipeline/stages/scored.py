@@ -1,0 +1,158 @@
+"""What the two stages that score models share: the text, both models, and their part in a key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.dependencies import versions
+from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
+from pipeline.formats import FORMATS
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import EvaluateSection, Recipe
+from pipeline.source.texts import TextTokenizer, text_digest
+from pipeline.stages.base import StageContext
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.evaluation.scoring import Scorer
+    from pipeline.evaluation.windows import Document, Window
+
+TEXT_KEY = "evaluate.text"
+TOOLS = ("torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """What is scored.
+
+    Attributes:
+        tokenizer: The source's.
+        documents: The recipe's texts, as far as they are scored.
+        windows: Their windows.
+        positions: The model's number of them.
+    """
+
+    tokenizer: TextTokenizer
+    documents: Sequence[Document]
+    windows: Sequence[Window]
+    positions: int
+
+    @property
+    def tokens(self) -> int:
+        """Counts the tokens that are scored."""
+        return sum(document.scored for document in self.documents)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The source and what was written of it, on one device.
+
+    Attributes:
+        source: The source in float32.
+        written: The reference of the checkpoint.
+        device: Where both are.
+    """
+
+    source: Any
+    written: Any
+    device: torch.device
+
+    @property
+    def vocabulary(self) -> int:
+        """Counts the logits of a token under the source."""
+        return int(self.source.config.vocab_size)
+
+    def scorers(self) -> tuple[Scorer, Scorer]:
+        """Makes a scorer of each."""
+        from pipeline.evaluation.scoring import scorer_of
+
+        return scorer_of(self.source, self.device), scorer_of(self.written, self.device)
+
+
+def settings_of(recipe: Recipe) -> EvaluateSection:
+    """Returns the section ``evaluate``, without which neither stage is part of a run."""
+    assert recipe.evaluate is not None
+    return recipe.evaluate
+
+
+def section(recipe: Recipe, keys: set[str]) -> dict[str, Any]:
+    """Returns what decides the scores; files count by their contents, and gates do not.
+
+    Args:
+        recipe: With a section ``evaluate``.
+        keys: Those of the section that count, besides its tasks.
+    """
+    # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
+    divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
+    return {
+        **divided,
+        **settings_of(recipe).model_dump(mode="json", include=keys),
+        "tasks": tasks_section(recipe),
+        "trust_remote_code": recipe.model.trust_remote_code,
+        "device": recipe.quantize.device,
+    }
+
+
+def material(recipe: Recipe) -> dict[str, Any]:
+    """Gathers the tools' versions and the digests of the text and of the tasks' files.
+
+    Raises:
+        RecipeError: A file cannot be read.
+    """
+    return {
+        "text": text_digest(recipe, TEXT_KEY),
+        "tasks": tasks_material(recipe),
+        "tools": versions(TOOLS),
+    }
+
+
+def read_text(context: StageContext, tokens: int, longest: int | None = None) -> ScoredText:
+    """Reads the recipe's text and cuts it into windows that the model takes.
+
+    Args:
+        context: Of a stage with the source among its inputs.
+        tokens: How many are scored, at most.
+        longest: Of an engine that takes no longer windows; None is as long as the model takes.
+
+    Raises:
+        UsageError: The text is not usable.
+        SourceError: The tokenizer cannot be loaded.
+    """
+    from pipeline.evaluation.windows import read_documents, strided_windows
+    from pipeline.source.texts import load_tokenizer, read_texts
+
+    recipe, source = context.recipe, context.inputs["source"].path
+    settings = settings_of(recipe)
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    positions = ModelFacts.from_directory(source).max_position_embeddings
+    wanted = min(settings.sequence_length, positions)
+    length = wanted if longest is None else max(2, min(wanted, longest))
+    if length < wanted:
+        context.progress.note(f"windows are of {length} tokens, not {wanted}: for the engine")
+    documents = read_documents(read_texts(Path(settings.text)), tokenizer, tokens)
+    windows = strided_windows(documents, length, settings.stride)
+    return ScoredText(tokenizer, documents, windows, positions)
+
+
+def load_models(context: StageContext) -> Models:
+    """Loads the source and the reference of its checkpoint.
+
+    Raises:
+        SourceError: The source model cannot be loaded.
+        CheckpointError: The checkpoint is not complete.
+    """
+    from pipeline.reference import load_reference
+    from pipeline.reference.source import load_source, place_models
+
+    recipe = context.recipe
+    source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
+    with context.progress.task("loading both models", 2) as task:
+        original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
+        task.advance()
+        written = load_reference(checkpoint)
+        task.advance()
+    return Models(original, written, place_models(recipe, original, written))
