@@ -65,11 +65,19 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _text(context: StageContext) -> ScoredText:
+    from pipeline.evaluation.bootstrap import MIN_UNITS
+
     settings = settings_of(context.recipe)
     text = read_text(context, settings.tokens)
     if text.tokens < settings.tokens:
         context.progress.note(
             f"{settings.text} has {text.tokens} tokens to score, {settings.tokens} were asked for"
+        )
+    if len(text.documents) < MIN_UNITS:
+        few = "1 text" if len(text.documents) == 1 else f"{len(text.documents)} texts"
+        context.progress.note(
+            f"{settings.text}: {few} scored (blank lines part the texts of a .txt file); "
+            "with so few, intervals come from parts of them and say little about other texts"
         )
     return text
 

@@ -68,7 +68,7 @@ _POINTS = "points"
 def points(value: float) -> str:
     """Formats a share of right answers in points of 100."""
     shown = f"{value * 100:.1f} points"
-    return "0.0 points" if shown == "-0.0 points" else shown
+    return shown.lstrip("-") if not float(shown.partition(" ")[0]) else shown
 
 
 def limit_points(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from pipeline.errors import QualityGateError, RecipeError, SourceError
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
 from pipeline.evaluation.windows import Window, read_documents
-from pipeline.progress import Silent
+from pipeline.progress import Lines, Progress, Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
@@ -38,10 +39,18 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluated(source: Path, folder: Path, **quantize: Any) -> tuple[Recipe, Artifact]:
+def evaluated(
+    source: Path,
+    folder: Path,
+    *,
+    text: Path | None = None,
+    progress: Progress | None = None,
+    **quantize: Any,
+) -> tuple[Recipe, Artifact]:
     settings = quantize_recipe(source, samples=8, **quantize)
     run_stage(settings, source, folder / "checkpoint")
-    evaluate = {"text": str(source / "heldout.txt"), "tokens": 500, "sequence_length": 20}
+    evaluate: dict[str, Any] = {"tokens": 500, "sequence_length": 20}
+    evaluate |= {"text": str(text or source / "heldout.txt")}
     data = settings.model_dump(by_alias=True)
     settings = Recipe.model_validate({**data, "evaluate": evaluate})
     inputs = {
@@ -50,7 +59,7 @@ def evaluated(source: Path, folder: Path, **quantize: Any) -> tuple[Recipe, Arti
     }
     output = folder / "evaluation"
     output.mkdir()
-    facts = STAGE.run(StageContext(settings, inputs, output, Silent()))
+    facts = STAGE.run(StageContext(settings, inputs, output, progress or Silent()))
     return settings, Artifact("evaluate", "key", "digest", output, facts)
 
 
@@ -103,6 +112,18 @@ def by_hand(source: Path, checkpoint: Path) -> tuple[float, float, int]:
             count += len(scored)
     assert count == 500
     return nll, nats, size
+
+
+def test_a_file_that_is_one_text_is_told(source: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text((source / "heldout.txt").read_text().replace("\n\n", " "))
+    told = io.StringIO()
+    _, artifact = evaluated(source, tmp_path, text=one, progress=Lines(told), format="float16")
+    assert artifact.facts["documents"] == 1
+    assert f"{one}: 1 text scored (blank lines part the texts of a .txt file)" in told.getvalue()
+    many = io.StringIO()
+    evaluated(source, tmp_path / "many", progress=Lines(many), format="float16")
+    assert "blank lines" not in many.getvalue()
 
 
 def test_every_linear_has_its_signal_to_noise_and_completions_are_of_the_texts(
