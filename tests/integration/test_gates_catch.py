@@ -52,7 +52,10 @@ class Measured:
         documents = read_documents(self.texts[skip:], self.tokenizer, TOKENS)
         windows = strided_windows(documents, LENGTH)
         scores = compare(before, after, windows, self.source.config.vocab_size)
-        found = summarize(documents, windows, scores)
+        found = {
+            "vocabulary": self.source.config.vocab_size,
+            **summarize(documents, windows, scores),
+        }
         if write:
             completions = compare_completions(
                 before, after, documents,

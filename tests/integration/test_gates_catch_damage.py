@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +107,12 @@ def test_shards_of_the_wrong_rank(
 def test_an_engine_of_another_checkpoint(
     model: str, name: str, written: Callable[[Trial], Path], tmp_path: Path
 ) -> None:
-    one = trial(model, name)
-    whole = written(one)
+    whole = written(trial(model, name))
+    # Ties of INT8 activations move the second model's tokens, which a few texts cannot tell.
+    one = replace(trial(model, name), tokens=3000)
     own = one.build(whole, tmp_path / "own")
-    # So few tokens may leave open how the second model's quality is, but not whether it follows.
     decision, _ = one.judge_engine(whole, own, tmp_path / "measured")
-    assert decision.verdict not in BAD, decision
-    assert "against the checkpoint" not in " ".join(decision.reasons)
+    assert decision.verdict == "ACCEPT", decision
     for seed in range(3):
         files = tmp_path / f"files-{seed}"
         shutil.copytree(whole, files)
