@@ -27,6 +27,7 @@ from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
 from pipeline.store.build_dir import BuildDir
 from pipeline.verdict.defaults import limit_of
+from pipeline.verdict.plausible import GUESSING
 
 SCHEMA_NAME = "recipe.schema.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -112,7 +113,7 @@ def draft(
     if row.calibration:
         choices.set("quantize.calibration.text", _text(texts.calibration, path), texts.reasons[0])
     choices.set("evaluate.text", _text(texts.heldout, path), texts.reasons[1])
-    for key, words in _gate_words(parameters(facts), row.weight_bits):
+    for key, words in _gate_words(facts, row.weight_bits):
         choices.set(key, "auto", words)
     choices.sort([key.name for key in recipe_keys()])
     files = {file: data for file, data in texts.files.items() if _is_named(file, path, choices)}
@@ -178,10 +179,15 @@ def _left_out(choices: Choices, local: bool) -> frozenset[str]:
     return frozenset(key for key, left in absent.items() if left)
 
 
-def _gate_words(count: int, bits: int) -> Iterator[tuple[str, str]]:
+def _gate_words(facts: ModelFacts, bits: int) -> Iterator[tuple[str, str]]:
+    count = parameters(facts)
     size = f"{count / 1e9:.3g} billion" if count >= 10**9 else f"{count / 1e6:.3g} million"
     for name in Gates.model_fields:
         if Gates.model_fields[name].default != "auto":
+            continue
+        if name == "source_perplexity":
+            guess = f"auto is {GUESSING * facts.vocab_size:,}, twice the vocabulary"
+            yield f"{GATES}.{name}", guess
             continue
         limit = limit_of(Gates(), name, count, bits)
         assert limit is not None
