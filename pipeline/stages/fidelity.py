@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError
+from pipeline.formats import NO_QUANT
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
@@ -81,6 +83,10 @@ def run(context: StageContext) -> dict[str, Any]:
     scores = with_losses(scores, text.windows, losses)
     result = {
         "method": evaluation.method,
+        "quant_algo": {
+            "engine": quant_algo_of(engine),
+            "checkpoint": quant_algo_of(context.inputs["quantize"].path),
+        },
         # What is allowed depends on the size of the model.
         "parameters": parameters,
         **summarize_engine(text.documents, text.windows, scores),
@@ -89,6 +95,20 @@ def run(context: StageContext) -> dict[str, Any]:
     content = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
     (context.output / RESULT_NAME).write_text(f"{content}\n", encoding="utf-8")
     return result
+
+
+def quant_algo_of(directory: Path) -> str | None:
+    """Reads what a checkpoint, or an engine of one, says it is quantized to.
+
+    Args:
+        directory: With TensorRT-LLM's ``config.json``; an engine's has the checkpoint's in it.
+
+    Returns:
+        TensorRT-LLM's ``quant_algo``; None where the file does not say.
+    """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    quantization = config.get("pretrained_config", config).get("quantization")
+    return None if quantization is None else quantization.get("quant_algo") or NO_QUANT
 
 
 def _compare(
@@ -154,7 +174,7 @@ def _needs(recipe: Recipe) -> Requirements:
 
 STAGE = Stage(
     name="fidelity",
-    version=3,
+    version=4,
     title="measure the compiled engine",
     inputs=("source", "quantize", "compile"),
     run=run,

@@ -13,7 +13,8 @@ from pipeline.store.artifact import Artifact
 from pipeline.verdict.decision import decide
 from pipeline.verdict.defaults import row_of
 from pipeline.verdict.gate import GateResult
-from pipeline.verdict.gates import ENGINE, checkpoint_gates, engine_gates, rounded_up
+from pipeline.verdict.gates import checkpoint_gates, engine_gates, rounded_up
+from pipeline.verdict.plausible import ENGINE
 from pipeline.verdict.words import MEASURES
 
 EVALUATION, FIDELITY = "evaluation.json", "fidelity.json"
@@ -71,10 +72,12 @@ def _stop_unless_open(
         return
     # The worst verdict names the error and its remedy; the others are told beside it.
     first = next(gate for gate in gates if gate.verdict == decision.verdict)
-    key = first.name if first.name in MEASURES else "completions"
+    key = f"evaluate.gates.{first.name if first.name in MEASURES else 'completions'}"
+    if first.name == "engine_format":
+        key = "quantize.format"
     raise QualityGateError(
         f"{_SAYS[decision.verdict].format(first.subject)}: {_once(decision.reasons)}",
-        where=recipe.place(f"evaluate.gates.{key}"),
+        where=recipe.place(key),
         why=f"Every number is in {artifact.path / file}{_origin(recipe, first, artifact.facts)}",
         fix=_remedy(recipe, first, artifact.facts),
         found={"verdict": decision.verdict, "gates": [gate.as_dict() for gate in gates]},
@@ -164,6 +167,8 @@ def _kept_limit(gate: GateResult) -> Decimal | None:
 
 
 def _look_at(recipe: Recipe, gate: GateResult) -> str:
+    if gate.name == "engine_format":
+        return "Compile the checkpoint again: add --force compile"
     if gate.name not in MEASURES:
         return (
             "Look at completions and signal_to_noise in that file, which have the texts and the "

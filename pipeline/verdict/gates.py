@@ -18,10 +18,15 @@ from pipeline.verdict.collapse import repeats_itself
 from pipeline.verdict.defaults import limit_of
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult, Verdict
-from pipeline.verdict.plausible import CHECKPOINT, linears_gate, source_gate
+from pipeline.verdict.plausible import (
+    CHECKPOINT,
+    ENGINE,
+    format_gate,
+    linears_gate,
+    source_gate,
+)
 from pipeline.verdict.words import MEASURES, measured_words
 
-ENGINE = "engine"
 MOST_MORE = 100
 """More text than this many times what was scored is no advice."""
 POWER_MARGIN = 0.8416 / 1.9600
@@ -102,7 +107,8 @@ def engine_gates(
             )
         elif result.verdict != "ACCEPT":
             lost[index] = replace(result, evidence=f"{result.evidence}; {cause}")
-    return [*compiled, *lost]
+    other = format_gate(measured)
+    return [*([other] if other else []), *compiled, *lost]
 
 
 def beyond_range(activations: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ from pipeline.verdict.gate import GateResult, Verdict
 from pipeline.verdict.words import limit_decibel, measured_words
 
 CHECKPOINT = "checkpoint"
+ENGINE = "engine"
 GUESSING = 2.0
 """How many times the size of its vocabulary a source's perplexity may be. Guessing blindly makes it
 1.0. Models of random weights have 0.8 to 1.5 (``tests/integration/random_models.py``, held-out text
@@ -55,6 +56,25 @@ def source_gate(gates: Gates, measured: Mapping[str, Any]) -> GateResult | None:
             "so tokenizer, text and model do not belong together"
         )
     return result("ANOMALOUS", why)
+
+
+def format_gate(measured: Mapping[str, Any]) -> GateResult | None:
+    """Asks whether an engine was compiled from a checkpoint of this format at all.
+
+    One of more bits has all the quality, so that no measurement tells it from the right one.
+
+    Args:
+        measured: ``fidelity.json``, or the facts of its stage.
+
+    Returns:
+        A result where the two formats differ; None where they do not, or one of them is not known.
+    """
+    said = measured.get("quant_algo") or {}
+    engine, checkpoint = said.get("engine"), said.get("checkpoint")
+    if engine is None or checkpoint is None or engine == checkpoint:
+        return None
+    words = f"the engine was compiled from a checkpoint in {engine}, and this one is {checkpoint}"
+    return GateResult("engine_format", ENGINE, Estimate(None), None, "ANOMALOUS", words)
 
 
 def linears_gate(

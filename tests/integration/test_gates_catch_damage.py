@@ -123,6 +123,16 @@ def test_an_engine_of_another_checkpoint(
         assert "the engine" in decision.headline
 
 
+def test_an_engine_of_more_bits_has_the_quality_and_is_another(
+    written: Callable[[Trial], Path], tmp_path: Path
+) -> None:
+    one = trial(DEMO, "int8_sq")
+    engine = one.build(written(replace(one, format="float16")), tmp_path / "float16")
+    decision, _ = one.judge_engine(written(one), engine, tmp_path / "measured")
+    assert decision.verdict == "ANOMALOUS"
+    assert "compiled from a checkpoint in NO_QUANT" in " ".join(decision.reasons)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 @pytest.mark.parametrize("model", [DEMO, STORIES])
 def test_another_tokenizer_of_the_same_size(

@@ -10,12 +10,12 @@ import pytest
 from pipeline.errors import QualityGateError
 from pipeline.recipe.schema import Gates, Recipe
 from pipeline.store.artifact import Artifact
-from pipeline.verdict.checks import check_checkpoint
+from pipeline.verdict.checks import check_checkpoint, check_engine
 from pipeline.verdict.decision import decide
 from pipeline.verdict.gate import GateResult
-from pipeline.verdict.gates import checkpoint_gates
+from pipeline.verdict.gates import checkpoint_gates, engine_gates
 
-from .samples import evaluation
+from .samples import evaluation, fidelity
 
 RECIPE = {
     "name": "t",
@@ -166,3 +166,29 @@ def test_a_closed_gate_says_where_its_limit_is_from() -> None:
         with pytest.raises(QualityGateError, match="cannot be right") as caught:
             check_checkpoint(recipe, Artifact("e", "k", "d", Path("store"), evaluation(**changes)))
         assert words in str(caught.value.why)
+
+
+@pytest.mark.parametrize(
+    ("engine", "checkpoint", "differ"),
+    [
+        ("W4A16_AWQ", "W4A16_AWQ", False),
+        ("NO_QUANT", "W8A8_SQ_PER_CHANNEL", True),
+        ("W8A8_SQ_PER_CHANNEL", "W4A16_AWQ", True),
+        (None, "W4A16_AWQ", False),
+    ],
+)
+def test_an_engine_of_another_format_has_all_the_quality_and_is_refused(
+    engine: str | None, checkpoint: str, differ: bool, tmp_path: Path
+) -> None:
+    measured = fidelity() | {"quant_algo": {"engine": engine, "checkpoint": checkpoint}}
+    first = engine_gates(Gates(), measured, TINY, 4)[0]
+    assert (first.name == "engine_format") == differ
+    if not differ:
+        return
+    assert first.verdict == "ANOMALOUS"
+    artifact = Artifact("fidelity", "k", "d", tmp_path, {**measured, "parameters": TINY})
+    words = f"compiled from a checkpoint in {engine}, and this one is {checkpoint}"
+    with pytest.raises(QualityGateError, match=words) as refused:
+        check_engine(Recipe.model_validate(RECIPE), artifact)
+    assert refused.value.fix == "Compile the checkpoint again: add --force compile"
+    assert "quantize.format" in str(refused.value.where)
