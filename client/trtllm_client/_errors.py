@@ -113,8 +113,8 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
     (
         InvalidRequest,
         re.compile(
-            r"^(?:guided_decoding_guide|return_prompt_log_probs|invalid parameter |text_input|stop_words"
-            r"|bad_words|embedding_bias_words|unexpected inference (?:input|output) )"
+            r"^(?:guided_decoding_guide|return_prompt_log_probs|invalid parameter |text_input"
+            r"|stop_words|bad_words|embedding_bias_words|unexpected inference (?:input|output) )"
         ),
     ),
     # What follows is about the server's own call of the engine, whatever words it uses; or about

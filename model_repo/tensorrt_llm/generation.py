@@ -152,7 +152,7 @@ class Generation:
             or list(ids[:count]) != prompt[start : start + count].tolist()
         ):
             raise RequestError(
-                f"return_prompt_log_probs: the engine gave {len(log_probs)} log-probabilities for "
+                f"the engine gave {len(log_probs)} log-probabilities for "
                 f"{len(ids)} tokens, which are not all of the prompt's",
                 "INTERNAL",
             )
