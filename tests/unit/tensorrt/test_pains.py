@@ -36,6 +36,7 @@ from pipeline.targets.tensorrt.serve.launch import check_gpus, docker_launch, se
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER, TENSORRT, check_tensorrt_llm
 from pipeline.targets.tensorrt.trial.script_perplexity import _score, check_engine
 from pipeline.triton.validate import check_repository
+from pipeline.verdict.defaults import limit_of
 from tests.unit.triton.by_target import render_configs
 
 from ..checkpoint.support import INT8, config, int8_tensors, write_checkpoint
@@ -107,7 +108,7 @@ def test_04_smoothquant_is_per_channel_and_measured(tmp_path: Path) -> None:
     assert "smoothquant_alpha" in found(result, "close look").remedy
     gates = recipe(tmp_path, "quantize.format=int8_sq").evaluate
     assert gates
-    assert gates.gates.perplexity_increase == 0.02
+    assert limit_of(gates.gates, "perplexity_increase", 8_030_261_248, 8) == 0.02
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen2.5-7b", "qwen3-8b"])
