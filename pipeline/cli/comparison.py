@@ -169,14 +169,14 @@ def show_history(paths: Sequence[Path], form: str) -> None:
     Raises:
         UsageError: There are several paths, or no history; or it is to be printed as HTML.
     """
-    from pipeline.ladder.trend import remarks, rows, trend
+    from pipeline.ladder.trend import remarks, table_of, trend
 
     if len(paths) > 1:
         raise UsageError("--history is of one build", fix="Name one build/<recipe name> folder")
     if form == "html":
         raise UsageError("a history is no HTML page", fix="Choose text, md, csv or json")
     history = trend(paths[0])
-    columns, cells = rows(history)
+    columns, cells = table_of(history)
     if form == "json":
         print_json(history)
     elif form == "csv":

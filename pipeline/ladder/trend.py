@@ -158,7 +158,7 @@ def _same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(one["load"] and one["machine"] == other["machine"])
 
 
-def rows(history: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table_of(history: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Makes a table of a history, the newest last.
 
     Args:

@@ -306,6 +306,8 @@ def test_a_repository_with_a_damaged_draft_is_refused(
         CACHE,
         "compile.tensorrt.draft={max_draft_len: 4}",
         f"serve.draft_repository={copy}",
+        # Its own, since a repository that was made of the whole draft would be taken instead.
+        "serve.max_queue_size=77",
     )
     with pytest.raises(RepositoryError, match=r"not what was built.*rank0\.engine was changed"):
         pair("demo-float16", name="target-damaged", gpu=settings)

@@ -69,13 +69,21 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
 def remedies() -> list[tuple[str, str]]:
     """File and text of every ``fix=``, and of the functions and constants that it is made of."""
     trees = dict(sources())
-    defined: dict[str, list[tuple[str, ast.AST]]] = {}
+    defined: dict[tuple[str, str], tuple[str, ast.AST]] = {}
     for file, tree in trees.items():
         for node in tree.body:
             if isinstance(node, ast.FunctionDef):
-                defined.setdefault(node.name, []).append((file, node))
+                defined[file, node.name] = (file, node)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                defined.setdefault(node.targets[0].id, []).append((file, node.value))
+                defined[file, node.targets[0].id] = (file, node.value)
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                place = node.module.partition(".")[2].replace(".", "/") + ".py"
+                for alias in node.names:
+                    if (place, alias.name) in defined:
+                        known = alias.asname or alias.name
+                        defined.setdefault((file, known), defined[place, alias.name])
     waiting = [
         (file, node.value)
         for file, tree in trees.items()
@@ -91,7 +99,7 @@ def remedies() -> list[tuple[str, str]]:
         seen.add(id(tree))
         found.append((file, " ".join(_texts(tree))))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        waiting += [place for name in names for place in defined.get(name, ())]
+        waiting += [defined[file, name] for name in names if (file, name) in defined]
     return found
 
 

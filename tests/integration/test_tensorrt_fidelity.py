@@ -53,10 +53,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     source = write_source("Qwen2", folder / "source")
     (source / "heldout.txt").write_text(calibration_words())
     run_stage(quantize_recipe(source, format="float16"), source, folder / "checkpoint")
+    (folder / "engine").mkdir()
+    said = {"pretrained_config": {"quantization": {"quant_algo": None}}}
+    (folder / "engine" / "config.json").write_text(json.dumps(said))
     return {
         "source": Artifact("source", "key", "digest", source, {}),
         "quantize": Artifact("quantize", "key", "digest", folder / "checkpoint", {}),
-        # The engine that is served gives no logits, and is not looked at.
+        # The engine that is served gives no logits; only what it says of itself is read.
         "compile": Artifact("compile", "key", "digest", folder / "engine", {}),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.ladder.trend import remarks, rows, trend
+from pipeline.ladder.trend import remarks, table_of, trend
 from pipeline.report.history import line
 
 from .support import est, level, report
@@ -93,7 +93,7 @@ def test_runs_without_numbers_are_shown_and_not_compared(tmp_path: Path) -> None
     assert made
     found = history(tmp_path, run("a" * 64), {**made, "key": "b" * 64}, run("c" * 64, speed=1500.0))
     assert flagged(found) == [("tokens_per_second.8", True)]
-    columns, cells = rows(found)
+    columns, cells = table_of(found)
     assert dict(zip(columns, cells[1], strict=True)) == {
         "finished (UTC)": "2026-05-01 10:00",
         "key": "bbbbbbbb",
