@@ -81,6 +81,24 @@ main()
 """
 
 
+def test_a_plan_looks_at_what_verify_found_without_tritonclient() -> None:
+    script = WITHOUT_TRITONCLIENT.partition("from pipeline")[0] + (
+        "from pathlib import Path\n"
+        "from pipeline.stages.verify import check\n"
+        "from pipeline.store.artifact import Artifact\n"
+        "check(None, Artifact('verify', 'k', 'd', Path(), {'checks': [{'status': 'passed'}]}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=PROJECT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
