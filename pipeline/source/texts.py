@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -95,8 +96,22 @@ def check_texts(recipe: Recipe) -> None:
 
 
 def _check_text(path: Path, place: str) -> None:
-    try:
+    with named_at(place):
         read_texts(path)
+
+
+@contextmanager
+def named_at(place: str) -> Iterator[None]:
+    """Makes what is wrong with a file a mistake of the recipe that names it.
+
+    Args:
+        place: Where the recipe names it, from :meth:`Recipe.place`.
+
+    Raises:
+        RecipeError: For a UsageError.
+    """
+    try:
+        yield
     except UsageError as error:
         raise RecipeError(
             f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix

@@ -11,6 +11,7 @@ from pipeline.evaluation.tasks.hellaswag import read_hellaswag
 from pipeline.evaluation.tasks.mmlu import files_of, read_mmlu
 from pipeline.evaluation.tasks.question import Question
 from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.source.texts import named_at
 from pipeline.store.digests import digest_of, file_digest
 
 TASKS_KEY = "evaluate.tasks"
@@ -72,12 +73,8 @@ def tasks_section(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _check_task(task: TaskSection, place: str) -> None:
-    try:
+    with named_at(place):
         read_questions(task)
-    except UsageError as error:
-        raise RecipeError(
-            f"{error.where}: {error.what}", where=place, why=error.why, fix=error.fix
-        ) from error
 
 
 def _tasks(recipe: Recipe) -> list[tuple[str, TaskSection]]:
