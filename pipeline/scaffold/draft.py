@@ -16,9 +16,10 @@ from pipeline.models.sizes import layer_bytes, table_bytes
 from pipeline.preflight.model_checks import check_model
 from pipeline.preflight.remarks import source_dtype
 from pipeline.recipe.docs import recipe_keys, schema_text
+from pipeline.recipe.evaluate import Gates
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.paths import as_written
-from pipeline.recipe.schema import Gates, Recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import build_plan
 from pipeline.scaffold import samples
 from pipeline.scaffold.choices import Asked, Choices, choose

@@ -11,7 +11,8 @@ from pipeline.dependencies import versions
 from pipeline.evaluation.tasks.reading import tasks_material, tasks_section
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
-from pipeline.recipe.schema import EvaluateSection, Recipe
+from pipeline.recipe.evaluate import EvaluateSection
+from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import TextTokenizer, text_digest
 from pipeline.stages.base import StageContext
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 
 BILLION = 1_000_000_000
 

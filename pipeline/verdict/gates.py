@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.verdict.collapse import repeats_itself
 from pipeline.verdict.defaults import limit_of
 from pipeline.verdict.estimate import Estimate

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.verdict.defaults import row_of
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult, Verdict

@@ -14,7 +14,7 @@ from pipeline.evaluation.completions import compare_completions
 from pipeline.evaluation.scoring import compare, scorer_of
 from pipeline.evaluation.summary import summarize
 from pipeline.evaluation.windows import read_documents, strided_windows
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.reference.source import load_source
 from pipeline.source.end_ids import read_end_ids
 from pipeline.source.texts import load_tokenizer, read_texts

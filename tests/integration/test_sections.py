@@ -16,8 +16,9 @@ pytest.importorskip("modelopt")
 
 from pipeline.progress import Silent
 from pipeline.recipe.docs import recipe_keys
+from pipeline.recipe.evaluate import TaskSection
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.recipe.schema import Recipe
 from pipeline.running import planner
 from pipeline.running.planner import key_material
 from pipeline.running.runner import RunResult, run_recipe

@@ -26,7 +26,8 @@ from pipeline.evaluation.tasks.likelihood import log_likelihoods
 from pipeline.evaluation.tasks.reading import read_questions
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Silent
-from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.recipe.evaluate import TaskSection
+from pipeline.recipe.schema import Recipe
 from pipeline.reference.source import load_source
 from pipeline.source.texts import load_tokenizer
 from pipeline.stages.base import StageContext

@@ -20,7 +20,8 @@ from pipeline.ladder.climb import finished
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress, Silent
 from pipeline.recipe.compile import CompileSection
-from pipeline.recipe.schema import EvaluateSection, Recipe
+from pipeline.recipe.evaluate import EvaluateSection
+from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy, section_of
 from pipeline.running import planner
 from pipeline.running.planner import build_plan, stages_for

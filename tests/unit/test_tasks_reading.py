@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.evaluation.tasks.reading import check_tasks, read_questions, tasks_material
+from pipeline.recipe.evaluate import TaskSection
 from pipeline.recipe.file import load_recipe
-from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.recipe.schema import Recipe
 
 SWAG: dict[str, Any] = {
     "activity_label": "Making tea",

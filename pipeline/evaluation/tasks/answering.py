@@ -19,7 +19,8 @@ from pipeline.evaluation.tasks.likelihood import Likelihood, log_likelihoods
 from pipeline.evaluation.tasks.question import Question
 from pipeline.evaluation.tasks.reading import read_questions
 from pipeline.progress import Progress
-from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.recipe.evaluate import TaskSection
+from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import PairTokenizer
 from pipeline.verdict.estimate import Estimate
 

@@ -10,7 +10,8 @@ from pipeline.errors import RecipeError, UsageError, check_all
 from pipeline.evaluation.tasks.hellaswag import read_hellaswag
 from pipeline.evaluation.tasks.mmlu import files_of, read_mmlu
 from pipeline.evaluation.tasks.question import Question
-from pipeline.recipe.schema import Recipe, TaskSection
+from pipeline.recipe.evaluate import TaskSection
+from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import named_at
 from pipeline.store.digests import digest_of, file_digest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.verdict.closing import closing_lines
 from pipeline.verdict.gates import checkpoint_gates, engine_gates
 

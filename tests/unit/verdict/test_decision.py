@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import QualityGateError, StageError
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.verdict.decision import decide, title_of
 from pipeline.verdict.failure import Failure
 from pipeline.verdict.gates import checkpoint_gates, engine_gates

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.recipe.schema import Gates
+from pipeline.recipe.evaluate import Gates
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gate import GateResult
 from pipeline.verdict.gates import checkpoint_gates, engine_gates, more_to_settle

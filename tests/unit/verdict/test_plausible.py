@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import QualityGateError
-from pipeline.recipe.schema import Gates, Recipe
+from pipeline.recipe.evaluate import Gates
+from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.verdict.checks import check_checkpoint, check_engine
 from pipeline.verdict.decision import decide
