@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from pipeline._version import __version__
-from pipeline.cli import compare, doctor, init, lm_eval, plan, run, schema, server, store
+from pipeline.cli import (
+    bench,
+    compare,
+    doctor,
+    generate,
+    init,
+    lm_eval,
+    plan,
+    run,
+    schema,
+    serve,
+    store,
+    verify,
+)
 from pipeline.cli.groups import grouped
 from pipeline.cli.options import DebugOption, Invocation
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
@@ -39,10 +52,10 @@ for command in (
     init.init,
     run.run,
     plan.plan,
-    server.serve,
-    server.generate,
-    server.verify,
-    server.bench,
+    serve.serve,
+    generate.generate,
+    verify.verify,
+    bench.bench,
     compare.compare,
     lm_eval.lm_eval,
     doctor.doctor,

@@ -1,0 +1,86 @@
+"""The command ``verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import Connection, Output, new_file
+
+if TYPE_CHECKING:
+    from pipeline.verify import CheckResult
+
+
+def verify(
+    *,
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write JUnit XML here.", callback=new_file)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Run these checks only; repeatable."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECK,...", help="Leave these checks out; repeatable."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='Prompts: one a line, or .jsonl with {"prompt": ...}.'),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="How close log probabilities of two tokens are where texts may part; by default "
+            "0.25 with TensorRT-LLM's backend, and texts must be equal with any other."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Demand equal texts of any server.")
+    ] = False,
+    server: Connection,
+    output: Output,
+) -> None:
+    """Run the conformance checks against a server, started here or anywhere."""
+    from pipeline.cli.conformance import junit_of, options_of
+    from pipeline.cli.console import print_json, progress_for
+    from pipeline.errors import VerificationError
+    from pipeline.source.probes import find_probes, known_probes
+    from pipeline.verify import print_report, run_conformance, to_json
+
+    options = options_of(only, skip, prompts, tolerance, strict=strict, patience=server.timeout)
+    probes = known_probes(server.repository) if server.repository else None
+    if tokenizer is not None:
+        probes = find_probes(tokenizer)
+    with junit_of(junit, server) as file, server.address() as address:
+        with progress_for(output.json).task("conformance checks", options.count) as task:
+
+            def note(result: CheckResult) -> None:
+                file.note(result)
+                task.advance()
+
+            report = run_conformance(
+                address,
+                model=server.model,
+                tls=server.tls,
+                headers=server.headers,
+                probes=probes,
+                on_result=note,
+                **options.fields,
+            )
+        file.finish(report)
+        if not output.json:
+            print_report(report)
+        try:
+            report.raise_for_failures()
+        except VerificationError as error:
+            error.found = to_json(report)
+            raise
+    if output.json:
+        print_json(to_json(report))
