@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trtllm_client._config import DEFAULT_URL, Tls
     from trtllm_client._contract import DEFAULT_MODEL
     from trtllm_client._errors import (
+        CallRestricted,
         Cancelled,
         ClientError,
         ConnectionFailed,
@@ -58,6 +59,7 @@ _PLACES = {
     "_config": ("DEFAULT_URL", "Tls"),
     "_contract": ("DEFAULT_MODEL",),
     "_errors": (
+        "CallRestricted",
         "Cancelled",
         "ClientError",
         "ConnectionFailed",
@@ -80,6 +82,7 @@ __all__ = [
     "PERF_METRICS",
     "AsyncClient",
     "AsyncStream",
+    "CallRestricted",
     "Cancelled",
     "ChatTemplate",
     "Chunk",
