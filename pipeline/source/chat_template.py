@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.reading.files import read_utf8
+
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -39,7 +41,7 @@ def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str |
     path = directory / TEMPLATE_FILE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_utf8(path)
         except UnicodeDecodeError as error:
             raise TemplateError(f"{TEMPLATE_FILE} is not UTF-8") from error
     template = tokenizer_config.get("chat_template")

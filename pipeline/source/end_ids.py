@@ -19,6 +19,8 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.models.architectures import ARCHITECTURES
+from pipeline.reading.files import read_utf8
+from pipeline.reading.json_text import read_json
 from pipeline.source.chat_template import TemplateError, find_template, turn_end
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
@@ -245,7 +247,7 @@ class _Reader:
     def _added_entries(self) -> list[Any]:
         """``added_tokens`` of tokenizer.json, which come before its vocabulary."""
         try:
-            text = (self._directory / TOKENIZER).read_text(encoding="utf-8")
+            text = read_utf8(self._directory / TOKENIZER)
             # Within a string the quotes would be escaped, and a token's value is a number.
             start = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
             entries: list[Any] = (
@@ -274,7 +276,7 @@ class _Reader:
         """A file's object; empty where there is no such file."""
         path = self._directory / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if not isinstance(content, dict):
                 raise ValueError("It is not a JSON object")
         except FileNotFoundError:

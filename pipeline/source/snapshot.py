@@ -6,7 +6,6 @@ with no more than a warning; here either is an error, found from the files' head
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
+from pipeline.reading.json_text import read_json
 from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 from pipeline.source.tokenizer import without_tokenizer_json
 
@@ -354,7 +354,7 @@ def _index(directory: Path) -> dict[str, str]:
     """The file of each tensor by the index; empty where there is none."""
     path = directory / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         names = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise ValueError("It has no weight_map from tensors to files")
