@@ -24,6 +24,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .engine_limits import EngineLimits
+from .failures import unexpected
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
@@ -60,15 +61,17 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        wanted = request.requested_output_names()
         try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            wanted = request.requested_output_names()
             if reason := unknown_parameters(request):
                 raise PromptError(reason)
             outputs = self._outputs(inputs)
         except PromptError as error:
-            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(output_tensors=[], error=invalid)
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            # Raised on, it would fail every request of the batch, with the traceback for a text.
+            return _refusal(unexpected(error), pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
@@ -185,3 +188,7 @@ class TritonPythonModel:
                 for token in word:
                     bias[row, token] += weight
         return bias
+
+
+def _refusal(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

@@ -17,6 +17,7 @@ from .admission import check_stream
 from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
+from .failures import NOT_TEXT, id_of, unexpected
 from .generation import Generation
 from .guide_checker import GuideChecker
 from .metrics import EngineMetrics
@@ -98,8 +99,7 @@ class TritonPythonModel:
             except RequestError as error:
                 send_error(sender, error)
             except Exception as error:
-                pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
-                send_error(sender, RequestError(f"the request failed: {error!r}", "INTERNAL"))
+                send_error(sender, RequestError(unexpected(error), "INTERNAL"))
 
     def finalize(self) -> None:
         """Ends the threads; unfinished requests get an error."""
@@ -109,7 +109,9 @@ class TritonPythonModel:
         self._responder.close()
 
     def _take(self, request: Any, sender: Any) -> None:
-        inputs, client_id = Inputs.of(request), request.request_id()
+        inputs, client_id = Inputs.of(request), id_of(request)
+        if client_id is None:
+            raise RequestError(NOT_TEXT)
         if is_stop(inputs):
             # Before anything is refused: what it is to stop would run on.
             if not client_id:
