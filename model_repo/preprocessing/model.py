@@ -30,6 +30,7 @@ from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
 from .request_limits import cold_problem, room_problem, sampling_problem, tokens_problem
 from .request_parameters import unknown_parameters
+from .statuses import asks, told
 
 _REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
 
@@ -68,10 +69,10 @@ class TritonPythonModel:
                 raise PromptError(reason)
             outputs = self._outputs(inputs)
         except PromptError as error:
-            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            return _refusal(request, str(error), "INVALID_ARG")
         except Exception as error:
             # Raised on, it would fail every request of the batch, with the traceback for a text.
-            return _refusal(unexpected(error), pb_utils.TritonError.INTERNAL)
+            return _refusal(request, unexpected(error), "INTERNAL")
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
@@ -190,5 +191,7 @@ class TritonPythonModel:
         return bias
 
 
-def _refusal(message: str, code: Any) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
+def _refusal(request: Any, message: str, status: str) -> Any:
+    text = told(message, status) if asks(request) else message
+    error = pb_utils.TritonError(text, getattr(pb_utils.TritonError, status))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)
