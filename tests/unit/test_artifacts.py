@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -68,6 +69,30 @@ def _add(path: Path) -> None:
     path.with_name("extra.txt").write_text("x")
 
 
+def _replace_by_link(path: Path) -> None:
+    copy = path.parents[2] / "elsewhere.txt"
+    copy.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(copy)
+
+
+def _replace_folder_by_link(path: Path) -> None:
+    path.parent.rename(path.parents[3] / "moved")
+    path.parent.symlink_to(path.parents[3] / "moved")
+
+
+def _link_folder(path: Path) -> None:
+    """What a directory walk that does not follow links leaves out without a word."""
+    evil = path.parents[3] / "evil"
+    evil.mkdir(exist_ok=True)
+    (evil / "model.py").write_text("raise SystemExit")
+    (path.parent / "2").symlink_to(evil)
+
+
+def _link_to_nothing(path: Path) -> None:
+    (path.parent / "dangling").symlink_to("nowhere")
+
+
 def _rewrite(path: Path, **changes: object) -> None:
     manifest = path.parents[1] / "artifact.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
@@ -85,6 +110,16 @@ def _forge(path: Path) -> None:
         (_flip, "its SHA-256 differs"),
         (_add, "sub/extra.txt is not listed"),
         (_forge, "artifact.json itself was changed"),
+        (_replace_by_link, "sub/file.txt is a link, not a file that was built"),
+        (_replace_folder_by_link, "sub is a link, not a file that was built"),
+        (_link_folder, "sub/2 is a link, not a file that was built"),
+        (_link_to_nothing, "sub/dangling is a link"),
+        (lambda path: os.mkfifo(path.parent / "pipe"), "sub/pipe is a pipe or a device"),
+        (lambda path: (path.parent / "3").mkdir(), "sub/3 is an empty folder"),
+        (
+            lambda path: (path.parents[1] / "artifact.json").write_text('{"a":' * 100_000),
+            "no readable artifact.json. It is not JSON.",
+        ),
         (
             lambda path: (path.parents[1] / "artifact.json").write_text("{"),
             "no readable artifact.json. It is not JSON.",
