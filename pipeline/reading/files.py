@@ -97,9 +97,9 @@ def impossible(path: Path | str) -> str | None:
     return "It is a pipe or a device"
 
 
-def shortened(path: Path | str, longest: int = 200) -> str:
-    """Returns a path for a message: whole, unless it would fill the screen."""
-    text = str(path)
+def shortened(value: Path | str, longest: int = 200) -> str:
+    """Returns a path or a text for a message: whole, unless it would fill the screen."""
+    text = str(value)
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 

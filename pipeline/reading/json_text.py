@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ MOST_DIGITS = 64
 
 DEEPEST = 64
 """Lists and objects within each other."""
+
+_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
@@ -42,13 +46,17 @@ def read_json(path: Path, *, finite: bool = True, largest: int = LARGEST) -> Any
     return parse_json(read_utf8(path, largest), finite=finite)
 
 
-def parse_json(text: str, *, finite: bool = True, pairs: Pairs | None = None) -> Any:
+def parse_json(
+    text: str, *, finite: bool = True, whole: bool = True, pairs: Pairs | None = None
+) -> Any:
     """Reads a JSON text.
 
     Args:
         text: One value, with at most :data:`DEEPEST` levels.
         finite: Refuses numbers that are not finite. False is for what this project wrote itself,
             which may tell of a model whose numbers are not.
+        whole: Refuses half of a surrogate pair, which can be neither printed nor written. False is
+            for who tells it with the place.
         pairs: Makes a value of the keys and values of an object; None makes a dict, in which the
             last of several equal keys counts.
 
@@ -65,6 +73,9 @@ def parse_json(text: str, *, finite: bool = True, pairs: Pairs | None = None) ->
     except RecursionError as error:
         raise _too_deep() from error
     _check_depth(value)
+    # Only an escape can make one; UTF-8 has none. Written and read again, pairs are joined.
+    if whole and _ESCAPE.search(text) and _HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise JsonError("It has half of a surrogate pair, which is not a character")
     return value
 
 

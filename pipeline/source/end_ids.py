@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.models.architectures import ARCHITECTURES
-from pipeline.reading.files import read_utf8
+from pipeline.reading.files import read_utf8, shortened
 from pipeline.reading.json_text import read_json
 from pipeline.source.chat_template import TemplateError, find_template, turn_end
 
@@ -152,7 +152,9 @@ class _Reader:
             return
         for id_ in named if isinstance(named, list) else [named]:
             if type(id_) is not int or id_ < 0:
-                problem = f"A token id is a whole number from 0, and {json.dumps(id_)} is none"
+                problem = (
+                    f"A token id is a whole number from 0, and {shortened(json.dumps(id_))} is none"
+                )
             elif self._is_beyond(id_):
                 problem = f"{self._last_token()}, so this one never comes and every request would "
                 problem += "be refused for naming it"
@@ -162,7 +164,7 @@ class _Reader:
                 yield id_
                 continue
             raise SourceError(
-                f"{KEY} is {json.dumps(named)}",
+                f"{KEY} is {shortened(json.dumps(named))}",
                 where=f"{self._place}/{name}",
                 why=problem,
                 fix="Name the id of the token that ends a text there, or a list of such ids, or "
@@ -295,7 +297,8 @@ class _Reader:
 
 
 def _shown(token: str) -> str:
-    return token if token.isprintable() and token.strip() == token else json.dumps(token)
+    plain = token.isprintable() and token.strip() == token
+    return shortened(token if plain else json.dumps(token))
 
 
 def _content(token: object) -> str | None:

@@ -40,6 +40,8 @@ COMPANIONS = (
     "NOTICE*",
 )
 CODE = "*.py"
+# Bytes of a file's name, on every file system that Linux has.
+LONGEST_NAME = 255
 # Formats that run code, or may, when they are read.
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".msgpack", ".h5")
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -358,6 +360,8 @@ def _index(directory: Path) -> dict[str, str]:
         names = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise ValueError("It has no weight_map from tensors to files")
+        if any(len(name.encode()) > LONGEST_NAME or "\0" in name for name in names.values()):
+            raise ValueError("Its weight_map has a name that no file can have")
         if not all(Path(name).name == name for name in names.values()):
             raise ValueError("Its weight_map leads out of the directory")
     except FileNotFoundError:

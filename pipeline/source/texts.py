@@ -290,7 +290,7 @@ def _json_lines(content: str, path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            text = parse_json(line)["text"]
+            text = parse_json(line, whole=False)["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 'the line is not a JSON object with a "text"',

@@ -33,7 +33,7 @@ def json_rows(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             continue
         place = f"{path}:{number}"
         try:
-            row = parse_json(line)
+            row = parse_json(line, whole=False)
         except ValueError as error:
             raise UsageError(
                 "the line is not JSON",
