@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ def test_damage_is_a_miss_that_says_what_is_wrong(store: Store, harm, expected: 
     publish(store)
     assert store.get("stage", "k1")[0] is not None
     assert store.verify() == []
+
+
+def test_what_no_manifest_can_list_is_not_published(store: Store) -> None:
+    def build(leave: Callable[[Path], object]) -> Artifact:
+        with store.workspace("stage", "k") as directory:
+            (directory / "file.txt").write_text("x")
+            leave(directory)
+            return store.publish(
+                directory, stage="stage", key="k", material={}, inputs={}, facts={}, seconds=0
+            )
+
+    with pytest.raises(StoreError, match=r"link: a stage left something.* It is a link"):
+        build(lambda folder: (folder / "link").symlink_to("file.txt"))
+    assert store.artifacts() == []
+    made = build(lambda folder: (folder / "a" / "b").mkdir(parents=True))
+    assert store.get("stage", "k") == (made, None)
 
 
 def test_a_failing_builder_leaves_nothing(store: Store) -> None:
