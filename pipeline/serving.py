@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.client_errors import client_errors
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
+from pipeline.reading.files import is_folder, shortened
 from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
 from pipeline.targets import get_target
 from pipeline.triton.running import RunningServer, ServerOptions
@@ -37,10 +38,10 @@ def check_custody(repository: Path) -> dict[str, Any]:
         UsageError: The directory does not exist.
         RepositoryError: There is no manifest, or a file was changed, added or removed.
     """
-    if not repository.is_dir():
+    if not is_folder(repository):
         raise UsageError(
             "there is no such repository",
-            where=str(repository),
+            where=shortened(repository),
             fix="Build one first: trtllm-pipeline run RECIPE",
         )
     manifest = _manifest(repository)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 from collections.abc import Sequence
@@ -70,10 +71,16 @@ def _read(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
+        # A pipe would be waited for, and a device may have no end.
+        if not Path(path).is_file() and Path(path).exists():
+            raise OSError(errno.EINVAL, "It is not a file", str(path))
         return Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A name with a NUL character is a ValueError.
         raise InvalidRequest(
-            "the TLS file cannot be read", where=str(path), why=error.strerror
+            "the TLS file cannot be read",
+            where=str(path),
+            why=getattr(error, "strerror", None) or str(error),
         ) from error
 
 

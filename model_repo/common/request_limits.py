@@ -43,7 +43,9 @@ def sampling_problem(scalar: Scalar, names: Mapping[str, str] | None = None) -> 
         if value is None:
             continue
         # Written so that NaN is refused too.
-        if not (math.isfinite(value) and low <= value <= high):
+        if not math.isfinite(value) and high == math.inf:
+            return f"{name} must be a finite number{_from(low)}, got {_shown(value)}"
+        if not low <= value <= high:
             return f"{name} must be {_allowed(low, high)}, got {_shown(value)}"
     if scalar("repetition_penalty") == 0:
         return "repetition_penalty must be above 0; 1 leaves the tokens alone"
@@ -98,10 +100,14 @@ def room_problem(prompt_len: int, max_tokens: int, name: str, max_seq_len: int) 
     )
 
 
+def _from(low: float) -> str:
+    return f" from {low:g}" if math.isfinite(low) else ""
+
+
 def _allowed(low: float, high: float) -> str:
     if math.isfinite(high):
         return f"between {low:g} and {high:g}"
-    return f"at least {low:g}" if math.isfinite(low) else "a finite number"
+    return f"at least {low:g}"
 
 
 def _shown(value: float) -> str:

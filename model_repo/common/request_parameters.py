@@ -46,7 +46,11 @@ def unknown_parameters(request: Any) -> str | None:
     A former name is taken beside the new one, whose value is the one that counts, here as upstream:
     so do clients that are to work with any release. Alone it would change the answer in silence.
     """
-    names = json.loads(request.parameters() or "{}")
+    try:
+        names = json.loads(request.parameters() or "{}")
+    except UnicodeDecodeError:
+        # Triton's HTTP takes any bytes between quotes.
+        return "invalid parameters: the name or the value of one is not valid UTF-8"
     # preprocessing has its inputs' names in capitals.
     given = {tensor.name().lower() for tensor in request.inputs()}
     unknown = sorted(

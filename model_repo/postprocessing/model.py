@@ -23,6 +23,7 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from .end_ids import read_end_ids
+from .failures import unexpected
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .pieces import PieceDecoder
@@ -47,6 +48,14 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
+        try:
+            return self._answer(request)
+        except Exception as error:
+            # Raised on, it would fail every request of the batch, with the traceback for a text.
+            internal = pb_utils.TritonError(unexpected(error), pb_utils.TritonError.INTERNAL)
+            return pb_utils.InferenceResponse(output_tensors=[], error=internal)
+
+    def _answer(self, request: Any) -> Any:
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         # [batch, beam, n] ids, of which the first [batch, beam] count.

@@ -25,11 +25,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .engine_limits import EngineLimits
+from .failures import unexpected
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .prompt import PromptEncoder, PromptError, pad, word_list
 from .request_limits import cold_problem, room_problem, sampling_problem, tokens_problem
 from .request_parameters import unknown_parameters
+from .statuses import asks, told
 
 _REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
 
@@ -63,15 +65,17 @@ class TritonPythonModel:
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        wanted = request.requested_output_names()
         try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            wanted = request.requested_output_names()
             if reason := unknown_parameters(request):
                 raise PromptError(reason)
             outputs = self._outputs(inputs)
         except PromptError as error:
-            invalid = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(output_tensors=[], error=invalid)
+            return _refusal(request, str(error), "INVALID_ARG")
+        except Exception as error:
+            # Raised on, it would fail every request of the batch, with the traceback for a text.
+            return _refusal(request, unexpected(error), "INTERNAL")
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor(name, value) for name, value in outputs.items() if name in wanted
@@ -207,3 +211,9 @@ def _setting(parameters: Mapping[str, str]) -> bool | None:
     if parameters.get(_ADD_SPECIAL_TOKENS, "auto").lower() == "auto":
         return None
     return flag(parameters, _ADD_SPECIAL_TOKENS, default=True, other="auto, ")
+
+
+def _refusal(request: Any, message: str, status: str) -> Any:
+    text = told(message, status) if asks(request) else message
+    error = pb_utils.TritonError(text, getattr(pb_utils.TritonError, status))
+    return pb_utils.InferenceResponse(output_tensors=[], error=error)

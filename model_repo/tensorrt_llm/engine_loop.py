@@ -361,7 +361,8 @@ class EngineLoop:
     def _break(self, error: Exception) -> None:
         """Fails every request, now and later: after an exception the engine's state is unknown."""
         failure = RequestError(
-            f"the engine stopped working and its process ends: {error}", "INTERNAL"
+            "the engine stopped working and its process ends; the reason is in the server's log",
+            "INTERNAL",
         )
         with self._lock:
             closing = self._closing

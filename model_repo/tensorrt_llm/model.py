@@ -17,6 +17,7 @@ from .admission import check_stream
 from .ending import end_process
 from .engine import Engine
 from .engine_loop import EngineLoop
+from .failures import NOT_TEXT, id_of, unexpected
 from .generation import Generation
 from .guide_checker import GuideChecker
 from .metrics import EngineMetrics
@@ -26,6 +27,7 @@ from .request import RequestError
 from .request_parameters import unknown_parameters
 from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
 from .settings import EngineSettings, read_settings
+from .statuses import asks
 from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
 
 SWITCH_INTERVAL = 0.0005
@@ -96,10 +98,10 @@ class TritonPythonModel:
             try:
                 self._take(request, sender)
             except RequestError as error:
-                send_error(sender, error)
+                send_error(sender, error, with_status=asks(request))
             except Exception as error:
-                pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
-                send_error(sender, RequestError(f"the request failed: {error!r}", "INTERNAL"))
+                failure = RequestError(unexpected(error), "INTERNAL")
+                send_error(sender, failure, with_status=asks(request))
 
     def finalize(self) -> None:
         """Ends the threads; unfinished requests get an error."""
@@ -109,7 +111,9 @@ class TritonPythonModel:
         self._responder.close()
 
     def _take(self, request: Any, sender: Any) -> None:
-        inputs, client_id = Inputs.of(request), request.request_id()
+        inputs, client_id = Inputs.of(request), id_of(request)
+        if client_id is None:
+            raise RequestError(NOT_TEXT)
         if is_stop(inputs):
             # Before anything is refused: what it is to stop would run on.
             if not client_id:
@@ -125,6 +129,7 @@ class TritonPythonModel:
         check_outputs(wanted)
         if len(rows) > 1:
             sender = BatchSender(sender, len(rows))
+        with_status = asks(request)
         streams, requests = [], []
         for index, row in enumerate(rows):
             wish = read_request(row, client_id, self._settings)
@@ -133,7 +138,8 @@ class TritonPythonModel:
             )
             if answer.streaming:
                 check_stream(wish, self._settings)
-            streams.append(ResponseStream(sender, answer, self._responder.ready))
+            stream = ResponseStream(sender, answer, self._responder.ready, with_status=with_status)
+            streams.append(stream)
             requests.append(wish)
         generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
         self._open.update(zip(streams, generations, strict=True))

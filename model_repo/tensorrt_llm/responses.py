@@ -20,6 +20,7 @@ import triton_python_backend_utils as pb_utils
 
 from .answer import Answer
 from .request import RequestError
+from .statuses import told
 
 SHORTEST_PAUSE = 0.0005
 """Seconds the engine waits for responses to leave, however short its step was."""
@@ -35,15 +36,22 @@ class ResponseStream:
         sender: The request's response sender.
         answer: Which outputs the client wants and how they are made.
         ready: Called (by the engine's thread) when there is something to send.
+        with_status: See :func:`send_error`.
     """
 
     def __init__(
-        self, sender: Any, answer: Answer, ready: Callable[[ResponseStream], None]
+        self,
+        sender: Any,
+        answer: Answer,
+        ready: Callable[[ResponseStream], None],
+        *,
+        with_status: bool = False,
     ) -> None:
         self.closed = False
         self._sender = sender
         self._answer = answer
         self._ready = ready
+        self._with_status = with_status
         self._ids: list[int] = []
         self._log_probs: list[float] = []
         self._last = False
@@ -86,7 +94,9 @@ class ResponseStream:
             self.closed = True
             if self._error.code != "INVALID_ARG":  # that is the client's affair
                 pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
-            send_error(self._sender, self._error, started=self._started)
+            send_error(
+                self._sender, self._error, started=self._started, with_status=self._with_status
+            )
         elif ids or last:
             self.closed = last
             self._started = True
@@ -138,16 +148,20 @@ class BatchSender:
         return bool(self._sender.is_cancelled())
 
 
-def send_error(sender: Any, error: RequestError, *, started: bool = False) -> None:
+def send_error(
+    sender: Any, error: RequestError, *, started: bool = False, with_status: bool = False
+) -> None:
     """Ends a request with an error.
 
     Args:
         started: Whether it was sent something before. Triton 2.51 does not pass an error on to a
             Python model that called this one when other responses came before it. If the error is
             not the last response, that model at least gets the end, an empty response.
+        with_status: Whether the text says the status, for a model that asked for it (statuses.py).
     """
     code = getattr(pb_utils.TritonError, error.code)
-    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    text = told(str(error), error.code) if with_status else str(error)
+    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
     if started:
         sender.send(response)
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

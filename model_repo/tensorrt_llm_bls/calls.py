@@ -10,6 +10,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from .keeper import Keeper
+from .statuses import ASKED, heard
 
 Array = npt.NDArray[Any]
 
@@ -119,6 +120,7 @@ class Models:
         """
         response = pb_utils.InferenceRequest(
             model_name="preprocessing",
+            parameters={ASKED: True},
             requested_output_names=list(_FROM_PREPROCESSING),
             inputs=_tensors(
                 {to: inputs[name] for name, to in _TO_PREPROCESSING.items() if name in inputs}
@@ -157,6 +159,7 @@ class Models:
         request = pb_utils.InferenceRequest(
             model_name=self._engine,
             request_id=request_id,
+            parameters={ASKED: True},
             requested_output_names=outputs,
             inputs=_tensors(
                 {
@@ -233,5 +236,7 @@ def _tensors(arrays: Mapping[str, Array]) -> list[Any]:
 def _outputs(response: Any) -> dict[str, Array]:
     if response.has_error():
         error = response.error()
-        raise CallError(error.message(), error.code())
+        message, status = heard(error.message())
+        code = error.code() if status is None else getattr(pb_utils.TritonError, status)
+        raise CallError(message, code)
     return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

@@ -39,6 +39,7 @@ from tokenizers import Tokenizer
 from .batch import count_prompts, index_of, prompt_ids, row_of, scalar
 from .calls import CallError, Models, greedy_when_cold
 from .end_ids import read_end_ids
+from .failures import NOT_TEXT, id_of, unexpected
 from .orphan import end_with_parent
 from .parameters import flag, number, read_parameters
 from .refusals import Offers, refuse_many_answers, refuse_prompt
@@ -130,19 +131,19 @@ class TritonPythonModel:
                 # Triton counts the inputs of a request and does not look which they are.
                 raise CallError("the input text_input is missing")
             prompts = count_prompts(inputs)
+            client_id = id_of(request)
+            if client_id is None:
+                raise CallError(NOT_TEXT)
         except CallError as error:
             self._release()
             _refuse(sender, str(error), error.code)
             return
         except Exception as error:
-            pb_utils.Logger.log_error(f"request {request.request_id()!r}: {error!r}")
             self._release()
-            _refuse(sender, f"the request failed: {error!r}", pb_utils.TritonError.INTERNAL)
+            _refuse(sender, unexpected(error), pb_utils.TritonError.INTERNAL)
             return
         # Clients' ids need not be unique, and stopping one request must not stop its namesake.
-        engine_ids = tuple(
-            f"{request.request_id() or 'bls'}-{uuid.uuid4().hex}" for _ in range(prompts)
-        )
+        engine_ids = tuple(f"{client_id or 'bls'}-{uuid.uuid4().hex}" for _ in range(prompts))
         wanted = request.requested_output_names()
         watched = self._watcher.watch(request, engine_ids)
         shared = _Request(engine_ids, wanted, watched, Reply(sender, wanted, prompts, watched))
@@ -176,8 +177,9 @@ class TritonPythonModel:
     ) -> None:
         try:
             self._pool.submit(self._serve_prompt, shared, index, inputs, tokens)
-        except RuntimeError as error:  # the model is being unloaded
-            self._fail(shared, index, error)
+        except RuntimeError:  # its pool takes no more
+            told = CallError("the model is being unloaded", pb_utils.TritonError.UNAVAILABLE)
+            self._fail(shared, index, told)
             self._end(shared)
 
     def _serve_prompt(
@@ -195,8 +197,7 @@ class TritonPythonModel:
         if isinstance(error, CallError):
             failed = shared.reply.fail(str(error), error.code)
         else:
-            pb_utils.Logger.log_error(f"request {engine_id}: {error!r}")
-            message = f"the request failed: {error!r}"
+            message = unexpected(error, f"request {engine_id}")
             failed = shared.reply.fail(message, pb_utils.TritonError.INTERNAL)
         if failed:
             for other in shared.engine_ids:

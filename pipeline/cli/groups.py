@@ -6,14 +6,17 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
+
+from pipeline.cli.options import refuse_impossible
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Turns each parameter of a command that is a dataclass into one option per field.
 
     Typer reads options from a signature, so the one it is shown has the fields in place of the
-    dataclass.
+    dataclass. Paths that no command can use are refused before the command begins.
 
     Args:
         command: The function; annotate the dataclass fields like Typer parameters.
@@ -27,6 +30,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
+        for value in values.values():
+            for path in value if isinstance(value, list) else (value,):
+                if isinstance(path, Path):
+                    refuse_impossible(path)
         made = {
             name: group(**{field.name: values.pop(field.name) for field in _fields(group)})
             for name, group in groups.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -31,12 +32,20 @@ from pipeline.cli.options import DebugOption, Invocation
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
 from pipeline.client_errors import client_errors
 from pipeline.errors import PipelineError, UsageError
+from pipeline.reading.files import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
 NAME = "trtllm-pipeline"
+# What is the machine's affair and not a defect of this program.
+_SURROUNDINGS = frozenset(
+    (
+        *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE),
+    )
+)
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -161,6 +170,15 @@ def _misused(error: typer.TyperException, invocation: Invocation) -> int:
 
 
 def _defect(error: Exception) -> PipelineError:
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        failure = PipelineError(
+            "a file or a folder cannot be used",
+            where=None if error.filename is None else shortened(error.filename),
+            why=error.strerror,
+            fix="Correct the path or its permissions, or free space; --debug shows what wanted it",
+        )
+        failure.__cause__ = error
+        return failure
     failure = PipelineError(
         f"unexpected {type(error).__name__}: {error}",
         fix="This is a defect: run again with --debug and report the traceback",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import UsageError
+from pipeline.reading.files import impossible, shortened
 
 if TYPE_CHECKING:
     from trtllm_client import Tls
@@ -79,6 +80,7 @@ UtilizationOption = Annotated[
 
 def _enter(directory: Path | None) -> Path | None:
     if directory is not None:
+        refuse_impossible(directory)
         try:
             os.chdir(directory)
         except (OSError, ValueError) as error:
@@ -123,12 +125,30 @@ EnvOption = Annotated[
 ]
 
 
+def refuse_impossible(path: Path) -> None:
+    """Refuses a path that can name neither a file nor a folder, before anything waits for it.
+
+    Raises:
+        UsageError: Its name is impossible, its links go round in a circle, or it is a pipe or a
+            device.
+    """
+    if why := impossible(path):
+        raise UsageError(
+            "this path cannot be used",
+            where=shortened(path),
+            why=why,
+            fix="Name a regular file or a folder",
+        )
+
+
 def new_file(path: Path | None) -> Path | None:
     """Fails early if the output file cannot be created.
 
     Raises:
         UsageError: Its folder does not exist, or it is a folder itself.
     """
+    if path is not None:
+        refuse_impossible(path)
     if path is not None and path.is_dir():
         raise UsageError("this is a folder", where=str(path), fix="Name a file in it")
     if path is not None and not path.parent.is_dir():

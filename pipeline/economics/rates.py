@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.dependencies import installed
 from pipeline.economics.hardware import Hardware
 from pipeline.processor import processor_name
+from pipeline.reading.json_text import read_json
 from pipeline.store.artifact import MANIFEST
 from pipeline.store.files import write_atomically
 
@@ -63,7 +64,7 @@ def processor(remembered: Path, memory: int | None) -> Hardware | None:
 
 def _read(path: Path, name: str, cpus: int) -> dict[str, Any] | None:
     try:
-        rates = json.loads(path.read_text(encoding="utf-8"))
+        rates = read_json(path)
         same = (rates["processor"], rates["cpus"]) == (name, cpus)
         known = isinstance(rates["measured"], str) and all(_is_rate(rates[key]) for key in _RATES)
         return rates if same and known else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from typing import Any
 from pipeline.client_errors import client_errors
 from pipeline.ladder.shapes import Load, misfit
 from pipeline.progress import Progress
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.serving import open_server
 from pipeline.source.texts import text_digest
@@ -108,7 +108,7 @@ def measured_before(path: Path, key: str, rungs: Collection[str]) -> Loaded | No
         rungs: The names of those that are loaded; all of them must be there.
     """
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, finite=False)
         load = before["load"]
         if load["key"] != key:
             return None

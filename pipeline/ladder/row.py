@@ -6,7 +6,6 @@ find the same keys.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
 from pipeline.ladder.rungs import Rung
 from pipeline.ladder.shapes import Report, misfit
+from pipeline.reading.json_text import read_json
 from pipeline.report.collect import SCHEMA
 from pipeline.report.prices import price_of
 
@@ -40,7 +40,7 @@ def read_report(path: Path) -> dict[str, Any]:
         UsageError: It is not one, or one of another version, or was changed.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path, finite=False)
     except OSError as error:
         raise _no_report(path, error.strerror or str(error)) from error
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StageError
+from pipeline.reading.json_text import read_json
 
 # Tensor dimensions are 32-bit integers in TensorRT, and JSON numbers have no limit at all.
 LARGEST_SIZE = (1 << 31) - 1
@@ -28,7 +28,7 @@ def read_config(
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError as cause:
         raise error(
             "there is no config.json", where=str(directory), why=contents, fix=fix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import reprlib
 import shlex
@@ -13,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UsageError
+from pipeline.reading.files import read_utf8
 from pipeline.recipe.mistakes import mistakes_of
 from pipeline.recipe.overrides import apply_overrides, problem
 from pipeline.recipe.paths import PathResolver
@@ -20,6 +22,8 @@ from pipeline.recipe.places import places_in
 from pipeline.recipe.schema import Recipe
 
 MAX_BYTES = 1 << 20
+# Levels and values of a recipe, its aliases unfolded; no recipe has a tenth of either.
+DEEPEST, MOST_VALUES = 64, 100_000
 
 
 # What a value of the wrong form makes PyYAML's constructors raise.
@@ -66,11 +70,38 @@ _RecipeLoader.add_implicit_resolver(
 )
 
 
+def _check_extent(node: yaml.Node | None) -> None:
+    """Refuses what unfolds to more than a recipe can be: an alias stands for all that it names."""
+    extent: dict[int, int] = {}
+    above: set[int] = set()
+
+    def count(node: yaml.Node) -> int:
+        if id(node) in above:
+            return 1  # the constructor refuses it, with its place
+        if id(node) not in extent:
+            if len(above) == DEEPEST:
+                raise yaml.YAMLError("it is nested too deeply")
+            above.add(id(node))
+            inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+            children = itertools.chain.from_iterable(
+                child if isinstance(child, tuple) else (child,) for child in inner
+            )
+            extent[id(node)] = 1 + sum(map(count, children))
+            above.discard(id(node))
+        if extent[id(node)] > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases unfold to more than {MOST_VALUES} values")
+        return extent[id(node)]
+
+    if node is not None:
+        count(node)
+
+
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes and the values of one document; raises yaml.YAMLError for whatever is not one."""
     loader = _RecipeLoader(text)
     try:
         node = loader.get_single_node()
+        _check_extent(node)
         return node, None if node is None else loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
@@ -134,13 +165,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(
-                "the recipe is larger than 1 MiB",
-                where=str(path),
-                fix="Name a recipe, not a model or a text",
-            )
-        return path.read_text(encoding="utf-8")
+        return read_utf8(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise RecipeError(
             "there is no such recipe",
@@ -149,10 +174,10 @@ def _read(path: Path) -> str:
             "configs/",
         ) from error
     except (OSError, ValueError) as error:
-        # A name with a NUL character and bytes that are not UTF-8 are ValueErrors.
+        # Bytes that are not UTF-8 are a ValueError.
         raise RecipeError(
             "the recipe cannot be read",
             where=str(path),
-            why=str(error),
-            fix="Name a YAML file in UTF-8",
+            why=getattr(error, "strerror", None) or str(error),
+            fix="Name a YAML file in UTF-8, not a model or a text",
         ) from error

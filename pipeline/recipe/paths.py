@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import Mistake
+from pipeline.reading.files import impossible, shortened
 from pipeline.recipe.places import Place, place_of
 from pipeline.recipe.schema import HUB_PAGE, Recipe
 from pipeline.recipe.section import NamesFile, Section, elements_of, section_of
@@ -84,6 +85,17 @@ class PathResolver:
         return self._resolved(value, key) if isinstance(value, str) and names_file(field) else value
 
     def _resolved(self, text: str, key: str) -> str:
+        path = self._placed(text, key)
+        why = None if "\0" in path else impossible(path)  # validation tells of that character
+        if why:
+            place = place_of(key, self._places)
+            where = place.column if place else str(self._path)
+            what = f"{key} cannot be used: {shortened(path)}"
+            mistake = Mistake(what, shortened(where), key, why, "Name a regular file or a folder")
+            self.mistakes.append((place or Place(where, where, (0, 0)), mistake))
+        return path
+
+    def _placed(self, text: str, key: str) -> str:
         place = place_of(key, self._places)
         expanded = self._expanded(text, key, place)
         folder = self._path.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pipeline.economics.bounds import roofline, with_reached
 from pipeline.formats import FORMATS
 from pipeline.models.config_keys import unread_keys
 from pipeline.models.facts import ModelFacts
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import CostSection, Recipe
 from pipeline.report.prices import price_of
 from pipeline.store.artifact import Artifact, read_manifest
@@ -138,7 +138,7 @@ def _parts(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         return parts
     source = inputs["source"].facts
     full = int(source["parameters"]) * BYTES_16BIT
-    config = json.loads((inputs["source"].path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(inputs["source"].path / "config.json", finite=False)
     parts["model"] = {
         "source": recipe.model.source,
         "commit": _commit(inputs["source"]),
@@ -215,7 +215,7 @@ def _result(inputs: Mapping[str, Artifact], stage: str, name: str) -> dict[str, 
     """A stage's JSON file; None when the stage was not reached."""
     if stage not in inputs:
         return None
-    return dict(json.loads((inputs[stage].path / name).read_text(encoding="utf-8")))
+    return dict(read_json(inputs[stage].path / name, finite=False))
 
 
 def _directory_bytes(directory: Path) -> int:

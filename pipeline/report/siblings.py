@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.formats import NO_QUANT
+from pipeline.reading.json_text import read_json
 from pipeline.report.collect import SCHEMA
 from pipeline.verdict.decision import TONES
 
@@ -39,7 +39,7 @@ def siblings_of(report: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
         if path.parent.name == folder.name or not path.is_file():
             continue
         try:
-            other = json.loads(path.read_text(encoding="utf-8"))
+            other = read_json(path, finite=False)
             if _is_sibling(report, other):
                 found.append(_row(report, other))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -19,6 +19,8 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.models.architectures import ARCHITECTURES
+from pipeline.reading.files import read_utf8, shortened
+from pipeline.reading.json_text import read_json
 from pipeline.source.chat_template import TemplateError, turn_end
 from trtllm_client import ChatTemplate, InvalidRequest
 
@@ -145,7 +147,9 @@ class _Reader:
             return
         for id_ in named if isinstance(named, list) else [named]:
             if type(id_) is not int or id_ < 0:
-                problem = f"A token id is a whole number from 0, and {json.dumps(id_)} is none"
+                problem = (
+                    f"A token id is a whole number from 0, and {shortened(json.dumps(id_))} is none"
+                )
             elif self._is_beyond(id_):
                 problem = f"{self._last_token()}, so this one never comes and every request would "
                 problem += "be refused for naming it"
@@ -155,7 +159,7 @@ class _Reader:
                 yield id_
                 continue
             raise SourceError(
-                f"{KEY} is {json.dumps(named)}",
+                f"{KEY} is {shortened(json.dumps(named))}",
                 where=f"{self._place}/{name}",
                 why=problem,
                 fix="Name the id of the token that ends a text there, or a list of such ids, or "
@@ -237,7 +241,7 @@ class _Reader:
     def _added_entries(self) -> list[Any]:
         """``added_tokens`` of tokenizer.json, which come before its vocabulary."""
         try:
-            text = (self._directory / TOKENIZER).read_text(encoding="utf-8")
+            text = read_utf8(self._directory / TOKENIZER)
             # Within a string the quotes would be escaped, and a token's value is a number.
             start = re.search(r'"added_tokens"\s*:\s*(?=\[)', text)
             entries: list[Any] = (
@@ -266,7 +270,7 @@ class _Reader:
         """A file's object; empty where there is no such file."""
         path = self._directory / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if not isinstance(content, dict):
                 raise ValueError("It is not a JSON object")
         except FileNotFoundError:
@@ -285,7 +289,8 @@ class _Reader:
 
 
 def _shown(token: str) -> str:
-    return token if token.isprintable() and token.strip() == token else json.dumps(token)
+    plain = token.isprintable() and token.strip() == token
+    return shortened(token if plain else json.dumps(token))
 
 
 def _content(token: object) -> str | None:

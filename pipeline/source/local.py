@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import shlex
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pipeline.errors import RecipeError
+from pipeline.reading.files import impossible, is_folder, shortened, way_out
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.paths import HUB_ID
 from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import patterns
 
 GGUF = ".gguf"
 ADAPTER = "adapter_config.json"
@@ -21,9 +25,17 @@ def local_directory(recipe: Recipe) -> Path | None:
     """
     source = recipe.model.source
     path = Path(source).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         _refuse_other_kinds(path, recipe)
+        _refuse_links(path, recipe)
         return path
+    if why := impossible(path):
+        raise RecipeError(
+            f"there is no model directory {shortened(source)}",
+            where=recipe.place("model.source"),
+            why=why,
+            fix="Name a directory with config.json and *.safetensors, or a Hub id",
+        )
     if HUB_ID.match(source) and "/" in source and not path.exists():
         return None
     if path.suffix.lower() == GGUF:
@@ -54,9 +66,30 @@ def _refuse_other_kinds(path: Path, recipe: Recipe) -> None:
         raise _gguf(found, recipe)
 
 
+def _refuse_links(directory: Path, recipe: Recipe) -> None:
+    """Refuses a model whose files are elsewhere: they are copied, whatever they are.
+
+    A model that was unpacked from somebody's archive could have any file of this machine copied
+    into the store, and from there into the repository that is handed on.
+    """
+    taken = [*patterns(code=True), ADAPTER]
+    for path in sorted(directory.iterdir()):
+        if any(fnmatchcase(path.name, pattern) for pattern in taken) and (
+            outside := way_out(path, directory)
+        ):
+            raise RecipeError(
+                f"{path} is a link out of the model's folder, to {outside}",
+                where=recipe.place("model.source"),
+                why="A model's files are copied into its repository, and a link may name any file "
+                "of this machine",
+                fix="Put the file itself in its place, if it belongs to the model: "
+                f"cp --remove-destination {shlex.quote(str(outside))} {shlex.quote(str(path))}",
+            )
+
+
 def _base(config: Path) -> str:
     try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        named = read_json(config).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         named = None
     return str(named or "another model")

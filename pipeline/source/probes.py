@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RepositoryError, UsageError
+from pipeline.reading.json_text import read_json
 from pipeline.source.special_tokens import tokens_in_front, without_second
 from pipeline.source.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
 from pipeline.triton.sources import load_module
@@ -185,7 +186,7 @@ def read_probes(path: Path) -> Probes:
         UsageError: There is no such file, or it is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         items = tuple(
             Probe(
                 str(item["text"]),

@@ -6,7 +6,6 @@ with no more than a warning; here either is an error, found from the files' head
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
+from pipeline.reading.json_text import read_json
 from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 from pipeline.source.tokenizer import without_tokenizer_json
 
@@ -40,6 +40,8 @@ COMPANIONS = (
     "NOTICE*",
 )
 CODE = "*.py"
+# Bytes of a file's name, on every file system that Linux has.
+LONGEST_NAME = 255
 # Formats that run code, or may, when they are read.
 UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".msgpack", ".h5")
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -354,10 +356,12 @@ def _index(directory: Path) -> dict[str, str]:
     """The file of each tensor by the index; empty where there is none."""
     path = directory / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         names = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
             raise ValueError("It has no weight_map from tensors to files")
+        if any(len(name.encode()) > LONGEST_NAME or "\0" in name for name in names.values()):
+            raise ValueError("Its weight_map has a name that no file can have")
         if not all(Path(name).name == name for name in names.values()):
             raise ValueError("Its weight_map leads out of the directory")
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shlex
@@ -15,6 +14,8 @@ from typing import Protocol
 
 from pipeline.errors import RecipeError, SourceError, UsageError, check_all
 from pipeline.models.facts import ModelFacts
+from pipeline.reading.files import read_regular
+from pipeline.reading.json_text import parse_json
 from pipeline.recipe.schema import Recipe
 from pipeline.source.probes import exact_text
 from pipeline.source.tokenizer import HuggingFaceTokenizer, open_tokenizer
@@ -249,28 +250,20 @@ def read_text_file(path: Path) -> str:
         UsageError: It is missing, cannot be read or is not UTF-8; with the line.
     """
     try:
-        if path.exists() and not path.is_file():
-            # A named pipe would be waited for, and is empty when it is read a second time.
-            raise UsageError(
-                "the text file cannot be read",
-                where=str(path),
-                why="It is a folder" if path.is_dir() else "It is a pipe or a device",
-                fix="Name a file that can be read more than once",
-            )
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError as error:
         raise UsageError(
             "there is no such text file",
             where=str(path),
             fix="Correct the path; relative ones begin at the recipe's folder, those of --set here",
         ) from error
-    except (OSError, ValueError) as error:
-        # A name with a NUL character is a ValueError.
+    except OSError as error:
         raise UsageError(
             "the text file cannot be read",
             where=str(path),
-            why=str(error),
-            fix="Name a file that this user may read",
+            why=error.strerror,
+            # What is read twice, as a pipe cannot be.
+            fix="Name a file that this user may read more than once",
         ) from error
     try:
         return data.decode("utf-8-sig")
@@ -297,8 +290,8 @@ def _json_lines(content: str, path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            text = parse_json(line, whole=False)["text"]
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 'the line is not a JSON object with a "text"',
                 where=f"{path}:{number}",

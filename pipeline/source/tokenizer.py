@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from pipeline.dependencies import require
 from pipeline.errors import SourceError
+from pipeline.reading.json_text import read_json
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -128,7 +129,7 @@ def served_file(tokenizer: HuggingFaceTokenizer, snapshot: Path) -> str:
             token["special"] = token["special"] or _is_skipped(backend, token["id"])
         content["added_tokens"] = list(_with_earlier_flags(tokenizer, content))
     else:
-        content = json.loads((snapshot / TOKENIZER).read_text(encoding="utf-8"))
+        content = read_json(snapshot / TOKENIZER)
     # Files saved while training may cut or pad every text; encode() of transformers never does.
     content["truncation"] = content["padding"] = None
     return f"{json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n"
@@ -261,7 +262,7 @@ def _content(token: Any) -> Any:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise SourceError(
             "the file cannot be read", where=str(path), why=str(error), fix="Download it again"

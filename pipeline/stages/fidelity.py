@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dependencies import Requirements
 from pipeline.errors import UnsupportedError
 from pipeline.formats import NO_QUANT
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
@@ -106,7 +107,7 @@ def quant_algo_of(directory: Path) -> str | None:
     Returns:
         TensorRT-LLM's ``quant_algo``; None where the file does not say.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = read_json(directory / "config.json")
     quantization = config.get("pretrained_config", config).get("quantization")
     return None if quantization is None else quantization.get("quant_algo") or NO_QUANT
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.reading.json_text import read_json
 from pipeline.stages.base import Deployment, Journal, Stage, StageContext
 from pipeline.store.artifact import Artifact
 
@@ -26,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _line(artifact: Artifact) -> dict[str, Any] | None:
     from pipeline.report.history import line
 
-    return line(json.loads((artifact.path / JSON).read_text(encoding="utf-8")))
+    return line(read_json(artifact.path / JSON, finite=False))
 
 
 def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
@@ -44,7 +45,7 @@ def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
     """
     from pipeline.report.siblings import siblings_of
 
-    report = json.loads((artifact / JSON).read_text(encoding="utf-8"))
+    report = read_json(artifact / JSON, finite=False)
     siblings = siblings_of(report, outputs)
     return _files({**report, "siblings": siblings}) if siblings else {}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.dependencies import install, versions
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.paths import without_paths
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
@@ -228,7 +229,7 @@ def _deliver_draft(repository: Path, output: Path) -> None:
 def _engine_config(engine: Path) -> dict[str, Any]:
     path = engine / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise RepositoryError(
             "the engine's config.json cannot be read",
@@ -254,9 +255,9 @@ def _deliver_generation_config(snapshot: Path, target: Path) -> None:
     """
     path = snapshot / GENERATION
     if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     else:
-        config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
+        config = read_json(snapshot / "config.json")
         values = {name: config[name] for name in SPECIAL_IDS if config.get(name) is not None}
     values.pop("eos_token_id", None)
     if ids := read_end_ids(snapshot).ids:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.store.digests import DigestMemo, digest_of, file_digest, files_below
+from pipeline.reading.json_text import JsonError, read_json
+from pipeline.store.digests import (
+    DigestMemo,
+    digest_of,
+    file_digest,
+    files_below,
+    oddities_below,
+)
 
 MANIFEST = "artifact.json"
 SCHEMA = 1
@@ -57,11 +63,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, finite=False)
         if not _is_manifest(manifest):
             raise ValueError("not a manifest of this version")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else "it is no manifest"
+        why = "it is not JSON" if isinstance(error, JsonError) else "it is no manifest"
         if isinstance(error, OSError):
             why = error.strerror or type(error).__name__
         raise StoreError("there is no readable artifact.json", where=str(path), why=why) from error
@@ -95,12 +101,24 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
         memo: Remembers digests of unmoved files; None reads every byte.
 
     Returns:
-        One sentence per missing, changed or unlisted file.
+        One sentence per missing, changed or unlisted file, and per entry that is neither a file
+        nor a folder of files: whoever reads the directory would follow a link past this check.
     """
-    problems = []
+    try:
+        odd = dict(oddities_below(directory))
+    except OSError as error:
+        return [f"{error.filename} cannot be read: {error.strerror}"]
+    problems = [
+        f"{name} is {kind}, not a file that was built"
+        for name, kind in odd.items()
+        # What a folder lacks is told below.
+        if kind == "a link" or not any(file.startswith(f"{name}/") for file in manifest["files"])
+    ]
     present = set(files_below(directory)) - {MANIFEST}
     for name, entry in manifest["files"].items():
         path = directory / name
+        if name in odd:
+            continue
         if name not in present:
             problems.append(f"{name} is missing")
             continue
@@ -111,7 +129,9 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
                 problems.append(f"{name} was changed: its SHA-256 differs")
         except OSError as error:
             problems.append(f"{name} cannot be read: {error.strerror}")
-    problems += [f"{name} is not listed" for name in sorted(present - manifest["files"].keys())]
+    problems += [
+        f"{name} is not listed" for name in sorted(present - odd.keys() - manifest["files"].keys())
+    ]
     content = {"files": manifest["files"], "facts": manifest["facts"]}
     if digest_of(content) != manifest["digest"]:
         problems.append(f"{MANIFEST} itself was changed")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import StoreError
+from pipeline.reading.json_text import read_json
 from pipeline.store.artifact import MANIFEST, WARNING, Artifact, check_files, read_manifest
 from pipeline.store.digests import files_below
 from pipeline.store.files import link_or_copy
@@ -111,7 +112,7 @@ def _remove(folder: Path, store: Store) -> None:
 
 
 def _warn(manifest: Path, warning: str) -> None:
-    content = {**json.loads(manifest.read_text(encoding="utf-8")), WARNING: warning}
+    content = {**read_json(manifest, finite=False), WARNING: warning}
     manifest.unlink()  # the link; the store keeps the artifact's own manifest
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
     manifest.write_text(f"{text}\n", encoding="utf-8")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.reading.files import open_regular
+from pipeline.reading.json_text import read_json
 from pipeline.store.files import write_atomically
 
 CHUNK_BYTES = 1 << 20
@@ -32,10 +34,8 @@ def file_digest(path: Path) -> str:
     Raises:
         OSError: It cannot be read, or is a pipe or a device, which may have no end.
     """
-    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -51,6 +51,35 @@ def files_below(directory: Path) -> list[str]:
         base = Path(folder)
         found += [(base / name).relative_to(directory).as_posix() for name in names]
     return sorted(found)
+
+
+def oddities_below(directory: Path) -> Iterator[tuple[str, str]]:
+    """Finds what no list of files and digests describes, without following any link.
+
+    Yields:
+        The relative POSIX path of a link, a pipe, a device or an empty folder, and what it is.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    yield from _oddities(directory, "")
+
+
+def _oddities(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        name = f"{prefix}{entry.name}"
+        if entry.is_symlink():
+            yield name, "a link"
+        elif entry.is_dir(follow_symlinks=False):
+            below = Path(entry.path)
+            if any(below.iterdir()):
+                yield from _oddities(below, f"{name}/")
+            else:
+                yield name, "an empty folder"
+        elif not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            yield name, "a pipe or a device"
 
 
 class DigestMemo:
@@ -69,7 +98,7 @@ class DigestMemo:
         self._entries: dict[str, Any] = {}
         self._changed = False
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = read_json(path)
             self._entries = entries if isinstance(entries, dict) else {}
         except (OSError, ValueError):
             self._entries = {}

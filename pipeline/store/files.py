@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.reading.files import read_regular
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,7 +38,7 @@ def read_named(path: Path, what: str, fix: str) -> str:
         UsageError: It cannot be read or is not UTF-8.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(
             f"{what} cannot be read", where=str(path), why=error.strerror, fix=fix

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.reading.files import read_utf8
+from pipeline.reading.json_text import parse_json
 from pipeline.store.files import write_atomically
 
 KEY = "key"
@@ -42,23 +44,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         UsageError: There is no such file, or a line is not an object with a ``key``.
     """
-    if path.exists() and not path.is_file():
-        # A named pipe would be waited for.
-        raise _unreadable(path, "It is not a file")
     try:
         # Not splitlines(), which also cuts at characters that JSON leaves in a text.
-        texts = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        texts = read_utf8(path).rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
     lines: list[dict[str, Any]] = []
     if texts == [""]:
         return lines
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if not isinstance(line[KEY], str):
                 raise TypeError(KEY)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
                 "this line is not one of a history",
                 where=f"{path}:{number}",

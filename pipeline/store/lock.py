@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.reading.json_text import read_json
 from pipeline.store.files import write_atomically
 
 
 def read_lock(path: Path) -> dict[str, Any]:
     """Reads what the last run of a recipe used, by stage; empty when there was none."""
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        stages = read_json(path, finite=False)["stages"]
         return {name: entry for name, entry in stages.items() if entry["key"] and entry["material"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import time
 import uuid
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError
 from pipeline.store.artifact import MANIFEST, SCHEMA, Artifact, Damage, check_files, read_manifest
-from pipeline.store.digests import DigestMemo, digest_of, files_below
+from pipeline.store.digests import DigestMemo, digest_of, files_below, oddities_below
 from pipeline.store.files import fsync
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -110,9 +111,11 @@ class Store:
             seconds: How long it took; not part of the digest.
 
         Raises:
-            StoreError: The disk is full or the store cannot be written.
+            StoreError: The disk is full or the store cannot be written, or there is something in
+                the directory that is no file.
         """
         with self.writing():
+            _tidy(directory)
             files = {}
             for name in files_below(directory):
                 path = directory / name
@@ -218,6 +221,25 @@ class Store:
             fix="Free space or correct the permissions, or choose another place with --build-dir; "
             "what was already published is kept",
         )
+
+
+def _tidy(directory: Path) -> None:
+    """Removes empty folders, which no manifest lists, and refuses what is neither file nor folder.
+
+    Raises:
+        StoreError: There is a link, a pipe or a device, which a manifest cannot vouch for.
+    """
+    for folder, _, _ in os.walk(directory, topdown=False):
+        if folder != str(directory) and not os.listdir(folder):  # noqa: PTH208  to see if it is empty
+            Path(folder).rmdir()
+    for name, kind in oddities_below(directory):
+        if kind != "an empty folder":
+            raise StoreError(
+                "a stage left something that is no file",
+                where=name,
+                why=f"It is {kind}",
+                fix="Report it with the recipe; the tools of this stage should write files",
+            )
 
 
 def _reference(artifact: Artifact) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
+from pipeline.reading.files import read_utf8
 from pipeline.triton.contract import CPP_BACKEND, KNOWN, SCORES_PROMPTS, scoring_prompts
 from pipeline.triton.parameters import CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS
 from pipeline.triton.tensors import ENGINE, ModelContract
@@ -34,7 +35,7 @@ def read_config(path: Path) -> tuple[proto.ModelConfig | None, list[str]]:
         (``line:column: reason``).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_utf8(path)
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"cannot be read: {error}"]
     unfilled = [

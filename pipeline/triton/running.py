@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from typing_extensions import Self
 
+from pipeline.errors import ServerError
 from pipeline.triton.memory import Memory
 from pipeline.triton.ports import local_address
+
+
+def open_log(path: Path | None) -> IO[bytes]:
+    """Opens a server's log to append to and read from; without a path, one that nobody sees.
+
+    Raises:
+        ServerError: It cannot be written.
+    """
+    if path is None:
+        return tempfile.TemporaryFile()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+b")
+    except OSError as error:
+        raise ServerError(
+            "the server's log cannot be written",
+            where=str(path),
+            why=error.strerror or str(error),
+            fix="Give another place with --log, or let this user write to that one",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from pipeline.triton.installation import Installation
 from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
-from pipeline.triton.running import RunningServer
+from pipeline.triton.running import RunningServer, open_log
 from pipeline.triton.stubs import LoadingStubs, is_alive, live_stubs
 from pipeline.triton.watchdog import RestartBudget, Watchdog
 
@@ -138,7 +137,7 @@ class TritonServer(RunningServer):
         self._stopping.clear()
         self._ended.clear()
         self._failure, self._passing = None, False
-        self._log = self._open_log()
+        self._log = open_log(self.log_file)
         try:
             self._launch_or_once_more()
         except BaseException:
@@ -215,17 +214,6 @@ class TritonServer(RunningServer):
             "--log-format=ISO8601",
             *self._extra_flags,
         ]
-
-    def _open_log(self) -> IO[bytes]:
-        if self.log_file is None:
-            return tempfile.TemporaryFile()
-        try:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            return self.log_file.open("a+b")
-        except OSError as error:
-            raise ServerError(
-                "the server's log cannot be written", where=str(self.log_file), why=error.strerror
-            ) from error
 
     def _launch_or_once_more(self) -> None:
         try:

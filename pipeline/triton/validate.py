@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
+from pipeline.reading.json_text import read_json
 from pipeline.triton.checks import check_config, read_config
 from pipeline.triton.ensembles import check_ensemble
 from pipeline.triton.parameters import local_path
@@ -158,7 +158,7 @@ def _answers(decoupled: bool) -> str:
 def _read_json(path: Path) -> tuple[dict[str, Any], str]:
     """The object in a file, and what is wrong with the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return {}, "is missing"
     except (OSError, ValueError) as error:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.reading.json_text import parse_json
 from pipeline.store.files import read_named
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Check
@@ -75,12 +74,12 @@ def read_prompts(path: Path) -> list[str]:
 
 def _prompt_of(line: str, place: str) -> str:
     try:
-        content: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+        content = parse_json(line)
+    except ValueError as error:
         raise UsageError(
             "the line is not JSON",
             where=place,
-            why=f"{error.msg} at column {error.colno}",
+            why=str(error),
             fix='Write {"prompt": "..."} on each line',
         ) from error
     prompt = content.get("prompt") if isinstance(content, dict) else None

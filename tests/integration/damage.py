@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,7 @@ def other_ids(model: Path, copy: Path, seed: int) -> None:
     copy.mkdir()
     for path in model.iterdir():
         if path.name != "tokenizer.json":
-            (copy / path.name).symlink_to(path.resolve())
+            shutil.copyfile(path, copy / path.name)
     content = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["content"] for token in content["added_tokens"]}
     vocabulary = content["model"]["vocab"]

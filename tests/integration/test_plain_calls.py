@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ import pytest
 import torch
 import transformers
 import tritonclient.grpc as grpcclient
+import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from pipeline.bench import measure
@@ -169,6 +171,55 @@ def test_plain_http(once: TritonServer, expected: tuple[list[int], str]) -> None
         outputs = json.load(response)["outputs"]
     text = next(output for output in outputs if output["name"] == "text_output")
     assert text["data"] == [expected[1]]
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm_bls", "ensemble"])
+@pytest.mark.parametrize(
+    ("more", "reason", "statuses"),
+    [
+        # Refused by preprocessing, by the engine's front, and by the engine's limits.
+        (
+            {"temperature": np.array([[-1.0]], np.float32)},
+            "temperature must be at least 0, got -1",
+            ("INVALID_ARGUMENT", 400),
+        ),
+        (
+            {"text_input": np.array([[b"a\xff"]], object)},
+            "text_input is not valid UTF-8: byte 0xff at position 1",
+            ("INVALID_ARGUMENT", 400),
+        ),
+        (
+            {"presence_penalty": np.array([[1.0]], np.float32)},
+            "presence_penalty 1: TensorRT-LLM counts",
+            ("UNIMPLEMENTED", 501),
+        ),
+    ],
+    ids=["limits", "text", "engine"],
+)
+def test_a_clients_fault_is_called_one(
+    once: TritonServer, model: str, more: Any, reason: str, statuses: tuple[str, int]
+) -> None:
+    """Also where one model has it from another; Triton itself makes a fault of the server of it."""
+    inputs = {
+        "text_input": np.array([[PROMPT.encode()]], object),
+        "max_tokens": np.array([[4]], np.int32),
+        **more,
+    }
+    with grpcclient.InferenceServerClient(once.grpc_url) as client:
+        with pytest.raises(InferenceServerException, match=re.escape(reason)) as caught:
+            client.infer(model, [tensor(name, value) for name, value in inputs.items()])
+        assert caught.value.status() == f"StatusCode.{statuses[0]}"
+        assert "[" not in caught.value.message().partition(":")[0]
+    with httpclient.InferenceServerClient(once.http_url.removeprefix("http://")) as client:
+        asked = []
+        for name, array in inputs.items():
+            asked.append(
+                httpclient.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            )
+            asked[-1].set_data_from_numpy(array)
+        with pytest.raises(InferenceServerException, match=re.escape(reason)) as caught:
+            client.infer(model, asked)
+        assert caught.value.status() == str(statuses[1])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,30 @@ def _add(path: Path) -> None:
     path.with_name("extra.txt").write_text("x")
 
 
+def _replace_by_link(path: Path) -> None:
+    copy = path.parents[2] / "elsewhere.txt"
+    copy.write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(copy)
+
+
+def _replace_folder_by_link(path: Path) -> None:
+    path.parent.rename(path.parents[3] / "moved")
+    path.parent.symlink_to(path.parents[3] / "moved")
+
+
+def _link_folder(path: Path) -> None:
+    """What a directory walk that does not follow links leaves out without a word."""
+    evil = path.parents[3] / "evil"
+    evil.mkdir(exist_ok=True)
+    (evil / "model.py").write_text("raise SystemExit")
+    (path.parent / "2").symlink_to(evil)
+
+
+def _link_to_nothing(path: Path) -> None:
+    (path.parent / "dangling").symlink_to("nowhere")
+
+
 def _rewrite(path: Path, **changes: object) -> None:
     manifest = path.parents[1] / "artifact.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
@@ -85,6 +111,16 @@ def _forge(path: Path) -> None:
         (_flip, "its SHA-256 differs"),
         (_add, "sub/extra.txt is not listed"),
         (_forge, "artifact.json itself was changed"),
+        (_replace_by_link, "sub/file.txt is a link, not a file that was built"),
+        (_replace_folder_by_link, "sub is a link, not a file that was built"),
+        (_link_folder, "sub/2 is a link, not a file that was built"),
+        (_link_to_nothing, "sub/dangling is a link"),
+        (lambda path: os.mkfifo(path.parent / "pipe"), "sub/pipe is a pipe or a device"),
+        (lambda path: (path.parent / "3").mkdir(), "sub/3 is an empty folder"),
+        (
+            lambda path: (path.parents[1] / "artifact.json").write_text('{"a":' * 100_000),
+            "no readable artifact.json. It is not JSON.",
+        ),
         (
             lambda path: (path.parents[1] / "artifact.json").write_text("{"),
             "no readable artifact.json. It is not JSON.",
@@ -110,6 +146,22 @@ def test_damage_is_a_miss_that_says_what_is_wrong(store: Store, harm, expected: 
     publish(store)
     assert store.get("stage", "k1")[0] is not None
     assert store.verify() == []
+
+
+def test_what_no_manifest_can_list_is_not_published(store: Store) -> None:
+    def build(leave: Callable[[Path], object]) -> Artifact:
+        with store.workspace("stage", "k") as directory:
+            (directory / "file.txt").write_text("x")
+            leave(directory)
+            return store.publish(
+                directory, stage="stage", key="k", material={}, inputs={}, facts={}, seconds=0
+            )
+
+    with pytest.raises(StoreError, match=r"link: a stage left something.* It is a link"):
+        build(lambda folder: (folder / "link").symlink_to("file.txt"))
+    assert store.artifacts() == []
+    made = build(lambda folder: (folder / "a" / "b").mkdir(parents=True))
+    assert store.get("stage", "k") == (made, None)
 
 
 def test_a_failing_builder_leaves_nothing(store: Store) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import RepositoryError, ServerError
 from pipeline.serving import reachable, target_of
-from pipeline.store.deploy import set_aside
+from pipeline.store.deploy import deploy, set_aside
 from pipeline.store.store import Store
 from trtllm_client import ServerFailed
 
@@ -149,6 +149,37 @@ def test_a_repository_that_failed_verification_says_so(
     # The artifact in the store is as it was, and nothing is said of it.
     assert store.verify() == []
     assert b"warning" not in _cli(*arguments, str(made.path)).stderr
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["smuggled", "postprocessing/2", "tensorrt_llm_bls/1/numpy", "preprocessing/1/json"],
+    ids=["a model", "a version", "a package beside a model", "a module's name"],
+)
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_a_linked_folder_in_a_repository_is_not_served(
+    command: str, place: str, tmp_path: Path
+) -> None:
+    """Triton would follow it, and run what is there."""
+    store = Store(tmp_path / "store")
+    with store.workspace("repository", "k") as folder:
+        for model in ("postprocessing", "tensorrt_llm_bls", "preprocessing"):
+            (folder / model / "1").mkdir(parents=True)
+            (folder / model / "1" / "model.py").write_text("")
+        made = store.publish(
+            folder, stage="repository", key="k", material={}, inputs={}, facts={}, seconds=0
+        )
+    repository = tmp_path / "repository"
+    deploy(made, repository, store)
+    evil = tmp_path / "evil"
+    (evil / "1").mkdir(parents=True)
+    (evil / "1" / "model.py").write_text("")
+    (repository / place).symlink_to(evil)
+    named = [str(repository)] if command == "serve" else ["Hi", "--repository", str(repository)]
+    done = _cli(command, *named)
+    assert done.returncode == 5
+    problem = f"the repository is not what was built: {place} is a link, not a file that was built"
+    assert problem in done.stderr.decode()
 
 
 def test_a_folder_that_is_no_repository_is_told_apart_from_one_that_is_broken(

@@ -132,6 +132,66 @@ def test_damaged_weights_are_found_before_any_work(
     assert "model.safetensors" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
+        *("special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE.md"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["absolute", "relative", "through a folder"])
+def test_a_link_out_of_a_models_folder_is_not_followed(
+    tmp_path: Path, model: Path, name: str, kind: str
+) -> None:
+    secret = tmp_path / "secret"
+    there = (model / name).read_bytes() if (model / name).exists() else b"{}"
+    secret.mkdir()
+    (secret / name).write_bytes(there)
+    (model / name).unlink(missing_ok=True)
+    (model / "deep").symlink_to(secret)
+    target = {
+        "absolute": str(secret / name),
+        "relative": f"../secret/{name}",
+        "through a folder": f"deep/{name}",
+    }[kind]
+    (model / name).symlink_to(target)
+    with pytest.raises(
+        RecipeError, match=rf"{name} is a link out of the model's folder, to .*secret"
+    ):
+        _run(tmp_path, model)
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_links_within_a_model_and_the_hubs_cache_are_followed(tmp_path: Path, model: Path) -> None:
+    """The cache's layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache."""
+    (model / "tokenizer.json").rename(model / "real.json")
+    (model / "tokenizer.json").symlink_to("real.json")
+    linked = tmp_path / "linked"
+    linked.symlink_to(model)
+    assert "tokenizer.json" in _run(tmp_path, linked)[1]
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for number, path in enumerate(sorted(model.iterdir())):
+        (cache / "blobs" / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    (tmp_path / "again").mkdir()
+    names = _run(tmp_path / "again", snapshot)[1]
+    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "generation_config.json").symlink_to("../../../secret")
+    (tmp_path / "third").mkdir()
+    with pytest.raises(RecipeError, match=r"generation_config\.json is a link out"):
+        _run(tmp_path / "third", snapshot)
+
+
+def test_a_strangers_link_beside_the_model_is_nobodys_concern(tmp_path: Path, model: Path) -> None:
+    (model / "original").symlink_to("/")
+    (model / "notes.txt").symlink_to("/etc/hostname")
+    assert _run(tmp_path, model)[1] == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
 def test_a_file_without_read_permission_is_named(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

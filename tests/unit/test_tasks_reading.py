@@ -213,8 +213,12 @@ def test_an_answer_of_thousands_of_digits_is_no_choice(tmp_path: Path) -> None:
 
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
     """Opened for reading, it would block until somebody writes; nobody ever does here."""
+    tasks = [{"name": "t", "file": str(tmp_path / "q.jsonl"), "layout": "mmlu"}]
+    named = recipe(tmp_path, tasks)
     os.mkfifo(tmp_path / "q.jsonl")
-    named = recipe(tmp_path, [{"name": "t", "file": str(tmp_path / "q.jsonl"), "layout": "mmlu"}])
+    with pytest.raises(RecipeError, match=r"tasks\.0\.file cannot be used: .*It is a pipe"):
+        recipe(tmp_path, tasks)
+    # One that comes after the recipe was read.
     with pytest.raises(RecipeError, match=r"q\.jsonl: the text file cannot be read\. It is a pipe"):
         check_tasks(named)
     with pytest.raises(RecipeError, match=r"q\.jsonl cannot be read\. It is a pipe or a device"):

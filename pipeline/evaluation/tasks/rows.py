@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.reading.json_text import parse_json
 from pipeline.source.texts import SURROGATE, read_text_file
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -33,8 +33,8 @@ def json_rows(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             continue
         place = f"{path}:{number}"
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, whole=False)
+        except ValueError as error:
             raise UsageError(
                 "the line is not JSON",
                 where=place,

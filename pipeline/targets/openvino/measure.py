@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
 from pipeline.progress import Progress
+from pipeline.reading.json_text import read_json
 from pipeline.triton.sources import load_module, model_sources
 from pipeline.triton.tensors import ENGINE
 
@@ -177,7 +177,7 @@ def _settings(engine: Path) -> Any:
 
     The blocks of one window are not reused for another, whose tokens would have no likelihoods.
     """
-    build = json.loads((engine / "config.json").read_text(encoding="utf-8"))["build_config"]
+    build = read_json(engine / "config.json")["build_config"]
     settings = _front("settings")
     room = settings.blocks(int(build["max_seq_len"])) * settings.TOKENS_PER_BLOCK
     parameters = {

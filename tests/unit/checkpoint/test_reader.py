@@ -81,6 +81,62 @@ def test_a_lying_header_is_refused(path: Path, entry: object, reason: str) -> No
         TensorFile(path)
 
 
+HUGE = "9" * 4000
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ('"F32", "shape": [1e999], "data_offsets": [0, 24]', "the number 1e999, which is not fini"),
+        ('"F32", "shape": [6], "data_offsets": [0, 1e999]', "the number 1e999, which is not fini"),
+        ('"F32", "shape": [NaN], "data_offsets": [0, 24]', "the number NaN, which is not finite"),
+        ('"F32", "shape": [6.0], "data_offsets": [0, 24]', "a has 6.0 for a size or an offset"),
+        ('"F32", "shape": [true, 6], "data_offsets": [0, 24]', "a has True for a size or an off"),
+        ('"F32", "shape": ["6"], "data_offsets": [0, 24]', "a has 6 for a size or an offset"),
+        ('"F32", "shape": [[6]], "data_offsets": [0, 24]', r"a has \[6\] for a size or an offset"),
+        ('"F32", "shape": "6", "data_offsets": [0, 24]', "a has 6 for a size or an offset"),
+        ('"F32", "shape": [6], "data_offsets": [-1, 23]', "negative size or offset"),
+        ('"F32", "shape": [6], "data_offsets": [24, 0]', "a has -24 bytes"),
+        ('"F32", "shape": [6], "data_offsets": [0, 24, 30]', "entry of a is malformed"),
+        ('"F32", "shape": null, "data_offsets": [0, 24]', "entry of a is malformed"),
+        ('["F32"], "shape": [6], "data_offsets": [0, 24]', "entry of a is malformed"),
+        (f'"F32", "shape": [{HUGE}], "data_offsets": [0, 24]', "a number of 4000 digits"),
+        (f'"F32", "shape": [6], "data_offsets": [0, {HUGE}]', "a number of 4000 digits"),
+        (
+            f'"F32", "shape": [{",".join([HUGE] * 2000)}], "data_offsets": [0, 24]',
+            "a number of 4000 digits",
+        ),
+        (
+            f'"F32", "shape": [{",".join(["9" * 60] * 20_000)}], "data_offsets": [0, 24]',
+            "a has 20000 dimensions",
+        ),
+        (
+            f'"F32", "shape": [{",".join(["9" * 60] * 60)}], "data_offsets": [0, 24]',
+            "a has 24 bytes, its shape .* needs another",
+        ),
+        ('"F32", "shape": [6], "data_offsets": [0, 24]}, "a": {"dtype": "F32"', "names a twice"),
+        (f'"F32", "shape": {"[" * 50_000}{"]" * 50_000}', "nested too deeply"),
+        (f'"F32", "shape": {"[" * 200}{"]" * 200}', "nested too deeply"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_numbers_that_no_tensor_has_are_refused_at_once(
+    path: Path, entry: str, reason: str
+) -> None:
+    header = f'{{"a": {{"dtype": {entry}}}}}'.encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        TensorFile(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("header", [b"[]", b"7", b'"a"', b"null", b'{"a"', b"\xff", b""])
+def test_a_header_that_is_no_object_is_refused(path: Path, header: bytes) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(24))
+    with pytest.raises(CheckpointError, match="Its header is not"):
+        TensorFile(path)
+
+
 def test_a_pickle_is_not_mistaken_for_safetensors(path: Path) -> None:
     path.write_bytes(b"\x80\x02}q\x00X\x05\x00\x00\x00hello" * 10)
     with pytest.raises(CheckpointError, match="Its header claims"):

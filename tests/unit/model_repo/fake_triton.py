@@ -152,8 +152,10 @@ class InferenceRequest:
         requested_output_names: list[str],
         inputs: list[Tensor],
         request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.model_name, self.request_id = model_name, request_id
+        self.parameters = dict(parameters or {})
         self.wanted = requested_output_names
         self.inputs = {tensor.name(): tensor.as_numpy() for tensor in inputs}
 

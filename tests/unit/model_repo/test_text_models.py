@@ -455,7 +455,10 @@ def test_more_tokens_than_the_engine_has_room_for_are_refused(
     [
         # cpp/tensorrt_llm/executor/samplingConfig.cpp; NaN fails its comparisons, too.
         ("temperature", -0.5, "temperature must be at least 0, got -0.5"),
-        ("temperature", np.nan, "temperature must be at least 0, got nan"),
+        ("temperature", np.nan, "temperature must be a finite number from 0, got nan"),
+        ("temperature", np.inf, "temperature must be a finite number from 0, got inf"),
+        ("temperature", -np.inf, "temperature must be a finite number from 0, got -inf"),
+        ("top_p", np.inf, "top_p must be between 0 and 1, got inf"),
         ("top_k", -1, "top_k must be at least 0, got -1"),
         ("top_p", 1.5, "top_p must be between 0 and 1, got 1.5"),
         (

@@ -129,6 +129,17 @@ def test_an_engine_of_a_store_is_taken_too(
         adopt(stored, checkpoint.path, TWO, tmp_path / "again")
 
 
+@pytest.mark.usefixtures("laptop")
+@pytest.mark.parametrize("name", ["rank1.engine", "config.json", "engine.json", "build.log"])
+def test_a_link_out_of_an_engines_folder_is_not_followed(
+    name: str, engine: Path, checkpoint: Artifact, tmp_path: Path
+) -> None:
+    (engine / name).rename(tmp_path / name)
+    (engine / name).symlink_to(tmp_path / name)
+    with pytest.raises(CompileError, match=f"{name} is a link out of the engine's folder, to"):
+        adopt(engine, checkpoint.path, TWO, tmp_path / "adopted")
+
+
 def _config(engine: Path, section: str, **changes: Any) -> None:
     """Writes ``config.json`` again, with its checksum: as another build would have."""
     path = engine / "config.json"

@@ -173,6 +173,15 @@ def small_model(**changes: int) -> ModelFacts:
     return model("llama-3.1-8b", **(sizes | changes))
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_out_of_an_adapters_folder_is_not_followed(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(AdapterError, match=f"{name} is a link out of its folder, to"):
+        read_adapter(folder)
+
+
 def test_an_adapter_of_another_model(tmp_path: Path) -> None:
     adapter = read_adapter(write(tmp_path / "a"))
     assert list(misfits(adapter, small_model())) == []

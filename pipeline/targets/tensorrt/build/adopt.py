@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.checkpoint import CheckpointConfig
 from pipeline.errors import CompileError
 from pipeline.progress import Progress, Silent
+from pipeline.reading.files import read_regular, way_out
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import MANIFEST as ARTIFACT_MANIFEST
 from pipeline.store.artifact import read_manifest
@@ -62,7 +63,17 @@ def given_files(directory: Path) -> list[str]:
         check_ranks(directory, world_size(config))
         gpu_of(directory)
     sums = [SUMS] if (directory / SUMS).is_file() else []
-    return sorted(["config.json", MANIFEST, *rank_files(directory), *sums])
+    names = sorted(["config.json", MANIFEST, *rank_files(directory), *sums])
+    for name in (*names, LOG_NAME):
+        if outside := way_out(directory / name, directory):
+            raise CompileError(
+                f"{name} is a link out of the engine's folder, to {outside}",
+                where=str(directory),
+                why="An engine's files are copied into its repository, and a link may name any "
+                "file of this machine",
+                fix=COPY,
+            )
+    return names
 
 
 def adopt_engine(
@@ -212,7 +223,7 @@ def _listed(directory: Path) -> tuple[Path, Mapping[str, str]]:
 
 
 def _read_sums(path: Path) -> Iterator[tuple[str, str]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_regular(path).decode("utf-8", errors="replace").splitlines():
         match = _SUM.fullmatch(line)
         if match is None:
             raise CompileError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CompileError
+from pipeline.reading.json_text import read_json
 from pipeline.store.artifact import MANIFEST as ARTIFACT_MANIFEST
 from pipeline.store.artifact import read_manifest
 from pipeline.store.digests import digest_of, file_digest, files_below
@@ -102,7 +103,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError as error:
         raise _no_engine(path, "There is no such file") from error
     except (OSError, ValueError) as error:
@@ -242,7 +243,7 @@ def read_engine_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if manifest["schema"] != SCHEMA:
             raise ValueError(f"schema {manifest['schema']}")
         container = manifest.get("container") or {}

@@ -7,7 +7,6 @@ text without a word, so each is refused here.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.models.facts import ModelFacts
+from pipeline.reading.files import way_out
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.tensorrt import LoraModule
 from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 
@@ -101,6 +102,9 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         AdapterError: A file is missing or damaged, or says what TensorRT-LLM does not compute.
     """
+    for name in (CONFIG, WEIGHTS):
+        if outside := way_out(folder / name, folder):
+            raise AdapterError(f"{folder / name} is a link out of its folder, to {outside}")
     config = _config(folder / CONFIG)
     rank, scale = _scale(config)
     try:
@@ -133,7 +137,7 @@ def misfits(adapter: Adapter, model: ModelFacts) -> Iterator[str]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -7,7 +7,6 @@ target engine without KV cache reuse.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.formats import FORMATS, INT8_KV_CACHE
+from pipeline.reading.files import read_utf8
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import MANIFEST
 from pipeline.targets.findings import Finding
@@ -104,14 +105,14 @@ def read_draft(repository: Path) -> Draft:
     engine = repository / ENGINE_DIR
     try:
         (repository / MANIFEST).stat()
-        text = place.read_text(encoding="utf-8")
+        text = read_utf8(place)
         backend = _BACKEND.search(text)
         if backend is None or backend[1] != CPP_BACKEND:
             raise DraftError(
                 f"its {ENGINE} runs on another backend than {CPP_BACKEND}: its recipe has "
                 "another compile.target"
             )
-        config = json.loads((engine / "config.json").read_text(encoding="utf-8"))
+        config = read_json(engine / "config.json")
         draft = Draft(
             repository,
             dict(_PARAMETER.findall(text)),

@@ -22,7 +22,7 @@ from pipeline.targets.tensorrt.serve.docker import remove_container
 from pipeline.targets.tensorrt.serve.failures import launch_cause
 from pipeline.targets.tensorrt.serve.launch import Launch
 from pipeline.triton.memory import Memory, memory_of
-from pipeline.triton.running import RunningServer
+from pipeline.triton.running import RunningServer, open_log
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
 READY_TIMEOUT_S = 1800.0
@@ -119,7 +119,7 @@ class LaunchedServer(RunningServer):
 
     def _launch(self) -> None:
         try:
-            self._log = self._held.enter_context(self._open_log())
+            self._log = self._held.enter_context(open_log(self.log_file))
             self._offset = self._log.seek(0, os.SEEK_END)
             self._process = subprocess.Popen(
                 self._command(),
@@ -139,12 +139,6 @@ class LaunchedServer(RunningServer):
         # Left over from elsewhere, these make the backend wait for workers that nobody starts.
         inherited = {k: v for k, v in os.environ.items() if k not in ORCHESTRATOR_ENVIRONMENT}
         return {**inherited, **self.launch.environment}
-
-    def _open_log(self) -> IO[bytes]:
-        if self.log_file is None:
-            return tempfile.TemporaryFile()
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        return self.log_file.open("a+b")
 
     def _command(self) -> list[str]:
         command = list(self.launch.command)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
+from pipeline.reading.files import read_utf8
+from pipeline.reading.json_text import read_json
 
 FILE_NAME = "xgrammar_tokenizer_info.json"
 # Of a decoder, one of which xgrammar knows the bytes of a token by
@@ -40,7 +42,7 @@ def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> bytes
     """
     from tokenizers import Tokenizer
 
-    text = (tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8")
+    text = read_utf8(tokenizer_dir / "tokenizer.json")
     ends = [id_ for id_ in _end_ids(tokenizer_dir) if id_ < vocab_size]
     if not ends:
         raise UnsupportedError(
@@ -73,7 +75,7 @@ def tokenizer_info(tokenizer_dir: Path, *, vocab_size: int, where: str) -> bytes
 
 def _end_ids(tokenizer_dir: Path) -> list[int]:
     """Those that the other models of the repository read, in their order."""
-    content = json.loads((tokenizer_dir / "generation_config.json").read_text(encoding="utf-8"))
+    content = read_json(tokenizer_dir / "generation_config.json")
     return [int(id_) for id_ in content.get("eos_token_id", [])]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingDependencyError, StageError
+from pipeline.reading.json_text import read_json
 from pipeline.store.digests import digest_of
 from pipeline.targets.tensorrt.build.engine import read_config, world_size
 from pipeline.targets.tensorrt.build.failures import explain_failure
@@ -139,7 +140,7 @@ def run_script(
                 why=failure.why + (f". It said: {failure.line}" if failure.line else ""),
                 fix=failure.fix,
             )
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+        return dict(read_json(result))
 
 
 def script_command(

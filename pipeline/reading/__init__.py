@@ -1,0 +1,1 @@
+"""What comes from outside is read here: regular files of a bounded size, and JSON within bounds."""
