@@ -86,8 +86,9 @@ def slow(*_arguments, **_options):
     try:
         print("starting", flush=True)
         time.sleep({before})
-        yield type("Server", (), dict.fromkeys(("grpc_url", "http_url", "metrics_url"), "here")
-                   | {{"wait": staticmethod(time.sleep)}})
+        yield type("Server", (), dict.fromkeys(("grpc_url", "http_url"), "here")
+                   | {{"metrics_url": "http://127.0.0.1:1", "patience_s": 5,
+                       "wait": staticmethod(time.sleep)}})
     finally:
         print("stopped", flush=True)
 
@@ -154,7 +155,7 @@ def test_a_repository_that_failed_verification_says_so(
 def test_a_folder_that_is_no_repository_is_told_apart_from_one_that_is_broken(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(RepositoryError, match=r": the repository has no artifact\.json\. Serve a"):
+    with pytest.raises(RepositoryError, match="this folder is neither a repository nor a build's"):
         target_of(tmp_path)
     (tmp_path / "artifact.json").write_text("{")
     with pytest.raises(RepositoryError, match=r"artifact\.json cannot be used\. It is not JSON"):

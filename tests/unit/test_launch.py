@@ -465,7 +465,7 @@ def test_serve_here_exits_with_the_command(tmp_path: Path, outside: Any) -> None
 def test_gpu_options_on_a_repository_for_the_cpu(tmp_path: Path) -> None:
     repository = published(tmp_path, "openvino")
     with pytest.raises(UsageError, match="are for repositories of the tensorrt target"):
-        serve_command(repository)
+        serve_command(repository, mpirun=True)
     with pytest.raises(UsageError, match="runs on the CPU"):
         open_server(repository, tmp_path / "log", devices=[0])
     with pytest.raises(UsageError, match="runs on the CPU"):
