@@ -69,17 +69,19 @@ def _manifest(repository: Path) -> dict[str, Any]:
     try:
         return read_manifest(repository)
     except StoreError as error:
-        there = (repository / MANIFEST).exists()
+        where = str(repository)
+        fix = "Name a repository that the pipeline built; its manifest travels with it"
+        if (repository / MANIFEST).exists():
+            what = f"the repository's {MANIFEST} cannot be used"
+            raise RepositoryError(what, where=where, why=error.why, fix=fix) from error
+        if any(repository.glob("*/config.pbtxt")):
+            what = f"the repository has no {MANIFEST}"
+            raise RepositoryError(what, where=where, fix=fix) from error
         raise RepositoryError(
-            f"the repository's {MANIFEST} cannot be used"
-            if there
-            else "this folder is neither a repository nor a build's folder with one",
-            where=str(repository),
-            why=error.why
-            if there
-            else f"A repository has {MANIFEST} in it, and a build's folder has {FOLDER}/",
-            fix="Name a repository that the pipeline built, or build/<name>; the manifest travels "
-            "with the repository",
+            "this folder is neither a repository nor that of a build with one",
+            where=where,
+            why=f"A repository has models and {MANIFEST} in it, a build's folder has {FOLDER}/",
+            fix="Name build/<name> after trtllm-pipeline run, or a copy of the repository in it",
         ) from error
 
 
