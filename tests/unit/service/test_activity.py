@@ -16,8 +16,8 @@ from pipeline.service.forever import farewell
 from pipeline.service.greeting import greeting
 from pipeline.service.notify import take_socket, tell
 
-# Of Triton 2.51 with the demo's repository, after two requests to tensorrt_llm_bls, of which one was
-# refused, and one to ensemble.
+# Of Triton 2.51 with the demo's repository, after two requests to tensorrt_llm_bls, of which it
+# refused one, and one to ensemble.
 PAGE = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
 # TYPE nv_inference_request_success counter
@@ -33,9 +33,9 @@ nv_llm_generated_tokens_total{model="tensorrt_llm",version="1"} 25
 nv_cpu_utilization 0.1105527638190955
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="waiting",version="1"} 1
 nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"} 3
-nv_llm_output_token_len_count{model="tensorrt_llm",response_metric_type="total_output_tokens",version="1"} 2
-nv_llm_output_token_len_sum{model="tensorrt_llm",response_metric_type="total_output_tokens",version="1"} 20
-"""
+nv_llm_output_token_len_count{model="tensorrt_llm",response_metric_type="@",version="1"} 2
+nv_llm_output_token_len_sum{model="tensorrt_llm",response_metric_type="@",version="1"} 20
+""".replace("@", "total_output_tokens")
 NOW = Counters(requests=2, tokens=25, active=3, waiting=1)
 
 
