@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +13,12 @@ from pipeline.client_errors import client_errors
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.reading.files import is_folder, shortened
 from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
+from pipeline.store.deployed import FOLDER
 from pipeline.targets import get_target
+from pipeline.triton.log import LogPlace
 from pipeline.triton.running import RunningServer, ServerOptions
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from pipeline.targets.base import ServeCommand
 
 
@@ -73,19 +70,24 @@ def _manifest(repository: Path) -> dict[str, Any]:
     try:
         return read_manifest(repository)
     except StoreError as error:
-        there = (repository / MANIFEST).exists()
+        where = str(repository)
+        fix = "Name a repository that the pipeline built; its manifest travels with it"
+        if (repository / MANIFEST).exists():
+            what = f"the repository's {MANIFEST} cannot be used"
+            raise RepositoryError(what, where=where, why=error.why, fix=fix) from error
+        if any(repository.glob("*/config.pbtxt")):
+            what = f"the repository has no {MANIFEST}"
+            raise RepositoryError(what, where=where, fix=fix) from error
         raise RepositoryError(
-            f"the repository's {MANIFEST} cannot be used"
-            if there
-            else f"the repository has no {MANIFEST}",
-            where=str(repository),
-            why=error.why if there else None,
-            fix="Serve a repository that the pipeline built; its manifest travels with it",
+            "this folder is neither a repository nor that of a build with one",
+            where=where,
+            why=f"A repository has models and {MANIFEST} in it, a build's folder has {FOLDER}/",
+            fix="Name build/<name> after trtllm-pipeline run, or a copy of the repository in it",
         ) from error
 
 
 def open_server(
-    repository: Path, log: Path, *, target: str | None = None, **options: Any
+    repository: Path, log: LogPlace, *, target: str | None = None, **options: Any
 ) -> RunningServer:
     """Makes a server for a repository of any target, to be started with ``with``.
 
@@ -114,11 +116,27 @@ def serve_command(repository: Path, **options: Any) -> ServeCommand:
 
     Raises:
         RepositoryError: See :func:`check_custody`.
-        UsageError: The repository is one for the CPU.
+        UsageError: An option is not one of the repository's target.
         UnsupportedError: No known image can read the engine.
     """
     check_custody(repository)
     return get_target(target_of(repository)).serve_command(repository, ServerOptions(**options))
+
+
+def compose_text(repository: Path, **options: Any) -> str:
+    """Writes a compose file that serves a repository, for this machine or another.
+
+    Args:
+        repository: The repository.
+        options: Fields of :class:`pipeline.triton.running.ServerOptions`.
+
+    Raises:
+        RepositoryError: See :func:`check_custody`.
+        UsageError: An option is not one of the repository's target.
+        UnsupportedError: No known image can read the engine.
+    """
+    check_custody(repository)
+    return get_target(target_of(repository)).compose(repository, ServerOptions(**options))
 
 
 def check_ports(ports: Mapping[str, int]) -> None:
@@ -176,7 +194,7 @@ def target_of(repository: Path) -> str:
 
 
 @contextmanager
-def serving(repository: Path, log: Path, **options: Any) -> Iterator[RunningServer]:
+def serving(repository: Path, log: LogPlace, **options: Any) -> Iterator[RunningServer]:
     """Runs a server on a repository, whose custody it checks first.
 
     Args:
@@ -232,51 +250,3 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
     finally:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def serve_forever(
-    repository: Path,
-    log: Path,
-    on_ready: Callable[[dict[str, str], float], None],
-    **options: Any,
-) -> None:
-    """Serves until SIGINT or SIGTERM, or until the server is beyond recovery.
-
-    Args:
-        repository: A deployed Triton repository.
-        log: Where the server's own log goes.
-        on_ready: Called with the addresses by protocol and the seconds it took.
-        options: Passed to :func:`open_server`.
-
-    Raises:
-        RepositoryError: See :func:`check_custody`.
-        UnsupportedError: See :func:`open_server`.
-        ServerError: The server did not start, or died.
-    """
-    started, stop = time.monotonic(), threading.Event()
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    with (
-        _kept_handlers(signal.SIGINT, signal.SIGTERM) as numbers,
-        serving(repository, log, **options) as server,
-    ):
-        # A stop from here on is a clean exit; during start-up it is an interruption.
-        for number in numbers:
-            signal.signal(number, ask)
-        addresses = {"grpc": server.grpc_url, "http": server.http_url}
-        on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
-        while not stop.is_set():
-            server.wait(0.2)
-
-
-@contextmanager
-def _kept_handlers(*numbers: signal.Signals) -> Iterator[tuple[signal.Signals, ...]]:
-    """Restores the current signal handlers on exit."""
-    previous = [signal.getsignal(number) for number in numbers]
-    try:
-        yield numbers
-    finally:
-        for number, handler in zip(numbers, previous, strict=True):
-            signal.signal(number, handler)

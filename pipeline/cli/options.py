@@ -160,6 +160,19 @@ def new_file(path: Path | None) -> Path | None:
     return path
 
 
+def served_path(path: Path | None) -> Path | None:
+    """Finds the repository that a path names, which may be that of a build's folder.
+
+    Raises:
+        UsageError: The build has none that passed.
+    """
+    if path is None:
+        return None
+    from pipeline.store.deployed import find_repository
+
+    return find_repository(path)
+
+
 TlsRootOption = Annotated[Path | None, typer.Option(help="PEM of the authority to trust.")]
 TlsCertOption = Annotated[Path | None, typer.Option(help="PEM of the client certificate.")]
 TlsKeyOption = Annotated[Path | None, typer.Option(help="PEM of the client's key.")]
@@ -237,7 +250,9 @@ class Connection:
     repository: Annotated[
         Path | None,
         typer.Option(
-            "--repository", help="Start a server on this repository instead of using --url."
+            "--repository",
+            help="Start a server on build/NAME, or a repository by itself, instead of using --url.",
+            callback=served_path,
         ),
     ] = None
     model: Annotated[str, typer.Option(help="tensorrt_llm_bls or ensemble.")] = "tensorrt_llm_bls"

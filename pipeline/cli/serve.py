@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.options import EnvOption, Invocation, Output, new_file
+from pipeline.cli.options import EnvOption, Invocation, Output, served_path
 
 
 def serve(
     *,
     context: typer.Context,
-    repository: Annotated[Path, typer.Argument(help="A repository, e.g. build/<name>/repository.")],
+    repository: Annotated[
+        Path,
+        typer.Argument(help="build/NAME, or a repository by itself.", callback=served_path),
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; loopback by default.")] = (
         "127.0.0.1"
     ),
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8001,
     http_port: Annotated[int, typer.Option(help="HTTP port; 0 picks a free one.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 picks a free one.")] = 8002,
-    log: Annotated[Path, typer.Option(help="The server's log.", callback=new_file)] = Path(
-        "triton.log"
-    ),
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The server's log, appended to; - is standard output, or standard error with "
+            "--json. Default: -, but on a terminal triton.log beside the repository.",
+        ),
+    ] = None,
+    report_every: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How often a line says what was served, if anything was; 0 for never.",
+        ),
+    ] = 60.0,
+    drain: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long a stop waits for requests in flight; by default 5, and 30 on a GPU.",
+        ),
+    ] = None,
     devices: Annotated[
         str | None, typer.Option(help="GPUs, e.g. 0,1; the first ones by default.")
     ] = None,
@@ -33,34 +57,52 @@ def serve(
     mpirun: Annotated[
         bool, typer.Option("--mpirun", help="Start an engine of one rank under mpirun too.")
     ] = False,
-    env: EnvOption = None,  # noqa: ARG001  its callback has done it
+    env: EnvOption = None,
+    print_: Annotated[
+        Literal["command", "systemd", "compose"] | None,
+        typer.Option(
+            "--print",
+            help="Print what would serve it, and stop: Triton's command, a systemd unit, or a "
+            "compose file.",
+        ),
+    ] = None,
     print_command: Annotated[
-        bool, typer.Option("--print-command", help="Print the docker command of a GPU repository.")
+        bool, typer.Option("--print-command", help="The same as --print command.")
     ] = False,
     output: Output,
 ) -> None:
     """Serve a repository with Triton until interrupted, after checking every file of it."""
     from pipeline.cli.console import print_json, print_warning
-    from pipeline.serving import check_ports, device_numbers, serve_command, serve_forever
+    from pipeline.serving import check_ports, device_numbers
 
     print_warning(repository)
-    check_ports({"grpc": grpc_port, "http": http_port, "metrics": metrics_port})
+    ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+    check_ports(ports)
     options: dict[str, Any] = {
         "host": host,
-        "grpc_port": grpc_port,
-        "http_port": http_port,
-        "metrics_port": metrics_port,
+        **{f"{name}_port": port for name, port in ports.items()},
         "devices": device_numbers(devices),
         "orchestrator": orchestrator,
         "mpirun": mpirun,
+        "exit_timeout_s": drain,
     }
-    if print_command:
-        launch = serve_command(repository, **options)
+    form = "command" if print_command else print_
+    if form:
+        from pipeline.service.printed import printed
+
+        document = printed(form, repository, options, env or [])
         if output.json:
-            print_json({"command": list(launch.command), "image": launch.image})
+            print_json(document)
         else:
-            print(launch.text)
+            print(document["text"].rstrip("\n"))
         return
+
+    from pipeline.service.destination import destinations
+    from pipeline.service.forever import serve_forever
+    from pipeline.service.greeting import greeting
+    from pipeline.service.relay import Relay, reopening
+
+    server_log, voice = destinations(log, repository, json=output.json)
 
     def ready(addresses: dict[str, str], seconds: float) -> None:
         if output.json:
@@ -69,7 +111,7 @@ def serve(
             # It is the one document of this run; what may go wrong later is told on stderr.
             context.ensure_object(Invocation).json = False
         else:
-            shown = ", ".join(f"{name} {address}" for name, address in addresses.items())
-            print(f"ready in {seconds:.1f} s: {shown}; stop with Ctrl-C", flush=True)
+            relay.say(greeting(repository, addresses, server_log.path, seconds))
 
-    serve_forever(repository, log=log, on_ready=ready, **options)
+    with Relay(server_log, voice) as relay, reopening(relay, wanted=log is not None):
+        serve_forever(repository, relay, ready, report_every=report_every, **options)

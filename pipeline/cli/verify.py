@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Connection, Output, new_file
+from pipeline.cli.options import Connection, Output, new_file, served_path
 
 if TYPE_CHECKING:
     from pipeline.verify import CheckResult
@@ -20,7 +20,10 @@ def verify(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="The model's tokenizer, for --url: a repository or a model directory."),
+        typer.Option(
+            help="The model's tokenizer, for --url: build/NAME, a repository or a model directory.",
+            callback=served_path,
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
 
     from pipeline.evaluation.scoring import Scorer
+    from pipeline.triton.log import LogPlace
     from pipeline.triton.running import RunningServer, ServerOptions
 
 LOG_NAME = "build.log"
@@ -186,6 +187,14 @@ class ServeCommand(Protocol):
     def text(self) -> str:
         """The whole command line for a shell."""
 
+    @property
+    def lines(self) -> str:
+        """The same over several lines, to copy."""
+
+    @property
+    def exit_timeout_s(self) -> int:
+        """Seconds that the stopping server waits for requests in flight."""
+
 
 class Target(Protocol):
     """Compiles a TensorRT-LLM checkpoint, and says how Triton runs the result.
@@ -339,7 +348,7 @@ class Target(Protocol):
             config: Its ``config.json``.
         """
 
-    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+    def server(self, repository: Path, log: LogPlace, options: ServerOptions) -> RunningServer:
         """Makes the server of a repository, which ``with`` starts and stops.
 
         Args:
@@ -357,7 +366,15 @@ class Target(Protocol):
         """Returns the command that serves a repository, for this machine or another.
 
         Raises:
-            UsageError: The target is not served by a command of its own.
+            UsageError: An option is not one of this target.
+            UnsupportedError: No known image can read the engine.
+        """
+
+    def compose(self, repository: Path, options: ServerOptions) -> str:
+        """Writes a compose file that serves a repository, for this machine or another.
+
+        Raises:
+            UsageError: An option is not one of this target.
             UnsupportedError: No known image can read the engine.
         """
 

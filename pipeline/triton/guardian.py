@@ -2,9 +2,9 @@
 
 Run as a script. It stops the server at the end of its standard input or on SIGTERM, so whoever
 holds the other end of that pipe may die in any way, even by SIGKILL. The byte ``k`` on standard
-input stops the server at once, without waiting for requests. Before the guardian exits nothing of
-the server is left: no process, no shared memory, no runtime folder. If the guardian itself is
-killed, the kernel kills the server.
+input stops the server at once, without waiting for requests; SIGUSR1 does while it waits for them.
+Before the guardian exits nothing of the server is left: no process, no shared memory, no runtime
+folder. If the guardian itself is killed, the kernel kills the server.
 
     guardian.py SETTINGS_JSON SERVER_COMMAND...
 
@@ -30,6 +30,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 KILL = b"k"
+HURRY = signal.SIGUSR1
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 STUB = "triton_python_backend_stub"
 
@@ -114,8 +115,10 @@ def _wait(server: int, wakeup: int, watch_input: bool, deadline: float | None) -
         timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
         sources = [wakeup, 0] if watch_input else [wakeup]
         ready = _readable(sources, timeout)
-        if wakeup in ready and signal.SIGTERM in os.read(wakeup, 64) and watch_input:
-            return None
+        if wakeup in ready:
+            numbers = os.read(wakeup, 64)
+            if (signal.SIGTERM if watch_input else HURRY) in numbers:
+                return None
         if 0 in ready or not ready:
             return None
 
@@ -145,7 +148,7 @@ def main() -> int:
     wakeup, write_end = os.pipe()
     os.set_blocking(write_end, False)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HURRY):
         signal.signal(number, lambda *_: None)
     me = os.getpid()
     server = subprocess.Popen(

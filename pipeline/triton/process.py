@@ -56,6 +56,7 @@ class ServerProcess:
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
+        self._hurried = False
         self._runtime = _private_folder()
         self._repository, self._link = repository.resolve(), self._runtime / "repository"
         settings = {
@@ -103,6 +104,12 @@ class ServerProcess:
         """Returns the exit code, or None while it runs."""
         return self._guardian.poll()
 
+    def hurry(self) -> None:
+        """Ends a stop that waits for requests in flight, or makes the next one not wait."""
+        self._hurried = True
+        if self._guardian.stdin and self._guardian.stdin.closed:
+            self._guardian.send_signal(guardian.HURRY)
+
     def stop(self, *, at_once: bool = False) -> None:
         """Ends the server and waits until nothing of it is left.
 
@@ -113,7 +120,7 @@ class ServerProcess:
         # Both fail with a broken pipe when the guardian is already gone.
         if pipe and not pipe.closed:
             with contextlib.suppress(BrokenPipeError):
-                if at_once:
+                if at_once or self._hurried:
                     pipe.write(guardian.KILL)
                 pipe.close()
         try:

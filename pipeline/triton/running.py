@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import tempfile
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from typing_extensions import Self
 
-from pipeline.errors import ServerError
 from pipeline.triton.memory import Memory
 from pipeline.triton.ports import local_address
-
-
-def open_log(path: Path | None) -> IO[bytes]:
-    """Opens a server's log to append to and read from; without a path, one that nobody sees.
-
-    Raises:
-        ServerError: It cannot be written.
-    """
-    if path is None:
-        return tempfile.TemporaryFile()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+b")
-    except OSError as error:
-        raise ServerError(
-            "the server's log cannot be written",
-            where=str(path),
-            why=error.strerror or str(error),
-            fix="Give another place with --log, or let this user write to that one",
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -50,6 +27,8 @@ class ServerOptions:
         orchestrator: One server that spawns a worker per rank.
         mpirun: Start an engine of one rank under ``mpirun`` too.
         watchdog: Restart a server that died (targets whose server this package supervises).
+        exit_timeout_s: Seconds that a stopping server waits for requests in flight; None leaves
+            the target's own.
     """
 
     host: str = "127.0.0.1"
@@ -60,6 +39,22 @@ class ServerOptions:
     orchestrator: bool = False
     mpirun: bool = False
     watchdog: bool = True
+    exit_timeout_s: int | None = None
+
+
+def in_lines(command: Sequence[str]) -> str:
+    """Writes a command for a shell, an option per line, with a backslash at the line's end.
+
+    A word without a dash in front stays beside the option before it.
+    """
+    lines: list[str] = []
+    for word in command:
+        quoted = shlex.quote(word)
+        if lines and not word.startswith("-") and "=" not in lines[-1]:
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(quoted)
+    return " \\\n  ".join(lines)
 
 
 class RunningServer(ABC):
@@ -88,6 +83,18 @@ class RunningServer(ABC):
     @abstractmethod
     def stop(self) -> None:
         """Stops the server, with what it started; stopping twice does nothing."""
+
+    @abstractmethod
+    def hurry(self) -> None:
+        """Ends a stop that waits for requests in flight, or makes the next one not wait.
+
+        A signal handler may call it.
+        """
+
+    @property
+    @abstractmethod
+    def patience_s(self) -> float:
+        """Seconds that a stopping server waits for requests in flight."""
 
     @abstractmethod
     def wait(self, timeout_s: float | None = None) -> None:

@@ -10,7 +10,6 @@ clients understand, a crash of the server itself is mended in the same way, and 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 import time
@@ -22,15 +21,17 @@ from typing import IO, Literal
 from pipeline.errors import PipelineError, ServerError
 from pipeline.triton.failure import crash_signal, find_cause, has_given_up
 from pipeline.triton.installation import Installation
+from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
-from pipeline.triton.running import RunningServer, open_log
+from pipeline.triton.running import RunningServer
 from pipeline.triton.stubs import LoadingStubs, is_alive, live_stubs
 from pipeline.triton.watchdog import RestartBudget, Watchdog
 
 logger = logging.getLogger(__name__)
 
+EXIT_TIMEOUT_S = 5
 POLL_S = 0.05
 STUBS_S = 0.5
 """Seconds between two looks at the processes of a loading server."""
@@ -89,8 +90,8 @@ class TritonServer(RunningServer):
         grpc_port: int = 0,
         http_port: int = 0,
         metrics_port: int = 0,
-        log_file: Path | None = None,
-        exit_timeout_s: int = 5,
+        log_file: LogPlace = None,
+        exit_timeout_s: int = EXIT_TIMEOUT_S,
         ready_timeout_s: float = 120.0,
         watchdog: bool = True,
         backends: Mapping[str, Path] | None = None,
@@ -169,6 +170,17 @@ class TritonServer(RunningServer):
             self._state = "stopped"
         self._ended.set()
 
+    def hurry(self) -> None:
+        """Ends a stop that waits for requests in flight, or makes the next one not wait."""
+        self._stopping.set()
+        if self._process:
+            self._process.hurry()
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a stopping server waits for requests in flight."""
+        return self._exit_timeout_s
+
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits until the server is stopped, or the time is up.
 
@@ -198,22 +210,12 @@ class TritonServer(RunningServer):
         # A key that nobody knows closes an API for everyone. It is in the command line, so the
         # users of this machine can read it; it is there to keep out those beyond.
         key = f"{CLOSED_APIS}:closed={secrets.token_hex(16)}"
-        return [
-            f"--http-restricted-api={key}",
-            f"--grpc-restricted-protocol={key}",
-            f"--http-address={self.host}",
-            f"--http-port={self.http_port}",
-            f"--grpc-address={self.host}",
-            f"--grpc-port={self.grpc_port}",
-            f"--metrics-address={self.host}",
-            f"--metrics-port={self.metrics_port}",
-            "--model-control-mode=none",
-            # The configurations are complete; guessing at them would start every stub twice.
-            "--disable-auto-complete-config",
-            "--strict-readiness=true",
-            "--log-format=ISO8601",
-            *self._extra_flags,
-        ]
+        ports = {
+            "grpc_port": self.grpc_port,
+            "http_port": self.http_port,
+            "metrics_port": self.metrics_port,
+        }
+        return [*server_flags(self.host, ports, key), *self._extra_flags]
 
     def _launch_or_once_more(self) -> None:
         try:
@@ -270,18 +272,10 @@ class TritonServer(RunningServer):
         return ServerError(what, where=self._place(), why=why, fix=cause.fix)
 
     def _said_since(self, offset: int) -> str:
-        return self._written_since(offset).decode(errors="replace")
-
-    def _written_since(self, offset: int) -> bytes:
-        if self._log is None:
-            return b""
-        # The server writes through the same open file, whose position must stay where it is.
-        number = self._log.fileno()
-        size = os.fstat(number).st_size - offset
-        return os.pread(number, max(size, 0), offset)
+        return written_since(self._log, offset).decode(errors="replace") if self._log else ""
 
     def _place(self) -> str:
-        return str(self.log_file or self.repository)
+        return str(place_of(self.log_file) or self.repository)
 
     def _fault(self) -> str | None:
         if self._process is None or self._process.poll() is not None:
@@ -294,9 +288,9 @@ class TritonServer(RunningServer):
 
     def _crashed(self) -> int | None:
         """The signal that the server has said to have crashed with, in lines not looked at yet."""
-        written = self._written_since(self._looked_at)
-        lines = written[: written.rfind(b"\n") + 1]
-        self._looked_at += len(lines)
+        if self._log is None:
+            return None
+        lines, self._looked_at = lines_since(self._log, self._looked_at)
         return crash_signal(lines.decode(errors="replace"))
 
     def _recover(self, fault: str) -> bool:
@@ -329,3 +323,28 @@ class TritonServer(RunningServer):
         """Lets whoever waits for the server know that it is beyond recovery."""
         self._state, self._failure = "failed", failure
         self._ended.set()
+
+
+def server_flags(host: str, ports: Mapping[str, int], key: str) -> list[str]:
+    """Returns the flags that every server of the wheel gets.
+
+    Args:
+        host: Address of all three endpoints.
+        ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
+        key: Which APIs are closed, and the key that would open them.
+    """
+    return [
+        f"--http-restricted-api={key}",
+        f"--grpc-restricted-protocol={key}",
+        f"--http-address={host}",
+        f"--http-port={ports['http_port']}",
+        f"--grpc-address={host}",
+        f"--grpc-port={ports['grpc_port']}",
+        f"--metrics-address={host}",
+        f"--metrics-port={ports['metrics_port']}",
+        "--model-control-mode=none",
+        # The configurations are complete; guessing at them would start every stub twice.
+        "--disable-auto-complete-config",
+        "--strict-readiness=true",
+        "--log-format=ISO8601",
+    ]

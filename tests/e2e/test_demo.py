@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.store.artifact import check_files, read_manifest
+from trtllm_client import Client
 
+from ..conftest import PROJECT
 from .conftest import Cli
 
 STAGES = [
@@ -157,6 +167,88 @@ def test_generate_streams_from_a_repository(cli: Cli, repository: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["pieces"] > 5
     assert "Jack" in answer["text"] or "He" in answer["text"]
+
+
+def _until(told: list[str], pattern: str, within_s: float = 60) -> str:
+    """The first line that matches, of those that a thread collects."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if found := [line for line in list(told) if re.search(pattern, line)]:
+            return found[0]
+        time.sleep(0.05)
+    pytest.fail(f"nothing like {pattern} in:\n" + "".join(told))
+
+
+def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
+    """As docker and systemd start it: by the build's folder, without a terminal, until SIGTERM."""
+    command = [sys.executable, "-m", "pipeline", "serve", str(repository.parent)]
+    ports = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    address = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        contextlib.ExitStack() as ended,
+    ):
+        manager.bind(address)
+        manager.settimeout(60)
+        running = subprocess.Popen(
+            [*command, *ports, "--report-every", "0.3", "--drain", "30"],
+            cwd=PROJECT,
+            env={**os.environ, "TMPDIR": str(tmp_path), "NOTIFY_SOCKET": address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        ended.callback(running.kill)
+        assert running.stdout
+        told: list[str] = []
+        reader = threading.Thread(target=lambda: told.extend(running.stdout or ()))
+        reader.start()
+        assert manager.recv(100) == b"READY=1"
+        assert f"pid {running.pid};" in _until(told, r"^ready in ")
+        # The line as it is, and the tokens that it makes in the report.
+        at = told.index("try:\n")
+        shown = subprocess.run(
+            ["bash", "-c", "".join(told[at + 1 : at + 3])],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(shown.stdout)["text_output"]
+        report = r"20\d\d-\d\d-\d\dT[\d:]+Z in ([\d.]+) s: (\d+) requests?, ([\d.]+) tokens/s, "
+        _until(told, report + "0 active")
+        # What there is now is all there is of this request; then it is quiet.
+        reports = [found for line in list(told) if (found := re.match(report, line))]
+        assert sum(int(found[2]) for found in reports) == 1
+        tokens = sum(float(found[1]) * float(found[3]) for found in reports)
+        assert tokens == pytest.approx(20, rel=0.05)
+        time.sleep(1)
+        assert len([line for line in told if re.match(report, line)]) == len(reports)
+        with Client(_until(told, "^  gRPC  ").split()[1]) as client:
+            streams = [
+                ended.enter_context(client.stream("Once there was a", max_tokens=480))
+                for _ in range(4)
+            ]
+            begun = [next(iter(stream)).text for stream in streams]
+            running.terminate()
+            texts = [
+                first + "".join(chunk.text for chunk in stream)
+                for first, stream in zip(begun, streams, strict=True)
+            ]
+        _, errors = running.communicate(timeout=60)
+        reader.join()
+        assert manager.recv(100) == b"STOPPING=1"
+    assert running.returncode == 0
+    # It was in flight, and has been waited for.
+    assert all(len(text) > 400 for text in texts)
+    _until(told, r"^stopping; waits up to 30 s for \d requests? in flight", 0.1)
+    # Lines of the server among ours, each from its beginning to its end; nothing left behind.
+    stamp = re.compile(r"20\d\d-\d\d-\d\dT[\d:]+Z ")
+    server = [line for line in told if re.match(stamp.pattern + "[IWEF] ", line)]
+    assert all(line.endswith("\n") and len(stamp.findall(line)) <= 1 for line in told)
+    assert not any(re.search("tokens/s|ready in|stopping;|try:", line) for line in server)
+    assert any("successfully unloaded" in line for line in server)
+    assert errors == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["notify"]
 
 
 def _edit(path: Path) -> None:

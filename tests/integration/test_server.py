@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,8 +26,12 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from pipeline.errors import ServerError
+from pipeline.service.relay import Relay
+from pipeline.service.sink import Sink
+from pipeline.triton.by_hand import by_hand
 from pipeline.triton.guardian import SHARED_MEMORY, children
 from pipeline.triton.installation import Installation
+from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import is_alive, live_stubs
@@ -411,6 +416,65 @@ def test_stops_while_a_client_holds_its_stream_open(repository: Path, log: Path)
         server.stop()
         assert time.monotonic() - started < 10
     assert not any(is_alive(pid) for pid in [health.pid or 0, *health.stubs])
+
+
+def test_a_stop_that_waits_for_a_client_can_be_hurried(repository: Path, tmp_path: Path) -> None:
+    sink = Sink.open(tmp_path / "log")
+    with Relay(sink, sink) as relay:
+        server = TritonServer(repository, log_file=relay.log, exit_timeout_s=120).start()
+        assert server.patience_s == 120
+        with counting(server.grpc_url, 100_000) as answers:
+            assert answers.get(timeout=10) == 0
+            health = server.health()
+            hurried = threading.Timer(1.0, server.hurry)
+            started = time.monotonic()
+            hurried.start()
+            server.stop()
+            # Not before, and long before the client would have been given up.
+            assert 1 <= time.monotonic() - started < 60
+            hurried.join()
+    assert not any(is_alive(pid) for pid in [health.pid or 0, *health.stubs])
+    assert "Started GRPCInferenceService" in (tmp_path / "log").read_text()
+
+
+def test_a_cause_is_found_whatever_the_log_is(repository: Path, tmp_path: Path) -> None:
+    write_counter(repository, "broken", "raise LookupError('no such thing')\n")
+    sink = Sink.open(tmp_path / "log")
+    with Relay(sink, sink) as relay, pytest.raises(ServerError, match="no such thing") as caught:
+        TritonServer(repository, log_file=relay.log).start()
+    assert caught.value.where == str(tmp_path / "log")
+    assert "no such thing" in (tmp_path / "log").read_text()
+
+
+def test_the_printed_command_serves(tmp_path: Path) -> None:
+    repository = write_counter(tmp_path / "it's a 'repository'", "counter")
+    ports = reserve("127.0.0.1", {"grpc_port": 0, "http_port": 0, "metrics_port": 0})
+    lines = by_hand(repository, "127.0.0.1", ports, 5).lines
+    assert max(len(line) for line in lines.splitlines()) < 400
+    with subprocess.Popen(
+        ["bash", "-c", lines],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        # It became the server itself, so a signal reaches that.
+        url = f"http://127.0.0.1:{ports['http_port']}"
+        assert wait_for(lambda: running.poll() is not None or _is_ready(url), 60)
+        assert numbers(f"127.0.0.1:{ports['grpc_port']}", 3) == [0, 1, 2]
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(
+                urllib.request.Request(f"{url}/v2/repository/index", data=b"{}"), timeout=5
+            )
+        running.terminate()
+        assert running.wait(60) == 0
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def test_recovers_from_a_killed_stub(repository: Path, log: Path) -> None:

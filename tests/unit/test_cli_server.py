@@ -86,8 +86,9 @@ def slow(*_arguments, **_options):
     try:
         print("starting", flush=True)
         time.sleep({before})
-        yield type("Server", (), dict.fromkeys(("grpc_url", "http_url", "metrics_url"), "here")
-                   | {{"wait": staticmethod(time.sleep)}})
+        yield type("Server", (), dict.fromkeys(("grpc_url", "http_url"), "here")
+                   | {{"metrics_url": "http://127.0.0.1:1", "patience_s": 5,
+                       "wait": staticmethod(time.sleep)}})
     finally:
         print("stopped", flush=True)
 
@@ -121,7 +122,8 @@ def test_serve_can_be_stopped_before_and_after_it_is_ready(
     running.send_signal(number)
     told, _ = running.communicate(timeout=30)
     assert running.returncode == code
-    assert told.endswith(b"stopped\n")
+    assert b"stopped\n" in told
+    assert told.count(b"stopping; waits up to 5 s for requests in flight") == (code == 0)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +184,36 @@ def test_a_linked_folder_in_a_repository_is_not_served(
     assert problem in done.stderr.decode()
 
 
+@pytest.mark.parametrize("command", ["serve", "generate", "verify", "bench"])
+def test_a_build_is_named_by_its_folder(command: str, tmp_path: Path) -> None:
+    """What comes after finding it fails here: the repository has no models."""
+    build = tmp_path / "build" / "mine"
+    options = {
+        "serve": ("serve", str(build)),
+        "generate": ("generate", "Hi", "--repository", str(build)),
+    }.get(command, (command, "--repository", str(build)))
+    (build / "repository.unverified").mkdir(parents=True)
+    (build / "repository.unverified" / "artifact.json").write_text("{}")
+    refused = _cli(*options, "--json")
+    told = json.loads(refused.stdout)
+    assert (refused.returncode, told["what"]) == (2, "this build has no repository that passed")
+    assert told["why"].startswith("Its repository was not verified")
+    assert told["fix"].endswith(f"to take it nevertheless: {build}/repository.unverified")
+    (build / "repository").mkdir()
+    (build / "repository" / "artifact.json").write_text("{")
+    broken = json.loads(_cli(*options, "--json").stdout)
+    assert broken["where"] == str(build / "repository")
+    assert broken["what"] == "the repository's artifact.json cannot be used"
+
+
 def test_a_folder_that_is_no_repository_is_told_apart_from_one_that_is_broken(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(RepositoryError, match=r": the repository has no artifact\.json\. Serve a"):
+    with pytest.raises(RepositoryError, match="this folder is neither a repository nor that of a"):
+        target_of(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.pbtxt").touch()
+    with pytest.raises(RepositoryError, match=r"has no artifact\.json\. Name a repository that"):
         target_of(tmp_path)
     (tmp_path / "artifact.json").write_text("{")
     with pytest.raises(RepositoryError, match=r"artifact\.json cannot be used\. It is not JSON"):

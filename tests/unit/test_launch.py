@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -438,17 +440,29 @@ def published(tmp_path: Path, target: str) -> Path:
     return artifact.path
 
 
+def as_a_shell_has_it(text: str) -> list[str]:
+    """The words of a command line, by bash itself."""
+    script = f'docker() {{ printf "%s\\0" docker "$@"; }}; {text}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    return done.stdout.decode().split("\0")[:-1]
+
+
 def test_serve_prints_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = published(tmp_path, "tensorrt")
     assert target_of(repository) == "tensorrt"
-    app(["serve", str(repository), "--print-command", "--grpc-port=9001"], standalone_mode=False)
-    words = shlex.split(capsys.readouterr().out)
+    ask = ["serve", str(repository), "--print-command", "--grpc-port=9001", "--devices=1"]
+    app(ask, standalone_mode=False)
+    text = capsys.readouterr().out
+    words = as_a_shell_has_it(text)
     assert words[:2] == ["docker", "run"]
     assert "--publish=127.0.0.1:9001:8001" in words
-    app(["serve", str(repository), "--print-command", "--json"], standalone_mode=False)
+    assert "--gpus=device=1" in words
+    assert max(len(line) for line in text.splitlines()) < 40 + len(str(tmp_path)) * 2
+    app(["serve", str(repository), "--print", "command", "--json"], standalone_mode=False)
     printed = json.loads(capsys.readouterr().out)
     assert printed["image"] == DEFAULT_CONTAINER.image
     assert printed["command"] == list(serve_command(repository, **PORTS).command)
+    assert printed["command"] == as_a_shell_has_it(printed["text"])
 
 
 PORTS = {"grpc_port": 8001, "http_port": 8000, "metrics_port": 8002}
@@ -465,7 +479,7 @@ def test_serve_here_exits_with_the_command(tmp_path: Path, outside: Any) -> None
 def test_gpu_options_on_a_repository_for_the_cpu(tmp_path: Path) -> None:
     repository = published(tmp_path, "openvino")
     with pytest.raises(UsageError, match="are for repositories of the tensorrt target"):
-        serve_command(repository)
+        serve_command(repository, mpirun=True)
     with pytest.raises(UsageError, match="runs on the CPU"):
         open_server(repository, tmp_path / "log", devices=[0])
     with pytest.raises(UsageError, match="runs on the CPU"):
@@ -563,12 +577,33 @@ def test_a_container_that_does_not_stop_is_removed(
     program(tmp_path / "bin/docker", DOCKER)
     outside.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     outside.setenv("DOCKER_LOG", str(tmp_path / "docker.log"))
-    outside.setattr(server_module, "EXIT_TIMEOUT_S", 0.1)
     outside.setattr(server_module, "CLEAR_UP_S", 0.1)
-    launch = docker_launch(repository, Endpoints("127.0.0.1", http=1, grpc=20001, metrics=3))
+    endpoints = Endpoints("127.0.0.1", http=1, grpc=20001, metrics=3)
+    launch = docker_launch(repository, endpoints, exit_timeout_s=0)
     server = LaunchedServer(repository, launch, ready_timeout_s=0.3)
     with pytest.raises(ServerError, match="Triton was not ready after 0 s"):
         server.start()
+    assert (tmp_path / "docker.log").read_text() == "rm --force trtllm-pipeline-20001\n"
+
+
+def test_a_hurried_stop_removes_the_container_at_once(
+    outside: Any, repository: Path, tmp_path: Path
+) -> None:
+    program(tmp_path / "bin/docker", DOCKER)
+    outside.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    outside.setenv("DOCKER_LOG", str(tmp_path / "docker.log"))
+    endpoints = Endpoints("127.0.0.1", http=1, grpc=20001, metrics=3)
+    launch = docker_launch(repository, endpoints, exit_timeout_s=600)
+    assert "--exit-timeout-secs=600" in launch.command
+    server = LaunchedServer(repository, launch)
+    outside.setattr(LaunchedServer, "answers", lambda _self: True)
+    server.start()
+    assert server.patience_s == 600
+    # As from a second Ctrl-C while stop waits.
+    hurried = threading.Timer(0.3, server.hurry)
+    hurried.start()
+    server.stop()
+    hurried.join()
     assert (tmp_path / "docker.log").read_text() == "rm --force trtllm-pipeline-20001\n"
 
 

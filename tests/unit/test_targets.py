@@ -91,6 +91,9 @@ class ExportTarget:
     def serve_command(self, *_: Any) -> Any:
         raise AssertionError
 
+    def compose(self, *_: Any) -> Any:
+        raise AssertionError
+
     def findings(self) -> list[Diagnosis]:
         return []
 

@@ -29,6 +29,7 @@ from pipeline.triton.parameters import EngineModel
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
 
+    from pipeline.triton.log import LogPlace
     from pipeline.triton.running import RunningServer, ServerOptions
 
 # Raised when the same checkpoint gives another graph; part of the engine's cache key.
@@ -182,14 +183,13 @@ class OpenVinoTarget:
             if not (directory / name).is_file():
                 yield f"{place}/{name} is missing"
 
-    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+    def server(self, repository: Path, log: LogPlace, options: ServerOptions) -> RunningServer:
         """Makes the tritonserver of the ``nvidia-pytriton`` wheel, without a container.
 
         Raises:
             UsageError: An option for GPUs was given.
         """
-        if options.devices is not None or options.orchestrator or options.mpirun:
-            raise _only_for_gpus(repository)
+        _refuse_gpu_options(repository, options)
         from pipeline.triton.server import TritonServer
 
         return TritonServer(
@@ -200,19 +200,36 @@ class OpenVinoTarget:
             http_port=options.http_port,
             metrics_port=options.metrics_port,
             watchdog=options.watchdog,
+            exit_timeout_s=_patience(options),
         )
 
-    def serve_command(
-        self,
-        repository: Path,
-        options: ServerOptions,  # noqa: ARG002
-    ) -> ServeCommand:
-        """Refuses: the server of the wheel needs the supervisor of this package.
+    def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
+        """Returns the lines of shell that start the wheel's server without a supervisor.
 
         Raises:
-            UsageError: Always.
+            UsageError: An option for GPUs was given.
+            MissingDependencyError: nvidia-pytriton is not installed.
         """
-        raise _only_for_gpus(repository)
+        _refuse_gpu_options(repository, options)
+        from pipeline.triton.by_hand import by_hand
+
+        ports = {
+            "grpc_port": options.grpc_port,
+            "http_port": options.http_port,
+            "metrics_port": options.metrics_port,
+        }
+        return by_hand(repository, options.host, ports, _patience(options))
+
+    def compose(self, repository: Path, options: ServerOptions) -> str:
+        """Writes a compose file of an image that ``docker/cpu.Dockerfile`` makes.
+
+        Raises:
+            UsageError: An option for GPUs was given.
+        """
+        _refuse_gpu_options(repository, options)
+        from pipeline.targets.openvino.compose import compose_file
+
+        return compose_file(repository, options, _patience(options))
 
     def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""
@@ -230,13 +247,19 @@ def _not_from_elsewhere(directory: Path) -> UnsupportedError:
     )
 
 
-def _only_for_gpus(repository: Path) -> UsageError:
-    return UsageError(
-        "--devices, --orchestrator, --mpirun and --print-command are for repositories of the "
-        "tensorrt target",
-        where=str(repository),
-        fix="Leave them out: this repository runs on the CPU, without a container",
-    )
+def _patience(options: ServerOptions) -> int:
+    from pipeline.triton.server import EXIT_TIMEOUT_S
+
+    return EXIT_TIMEOUT_S if options.exit_timeout_s is None else options.exit_timeout_s
+
+
+def _refuse_gpu_options(repository: Path, options: ServerOptions) -> None:
+    if options.devices is not None or options.orchestrator or options.mpirun:
+        raise UsageError(
+            "--devices, --orchestrator and --mpirun are for repositories of the tensorrt target",
+            where=str(repository),
+            fix="Leave them out: this repository runs on the CPU, without a container",
+        )
 
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from pipeline.triton.parameters import EngineModel
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
 
+    from pipeline.triton.log import LogPlace
     from pipeline.triton.running import RunningServer, ServerOptions
 
 
@@ -216,14 +217,14 @@ class TensorRtTarget:
 
         return engine_problems(model, directory, config)
 
-    def server(self, repository: Path, log: Path, options: ServerOptions) -> RunningServer:
+    def server(self, repository: Path, log: LogPlace, options: ServerOptions) -> RunningServer:
         """Makes the server: a container that can read the engine, or in place inside one.
         Raises:
             UsageError: The number of GPUs is not the engine's number of ranks.
             UnsupportedError: This machine cannot serve the engine; the message has the command for
                 one that can.
         """
-        from pipeline.targets.tensorrt.serve.launch import free_endpoints, plan_launch
+        from pipeline.targets.tensorrt.serve.launch import free_endpoints, patience, plan_launch
         from pipeline.targets.tensorrt.serve.server import LaunchedServer
 
         launch = plan_launch(
@@ -232,6 +233,7 @@ class TensorRtTarget:
             devices=options.devices,
             orchestrator=options.orchestrator,
             mpirun=options.mpirun,
+            exit_timeout_s=patience(options),
         )
         return LaunchedServer(repository, launch, log_file=log)
 
@@ -246,6 +248,7 @@ class TensorRtTarget:
             endpoints,
             inside_container,
             local_launch,
+            patience,
         )
 
         build = local_launch if inside_container() else docker_launch
@@ -255,7 +258,28 @@ class TensorRtTarget:
             devices=options.devices,
             orchestrator=options.orchestrator,
             mpirun=options.mpirun,
+            exit_timeout_s=patience(options),
         )
+
+    def compose(self, repository: Path, options: ServerOptions) -> str:
+        """Writes a compose file of the pinned image.
+
+        Raises:
+            UsageError: The number of GPUs is not the engine's number of ranks.
+            UnsupportedError: No known image can read the engine.
+        """
+        from pipeline.targets.tensorrt.serve.compose import compose_file
+        from pipeline.targets.tensorrt.serve.launch import docker_launch, endpoints, patience
+
+        launch = docker_launch(
+            repository,
+            endpoints(options),
+            devices=options.devices,
+            orchestrator=options.orchestrator,
+            mpirun=options.mpirun,
+            exit_timeout_s=patience(options),
+        )
+        return compose_file(repository, launch, options.devices, orchestrator=options.orchestrator)
 
     def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""

@@ -22,6 +22,7 @@ from pipeline.targets.tensorrt.environment import (
     toolkit,
 )
 from pipeline.targets.tensorrt.serve.container import (
+    EXIT_TIMEOUT_S,
     MOUNT,
     ORCHESTRATOR_ENVIRONMENT,
     Endpoints,
@@ -33,7 +34,7 @@ from pipeline.targets.tensorrt.serve.docker import USER, docker_command, unreada
 from pipeline.targets.tensorrt.toolchain import Container, container_for
 from pipeline.triton.parameters import DRAFT_ENGINE_DIR, ENGINE_DIR
 from pipeline.triton.ports import reserve
-from pipeline.triton.running import ServerOptions
+from pipeline.triton.running import ServerOptions, in_lines
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Launch:
         name: The container's name.
         environment: Variables to add in place; a container's are in its command.
         prepare: A command that makes the repository appear at ``/models`` first; in place only.
+        exit_timeout_s: Seconds that the stopping server waits for requests in flight.
     """
 
     command: Sequence[str]
@@ -55,6 +57,7 @@ class Launch:
     name: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     prepare: Sequence[str] = ()
+    exit_timeout_s: int = EXIT_TIMEOUT_S
 
     @property
     def text(self) -> str:
@@ -62,6 +65,19 @@ class Launch:
         variables = [f"{key}={value}" for key, value in self.environment.items()]
         command = shlex.join([*(["env", *variables] if variables else []), *self.command])
         return f"{shlex.join(self.prepare)} && {command}" if self.prepare else command
+
+    @property
+    def lines(self) -> str:
+        """The same with a backslash at the end of each line but the last."""
+        variables = [f"{key}={value}" for key, value in self.environment.items()]
+        command = in_lines([*(["env", *variables] if variables else []), *self.command])
+        return f"{shlex.join(self.prepare)} &&\n{command}" if self.prepare else command
+
+
+def patience(options: ServerOptions) -> int:
+    """Returns the seconds that the stopping server is asked to wait for requests in flight."""
+    given = options.exit_timeout_s
+    return EXIT_TIMEOUT_S if given is None else given
 
 
 def endpoints(options: ServerOptions) -> Endpoints:
@@ -137,6 +153,7 @@ def docker_launch(
     devices: Sequence[int | str] | None = None,
     orchestrator: bool = False,
     mpirun: bool = False,
+    exit_timeout_s: int = EXIT_TIMEOUT_S,
 ) -> Launch:
     """Says how to serve a repository with docker, on any machine.
 
@@ -146,6 +163,7 @@ def docker_launch(
         devices: GPUs to use; None takes the first ones.
         orchestrator: Let one server spawn a worker per rank, instead of one server per rank.
         mpirun: Start one rank under ``mpirun`` too.
+        exit_timeout_s: Seconds that the stopping server waits for requests in flight.
 
     Raises:
         CompileError: The engine's ``engine.json`` is missing or not of this version.
@@ -168,13 +186,15 @@ def docker_launch(
     command = docker_command(
         image,
         repository,
-        orchestrator_command(ranks) if orchestrator else server_command(ranks, mpirun=mpirun),
+        orchestrator_command(ranks, exit_timeout_s=exit_timeout_s)
+        if orchestrator
+        else server_command(ranks, mpirun=mpirun, exit_timeout_s=exit_timeout_s),
         name=name,
         devices=chosen,
         published=endpoints,
         environment=ORCHESTRATOR_ENVIRONMENT if orchestrator else None,
     )
-    return Launch(command, endpoints, image, name)
+    return Launch(command, endpoints, image, name, exit_timeout_s=exit_timeout_s)
 
 
 def local_launch(
@@ -184,6 +204,7 @@ def local_launch(
     devices: Sequence[int] | None = None,
     orchestrator: bool = False,
     mpirun: bool = False,
+    exit_timeout_s: int = EXIT_TIMEOUT_S,
 ) -> Launch:
     """Says how to serve a repository inside the container, with its own tritonserver.
 
@@ -193,6 +214,7 @@ def local_launch(
         devices: GPUs to use; None leaves those that are visible.
         orchestrator: See :func:`docker_launch`.
         mpirun: Likewise.
+        exit_timeout_s: Likewise.
 
     Raises:
         CompileError: The engine's ``engine.json`` is missing or not of this version.
@@ -217,11 +239,11 @@ def local_launch(
         environment |= ORCHESTRATOR_ENVIRONMENT
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
-    command = server_command(ranks, MOUNT, endpoints, mpirun=mpirun)
+    command = server_command(ranks, MOUNT, endpoints, exit_timeout_s, mpirun=mpirun)
     if orchestrator:
-        command = orchestrator_command(ranks, MOUNT, endpoints)
+        command = orchestrator_command(ranks, MOUNT, endpoints, exit_timeout_s)
     link = () if at_mount(repository) else ("ln", "-sfn", str(repository.resolve()), MOUNT)
-    return Launch(command, endpoints, None, "", environment, link)
+    return Launch(command, endpoints, None, "", environment, link, exit_timeout_s)
 
 
 def at_mount(repository: Path) -> bool:
@@ -236,6 +258,7 @@ def plan_launch(
     devices: Sequence[int] | None = None,
     orchestrator: bool = False,
     mpirun: bool = False,
+    exit_timeout_s: int = EXIT_TIMEOUT_S,
 ) -> Launch:
     """Says how to serve a repository on this machine.
 
@@ -253,12 +276,22 @@ def plan_launch(
     if local:
         # The server inherits the visible GPUs.
         launch = local_launch(
-            repository, endpoints, devices=devices, orchestrator=orchestrator, mpirun=mpirun
+            repository,
+            endpoints,
+            devices=devices,
+            orchestrator=orchestrator,
+            mpirun=mpirun,
+            exit_timeout_s=exit_timeout_s,
         )
     else:
         given = first if devices is None and machine.gpus else devices
         launch = docker_launch(
-            repository, endpoints, devices=given, orchestrator=orchestrator, mpirun=mpirun
+            repository,
+            endpoints,
+            devices=given,
+            orchestrator=orchestrator,
+            mpirun=mpirun,
+            exit_timeout_s=exit_timeout_s,
         )
     problem = None if machine.gpus else machine.problem
     if not problem and not local:

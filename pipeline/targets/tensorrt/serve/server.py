@@ -14,15 +14,15 @@ from typing import IO
 from pipeline.errors import ServerError
 from pipeline.targets.tensorrt.serve.container import (
     ENGINE,
-    EXIT_TIMEOUT_S,
     MOUNT,
     ORCHESTRATOR_ENVIRONMENT,
 )
 from pipeline.targets.tensorrt.serve.docker import remove_container
 from pipeline.targets.tensorrt.serve.failures import launch_cause
 from pipeline.targets.tensorrt.serve.launch import Launch
+from pipeline.triton.log import LogPlace, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
-from pipeline.triton.running import RunningServer, open_log
+from pipeline.triton.running import RunningServer
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
 READY_TIMEOUT_S = 1800.0
@@ -47,13 +47,15 @@ class LaunchedServer(RunningServer):
         repository: Path,
         launch: Launch,
         *,
-        log_file: Path | None = None,
+        log_file: LogPlace = None,
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
         self.repository, self.launch, self.log_file = repository, launch, log_file
         self.ready_s: float | None = None
         self._ready_timeout_s = ready_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._ending: subprocess.Popen[bytes] | None = None
+        self._hurried = False
         self._held = contextlib.ExitStack()
         self._log: IO[bytes] | None = None
         self._offset = 0
@@ -83,13 +85,26 @@ class LaunchedServer(RunningServer):
         """
         process, self._process = self._process, None
         if process and process.poll() is None:
+            self._ending = process
             # docker run passes the signal on to the container, mpirun to its ranks.
             process.terminate()
             try:
-                process.wait(EXIT_TIMEOUT_S + CLEAR_UP_S)
+                process.wait(0 if self._hurried else self.patience_s + CLEAR_UP_S)
             except subprocess.TimeoutExpired:
                 self._kill(process)
+        self._ending = None
         self._held.close()
+
+    def hurry(self) -> None:
+        """Kills a server that is being stopped, or makes the next stop do so."""
+        self._hurried = True
+        if self._ending:
+            self._kill(self._ending)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a stopping server waits for requests in flight."""
+        return self.launch.exit_timeout_s
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits until the server ends, or the time is up.
@@ -168,15 +183,12 @@ class LaunchedServer(RunningServer):
         process.wait()
 
     def _failure(self, what: str) -> ServerError:
-        text = ""
-        if self._log:
-            self._log.seek(self._offset)
-            text = self._log.read().decode(errors="replace")
-        cause = launch_cause(text)
+        said = written_since(self._log, self._offset) if self._log else b""
+        cause = launch_cause(said.decode(errors="replace"))
         return ServerError(what, where=self._place(), why=cause.why, fix=cause.fix)
 
     def _place(self) -> str:
-        return str(self.log_file or self.repository)
+        return str(place_of(self.log_file) or self.repository)
 
 
 def link_view(repository: Path, view: Path) -> None:

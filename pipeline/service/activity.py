@@ -1,0 +1,112 @@
+"""What a server did since the last look, in a line, from its Prometheus metrics."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+
+from pipeline.tables import number
+from pipeline.triton.tensors import ENGINE
+
+TIMEOUT_S = 2.0
+
+_SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counts since the server started, and what it does now.
+
+    Attributes:
+        requests: That the engine has ended.
+        failed: That it has ended with an error.
+        cancelled: That their clients gave up.
+        tokens: That were generated; None where the server does not count them.
+        active: Requests that have not ended; None where the server does not say.
+        waiting: Those of them that have not begun; likewise.
+    """
+
+    requests: float = 0
+    failed: float = 0
+    cancelled: float = 0
+    tokens: float | None = None
+    active: float | None = None
+    waiting: float | None = None
+
+
+def read_counters(text: str) -> Counters:
+    """Reads what concerns the engine's model from a metrics page.
+
+    Triton's own counters have a request when it has ended; both targets' engines add gauges with
+    the names of TensorRT-LLM's backend, and the tokens of each request once it has ended, or of all
+    as they come.
+    """
+    requests = failed = cancelled = 0.0
+    others: dict[str, float] = {}
+    for sample in _SAMPLE.finditer(text):
+        labels = dict(_LABEL.findall(sample["labels"]))
+        if labels.get("model") != ENGINE:
+            continue
+        name, value = sample["name"], float(sample["value"])
+        if name == "nv_inference_request_success":
+            requests += value
+        elif name == "nv_inference_request_failure":
+            requests += value
+            if labels.get("reason") == "CANCELED":
+                cancelled += value
+            else:
+                failed += value
+        elif name == "nv_trt_llm_request_metrics":
+            others[labels.get("request_type", "")] = value
+        else:
+            others[name] = value
+    tokens = others.get("nv_llm_generated_tokens_total", others.get("nv_llm_output_token_len_sum"))
+    return Counters(
+        requests, failed, cancelled, tokens, others.get("active"), others.get("waiting")
+    )
+
+
+def ask(url: str) -> Counters | None:
+    """Fetches a server's metrics; None where it does not answer.
+
+    Args:
+        url: Of the metrics page.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return read_counters(answer.read().decode(errors="replace"))
+    except (OSError, urllib.error.URLError, http.client.HTTPException):
+        return None
+
+
+def activity(before: Counters, now: Counters, seconds: float) -> str | None:
+    """Says what happened between two looks; None where nothing did.
+
+    Args:
+        before: The counts then. A server that was restarted since counts from 0 again.
+        now: The counts now.
+        seconds: The time between.
+    """
+    if now == before:
+        return None
+    if now.requests < before.requests or (now.tokens or 0) < (before.tokens or 0):
+        before = Counters(tokens=None if now.tokens is None else 0)
+    ended = int(now.requests - before.requests)
+    parts = [f"{ended:,} request{'' if ended == 1 else 's'}"]
+    for word, count in (
+        ("failed", now.failed - before.failed),
+        ("cancelled", now.cancelled - before.cancelled),
+    ):
+        if count:
+            parts.append(f"{int(count):,} {word}")
+    if now.tokens is not None:
+        parts.append(f"{number((now.tokens - (before.tokens or 0)) / seconds, 3)} tokens/s")
+    if now.active is not None:
+        parts.append(f"{int(now.active):,} active")
+    if now.waiting is not None:
+        parts.append(f"{int(now.waiting):,} waiting")
+    return f"in {number(seconds, 3)} s: {', '.join(parts)}"

@@ -1,0 +1,76 @@
+"""What would serve a repository, to copy: a command, a systemd unit, or a compose file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import UsageError
+from pipeline.service.systemd import unit_text
+from pipeline.serving import compose_text, serve_command
+from pipeline.triton.compose import project_name
+
+Form = Literal["command", "systemd", "compose"]
+PORTS = ("grpc_port", "http_port", "metrics_port")
+
+
+def printed(
+    form: Form, repository: Path, options: Mapping[str, Any], environment: Sequence[str]
+) -> dict[str, Any]:
+    """Writes one of the forms.
+
+    Args:
+        form: Which.
+        repository: The repository.
+        options: Fields of :class:`pipeline.triton.running.ServerOptions`.
+        environment: Names of variables that the server is to have.
+
+    Returns:
+        ``text``; for a command also ``command``, word by word, and ``image``, which is None where
+        it starts in place.
+
+    Raises:
+        RepositoryError: See :func:`pipeline.serving.check_custody`.
+        UsageError: A port is 0, or an option is not one of the repository's target.
+        UnsupportedError: No known image can read the engine.
+    """
+    if any(options[port] == 0 for port in PORTS):
+        raise UsageError(
+            f"--print {form} needs the numbers of all ports",
+            why="0 picks one only when the server starts",
+            fix="Give --grpc-port, --http-port and --metrics-port other numbers",
+        )
+    if form == "compose":
+        return {"text": compose_text(repository, **options)}
+    launch = serve_command(repository, **options)
+    if form == "command":
+        return {"command": list(launch.command), "image": launch.image, "text": launch.lines}
+    words = [*_program(), "serve", str(repository.resolve()), *_words(options)]
+    words += [f"--env={name}" for name in environment]
+    return {
+        "text": unit_text(
+            [*words, "--log=-"],
+            repository.resolve(),
+            project_name(repository),
+            exit_timeout_s=launch.exit_timeout_s,
+            container=launch.image is not None,
+            environment=environment,
+        )
+    }
+
+
+def _program() -> list[str]:
+    script = Path(sys.executable).with_name("trtllm-pipeline")
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "pipeline"]
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    words = [f"--host={options['host']}"]
+    words += [f"--{port.replace('_', '-')}={options[port]}" for port in PORTS]
+    if options["exit_timeout_s"] is not None:
+        words.append(f"--drain={options['exit_timeout_s']}")
+    if options["devices"] is not None:
+        words.append(f"--devices={','.join(map(str, options['devices']))}")
+    return [*words, *(f"--{flag}" for flag in ("orchestrator", "mpirun") if options[flag])]
