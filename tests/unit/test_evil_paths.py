@@ -107,7 +107,6 @@ def test_the_options_that_take_a_path_are_found() -> None:
         ("run", "recipe"),
         ("run", "--engine"),
         ("plan", "--script"),
-        ("serve", "--log"),
         ("generate", "--json-schema"),
         ("generate", "--tls-root"),
         ("verify", "--junit"),
