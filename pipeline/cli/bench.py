@@ -32,7 +32,7 @@ def bench(
     from pipeline.cli.console import print_json, progress_for
 
     levels = _levels(concurrency) or [1, 8]
-    progress = progress_for(output.json)
+    progress = progress_for(output.json, output.verbosity)
     with server.address() as address, progress.task("load test", rounds) as task:
         results = measure(
             address,

@@ -60,7 +60,6 @@ def compare(
 ) -> None:
     """Compare the formats of a recipe, finished builds, or the runs of one build."""
     from pipeline.cli import comparison
-    from pipeline.cli.console import progress_for
 
     form = comparison.chosen_form(form, json_output=output.json)
     recipe = comparison.recipe_among(paths)
@@ -90,9 +89,8 @@ def compare(
         price=price,
         utilization=utilization,
     )
-    quiet = form != "text"
     if not comparison.show_ladder(
-        recipe, overrides or (), build_dir, wishes, form=form, progress=progress_for(quiet)
+        recipe, overrides or (), build_dir, wishes, form=form, verbosity=output.verbosity
     ):
         from pipeline.errors import QualityGateError
 

@@ -27,7 +27,7 @@ from pipeline.cli import (
     verify,
 )
 from pipeline.cli.groups import grouped
-from pipeline.cli.options import DebugOption, Invocation
+from pipeline.cli.invocation import DebugOption, Invocation, QuietOption, VerboseOption
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
 from pipeline.client_errors import client_errors
 from pipeline.errors import PipelineError, UsageError
@@ -68,8 +68,8 @@ store_app.command("prune")(grouped(store.prune))
 app.add_typer(store_app, name="store")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
         print(__version__)
         raise typer.Exit
 
@@ -79,13 +79,15 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", "-V", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Options of every command."""
-    del version, debug  # their callbacks did what they are for
+    del version, verbose, quiet, debug  # their callbacks did what they are for
 
 
 class Terminated(KeyboardInterrupt):

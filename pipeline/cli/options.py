@@ -11,51 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.invocation import Invocation, Output
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from trtllm_client import Tls
 
-
-@dataclass
-class Invocation:
-    """How errors are to be shown; each option that says so notes it here while it is parsed.
-
-    Attributes:
-        json: As JSON on stdout.
-        debug: With a traceback.
-    """
-
-    json: bool = False
-    debug: bool = False
-
-
-def note(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
-    """Copies a flag to the field of the :class:`Invocation` that has its name."""
-    if value:
-        setattr(context.ensure_object(Invocation), str(parameter.name), True)
-    return value
-
-
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks.", callback=note, is_eager=True)
-]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What every command prints, and how.
-
-    Attributes:
-        json: One JSON document instead of text.
-        debug: Tracebacks instead of the paragraph for people.
-    """
-
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON to stdout.", callback=note, is_eager=True)
-    ] = False
-    debug: DebugOption = False
-
+__all__ = ["Invocation", "Output"]  # from here, as all that commands share
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 SetOption = Annotated[

@@ -45,19 +45,20 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.closing import Closing
-    from pipeline.cli.console import open_recipe, print_json, progress_for, stage_dict, stage_line
+    from pipeline.cli.console import open_recipe, print_json, progress_for
+    from pipeline.cli.stage_lines import stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
     from pipeline.store.build_dir import BuildDir
 
-    loaded = open_recipe(recipe, overrides, directory)
+    loaded = open_recipe(recipe, overrides, directory, quiet=output.quiet)
     stages = []
     closing = Closing()
 
     def on_stage(planned: PlannedStage, seconds: float) -> None:
         stages.append(stage_dict(planned, seconds))
         closing.look(planned)
-        if not output.json:
-            print(stage_line(planned, seconds), flush=True)
+        if not (output.json or output.quiet):
+            print(stage_line(planned, seconds, verbose=output.verbose), flush=True)
 
     try:
         result = api.run(
@@ -66,14 +67,16 @@ def run(
             force=force or (),
             until=until,
             engine=engine,
-            progress=progress_for(output.json),
+            progress=progress_for(output.json, output.verbosity),
             on_stage=on_stage,
         )
     except PipelineError as error:
         if output.json:
-            error.found = {**error.found, **closing.values()}
+            outputs = str(BuildDir(build_dir).outputs(loaded))
+            about = {"recipe": loaded.name, "outputs": outputs, "stages": stages}
+            error.found = {**error.found, **about, **closing.values()}
         else:
-            closing.print(BuildDir(build_dir).outputs(loaded))
+            closing.print(BuildDir(build_dir).outputs(loaded), verdict_alone=output.quiet)
         raise
     if output.json:
         deployed = {name: str(path) for name, path in result.deployed.items()}
@@ -87,7 +90,11 @@ def run(
             }
         )
         return
-    told = closing.print(result.outputs, result.deployed.get("repository"))
+    told = closing.print(
+        result.outputs, result.deployed.get("repository"), verdict_alone=output.quiet
+    )
+    if output.quiet:
+        return
     served = any(stage.name == "repository" for stage in stages_for(loaded))
     if not served and "compile" in result.stages:
         # An export is all that such a target has to show, and it lies in the store.

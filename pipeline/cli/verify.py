@@ -59,7 +59,9 @@ def verify(
     if tokenizer is not None:
         probes = find_probes(tokenizer)
     with junit_of(junit, server) as file, server.address() as address:
-        with progress_for(output.json).task("conformance checks", options.count) as task:
+        with progress_for(output.json, output.verbosity).task(
+            "conformance checks", options.count
+        ) as task:
 
             def note(result: CheckResult) -> None:
                 file.note(result)
