@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.words import count, size
 from pipeline.running.planner import PlannedStage
-from pipeline.tables import number, streams, tally
+from pipeline.tables import number, streams
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.words import measured_words
 
 Facts = Mapping[str, Any]
+Rows = tuple[tuple[str, Callable[[Any], str]], ...]
 SHORT = 12
 """Digits of a key that tell artifacts apart for people."""
 
 
-def _measured(quality: Facts) -> Iterable[str]:
-    for name in ("perplexity_increase", "top1_agreement"):
-        if name in quality:
-            value = quality[name]["value"]
-            yield measured_words(name, "checkpoint", Estimate(value), None)
+def _parameters(amount: int) -> str:
+    millions = amount / 1e6
+    return (
+        f"{millions:.1f} M parameters" if millions < 1000 else f"{millions / 1000:.1f} B parameters"
+    )
 
 
-def _source(facts: Facts) -> Iterable[str]:
-    millions = facts["parameters"] / 1e6
-    amount = f"{millions:.1f} M" if millions < 1000 else f"{millions / 1000:.1f} B"
-    return facts["architecture"], f"{amount} parameters", size(facts["bytes"])
+def _estimate(name: str) -> Callable[[Facts], str]:
+    return lambda found: measured_words(name, "checkpoint", Estimate(found["value"]), None)
 
 
-def _quantize(facts: Facts) -> Iterable[str]:
-    if algorithm := facts["quant_algo"]:
-        yield algorithm
-    yield size(facts["bytes"])
-    if facts["ranks"] > 1:
-        yield count(facts["ranks"], "rank")
+def _against(quality: Facts) -> str:
+    return "against the checkpoint " + ", ".join(_words(QUALITY, quality))
 
 
-def _fidelity(facts: Facts) -> Iterable[str]:
-    if other := facts.get("against_checkpoint"):
-        yield "against the checkpoint " + ", ".join(_measured(other))
+def _fastest(measurements: Sequence[Facts]) -> str:
+    if not measurements:
+        return ""
+    fastest = max(measurements, key=lambda level: level["tokens_per_second"]["value"])
+    speed = number(fastest["tokens_per_second"]["value"])
+    return f"{speed} tokens/s at {streams(fastest['concurrency'])}"
 
 
-def _bench(facts: Facts) -> Iterable[str]:
-    if measured := facts["measurements"]:
-        speed = measured[-1]["tokens_per_second"]["value"]
-        yield f"{number(speed)} tokens/s at {streams(measured[-1]['concurrency'])}"
+def _tally(status: str) -> Callable[[int], str]:
+    return lambda amount: f"{amount} {status}" if amount else ""
 
 
-RESULTS: Mapping[str, Callable[[Facts], Iterable[str]]] = {
-    "source": _source,
-    "quantize": _quantize,
-    "evaluate": _measured,
-    "compile": lambda facts: [size(facts["engine_bytes"])],
-    "fidelity": _fidelity,
-    "repository": lambda facts: [count(len(facts["models"]), "model"), size(facts["bytes"])],
-    "verify": lambda facts: [tally(facts)],
-    "bench": _bench,
-    "report": lambda _facts: [],
+QUALITY: Rows = tuple((name, _estimate(name)) for name in ("perplexity_increase", "top1_agreement"))
+RESULTS: Mapping[str, Rows] = {
+    "source": (("architecture", str), ("parameters", _parameters), ("bytes", size)),
+    "quantize": (
+        ("quant_algo", str),
+        ("bytes", size),
+        ("ranks", lambda ranks: count(ranks, "rank") if ranks > 1 else ""),
+    ),
+    "evaluate": QUALITY,
+    "compile": (("engine_bytes", size),),
+    "fidelity": (("against_checkpoint", _against),),
+    "repository": (("models", lambda models: count(len(models), "model")), ("bytes", size)),
+    "verify": tuple((status, _tally(status)) for status in ("passed", "failed", "skipped")),
+    "bench": (("measurements", _fastest),),
+    "report": (),
 }
-"""What came of a stage, in a few words each, from the facts of its artifact."""
+"""What came of a stage: which facts of its artifact are told, and how."""
+
+
+def _words(rows: Rows, facts: Facts) -> Iterator[str]:
+    """What rows make of facts; those that are not there, or are None, are left out."""
+    for name, tell in rows:
+        if (value := facts.get(name)) is not None and (words := tell(value)):
+            yield words
 
 
 def stage_line(
@@ -90,7 +98,7 @@ def stage_line(
 def result_words(planned: PlannedStage) -> str:
     """Says what came of a stage that has an artifact: ``W4A16_AWQ, 2.6 MiB``."""
     assert planned.artifact
-    return ", ".join(RESULTS[planned.stage.name](planned.artifact.facts))
+    return ", ".join(_words(RESULTS.get(planned.stage.name, ()), planned.artifact.facts))
 
 
 def stage_dict(planned: PlannedStage, seconds: float | None = None) -> dict[str, Any]:
