@@ -14,7 +14,7 @@ def bench(
     *,
     concurrency: Annotated[
         list[str] | None,
-        typer.Option(metavar="STREAMS,...", help="Streams kept open together; repeatable."),
+        typer.Option(metavar="STREAMS,...", help="Streams kept open together; 1,8 by default."),
     ] = None,
     requests: Annotated[
         int, typer.Option(help="Requests per number of streams, spread over the rounds.")

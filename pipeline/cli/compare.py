@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import (
     BuildDirOption,
     DirectoryOption,
@@ -15,6 +16,7 @@ from pipeline.cli.options import (
     SetOption,
     UtilizationOption,
 )
+from pipeline.formats import FORMATS
 
 
 def compare(
@@ -31,8 +33,9 @@ def compare(
         str | None,
         typer.Option(
             metavar="F,F,...",
-            help="Formats for the recipe, as quantize.format, between commas; by default every "
-            "one that model and target take.",
+            help=f"Formats for the recipe, with commas between them: {', '.join(FORMATS)}; by "
+            "default every one that model and target take.",
+            autocompletion=complete.several_formats,
         ),
     ] = None,
     overrides: SetOption = None,

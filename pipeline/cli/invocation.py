@@ -82,7 +82,7 @@ def _log(verbosity: int) -> None:
         logger.propagate = False
 
 
-PANEL = "What is printed"
+PANEL = "Output"
 
 VerboseOption = Annotated[
     bool,

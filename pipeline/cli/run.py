@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import (
     BuildDirOption,
     DirectoryOption,
@@ -26,10 +27,21 @@ def run(
     build_dir: BuildDirOption = Path("build"),
     force: Annotated[
         list[str] | None,
-        typer.Option("--force", metavar="STAGE", help="Run a stage even if cached."),
+        typer.Option(
+            "--force",
+            metavar="STAGE",
+            help="Run a stage even if cached; repeatable. Stages: {stages}.",
+            autocompletion=complete.stages,
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="STAGE",
+            help="Stop after this stage.",
+            autocompletion=complete.stages,
+        ),
     ] = None,
     engine: Annotated[
         Path | None,
