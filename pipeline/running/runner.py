@@ -260,7 +260,8 @@ class _Run:
         assert key is not None
         assert material is not None
         forced = stage.name in self.force
-        with store.lock(stage.name, key):
+        doing = f"{stage.name} of {self.recipe.name}"
+        with store.lock(stage.name, key, doing=doing, on_wait=self.progress.note):
             artifact, _ = store.get(stage.name, key)
             if artifact and not forced:
                 # Another process built it while this one waited for the lock.
