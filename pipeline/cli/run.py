@@ -15,6 +15,7 @@ from pipeline.cli.options import (
     Output,
     RecipeArgument,
     SetOption,
+    new_file,
 )
 from pipeline.errors import PipelineError
 
@@ -51,6 +52,15 @@ def run(
             help="Go on with an engine that the script of plan --script built elsewhere.",
         ),
     ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            "--junit",
+            metavar="FILE",
+            help="Also write JUnit XML of the conformance checks here, or why none were made.",
+            callback=new_file,
+        ),
+    ] = None,
     env: EnvOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
@@ -58,6 +68,7 @@ def run(
     from pipeline import api
     from pipeline.cli.closing import Closing
     from pipeline.cli.console import open_recipe, print_json, progress_for
+    from pipeline.cli.run_junit import junit_of_run
     from pipeline.cli.stage_lines import stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
     from pipeline.store.build_dir import BuildDir
@@ -69,19 +80,21 @@ def run(
     def on_stage(planned: PlannedStage, seconds: float) -> None:
         stages.append(stage_dict(planned, seconds))
         closing.look(planned)
+        checks.look(planned)
         if not (output.json or output.quiet):
             print(stage_line(planned, seconds, verbose=output.verbose), flush=True)
 
     try:
-        result = api.run(
-            loaded,
-            build_dir,
-            force=force or (),
-            until=until,
-            engine=engine,
-            progress=progress_for(output.json, output.verbosity),
-            on_stage=on_stage,
-        )
+        with junit_of_run(junit, loaded.name) as checks:
+            result = api.run(
+                loaded,
+                build_dir,
+                force=force or (),
+                until=until,
+                engine=engine,
+                progress=progress_for(output.json, output.verbosity),
+                on_stage=on_stage,
+            )
     except PipelineError as error:
         if output.json:
             outputs = str(BuildDir(build_dir).outputs(loaded))
