@@ -93,6 +93,20 @@ def number(value: object, digits: int = 4) -> str:
     return str(value)
 
 
+def count(amount: int, noun: str) -> str:
+    """Formats an amount of something: ``1 document``, ``1,024 documents``."""
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def size(count: float) -> str:
+    """Formats a number of bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
 def streams(count: int) -> str:
     """Formats a number of streams in words."""
     return "1 stream" if count == 1 else f"{count} streams"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.words import count, size
 from pipeline.running.planner import PlannedStage
-from pipeline.tables import number, streams
+from pipeline.tables import count, number, size, streams
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.words import measured_words
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     """List the artifacts: how old and how large they are, and which builds use them."""
     from pipeline.cli.console import print_json
-    from pipeline.report.words import count, size
     from pipeline.store.retention import inventory
-    from pipeline.tables import print_table
+    from pipeline.tables import count, print_table, size
 
     rows = inventory(_existing(build_dir))
     if output.json:
@@ -101,8 +100,8 @@ def prune(
 ) -> None:
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
     from pipeline.cli.console import print_json
-    from pipeline.report.words import count, size
     from pipeline.store.retention import prune as remove
+    from pipeline.tables import count, size
 
     removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
     if output.json:
