@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
-        'generate --url localhost:8001 --max-tokens 20 --json "Once there was"',
+        'generate --url localhost:8001 --json "Once there was"',
     ),
     "verify": (
         "verify --url localhost:8001 --junit conformance.xml",
@@ -53,7 +53,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "compare --history build/tiny-llama-int4-awq",
     ),
     "lm-eval": (
-        "lm-eval configs/demo.yaml --model checkpoint --tasks hellaswag",
+        "lm-eval configs/demo.yaml --model checkpoint --tasks arc_easy",
         "lm-eval configs/demo.yaml --model localhost:8001 --tasks gsm8k",
     ),
     "doctor": ("doctor", "doctor --json"),
