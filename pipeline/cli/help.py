@@ -54,7 +54,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "lm-eval": (
         "lm-eval configs/demo.yaml --model checkpoint --tasks arc_easy",
-        "lm-eval configs/demo.yaml --model localhost:8001 --tasks gsm8k",
+        "lm-eval configs/demo.yaml --model localhost:8001 --tasks piqa",
     ),
     "doctor": ("doctor", "doctor --json"),
     "schema": ("schema > recipe.schema.json", "schema --markdown"),
