@@ -48,7 +48,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "bench --repository build/tiny-llama-int4-awq/repository",
     ),
     "compare": (
-        "compare configs/demo.yaml --formats float16,int8_sq,int4_awq",
+        "compare configs/demo.yaml --concurrency 1,8 --seconds 10",
         "compare build/tiny-llama-int4-awq build/tiny-llama-int8-sq",
         "compare --history build/tiny-llama-int4-awq",
     ),
