@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.formats import NO_QUANT
 from pipeline.running.planner import PlannedStage
 from pipeline.tables import count, number, size, streams
 from pipeline.verdict.estimate import Estimate
@@ -49,7 +50,7 @@ QUALITY: Rows = tuple((name, _estimate(name)) for name in ("perplexity_increase"
 RESULTS: Mapping[str, Rows] = {
     "source": (("architecture", str), ("parameters", _parameters), ("bytes", size)),
     "quantize": (
-        ("quant_algo", str),
+        ("quant_algo", lambda name: "" if name == NO_QUANT else str(name)),
         ("bytes", size),
         ("ranks", lambda ranks: count(ranks, "rank") if ranks > 1 else ""),
     ),

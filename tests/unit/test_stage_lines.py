@@ -34,6 +34,7 @@ def test_every_stage_has_a_row() -> None:
             {"architecture": "LlamaForCausalLM", "parameters": 8_030_261_248, "bytes": 16 << 30},
             "LlamaForCausalLM, 8.0 B parameters, 16.0 GiB",
         ),
+        ("quantize", {"quant_algo": "NO_QUANT", "bytes": 7 << 20, "ranks": 1}, "7.0 MiB"),
         ("quantize", {"quant_algo": None, "bytes": 1536, "ranks": 1}, "1.5 KiB"),
         ("quantize", {"quant_algo": "FP8", "bytes": 3 << 20, "ranks": 2}, "FP8, 3.0 MiB, 2 ranks"),
         (
