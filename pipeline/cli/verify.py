@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import Connection, Output, new_file, served_path
 
 if TYPE_CHECKING:
@@ -27,11 +28,19 @@ def verify(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECK,...", help="Run these checks only; repeatable."),
+        typer.Option(
+            metavar="CHECK,...",
+            help="Run these checks only; repeatable. A report names them, and so does a wrong one.",
+            autocompletion=complete.checks,
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECK,...", help="Leave these checks out; repeatable."),
+        typer.Option(
+            metavar="CHECK,...",
+            help="Leave these checks out; repeatable.",
+            autocompletion=complete.checks,
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -55,6 +64,7 @@ def verify(
     from pipeline.cli.console import print_json, progress_for
     from pipeline.errors import VerificationError
     from pipeline.source.probes import find_probes, known_probes
+    from pipeline.tables import tally
     from pipeline.verify import print_report, run_conformance, to_json
 
     options = options_of(only, skip, prompts, tolerance, strict=strict, patience=server.timeout)
@@ -62,7 +72,9 @@ def verify(
     if tokenizer is not None:
         probes = find_probes(tokenizer)
     with junit_of(junit, server) as file, server.address() as address:
-        with progress_for(output.json).task("conformance checks", options.count) as task:
+        with progress_for(output.json, output.verbosity).task(
+            "conformance checks", options.count
+        ) as task:
 
             def note(result: CheckResult) -> None:
                 file.note(result)
@@ -78,7 +90,9 @@ def verify(
                 **options.fields,
             )
         file.finish(report)
-        if not output.json:
+        if output.quiet and not output.json:
+            print(tally(to_json(report)))
+        elif not output.json:
             print_report(report)
         try:
             report.raise_for_failures()

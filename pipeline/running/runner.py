@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ from pipeline.store.lock import read_lock, write_lock
 from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
 
+FORCED = "forced"
+"""The reason of a stage that runs although it is cached."""
+
+logger = logging.getLogger(__name__)
 Listener = Callable[[PlannedStage, float], None]
 
 
@@ -237,7 +242,7 @@ class _Run:
                     self.bring_up_to_date(stage, [stage])
         except PipelineError as error:
             # What the run failed of is what the user has to read.
-            self.progress.note(f"the failure could not be recorded: {error}")
+            self.progress.note(f"warning: the failure could not be recorded: {error}")
             return
         for name, path in self.deployed.items():
             self.progress.note(f"{name}: {path}")
@@ -257,13 +262,17 @@ class _Run:
         assert key is not None
         assert material is not None
         forced = stage.name in self.force
-        with store.lock(stage.name, key):
+        doing = f"{stage.name} of {self.recipe.name}"
+        with store.lock(stage.name, key, doing=doing, on_wait=self.progress.note):
             artifact, _ = store.get(stage.name, key)
             if artifact and not forced:
                 # Another process built it while this one waited for the lock.
                 return replace(planned, status="cached", artifact=artifact)
-            context.progress.note(f"{stage.name}: {stage.title} ({planned.reason or 'forced'})")
-            with store.workspace(stage.name, key) as directory:
+            reason = planned.reason or FORCED
+            with (
+                context.progress.stage(f"{stage.name}: {stage.title} ({reason})"),
+                store.workspace(stage.name, key) as directory,
+            ):
                 started = time.monotonic()
                 try:
                     facts = stage.run(replace(context, output=directory))
@@ -282,7 +291,7 @@ class _Run:
                     facts=facts,
                     seconds=time.monotonic() - started,
                 )
-        return replace(planned, artifact=artifact)
+        return replace(planned, status="run", reason=reason, artifact=artifact)
 
     def _deploy(self, planned: PlannedStage, place: Deployment) -> None:
         artifact = _artifact(planned)
@@ -290,6 +299,7 @@ class _Run:
             if self.failure:
                 return  # a check before it refused what it is made of
             target = release(artifact, self.outputs / place.folder, self.store)
+            logger.info("%s: deployed as %s", planned.stage.name, target)
             self.deployed[planned.stage.name] = target
         finished = place.finish(artifact.path, self.outputs) if place.finish else {}
         for name in place.files:
@@ -298,6 +308,7 @@ class _Run:
             if not _holds(target, content):
                 with self.store.writing():
                     write_atomically(target, content)
+                logger.info("%s: written to %s", planned.stage.name, target)
             self.deployed[planned.stage.name] = target
         if place.journal and (line := place.journal.line(artifact)) is not None:
             try:

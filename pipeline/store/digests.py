@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pipeline.reading.files import open_regular
 from pipeline.reading.json_text import read_json
 from pipeline.store.files import write_atomically
 
+logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 
 
@@ -115,6 +117,7 @@ class DigestMemo:
         entry = self._entries.get(name)
         if isinstance(entry, list) and len(entry) == 4 and entry[:3] == mark:
             return str(entry[3])
+        logger.info("reading %s for its SHA-256", path)
         value = file_digest(path)
         self._entries[name] = [*mark, value]
         self._changed = True
