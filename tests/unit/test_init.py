@@ -15,7 +15,7 @@ from pipeline.cli.main import app
 from pipeline.errors import PipelineError, UsageError
 from pipeline.recipe.docs import recipe_keys, schema_text
 from pipeline.scaffold.document import GATES, SHOWN, first_sentence, yaml_value
-from pipeline.source.texts import read_texts
+from pipeline.source.lines import read_texts
 from pipeline.targets.openvino import memory
 
 from ..conftest import PROJECT

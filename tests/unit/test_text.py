@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import batches, check_texts, read_texts, sample, token_rows
+from pipeline.source.lines import read_texts, sample
+from pipeline.source.texts import check_texts
+from pipeline.source.tokens import batches, token_rows
 
 
 class Letters:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.source.texts import SURROGATE, read_text_file
+from pipeline.source.lines import SURROGATE, read_text_file
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
