@@ -17,7 +17,7 @@ from pipeline.source.probes import check_served, make_probes, to_json
 from pipeline.source.tokenizer import CONFIG as TOKENIZER_CONFIG
 from pipeline.source.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
 from pipeline.stages.base import Deployment, Stage, StageContext
-from pipeline.stages.served import code_digest, target_package
+from pipeline.stages.served import CLIENT, code_digest, target_package
 from pipeline.store.artifact import MANIFEST, Artifact, check_files, read_manifest
 from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
@@ -37,6 +37,8 @@ TOKENIZER_CODE = (
     "source/probes.py",
     "source/end_ids.py",
     "source/chat_template.py",
+    f"{CLIENT}/_chat_template.py",
+    f"{CLIENT}/_template_sandbox.py",
     "models/architectures.py",
 )
 # Older checkpoints keep them in config.json alone, where transformers reads them.
