@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import SourceError, UsageError
+from pipeline.models.config_json import read_config
+from pipeline.source.end_ids import CLASSES
 from pipeline.source.lines import Conversation, Line
-
-if TYPE_CHECKING:
-    from trtllm_client import ChatTemplate
+from pipeline.source.probes import A_DAY
+from trtllm_client import ChatTemplate, InvalidRequest
 
 CHECKED = 1000
 """Conversations of a file that are rendered before any work; evaluation reads the first ones."""
@@ -76,9 +77,6 @@ class Renderer:
     def _render(
         self, conversation: Conversation, messages: Sequence[dict[str, Any]], **options: Any
     ) -> str:
-        from pipeline.source.probes import A_DAY
-        from trtllm_client import InvalidRequest
-
         template = self._opened(conversation.place)
         try:
             return template.render(
@@ -116,10 +114,9 @@ def check_conversations(lines: Iterable[Line], directory: Path) -> None:
 
 
 def _template_of(directory: Path, place: str) -> ChatTemplate:
-    from trtllm_client import ChatTemplate, InvalidRequest
-
+    config = read_config(directory, SourceError, "A model's folder has one")
     try:
-        template = ChatTemplate.find(directory)
+        template = ChatTemplate.find(directory, CLASSES.get(str(config.get("model_type")), ""))
     except InvalidRequest as error:
         raise UsageError(error.what, where=str(directory), why=error.why, fix=error.fix) from error
     if template is None:

@@ -14,8 +14,8 @@ from pipeline.source.tokens import batches, token_rows
 class Letters:
     """A tokenizer whose tokens are the code points, after a start token."""
 
-    def encode(self, text: str, /) -> list[int]:
-        return [1, *map(ord, text)]
+    def encode(self, text: str, /, *, add_special_tokens: bool | str = "auto") -> list[int]:
+        return [*([1] if add_special_tokens else []), *map(ord, text)]
 
 
 def test_paragraphs(tmp_path: Path) -> None:
