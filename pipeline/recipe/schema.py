@@ -41,7 +41,9 @@ from pipeline.recipe.section import (
     Unit,
     Whole,
 )
+from pipeline.recipe.verify import VerifySection
 
+PROMPTS_KEY = "verify.prompts"
 HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$"
 )
@@ -381,6 +383,7 @@ class Recipe(Section):
         evaluate: Held-out text and the quality gate; None measures nothing.
         compile: What the engine is built for.
         serve: How the Triton repository serves the engine.
+        verify: What the conformance checks ask of the served repository.
         bench: The load that the bench stage puts on the server.
         cost: What a machine costs, for the price of a million tokens.
         constraints: What a format must keep to be recommended by ``compare``.
@@ -397,6 +400,7 @@ class Recipe(Section):
     evaluate: EvaluateSection | None = None
     compile: CompileSection = CompileSection()
     serve: ServeSection = ServeSection()
+    verify: VerifySection = VerifySection()
     bench: BenchSection = BenchSection()
     cost: CostSection = CostSection()
     constraints: ConstraintsSection = ConstraintsSection()
@@ -465,10 +469,12 @@ class Recipe(Section):
         return {name: whole[name] for name in names}
 
     def text_paths(self) -> dict[str, Path]:
-        """Lists the text files that the recipe names, by dotted key."""
+        """Lists the files of texts and of prompts that the recipe names, by dotted key."""
         paths = {}
         if self.quantize.calibration and self.quantize.needs_calibration:
             paths["quantize.calibration.text"] = Path(self.quantize.calibration.text)
         if self.evaluate:
             paths["evaluate.text"] = Path(self.evaluate.text)
+        if self.verify.prompts:
+            paths[PROMPTS_KEY] = Path(self.verify.prompts)
         return paths

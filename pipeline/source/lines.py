@@ -169,12 +169,16 @@ def read_text_file(path: Path) -> str:
         ) from error
 
 
-def objects(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def objects(
+    content: str, path: Path, kinds: str = KINDS, fix: str = EXAMPLE
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads the objects of a ``.jsonl`` file, each with its place; blank lines are left out.
 
     Args:
         content: The file's text.
         path: The file, for errors.
+        kinds: What an object of it has, in words.
+        fix: What to write in the place of a line that is none.
 
     Raises:
         UsageError: A line is no JSON object.
@@ -186,9 +190,10 @@ def objects(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise _no_object(place, str(error) if isinstance(error, ValueError) else None) from None
+            why = str(error) if isinstance(error, ValueError) else None
+            raise _no_object(place, kinds, why, fix) from error
         if not isinstance(row, dict):
-            raise _no_object(place)
+            raise _no_object(place, kinds, None, fix)
         yield place, row
 
 
@@ -258,7 +263,9 @@ def _line(row: dict[str, Any], place: str) -> Line | None:
     if row.get("messages") is not None:
         return conversation_of(row, place)
     if row.get("prompt") is None:
-        raise _no_object(place, keys=row)
+        known = next((hint for name, hint in OTHER_NAMES.items() if name in row), EXAMPLE)
+        why = f"It has {', '.join(map(json.dumps, list(row)[:6]))}" if row else None
+        raise _no_object(place, KINDS, why, known)
     prompt, completion = row["prompt"], row.get("completion")
     if completion is not None and isinstance(prompt, list) != isinstance(completion, list):
         kinds = ["messages" if isinstance(part, list) else "text" for part in (prompt, completion)]
@@ -329,15 +336,7 @@ def _check_characters(text: str, what: str, place: str) -> None:
         )
 
 
-def _no_object(
-    place: str, why: str | None = None, keys: Mapping[str, Any] | None = None
-) -> UsageError:
-    known = next((fix for name, fix in OTHER_NAMES.items() if name in (keys or {})), None)
-    if keys:
-        why = f"It has {', '.join(map(json.dumps, list(keys)[:6]))}"
+def _no_object(place: str, kinds: str, why: str | None, fix: str) -> UsageError:
     return UsageError(
-        f"the line is not a JSON object with a {KINDS}",
-        where=place,
-        why=why,
-        fix=known or EXAMPLE,
+        f"the line is not a JSON object with a {kinds}", where=place, why=why, fix=fix
     )

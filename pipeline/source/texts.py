@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import RecipeError, UsageError, check_all
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import PROMPTS_KEY, Recipe
 from pipeline.source.lines import read_texts
+from pipeline.source.prompts import read_prompts
 from pipeline.source.rendering import check_conversations
 from pipeline.store.digests import file_digest
 
@@ -57,7 +58,7 @@ def check_texts(recipe: Recipe) -> None:
     """
     folder = Path(recipe.model.source).expanduser()
     check_all(
-        partial(_check_text, path, recipe.place(key), folder if folder.is_dir() else None)
+        partial(_check_text, key, path, recipe.place(key), folder if folder.is_dir() else None)
         for key, path in recipe.text_paths().items()
     )
 
@@ -74,14 +75,14 @@ def check_fetched(recipe: Recipe, directory: Path) -> None:
     """
     if not Path(recipe.model.source).expanduser().is_dir():
         check_all(
-            partial(_check_text, path, recipe.place(key), directory)
+            partial(_check_text, key, path, recipe.place(key), directory)
             for key, path in recipe.text_paths().items()
         )
 
 
-def _check_text(path: Path, place: str, directory: Path | None) -> None:
+def _check_text(key: str, path: Path, place: str, directory: Path | None) -> None:
     with named_at(place):
-        lines = read_texts(path)
+        lines = (read_prompts if key == PROMPTS_KEY else read_texts)(path)
         if directory is not None:
             check_conversations(lines, directory)
 

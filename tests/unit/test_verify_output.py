@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import UsageError, VerificationError
+from pipeline.source.prompts import read_prompts
 from pipeline.verify import (
     CHECKS,
     CheckResult,
     Report,
     chosen_checks,
     print_report,
-    read_prompts,
     run_conformance,
     to_json,
     to_junit,
@@ -152,10 +152,14 @@ def test_prompts_are_read_as_they_stand(tmp_path, name, content):
         ),
         ("p.jsonl", b"", "p.jsonl: the file needs at least two different prompts. It has none,"),
         ("p.txt", b"caf\xe9\n", "p.txt: the file of prompts is not UTF-8"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "p.jsonl:2: the line is not JSON"),
-        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line has no prompt"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt": ',
+            'p.jsonl:2: the line is not a JSON object with a "prompt" or "messages"',
+        ),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line is not a JSON object"),
         ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "p.jsonl:2: the line has no prompt"),
-        ("p.jsonl", b'{"prompt": 7}', "p.jsonl:1: the line has no prompt"),
+        ("p.jsonl", b'{"prompt": 7}', 'p.jsonl:1: "prompt" is int, not a string'),
         ("absent.txt", None, "absent.txt: the file of prompts cannot be read"),
     ],
 )
