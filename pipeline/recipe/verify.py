@@ -13,6 +13,7 @@ CheckName = Literal[
     "readiness",
     "wire_contract",
     "own_tokenizer",
+    "begins_once",
     "output_shapes",
     "greedy_determinism",
     "stream_equals_whole",

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from pipeline.errors import SourceError, UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.source.rendering import Rendered, Text
+from pipeline.source.special_tokens import tokens_in_front, without_second
 from pipeline.source.tokenizer import HuggingFaceTokenizer, open_tokenizer
 
 Rows = list[list[int]]
@@ -106,18 +107,12 @@ class _TokenizerOfModel:
     def _encode(self, text: str, add_special_tokens: SpecialTokens) -> list[int]:
         if add_special_tokens != "auto":
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        ids = self._tokenizer.encode(text)
-        front = self._front
-        twice = ids[: 2 * len(front)] == [*front, *front]
-        return ids[len(front) :] if twice else ids
+        plain = self._tokenizer.encode(text, add_special_tokens=False)
+        return list(without_second(self._tokenizer.encode(text), plain, self._in_front))
 
     @cached_property
-    def _front(self) -> list[int]:
-        """What the tokenizer puts in front of every text."""
-        whole, bare = (self._tokenizer.encode("a", add_special_tokens=add) for add in (True, False))
-        places = range(len(whole) - len(bare) + 1)
-        found = (place for place in places if whole[place : place + len(bare)] == bare)
-        return whole[: next(found, 0)]
+    def _in_front(self) -> tuple[int, ...]:
+        return tokens_in_front(self._tokenizer)
 
     def _checked(self, ids: list[int]) -> list[int]:
         largest = max(ids, default=0)

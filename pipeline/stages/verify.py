@@ -17,7 +17,12 @@ from pipeline.store.artifact import Artifact
 
 JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"
-SOURCES = ("source/lines.py", "source/probes.py", "source/prompts.py")
+SOURCES = (
+    "source/lines.py",
+    "source/probes.py",
+    "source/prompts.py",
+    "source/special_tokens.py",
+)
 LEFT_OUT = "left out by verify.only or verify.skip of the recipe"
 
 

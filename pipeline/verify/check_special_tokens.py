@@ -26,7 +26,7 @@ def begins_once(context: Context) -> Details:
         raise CheckSkipped(f"the server has no input {ADD_SPECIAL_TOKENS}, as NVIDIA's own")
     _refuses_another_type(context)
     begin = _begin_text(context)
-    prompt = context.plan.prompts[0]
+    prompt = context.plan.plain_prompts[0]
     whole, plain = (token_ids(context, prompt, add_special_tokens=added) for added in (True, False))
     if whole == plain:
         raise CheckSkipped("the tokenizer puts nothing around a text")

@@ -51,11 +51,8 @@ def to_junit(report: Report) -> str:
         time=f"{report.seconds:.3f}",
     )
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (
-        ("url", report.url),
-        ("server", report.server),
-        ("prompts", report.prompts),
-    ):
+    facts = {"url": report.url, "server": report.server, "prompts": report.prompts}
+    for name, value in facts.items():
         ElementTree.SubElement(properties, "property", name=name, value=_xml(value))
     for result in report.results:
         case = ElementTree.SubElement(

@@ -29,6 +29,7 @@ from trtllm_client import Client, ClientError, InvalidRequest, Tls
 
 _FIRST = "readiness"
 _FEWEST_TOKENS = 8
+Length = Callable[[str], int | None]
 _UNREADY = "the server is not ready"
 
 
@@ -149,27 +150,28 @@ def _settled(plan: Plan, client: Client, prompts: Sequence[Line] | None) -> tupl
     Prompts of one's own are not left out; the checks say what the server says to them.
     """
     template, without = template_of(client)
+    length: Length = cache(partial(_prompt_tokens, client))
     if prompts is not None:
-        return _fitted(given(plan, prompts, template, without), client)[:2]
+        return _fitted(given(plan, prompts, template, without), client, length)[:2]
     if plan.prompts != Plan.prompts:
-        return _fitted(plan, client)[:2]
+        return _fitted(plan, client, length)[:2]
     if template is not None:
-        asked, longest, room = _fitted(fitting(built_in(plan, template), _lengths(client)), client)
+        questions = fitting(built_in(plan, template), length)
+        asked, longest, room = _fitted(questions, client, length)
         if room >= plan.max_tokens:
             return asked, longest
         without = "the server's chat template leaves too little room for answers"
     if without != NO_TEMPLATE:
         plan = replace(plan, said=f"{plan.said}: {without}")
-    return _fitted(fitting(plan, _lengths(client)), client)[:2]
+    return _fitted(fitting(plan, length), client, length)[:2]
 
 
-def _fitted(plan: Plan, client: Client) -> tuple[Plan, str, int]:
+def _fitted(plan: Plan, client: Client, length: Length) -> tuple[Plan, str, int]:
     """The plan with answers as long as the engine has room, its longest prompt, and their length.
 
     The length is 0 where the server refuses even short ones; the checks say what it says to them.
     """
-    lengths = {prompt: _prompt_tokens(client, prompt) for prompt in plan.longest_prompts}
-    longest = max(plan.longest_prompts, key=lambda prompt: lengths[prompt] or len(prompt))
+    longest = max(plan.longest_prompts, key=lambda prompt: length(prompt) or len(prompt))
 
     def ask(tokens: int) -> int:
         answer = client.generate(longest, max_tokens=tokens, top_k=1, end_id=NO_END)
@@ -180,10 +182,6 @@ def _fitted(plan: Plan, client: Client) -> tuple[Plan, str, int]:
     except (CheckSkipped, ClientError):
         return plan, longest, 0
     return replace(plan, max_tokens=max(tokens, 1)), longest, tokens
-
-
-def _lengths(client: Client) -> Callable[[str], int | None]:
-    return cache(partial(_prompt_tokens, client))
 
 
 def _prompt_tokens(client: Client, prompt: str) -> int | None:

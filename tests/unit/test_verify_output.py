@@ -51,13 +51,13 @@ def test_junit_says_when_and_on_which_server():
         ("localhost:8001", "localhost"),
         ("grpc://[::1]:8001", "::1"),
     ):
-        report = Report(url, "ensemble", "triton 2.51.0", RESULTS, None, started)
+        report = Report(url, "ensemble", "triton 2.51.0", RESULTS, None, started, "plain texts")
         suite = ElementTree.fromstring(to_junit(report)).find("testsuite")
         # Universal time without a zone, as the schema of Jenkins and Apache Ant has it.
         assert suite.get("timestamp") == "2026-11-28T09:05:07"
         assert suite.get("hostname") == host
         properties = {p.get("name"): p.get("value") for p in suite.find("properties")}
-        assert properties == {"url": url, "server": "triton 2.51.0"}
+        assert properties == {"url": url, "server": "triton 2.51.0", "prompts": "plain texts"}
 
 
 def test_how_texts_were_compared_is_told(capsys):
