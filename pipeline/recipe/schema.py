@@ -99,8 +99,10 @@ class Calibration(Section):
     """The text that quantization scales are measured on.
 
     Attributes:
-        text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file (one object with
-            ``text`` a line), relative to the recipe.
+        text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file, relative to the
+            recipe. A line of it is an object with ``text``, with ``messages`` or with ``prompt``
+            and ``completion``; conversations become what the model's own chat template makes of
+            them (docs/quality.md, Chat data).
         samples: How many texts of the file are used, at most.
         sequence_length: The longest part of a text that is used.
         batch_size: Rows of text per forward pass; AWQ is fastest with few large batches.

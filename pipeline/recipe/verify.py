@@ -44,7 +44,8 @@ class VerifySection(Section):
     """What the conformance checks ask of the served repository.
 
     Attributes:
-        only: The checks to run, by name; an empty list runs all. The others count as skipped.
+        only: The checks to run, by the names that every report of them has; an empty list runs
+            all. The others count as skipped.
         skip: The checks to leave out, by name. Reports list them as skipped, never as passed.
         prompts: Prompts in the place of the built-in ones: a file with a prompt a line, or a
             ``.jsonl`` file of objects with ``prompt`` or ``messages``, relative to the recipe. Two
