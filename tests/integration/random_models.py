@@ -20,6 +20,11 @@ from pipeline.store.build_dir import BuildDir
 
 from .quantize_support import EXTRAS, SIZES, VOCAB, write_source
 
+# Of Qwen's family, without its default system turn.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SENTENCES = ("The old man looked at the sea, and naïve cafés were 😀 😃 漢字.",) * 40
 
 
@@ -53,13 +58,29 @@ def one_token(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def _bytes_tokenizer() -> Any:
+def chat(architecture: str, folder: Path) -> Path:
+    """As :func:`broken_characters`, with a chat template whose special tokens it writes, too."""
+    broken_characters(architecture, folder)
+    _bytes_tokenizer("<|im_start|>", "<|im_end|>").save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+def one_token_chat(architecture: str, folder: Path) -> Path:
+    """As :func:`one_token`, with a chat template."""
+    one_token(architecture, folder)
+    _bytes_tokenizer("<|im_start|>", "<|im_end|>").save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+def _bytes_tokenizer(*special: str) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, initial_alphabet=sorted(alphabet), special_tokens=["<|end|>"]
+        vocab_size=VOCAB, initial_alphabet=sorted(alphabet), special_tokens=["<|end|>", *special]
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")

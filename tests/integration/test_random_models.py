@@ -17,12 +17,15 @@ from pipeline.verify import run_conformance
 from tests.integration.random_models import (
     broken_characters,
     build_repository,
-    one_token,
+    chat,
+    one_token_chat,
     words,
 )
 
+QUESTIONS = "questions through the server's chat template"
 # Checks that may have nothing to look at; all others pass.
 UNEXERCISED = {
+    "begins_once",
     "border",
     "cancel_frees_slot",
     "end_ids",
@@ -37,23 +40,28 @@ UNEXERCISED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "architecture", "max_seq_len"),
+    ("source", "architecture", "max_seq_len", "asked"),
     [
-        (words, "Llama", 64),
-        (words, "Mistral", 64),
-        (one_token, "Qwen2", 64),
-        (broken_characters, "Qwen3", 64),
-        (broken_characters, "Llama", 36),
+        (words, "Mistral", 64, "plain texts"),
+        (chat, "Llama", 256, QUESTIONS),
+        (one_token_chat, "Qwen2", 256, QUESTIONS),
+        (chat, "Qwen3", 64, "plain texts: the server's chat template leaves too little room"),
+        (broken_characters, "Llama", 36, "plain texts"),
     ],
 )
 def test_a_right_server_passes_whatever_its_model_writes(
-    source: Callable[[str, Path], Path], architecture: str, max_seq_len: int, tmp_path: Path
+    source: Callable[[str, Path], Path],
+    architecture: str,
+    max_seq_len: int,
+    asked: str,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "source").mkdir()
     repository = build_repository(source(architecture, tmp_path / "source"), tmp_path, max_seq_len)
     with TritonServer(repository, log_file=tmp_path / "triton.log") as server:
         report = run_conformance(server.grpc_url, probes=known_probes(repository))
     assert report.tolerance is None
+    assert report.prompts.startswith(asked)
     assert {r.name: r.reason for r in report.results if r.status == "failed"} == {}
     skipped = {r.name: r.reason or "" for r in report.results if r.status == "skipped"}
     assert skipped.keys() <= UNEXERCISED
