@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.errors import UsageError
+from pipeline.recipe.verify import VerifySection
 from pipeline.source.lines import Conversation, read_texts, to_json_line
+from tests.conftest import PROJECT
 
 HELLO = {"role": "user", "content": "Hello"}
 HI = {"role": "assistant", "content": "Hi there"}
@@ -92,6 +95,17 @@ def test_a_conversation_is_written_as_a_line_that_reads_the_same(tmp_path: Path)
     again = tmp_path / "again.jsonl"
     again.write_text("".join(f"{to_json_line(line)}\n" for line in lines))
     assert read_texts(again) == lines
+
+
+def test_the_lines_of_the_documentation_are_read(tmp_path: Path) -> None:
+    _, _, section = (PROJECT / "docs/quality.md").read_text().partition("## Chat data")
+    block = section.split("```json\n")[1].split("```")[0]
+    (tmp_path / "t.jsonl").write_text(block)
+    lines = read_texts(tmp_path / "t.jsonl")
+    kinds = [type(line).__name__ for line in lines]
+    assert kinds == ["str", "Conversation", "Conversation", "str", "Conversation"]
+    recipe = section.split("```yaml\n")[1].split("```")[0]
+    assert VerifySection.model_validate(yaml.safe_load(recipe)["verify"]).skip
 
 
 @pytest.mark.parametrize(
