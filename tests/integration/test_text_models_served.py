@@ -26,6 +26,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from pipeline.stages.repository import model_sources, python_files
 from pipeline.triton.server import TritonServer
 from pipeline.triton.tensors import TWINS
+from pipeline.verify import run_conformance
 from tests.conftest import PROJECT
 from tests.metrics import METRICS
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
@@ -419,3 +420,17 @@ def test_the_field_goes_over_http_too(server: TritonServer, model: str) -> None:
     )
     ids = TOKENIZER.encode("<s>Once upon a", add_special_tokens=False).ids
     assert json.load(urllib.request.urlopen(request))["num_input_tokens"] == len(ids)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_the_conformance_run_sees_it(
+    server: TritonServer, accumulating: TritonServer, model: str
+) -> None:
+    for place, setting in ((server, "auto"), (accumulating, False)):
+        report = run_conformance(place.grpc_url, model=model, only=["begins_once"])
+        (found,) = (result for result in report.results if result.name == "begins_once")
+        assert (found.status, found.reason) == ("passed", None)
+        assert found.details["setting"] == setting
+        once, plain, twice = found.details["tokens"]
+        assert (once, twice) == (plain, plain + 1)
+        assert {"tensorrt_llm_bls", "ensemble"} <= {*found.details["models"]}
