@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from pipeline.source.rendering import Renderer
 from pipeline.source.texts import check_texts
 from pipeline.source.tokens import load_tokenizer, text_ids
 from pipeline.store.build_dir import BuildDir
-from tests.conftest import DEMO_MODEL
+from tests.conftest import DEMO_MODEL, PROJECT
 
+PUBLISHED = PROJECT / "tests/data/chat-templates"
 # As Llama's: bos once in front, the date, tools in the system turn, and no answer but the user's.
 TEMPLATE = """\
 {{- bos_token }}
@@ -76,7 +78,7 @@ def expected_ids(model: Path, line: dict[str, Any], **options: Any) -> list[int]
         messages_of(line),
         tools=line.get("tools"),
         tokenize=True,
-        strftime_now=lambda form: "01 Jan 2026" if form == "%d %b %Y" else None,
+        strftime_now=datetime(2026, 1, 1, tzinfo=timezone.utc).strftime,
         **options,
     )
     return found
@@ -100,6 +102,18 @@ def test_ids_of_a_conversation_are_those_of_transformers(model: Path, tmp_path: 
         ids = text_ids(tokenizer, text)
         assert ids == expected_ids(model, row)
         assert ids.count(bos) == 1
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(PUBLISHED.glob("*.jinja"))])
+def test_published_templates_give_the_ids_of_transformers(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copyfile(PUBLISHED / name, folder / "chat_template.jinja")
+    (row,) = ({"messages": line["messages"][1:]} for line in chats(1) if "messages" in line)
+    (text,) = Renderer(folder).texts(read_texts(write(tmp_path / "t.jsonl", [row])))
+    ids = text_ids(load_tokenizer(folder), text)
+    assert ids == expected_ids(folder, row)
+    assert len(ids) > 10
 
 
 def test_documents_have_the_ids_and_bytes_of_what_the_template_wrote(
