@@ -38,9 +38,10 @@ from pipeline.quantize.calibrate import calibrate
 from pipeline.quantize.formats import modelopt_config
 from pipeline.quantize.loading import count_parameters
 from pipeline.recipe.schema import QuantizeSection
+from pipeline.source.lines import read_texts, sample
 from pipeline.source.loading import load_causal_lm
 from pipeline.source.runtime import deterministic, offline_and_quiet
-from pipeline.source.texts import Rows, batches, load_tokenizer, read_texts, sample, token_rows
+from pipeline.source.tokens import Rows, batches, load_tokenizer, token_rows
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny_llama"
 RANDOM = {

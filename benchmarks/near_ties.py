@@ -49,7 +49,8 @@ def log_probabilities(
     """Float32 [texts, length, vocabulary], alone with a cache and together without."""
     from transformers import AutoModelForCausalLM
 
-    from pipeline.source.texts import load_tokenizer, read_texts
+    from pipeline.source.lines import read_texts
+    from pipeline.source.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model)
     texts = (tokenizer.encode(text) for text in read_texts(arguments.heldout))

@@ -104,7 +104,8 @@ def recipe(name: str, arguments: argparse.Namespace, **openvino: Any) -> Any:
 
 def windows(arguments: argparse.Namespace) -> np.ndarray:
     """Held-out text as int64 [windows, length], so that no padding enters the logits."""
-    from pipeline.source.texts import load_tokenizer, read_texts
+    from pipeline.source.lines import read_texts
+    from pipeline.source.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.model)
     ids = [token for text in read_texts(arguments.heldout) for token in tokenizer.encode(text)]

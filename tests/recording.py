@@ -118,7 +118,8 @@ def _other(kind: type[Section], section: Section, name: str, other: Any) -> Any:
             return f"{value}x"
         case list():
             element = _plain(kind.model_fields[name].annotation)
-            return [*value, {int: 1, float: 0.25, str: "x"}[element]]
+            # Of a Literal it is the first of its values.
+            return [*value, {int: 1, float: 0.25, str: "x"}.get(element, element)]
         case None:
             allowed = _plain(typing.get_args(kind.model_fields[name].annotation)[0])
             # A section that is absent is not another value of it.

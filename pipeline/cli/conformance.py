@@ -12,12 +12,12 @@ from typing import Any
 from pipeline.cli.options import Connection
 from pipeline.client_errors import client_errors
 from pipeline.errors import PipelineError, UsageError, VerificationError
+from pipeline.source.prompts import read_prompts
 from pipeline.verify import (
     CheckResult,
     Plan,
     Report,
     chosen_checks,
-    read_prompts,
     to_junit,
 )
 
@@ -62,15 +62,13 @@ def options_of(
             fix="Give --strict where texts must be equal",
         )
     only, skip = _names(only), _names(skip)
-    plan = Plan(patience=patience)
-    if prompts is not None:
-        plan = Plan(patience=patience, prompts=tuple(read_prompts(prompts)))
     fields = {
         "only": only,
         "skip": skip,
         "tolerance": tolerance,
         "strict": strict,
-        "plan": plan,
+        "plan": Plan(patience=patience),
+        "prompts": None if prompts is None else read_prompts(prompts),
     }
     return Options(fields, len(chosen_checks(only, skip)))
 

@@ -44,7 +44,10 @@ def verify(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help='Prompts: one a line, or .jsonl with {"prompt": ...}.'),
+        typer.Option(
+            metavar="FILE",
+            help='Prompts: one a line, or .jsonl with {"prompt": ...} or {"messages": [...]}.',
+        ),
     ] = None,
     tolerance: Annotated[
         float | None,

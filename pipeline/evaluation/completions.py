@@ -10,10 +10,12 @@ import torch
 
 from pipeline.evaluation.scoring import Scorer, padded
 from pipeline.evaluation.windows import Document
-from pipeline.source.texts import SpanTokenizer
+from pipeline.source.tokens import SpanTokenizer
 
 COUNT = 3
 PROMPT_TOKENS = 16
+# Of a conversation: each of the new tokens costs the whole of it again.
+QUESTION_TOKENS = 256
 NEW_TOKENS = 32
 
 
@@ -22,7 +24,7 @@ class Completion:
     """What two models write behind the same words.
 
     Attributes:
-        prompt: The beginning of a document.
+        prompt: The beginning of a document, or a conversation up to its last answer.
         source: What the source model writes, without the prompt.
         written: What the other model writes, without the prompt.
         same_tokens: How many tokens both begin with.
@@ -51,6 +53,9 @@ def compare_completions(
 ) -> list[Completion]:
     """Lets both models go on with the beginnings of the first :data:`COUNT` documents.
 
+    Of a conversation that is all up to its last answer, where that is no longer than
+    :data:`QUESTION_TOKENS` and the models have room for more.
+
     Args:
         source: The one model.
         written: The other one.
@@ -60,7 +65,13 @@ def compare_completions(
         longest: The models' largest number of positions.
     """
     room = max(1, min(PROMPT_TOKENS, longest - NEW_TOKENS))
-    prompts = [_prompt(document.ids[:room], tokenizer) for document in documents[:COUNT]]
+    longest_question = min(QUESTION_TOKENS, longest - NEW_TOKENS)
+    prompts = [
+        list(document.question)
+        if 0 < len(document.question) <= longest_question
+        else _prompt(document.ids[:room], tokenizer)
+        for document in documents[:COUNT]
+    ]
     new = min(NEW_TOKENS, longest - max(map(len, prompts), default=0))
     texts = [greedy(scorer, prompts, new, end_ids) for scorer in (source, written)]
     return [

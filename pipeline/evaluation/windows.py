@@ -7,11 +7,12 @@ before it did not reach, with the rest as context.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
-from pipeline.source.texts import SpanTokenizer
+from pipeline.source.rendering import Rendered, Text
+from pipeline.source.tokens import SpecialTokens, TextTokenizer
 
 # How much of a document stands for it where it is named.
 BEGINNING = 80
@@ -24,12 +25,15 @@ class Document:
     Attributes:
         begins: The text's first :data:`BEGINNING` characters.
         ids: Token ids, two or more; the first is context only.
-        bytes: UTF-8 bytes of the text that all ids but the first stand for.
+        bytes: UTF-8 bytes of the text that all ids but the first stand for; of a conversation, of
+            what its template made of it.
+        question: Ids of a conversation up to where its last answer begins; empty for other texts.
     """
 
     begins: str
     ids: Sequence[int]
     bytes: int
+    question: Sequence[int] = ()
 
     @property
     def scored(self) -> int:
@@ -57,28 +61,33 @@ class Window:
         return len(self.ids) - self.first
 
 
-def read_documents(texts: Sequence[str], tokenizer: SpanTokenizer, tokens: int) -> list[Document]:
+def read_documents(texts: Iterable[Text], tokenizer: TextTokenizer, tokens: int) -> list[Document]:
     """Tokenizes texts in their order until ``tokens`` are to be scored.
 
     The first token of a text is context only. Where the tokenizer puts a token such as bos in front
-    of a text, that is it, and the whole text is scored. A text of one token is left out.
+    of a text, that is it, and the whole text is scored. A text of one token is left out. A rendered
+    conversation has its special tokens already, and they are scored as any other.
 
     Raises:
         UsageError: No text has two tokens.
     """
     documents: list[Document] = []
     left = tokens
-    for text in texts:
-        ids, spans = tokenizer.encode_with_spans(text)
+    for given in texts:
+        rendered = given if isinstance(given, Rendered) else None
+        text = rendered.text if rendered else str(given)
+        special: SpecialTokens = False if rendered else "auto"
+        ids, spans = tokenizer.encode_with_spans(text, add_special_tokens=special)
         kept = ids[: left + 1]
         if len(kept) < 2:
             continue
         if spans is None:
-            counted = tokenizer.decode(kept[1:])
+            counted = tokenizer.decode(kept[1:], skip_special_tokens=not rendered)
         else:
             counted = text[text_length(text, spans, 1) : text_length(text, spans, len(kept))]
         size = len(counted.encode("utf-8"))
-        documents.append(Document(text[:BEGINNING], kept, size))
+        question = tokenizer.encode(rendered.question, add_special_tokens=False) if rendered else []
+        documents.append(Document(text[:BEGINNING], kept, size, question))
         left -= len(kept) - 1
         if not left:
             break

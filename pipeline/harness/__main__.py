@@ -15,7 +15,7 @@ from pipeline.client_errors import client_errors
 from pipeline.errors import PipelineError, UsageError
 from pipeline.harness.job import Job
 from pipeline.models.facts import ModelFacts
-from pipeline.source.texts import load_tokenizer
+from pipeline.source.tokens import load_tokenizer
 
 SHOWN = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
 

@@ -16,7 +16,7 @@ from pipeline.evaluation.tasks.encoding import Pair, encode, encode_pair
 from pipeline.evaluation.tasks.likelihood import log_likelihoods
 from pipeline.harness.generation import Wanted, wanted
 from pipeline.harness.windows import rolling_pairs
-from pipeline.source.texts import TextTokenizer
+from pipeline.source.tokens import TextTokenizer
 
 # How many texts grow together, and by how many tokens before stop words are looked for.
 TOGETHER, TOKENS = 8, 16

@@ -15,7 +15,7 @@ from pipeline.evaluation.tasks.encoding import Pair, encode, encode_pair
 from pipeline.harness.generation import Wanted, wanted
 from pipeline.harness.prompts import STREAMS, Prompts
 from pipeline.harness.windows import rolling_pairs
-from pipeline.source.texts import TextTokenizer
+from pipeline.source.tokens import TextTokenizer
 from trtllm_client import Client
 
 SEED = 1234

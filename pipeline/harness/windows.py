@@ -8,7 +8,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from pipeline.errors import UsageError
 from pipeline.evaluation.tasks.encoding import Pair, encode
-from pipeline.source.texts import TextTokenizer
+from pipeline.source.tokens import TextTokenizer
 
 
 def rolling_pairs(tokenizer: TextTokenizer, text: str, longest: int) -> list[Pair]:

@@ -11,7 +11,7 @@ from pipeline.progress import Progress, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
-from pipeline.source.texts import Rows
+from pipeline.source.tokens import Rows
 
 
 def calibrate(

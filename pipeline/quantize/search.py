@@ -6,7 +6,7 @@ import math
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from pipeline.errors import StageError, UsageError
 from pipeline.formats import FORMATS, Searched
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import Rows, Tokenizer
+from pipeline.source.lines import Line
+from pipeline.source.rendering import Text
+from pipeline.source.tokens import Rows, Tokenizer, text_ids
 
 
 def with_value(recipe: Recipe, value: float) -> Recipe:
@@ -32,7 +34,7 @@ def searched(recipe: Recipe) -> Searched:
     return parameter
 
 
-def held_out(texts: Sequence[str], calibration: Sequence[str], seed: int) -> list[str]:
+def held_out(texts: Sequence[Line], calibration: Sequence[Line], seed: int) -> list[Line]:
     """Returns the texts that are not calibrated on, copies of those included, shuffled by seed."""
     used = set(calibration)
     rest = [text for text in texts if text not in used]
@@ -42,7 +44,7 @@ def held_out(texts: Sequence[str], calibration: Sequence[str], seed: int) -> lis
 
 
 def scored_windows(
-    texts: Sequence[str], tokenizer: Tokenizer, length: int, tokens: int, path: Path
+    texts: Iterable[Text], tokenizer: Tokenizer, length: int, tokens: int, path: Path
 ) -> Rows:
     """Cuts the beginning of each text into one window, until ``tokens`` are predicted in all.
 
@@ -61,7 +63,7 @@ def scored_windows(
     """
     windows, left = [], tokens
     for text in texts:
-        window = tokenizer.encode(text)[: min(length, left + 1)]
+        window = text_ids(tokenizer, text)[: min(length, left + 1)]
         if len(window) > 1:
             windows.append(window)
             left -= len(window) - 1

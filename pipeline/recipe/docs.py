@@ -68,6 +68,9 @@ _TABLE_HEAD = """\
 |---|---|---|---|---|---|
 """
 
+# A table's cell has no room for more; the schema lists all of them.
+MOST_CHOICES = 20
+
 Mark = TypeVar("Mark", Unit, ReadBy)
 
 
@@ -244,6 +247,8 @@ def _type_words(schema: Mapping[str, Any]) -> str:
         return " or ".join(_type_words(choice) for choice in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         choices = schema.get("enum", [schema.get("const")])
+        if len(choices) > MOST_CHOICES:
+            return f"name, such as `{choices[0]}`"
         return ", ".join(f"`{choice}`" for choice in choices)
     match schema["type"]:
         case "boolean":

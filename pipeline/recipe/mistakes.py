@@ -95,7 +95,8 @@ def _words(key: Key, name: str, problems: list[ErrorDetails]) -> tuple[str, str 
     field = _field(key)
     if name and field is not None and isinstance(field.default, int | float | str):
         fix += f", such as its default, {_yaml(field.default)}"
-    choices = list(_choices(field)) if field is not None else []
+    element = _field(key[:-1]) if isinstance(key[-1], int) else None
+    choices = list(_choices(field)) if field is not None else list(_element_choices(element))
     if value is None:
         return what, "it is empty", f"Write a value, or leave {key[-1]} out"
     if choices and (kind in ("literal_error", "bool_type") or len(problems) > 1):
@@ -178,6 +179,14 @@ def _choices(field: FieldInfo) -> Iterator[object]:
     """All values that a field takes; nothing where they are not a few."""
     found = list(_members(field.annotation))
     return iter(() if any(member is ... for member in found) else found)
+
+
+def _element_choices(field: FieldInfo | None) -> Iterator[object]:
+    """All values that an element of a list takes; nothing where they are not a few."""
+    if field is not None and get_origin(field.annotation) is list:
+        (of,) = get_args(field.annotation)
+        found = list(_members(of))
+        yield from () if any(member is ... for member in found) else found
 
 
 def _members(annotation: object) -> Iterator[object]:

@@ -42,7 +42,9 @@ from pipeline.recipe.section import (
     Unit,
     Whole,
 )
+from pipeline.recipe.verify import VerifySection
 
+PROMPTS_KEY = "verify.prompts"
 HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$"
 )
@@ -98,8 +100,10 @@ class Calibration(Section):
     """The text that quantization scales are measured on.
 
     Attributes:
-        text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file (one object with
-            ``text`` a line), relative to the recipe.
+        text: A ``.txt`` file (paragraphs between blank lines) or a ``.jsonl`` file, relative to the
+            recipe. A line of it is an object with ``text``, with ``messages`` or with ``prompt``
+            and ``completion``; conversations become what the model's own chat template makes of
+            them (docs/quality.md, Chat data).
         samples: How many texts of the file are used, at most.
         sequence_length: The longest part of a text that is used.
         batch_size: Rows of text per forward pass; AWQ is fastest with few large batches.
@@ -386,6 +390,7 @@ class Recipe(Section):
         evaluate: Held-out text and the quality gate; None measures nothing.
         compile: What the engine is built for.
         serve: How the Triton repository serves the engine.
+        verify: What the conformance checks ask of the served repository.
         bench: The load that the bench stage puts on the server.
         cost: What a machine costs, for the price of a million tokens.
         constraints: What a format must keep to be recommended by ``compare``.
@@ -402,6 +407,7 @@ class Recipe(Section):
     evaluate: EvaluateSection | None = None
     compile: CompileSection = CompileSection()
     serve: ServeSection = ServeSection()
+    verify: VerifySection = VerifySection()
     bench: BenchSection = BenchSection()
     cost: CostSection = CostSection()
     constraints: ConstraintsSection = ConstraintsSection()
@@ -470,10 +476,12 @@ class Recipe(Section):
         return {name: whole[name] for name in names}
 
     def text_paths(self) -> dict[str, Path]:
-        """Lists the text files that the recipe names, by dotted key."""
+        """Lists the files of texts and of prompts that the recipe names, by dotted key."""
         paths = {}
         if self.quantize.calibration and self.quantize.needs_calibration:
             paths["quantize.calibration.text"] = Path(self.quantize.calibration.text)
         if self.evaluate:
             paths["evaluate.text"] = Path(self.evaluate.text)
+        if self.verify.prompts:
+            paths[PROMPTS_KEY] = Path(self.verify.prompts)
         return paths

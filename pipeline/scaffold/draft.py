@@ -25,7 +25,9 @@ from pipeline.scaffold import samples
 from pipeline.scaffold.choices import Asked, Choices, choose
 from pipeline.scaffold.document import GATES, recipe_text
 from pipeline.source.hub import hub_config
+from pipeline.source.lines import read_texts
 from pipeline.source.local import local_directory
+from pipeline.source.rendering import check_conversations
 from pipeline.store.build_dir import BuildDir
 from pipeline.verdict.defaults import limit_of
 from pipeline.verdict.plausible import GUESSING
@@ -92,7 +94,7 @@ def draft(
         RecipeError: The model is neither a directory nor a Hub id, or there is no such GPU.
         SourceError: ``config.json`` is damaged or cannot be fetched, or the snapshot is damaged.
         UnsupportedError: Model, format and target do not go together.
-        UsageError: A text cannot be read.
+        UsageError: A text cannot be read, or has a conversation that the model's template refuses.
     """
     bare = Recipe.model_validate(
         {"name": "new", "model": {"source": asked.model}, "quantize": {"format": "float16"}}
@@ -104,6 +106,9 @@ def draft(
     name = _name(asked.model, str(choices.values["quantize.format"]))
     path = output or Path(f"{name}.yaml")
     texts = samples.own(text, heldout, path.parent, name) if text else samples.bundled(path.parent)
+    for file in (text, heldout):
+        if file and local:
+            check_conversations(read_texts(file), local)
     choices.set("name", name, "the model's, with the format")
     source = as_written(Path(asked.model), path.parent) if local else asked.model
     choices.set("model.source", source)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.source.texts import read_texts
+from pipeline.source.lines import Line, read_texts, to_json_line
 
 BUNDLED = Path(__file__).parent / "texts"
 STOPGAP = (
@@ -102,6 +101,5 @@ def own(text: Path, heldout: Path | None, folder: Path, name: str) -> Texts:
     )
 
 
-def _lines(texts: Sequence[str]) -> bytes:
-    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
-    return "".join(f"{line}\n" for line in lines).encode()
+def _lines(texts: Sequence[Line]) -> bytes:
+    return "".join(f"{to_json_line(text)}\n" for text in texts).encode()

@@ -39,7 +39,9 @@ class HuggingFaceTokenizer(Protocol):
     special_tokens_map: Mapping[str, Any]
     clean_up_tokenization_spaces: bool
 
-    def __call__(self, text: str, /, *, return_offsets_mapping: bool) -> Mapping[str, Any]:
+    def __call__(
+        self, text: str, /, *, return_offsets_mapping: bool, add_special_tokens: bool
+    ) -> Mapping[str, Any]:
         """Returns ``input_ids`` as :meth:`encode` does, and ``offset_mapping``, if it is fast."""
 
     def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:

@@ -75,12 +75,13 @@ def prompts_from(path: Path | None, max_input_len: int) -> list[str]:
         UsageError: The file is not usable.
     """
     from pipeline.bench import PROMPTS
-    from pipeline.source.texts import read_texts
+    from pipeline.source.lines import read_texts
 
     # One word's room is for the word that each prompt gets in front.
     words = max(1, min(_WORDS_PER_PROMPT, max_input_len // _TOKENS_PER_WORD - 1))
-    texts = read_texts(path) if path else PROMPTS
-    return [" ".join(text.split()[:words]) for text in texts[:_PROMPTS]]
+    lines = read_texts(path) if path else PROMPTS
+    texts = [line if isinstance(line, str) else line.words for line in lines[:_PROMPTS]]
+    return [" ".join(text.split()[:words]) for text in texts]
 
 
 def run(context: StageContext) -> dict[str, Any]:

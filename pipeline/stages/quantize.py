@@ -17,7 +17,8 @@ from pipeline.stages.base import Stage, StageContext
 if TYPE_CHECKING:
     from pipeline.quantize.search import Found
     from pipeline.quantize.statistics import Statistics
-    from pipeline.source.texts import Rows
+    from pipeline.source.lines import Line
+    from pipeline.source.tokens import Rows
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
@@ -135,12 +136,14 @@ def _write(
 
 
 def _search(
-    context: StageContext, texts: list[str], batches: list[Rows], facts: ModelFacts
+    context: StageContext, texts: list[Line], batches: list[Rows], facts: ModelFacts
 ) -> Found:
     """Writes the checkpoint of the best candidate, judged by the files of each."""
     from pipeline.quantize.search import choose, held_out, scored_windows, searched, with_value
     from pipeline.quantize.statistics import Statistics
-    from pipeline.source.texts import load_tokenizer, read_texts
+    from pipeline.source.lines import read_texts
+    from pipeline.source.rendering import Renderer
+    from pipeline.source.tokens import load_tokenizer
 
     recipe, source = context.recipe, context.inputs["source"].path
     search, calibration = recipe.quantize.search, recipe.quantize.calibration
@@ -148,7 +151,7 @@ def _search(
     assert calibration is not None
     path = Path(calibration.text)
     windows = scored_windows(
-        held_out(read_texts(path), texts, calibration.seed),
+        Renderer(source).texts(held_out(read_texts(path), texts, calibration.seed)),
         load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code),
         min(calibration.sequence_length, facts.max_position_embeddings),
         search.tokens,
@@ -207,9 +210,9 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     return float(TokenScores.joined(scores).kl.mean(dtype="float64"))
 
 
-def _calibration_texts(context: StageContext) -> list[str]:
+def _calibration_texts(context: StageContext) -> list[Line]:
     from pipeline.quantize.formats import AWQ_MAX_SAMPLES, is_awq
-    from pipeline.source.texts import read_texts, sample
+    from pipeline.source.lines import read_texts, sample
 
     quantize = context.recipe.quantize
     if quantize.calibration is None or not quantize.needs_calibration:
@@ -228,17 +231,18 @@ def _calibration_texts(context: StageContext) -> list[str]:
     return sample(texts, count, quantize.calibration.seed)
 
 
-def _batches(context: StageContext, texts: list[str], facts: ModelFacts) -> list[list[list[int]]]:
-    from pipeline.source.texts import batches, load_tokenizer, token_rows
+def _batches(context: StageContext, texts: list[Line], facts: ModelFacts) -> list[list[list[int]]]:
+    from pipeline.source.rendering import Renderer
+    from pipeline.source.tokens import batches, load_tokenizer, token_rows
 
     recipe = context.recipe
     calibration = recipe.quantize.calibration
     assert calibration is not None
-    tokenizer = load_tokenizer(
-        context.inputs["source"].path, trust_remote_code=recipe.model.trust_remote_code
-    )
+    source = context.inputs["source"].path
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     length = min(calibration.sequence_length, facts.max_position_embeddings)
-    return batches(token_rows(texts, tokenizer, length), calibration.batch_size)
+    read = list(Renderer(source).texts(texts))
+    return batches(token_rows(read, tokenizer, length), calibration.batch_size)
 
 
 def _free_memory() -> None:

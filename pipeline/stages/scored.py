@@ -13,7 +13,8 @@ from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.evaluate import EvaluateSection
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import TextTokenizer, text_digest
+from pipeline.source.texts import text_digest
+from pipeline.source.tokens import TextTokenizer
 from pipeline.stages.base import StageContext
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
         SourceError: The tokenizer cannot be loaded.
     """
     from pipeline.evaluation.windows import read_documents, strided_windows
-    from pipeline.source.texts import load_tokenizer, read_texts
+    from pipeline.source.lines import read_texts
+    from pipeline.source.rendering import Renderer
+    from pipeline.source.tokens import load_tokenizer
 
     recipe, source = context.recipe, context.inputs["source"].path
     settings = settings_of(recipe)
@@ -134,7 +137,8 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
     length = wanted if longest is None else max(2, min(wanted, longest))
     if length < wanted:
         context.progress.note(f"windows are of {length} tokens, not {wanted}: for the engine")
-    documents = read_documents(read_texts(Path(settings.text)), tokenizer, tokens)
+    texts = Renderer(source).texts(read_texts(Path(settings.text)))
+    documents = read_documents(texts, tokenizer, tokens)
     windows = strided_windows(documents, length, settings.stride)
     return ScoredText(tokenizer, documents, windows, positions)
 

@@ -22,6 +22,7 @@ from pipeline.source.snapshot import (
     snapshot_files,
     unreadable,
 )
+from pipeline.source.texts import check_fetched
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.files import clone_or_copy, link_or_copy
@@ -130,8 +131,10 @@ def check(recipe: Recipe, artifact: Artifact) -> None:
 
     Raises:
         UnsupportedError: Naming the recipe's file, line and key, the reason and the remedy.
+        RecipeError: A conversation of a text is one that the model's chat template refuses.
     """
     check_model(recipe, artifact.path)
+    check_fetched(recipe, artifact.path)
 
 
 STAGE = Stage(

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from pipeline.client_errors import client_errors
 from pipeline.dependencies import versions
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.paths import without_paths
+from pipeline.recipe.schema import PROMPTS_KEY, Recipe
+from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
 from pipeline.store.artifact import Artifact
 
 JSON_NAME = "verify.json"
 JUNIT_NAME = "verify.xml"
+SOURCES = (
+    "source/lines.py",
+    "source/probes.py",
+    "source/prompts.py",
+    "source/special_tokens.py",
+)
+LEFT_OUT = "left out by verify.only or verify.skip of the recipe"
 
 
-def material(_recipe: Recipe) -> dict[str, Any]:
-    """Gathers the digest of checks and contract, and the versions of server and client."""
-    code = code_digest(CLIENT, "verify", "triton", "source/probes.py")
-    return {"code": code, "tools": versions(TOOLS)}
+def section(recipe: Recipe) -> dict[str, Any]:
+    """Returns what is checked; a file of prompts counts by its contents."""
+    settings = recipe.verify
+    return without_paths(settings, settings.model_dump(mode="json"))
+
+
+def material(recipe: Recipe) -> dict[str, Any]:
+    """Gathers the digests of checks, contract and prompts, and the versions of server and client.
+
+    Raises:
+        RecipeError: The file of prompts cannot be read.
+    """
+    code = code_digest(CLIENT, "verify", "triton", *SOURCES)
+    prompts = text_digest(recipe, PROMPTS_KEY)
+    return {"code": code, "tools": versions(TOOLS), "prompts": prompts}
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -32,8 +53,11 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     from pipeline.serving import open_server
     from pipeline.source.probes import known_probes
-    from pipeline.verify import CHECKS, CheckResult, run_conformance, to_json, to_junit
+    from pipeline.source.prompts import read_prompts
+    from pipeline.verify import CheckResult, chosen_checks, run_conformance, to_json, to_junit
 
+    settings = context.recipe.verify
+    chosen = chosen_checks(settings.only, settings.skip)
     repository = context.inputs["repository"]
     target = str(repository.facts["target"])
     with (
@@ -41,7 +65,7 @@ def run(context: StageContext) -> dict[str, Any]:
         open_server(repository.path, context.output / LOG_NAME, target=target) as server,
     ):
         ready_seconds = server.ready_s
-        with context.progress.task("conformance checks", len(CHECKS)) as task:
+        with context.progress.task("conformance checks", len(chosen)) as task:
 
             def note(result: CheckResult) -> None:
                 task.advance()
@@ -49,7 +73,15 @@ def run(context: StageContext) -> dict[str, Any]:
                     context.progress.note(f"{result.name} {result.status}: {result.reason}")
 
             report = run_conformance(
-                server.grpc_url, probes=known_probes(repository.path), on_result=note
+                server.grpc_url,
+                only=settings.only,
+                skip=settings.skip,
+                tolerance=settings.tolerance,
+                strict=settings.strict,
+                prompts=read_prompts(Path(settings.prompts)) if settings.prompts else None,
+                left_out=LEFT_OUT,
+                probes=known_probes(repository.path),
+                on_result=note,
             )
     content = to_json(report)
     text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -57,6 +89,7 @@ def run(context: StageContext) -> dict[str, Any]:
     (context.output / JUNIT_NAME).write_text(to_junit(report), encoding="utf-8")
     return {
         "server": content["server"],
+        "prompts": content["prompts"],
         "ready_seconds": None if ready_seconds is None else round(ready_seconds, 3),
         **{name: content[name] for name in ("passed", "failed", "skipped", "seconds")},
         "checks": [
@@ -90,7 +123,7 @@ STAGE = Stage(
     title="test the repository with the real server over gRPC",
     inputs=("repository",),
     run=run,
-    section=lambda _recipe: {},
+    section=section,
     material=material,
     check=check,
     needs=needs,

@@ -8,7 +8,7 @@ from pipeline.verify.check import Plan
 from pipeline.verify.output import print_report, to_json, to_junit
 from pipeline.verify.report import CheckResult, Report, raise_for_failures
 from pipeline.verify.run import run_conformance
-from pipeline.verify.selection import chosen_checks, read_prompts
+from pipeline.verify.selection import chosen_checks
 
 __all__ = [
     "CHECKS",
@@ -18,7 +18,6 @@ __all__ = [
     "chosen_checks",
     "print_report",
     "raise_for_failures",
-    "read_prompts",
     "run_conformance",
     "to_json",
     "to_junit",

@@ -40,40 +40,55 @@ class CheckSkipped(Exception):  # noqa: N818 -- not an error of the program
     """The check could not be exercised on this server."""
 
 
+PLAIN = (
+    "Once upon a time",
+    "The old man looked at the sea and",
+    "My friend has a dog. The dog",
+    "In the morning the sun",
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the checks ask for.
 
     Attributes:
-        prompts: Plain prompts; their greedy continuations are compared.
+        prompts: Their greedy continuations are compared.
         multibyte_prompts: Prompts that lead to characters of several bytes.
+        plain_prompts: Texts without special tokens, for what a chat template's output cannot show.
+        numbered: By prompt, two others like it; those of other prompts have a number behind them.
+        closing: What the chat template puts behind an answer; empty where none is used.
+        said: What is asked, in words, for reports.
         max_tokens: Tokens per answer where the length does not matter.
         long_tokens: Tokens of a request that must still run while others come and go.
         streams: Streams that are open together.
         patience: Seconds until a request counts as hanging.
     """
 
-    prompts: tuple[str, ...] = (
-        "Once upon a time",
-        "The old man looked at the sea and",
-        "My friend has a dog. The dog",
-        "In the morning the sun",
-    )
+    prompts: tuple[str, ...] = PLAIN
     multibyte_prompts: tuple[str, ...] = (
         "😀 😃 😄 😀 😃 😄 😀 😃",
         "é è ü ö ñ é è ü ö ñ é è",
         "漢字 漢字 漢字 漢字",
         "“Très bien!” said Zoë. “Très",
     )
+    plain_prompts: tuple[str, ...] = PLAIN
+    numbered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    closing: str = ""
+    said: str = "plain texts"
     max_tokens: int = 32
     long_tokens: int = 400
     streams: int = 32
     patience: float = 120.0
 
+    def varied(self, prompt: str, number: int = 0) -> str:
+        """Returns another prompt like one of the prompts, a little longer: the first or second."""
+        return self.numbered[prompt][number] if prompt in self.numbered else f"{prompt} {number}"
+
     @property
     def longest_prompts(self) -> tuple[str, ...]:
-        """The plain prompts as a check lengthens them."""
-        return tuple(f"{prompt} 0" for prompt in self.prompts)
+        """The prompts as a check lengthens them."""
+        return tuple(map(self.varied, self.prompts))
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class Context:
         accumulates: Whether each response of a stream was seen to hold the whole text so far.
         tolerance: How much a log probability may differ between two right runs of one request;
             None where their texts must be equal.
-        longest_prompt: Of all that a check makes of the plain prompts, the one of most tokens.
+        longest_prompt: Of all that a check makes of the prompts, the one of most tokens.
         near_ties: Where texts differed and that was allowed; filled by the checks.
     """
 

@@ -117,8 +117,13 @@ def end_ids(context: Context) -> Details:
             return [future.result() for future in asked]
 
     answers = as_long_as_accepted(context.longest, ask)
-    expected = {*ends, *begin_tokens(context)}
+    begins = begin_tokens(context)
+    expected = {*ends, *begins}
     expected.update(*(token_ids(context, prompt) for prompt in prompts))
+    if context.plan.closing:
+        # A prompt of several turns has what closes one, which in an answer is an end.
+        closing = set(token_ids(context, context.plan.closing))
+        expected -= closing - {*ends, *begins}
     # Rows of the embedding without a token leave no text either; a random model chooses them, too.
     known = (
         {token for probe in context.probes.items for token in probe.ids} if context.probes else None

@@ -44,7 +44,8 @@ def interleaved_streams(context: Context) -> Details:
     needed = min(slots, many, _OPEN_TOGETHER)
     if needed < 2:
         raise CheckSkipped("not exercised: the server takes one request at a time")
-    prompts = [f"{prompt} {number}" for number in range(2) for prompt in context.plan.prompts]
+    plan = context.plan
+    prompts = [plan.varied(prompt, number) for number in range(2) for prompt in plan.prompts]
     alone = [context.greedy(prompt, end_id=NO_END) for prompt in prompts]
     asked = [prompts[i % len(prompts)] for i in range(many)]
     streams = asyncio.run(_together(context, asked, context.plan.max_tokens))

@@ -88,7 +88,7 @@ def border(context: Context) -> Details:
     one place where both can be compared.
     """
     compared = []
-    for prompt in context.plan.prompts:
+    for prompt in context.plan.plain_prompts:
         both = context.greedy(prompt, _TOKENS, end_id=NO_END, exclude_input_in_output=False)
         if not both.text.startswith(prompt):
             continue  # the tokenizer changes the text, or takes something in it for a token

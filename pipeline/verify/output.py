@@ -25,6 +25,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "model": report.model,
         "server": report.server,
         "tolerance": report.tolerance,
+        "prompts": report.prompts,
         "passed": report.count("passed"),
         "failed": report.count("failed"),
         "skipped": report.count("skipped"),
@@ -50,7 +51,8 @@ def to_junit(report: Report) -> str:
         time=f"{report.seconds:.3f}",
     )
     properties = ElementTree.SubElement(suite, "properties")
-    for name, value in (("url", report.url), ("server", report.server)):
+    facts = {"url": report.url, "server": report.server, "prompts": report.prompts}
+    for name, value in facts.items():
         ElementTree.SubElement(properties, "property", name=name, value=_xml(value))
     for result in report.results:
         case = ElementTree.SubElement(
@@ -92,6 +94,8 @@ def print_report(report: Report) -> None:
         styles=_COLOURS,
     )
     print(f"\n{tally(to_json(report))}")
+    if report.prompts:
+        print(f"prompts: {report.prompts}")
 
 
 def _comparison(report: Report) -> str:

@@ -45,6 +45,7 @@ class Report:
         tolerance: How much a log probability might differ where texts did; None where texts had to
             be equal.
         started: When the run began.
+        prompts: What was asked, in words; empty where nothing was.
     """
 
     url: str
@@ -53,6 +54,7 @@ class Report:
     results: tuple[CheckResult, ...]
     tolerance: float | None = None
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    prompts: str = ""
 
     def count(self, status: Status) -> int:
         """How many checks ended this way."""

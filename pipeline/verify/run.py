@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 
+from pipeline.source.lines import Line
 from pipeline.source.probes import Probes
 from pipeline.triton.contract import BLS, CPP_BACKEND, ENGINE
 from pipeline.verify.accumulation import seen_to_accumulate
+from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import (
     Check,
     CheckFailed,
@@ -18,6 +21,7 @@ from pipeline.verify.check import (
     as_long_as_accepted,
 )
 from pipeline.verify.near_tie import TOLERANCE
+from pipeline.verify.prompts import NO_TEMPLATE, built_in, fitting, given, template_of
 from pipeline.verify.report import CheckResult, Report
 from pipeline.verify.requests import NO_END
 from pipeline.verify.selection import chosen_checks
@@ -25,6 +29,8 @@ from trtllm_client import Client, ClientError, InvalidRequest, Tls
 
 _FIRST = "readiness"
 _FEWEST_TOKENS = 8
+Length = Callable[[str], int | None]
+_UNREADY = "the server is not ready"
 
 
 def run_conformance(
@@ -38,6 +44,8 @@ def run_conformance(
     strict: bool = False,
     tls: Tls | None = None,
     headers: Mapping[str, str] | None = None,
+    prompts: Sequence[Line] | None = None,
+    left_out: str = "",
     probes: Probes | None = None,
     on_result: Callable[[CheckResult], None] = lambda _result: None,
 ) -> Report:
@@ -58,12 +66,17 @@ def run_conformance(
         strict: Demands equal texts of every server.
         tls: Certificates.
         headers: gRPC metadata sent with every call.
+        prompts: What to ask, texts and conversations; None asks the plan's own, or questions where
+            the server says its chat template.
+        left_out: Why the checks that are not chosen are left out, which the report then lists as
+            skipped; an empty text leaves them out of the report.
         probes: What the model's own tokenizer gives for some texts; without it that is not checked.
         on_result: Called after each check.
 
     Raises:
         ConnectionFailed: Nothing answers at the address.
-        UsageError: There is no check of a name in ``only`` or ``skip``.
+        UsageError: There is no check of a name in ``only`` or ``skip``, or a conversation among
+            the prompts is one that the server's chat template does not take.
     """
     plan = plan or Plan()
     checks = chosen_checks(only, skip)
@@ -87,8 +100,8 @@ def run_conformance(
             tolerance = TOLERANCE
         # A server that is not ready is not asked for text.
         ready = client.is_ready()
-        accumulates = ready and seen_to_accumulate(client, plan.prompts[0])
-        fitted, longest = _fitted(plan, client) if ready else (plan, "")
+        fitted, longest = _settled(plan, client, prompts) if ready else (plan, "")
+        accumulates = ready and seen_to_accumulate(client, fitted.prompts[0])
     with client_of(accumulates=accumulates) as client:
         context = Context(
             url,
@@ -102,11 +115,22 @@ def run_conformance(
             None if strict else tolerance,
             longest,
         )
-        report = Report(client.url, model, f"{server.name} {server.version}", (), context.tolerance)
+        report = Report(
+            client.url,
+            model,
+            f"{server.name} {server.version}",
+            (),
+            context.tolerance,
+            prompts=fitted.said if ready else "",
+        )
         results: list[CheckResult] = []
-        for check in checks:
+        for check in CHECKS.values():
+            if check not in checks:
+                if left_out:
+                    results.append(_skipped(check, left_out))
+                continue
             unready = any(r.name == _FIRST and r.status == "failed" for r in results)
-            result = _skipped(check) if unready else _run(check, context)
+            result = _skipped(check, _UNREADY) if unready else _run(check, context)
             results.append(result)
             on_result(result)
     return replace(report, results=tuple(results))
@@ -120,16 +144,34 @@ def _differs_by_batch(client: Client) -> bool:
         return False
 
 
-def _fitted(plan: Plan, client: Client) -> tuple[Plan, str]:
-    """The plan as far as the engine has room for it, and its prompt of most tokens.
+def _settled(plan: Plan, client: Client, prompts: Sequence[Line] | None) -> tuple[Plan, str]:
+    """What to ask of this server, as far as its engine has room, and the prompt of most tokens.
 
     Prompts of one's own are not left out; the checks say what the server says to them.
     """
-    lengths = {prompt: _prompt_tokens(client, prompt) for prompt in plan.longest_prompts}
-    fits = tuple(p for p, longer in zip(plan.prompts, lengths, strict=True) if lengths[longer])
-    if plan.prompts == Plan.prompts and len(fits) > 1:
-        plan = replace(plan, prompts=fits)
-    longest = max(plan.longest_prompts, key=lambda prompt: lengths[prompt] or len(prompt))
+    template, without = template_of(client)
+    length: Length = cache(partial(_prompt_tokens, client))
+    if prompts is not None:
+        return _fitted(given(plan, prompts, template, without), client, length)[:2]
+    if plan.prompts != Plan.prompts:
+        return _fitted(plan, client, length)[:2]
+    if template is not None:
+        questions = fitting(built_in(plan, template), length)
+        asked, longest, room = _fitted(questions, client, length)
+        if room >= plan.max_tokens:
+            return asked, longest
+        without = "the server's chat template leaves too little room for answers"
+    if without != NO_TEMPLATE:
+        plan = replace(plan, said=f"{plan.said}: {without}")
+    return _fitted(fitting(plan, length), client, length)[:2]
+
+
+def _fitted(plan: Plan, client: Client, length: Length) -> tuple[Plan, str, int]:
+    """The plan with answers as long as the engine has room, its longest prompt, and their length.
+
+    The length is 0 where the server refuses even short ones; the checks say what it says to them.
+    """
+    longest = max(plan.longest_prompts, key=lambda prompt: length(prompt) or len(prompt))
 
     def ask(tokens: int) -> int:
         answer = client.generate(longest, max_tokens=tokens, top_k=1, end_id=NO_END)
@@ -138,8 +180,8 @@ def _fitted(plan: Plan, client: Client) -> tuple[Plan, str]:
     try:
         tokens = as_long_as_accepted(plan.max_tokens, ask, _FEWEST_TOKENS)
     except (CheckSkipped, ClientError):
-        return plan, longest  # the checks will say what the server says
-    return replace(plan, max_tokens=max(tokens, 1)), longest
+        return plan, longest, 0
+    return replace(plan, max_tokens=max(tokens, 1)), longest, tokens
 
 
 def _prompt_tokens(client: Client, prompt: str) -> int | None:
@@ -152,8 +194,8 @@ def _prompt_tokens(client: Client, prompt: str) -> int | None:
         return len(prompt)
 
 
-def _skipped(check: Check) -> CheckResult:
-    return CheckResult(check.name, check.proves, "skipped", 0.0, "the server is not ready")
+def _skipped(check: Check, why: str) -> CheckResult:
+    return CheckResult(check.name, check.proves, "skipped", 0.0, why)
 
 
 def _run(check: Check, context: Context) -> CheckResult:

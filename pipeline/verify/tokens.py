@@ -152,7 +152,7 @@ def _plain_token(context: Context) -> int:
 
     Next to a part of a character, other parts would seem to leave no text.
     """
-    ids = token_ids(context, context.plan.prompts[0])[: _rows_at_once(context)]
+    ids = token_ids(context, context.plan.plain_prompts[0])[: _rows_at_once(context)]
     texts = texts_of_ids(context, [[token] for token in ids])
     plain = (token for token, text in zip(ids, texts, strict=True) if text.strip().isalnum())
     return next(plain, ids[0])

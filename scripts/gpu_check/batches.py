@@ -32,7 +32,7 @@ def cases(task: Task) -> Cases:
     """One case per dtype and batch size; figures, without a rule."""
     from pipeline.quantize.loading import count_parameters
     from pipeline.source.runtime import deterministic
-    from pipeline.source.texts import load_tokenizer
+    from pipeline.source.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
     rows = padded([tokenizer.encode(prompt) for prompt in prompts()])

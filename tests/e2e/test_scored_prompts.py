@@ -17,7 +17,7 @@ from pipeline.evaluation.tasks.encoding import Pair, encode_pair
 from pipeline.evaluation.tasks.reading import read_questions
 from pipeline.harness.prompts import Prompts
 from pipeline.recipe.evaluate import TaskSection
-from pipeline.source.texts import load_tokenizer
+from pipeline.source.tokens import load_tokenizer
 from trtllm_client import Client, ClientError, InvalidRequest, add_input, new_message
 
 from ..conftest import DEMO_MODEL, PROJECT

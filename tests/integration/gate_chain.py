@@ -17,7 +17,8 @@ from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
-from pipeline.source.texts import load_tokenizer, read_texts
+from pipeline.source.lines import read_texts
+from pipeline.source.tokens import load_tokenizer
 from pipeline.stages import compile as compiling
 from pipeline.stages import evaluate, fidelity, quantize
 from pipeline.stages.base import Stage, StageContext

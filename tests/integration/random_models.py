@@ -26,6 +26,11 @@ CHAT_TEMPLATE = (
     "{% if m.role == 'system' %}{{ m.content }}\n{% else %}<|{{ m.role }}|>{{ m.content }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# Of Qwen's family, without its default system turn.
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SENTENCES = ("The old man looked at the sea, and naïve cafés were 😀 😃 漢字.",) * 40
 
 
@@ -69,6 +74,22 @@ def one_token(architecture: str, folder: Path) -> Path:
                 parameter.zero_()
     model.save_pretrained(folder)
     _bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def chat(architecture: str, folder: Path) -> Path:
+    """As :func:`broken_characters`, with a chat template whose special tokens it writes, too."""
+    broken_characters(architecture, folder)
+    _bytes_tokenizer("<|im_start|>", "<|im_end|>").save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+def one_token_chat(architecture: str, folder: Path) -> Path:
+    """As :func:`one_token`, with a chat template."""
+    one_token(architecture, folder)
+    _bytes_tokenizer("<|im_start|>", "<|im_end|>").save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
     return folder
 
 

@@ -19,7 +19,7 @@ from pipeline.progress import Lines, Progress, Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
-from pipeline.source.texts import load_tokenizer, token_rows
+from pipeline.source.tokens import load_tokenizer, token_rows
 from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
 from pipeline.store.artifact import Artifact

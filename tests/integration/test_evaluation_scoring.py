@@ -18,7 +18,8 @@ from pipeline.evaluation.scoring import Scorer, TokenScores, compare, scorer_of
 from pipeline.evaluation.signal_to_noise import is_other, signal_to_noise
 from pipeline.evaluation.windows import Document, Window, read_documents, strided_windows
 from pipeline.reference.source import load_source
-from pipeline.source.texts import load_tokenizer, read_texts
+from pipeline.source.lines import read_texts
+from pipeline.source.tokens import load_tokenizer
 from tests.conftest import DEMO_MODEL
 from tests.integration.quantize_support import VOCAB, write_source
 

@@ -17,7 +17,8 @@ from pipeline.evaluation.windows import read_documents, strided_windows
 from pipeline.recipe.evaluate import Gates
 from pipeline.reference.source import load_source
 from pipeline.source.end_ids import read_end_ids
-from pipeline.source.texts import load_tokenizer, read_texts
+from pipeline.source.lines import read_texts
+from pipeline.source.tokens import load_tokenizer
 from pipeline.verdict.decision import decide
 from pipeline.verdict.gates import checkpoint_gates
 from tests.conftest import DEMO_MODEL

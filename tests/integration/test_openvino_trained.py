@@ -16,7 +16,8 @@ import torch
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
-from pipeline.source.texts import load_tokenizer, read_texts
+from pipeline.source.lines import read_texts
+from pipeline.source.tokens import load_tokenizer
 from tests.conftest import DEMO_MODEL, SHARED_MODELS
 from tests.integration.openvino_support import (
     compile_engine,

@@ -20,8 +20,9 @@ from pipeline.progress import Silent
 from pipeline.quantize.calibrate import calibrate
 from pipeline.quantize.export import export
 from pipeline.quantize.loading import load_model
+from pipeline.source.lines import read_texts, sample
 from pipeline.source.runtime import deterministic, offline_and_quiet
-from pipeline.source.texts import batches, load_tokenizer, read_texts, sample, token_rows
+from pipeline.source.tokens import batches, load_tokenizer, token_rows
 from tests.integration.quantize_support import ARCHITECTURES, FORMATS, recipe, write_source
 
 QUANTIZED = tuple(name for name in FORMATS if name != "float16")

@@ -21,12 +21,12 @@ from pipeline.dependencies import install
 from pipeline.errors import PipelineError, UsageError
 from pipeline.quantize.formats import MODELOPT
 from pipeline.source.end_ids import LOCAL_COPY
+from pipeline.source.lines import read_texts
 from pipeline.source.snapshot import (
     refuse_ambiguous_weights,
     refuse_without_safetensors,
     weight_files,
 )
-from pipeline.source.texts import read_texts
 from pipeline.source.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from pipeline.targets.tensorrt.serve import launch
 from tests.conftest import PROJECT
@@ -51,7 +51,7 @@ RUN_BY = {
     ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
     ("source/snapshot.py", "python -c"): "test_pickled_weights_are_converted",
     ("source/snapshot.py", ".from_pretrained("): "test_pickled_weights_are_converted",
-    ("source/texts.py", "iconv -"): "test_a_text_is_converted",
+    ("source/lines.py", "iconv -"): "test_a_text_is_converted",
     ("source/tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
     ("source/tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
     ("source/tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",

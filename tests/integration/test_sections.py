@@ -90,6 +90,7 @@ def undeclared(
         "model.source": str(root / "model"),
         "quantize.calibration.text": str(root / "other.txt"),
         "evaluate.text": str(root / "other.txt"),
+        "verify.prompts": str(root / "other.txt"),
         "evaluate.tasks": [task(root / "questions.jsonl")],
         # Known by its manifest, as a repository is.
         "serve.draft_repository": str(artifacts["source"].path),

@@ -29,7 +29,7 @@ from pipeline.progress import Silent
 from pipeline.recipe.evaluate import TaskSection
 from pipeline.recipe.schema import Recipe
 from pipeline.reference.source import load_source
-from pipeline.source.texts import load_tokenizer
+from pipeline.source.tokens import load_tokenizer
 from pipeline.stages.base import StageContext
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
 from pipeline.store.artifact import Artifact

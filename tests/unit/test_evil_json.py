@@ -26,16 +26,17 @@ from pipeline.recipe.schema import Recipe
 from pipeline.report.history import line
 from pipeline.report.siblings import siblings_of
 from pipeline.serving import check_custody, target_of, warning_of
-from pipeline.source.texts import read_texts
+from pipeline.source.lines import read_texts
+from pipeline.source.prompts import read_prompts
 from pipeline.stages import source
 from pipeline.stages.base import StageContext
+from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import read_lock
 from pipeline.store.retention import inventory
 from pipeline.store.store import Store
 from pipeline.targets.tensorrt.build.engine import read_config, read_engine_manifest
 from pipeline.targets.tensorrt.lora.adapter import AdapterError, read_adapter
 from pipeline.targets.tensorrt.plan.draft import DraftError, read_draft
-from pipeline.verify.selection import read_prompts
 
 from ..conftest import DEMO_MODEL, PROJECT
 from .ladder.support import report
@@ -187,7 +188,7 @@ def test_the_manifest_of_a_repository(tmp_path: Path) -> None:
     content = json.loads((folder / "artifact.json").read_text())
 
     def read() -> None:
-        inventory(store)
+        inventory(BuildDir(tmp_path / "build"))
         assert store.get("repository", "k") != (None, None)
         store.verify()
         warning_of(folder)

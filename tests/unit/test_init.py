@@ -15,7 +15,7 @@ from pipeline.cli.main import app
 from pipeline.errors import PipelineError, UsageError
 from pipeline.recipe.docs import recipe_keys, schema_text
 from pipeline.scaffold.document import GATES, SHOWN, first_sentence, yaml_value
-from pipeline.source.texts import read_texts
+from pipeline.source.lines import read_texts
 from pipeline.targets.openvino import memory
 
 from ..conftest import PROJECT
@@ -295,6 +295,24 @@ def test_the_users_text_is_cut_into_parts_that_share_nothing() -> None:
     text = Path("o.yaml").read_text()
     assert "text: one.txt\n" in text
     assert "text: two.txt\n" in text
+
+
+def test_conversations_are_cut_between_lines_and_kept_whole() -> None:
+    lines: list[Any] = [
+        {"messages": [{"role": "user", "content": f"é {n}"}, {"role": "assistant", "content": "x"}]}
+        for n in range(5)
+    ]
+    lines += [{**lines[0], "tools": [{"name": "look"}]}, lines[0]]
+    Path("mine.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert "no chat template" in refusal(model(), "--text", "mine.jsonl").what
+    Path("model", "chat_template.jinja").write_text("{{ messages[0].content }}")
+    recipe = api.load_recipe(init("model", "--text", "mine.jsonl")["recipe"])
+    assert recipe.quantize.calibration is not None
+    assert recipe.evaluate is not None
+    names = recipe.quantize.calibration.text, recipe.evaluate.text
+    parts = [[json.loads(line) for line in Path(name).read_text().splitlines()] for name in names]
+    # The copy of the first is left out.
+    assert parts == [lines[:4], lines[4:6]]
 
 
 def test_files_go_beside_the_recipe_and_its_paths_begin_there() -> None:

@@ -80,7 +80,8 @@ def names_read(node: ast.AST, module: str) -> Iterator[str]:
 def test_every_variable_that_is_read_is_in_the_table() -> None:
     read = variables_read()
     assert {"TRTLLM_PIPELINE_DEBUG", "TRTLLM_PIPELINE_ENV", "GRPC_VERBOSITY"} <= read
-    assert sorted(read - table_of_variables()) == []
+    # Typer's own, which its completion scripts set.
+    assert sorted(read - table_of_variables()) == ["_TRTLLM_PIPELINE_COMPLETE"]
 
 
 def test_every_variable_of_the_table_is_read_by_somebody() -> None:

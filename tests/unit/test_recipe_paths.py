@@ -147,6 +147,7 @@ def test_every_key_that_names_a_file_is_known() -> None:
         "evaluate.tasks.shots_file",
         "serve.lora_adapters",
         "serve.draft_repository",
+        "verify.prompts",
     }
 
 

@@ -39,7 +39,8 @@ def facts(folder: Path, **changes: Any) -> ModelFacts:
 class Words:
     """A tokenizer of words, with a token in front."""
 
-    def encode(self, text: str, /) -> list[int]:
+    def encode(self, text: str, /, *, add_special_tokens: bool | str = "auto") -> list[int]:
+        assert add_special_tokens == "auto"
         return [0, *range(1, len(text.split()) + 1)]
 
 

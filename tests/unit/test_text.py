@@ -6,14 +6,16 @@ import pytest
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import batches, check_texts, read_texts, sample, token_rows
+from pipeline.source.lines import read_texts, sample
+from pipeline.source.texts import check_texts
+from pipeline.source.tokens import batches, token_rows
 
 
 class Letters:
     """A tokenizer whose tokens are the code points, after a start token."""
 
-    def encode(self, text: str, /) -> list[int]:
-        return [1, *map(ord, text)]
+    def encode(self, text: str, /, *, add_special_tokens: bool | str = "auto") -> list[int]:
+        return [*([1] if add_special_tokens else []), *map(ord, text)]
 
 
 def test_paragraphs(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import UsageError, VerificationError
+from pipeline.source.prompts import read_prompts
 from pipeline.verify import (
     CHECKS,
     CheckResult,
     Report,
     chosen_checks,
     print_report,
-    read_prompts,
     run_conformance,
     to_json,
     to_junit,
@@ -51,13 +51,13 @@ def test_junit_says_when_and_on_which_server():
         ("localhost:8001", "localhost"),
         ("grpc://[::1]:8001", "::1"),
     ):
-        report = Report(url, "ensemble", "triton 2.51.0", RESULTS, None, started)
+        report = Report(url, "ensemble", "triton 2.51.0", RESULTS, None, started, "plain texts")
         suite = ElementTree.fromstring(to_junit(report)).find("testsuite")
         # Universal time without a zone, as the schema of Jenkins and Apache Ant has it.
         assert suite.get("timestamp") == "2026-11-28T09:05:07"
         assert suite.get("hostname") == host
         properties = {p.get("name"): p.get("value") for p in suite.find("properties")}
-        assert properties == {"url": url, "server": "triton 2.51.0"}
+        assert properties == {"url": url, "server": "triton 2.51.0", "prompts": "plain texts"}
 
 
 def test_how_texts_were_compared_is_told(capsys):
@@ -152,10 +152,14 @@ def test_prompts_are_read_as_they_stand(tmp_path, name, content):
         ),
         ("p.jsonl", b"", "p.jsonl: the file needs at least two different prompts. It has none,"),
         ("p.txt", b"caf\xe9\n", "p.txt: the file of prompts is not UTF-8"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "p.jsonl:2: the line is not JSON"),
-        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line has no prompt"),
+        (
+            "p.jsonl",
+            b'{"prompt": "a"}\n{"prompt": ',
+            'p.jsonl:2: the line is not a JSON object with a "prompt" or "messages"',
+        ),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "p.jsonl:2: the line is not a JSON object"),
         ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "p.jsonl:2: the line has no prompt"),
-        ("p.jsonl", b'{"prompt": 7}', "p.jsonl:1: the line has no prompt"),
+        ("p.jsonl", b'{"prompt": 7}', 'p.jsonl:1: "prompt" is int, not a string'),
         ("absent.txt", None, "absent.txt: the file of prompts cannot be read"),
     ],
 )

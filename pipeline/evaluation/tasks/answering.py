@@ -21,7 +21,7 @@ from pipeline.evaluation.tasks.reading import read_questions
 from pipeline.progress import Progress
 from pipeline.recipe.evaluate import TaskSection
 from pipeline.recipe.schema import Recipe
-from pipeline.source.texts import PairTokenizer
+from pipeline.source.tokens import PairTokenizer
 from pipeline.verdict.estimate import Estimate
 
 # Layouts whose choices are texts of their own, which a long one must not lose by its length.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.errors import UsageError
-from pipeline.source.texts import PairTokenizer
+from pipeline.source.tokens import PairTokenizer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.reading.json_text import parse_json
-from pipeline.source.texts import SURROGATE, read_text_file
+from pipeline.source.lines import SURROGATE, read_text_file
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -16,14 +16,20 @@ class Letters:
     def __init__(self, bos: int | None = None, *, spans: bool = True) -> None:
         self._bos, self._spans = bos, spans
 
-    def encode_with_spans(self, text: str, /) -> tuple[list[int], list[tuple[int, int]] | None]:
+    def encode(self, text: str, /, *, add_special_tokens: bool | str = "auto") -> list[int]:
+        return self.encode_with_spans(text, add_special_tokens=add_special_tokens)[0]
+
+    def encode_with_spans(
+        self, text: str, /, *, add_special_tokens: bool | str = "auto"
+    ) -> tuple[list[int], list[tuple[int, int]] | None]:
         ids = [ord(letter) for letter in text]
         spans = [(index, index + 1) for index in range(len(text))]
-        if self._bos is not None:
+        if self._bos is not None and add_special_tokens:
             ids, spans = [self._bos, *ids], [(0, 0), *spans]
         return ids, spans if self._spans else None
 
-    def decode(self, ids: Sequence[int], /) -> str:
+    def decode(self, ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str:
+        assert skip_special_tokens or self._bos not in ids
         return "".join(chr(id_) for id_ in ids if id_ != self._bos)
 
 
