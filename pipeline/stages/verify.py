@@ -18,7 +18,7 @@ JUNIT_NAME = "verify.xml"
 
 def material(_recipe: Recipe) -> dict[str, Any]:
     """Gathers the digest of checks and contract, and the versions of server and client."""
-    code = code_digest(CLIENT, "verify", "triton", "source/probes.py")
+    code = code_digest(CLIENT, "verify", "triton", "source/probes.py", "source/special_tokens.py")
     return {"code": code, "tools": versions(TOOLS)}
 
 

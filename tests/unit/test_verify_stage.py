@@ -75,5 +75,7 @@ def test_a_bad_server_keeps_the_artifact_and_stops_the_run(tmp_path, monkeypatch
 def test_the_asking_code_and_the_tools_are_part_of_the_key():
     material = verify.STAGE.material(RECIPE)
     assert set(material["tools"]) == {"nvidia-pytriton", "tritonclient", "grpcio"}
-    assert material["code"] == code_digest(CLIENT, "verify", "triton", "source/probes.py")
+    assert material["code"] == code_digest(
+        CLIENT, "verify", "triton", "source/probes.py", "source/special_tokens.py"
+    )
     assert material["code"] != code_digest(CLIENT, "bench")
