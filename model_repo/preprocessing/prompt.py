@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ class PromptEncoder:
         pad = self._id_of(config.get("pad_token"))
         self.pad_id = pad if pad is not None else self.end_ids[0] if self.end_ids else 0
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Tokens of the engine; of the tokenizer, added ones included, where that is not known."""
+        # The tokenizers library copies the whole vocabulary to count it.
         return self.limits.vocab_size or int(self._tokenizer.get_vocab_size())
 
     def encode(

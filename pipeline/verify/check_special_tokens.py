@@ -27,10 +27,10 @@ def begins_once(context: Context) -> Details:
     if not all(context.has(name) and chooses_special_tokens(context, name) for name in models):
         raise CheckSkipped(f"the server has no input {ADD_SPECIAL_TOKENS}, as NVIDIA's own")
     _refuses_another_type(context)
-    begin = _begin_text(context)
     whole, plain = (token_ids(context, _TEXT, add_special_tokens=added) for added in (True, False))
     if whole == plain:
         raise CheckSkipped("the tokenizer puts nothing around a text")
+    begin = _begin_text(context, whole[0])
     setting = special_tokens_setting(context)
     text = begin + _TEXT
     twice, once, unset = (
@@ -66,14 +66,18 @@ def begins_once(context: Context) -> Details:
     return {"begin": begin, "setting": setting, "tokens": right, "models": list(counts)}
 
 
-def _begin_text(context: Context) -> str:
-    """The text of the token that begins a text, as the server tells clients."""
+def _begin_text(context: Context, token: int) -> str:
+    """The text of the token that begins a text: as the server tells clients, or from the probes."""
     declared = context.declared(CHAT_TEMPLATE_TOKENS, PREPROCESSING)
-    if not declared:
-        raise CheckSkipped("the model has no chat template, so the token's text is not known")
-    begin = json.loads(declared).get("bos_token")
+    begin = json.loads(declared).get("bos_token") if declared else None
+    probes = context.probes.items if context.probes else ()
+    known = (probe.text for probe in probes if probe.plain == (token,))
+    begin = begin or next(known, None)
     if not begin:
-        raise CheckSkipped("the model has no token that begins a text (bos)")
+        raise CheckSkipped(
+            "the text of the token that begins a text is not known: the server says no chat "
+            "template that has it, and --tokenizer does not name the model's folder"
+        )
     return str(begin)
 
 

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from pipeline.source.probes import CHAT, TEXTS, exact_text
 from tests.conftest import PROJECT
 from tests.integration.tokenizer_support import assert_bytes_of_tokens, serve
+from trtllm_client import ChatTemplate
 
 VARIABLE = "TRTLLM_PIPELINE_TOKENIZERS"
 MODELS = ("llama2", "llama3_1", "qwen3", "deepseek_v3")
@@ -85,6 +86,22 @@ def conversations(reference: Any) -> Iterator[str]:
             yield reference.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=generation
             )
+
+
+def test_a_conversation_is_the_ids_that_transformers_gives(real: Path, tmp_path: Path) -> None:
+    """However it is sent, as long as a second beginning is not asked for."""
+    reference = AutoTokenizer.from_pretrained(real)
+    if not reference.chat_template:
+        pytest.skip("the model has no chat template")
+    served = serve(real, tmp_path)
+    template = ChatTemplate.from_directory(served.folder)
+    ids = reference.apply_chat_template(CHAT, add_generation_prompt=True)
+    text = template.render(CHAT)
+    assert served.ids(text) == served.ids(text, added=False) == ids
+    added = reference.encode(text)
+    assert served.ids(text, added=True) == added
+    if real.name == "llama3_1":  # otherwise nothing was tried
+        assert len(added) == len(ids) + 1
 
 
 def test_served_is_what_transformers_gives(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pipeline.stages import repository as stage
 from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
 from tests.unit.model_repo.fake_triton import Request, install, model_args
-from tests.unit.triton.demo import demo_recipe, write_engine
+from tests.unit.triton.demo import ENGINE, demo_recipe, write_engine
 
 install()
 
@@ -83,6 +84,9 @@ def serve(snapshot: Path, root: Path) -> Served:
         snapshot = shutil.copytree(snapshot, root / "snapshot")
         (snapshot / "config.json").write_text("{}")
     write_engine(root / "engine")
+    # The demo's engine has fewer tokens than the tokenizer of a real model.
+    config = {**ENGINE, "pretrained_config": {}}
+    (root / "engine" / "config.json").write_text(json.dumps(config))
     output = root / "output"
     output.mkdir()
     inputs = {
