@@ -51,13 +51,13 @@ def test_importing_the_package_imports_nothing_else() -> None:
 def test_the_functions_stay_functions_whatever_is_imported() -> None:
     """A module of that name would take its place."""
     code = "import pipeline.cli.main, pipeline.api, pipeline.running.planner, pipeline"
-    code += ", pipeline.running.runner; from pipeline import load_recipe, plan, run"
+    code += ", pipeline.running.runner; from pipeline import load_recipe, plan, run, serve"
     code += "; print(load_recipe.__name__, plan.__name__, run.__name__, callable(pipeline.run))"
     assert printed(code) == "load_recipe plan run True"
 
 
 def test_the_package_has_its_names_and_no_others() -> None:
-    assert dir(pipeline) == ["__version__", "load_recipe", "plan", "run"]
+    assert dir(pipeline) == ["__version__", "load_recipe", "plan", "run", "serve"]
     with pytest.raises(AttributeError, match="'pipeline' has no attribute 'bake'"):
         pipeline.bake  # noqa: B018
 
