@@ -87,9 +87,7 @@ def blocks(page: str) -> list[Block]:
         inside = "".join(
             line.removeprefix(match["indent"]) for line in match["text"].splitlines(True)
         )
-        found.append(
-            Block(page, before.count("\n") + 1, kind, about, inside, reason and reason[1])
-        )
+        found.append(Block(page, before.count("\n") + 1, kind, about, inside, reason and reason[1]))
     return found
 
 

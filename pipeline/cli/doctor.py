@@ -6,7 +6,7 @@ from pipeline.cli.options import Output
 
 
 def doctor(output: Output) -> None:
-    """Say what is installed here, what can run, and what to do about the rest."""
+    """Check this machine: what is installed, what can run, and what is missing."""
     from dataclasses import asdict
 
     from pipeline.cli.console import print_json

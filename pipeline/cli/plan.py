@@ -102,7 +102,7 @@ def plan(
     if found.gates:
         lines += ["", *_gate_lines(found.gates)]
     if obstacle:
-        lines += ["", f"obstacle: a run would stop at once: {obstacle}"]
+        lines += ["", f"this run would fail: {obstacle}"]
     if found.refusal:
         lines += ["", f"{found.verdict}: a run would stop at stored numbers: {found.refusal}"]
     print("\n".join(fitted(lines, sys.stdout)))
