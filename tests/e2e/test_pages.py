@@ -157,6 +157,8 @@ def test_a_page_can_be_followed(page: str, machine: Machine, servers: Servers) -
             said = here(machine(elsewhere(command)))
             if shown is None:
                 assert machine.code == 0, f"{block}: {command}\n{said}"
+                # curl ends with 0 whatever it was answered.
+                assert '{"error"' not in said, f"{block}: {command}\n{said}"
             else:
                 assert as_shown(shown, said), f"{block}: {command}\n{said}\n--- shown:\n{shown}"
         if block.runs:

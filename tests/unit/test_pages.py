@@ -29,11 +29,25 @@ ALL = [block for page in PAGES for block in blocks(page)]
 # What is called on the pages beside the project's own programs, its scripts and make.
 KNOWN = {
     *(".", "[", "aiperf", "bash", "cat", "cd", "cp", "curl", "cut", "docker", "du", "echo"),
-    *("export", "git", "grep", "head", "jq", "journalctl", "kill", "ls", "mkdir", "node", "npm"),
+    *(
+        "export",
+        "git",
+        "grep",
+        "head",
+        "hf",
+        "jq",
+        "journalctl",
+        "kill",
+        "ls",
+        "mkdir",
+        "node",
+        "npm",
+    ),
     *("npx", "nvidia-smi", "pip", "pre-commit", "python", "python3", "rm", "rsync", "scp", "sed"),
     *("sh", "source", "ssh", "sudo", "systemctl", "tail", "tar", "test", "time", "true", "unset"),
     *("uv", "wait", "wget"),
 }
+SHELL = {"for", "do", "done", "if", "then", "else", "fi", "while"}
 FOLDERS = ("configs", "examples", "scripts", "benchmarks", "docker", "client")
 WORKFLOWS = {"github-workflow": "vendor.github-workflows", "gitlab-ci": "vendor.gitlab-ci"}
 
@@ -95,7 +109,7 @@ def test_what_is_typed_is_there(block: Block, command: str) -> None:
         elif name.partition("/")[0] in FOLDERS:
             assert os.access(PROJECT / name, os.X_OK), name
         else:
-            assert "$" in name or name in KNOWN, f"{block}: {name} is unknown"
+            assert "$" in name or name in KNOWN | SHELL, f"{block}: {name} is unknown"
         for word in given:
             if word.partition("/")[0] in FOLDERS and not set(word) & set("*$"):
                 assert (PROJECT / word).exists(), f"{block}: there is no {word}"
