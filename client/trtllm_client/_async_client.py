@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import uuid
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from trtllm_client._async_stream import AskTraits, AsyncStream
+from trtllm_client._async_stream import Ask, AsyncStream
+from trtllm_client._chat import Chats, check_fields, placeholder
+from trtllm_client._chat_template import ChatTemplate
 from trtllm_client._config import DEFAULT_URL, Tls, open_channel
 from trtllm_client._contract import DEFAULT_MODEL
-from trtllm_client._errors import ClientError, client_closed, error_from_status
+from trtllm_client._errors import CallRestricted, ClientError, client_closed, error_from_status
 from trtllm_client._grpc import GRPCInferenceServiceStub, Message, grpc, grpc_aio, messages
 from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, server_metadata
 from trtllm_client._request import Completion, GenerateRequest
@@ -22,6 +26,7 @@ from trtllm_client._wire import Outputs, decode_outputs, stop_request
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from trtllm_client._chat import Result, Steps
     from trtllm_client._request import SamplingOptions
 
 # Rounds of the loop when a client is closed: more than gRPC's socket of events holds on Linux (277
@@ -64,6 +69,7 @@ class AsyncClient:
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._traits: dict[str, asyncio.Task[Traits]] = {}
+        self._chats = Chats(self.url)
         self._closed = False
 
     async def generate(
@@ -99,7 +105,75 @@ class AsyncClient:
         prepared = self._settings.prepare(
             request, sampling, model=model, timeout=timeout, stream=True
         )
-        return self._start(prepared, lambda: self._traits_of(model or self.model))
+        return self._start(prepared, self._ask_how(model))
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: ChatTemplate | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Returns the assistant's next message, whole, as :meth:`Client.chat` does."""
+        request = await self._follow(
+            self._chats.request(
+                messages,
+                sampling,
+                tools=tools,
+                template=template,
+                variables=template_variables,
+                model=model or self.model,
+            )
+        )
+        return await self.generate(request, model=model, timeout=timeout)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: ChatTemplate | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> AsyncStream:
+        """Starts the assistant's next message in pieces, and returns at once.
+
+        Arguments as of :meth:`Client.chat`. What goes wrong with the messages, their template or
+        at the server comes with the pieces.
+
+        Raises:
+            InvalidRequest: A field of the request is wrong.
+        """
+        check_fields(sampling, template_variables)
+        request = placeholder(sampling, uuid.uuid4().hex)
+        prepared = self._settings.prepare(request, {}, model=model, timeout=timeout, stream=True)
+        steps = self._chats.request(
+            messages,
+            sampling,
+            tools=tools,
+            template=template,
+            variables=template_variables,
+            model=model or self.model,
+        )
+
+        async def ask(_: Prepared) -> tuple[Prepared, Traits]:
+            rendered = dataclasses.replace(await self._follow(steps), request_id=request.request_id)
+            message = self._settings.prepare(
+                rendered, {}, model=model, timeout=timeout, stream=True
+            )
+            return message, await self._traits_of(model or self.model)
+
+        return self._start(prepared, ask)
+
+    async def chat_template(self, model: str | None = None) -> ChatTemplate:
+        """Returns the chat template of the served model; see :meth:`Client.chat_template`."""
+        return await self._follow(self._chats.template(model or self.model))
 
     def send(self, message: Message, *, timeout: float | None = None) -> AsyncStream:
         """Sends a ``ModelInferRequest`` as it is; see :meth:`Client.send`."""
@@ -153,7 +227,7 @@ class AsyncClient:
         for _ in range(_UNHEARD_EVENTS + _EVENTS_OF_A_CALL * len(streams)):
             await asyncio.sleep(0)
 
-    def _start(self, prepared: Prepared, ask: AskTraits | None = None) -> AsyncStream:
+    def _start(self, prepared: Prepared, ask: Ask | None = None) -> AsyncStream:
         self._check_open()
 
         def call(messages: AsyncIterator[Message]) -> Any:
@@ -165,6 +239,12 @@ class AsyncClient:
         self._streams.add(stream)
         return stream
 
+    def _ask_how(self, model: str | None) -> Ask:
+        async def ask(prepared: Prepared) -> tuple[Prepared, Traits]:
+            return prepared, await self._traits_of(model or self.model)
+
+        return ask
+
     async def _traits_of(self, model: str) -> Traits:
         """Asks once, however many streams begin together."""
         task = self._traits.get(model)
@@ -175,7 +255,25 @@ class AsyncClient:
         return await asyncio.shield(task)
 
     async def _ask_traits(self, model: str) -> Traits:
-        return self._settings.traits(await self.model_metadata(model))
+        try:
+            return self._settings.traits(await self.model_metadata(model))
+        except CallRestricted:
+            return self._settings.assumed_traits()
+
+    async def _follow(self, steps: Steps[Result]) -> Result:
+        """Makes the calls that steps ask for, and returns what they come to."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = await self._call(*step)
+                except ClientError as error:  # noqa: PERF203 -- the steps decide
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
 
     async def _call(
         self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S

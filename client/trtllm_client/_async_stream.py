@@ -15,8 +15,9 @@ from trtllm_client._request import Chunk, Completion
 from trtllm_client._settings import CLOSE_TIMEOUT_S, Prepared
 from trtllm_client._traits import Traits
 
-AskTraits = Callable[[], Awaitable[Traits]]
-"""Asks the server how the model of a stream answers."""
+Ask = Callable[[Prepared], Awaitable[tuple[Prepared, Traits]]]
+"""Asks the server what has to be known before a message is sent; returns the message to send, and
+how its model answers."""
 
 
 class AsyncStream:
@@ -34,7 +35,7 @@ class AsyncStream:
         call: Callable[[AsyncIterator[Message]], Any],
         prepared: Prepared,
         address: str,
-        ask: AskTraits | None = None,
+        ask: Ask | None = None,
     ) -> None:
         self.request_id: str = prepared.message.id
         self._prepared = prepared
@@ -42,7 +43,7 @@ class AsyncStream:
         self._address = address
         self._state = StreamState(address, expects_data=prepared.expects_data)
         self._stalled = self._cancelled = self._closed = False
-        self._refused: ClientError | None = None
+        self._refused: ClientError | ImportError | None = None
         self._call = call(self._messages(ask))
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -82,15 +83,15 @@ class AsyncStream:
         self._closed = True
         self._call.cancel()
 
-    async def _messages(self, ask: AskTraits | None) -> AsyncIterator[Message]:
+    async def _messages(self, ask: Ask | None) -> AsyncIterator[Message]:
         if ask is not None:
             try:
-                traits = await ask()
-            except ClientError as error:
+                prepared, traits = await ask(self._prepared)
+            except (ClientError, ImportError) as error:
                 self._refused = error
                 self._call.cancel()
                 return
-            self._prepared = self._prepared.suited_to(traits)
+            self._prepared = prepared.suited_to(traits)
             if traits.accumulates:
                 self._state.accumulates()
         yield self._prepared.message

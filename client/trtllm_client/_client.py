@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from trtllm_client._chat import Chats
+from trtllm_client._chat_template import ChatTemplate
 from trtllm_client._config import DEFAULT_URL, Tls, open_channel
 from trtllm_client._contract import DEFAULT_MODEL
 from trtllm_client._errors import (
+    CallRestricted,
     ClientError,
     ConnectionFailed,
     client_closed,
@@ -27,6 +30,7 @@ from trtllm_client._wire import Outputs, Tensors, decode_outputs, decode_tensors
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from trtllm_client._chat import Result, Steps
     from trtllm_client._request import SamplingOptions
 
 
@@ -80,6 +84,7 @@ class Client:
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._stall_timer = StallTimer()
         self._traits: dict[str, Traits] = {}
+        self._chats = Chats(self.url)
 
     def generate(
         self,
@@ -133,6 +138,90 @@ class Client:
         if traits.accumulates:
             stream.accumulates()
         return stream
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: ChatTemplate | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Completion:
+        """Returns the assistant's next message, whole.
+
+        The messages go through the model's own chat template, and nothing else is put around the
+        text. It ends where the model ends its turn.
+
+        Args:
+            messages: The conversation so far, such as ``[{"role": "user", "content": "Hello"}]``.
+            tools: JSON schemas of the functions that the model may call.
+            template: Instead of the one that the server says.
+            template_variables: What else the template knows, such as ``enable_thinking``.
+            model: Instead of the client's.
+            timeout: Seconds, instead of the client's.
+            sampling: Fields of :class:`GenerateRequest`.
+
+        Raises:
+            InvalidRequest: The server has no template, the template refuses the messages, or the
+                request is wrong.
+            ImportError: jinja2 is not installed.
+            ClientError: The request failed.
+        """
+        request = self._follow(
+            self._chats.request(
+                messages,
+                sampling,
+                tools=tools,
+                template=template,
+                variables=template_variables,
+                model=model or self.model,
+            )
+        )
+        return self.generate(request, model=model, timeout=timeout)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: ChatTemplate | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Stream:
+        """Starts the assistant's next message in pieces; arguments and errors as of :meth:`chat`.
+
+        What goes wrong after the messages were rendered comes with the pieces, as of
+        :meth:`stream`.
+        """
+        request = self._follow(
+            self._chats.request(
+                messages,
+                sampling,
+                tools=tools,
+                template=template,
+                variables=template_variables,
+                model=model or self.model,
+            )
+        )
+        return self.stream(request, model=model, timeout=timeout)
+
+    def chat_template(self, model: str | None = None) -> ChatTemplate:
+        """Returns the chat template of the served model, which the server is asked for once.
+
+        Args:
+            model: Instead of the client's.
+
+        Raises:
+            InvalidRequest: The server does not say it: it has none, or keeps its configuration to
+                itself.
+            ClientError: The server does not answer.
+        """
+        return self._follow(self._chats.template(model or self.model))
 
     def send(self, message: Message, *, timeout: float | None = None) -> Stream:
         """Sends a ``ModelInferRequest`` as it is, for tools that need what ``stream`` refuses."""
@@ -255,6 +344,8 @@ class Client:
             except ConnectionFailed:
                 # The stream itself will say so, in its own words.
                 return Traits()
+            except CallRestricted:
+                return self._settings.assumed_traits()
             self._traits[model] = self._settings.traits(metadata)
         return self._traits[model]
 
@@ -266,6 +357,21 @@ class Client:
         except ValueError as error:  # so says gRPC of a closed channel
             raise client_closed(self.url) from error
         return Stream(call, prepared, self.url, self._stall_timer)
+
+    def _follow(self, steps: Steps[Result]) -> Result:
+        """Makes the calls that steps ask for, and returns what they come to."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    answer = self._call(*step)
+                except ClientError as error:  # noqa: PERF203 -- the steps decide
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as done:
+            result: Result = done.value
+            return result
 
     def _call(
         self, method: str, request: Message, timeout: float | None = INFO_TIMEOUT_S

@@ -46,6 +46,7 @@ _INPUTS_BY_TYPE = {
         "embedding_bias_weights",
     ),
     "BOOL": (
+        "add_special_tokens",
         "exclude_input_in_output",
         "stream",
         "return_log_probs",

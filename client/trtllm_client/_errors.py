@@ -2,6 +2,7 @@
 
 * ClientError         what went wrong, where, why, and what to do about it
   + InvalidRequest    the request is wrong; found here or by the server
+    - CallRestricted  the server keeps the call to those who send a header
   + ConnectionFailed  nothing answers at the address, or the connection broke
   + DeadlineExceeded  no answer, or no further answer, in time
   + ServerBusy        the server's queue is full
@@ -64,6 +65,10 @@ class InvalidRequest(ClientError):
     """The request is wrong; found here or by the server."""
 
 
+class CallRestricted(InvalidRequest):
+    """The server keeps the call to those who send a header of its own."""
+
+
 class ConnectionFailed(ClientError):
     """Nothing answers at the address, or the connection broke."""
 
@@ -97,6 +102,8 @@ _WRAPPING = re.compile(
 # TensorRT-LLM's exceptions end with the place in its source and the frames of its stack.
 _STACK = re.compile(r"(?:\s*\([^()\s]+:\d+\))?\s*\n\s*1\s+0x[0-9a-f]+\b.*", re.DOTALL)
 _PEER = re.compile(r"^(?:[A-Z_]+: )?(?:ipv[46]|unix|dns):\S+: ")
+# Triton's answer to a call of a restricted protocol (src/grpc/infer_handler.h), with UNAVAILABLE.
+_RESTRICTED = re.compile(r"protocol is restricted, expecting header '(?P<name>[^']*)'")
 _CODE = re.compile(r"^\[(?P<code>[A-Z_]+)\]\s*")
 
 # Inputs of earlier releases of NVIDIA's repository, by their name today. Triton itself refuses
@@ -243,6 +250,13 @@ def error_from_status(
     """
     if late and (code, details) == _LATE:
         code = "DEADLINE_EXCEEDED"
+    if restricted := _RESTRICTED.search(details):
+        return CallRestricted(
+            "the server keeps this call to those who send a header",
+            where=address,
+            why=f"it was started with --grpc-restricted-protocol and expects {restricted['name']}",
+            fix="Give the header with its value (headers), or let the server allow the call",
+        )
     if code == "UNAVAILABLE":
         # Triton says so for a full queue and a timeout in the queue as well.
         kind = _kind_of_text(details)

@@ -54,6 +54,10 @@ class GenerateRequest:
             model alone.
         num_draft_tokens: How many tokens a draft model guesses at a time, which changes no text;
             None guesses none. The server needs a draft model.
+        add_special_tokens: Whether the prompt gets what the tokenizer puts around a text, such as
+            bos; false for a text that has all of it, as a rendered chat template does. None is the
+            server's setting. Servers with NVIDIA's own preprocessing have no such input and refuse
+            it.
         exclude_input_in_output: Whether the answer leaves out the prompt.
         return_log_probs: Whether the answer has the log probability of each token.
         return_num_tokens: Whether the answer has the number of prompt and generated tokens.
@@ -81,6 +85,7 @@ class GenerateRequest:
     guided_decoding_guide: str | bytes | None = None
     lora_task_id: int | None = None
     num_draft_tokens: int | None = None
+    add_special_tokens: bool | None = None
     exclude_input_in_output: bool | None = None
     return_log_probs: bool = False
     return_num_tokens: bool = True
@@ -112,6 +117,10 @@ class GenerateRequest:
         _check_words("bad_words", self.bad_words)
         _check_int("lora_task_id", self.lora_task_id, 0, 2**64 - 1)
         _check_int("num_draft_tokens", self.num_draft_tokens, 0, INT32_MAX)
+        if self.add_special_tokens not in (None, True, False):
+            raise InvalidRequest(
+                f"add_special_tokens must be true or false, not {self.add_special_tokens!r}"
+            )
         _check_guide(self.guided_decoding_guide_type, self.guided_decoding_guide, self.min_tokens)
         if self.request_id is not None:
             if not isinstance(self.request_id, str) or not self.request_id:
@@ -140,6 +149,7 @@ class SamplingOptions(TypedDict, total=False):
     guided_decoding_guide: str | bytes | None
     lora_task_id: int | None
     num_draft_tokens: int | None
+    add_special_tokens: bool | None
     exclude_input_in_output: bool | None
     return_log_probs: bool
     return_num_tokens: bool

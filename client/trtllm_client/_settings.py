@@ -152,6 +152,10 @@ class Settings:
         """Says how a model answers, from what the server says about it and what the user does."""
         return Traits.of(metadata, self.accumulate_tokens)
 
+    def assumed_traits(self) -> Traits:
+        """Says how a model answers where the server does not: in pieces of new text."""
+        return Traits(accumulates=bool(self.accumulate_tokens))
+
     def limit(self, timeout: float | None) -> float | None:
         """Returns the seconds that one call may take: its own, or the client's; None is no limit.
 

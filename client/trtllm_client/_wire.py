@@ -34,6 +34,7 @@ _PLAIN_FIELDS = (
     "guided_decoding_guide",
     "lora_task_id",
     "num_draft_tokens",
+    "add_special_tokens",
     "exclude_input_in_output",
 )
 

@@ -20,15 +20,20 @@ def read_parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def flag(parameters: Mapping[str, str], name: str, default: bool) -> bool:
+def flag(parameters: Mapping[str, str], name: str, default: bool, other: str = "") -> bool:
     """A boolean parameter; upstream accepts true, false, 1 and 0.
+
+    Args:
+        other: What else may be written, for the error.
 
     Raises:
         ValueError: It is something else.
     """
     text = parameters.get(name, "").lower()
     if text not in ("", "true", "false", "1", "0"):
-        raise ValueError(f"config.pbtxt: the parameter {name} is {text!r}; use true or false")
+        raise ValueError(
+            f"config.pbtxt: the parameter {name} is {text!r}; use {other}true or false"
+        )
     return text in ("true", "1") if text else default
 
 

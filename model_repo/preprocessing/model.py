@@ -17,6 +17,7 @@ write ids above the vocabulary themselves. So ``OUT_PROMPT_TABLE_EXTRA_IDS`` is 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _NO_GENERATION_LOGITS = (
     "gather_generation_logits on, so that every request for them fails; leave it out"
 )
 
+_ADD_SPECIAL_TOKENS = "add_special_tokens"
+
 ENGINE_CONFIG = "tensorrt_llm/1/engine/config.json"
 """Where the repository keeps the engine's limits, whatever the engine."""
 
@@ -51,7 +54,7 @@ class TritonPythonModel:
         repository = Path(args["model_repository"]).parent
         self._encoder = PromptEncoder(
             repository / parameters["tokenizer_dir"],
-            add_special_tokens=flag(parameters, "add_special_tokens", default=True),
+            add_special_tokens=_setting(parameters),
             limits=EngineLimits.read(repository / ENGINE_CONFIG),
         )
 
@@ -91,7 +94,15 @@ class TritonPythonModel:
         for row in range(batch):
             if problem := self._problem(inputs, row):
                 raise PromptError(problem)
-        ids = [encoder.encode(row[0], "text_input") for row in queries]
+        flags = inputs.get("ADD_SPECIAL_TOKENS")
+        ids = [
+            encoder.encode(
+                queries[row][0],
+                "text_input",
+                add_special_tokens=None if flags is None else bool(flags[row].item()),
+            )
+            for row in range(batch)
+        ]
         self._check_room(ids, inputs["REQUEST_OUTPUT_LEN"])
         end_id, pad_id = inputs.get("END_ID"), inputs.get("PAD_ID")
         own_end = encoder.end_ids[0] if encoder.end_ids else -1
@@ -185,3 +196,14 @@ class TritonPythonModel:
                 for token in word:
                     bias[row, token] += weight
         return bias
+
+
+def _setting(parameters: Mapping[str, str]) -> bool | None:
+    """The parameter ``add_special_tokens``; None is ``auto``, which is also the default.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if parameters.get(_ADD_SPECIAL_TOKENS, "auto").lower() == "auto":
+        return None
+    return flag(parameters, _ADD_SPECIAL_TOKENS, default=True, other="auto, ")

@@ -33,7 +33,9 @@ class PromptEncoder:
     Args:
         tokenizer_dir: Holds ``tokenizer.json``; ``generation_config.json`` and
             ``tokenizer_config.json`` are read for the end and pad ids where they are.
-        add_special_tokens: Whether prompts get what the tokenizer puts around a text, such as bos.
+        add_special_tokens: Whether prompts get what the tokenizer puts around a text, such as bos,
+            where a request does not say. None gives it to them, but leaves out what is put in front
+            where the text itself begins with it, as a rendered chat template does.
         limits: What the engine takes.
 
     Attributes:
@@ -49,7 +51,7 @@ class PromptEncoder:
         self,
         tokenizer_dir: Path,
         *,
-        add_special_tokens: bool,
+        add_special_tokens: bool | None = None,
         limits: EngineLimits = UNKNOWN,
     ) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
@@ -73,11 +75,14 @@ class PromptEncoder:
         """Tokens of the engine; of the tokenizer, added ones included, where that is not known."""
         return self.limits.vocab_size or int(self._tokenizer.get_vocab_size())
 
-    def encode(self, text: bytes, name: str) -> list[int]:
+    def encode(
+        self, text: bytes, name: str, *, add_special_tokens: bool | None = None
+    ) -> list[int]:
         """The token ids of a prompt.
 
         Args:
             name: What to call the text in an error.
+            add_special_tokens: What the request says; None is this encoder's setting.
 
         Raises:
             PromptError: It is not UTF-8, is so long that it must have too many tokens, has one that
@@ -86,7 +91,9 @@ class PromptEncoder:
         """
         self._check_size(len(text), name)
         decoded = _decode(text, name)
-        ids = self._tokenizer.encode(decoded, add_special_tokens=self._add_special_tokens).ids
+        added = self._add_special_tokens if add_special_tokens is None else add_special_tokens
+        encoding = self._tokenizer.encode(decoded, add_special_tokens=added is not False)
+        ids = _once(encoding) if added is None else list(encoding.ids)
         if not ids and not text:
             raise PromptError(
                 f"{name} is empty, and this tokenizer puts no token in front of a text: give at "
@@ -95,7 +102,7 @@ class PromptEncoder:
         if not ids:
             raise PromptError(f"{name} has no tokens: it holds only what the tokenizer drops")
         self.check_known(ids, name)
-        return list(ids)
+        return ids
 
     def word_ids(self, words: Sequence[bytes], name: str) -> list[list[int]]:
         """The token ids of each word on its own, without special tokens.
@@ -173,6 +180,14 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> npt.NDArray[np.int32]:
     for row, ids in enumerate(rows):
         result[row, : len(ids)] = ids
     return result
+
+
+def _once(encoding: Any) -> list[int]:
+    """Ids without what the tokenizer put in front, where the text's own ids begin with the same."""
+    ids, added = list(encoding.ids), encoding.special_tokens_mask
+    count = next((place for place, special in enumerate(added) if not special), 0)
+    of_text = not any(added[count : 2 * count])
+    return ids[count:] if of_text and ids[:count] == ids[count : 2 * count] else ids
 
 
 def _decode(text: bytes, name: str) -> str:

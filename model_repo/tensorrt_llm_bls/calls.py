@@ -24,6 +24,7 @@ _TO_PREPROCESSING = {
     "end_id": "END_ID",
     "pad_id": "PAD_ID",
     "prompt_table_extra_id": "PROMPT_TABLE_EXTRA_ID",
+    "add_special_tokens": "ADD_SPECIAL_TOKENS",
 }
 # Inputs of one element that preprocessing only looks at, by its own names in capitals.
 _CHECKED = (

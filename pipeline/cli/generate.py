@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli.chat import ChatOptions
 from pipeline.cli.guide import doubt_about, read_guide
 from pipeline.cli.options import Connection, Output
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from trtllm_client import Chunk, Client, Completion, GenerateRequest
+    from trtllm_client._request import SamplingOptions
+
+TEXT_TOKENS, CHAT_TOKENS = 64, 256
 
 
 def generate(
     *,
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate, at most.")] = 64,
-    temperature: Annotated[float | None, typer.Option(help="0 or absent is greedy.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="The prompt; - reads it from standard input. With --chat, a message; a "
+            "conversation is typed where there is none."
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Tokens to generate, at most: {TEXT_TOKENS}, or {CHAT_TOKENS} in a chat."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="How evenly to sample, with --top-k or --top-p; without, it is greedy."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from this much probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
@@ -45,30 +60,39 @@ def generate(
         int | None,
         typer.Option(help="The LoRA adapter that answers: its number in serve.lora_adapters."),
     ] = None,
+    chat: ChatOptions,
     server: Connection,
     output: Output,
 ) -> None:
-    """Stream a completion to the terminal."""
-    from pipeline.cli.console import print_json
-    from trtllm_client import Client, GenerateRequest, finish_reason
+    """Stream a completion or a chat to the terminal."""
+    from pipeline.cli.answers import Answer, Asking
+    from pipeline.cli.chat import Conversation, converse, template_of
+    from pipeline.cli.console import print_json, show
+    from trtllm_client import Client, GenerateRequest
 
+    chat.check()
     kind, guide = read_guide(
         json_object=json_object, json_schema=json_schema, regex=regex, grammar=grammar
     )
-    request = GenerateRequest(
-        prompt=_standard_input() if prompt == "-" else prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_words=tuple(stop or ()),
-        guided_decoding_guide_type=kind,
-        guided_decoding_guide=guide,
-        lora_task_id=lora_task_id,
-    )
-    request.validate()  # before a server is started for it
-    pieces: list[Chunk | Completion] = []
+    limit = max_tokens if max_tokens is not None else CHAT_TOKENS if chat.chat else TEXT_TOKENS
+    sampling: SamplingOptions = {
+        "max_tokens": limit,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "stop_words": tuple(stop or ()),
+        "guided_decoding_guide_type": kind,
+        "guided_decoding_guide": guide,
+        "lora_task_id": lora_task_id,
+    }
+    text = _prompt(prompt, chat=chat.chat, json_output=output.json)
+    # What is wrong is said before a server is started for it.
+    GenerateRequest(text if text is not None else "", **sampling).validate()
+    template, variables = chat.template(), chat.variables
+    if temperature and top_k is None and top_p is None:
+        show("note", _GREEDY, "bold")
+    answer = Answer()
     with (
         server.address() as address,
         Client(
@@ -79,40 +103,58 @@ def generate(
             headers=server.headers,
         ) as client,
     ):
-        started = time.monotonic()
-        for piece in _pieces(client, request):
-            pieces.append(piece)
-            if not output.json:
-                print(piece.text, end="", flush=True)
-        seconds = time.monotonic() - started
-    text = "".join(piece.text for piece in pieces)
-    counts = [piece.num_output_tokens for piece in pieces if piece.num_output_tokens is not None]
-    finish = finish_reason(sum(counts) if counts else None, max_tokens)
-    if output.json:
-        print_json(
-            {
-                "text": text,
-                "pieces": len(pieces),
-                "seconds": round(seconds, 3),
-                "finish_reason": finish,
-                "num_output_tokens": sum(counts) if counts else None,
-            }
+        conversation = Conversation(chat.system)
+        if chat.chat and template is None:
+            template = template_of(client)
+        asking = Asking(client, sampling, template, variables)
+        if text is None:
+            converse(asking, conversation, limit)
+            return
+        if chat.chat:
+            conversation.say(text.decode() if isinstance(text, bytes) else text)
+        asking.ask(
+            conversation.messages if chat.chat else text,
+            answer,
+            (lambda _: None) if output.json else _print,
         )
+    if output.json:
+        print_json(answer.as_dict(limit))
     else:
         print()
-    if finish == "length" and (doubt := doubt_about(kind, text)):
-        print(f"the text ended at --max-tokens {max_tokens}; {doubt}", file=sys.stderr)
+    if answer.finish_reason(limit) == "length" and (doubt := doubt_about(kind, answer.text)):
+        print(f"the text ended at --max-tokens {limit}; {doubt}", file=sys.stderr)
 
 
-def _pieces(client: Client, request: GenerateRequest) -> Iterator[Chunk | Completion]:
-    """An answer as it comes; in one piece from a model that answers once."""
-    from pipeline.triton.contract import answering_model
+_GREEDY = (
+    "--temperature without --top-k or --top-p changes nothing: the server takes the likeliest "
+    "token then"
+)
 
-    if not client.model_metadata(answering_model(client.model)).decoupled:
-        yield client.generate(request)
-        return
-    with client.stream(request) as stream:
-        yield from stream
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _prompt(prompt: str | None, *, chat: bool, json_output: bool) -> str | bytes | None:
+    """The text to send; None where a conversation is to be typed."""
+    if prompt is None and not chat:
+        raise UsageError(
+            "missing argument 'PROMPT'",
+            where="trtllm-pipeline generate",
+            fix="Give the text to continue, - to read it from standard input, or --chat to talk "
+            "to a chat model",
+        )
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        text = _standard_input()
+        # Whoever pipes a message does not mean the line end that echo puts behind it.
+        return text.removesuffix(b"\n").removesuffix(b"\r") if chat else text
+    if prompt is None and (json_output or not sys.stdout.isatty()):
+        raise UsageError(
+            "a conversation needs a terminal, and cannot be JSON",
+            where="trtllm-pipeline generate --chat",
+            fix="Give the message as PROMPT",
+        )
+    return prompt
 
 
 def _standard_input() -> bytes:

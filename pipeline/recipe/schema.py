@@ -236,6 +236,9 @@ class ServeSection(Section):
             it to its end; ``max_utilization`` starts more and may have to compute some again.
         exclude_input_in_output: Whether an answer that is not streamed leaves out the prompt, where
             the request does not say.
+        add_special_tokens: Whether a text gets what the tokenizer puts around it, such as bos,
+            where the request does not say. ``auto`` leaves out what would be put in front where the
+            text itself begins with it, as a rendered chat template does.
         accumulate_tokens: Whether each response of a stream of tensorrt_llm_bls has the whole text
             so far, for clients that overwrite what they have, instead of what is new.
         include_stop_str_in_output: Whether the text of tensorrt_llm_bls ends with the stop word
@@ -279,6 +282,7 @@ class ServeSection(Section):
         "guaranteed_no_evict"
     )
     exclude_input_in_output: bool = True
+    add_special_tokens: bool | Literal["auto"] = "auto"
     accumulate_tokens: bool = False
     include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Annotated[Positive, Unit("milliseconds")] = 100

@@ -19,7 +19,8 @@ from typing import Any
 
 from pipeline.errors import SourceError
 from pipeline.models.architectures import ARCHITECTURES
-from pipeline.source.chat_template import TemplateError, find_template, turn_end
+from pipeline.source.chat_template import TemplateError, turn_end
+from trtllm_client import ChatTemplate, InvalidRequest
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -30,12 +31,6 @@ KEY = "eos_token_id"
 UNCHECKED = f"not checked: no tokenizer here (there is no {TOKENIZER})"
 LOCAL_COPY = "A model from the Hub is changed in a local copy: hf download ID --local-dir DIR"
 
-# What transformers' tokenizer classes take for a special token that no file names.
-CLASS_DEFAULTS: dict[str, dict[str, str]] = {
-    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-    "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-}
 # The class where tokenizer_config.json names none, by config.json's model_type.
 CLASSES = {row.model_type: row.tokenizer_class for row in ARCHITECTURES.values()}
 
@@ -174,8 +169,9 @@ class _Reader:
             return
         id_ = self._added[token] if token in self._added else self._ordinary.get(token)
         if id_ is None:
-            known = token == self._class_defaults().get("eos_token")
-            if known or not self._has_tokenizer:
+            kind = str(self._tokenizer_config.get("tokenizer_class") or self._class)
+            defaults = ChatTemplate.CLASS_DEFAULTS.get(kind.removesuffix("Fast"), {})
+            if token == defaults.get("eos_token") or not self._has_tokenizer:
                 return
             problem = f"{TOKENIZER} has no such token"
         elif self._is_beyond(id_):
@@ -194,9 +190,9 @@ class _Reader:
     def _turn_end(self) -> tuple[list[int], list[str]]:
         """The id of the token that ends a chat turn; or none, and why the template has no say."""
         try:
-            template = find_template(self._directory, self._tokenizer_config)
-            token = turn_end(template, self._special, self._added) if template else None
-        except (OSError, TemplateError) as error:
+            template = ChatTemplate.find(self._directory, self._class)
+            token = turn_end(template, self._added) if template else None
+        except (InvalidRequest, TemplateError) as error:
             return [], [f"the chat template is ignored: it cannot be rendered: {error}"]
         if token is None:
             return [], []
@@ -206,21 +202,17 @@ class _Reader:
         return [self._added[token]], []
 
     def _special_tokens(self) -> dict[str, str]:
-        """Names and texts of the special tokens.
+        """Names and texts of the special tokens."""
+        try:
+            return ChatTemplate.find_special_tokens(self._directory, self._class)
+        except InvalidRequest as error:
+            name = Path(error.where or "").name
+            raise self._unreadable(name, error.why or error.what) from error
 
-        special_tokens_map.json counts only where tokenizer_config.json does not list the added
-        tokens: ``PreTrainedTokenizerBase._from_pretrained``.
-        """
-        named = self._class_defaults() | self._tokenizer_config
-        if DECODER not in named:
-            named |= self._json(SPECIAL_TOKENS)
-        texts = {name: _content(value) for name, value in named.items() if name.endswith("_token")}
-        return {name: text for name, text in texts.items() if text is not None}
-
-    def _class_defaults(self) -> dict[str, Any]:
-        named = self._tokenizer_config.get("tokenizer_class")
-        kind = named or CLASSES.get(str(self._config.get("model_type")), "")
-        return dict(CLASS_DEFAULTS.get(str(kind).removesuffix("Fast"), {}))
+    @property
+    def _class(self) -> str:
+        """The tokenizer's class where its own files name none."""
+        return CLASSES.get(str(self._config.get("model_type")), "")
 
     @cached_property
     def _ordinary(self) -> dict[str, int]:
@@ -283,7 +275,7 @@ class _Reader:
             raise self._unreadable(name, error) from error
         return content
 
-    def _unreadable(self, name: str, error: Exception) -> SourceError:
+    def _unreadable(self, name: str, error: object) -> SourceError:
         return SourceError(
             f"{name} cannot be read",
             where=f"{self._place}/{name}",

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RepositoryError, UsageError
+from pipeline.source.special_tokens import tokens_in_front, without_second
 from pipeline.source.tokenizer import CONFIG, TOKENIZER, HuggingFaceTokenizer, open_tokenizer
 from pipeline.triton.sources import load_module
+from trtllm_client import ChatTemplate, InvalidRequest
 
 FILE_NAME = "probes.json"
 # Of a repository, as pipeline.triton.parameters.TOKENIZER_DIR, which imports more than this needs.
@@ -73,6 +75,7 @@ TEXTS = (
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "Caf\u00e9  \u4f60\u597d\n\n\t\U0001f600 42% of   it",
 )
+AUTO = "auto"
 CHAT = [{"role": "user", "content": "Tell me a short story about a cat."}]
 # A template may print the date, and the same inputs are to give the same bytes.
 A_DAY = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -85,11 +88,13 @@ class Probe:
     Attributes:
         text: What is tokenized.
         ids: Its token ids, special tokens included; at least one.
+        plain: Its token ids without what the tokenizer puts around it; may be empty.
         decoded: The text of those ids without special tokens, and with every space that they hold.
     """
 
     text: str
     ids: tuple[int, ...]
+    plain: tuple[int, ...]
     decoded: str
 
 
@@ -102,11 +107,26 @@ class Probes:
         cleans_up: Whether transformers 4 would take spaces out of the texts, as in " ." and " 's".
             Its successor does not where it spoils the text, and a stream of pieces cannot.
         without_chat: Why there is no output of the chat template among them; None where there is.
+        in_front: The ids that the tokenizer puts in front of every text.
+        chat: The output of the chat template; empty where there is none.
     """
 
     items: tuple[Probe, ...]
     cleans_up: bool
     without_chat: str | None
+    in_front: tuple[int, ...] = ()
+    chat: str = ""
+
+    def ids_of(self, probe: Probe, added: bool | str) -> tuple[int, ...]:
+        """Returns the ids that a server gives a text of these.
+
+        Args:
+            probe: One of the items.
+            added: Its setting ``add_special_tokens``: True, False or ``auto``.
+        """
+        if added == AUTO:
+            return without_second(probe.ids, probe.plain, self.in_front)
+        return probe.ids if added else probe.plain
 
 
 def make_probes(tokenizer: HuggingFaceTokenizer, texts: Iterable[str] = TEXTS) -> Probes:
@@ -121,8 +141,15 @@ def make_probes(tokenizer: HuggingFaceTokenizer, texts: Iterable[str] = TEXTS) -
     for text in dict.fromkeys((*texts, *_around_added_tokens(tokenizer), *chat)):
         ids = tokenizer.encode(text)
         if ids:  # a text that the normalizer drops altogether is no prompt
-            items.append(Probe(text, tuple(ids), exact_text(tokenizer, ids)))
-    return Probes(tuple(items), bool(tokenizer.clean_up_tokenization_spaces), without_chat)
+            plain = tokenizer.encode(text, add_special_tokens=False)
+            items.append(Probe(text, tuple(ids), tuple(plain), exact_text(tokenizer, ids)))
+    return Probes(
+        tuple(items),
+        bool(tokenizer.clean_up_tokenization_spaces),
+        without_chat,
+        tokens_in_front(tokenizer),
+        chat[0] if chat else "",
+    )
 
 
 def exact_text(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:
@@ -160,10 +187,22 @@ def read_probes(path: Path) -> Probes:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         items = tuple(
-            Probe(str(item["text"]), tuple(map(int, item["ids"])), str(item["decoded"]))
+            Probe(
+                str(item["text"]),
+                tuple(map(int, item["ids"])),
+                # Repositories from before there was the setting have it true.
+                tuple(map(int, item.get("plain", item["ids"]))),
+                str(item["decoded"]),
+            )
             for item in content["items"]
         )
-        return Probes(items, bool(content["cleans_up"]), content["without_chat"])
+        return Probes(
+            items,
+            bool(content["cleans_up"]),
+            content["without_chat"],
+            tuple(map(int, content.get("in_front", ()))),
+            str(content.get("chat", "")),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             "the probe texts cannot be read",
@@ -210,13 +249,16 @@ def find_probes(directory: Path) -> Probes:
     return make_probes(open_tokenizer(directory))
 
 
-def check_served(probes: Probes, tokenizer_dir: Path, models: Path) -> None:
+def check_served(
+    probes: Probes, tokenizer_dir: Path, models: Path, added: bool | str = AUTO
+) -> None:
     """Compares the probes with what Triton's models will make of a tokenizer's folder.
 
     Args:
         probes: From the model's own tokenizer.
         tokenizer_dir: The folder that is to be served.
         models: The folder with the Python files of the Triton models.
+        added: The setting ``serve.add_special_tokens``.
 
     Raises:
         RepositoryError: Naming the first text that differs, and both sides.
@@ -225,14 +267,49 @@ def check_served(probes: Probes, tokenizer_dir: Path, models: Path) -> None:
 
     prompt = load_module(models, "preprocessing", "prompt")
     detokenizer = load_module(models, "tensorrt_llm_bls", "detokenizer")
-    encoder = prompt.PromptEncoder(tokenizer_dir, add_special_tokens=True)
+    setting = None if added == AUTO else bool(added)
+    encoder = prompt.PromptEncoder(tokenizer_dir, add_special_tokens=setting)
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / TOKENIZER))
     for probe in probes.items:
-        ids = tuple(encoder.encode(probe.text.encode(), "text_input"))
-        _same("is other tokens", probe.text, tokenizer_dir, probe.ids, ids)
+        text = probe.text.encode()
+        # As it is asked for in a request, which is how a rendered conversation is sent.
+        plain = tuple(
+            encoder.encode(text, "text_input", add_special_tokens=False) if probe.plain else ()
+        )
+        _same("is other tokens", probe.text, tokenizer_dir, probe.plain, plain)
+        expected = probes.ids_of(probe, added)
+        ids = tuple(encoder.encode(text, "text_input") if expected else ())
+        _same("is other tokens", probe.text, tokenizer_dir, expected, ids)
         streamed = detokenizer.IncrementalDetokenizer(tokenizer)
-        text = "".join((*(streamed.push([token]) for token in ids), streamed.finish()))
-        _same("comes out as another text", probe.text, tokenizer_dir, probe.decoded, text)
+        shown = "".join((*(streamed.push([token]) for token in ids), streamed.finish()))
+        _same("comes out as another text", probe.text, tokenizer_dir, probe.decoded, shown)
+
+
+def check_chat(probes: Probes, template: ChatTemplate | None, place: Path) -> None:
+    """Compares a conversation as transformers renders it with the template that clients get.
+
+    Args:
+        probes: From the model's own tokenizer.
+        template: What clients get; None where the model has none.
+        place: What to name in the error.
+
+    Raises:
+        RepositoryError: The texts differ, or clients cannot render theirs.
+    """
+    if not probes.chat or template is None:
+        return
+    try:
+        text = template.render(CHAT, strftime_now=A_DAY.strftime)
+    except InvalidRequest as error:
+        raise RepositoryError(error.what, where=str(place), why=error.why, fix=error.fix) from error
+    if text != probes.chat:
+        raise RepositoryError(
+            f"a conversation becomes {_shown(text)} here, not {_shown(probes.chat)}",
+            where=str(place),
+            why="The chat template does something else than in transformers, which the model was "
+            "trained with",
+            fix="Use the template that the model was published with",
+        )
 
 
 def _same(what: str, text: str, place: Path, expected: Any, got: Any) -> None:

@@ -35,6 +35,7 @@ class HuggingFaceTokenizer(Protocol):
     eos_token_id: int | None
     backend_tokenizer: Any
     chat_template: Any
+    special_tokens_map: Mapping[str, Any]
     clean_up_tokenization_spaces: bool
 
     def __call__(self, text: str, /, *, return_offsets_mapping: bool) -> Mapping[str, Any]:

@@ -13,17 +13,24 @@ from pipeline.recipe.paths import without_paths
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
 from pipeline.source.probes import FILE_NAME as PROBES
-from pipeline.source.probes import check_served, make_probes, to_json
+from pipeline.source.probes import check_chat, check_served, make_probes, to_json
 from pipeline.source.tokenizer import CONFIG as TOKENIZER_CONFIG
-from pipeline.source.tokenizer import TOKENIZER, open_tokenizer, served_config, served_file
+from pipeline.source.tokenizer import (
+    TOKENIZER,
+    HuggingFaceTokenizer,
+    open_tokenizer,
+    served_config,
+    served_file,
+)
 from pipeline.stages.base import Deployment, Stage, StageContext
-from pipeline.stages.served import code_digest, target_package
+from pipeline.stages.served import CLIENT, code_digest, target_package
 from pipeline.store.artifact import MANIFEST, Artifact, check_files, read_manifest
 from pipeline.store.digests import file_digest, files_below
 from pipeline.store.files import link_or_copy
 from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.triton.sources import model_sources
+from trtllm_client import ChatTemplate, InvalidRequest
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -36,7 +43,10 @@ TOKENIZER_CODE = (
     "source/tokenizer.py",
     "source/probes.py",
     "source/end_ids.py",
+    "source/special_tokens.py",
     "source/chat_template.py",
+    f"{CLIENT}/_chat_template.py",
+    f"{CLIENT}/_template_sandbox.py",
     "models/architectures.py",
 )
 # Older checkpoints keep them in config.json alone, where transformers reads them.
@@ -124,7 +134,8 @@ def run(context: StageContext) -> dict[str, Any]:
     # plan.stages_for leaves this stage out for a target that is not served by Triton.
     assert target.triton_model is not None
     engine = target.triton_model(recipe, engine_config)
-    configs = render_configs(recipe, engine_config, engine)
+    tokenizer, template = _open_tokenizer(context)
+    configs = render_configs(recipe, engine_config, engine, template)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
         (output / model / "config.pbtxt").write_text(text, encoding="utf-8")
@@ -139,7 +150,7 @@ def run(context: StageContext) -> dict[str, Any]:
                 shutil.copyfile(sources / name, copy)
     _deliver_tokenizer(context.inputs["source"].path, output / TOKENIZER_DIR)
     _deliver_generation_config(context.inputs["source"].path, output / TOKENIZER_DIR)
-    tokenizer = _write_tokenizer(context, output / TOKENIZER_DIR)
+    written = _write_tokenizer(context, tokenizer, template, output / TOKENIZER_DIR)
     for name, make in engine.files.items():
         path = output / ENGINE_FILES / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +173,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "files": len(files),
         "bytes": sum((output / name).stat().st_size for name in files),
         "target": recipe.compile.target,
-        "tokenizer": tokenizer,
+        "tokenizer": written,
         **switched_off,
     }
 
@@ -254,8 +265,10 @@ def _deliver_generation_config(snapshot: Path, target: Path) -> None:
     (target / GENERATION).write_text(f"{text}\n", encoding="utf-8")
 
 
-def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
-    """The tokenizer that calibration and evaluation used, with texts that prove it."""
+def _open_tokenizer(
+    context: StageContext,
+) -> tuple[HuggingFaceTokenizer, ChatTemplate | None]:
+    """The tokenizer that calibration and evaluation used, and the model's chat template."""
     from pipeline.source.runtime import offline_and_quiet
 
     snapshot = context.inputs["source"].path
@@ -263,10 +276,37 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
         tokenizer = open_tokenizer(
             snapshot, trust_remote_code=context.recipe.model.trust_remote_code
         )
+    try:
+        found = ChatTemplate.find(snapshot)
+    except InvalidRequest as error:
+        raise RepositoryError(
+            error.what, where=error.where, why=error.why, fix=error.fix
+        ) from error
+    if found is None:
+        return tokenizer, None
+    # By transformers, which also knows those that only its classes name.
+    tokens = {
+        name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)
+    }
+    return tokenizer, ChatTemplate(found.source, tokens)
+
+
+def _write_tokenizer(
+    context: StageContext,
+    tokenizer: HuggingFaceTokenizer,
+    template: ChatTemplate | None,
+    target: Path,
+) -> dict[str, Any]:
+    """The tokenizer's files, with texts that prove it."""
+    from pipeline.source.runtime import offline_and_quiet
+
+    snapshot = context.inputs["source"].path
+    with offline_and_quiet(context.progress):
         (target / TOKENIZER).write_text(served_file(tokenizer, snapshot), encoding="utf-8")
         (target / TOKENIZER_CONFIG).write_text(served_config(tokenizer, snapshot), encoding="utf-8")
         probes = make_probes(tokenizer)
-    check_served(probes, target, model_sources())
+    check_served(probes, target, model_sources(), context.recipe.serve.add_special_tokens)
+    check_chat(probes, template, target)
     path = target / PROBES
     path.write_text(to_json(probes), encoding="utf-8")
     return {
@@ -279,7 +319,7 @@ def _write_tokenizer(context: StageContext, target: Path) -> dict[str, Any]:
 
 STAGE = Stage(
     name="repository",
-    version=7,
+    version=8,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,

@@ -23,7 +23,7 @@ def code_digest(*places: str) -> str:
     and the code that writes what the server reads.
 
     Args:
-        places: Folders and files below ``pipeline/``, or the client's name.
+        places: Folders and files below ``pipeline/``, the client's name, or a file of it.
 
     Raises:
         MissingDependencyError: The client is not installed.
@@ -39,14 +39,15 @@ def code_digest(*places: str) -> str:
 
 
 def _root(place: str) -> Path:
-    if place != CLIENT:
+    package, _, module = place.partition("/")
+    if package != CLIENT:
         return PACKAGE / place
     check_installed([(CLIENT, "client")])
     # Found and not imported: a plan needs no gRPC.
     spec = importlib.util.find_spec(CLIENT)
     assert spec
     assert spec.origin
-    return Path(spec.origin).resolve().parent
+    return Path(spec.origin).resolve().parent / module
 
 
 def _python_files(place: Path) -> list[Path]:

@@ -17,9 +17,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.triton.contract import CPP_BACKEND, KNOWN, SCORES_PROMPTS, scoring_prompts
+from pipeline.triton.parameters import CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS
 from pipeline.triton.tensors import ENGINE, ModelContract
 
 _TEMPLATE = re.compile(r"\$\{[^}\n]*\}?")
+_KEY = re.compile(r"\bkey\s*:\s*[\"'](\w+)[\"']")
+_OF_CHATS = (CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS)
 _STREAM_INPUTS = {"stream", "streaming"}
 
 
@@ -36,7 +39,7 @@ def read_config(path: Path) -> tuple[proto.ModelConfig | None, list[str]]:
         return None, [f"cannot be read: {error}"]
     unfilled = [
         f"{number}:{match.start() + 1}: the template variable {match.group()} is not filled in"
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in _without_chat_templates(text)
         if not line.lstrip().startswith("#")
         for match in _TEMPLATE.finditer(line)
     ]
@@ -47,6 +50,15 @@ def read_config(path: Path) -> tuple[proto.ModelConfig | None, list[str]]:
         # A variable outside a string is also a syntax error, at a less helpful place.
         return None, unfilled or [str(error)]
     return config, unfilled
+
+
+def _without_chat_templates(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines, but those with the source of a chat template, where ``${`` is plain text."""
+    key = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        key = next(reversed(_KEY.findall(line)), key)
+        if not (key in _OF_CHATS and "string_value" in line):
+            yield number, line
 
 
 def check_config(config: proto.ModelConfig, folder: Path) -> Iterator[str]:

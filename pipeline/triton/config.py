@@ -26,12 +26,16 @@ from pipeline.triton.tensors import (
     ModelContract,
     Tensor,
 )
+from trtllm_client import ChatTemplate
 
 HEADER = "# Written by the repository stage: change the recipe, not this file.\n"
 
 
 def render_configs(
-    recipe: Recipe, engine: Mapping[str, Any], native: EngineModel
+    recipe: Recipe,
+    engine: Mapping[str, Any],
+    native: EngineModel,
+    template: ChatTemplate | None = None,
 ) -> dict[str, str]:
     """Renders config.pbtxt for the models of a repository, by model name.
 
@@ -40,6 +44,7 @@ def render_configs(
         engine: The engine directory's ``config.json``; ``build_config.max_batch_size`` limits every
             model, because the engine cannot hold more sequences than it was built for.
         native: How Triton runs that engine.
+        template: The model's chat template, which clients read from there; None where it has none.
 
     Raises:
         RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``.
@@ -55,7 +60,7 @@ def render_configs(
         BLS_UNARY: serve.bls_instance_count,
     }
     backend = dict.fromkeys(instances, "python") | dict.fromkeys((ENGINE, DRAFT), native.backend)
-    parameters = model_parameters(recipe, native)
+    parameters = model_parameters(recipe, native, template)
     texts = {}
     models = served_models(serve.decoupled, draft=native.draft is not None)
     for name, contract in models.items():

@@ -14,6 +14,9 @@ Deviations, each on purpose:
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
   be wrong to ask any engine for is refused there, for the ensemble too.
+* ``preprocessing``, ``tensorrt_llm_bls`` and ``ensemble`` have :data:`ADD_SPECIAL_TOKENS` besides,
+  optional: whether a text gets what the tokenizer puts around it. Upstream has a parameter of that
+  name only, which is the same for every request.
 * ``tensorrt_llm`` of an engine that can has :func:`scoring_prompts` besides: a number for each
   token of the prompt, where upstream's ``context_logits`` are a whole vocabulary of them.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
@@ -55,9 +58,10 @@ from pipeline.triton.tensors import (
     ragged,
     scalar,
 )
-from pipeline.triton.wiring import CHECKED, STEPS
+from pipeline.triton.wiring import ADD_SPECIAL_TOKENS, CHECKED, STEPS
 
 __all__ = [
+    "ADD_SPECIAL_TOKENS",
     "BLS",
     "BLS_UNARY",
     "CHECKED",
@@ -97,6 +101,7 @@ _PREPROCESSING = ModelContract(
         one("END_ID", INT32),
         one("PAD_ID", INT32),
         one("PROMPT_TABLE_EXTRA_ID", UINT64),
+        one(ADD_SPECIAL_TOKENS.upper(), BOOL),
         *(one(name.upper(), data_type) for name, data_type in CHECKED.items()),
     ),
     outputs=(
@@ -227,6 +232,7 @@ _TEXT = (
     Tensor("text_input", STRING, (1,)),
     one("decoder_text_input", STRING),
     Tensor("max_tokens", INT32, (1,)),
+    one(ADD_SPECIAL_TOKENS, BOOL),
 )
 _SAMPLING = (
     Tensor("bad_words", STRING, (-1,), optional=True),

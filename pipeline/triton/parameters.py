@@ -7,12 +7,15 @@ moved or mounted anywhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipeline.recipe.schema import Recipe
 from pipeline.triton.tensors import BLS, BLS_UNARY, DRAFT, ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.triton.wiring import ADD_SPECIAL_TOKENS
+from trtllm_client import ChatTemplate
 
 # Requests that wait in tensorrt_llm_bls where the recipe sets no limit; each holds a thread.
 UNLIMITED_QUEUE = 256
@@ -22,6 +25,9 @@ ENGINE_DIR = f"{ENGINE}/1/engine"
 ENGINE_FILES = f"{ENGINE}/1"
 """Where :attr:`EngineModel.files` are."""
 DRAFT_ENGINE_DIR = f"{DRAFT}/1/engine"
+CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS = "chat_template", "chat_template_tokens"
+"""Parameters of ``preprocessing`` for clients: the Jinja source, and the special tokens' texts as a
+JSON object; no model reads them."""
 MOUNT = PurePosixPath("/models")
 """Where the repository is inside a container."""
 
@@ -80,11 +86,36 @@ class EngineModel:
     scores_prompts: bool = False
 
 
-def model_parameters(recipe: Recipe, engine: EngineModel) -> dict[str, Mapping[str, str]]:
-    """Returns the parameters of every model that has some, by model name."""
+def chat_parameters(template: ChatTemplate | None) -> dict[str, str]:
+    """Returns what ``preprocessing`` says of the model's chat template; empty where it has none.
+
+    Args:
+        template: The model's.
+    """
+    if template is None:
+        return {}
+    tokens = json.dumps(dict(template.special_tokens), ensure_ascii=False, sort_keys=True)
+    return {CHAT_TEMPLATE: template.source, CHAT_TEMPLATE_TOKENS: tokens}
+
+
+def model_parameters(
+    recipe: Recipe, engine: EngineModel, template: ChatTemplate | None = None
+) -> dict[str, Mapping[str, str]]:
+    """Returns the parameters of every model that has some, by model name.
+
+    Args:
+        recipe: ``serve`` and ``compile`` are read.
+        engine: How Triton runs the engine.
+        template: The model's chat template; None where it has none.
+    """
+    added = recipe.serve.add_special_tokens
     return {
         **({DRAFT: engine.draft.parameters} if engine.draft else {}),
-        PREPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "add_special_tokens": "true"},
+        PREPROCESSING: {
+            "tokenizer_dir": TOKENIZER_DIR,
+            ADD_SPECIAL_TOKENS: added if isinstance(added, str) else _flag(added),
+            **chat_parameters(template),
+        },
         ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},
         BLS: _bls(recipe, engine),

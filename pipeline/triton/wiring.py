@@ -53,6 +53,10 @@ CHECKED = {
 types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there:
 its former name is then taken as a parameter."""
 
+ADD_SPECIAL_TOKENS = "add_special_tokens"
+"""Input of the text models that decides whether a text gets what the tokenizer puts around it;
+``preprocessing`` has it in capitals."""
+
 STEPS = (
     Step(
         PREPROCESSING,
@@ -67,6 +71,7 @@ STEPS = (
             "END_ID": "end_id",
             "PAD_ID": "pad_id",
             "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+            ADD_SPECIAL_TOKENS.upper(): ADD_SPECIAL_TOKENS,
             **{name.upper(): name for name in CHECKED},
         },
         output_map={

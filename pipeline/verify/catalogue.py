@@ -17,6 +17,7 @@ from pipeline.verify.check_requests import (
     unary_call,
 )
 from pipeline.verify.check_server import readiness, wire_contract
+from pipeline.verify.check_special_tokens import begins_once
 from pipeline.verify.check_text import (
     ensemble_equals_bls,
     greedy_determinism,
@@ -32,6 +33,7 @@ CHECKS: Mapping[str, Check] = {
         readiness,
         wire_contract,
         own_tokenizer,
+        begins_once,
         output_shapes,
         greedy_determinism,
         stream_equals_whole,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.triton.contract import (
+    ADD_SPECIAL_TOKENS,
     CHECKED,
     MODELS,
     POSTPROCESSING,
@@ -79,8 +80,11 @@ def _problems(contract: ModelContract, metadata: ModelMetadata) -> list[str]:
 
 def _is_wiring(contract: ModelContract, tensor: Tensor) -> bool:
     """Whether only this repository's own models know the tensor: NVIDIA's have no optional input of
-    ``postprocessing``, nor what ``preprocessing`` checks here, and no client sends either.
+    ``postprocessing``, nor what ``preprocessing`` checks here, and no client sends either; nor does
+    a request to them say whether special tokens are added, which clients send where it is declared.
     """
+    if tensor.name.lower() == ADD_SPECIAL_TOKENS:
+        return True
     checked = contract.name == PREPROCESSING and tensor.name.lower() in CHECKED
     return checked or (contract.name == POSTPROCESSING and tensor.optional)
 

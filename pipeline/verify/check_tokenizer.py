@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.source.probes import Probe, Probes, cleaned_up
 from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
-from pipeline.verify.tokens import token_ids
+from pipeline.verify.tokens import chooses_special_tokens, special_tokens_setting, token_ids
 from trtllm_client import InvalidRequest, add_input, new_message
 
 
@@ -20,30 +20,40 @@ def own_tokenizer(context: Context) -> Details:
     missing = [name for name in (PREPROCESSING, POSTPROCESSING) if not context.has(name)]
     if missing:
         raise CheckSkipped(f"the server has no model {' and '.join(missing)}")
+    setting, chooses = special_tokens_setting(context), chooses_special_tokens(context)
     wrong: list[tuple[Probe, str, object, object]] = []
     without_spaces = 0
     refused: dict[int, str] = {}
     longest = 0
     for probe in probes.items:
+        expected = list(probes.ids_of(probe, setting))
+        if not expected:
+            continue  # a text of no token is no prompt
         try:
             ids = token_ids(context, probe.text)
         except InvalidRequest as error:  # an engine may have less room than a text needs
-            refused.setdefault(len(probe.ids), error.what)
+            refused.setdefault(len(expected), error.what)
             continue
-        longest = max(longest, len(probe.ids))
-        if ids != list(probe.ids):
-            wrong.append((probe, "other tokens", list(probe.ids), ids))
+        longest = max(longest, len(expected))
+        if ids != expected:
+            wrong.append((probe, "other tokens", expected, ids))
+        if chooses and probe.text == probes.chat:
+            # As a client sends what the chat template wrote.
+            ids = token_ids(context, probe.text, add_special_tokens=False)
+            if ids != list(probe.plain):
+                what = "other tokens without special tokens added"
+                wrong.append((probe, what, list(probe.plain), ids))
         text = _text(context, probe.ids)
         without_spaces += len(text) < len(probe.decoded)
         if not _is_the_text(text, probe, probes):
             wrong.append((probe, "another text", probe.decoded, text))
     if wrong:
-        probe, what, expected, got = wrong[0]
+        probe, what, right, got = wrong[0]
         raise CheckFailed(
-            f"{probe.text!r} gives {what}: {_short(got)}, not {_short(expected)}; "
+            f"{probe.text!r} gives {what}: {_short(got)}, not {_short(right)}; "
             f"{len(wrong)} of {2 * len(probes.items)} answers differ",
             text=probe.text,
-            expected=expected,
+            expected=right,
             got=got,
             different=len(wrong),
         )

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.triton.contract import ENGINE, POSTPROCESSING, PREPROCESSING
+from pipeline.source.probes import AUTO
+from pipeline.triton.contract import ADD_SPECIAL_TOKENS, ENGINE, POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context
 from pipeline.verify.requests import NO_END, decoding_request, engine_inputs, request
 from trtllm_client import InvalidRequest, Tensors, add_input, new_message
 
 # Texts with nothing in common, so that a first token they share is not of the text.
 _UNLIKE = ("a", "Zoë", "7", " x", "\n")
+# What upstream's preprocessing takes for false.
+_FALSE = ("false", "0", "f", "n", "no")
 # Rows of one request, where the server takes so many.
 _ROWS = 16
 
 
-def token_ids(context: Context, text: str) -> list[int]:
-    """The ids of a text, as the server tokenizes a prompt."""
-    answer = _preprocess(context, text, ("INPUT_ID", "REQUEST_INPUT_LEN"))
+def token_ids(context: Context, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
+    """The ids of a text, as the server tokenizes a prompt.
+
+    Args:
+        context: A server with ``preprocessing``.
+        text: The text.
+        add_special_tokens: Asked for only on a server for which :func:`chooses_special_tokens`;
+            None is the server's setting.
+    """
+    answer = _preprocess(
+        context, text, ("INPUT_ID", "REQUEST_INPUT_LEN"), add_special_tokens=add_special_tokens
+    )
     if "INPUT_ID" not in answer:
         raise CheckFailed("preprocessing sent no INPUT_ID")
     ids = answer["INPUT_ID"].values
@@ -48,10 +60,36 @@ def end_ids(context: Context) -> list[int]:
     return [token for token in dict.fromkeys((*first, *more)) if token >= 0]
 
 
-def _preprocess(context: Context, text: str, outputs: tuple[str, ...]) -> Tensors:
+def chooses_special_tokens(context: Context, model: str = PREPROCESSING) -> bool:
+    """Tells whether a request to a model may say ``add_special_tokens``; upstream's may not."""
+    names = {tensor.name.lower() for tensor in context.client.model_metadata(model).inputs}
+    return ADD_SPECIAL_TOKENS in names
+
+
+def special_tokens_setting(context: Context) -> bool | str:
+    """The setting ``add_special_tokens`` of the server: True, False or ``auto``.
+
+    Where upstream's ``preprocessing`` has none, or one that it does not understand, it is true.
+    """
+    declared = (context.declared(ADD_SPECIAL_TOKENS, PREPROCESSING) or "").lower()
+    if declared == AUTO:
+        return AUTO
+    return declared not in _FALSE
+
+
+def _preprocess(
+    context: Context,
+    text: str,
+    outputs: tuple[str, ...],
+    *,
+    add_special_tokens: bool | None = None,
+) -> Tensors:
     message = new_message(PREPROCESSING, outputs=outputs)
     add_input(message, "QUERY", [text], datatype="BYTES")
     add_input(message, "REQUEST_OUTPUT_LEN", [1], datatype="INT32")
+    if add_special_tokens is not None:
+        name = ADD_SPECIAL_TOKENS.upper()
+        add_input(message, name, [add_special_tokens], datatype="BOOL")
     return context.client.infer_tensors(message)
 
 

@@ -26,12 +26,13 @@ from .test_nvidia_clients import variant
 EXAMPLES = PROJECT / "examples"
 TOKENS = 40
 PROMPTS = ("Once upon a time", "One day, a small dog")
+NEEDS_NODE = pytest.mark.skipif(not shutil.which("node"), reason="Node.js is not installed")
 NEEDS_CURL = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 
 
 def example(name: str, *arguments: str) -> str:
     """Runs a script in the project's root; its standard output."""
-    command = [sys.executable] if name.endswith(".py") else []
+    command = {".py": [sys.executable], ".mjs": ["node"]}.get(Path(name).suffix, [])
     done = subprocess.run(
         [*command, str(EXAMPLES / name), *arguments],
         cwd=PROJECT,
@@ -99,6 +100,11 @@ def test_curl(server: Any, answers: list[str]) -> None:
     assert "".join(pieces) == answers[0]
 
 
+@NEEDS_NODE
+def test_javascript(server: Any, answers: list[str]) -> None:
+    assert example("generate_stream.mjs", server.http_url.removeprefix("http://")) == answers[0]
+
+
 def test_run_from_python(cli: Cli, demo: dict[str, Any]) -> None:
     printed = example("run_recipe.py", "configs/demo.yaml", str(cli.build))
     lines = printed.splitlines()
@@ -112,7 +118,7 @@ def test_run_from_python(cli: Cli, demo: dict[str, Any]) -> None:
 
 def test_the_readme_lists_every_script() -> None:
     text = (EXAMPLES / "README.md").read_text()
-    scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
+    scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".mjs")}
     assert set(re.findall(r"\]\((\w+\.\w+)\)", text)) == scripts
     tested = Path(__file__).read_text()
     assert all(f'"{name}"' in tested for name in scripts)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
@@ -20,6 +20,12 @@ from pipeline.store.build_dir import BuildDir
 
 from .quantize_support import EXTRAS, SIZES, VOCAB, write_source
 
+BOS = "<|begin|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ m.content }}\n{% else %}<|{{ m.role }}|>{{ m.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 SENTENCES = ("The old man looked at the sea, and naïve cafés were 😀 😃 漢字.",) * 40
 
 
@@ -34,6 +40,19 @@ def broken_characters(architecture: str, folder: Path) -> Path:
     torch.manual_seed(11)
     getattr(transformers, f"{architecture}ForCausalLM")(config).save_pretrained(folder)
     _bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def chat_model(architecture: str, folder: Path) -> Path:
+    """As :func:`broken_characters`, with a template that writes bos, as the tokenizer does too."""
+    broken_characters(architecture, folder)
+    tokenizer = _bytes_tokenizer(BOS, "<|user|>", "<|assistant|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.convert_tokens_to_ids(BOS))]
+    )
+    tokenizer.bos_token = BOS
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -53,13 +72,15 @@ def one_token(architecture: str, folder: Path) -> Path:
     return folder
 
 
-def _bytes_tokenizer() -> Any:
+def _bytes_tokenizer(*special_tokens: str) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, initial_alphabet=sorted(alphabet), special_tokens=["<|end|>"]
+        vocab_size=VOCAB,
+        initial_alphabet=sorted(alphabet),
+        special_tokens=["<|end|>", *special_tokens],
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")

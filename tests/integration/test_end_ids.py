@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import transformers
 
-from pipeline.source.chat_template import _compile, find_template
-from pipeline.source.end_ids import CLASS_DEFAULTS, read_end_ids
+from pipeline.source.end_ids import read_end_ids
+from trtllm_client import ChatTemplate
 
 from ..conftest import DEMO_MODEL
 
@@ -90,15 +90,16 @@ def test_the_union_holds_what_either_program_stops_at(tmp_path: Path, layout: st
     assert named == set() if tokenizer is None else {tokenizer}
 
 
-@pytest.mark.parametrize("name", sorted(CLASS_DEFAULTS))
+@pytest.mark.parametrize("name", sorted(ChatTemplate.CLASS_DEFAULTS))
 def test_what_classes_take_for_a_token_that_no_file_names(tmp_path: Path, name: str) -> None:
     shutil.copyfile(DEMO_MODEL / "tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": f"{name}Fast"}))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    ours = {key: value for key, value in CLASS_DEFAULTS[name].items() if key != "unk_token"}
+    defaults = ChatTemplate.CLASS_DEFAULTS[name]
+    ours = {key: value for key, value in defaults.items() if key != "unk_token"}
     taken = {key: value for key, value in tokenizer.special_tokens_map.items() if key in ours}
     assert ours == taken
-    assert set(CLASS_DEFAULTS[name]) >= {"eos_token"}
+    assert set(defaults) >= {"eos_token"}
 
 
 TEMPLATES = {
@@ -117,12 +118,10 @@ def test_templates_are_rendered_as_transformers_renders_them(tmp_path: Path, nam
     (directory / "chat_template.jinja").write_text(TEMPLATES[name])
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     chat = [{"role": "user", "content": "ä <b>"}, {"role": "assistant", "content": " yes "}]
-    template = find_template(directory, {"chat_template": "of the other file"})
-    assert template is not None
-    ours = _compile(template).render(
-        messages=chat, tools=None, documents=None, add_generation_prompt=False,
-        **tokenizer.special_tokens_map,
-    )  # fmt: skip
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"chat_template": "of the other file"}
+    path.write_text(json.dumps(config))
+    ours = ChatTemplate.from_directory(directory).render(chat, add_generation_prompt=False)
     assert ours == tokenizer.apply_chat_template(chat, tokenize=False)
     (first, *_) = read_end_ids(directory).ends
     assert (first.id, first.sources[0]) == (1, "chat template")
@@ -141,4 +140,4 @@ def test_the_template_is_the_one_that_transformers_takes(tmp_path: Path, templat
     config = json.loads(path.read_text()) | {"chat_template": template}
     path.write_text(json.dumps(config))
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    assert find_template(directory, config) == tokenizer.get_chat_template()
+    assert ChatTemplate.from_directory(directory).source == tokenizer.get_chat_template()

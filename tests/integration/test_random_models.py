@@ -6,10 +6,13 @@ wrong because of what its model writes, or because little fits into its engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from pipeline.source.probes import known_probes
 from pipeline.triton.server import TritonServer
@@ -17,9 +20,11 @@ from pipeline.verify import run_conformance
 from tests.integration.random_models import (
     broken_characters,
     build_repository,
+    chat_model,
     one_token,
     words,
 )
+from trtllm_client import Client
 
 # Checks that may have nothing to look at; all others pass.
 UNEXERCISED = {
@@ -35,6 +40,46 @@ UNEXERCISED = {
 }
 
 
+CONVERSATION = [
+    {"role": "system", "content": "Be naïve 😀"},
+    {"role": "user", "content": "The sea?"},
+    {"role": "assistant", "content": " Old."},
+    {"role": "user", "content": "And the man?"},
+]
+
+
+def continued(source: Path, ids: Sequence[int], count: int) -> list[int]:
+    """The greedy continuation of ids by transformers, with the weights as they are served."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(source).half().float()
+    tokens = torch.tensor([list(ids)])
+    with torch.no_grad():
+        for _ in range(count):
+            following = model(tokens).logits[0, -1].argmax()
+            tokens = torch.cat([tokens, following.view(1, 1)], dim=1)
+    return tokens[0, len(ids) :].tolist()
+
+
+def check_chats(url: str, source: Path) -> None:
+    """Chats with both text models, by each method, against what transformers makes of it."""
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source)
+    for chat in ([{"role": "user", "content": "Look!"}], CONVERSATION):
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True)
+        answer = continued(source, ids, 8)
+        assert tokenizer.eos_token_id not in answer
+        expected = tokenizer.decode(answer, skip_special_tokens=True)
+        assert expected
+        for model in ("tensorrt_llm_bls", "ensemble"):
+            with Client(url, model=model) as client:
+                whole = client.chat(chat, max_tokens=8)
+                with client.stream_chat(chat, max_tokens=8) as stream:
+                    pieces = stream.completion()
+            assert whole.num_input_tokens == pieces.num_input_tokens == len(ids)
+            assert whole.num_output_tokens == pieces.num_output_tokens == 8
+            assert whole.text == expected
+            # The ensemble decodes each piece by itself, and most characters here are in several.
+            assert model == "ensemble" or pieces.text == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "architecture", "max_seq_len"),
@@ -42,7 +87,7 @@ UNEXERCISED = {
         (words, "Llama", 64),
         (words, "Mistral", 64),
         (one_token, "Qwen2", 64),
-        (broken_characters, "Qwen3", 64),
+        (chat_model, "Qwen3", 64),
         (broken_characters, "Llama", 36),
     ],
 )
@@ -53,6 +98,8 @@ def test_a_right_server_passes_whatever_its_model_writes(
     repository = build_repository(source(architecture, tmp_path / "source"), tmp_path, max_seq_len)
     with TritonServer(repository, log_file=tmp_path / "triton.log") as server:
         report = run_conformance(server.grpc_url, probes=known_probes(repository))
+        if source is chat_model:
+            check_chats(server.grpc_url, tmp_path / "source")
     assert report.tolerance is None
     assert {r.name: r.reason for r in report.results if r.status == "failed"} == {}
     skipped = {r.name: r.reason or "" for r in report.results if r.status == "skipped"}

@@ -105,7 +105,7 @@ def test_served_is_what_transformers_gives(
             continue
         expected = exact_text(reference, ids)
         answers = {
-            "ids": (ids, served.ids(text)),
+            "ids": (ids, served.ids(text, added=True)),
             "whole": (expected, served.text(ids)),
             "streamed": (expected, served.streamed(ids)),
         }

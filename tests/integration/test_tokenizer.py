@@ -52,14 +52,19 @@ def texts_for(reference: Any) -> Iterator[str]:
 
 def differences(served: Served, reference: Any) -> dict[str, int]:
     """How many texts differ from transformers' own answer, and in what."""
-    found = {"texts": 0, "ids": 0, "whole": 0, "streamed": 0}
+    found = {"texts": 0, "ids": 0, "plain": 0, "auto": 0, "whole": 0, "streamed": 0}
+    begin = reference.encode("")  # none of the layouts puts anything behind a text
     for text in texts_for(reference):
         ids = reference.encode(text)
         if not ids:
             continue
         decoded = reference.decode(ids, skip_special_tokens=True)
         found["texts"] += 1
-        found["ids"] += served.ids(text) != ids
+        found["ids"] += served.ids(text, added=True) != ids
+        plain = reference.encode(text, add_special_tokens=False)
+        found["plain"] += bool(plain) and served.ids(text, added=False) != plain
+        begins = begin and plain[: len(begin)] == begin
+        found["auto"] += served.ids(text) != (plain if begins else ids)
         found["whole"] += served.text(ids) != decoded
         found["streamed"] += served.streamed(ids) != decoded
     return found
@@ -70,7 +75,7 @@ def test_served_is_what_transformers_gives(snapshot: Path, tmp_path: Path) -> No
     served = serve(snapshot, tmp_path)
     found = differences(served, reference)
     assert found.pop("texts") > len(TEXTS)
-    assert found == {"ids": 0, "whole": 0, "streamed": 0}
+    assert found == {"ids": 0, "plain": 0, "auto": 0, "whole": 0, "streamed": 0}
     # Whoever opens the served folder with transformers gets the same tokenizer once more.
     assert not any(
         reference.encode(text) != again.encode(text)
@@ -105,7 +110,10 @@ def test_bos_by_hand(tmp_path: Path) -> None:
         served = serve(root / "source", root)
         bos = served.tokenizer.token_to_id(BOS)
         assert served.ids("Hello").count(bos) == expected
-        assert served.ids(f"{BOS}<|user|>Hello").count(bos) == expected + 1
+        chat = f"{BOS}<|user|>Hello"
+        assert served.ids(chat).count(bos) == 1
+        assert served.ids(chat, added=False).count(bos) == 1
+        assert served.ids(chat, added=True).count(bos) == expected + 1
 
 
 def test_a_token_that_is_special_by_the_config_leaves_no_text(tmp_path: Path) -> None:
@@ -126,7 +134,7 @@ def test_tokenizers_of_transformers_5(name: str, tmp_path: Path) -> None:
     assert expected["transformers"].startswith("5.")
     served = serve(source, tmp_path)
     for row in expected["rows"]:
-        assert served.ids(row["text"]) == row["ids"], row
+        assert served.ids(row["text"], added=True) == row["ids"], row
         assert served.streamed(row["ids"]) == row["decoded"], row
         # Postprocessing takes ids that begin with no special token for the middle of a text.
         assert served.text(row["ids"]) in (row["decoded"], f" {row['decoded']}"), row
@@ -147,6 +155,7 @@ def test_the_probes_travel_with_the_repository(tmp_path: Path) -> None:
     }
     for probe in probes.items:
         assert list(probe.ids) == reference.encode(probe.text)
+        assert list(probe.plain) == reference.encode(probe.text, add_special_tokens=False)
         assert probe.decoded == reference.decode(probe.ids, skip_special_tokens=True)
     asked = reference.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
     probed = {probe.text for probe in probes.items}

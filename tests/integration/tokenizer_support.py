@@ -37,12 +37,18 @@ class Served:
     after: Any
     tokenizer: Tokenizer
 
-    def ids(self, text: str) -> list[int]:
-        """What ``preprocessing`` makes of a prompt."""
+    def ids(self, text: str, added: bool | None = None) -> list[int]:
+        """What ``preprocessing`` makes of a prompt.
+
+        Args:
+            added: What the request says about special tokens.
+        """
         tensors = {
             "QUERY": np.array([[text.encode()]], object),
             "REQUEST_OUTPUT_LEN": np.array([[1]], np.int32),
         }
+        if added is not None:
+            tensors["ADD_SPECIAL_TOKENS"] = np.array([[added]])
         return self._asked(self.before, tensors, "INPUT_ID").reshape(-1).tolist()
 
     def text(self, ids: list[int]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.source.chat_template import TemplateError, turn_end
 from pipeline.source.end_ids import read_end_ids
+from trtllm_client import ChatTemplate
 
 # Qwen2.5's own ids, and the turn that its template writes.
 TEXT_END, TURN_START, TURN_END = 151643, 151644, 151645
@@ -210,7 +211,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
     ],
 )
 def test_what_follows_an_answer(template: str, end: str | None) -> None:
-    assert turn_end(template, {"eos_token": "</s>"}, ADDED) == end
+    assert turn_end(ChatTemplate(template, {"eos_token": "</s>"}), ADDED) == end
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_template_that_cannot_be_rendered_has_no_say(
     tmp_path: Path, template: str, reason: str
 ) -> None:
     with pytest.raises(TemplateError, match=reason):
-        turn_end(template, {}, ADDED)
+        turn_end(ChatTemplate(template), ADDED)
     config = {"eos_token": "<|im_end|>", "chat_template": template}
     found = read_end_ids(_snapshot(tmp_path, tokenizer_config_json=config))
     assert found.ids == [TURN_END]

@@ -35,6 +35,10 @@ CAUGHT = {
     "accumulates_undeclared": ("accumulate_tokens", "says accumulate_tokens false, but each"),
     "batch_dependent": ("greedy_determinism", "differs with neighbours"),
     "batch_mixes_texts": ("batch_of_two", "prompt 0 of a batch whole has another text than alone"),
+    "begins_twice": (
+        "begins_once",
+        r"add_special_tokens is auto, but '<begin>.*' becomes \[24, 24, .*\]... of \d+ tokens, not",
+    ),
     "broken_characters": ("utf8_across_tokens", "every character of several tokens is broken"),
     "cancel_keeps_slot": ("cancel_frees_slot", "kept its slot"),
     "crashes_on_bad_input": ("bad_inputs", "ServerFailed: .*the process died"),
@@ -44,6 +48,7 @@ CAUGHT = {
     ),
     "ends_after_end_token": ("end_token", "ended it where it comes first"),
     "ensemble_differs": ("ensemble_equals_bls", "differs on the ensemble"),
+    "ignores_add_special_tokens": ("begins_once", "tensorrt_llm_bls counts .* at all and in any"),
     "ignores_end_token": ("end_token", "ended it where it comes first"),
     "ignores_misspelt_inputs": (
         "request_parameters",
@@ -66,10 +71,10 @@ CAUGHT = {
     "no_token_counts": ("max_tokens", "does not count tokens"),
     "not_ready": ("readiness", "is not ready"),
     "one_at_a_time": ("interleaved_streams", "one after the other"),
-    "other_text": ("own_tokenizer", r"' the dog' gives another text: 'the dog', not ' the dog'; 2"),
+    "other_text": ("own_tokenizer", r"' the dog' gives another text: 'the dog', not ' the dog'; 3"),
     "other_tokens": (
         "own_tokenizer",
-        r"gives other tokens: \[0, 9\], not \[24, 0, 9\]; 4",
+        r"gives other tokens: \[0, 9\], not \[24, 0, 9\]; 6",
     ),
     "parts_at_near_ties": ("greedy_determinism", "differs twice alone"),
     "parts_far_off": ("greedy_determinism", "differs with neighbours"),
@@ -83,6 +88,7 @@ CAUGHT = {
     "repeats_log_probs": ("log_probs", r"streamed, \d\d+ log probabilities for 24 tokens"),
     "restarts_at_length": ("max_tokens", "is not the beginning of the text"),
     "stop_words_within_tokens": ("stop_words", "unstreamed, stop word"),
+    "takes_a_number_for_a_flag": ("begins_once", "of another type was taken: 1 answers"),
     "tensor_missing": ("wire_contract", "tensorrt_llm_bls: input text_input is missing"),
     "tensor_type": ("wire_contract", "input text_input is INT8, not BYTES"),
     "unary_differs": ("unary_call", "answered 'something else' to a unary call"),
@@ -97,13 +103,16 @@ CAUGHT = {
 # The fake model's own tokenizer, by hand.
 PROBES = Probes(
     (
-        Probe(" the dog", (24, 0, 9), " the dog"),
-        Probe(" went \U0001f600", (24, 3, 19, 20), " went\U0001f600"),
-        Probe("\u00e9", (24, 21, 22), "\u00e9"),
-        Probe("<other>", (24, 25), ""),
+        Probe(" the dog", (24, 0, 9), (0, 9), " the dog"),
+        Probe(" went \U0001f600", (24, 3, 19, 20), (3, 19, 20), " went\U0001f600"),
+        Probe("\u00e9", (24, 21, 22), (21, 22), "\u00e9"),
+        Probe("<other>", (24, 25), (25,), ""),
+        Probe("<begin> the dog", (24, 24, 0, 9), (24, 0, 9), " the dog"),
     ),
     cleans_up=False,
-    without_chat="it has none",
+    without_chat=None,
+    in_front=(24,),
+    chat="<begin> the dog",
 )
 
 
@@ -338,8 +347,8 @@ def test_without_the_tokenizer_its_answers_are_not_called_right():
 def test_an_engine_without_room_refuses_the_longest_texts_only(most, status, reason, monkeypatch):
     """A negative limit refuses texts of fewer tokens."""
 
-    def limited(context, text):
-        ids = token_ids(context, text)
+    def limited(context, text, **more):
+        ids = token_ids(context, text, **more)
         if len(ids) > most if most > 0 else len(ids) < -most:
             raise InvalidRequest("too long")
         return ids
@@ -359,7 +368,7 @@ def test_a_server_that_takes_spaces_out_as_transformers_4_does_is_no_failure(
 ):
     """NVIDIA's postprocessing does so for Llama 3; the texts are what transformers gives."""
     monkeypatch.setattr("tests.unit.client.fake_model.text_of", lambda _ids: text)
-    probes = Probes((Probe(" the dog", (24, 0, 9), "x != y ."),), cleans_up, None)
+    probes = Probes((Probe(" the dog", (24, 0, 9), (0, 9), "x != y ."),), cleans_up, None)
     found = verify(FakeModel(), "own_tokenizer", probes=probes)["own_tokenizer"]
     assert found.status == status
     if status == "passed":

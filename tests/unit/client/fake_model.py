@@ -7,6 +7,7 @@ tokens, whole characters, clear refusals. Each name in ``BREAKS`` breaks one of 
 from __future__ import annotations
 
 import codecs
+import json
 import random
 import threading
 import time
@@ -29,7 +30,9 @@ WORDS = "the old man went home and saw a small dog near its red boat before noon
 PARTS = [b"\xf0\x9f", b"\x98\x80", b"\xc3", b"\xa9"]
 VOCABULARY = [*(f" {word}".encode() for word in WORDS.split()), *PARTS]
 END_ID = len(VOCABULARY)
+BEGIN = "<begin>"
 BEGIN_ID, OTHER_SPECIAL_ID = END_ID + 1, END_ID + 2
+SPECIAL = {b"<other>": OTHER_SPECIAL_ID, BEGIN.encode(): BEGIN_ID}
 MAX_SEQ_LEN = 512
 STEP_S = 0.0005
 
@@ -50,12 +53,14 @@ BREAKS = (
     "accumulates_undeclared",
     "batch_dependent",
     "batch_mixes_texts",
+    "begins_twice",
     "broken_characters",
     "cancel_keeps_slot",
     "crashes_on_bad_input",
     "cuts_in_silence",
     "ends_after_end_token",
     "ensemble_differs",
+    "ignores_add_special_tokens",
     "ignores_end_token",
     "ignores_misspelt_inputs",
     "ignores_stop_requests",
@@ -89,6 +94,7 @@ BREAKS = (
     "repeats_log_probs",
     "restarts_at_length",
     "stop_words_within_tokens",
+    "takes_a_number_for_a_flag",
     "tensor_missing",
     "tensor_type",
     "unary_differs",
@@ -105,9 +111,10 @@ def token_ids(text: bytes) -> list[int]:
     ids, place = [], 0
     by_length = sorted(range(len(VOCABULARY)), key=lambda i: -len(VOCABULARY[i]))
     while place < len(text):
-        if text.startswith(b"<other>", place):
-            ids.append(OTHER_SPECIAL_ID)
-            place += len(b"<other>")
+        special = next((name for name in SPECIAL if text.startswith(name, place)), None)
+        if special:
+            ids.append(SPECIAL[special])
+            place += len(special)
             continue
         match = next((i for i in by_length if text.startswith(VOCABULARY[i], place)), None)
         if match is None:
@@ -178,6 +185,8 @@ class FakeModel:
         server.ready = self.broken != "not_ready"
         server.parameters |= {
             "accumulate_tokens": "false",
+            "add_special_tokens": "auto",
+            "chat_template_tokens": json.dumps({"bos_token": BEGIN}),
             "cancellation_check_period_ms": "5",
             "include_stop_str_in_output": "false",
             "max_concurrent_requests": str(self._most_requests),
@@ -202,7 +211,7 @@ class FakeModel:
                 return piece("something else").infer_response
             return response.infer_response
         response = pb.ModelInferResponse()
-        ids = [BEGIN_ID, *token_ids(asked.one("QUERY"))]
+        ids = self._prompt_ids(asked.one("QUERY"), asked.one("ADD_SPECIAL_TOKENS"))
         ids = ids[1:] if self.broken == "other_tokens" else ids
         self._prompts[tuple(ids)] = asked.one("QUERY").decode()
         add_output(response, "INPUT_ID", "INT32", [1, len(ids)], ids)
@@ -214,6 +223,12 @@ class FakeModel:
         ):
             add_output(response, name, "INT32", [1, 1], [value])
         return response
+
+    def _prompt_ids(self, text: bytes, added: bool | None) -> list[int]:
+        """The ids of a prompt, which begin with the begin token once where it is not asked for."""
+        ids = token_ids(text)
+        once = ids[:1] != [BEGIN_ID] or self.broken == "begins_twice"
+        return [BEGIN_ID, *ids] if (once if added is None else added) else ids
 
     def _texts(self, asked: Asked) -> Any:
         response = pb.ModelInferResponse()
@@ -309,6 +324,9 @@ class FakeModel:
             return "missing required input(s) ['max_tokens']"
         if asked.datatypes["max_tokens"] != "INT32":
             return "inference input 'max_tokens' data-type is 'INT64', but model expects 'INT32'"
+        kind = asked.datatypes.get("add_special_tokens", "BOOL")
+        if kind != "BOOL" and self.broken != "takes_a_number_for_a_flag":
+            return f"inference input 'add_special_tokens' data-type is '{kind}', not 'BOOL'"
         if any(len(asked.values[name]) != count for name, count in limits.items()):
             return "unexpected shape for input. Expected [-1,1]"
         text, tokens = asked.one("text_input"), asked.one("max_tokens")
@@ -448,10 +466,13 @@ class FakeModel:
         *,
         final: bool = False,
     ) -> Any:
+        added = asked.one("add_special_tokens")
+        if self.broken == "ignores_add_special_tokens":
+            added = None
         if self.broken == "loses_spaces" and asked.one("stream"):
             text = text.lstrip()
         numbers = {
-            "num_input_tokens": 3,
+            "num_input_tokens": len(self._prompt_ids(asked.one("text_input"), added)),
             "num_output_tokens": new if asked.one("stream") else len(scores),
         }
         if self.broken == "no_token_counts":

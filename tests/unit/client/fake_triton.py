@@ -141,6 +141,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.models = dict(MODELS)
         self.parameters: dict[str, str] = {"tokenizer_dir": "preprocessing/1/tokenizer"}
+        self.parameters_of: dict[str, dict[str, str]] = {}
+        self.restricted: set[str] = set()
+        self.configs_told: list[str] = []
         self._pool = ThreadPoolExecutor(workers)
         self._server = grpc.server(self._pool)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -195,6 +198,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
+        self._allow("ModelConfig", context)
+        self.configs_told.append(request.name)
         model = self._model(request.name, context)
         response = pb.ModelConfigResponse()
         response.config.max_batch_size = self.max_batch_size
@@ -203,9 +208,19 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.model_transaction_policy.decoupled = model.decoupled or (
             bool(model.steps) and any(self.models[s.model].decoupled for s in model.steps)
         )
-        for name, value in self.parameters.items():
+        for step in model.steps:
+            told = response.config.ensemble_scheduling.step.add(model_name=step.model)
+            told.input_map.update(step.input_map)
+        for name, value in {**self.parameters, **self.parameters_of.get(model.name, {})}.items():
             response.config.parameters[name].string_value = value
         return response
+
+    def _allow(self, call: str, context: Any) -> None:
+        """As of a server that was started with ``--grpc-restricted-protocol``."""
+        if call in self.restricted:
+            header = "triton-grpc-protocol-admin-key"
+            told = f"This protocol is restricted, expecting header '{header}'"
+            context.abort(grpc.StatusCode.UNAVAILABLE, told)
 
     max_batch_size = 4
     backend = "python"

@@ -147,8 +147,10 @@ def test_a_parameter_that_nothing_reads_is_refused(repository: Path) -> None:
 @pytest.mark.parametrize("model", [Preprocessing, Postprocessing])
 def test_a_flag_is_true_or_false(repository: Path, model: Any) -> None:
     name = "add_special_tokens" if model is Preprocessing else "skip_special_tokens"
+    other = "auto, " if model is Preprocessing else ""
     for wrong in ("maybe", "no", "yes"):
-        with pytest.raises(ValueError, match=f"the parameter {name} is '{wrong}'; use true or"):
+        reason = f"the parameter {name} is '{wrong}'; use {other}true or"
+        with pytest.raises(ValueError, match=reason):
             model().initialize(model_args(repository, {"tokenizer_dir": "tokenizer", name: wrong}))
 
 
@@ -248,6 +250,70 @@ def test_prompts_begin_with_the_models_special_token_and_stop_words_do_not(
     assert got["STOP_WORDS_IDS"][0, 0].tolist() == cat
     plain = run(opened(repository, add_special_tokens="false"), asked)
     assert plain["INPUT_ID"].tolist() == [cat]
+
+
+def _around(single: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2), ("<unk>", 0)]
+    )
+    return tokenizer
+
+
+# What a tokenizer puts around a text; a text; what auto makes of it, by hand.
+ONCE = [
+    ("<s> $A", "cat", [1, "cat"]),
+    ("<s> $A", "<s>cat", [1, "cat"]),
+    ("<s> $A", "<s><s>cat", [1, 1, "cat"]),
+    ("<s> $A", "<s>", [1]),
+    ("<s> $A", "", [1]),
+    ("<s> $A </s>", "cat", [1, "cat", 2]),
+    ("<s> $A </s>", "<s>cat", [1, "cat", 2]),
+    ("<s> $A </s>", "<s>cat</s>", [1, "cat", 2, 2]),
+    ("<s> $A </s>", "", [1, 2]),
+    ("<s> $A <s>", "", [1, 1]),
+    # Of more than one only all of them count.
+    ("<s> <unk> $A", "<s><unk>cat", [1, 0, "cat"]),
+    ("<s> <unk> $A", "<s>cat", [1, 0, 1, "cat"]),
+    ("<s> <unk> $A <unk>", "<s>", [1, 0, 1, 0]),
+    ("$A </s>", "</s>cat", [2, "cat", 2]),
+    ("$A", "<s>cat", [1, "cat"]),
+]
+
+
+@pytest.mark.parametrize(("single", "text", "expected"), ONCE)
+def test_what_a_text_begins_with_is_not_put_in_front_again(
+    repository: Path, single: str, text: str, expected: list[Any]
+) -> None:
+    tokenizer = _around(single)
+    tokenizer.save(str(repository / "tokenizer" / "tokenizer.json"))
+    # A word behind a special token has other ids than at the beginning, so both are looked up.
+    cat = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = [token for token in cat if token > 2]
+    wanted = [token for part in expected for token in (ids if isinstance(part, str) else [part])]
+    for parameters in ({}, {"add_special_tokens": "auto"}, {"add_special_tokens": "AUTO"}):
+        assert run(opened(repository, **parameters), inputs(text.encode()))[
+            "INPUT_ID"
+        ].tolist() == [wanted]
+
+
+@pytest.mark.parametrize("setting", ["auto", "true", "false"])
+def test_each_row_of_a_batch_says_whether_special_tokens_are_added(
+    repository: Path, setting: str
+) -> None:
+    _around("<s> $A").save(str(repository / "tokenizer" / "tokenizer.json"))
+    cat = TOKENIZER.encode("cat").ids
+    batch = {
+        "QUERY": np.array([[b"cat"], [b"cat"], [b"<s>cat"]], object),
+        "REQUEST_OUTPUT_LEN": np.array([[4]] * 3, np.int32),
+        "ADD_SPECIAL_TOKENS": np.array([[True], [False], [True]]),
+    }
+    got = run(opened(repository, add_special_tokens=setting), batch)
+    lengths = got["REQUEST_INPUT_LEN"].reshape(-1).tolist()
+    rows = [row[:length] for row, length in zip(got["INPUT_ID"].tolist(), lengths, strict=True)]
+    assert rows[:2] == [[1, *cat], cat]
+    assert rows[2][:2] == [1, 1]
 
 
 def test_an_empty_prompt_is_what_the_tokenizer_makes_of_it(repository: Path) -> None:

@@ -8,13 +8,13 @@ from pipeline.triton.contract import CHECKED, MODELS, Tensor, scoring_prompts
 
 # (model, inputs, outputs); preprocessing without 4 vision inputs and 9 vision outputs,
 # and with what it checks beyond upstream's; tensorrt_llm_bls without 4 vision inputs, ensemble
-# without its duplicate output.
+# without its duplicate output. Each has add_special_tokens besides.
 COUNTS = [
-    ("preprocessing", 14 - 4 + len(CHECKED), 20 - 9),
+    ("preprocessing", 14 - 4 + len(CHECKED) + 1, 20 - 9),
     ("tensorrt_llm", 62, 21),
     ("postprocessing", 2, 1),
-    ("tensorrt_llm_bls", 42 - 4, 19),
-    ("ensemble", 36, 20 - 1),
+    ("tensorrt_llm_bls", 42 - 4 + 1, 19),
+    ("ensemble", 36 + 1, 20 - 1),
 ]
 REQUIRED = {
     "preprocessing": {"QUERY", "REQUEST_OUTPUT_LEN"},

@@ -17,8 +17,8 @@ TABLE = [
 
 # Inputs that ask for outputs, name the prompt, or choose another model, prompt or way of serving.
 NOT_SAMPLING = re.compile(
-    r"return_\w+|\w*input_ids|\w*input_lengths|text_input|decoder_text_input|exclude_input_in_output"
-    r"|stop|stream|streaming|encoder_\w+|prompt_\w+|cross_attention_mask|skip_cross_attn_blocks"
+    r"return_\w+|\w*input_ids|\w*input_lengths|text_input|decoder_text_input|add_special_tokens"
+    r"|exclude_input_in_output|stop|stream|streaming|encoder_\w+|prompt_\w+|cross_attention_mask|skip_cross_attn_blocks"
     r"|mrope_\w+|lora_\w+|context_phase_params|retention_\w+"
 )
 DRAFTS = {"draft_input_ids"}

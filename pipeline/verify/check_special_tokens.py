@@ -1,0 +1,106 @@
+"""What the tokenizer puts around a text: once, and as a request says."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.source.probes import AUTO
+from pipeline.triton.contract import ADD_SPECIAL_TOKENS, PREPROCESSING
+from pipeline.triton.parameters import CHAT_TEMPLATE_TOKENS
+from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.requests import number_of, request, text_inputs
+from pipeline.verify.tokens import chooses_special_tokens, special_tokens_setting, token_ids
+from trtllm_client import ClientError, InvalidRequest, add_input
+
+_TOKENS = 2
+
+
+@check("a text that begins with the token that begins every text is not given a second one")
+def begins_once(context: Context) -> Details:
+    """``add_special_tokens`` of the server and of a request, on ``preprocessing`` and text models.
+
+    A chat template writes that token itself. Given twice the model still answers, and worse.
+    """
+    models = (PREPROCESSING, context.model)
+    if not all(context.has(name) and chooses_special_tokens(context, name) for name in models):
+        raise CheckSkipped(f"the server has no input {ADD_SPECIAL_TOKENS}, as NVIDIA's own")
+    _refuses_another_type(context)
+    begin = _begin_text(context)
+    prompt = context.plan.prompts[0]
+    whole, plain = (token_ids(context, prompt, add_special_tokens=added) for added in (True, False))
+    if whole == plain:
+        raise CheckSkipped("the tokenizer puts nothing around a text")
+    setting = special_tokens_setting(context)
+    text = begin + prompt
+    twice, once, unset = (
+        token_ids(context, text, add_special_tokens=added) for added in (True, False, None)
+    )
+    if whole[:1] == plain[:1] or once[:1] != whole[:1]:
+        raise CheckSkipped(f"no text begins with {begin!r} by itself")
+    if twice[:2] != [once[0]] * 2:
+        raise CheckFailed(
+            f"asked to add special tokens to {text!r}, the server gives {twice[:3]}..., not "
+            f"{once[0]} twice"
+        )
+    expected = {AUTO: twice[1:], True: twice, False: once}[setting]
+    if unset != expected:
+        raise CheckFailed(
+            f"{ADD_SPECIAL_TOKENS} is {str(setting).lower()}, but {text!r} becomes {unset[:3]}... "
+            f"of {len(unset)} tokens, not {expected[:3]}... of {len(expected)}",
+            expected=expected,
+            got=unset,
+        )
+    counts = {
+        model: [_count(context, model, text, added) for added in (None, False, True)]
+        for model in context.text_models()
+        if chooses_special_tokens(context, model)
+    }
+    right = [len(expected), len(once), len(twice)]
+    for model, found in counts.items():
+        if found != right:
+            raise CheckFailed(
+                f"{model} counts {found} tokens of {text!r} where special tokens are added by the "
+                f"server's setting, not at all and in any case, not {right}"
+            )
+    return {"begin": begin, "setting": setting, "tokens": right, "models": list(counts)}
+
+
+def _begin_text(context: Context) -> str:
+    """The text of the token that begins a text, as the server tells clients."""
+    declared = context.declared(CHAT_TEMPLATE_TOKENS, PREPROCESSING)
+    if not declared:
+        raise CheckSkipped("the model has no chat template, so the token's text is not known")
+    begin = json.loads(declared).get("bos_token")
+    if not begin:
+        raise CheckSkipped("the model has no token that begins a text (bos)")
+    return str(begin)
+
+
+def _count(context: Context, model: str, text: str, added: bool | None) -> int:
+    """The prompt's tokens, as a text model counts them."""
+    fields = {} if added is None else {ADD_SPECIAL_TOKENS: added}
+    inputs = text_inputs([text], _TOKENS, stream=False, return_num_input_tokens=True, **fields)
+    message = request(model, inputs, outputs=("text_output", "num_input_tokens"))
+    counts = [
+        number_of(tensors, "num_input_tokens")
+        for tensors in context.client.responses(message)
+        if "num_input_tokens" in tensors
+    ]
+    if not counts:
+        raise CheckFailed(f"{model} sent no num_input_tokens")
+    return int(counts[0])
+
+
+def _refuses_another_type(context: Context) -> None:
+    inputs = text_inputs([context.plan.prompts[0]], _TOKENS, stream=False)
+    message = request(context.model, inputs, outputs=("text_output",))
+    add_input(message, ADD_SPECIAL_TOKENS, [1], datatype="INT32")
+    try:
+        answers = list(context.client.responses(message))
+    except InvalidRequest:
+        return
+    except ClientError as error:
+        raise CheckFailed(
+            f"{ADD_SPECIAL_TOKENS} of another type gave {type(error).__name__}: {error.what}"
+        ) from error
+    raise CheckFailed(f"{ADD_SPECIAL_TOKENS} of another type was taken: {len(answers)} answers")
