@@ -5,15 +5,19 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
+    from rich.progress import Task as RichTask
 
 # A log line more often than this tells a CI reader nothing new.
 LINE_INTERVAL_S = 10.0
+WARNING = "warning:"
+"""How a note begins that is shown even where progress is not."""
 
 
 class Task(Protocol):
@@ -29,6 +33,9 @@ class Progress(Protocol):
     def note(self, message: str) -> None:
         """Reports one line worth reading afterwards."""
 
+    def stage(self, what: str) -> AbstractContextManager[None]:
+        """Returns a context manager around a stage; ``what`` says what it does, and why."""
+
     def task(self, description: str, total: float) -> AbstractContextManager[Task]:
         """Returns a context manager around ``total`` units of work."""
 
@@ -38,6 +45,10 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Drops the message."""
+
+    def stage(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Returns a context manager that nobody watches."""
+        return nullcontext()
 
     def task(self, description: str, total: float) -> AbstractContextManager[Task]:  # noqa: ARG002
         """Returns a task that nobody watches."""
@@ -50,6 +61,22 @@ class Silent:
 @contextmanager
 def _silent_task() -> Iterator[Task]:
     yield Silent()
+
+
+class Warnings(Silent):
+    """Reports what goes wrong, and nothing else.
+
+    Args:
+        stream: Where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def note(self, message: str) -> None:
+        """Writes the message if it is a warning."""
+        if message.startswith(WARNING):
+            print(message, file=self._stream, flush=True)
 
 
 class Lines:
@@ -65,6 +92,11 @@ class Lines:
     def note(self, message: str) -> None:
         """Writes the message as a line."""
         print(message, file=self._stream, flush=True)
+
+    def stage(self, what: str) -> AbstractContextManager[None]:
+        """Writes a line; how it ended is told by whoever prints results."""
+        self.note(what)
+        return nullcontext()
 
     @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:
@@ -103,6 +135,7 @@ class Bars:
         from rich.console import Console
 
         self._console = Console(stderr=True)
+        self._drawn: RichProgress | None = None
 
     def note(self, message: str) -> None:
         """Prints the message above the bars."""
@@ -113,32 +146,64 @@ class Bars:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
+    def stage(self, what: str) -> Iterator[None]:
+        """Draws a line with the time that has passed, which its tasks' bars come below."""
+        with self._drawing() as bars:
+            row = bars.add_task(what, total=None, is_stage=True)
+            try:
+                yield
+            finally:
+                bars.remove_task(row)
+
+    @contextmanager
     def task(self, description: str, total: float) -> Iterator[Task]:
         """Draws a bar with the share done and the time left."""
-        from rich.progress import (
-            BarColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import (
-            Progress as RichProgress,
-        )
+        with self._drawing() as bars:
+            row = bars.add_task(description, total=total, is_stage=False)
+            try:
+                yield _BarTask(bars, row)
+            finally:
+                bars.remove_task(row)
 
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+    @contextmanager
+    def _drawing(self) -> Iterator[RichProgress]:
+        """What bars are drawn in: all that are there at a time share one."""
+        if self._drawn is not None:
+            yield self._drawn
+            return
+        from rich.progress import Progress as RichProgress
+
         # Rich would show on the terminal what a stage keeps off standard output.
         with RichProgress(
-            *columns, console=self._console, transient=True, redirect_stdout=False
+            _row_column(), console=self._console, transient=True, redirect_stdout=False
         ) as bars:
-            yield _BarTask(bars, bars.add_task(description, total=total))
+            self._drawn = bars
+            try:
+                yield bars
+            finally:
+                self._drawn = None
+
+
+def _row_column() -> ProgressColumn:
+    """Makes the one column of the rows of bars, as rows of stages and of tasks differ."""
+    from rich.progress import BarColumn, ProgressColumn, TaskProgressColumn, TimeRemainingColumn
+    from rich.table import Table
+    from rich.text import Text
+
+    class Row(ProgressColumn):
+        bar, share, left = BarColumn(bar_width=30), TaskProgressColumn(), TimeRemainingColumn()
+
+        def render(self, task: RichTask) -> Table:
+            elapsed = Text(str(timedelta(seconds=int(task.elapsed or 0))), style="yellow")
+            row = Table.grid(padding=(0, 1))
+            if task.fields["is_stage"]:
+                row.add_row(Text(task.description, style="bold"), elapsed)
+            else:
+                parts = (self.bar(task), self.share(task), elapsed, "left", self.left(task))
+                row.add_row(Text(f"  {task.description}"), *parts)
+            return row
+
+    return Row()
 
 
 class _BarTask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 COLOURS = {"good": "green", "bad": "red", "open": "yellow"}
 """A terminal's colours of what is good, bad, or not known yet."""
@@ -15,6 +15,8 @@ def print_table(
     title: str = "",
     caption: str = "",
     styles: Mapping[str, str] | None = None,
+    whole: Collection[int] = (),
+    right: Collection[int] = (),
 ) -> None:
     """Prints a table; columns with numbers are aligned to the right.
 
@@ -24,6 +26,8 @@ def print_table(
         title: Written above.
         caption: Written below.
         styles: Rich's style of a cell by its text.
+        whole: Columns, by their numbers, whose cells are never broken.
+        right: Columns that are aligned to the right though they hold texts.
     """
     from rich import box
     from rich.console import Console
@@ -42,8 +46,13 @@ def print_table(
         collapse_padding=True,
     )
     for index, column in enumerate(columns):
-        numeric = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        numeric = index in right or any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=index in whole,
+        )
     for row in rows:
         shown = [number(cell) for cell in row]
         table.add_row(*(Text(text, style=(styles or {}).get(text, "")) for text in shown))
@@ -82,6 +91,20 @@ def number(value: object, digits: int = 4) -> str:
         whole = float(f"{abs(value):.{digits}g}") >= min(1000, 10**digits)
         return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
     return str(value)
+
+
+def count(amount: int, noun: str) -> str:
+    """Formats an amount of something: ``1 document``, ``1,024 documents``."""
+    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def size(count: float) -> str:
+    """Formats a number of bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
 def streams(count: int) -> str:

@@ -14,7 +14,7 @@ def bench(
     *,
     concurrency: Annotated[
         list[str] | None,
-        typer.Option(metavar="STREAMS,...", help="Streams kept open together; repeatable."),
+        typer.Option(metavar="STREAMS,...", help="Streams kept open together; 1,8 by default."),
     ] = None,
     requests: Annotated[
         int, typer.Option(help="Requests per number of streams, spread over the rounds.")
@@ -32,7 +32,7 @@ def bench(
     from pipeline.cli.console import print_json, progress_for
 
     levels = _levels(concurrency) or [1, 8]
-    progress = progress_for(output.json)
+    progress = progress_for(output.json, output.verbosity)
     with server.address() as address, progress.task("load test", rounds) as task:
         results = measure(
             address,

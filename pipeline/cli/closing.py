@@ -50,12 +50,15 @@ class Closing:
         failed = self.report["verdict"]["status"] != "passed"
         return repository if failed and not replaced and repository.is_dir() else None
 
-    def print(self, outputs: Path, repository: Path | None = None) -> bool:
+    def print(
+        self, outputs: Path, repository: Path | None = None, *, verdict_alone: bool = False
+    ) -> bool:
         """Prints the last lines to stdout, in colour on a terminal.
 
         Args:
             outputs: The recipe's output folder, where the report was put.
             repository: What may be served; None where there is nothing.
+            verdict_alone: Prints the first line only.
 
         Returns:
             Whether there was a report to print.
@@ -72,7 +75,10 @@ class Closing:
             repository=repository,
             earlier=self._earlier(outputs / REPOSITORY),
         )
-        print()
+        if verdict_alone:
+            lines = lines[:1]
+        else:
+            print()
         if sys.stdout.isatty():
             _print_on_terminal(lines, self.report["verdict"])
         else:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import (
     BuildDirOption,
     DirectoryOption,
@@ -15,6 +16,7 @@ from pipeline.cli.options import (
     SetOption,
     UtilizationOption,
 )
+from pipeline.formats import FORMATS
 
 
 def compare(
@@ -31,8 +33,9 @@ def compare(
         str | None,
         typer.Option(
             metavar="F,F,...",
-            help="Formats for the recipe, as quantize.format, between commas; by default every "
-            "one that model and target take.",
+            help=f"Formats for the recipe, with commas between them: {', '.join(FORMATS)}; by "
+            "default every one that model and target take.",
+            autocompletion=complete.several_formats,
         ),
     ] = None,
     overrides: SetOption = None,
@@ -60,7 +63,6 @@ def compare(
 ) -> None:
     """Compare the formats of a recipe, finished builds, or the runs of one build."""
     from pipeline.cli import comparison
-    from pipeline.cli.console import progress_for
 
     form = comparison.chosen_form(form, json_output=output.json)
     recipe = comparison.recipe_among(paths)
@@ -90,9 +92,8 @@ def compare(
         price=price,
         utilization=utilization,
     )
-    quiet = form != "text"
     if not comparison.show_ladder(
-        recipe, overrides or (), build_dir, wishes, form=form, progress=progress_for(quiet)
+        recipe, overrides or (), build_dir, wishes, form=form, verbosity=output.verbosity
     ):
         from pipeline.errors import QualityGateError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.console import print_json
+from pipeline.cli.console import print_json, progress_for
 from pipeline.errors import UsageError
 from pipeline.ladder.climb import NAME, Wishes, as_json, climb, finished, results_path
 from pipeline.ladder.load import Settings
@@ -18,7 +18,6 @@ from pipeline.store.build_dir import BuildDir
 from pipeline.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from pipeline.progress import Progress
     from pipeline.running.planner import PlannedStage
 
 DAY = 24 * 60 * 60
@@ -122,9 +121,17 @@ def show_ladder(
     asked: Wishes,
     *,
     form: str,
-    progress: Progress,
+    verbosity: int,
 ) -> bool:
     """Builds and measures every rung, keeps the comparison beside the outputs and prints it.
+
+    Args:
+        recipe: The recipe.
+        overrides: Each ``--set``.
+        build_dir: Where the store and the outputs go.
+        asked: What else was asked for.
+        form: One of :data:`FORMS`.
+        verbosity: Below 0 the comparison alone is printed.
 
     Returns:
         Whether a format qualifies.
@@ -135,21 +142,24 @@ def show_ladder(
     build = BuildDir(build_dir)
 
     def on_stage(rung: str, planned: PlannedStage, seconds: float) -> None:
-        from pipeline.cli.console import stage_line
+        from pipeline.cli.stage_lines import stage_line
 
-        if form == "text":
-            print(f"{rung:<9} {stage_line(planned, seconds)}", flush=True)
+        if form == "text" and verbosity >= 0:
+            line = stage_line(planned, seconds, verbose=verbosity > 0)
+            print(f"{rung:<9} {line}", flush=True)
 
+    progress = progress_for(form != "text", verbosity)
     comparison = climb(recipe, overrides, build, asked, progress=progress, on_stage=on_stage)
     place = results_path(build, comparison["name"])
     with build.store.writing():
         for kind in ("json", "md", "html"):
             text = _RENDERED[kind](comparison)
             write_atomically(place.with_suffix(f".{kind}"), f"{text.rstrip()}\n".encode())
-    if form == "text":
+    shown = form == "text" and verbosity >= 0
+    if shown:
         print()
     _print(comparison, form)
-    if form == "text":
+    if shown:
         print(f"{NAME + ':':<12}{place.with_suffix('.html')} (and .md, .json)")
     return comparison["recommendation"]["name"] is not None
 

@@ -21,6 +21,8 @@ from pipeline.verify import (
     to_junit,
 )
 
+HERE = "127.0.0.1"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -103,9 +105,16 @@ class JUnit:
         if self.path:
             self.path.write_text(to_junit(report), encoding="utf-8")
 
-    def break_off(self, name: str, reason: str) -> None:
-        """Writes what was found so far, and why there is no more as a failed case."""
-        proves = "a server answers until the last check"
+    def break_off(
+        self, name: str, reason: str, proves: str = "a server answers until the last check"
+    ) -> None:
+        """Writes what was found so far, and why there is no more as a failed case.
+
+        Args:
+            name: Of the case.
+            reason: Why it failed.
+            proves: What it would have proven.
+        """
         last = CheckResult(name, proves, "failed", 0.0, reason)
         self.finish(Report(self.url, self.model, "", (*self.results, last)))
 
@@ -118,7 +127,7 @@ def junit_of(path: Path | None, server: Connection) -> Iterator[JUnit]:
         PipelineError: What was raised inside.
     """
     # A server that is started here listens on this address, on a port that is not known yet.
-    file = JUnit(path, server.url or "127.0.0.1", server.model)
+    file = JUnit(path, server.url or HERE, server.model)
     try:
         with client_errors():
             yield file

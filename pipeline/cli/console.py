@@ -9,13 +9,12 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from pipeline import api
 from pipeline.errors import PipelineError
-from pipeline.progress import Bars, Lines, Progress
+from pipeline.progress import Bars, Lines, Progress, Warnings
 from pipeline.recipe.schema import Recipe
-from pipeline.running.planner import PlannedStage
 
 # Longer lines are hard to read, whatever the window allows.
 PAGE = 100
@@ -25,8 +24,15 @@ _HARD = "\ue000"
 _TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
 
 
-def progress_for(json_output: bool) -> Progress:
-    """Chooses bars on a terminal and lines in a log; both on stderr so that stdout stays clean."""
+def progress_for(json_output: bool, verbosity: int) -> Progress:
+    """Chooses bars on a terminal and lines in a log; both on stderr so that stdout stays clean.
+
+    Args:
+        json_output: Whether stdout is for a program.
+        verbosity: Below 0 nothing is shown but warnings.
+    """
+    if verbosity < 0:
+        return Warnings(sys.stderr)
     if sys.stderr.isatty() and not json_output:
         return Bars()
     return Lines(sys.stderr)
@@ -77,19 +83,22 @@ def fitted(lines: Iterable[str], stream: TextIO, hang: int = 2) -> Iterator[str]
         yield from (part.replace(_HARD, " ") for part in parts or [""])
 
 
-def open_recipe(path: Path, overrides: Sequence[str] | None, directory: Path | None) -> Recipe:
+def open_recipe(
+    path: Path, overrides: Sequence[str] | None, directory: Path | None, *, quiet: bool
+) -> Recipe:
     """Reads the recipe of a command, and says on stderr what was decided while it was read.
 
     Args:
         path: The file.
         overrides: Each ``--set``.
         directory: That of ``--directory``, which is the current one by now.
+        quiet: Says nothing.
 
     Raises:
         UsageError: The recipe or an override is wrong.
     """
     recipe = api.load_recipe(path, overrides or ())
-    for notice in recipe.notices:
+    for notice in () if quiet else recipe.notices:
         show("note", notice, "bold")
     return recipe.within(directory) if directory else recipe
 
@@ -122,26 +131,3 @@ def print_warning(repository: Path | None) -> None:
 
     if repository is not None and (warning := warning_of(repository)):
         print(f"warning: {repository}: {warning}", file=sys.stderr, flush=True)
-
-
-def stage_line(planned: PlannedStage, seconds: float | None = None) -> str:
-    """Formats one line about a stage: name, what happened or will, key."""
-    key = planned.key[:12] if planned.key else "-" * 12
-    if planned.status == "cached":
-        return f"{planned.stage.name:<11} cached  {key}"
-    if seconds is None:
-        return f"{planned.stage.name:<11} {planned.status:<6}  {key}  {planned.reason}"
-    return f"{planned.stage.name:<11} done    {key}  {seconds:6.1f} s  ({planned.reason})"
-
-
-def stage_dict(planned: PlannedStage, seconds: float | None = None) -> dict[str, Any]:
-    """Returns the same as JSON values."""
-    return {
-        "stage": planned.stage.name,
-        "status": planned.status,
-        "reason": planned.reason,
-        "key": planned.key,
-        "digest": planned.artifact.digest if planned.artifact else None,
-        "path": str(planned.artifact.path) if planned.artifact else None,
-        "seconds": None if seconds is None else round(seconds, 3),
-    }

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import Output, new_file
 from pipeline.errors import UsageError
+from pipeline.formats import FORMATS
 
 if TYPE_CHECKING:
     from pipeline.scaffold.choices import Asked
@@ -34,11 +36,21 @@ def init(
     ] = None,
     format_name: Annotated[
         str | None,
-        typer.Option("--format", metavar="F", help="quantize.format; by default chosen."),
+        typer.Option(
+            "--format",
+            metavar="F",
+            help=f"One of {', '.join(FORMATS)}; chosen by default.",
+            autocompletion=complete.formats,
+        ),
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", metavar="T", help="compile.target; by default the CPU."),
+        typer.Option(
+            "--target",
+            metavar="T",
+            help="One of {targets}; the CPU's by default.",
+            autocompletion=complete.targets,
+        ),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -96,7 +108,7 @@ def init(
 
 
 def _asked(model: str, format_name: str | None, target: str | None, gpu: str | None) -> Asked:
-    from pipeline.formats import FORMATS, canonical_format
+    from pipeline.formats import canonical_format
     from pipeline.recipe.compile import CompileSection
     from pipeline.recipe.docs import recipe_keys
     from pipeline.scaffold.choices import Asked

@@ -62,10 +62,12 @@ def lm_eval(
     names = tuple(name for name in (part.strip() for part in tasks.split(",")) if name)
     if not names:
         raise UsageError("--tasks names no task", fix="Name one, such as --tasks hellaswag")
-    loaded = open_recipe(recipe, overrides, directory)
+    loaded = open_recipe(recipe, overrides, directory, quiet=output.quiet)
     found_python = find_python(python)
     until = "quantize" if model == CHECKPOINT else "source"
-    made = api.run(loaded, build_dir, until=until, progress=progress_for(output.json)).stages
+    made = api.run(
+        loaded, build_dir, until=until, progress=progress_for(output.json, output.verbosity)
+    ).stages
     source, checkpoint = (
         made[name].artifact if name in made else None for name in ("source", "quantize")
     )

@@ -27,7 +27,8 @@ from pipeline.cli import (
     verify,
 )
 from pipeline.cli.groups import grouped
-from pipeline.cli.options import DebugOption, Invocation
+from pipeline.cli.help import PROGRAM, Command, Group
+from pipeline.cli.invocation import DebugOption, Invocation, QuietOption, VerboseOption
 from pipeline.cli.streams import OutputLostError, discard_unwritten, guard_streams
 from pipeline.client_errors import client_errors
 from pipeline.errors import PipelineError, UsageError
@@ -36,17 +37,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-NAME = "trtllm-pipeline"
+_COMPLETING = f"_{PROGRAM}_COMPLETE".replace("-", "_").upper()
+"""The variable with which a shell asks for completions, as Typer's scripts name it."""
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
 
 app = typer.Typer(
     help="From a Hugging Face checkpoint to a quantized, compiled and tested Triton repository.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-store_app = typer.Typer(help="The artifact store.", no_args_is_help=True)
+store_app = typer.Typer(cls=Group, help="The artifact store.", no_args_is_help=True)
 
 for command in (
     init.init,
@@ -61,15 +63,15 @@ for command in (
     doctor.doctor,
     schema.schema,
 ):
-    app.command()(grouped(command))
-store_app.command("list")(grouped(store.list_))
-store_app.command("verify")(grouped(store.verify))
-store_app.command("prune")(grouped(store.prune))
+    app.command(cls=Command)(grouped(command))
+store_app.command("list", cls=Command)(grouped(store.list_))
+store_app.command("verify", cls=Command)(grouped(store.verify))
+store_app.command("prune", cls=Command)(grouped(store.prune))
 app.add_typer(store_app, name="store")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
         print(__version__)
         raise typer.Exit
 
@@ -79,13 +81,15 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version.", callback=_print_version, is_eager=True
+            "--version", "-V", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Options of every command."""
-    del version, debug  # their callbacks did what they are for
+    del version, verbose, quiet, debug  # their callbacks did what they are for
 
 
 class Terminated(KeyboardInterrupt):
@@ -125,10 +129,12 @@ def _invoke(arguments: Sequence[str], invocation: Invocation) -> int:
     # What Typer's own main() does without its handling of errors, which would end the process
     # before they got here.
     program = typer.main.get_command(app)
+    if os.environ.get(_COMPLETING):
+        program.main(prog_name=PROGRAM)  # prints what a shell may offer, and ends the process
     try:
         with (
             client_errors(),
-            program.make_context(NAME, list(arguments), obj=invocation) as context,
+            program.make_context(PROGRAM, list(arguments), obj=invocation) as context,
         ):
             program.invoke(context)
     except typer.Exit as done:
@@ -155,7 +161,7 @@ def _misused(error: typer.TyperException, invocation: Invocation) -> int:
     if not message:  # the command was given nothing, and its help is on the screen
         return error.exit_code
     context: typer.Context | None = getattr(error, "ctx", None)
-    place = context.command_path if context else NAME
+    place = context.command_path if context else PROGRAM
     what = message[:1].lower() + message[1:].rstrip(".")
     return _failed(UsageError(what, where=place, fix=f"See {place} --help"), invocation)
 

@@ -11,53 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import complete
+from pipeline.cli.invocation import Invocation, Output
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from trtllm_client import Tls
 
+__all__ = ["Invocation", "Output"]  # from here, as all that commands share
 
-@dataclass
-class Invocation:
-    """How errors are to be shown; each option that says so notes it here while it is parsed.
-
-    Attributes:
-        json: As JSON on stdout.
-        debug: With a traceback.
-    """
-
-    json: bool = False
-    debug: bool = False
-
-
-def note(context: typer.Context, parameter: typer.CallbackParam, value: bool) -> bool:
-    """Copies a flag to the field of the :class:`Invocation` that has its name."""
-    if value:
-        setattr(context.ensure_object(Invocation), str(parameter.name), True)
-    return value
-
-
-DebugOption = Annotated[
-    bool, typer.Option("--debug", help="Show tracebacks.", callback=note, is_eager=True)
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="The recipe, a YAML file.", autocompletion=complete.recipes)
 ]
-
-
-@dataclass(frozen=True)
-class Output:
-    """What every command prints, and how.
-
-    Attributes:
-        json: One JSON document instead of text.
-        debug: Tracebacks instead of the paragraph for people.
-    """
-
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON to stdout.", callback=note, is_eager=True)
-    ] = False
-    debug: DebugOption = False
-
-
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -140,16 +105,8 @@ def new_file(path: Path | None) -> Path | None:
     return path
 
 
-TlsRootOption = Annotated[Path | None, typer.Option(help="PEM of the authority to trust.")]
-TlsCertOption = Annotated[Path | None, typer.Option(help="PEM of the client certificate.")]
-TlsKeyOption = Annotated[Path | None, typer.Option(help="PEM of the client's key.")]
-TlsNameOption = Annotated[
-    str | None, typer.Option(help="Name in the server's certificate, if not its host.")
-]
-HeaderOption = Annotated[
-    list[str] | None,
-    typer.Option("--header", metavar="NAME=VALUE", help="gRPC metadata; repeatable."),
-]
+SERVER = "Server"
+"""The panel of a help that options about a server stand in."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +121,33 @@ class Credentials:
         header: gRPC metadata, as NAME=VALUE.
     """
 
-    tls_root: TlsRootOption = None
-    tls_cert: TlsCertOption = None
-    tls_key: TlsKeyOption = None
-    tls_name: TlsNameOption = None
-    header: HeaderOption = None
+    tls_root: Annotated[
+        Path | None,
+        typer.Option(help="PEM of the authority to trust.", rich_help_panel=SERVER),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="PEM of the client certificate.", rich_help_panel=SERVER),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(help="PEM of the client's key.", rich_help_panel=SERVER),
+    ] = None
+    tls_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the server's certificate, if not its host.", rich_help_panel=SERVER
+        ),
+    ] = None
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--header",
+            metavar="NAME=VALUE",
+            help="gRPC metadata; repeatable.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
 
     @property
     def tls(self) -> Tls | None:
@@ -203,30 +182,32 @@ class Connection:
         repository: What to start a server on instead.
         model: The Triton model that takes the requests.
         timeout: Seconds for one request.
-        tls_root: The authority to trust.
-        tls_cert: The client's certificate.
-        tls_key: The client's key.
-        tls_name: The name in the server's certificate.
-        header: gRPC metadata, as NAME=VALUE.
+        credentials: The options about TLS and headers.
     """
 
     url: Annotated[
         str | None,
-        typer.Option("--url", help="gRPC address of a running server, e.g. localhost:8001."),
+        typer.Option(
+            "--url",
+            help="gRPC address of a running server, e.g. localhost:8001.",
+            rich_help_panel=SERVER,
+        ),
     ] = None
     repository: Annotated[
         Path | None,
         typer.Option(
-            "--repository", help="Start a server on this repository instead of using --url."
+            "--repository",
+            help="Start a server on this repository instead of using --url.",
+            rich_help_panel=SERVER,
         ),
     ] = None
-    model: Annotated[str, typer.Option(help="tensorrt_llm_bls or ensemble.")] = "tensorrt_llm_bls"
-    timeout: Annotated[float, typer.Option(help="Seconds for one request.")] = 120.0
-    tls_root: TlsRootOption = None
-    tls_cert: TlsCertOption = None
-    tls_key: TlsKeyOption = None
-    tls_name: TlsNameOption = None
-    header: HeaderOption = None
+    model: Annotated[
+        str, typer.Option(help="tensorrt_llm_bls or ensemble.", rich_help_panel=SERVER)
+    ] = "tensorrt_llm_bls"
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for one request.", rich_help_panel=SERVER)
+    ] = 120.0
+    credentials: Credentials = Credentials()
 
     @property
     def tls(self) -> Tls | None:
@@ -241,11 +222,6 @@ class Connection:
             UsageError: One has no ``=``.
         """
         return self.credentials.headers
-
-    @property
-    def credentials(self) -> Credentials:
-        """The options about TLS and headers by themselves."""
-        return Credentials(self.tls_root, self.tls_cert, self.tls_key, self.tls_name, self.header)
 
     @contextmanager
     def address(self) -> Iterator[str]:

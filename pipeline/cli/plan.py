@@ -23,6 +23,7 @@ from pipeline.cli.options import (
 from pipeline.errors import PipelineError, UsageError
 
 if TYPE_CHECKING:
+    from pipeline.api import Plan
     from pipeline.verdict.gate import GateResult
 
 STDOUT = Path("-")
@@ -55,13 +56,14 @@ def plan(
     from dataclasses import asdict
 
     from pipeline import api
-    from pipeline.cli.console import fitted, open_recipe, print_json, stage_dict, stage_line
+    from pipeline.cli.console import open_recipe, print_json
+    from pipeline.cli.stage_lines import stage_dict, stage_line
     from pipeline.economics import bounds
     from pipeline.targets.findings import finding_lines
 
     costs = {"price_per_hour": price, "utilization": utilization}
     said = [f"cost.{key}={value}" for key, value in costs.items() if value is not None]
-    loaded = open_recipe(recipe, [*(overrides or ()), *said], directory)
+    loaded = open_recipe(recipe, [*(overrides or ()), *said], directory, quiet=output.quiet)
     if script == STDOUT:
         if output.json:
             raise UsageError(
@@ -92,7 +94,11 @@ def plan(
         )
         _exit(found.exit_code)
         return
-    lines = [stage_line(planned) for planned in found.stages]
+    if output.quiet:
+        _print_fitted(_stops(found))
+        _exit(found.exit_code)
+        return
+    lines = [stage_line(planned, verbose=output.verbose) for planned in found.stages]
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     lines += ["", *named, *finding_lines(found.findings)]
     if engine:
@@ -101,15 +107,30 @@ def plan(
         lines += ["", *bounds.lines(found.roofline, loaded.cost)]
     if found.gates:
         lines += ["", *_gate_lines(found.gates)]
-    if obstacle:
-        lines += ["", f"this run would fail: {obstacle}"]
-    if found.refusal:
-        lines += ["", f"{found.verdict}: a run would stop at stored numbers: {found.refusal}"]
-    print("\n".join(fitted(lines, sys.stdout)))
+    for line in _stops(found):
+        lines += ["", line]
+    _print_fitted(lines)
     if script and found.checkpoint:
         print(f"\nscript: {script}\ncheckpoint: {found.checkpoint}")
         print("\n".join(_next_steps(script, found.checkpoint)))
     _exit(found.exit_code)
+
+
+def _stops(found: Plan) -> list[str]:
+    """What would stop a run, a line each."""
+    lines = []
+    if found.obstacle:
+        lines.append(f"this run would fail: {found.obstacle}")
+    if found.refusal:
+        lines.append(f"{found.verdict}: a run would stop at stored numbers: {found.refusal}")
+    return lines
+
+
+def _print_fitted(lines: Sequence[str]) -> None:
+    from pipeline.cli.console import fitted
+
+    if lines:
+        print("\n".join(fitted(lines, sys.stdout)))
 
 
 def _exit(code: int) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import (
     BuildDirOption,
     DirectoryOption,
@@ -14,6 +15,7 @@ from pipeline.cli.options import (
     Output,
     RecipeArgument,
     SetOption,
+    new_file,
 )
 from pipeline.errors import PipelineError
 
@@ -26,10 +28,21 @@ def run(
     build_dir: BuildDirOption = Path("build"),
     force: Annotated[
         list[str] | None,
-        typer.Option("--force", metavar="STAGE", help="Run a stage even if cached."),
+        typer.Option(
+            "--force",
+            metavar="STAGE",
+            help="Run a stage even if cached; repeatable. Stages: {stages}.",
+            autocompletion=complete.stages,
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="STAGE",
+            help="Stop after this stage.",
+            autocompletion=complete.stages,
+        ),
     ] = None,
     engine: Annotated[
         Path | None,
@@ -39,41 +52,56 @@ def run(
             help="Go on with an engine that the script of plan --script built elsewhere.",
         ),
     ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            "--junit",
+            metavar="FILE",
+            help="Also write JUnit XML of the conformance checks here, or why none were made.",
+            callback=new_file,
+        ),
+    ] = None,
     env: EnvOption = None,  # noqa: ARG001  its callback has done it
     output: Output,
 ) -> None:
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.closing import Closing
-    from pipeline.cli.console import open_recipe, print_json, progress_for, stage_dict, stage_line
+    from pipeline.cli.console import open_recipe, print_json, progress_for
+    from pipeline.cli.run_junit import junit_of_run
+    from pipeline.cli.stage_lines import stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
     from pipeline.store.build_dir import BuildDir
 
-    loaded = open_recipe(recipe, overrides, directory)
+    loaded = open_recipe(recipe, overrides, directory, quiet=output.quiet)
     stages = []
     closing = Closing()
 
     def on_stage(planned: PlannedStage, seconds: float) -> None:
         stages.append(stage_dict(planned, seconds))
         closing.look(planned)
-        if not output.json:
-            print(stage_line(planned, seconds), flush=True)
+        checks.look(planned)
+        if not (output.json or output.quiet):
+            print(stage_line(planned, seconds, verbose=output.verbose), flush=True)
 
     try:
-        result = api.run(
-            loaded,
-            build_dir,
-            force=force or (),
-            until=until,
-            engine=engine,
-            progress=progress_for(output.json),
-            on_stage=on_stage,
-        )
+        with junit_of_run(junit, loaded.name) as checks:
+            result = api.run(
+                loaded,
+                build_dir,
+                force=force or (),
+                until=until,
+                engine=engine,
+                progress=progress_for(output.json, output.verbosity),
+                on_stage=on_stage,
+            )
     except PipelineError as error:
         if output.json:
-            error.found = {**error.found, **closing.values()}
+            outputs = str(BuildDir(build_dir).outputs(loaded))
+            about = {"recipe": loaded.name, "outputs": outputs, "stages": stages}
+            error.found = {**error.found, **about, **closing.values()}
         else:
-            closing.print(BuildDir(build_dir).outputs(loaded))
+            closing.print(BuildDir(build_dir).outputs(loaded), verdict_alone=output.quiet)
         raise
     if output.json:
         deployed = {name: str(path) for name, path in result.deployed.items()}
@@ -87,7 +115,11 @@ def run(
             }
         )
         return
-    told = closing.print(result.outputs, result.deployed.get("repository"))
+    told = closing.print(
+        result.outputs, result.deployed.get("repository"), verdict_alone=output.quiet
+    )
+    if output.quiet:
+        return
     served = any(stage.name == "repository" for stage in stages_for(loaded))
     if not served and "compile" in result.stages:
         # An export is all that such a target has to show, and it lies in the store.

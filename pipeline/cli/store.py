@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,26 +11,58 @@ import typer
 from pipeline.cli.options import BuildDirOption, Output
 from pipeline.errors import StoreError, UsageError
 
+SHORT = 12
+"""Digits of a key that tell artifacts apart for people."""
+
 if TYPE_CHECKING:
     from pipeline.store.build_dir import BuildDir
 
 
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
-    """List the artifacts with their keys and sizes."""
+    """List the artifacts: how old and how large they are, and which builds use them."""
     from pipeline.cli.console import print_json
     from pipeline.store.retention import inventory
-    from pipeline.tables import print_table
+    from pipeline.tables import count, print_table, size
 
-    rows = inventory(_existing(build_dir).store)
+    rows = inventory(_existing(build_dir))
     if output.json:
         print_json(rows)
+        return
+    if output.verbose:
+        for row in rows:
+            used = ", ".join(row["used_by"]) or "nothing"
+            print(f"{row['path']}\n  {row['created']}  {size(row['bytes'])}  ", end="")
+            print(f"took {row['seconds']:.1f} s  used by {used}")
     else:
-        columns = ["stage", "key", "created", "MiB", "seconds"]
+        now = datetime.now(timezone.utc)
         shown = [
-            [row["stage"], row["key"][:12], row["created"], row["bytes"] / 2**20, row["seconds"]]
+            [
+                row["stage"],
+                row["key"][:SHORT],
+                _age(row["created"], now),
+                size(row["bytes"]),
+                " ".join(row["used_by"]) or None,
+            ]
             for row in rows
         ]
-        print_table(columns, shown)
+        whole = range(4)
+        print_table(["stage", "key", "age", "size", "used by"], shown, whole=whole, right=(2, 3))
+    if not output.quiet:
+        total = size(sum(row["bytes"] for row in rows))
+        print(f"\n{count(len(rows), 'artifact')}, {total}")
+
+
+def _age(created: str, now: datetime) -> str:
+    """How long ago an artifact was made, in the largest unit of which it is more than one."""
+    try:
+        made = datetime.strptime(created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    except ValueError:
+        return created  # it says that the artifact is damaged
+    seconds = max((now - made).total_seconds(), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def verify(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
@@ -43,7 +76,7 @@ def verify(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None
         "whole": whole,
         "damaged": [{"path": str(d.path), "problems": d.problems} for d in damaged],
     }
-    if not output.json:
+    if not (output.json or output.quiet):
         print(f"{whole} artifact{' is' if whole == 1 else 's are'} whole")
     if damaged:
         raise StoreError(
@@ -68,13 +101,18 @@ def prune(
     """Remove artifacts that no recipe's last run uses, and damaged ones."""
     from pipeline.cli.console import print_json
     from pipeline.store.retention import prune as remove
+    from pipeline.tables import count, size
 
     removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
     if output.json:
-        print_json([str(path) for path in removed])
-    else:
-        verb = "would remove" if dry_run else "removed"
-        print("\n".join([*(f"{verb} {path}" for path in removed), f"{len(removed)} artifact(s)"]))
+        paths = [str(path) for path in removed.paths]
+        print_json({"artifacts": paths, "freed_bytes": removed.freed, "dry_run": dry_run})
+        return
+    verb, would = ("would remove", "would be ") if dry_run else ("removed", "")
+    if not output.quiet:
+        for path in removed.paths:
+            print(f"{verb} {path}")
+    print(f"{count(len(removed.paths), 'artifact')}, {size(removed.freed)} {would}freed")
 
 
 def _existing(build_dir: Path) -> BuildDir:

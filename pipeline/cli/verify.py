@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli import complete
 from pipeline.cli.options import Connection, Output, new_file
 
 if TYPE_CHECKING:
@@ -24,11 +25,19 @@ def verify(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECK,...", help="Run these checks only; repeatable."),
+        typer.Option(
+            metavar="CHECK,...",
+            help="Run these checks only; repeatable. A report names them, and so does a wrong one.",
+            autocompletion=complete.checks,
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECK,...", help="Leave these checks out; repeatable."),
+        typer.Option(
+            metavar="CHECK,...",
+            help="Leave these checks out; repeatable.",
+            autocompletion=complete.checks,
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -59,7 +68,9 @@ def verify(
     if tokenizer is not None:
         probes = find_probes(tokenizer)
     with junit_of(junit, server) as file, server.address() as address:
-        with progress_for(output.json).task("conformance checks", options.count) as task:
+        with progress_for(output.json, output.verbosity).task(
+            "conformance checks", options.count
+        ) as task:
 
             def note(result: CheckResult) -> None:
                 file.note(result)

@@ -203,7 +203,9 @@ def _load(
     settings = wishes.settings.with_level(recipe.constraints.concurrency)
     key = settings.key(recipe, repositories, baseline)
     # Two loads at once would each measure the other.
-    with build.store.lock("load", "machine"):
+    with build.store.lock(
+        "load", "machine", doing=f"load test of {recipe.name}", on_wait=progress.note
+    ):
         before = None if wishes.again else measured_before(place, key, repositories)
         if before:
             progress.note(f"load: as measured on {before.created} (--again measures it anew)")

@@ -16,7 +16,7 @@ from pipeline.errors import Mistake
 from pipeline.formats import suggested_format
 from pipeline.recipe.places import Place, place_of
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.section import Section, over_one, percent
+from pipeline.recipe.section import ONE_LINE, Section, over_one, percent
 from pipeline.recipe.tree import below, every_key, named_fields
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _words(key: Key, name: str, problems: list[ErrorDetails]) -> tuple[str, str 
     if kind == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
         why = "it has letters, digits, '.', '_' and '-', and begins with a letter or a digit"
         return what, f"{reprlib.repr(value)} is no such name: {why}", fix
+    if kind == "string_pattern_mismatch" and context["pattern"] == ONE_LINE:
+        return what, f"{reprlib.repr(value)} has a character that cannot be printed", fix
     return what, _plain(first), _number(kind, value, context) or fix
 
 

@@ -33,6 +33,7 @@ from pipeline.formats import (
 from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.evaluate import EvaluateSection
 from pipeline.recipe.section import (
+    ONE_LINE,
     FileName,
     Fraction,
     Positive,
@@ -325,7 +326,7 @@ class CostSection(Section):
     """
 
     price_per_hour: Annotated[Annotated[float, Field(gt=0.0)] | None, Unit("currency")] = None
-    currency: Annotated[str, Field(min_length=1, max_length=8)] = "USD"
+    currency: Annotated[str, Field(min_length=1, max_length=8, pattern=ONE_LINE)] = "USD"
     utilization: Annotated[Fraction, Unit("share of the time")] = 0.5
 
 

@@ -87,6 +87,8 @@ class NamesFile:
     """Marks a text that is the path of a file or a folder."""
 
 
+ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""Text without characters that end a line or move a terminal's cursor."""
 FileName = Annotated[str, Field(min_length=1), AfterValidator(_file_name), NamesFile()]
 
 

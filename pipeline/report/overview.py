@@ -9,8 +9,8 @@ from pipeline.report.blocks import Tile
 from pipeline.report.prices import price_of
 from pipeline.report.serving import measured_on, money, speed_at
 from pipeline.report.siblings import as_point, quantized
-from pipeline.report.words import between, percent, size
-from pipeline.tables import number, streams
+from pipeline.report.words import between, percent
+from pipeline.tables import number, size, streams
 from pipeline.verdict.closing import best_measurement
 
 

@@ -20,8 +20,8 @@ from pipeline.report.blocks import (
     Text,
 )
 from pipeline.report.charts import Bar, bars, histogram, interval
-from pipeline.report.words import count, estimate, percent
-from pipeline.tables import number
+from pipeline.report.words import estimate, percent
+from pipeline.tables import count, number
 from pipeline.verdict.decision import TONES
 from pipeline.verdict.estimate import Estimate
 from pipeline.verdict.gates import beyond_range

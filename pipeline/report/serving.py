@@ -10,14 +10,12 @@ from pipeline.report.charts import Bar, bars, histogram
 from pipeline.report.plot import Point, pareto
 from pipeline.report.siblings import as_point
 from pipeline.report.words import (
-    count,
     estimate,
     machine_words,
     percent,
-    size,
     spread,
 )
-from pipeline.tables import number, streams
+from pipeline.tables import count, number, size, streams
 from pipeline.verdict.closing import best_measurement
 from pipeline.verdict.decision import TONES
 from pipeline.verdict.words import signed_percent, size_words

@@ -19,15 +19,6 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value * 100:.{digits}f} %"
 
 
-def size(count: float) -> str:
-    """Formats a number of bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-
-
 def spread(times: Mapping[str, float] | None) -> str:
     """Formats median and 95th percentile; a dash when nothing was measured."""
     return "-" if times is None else f"{number(times['p50'])} / {number(times['p95'])}"
@@ -77,11 +68,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def count(amount: int, noun: str) -> str:
-    """Formats an amount of something: ``1 document``, ``1,024 documents``."""
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
 def as_yaml(value: object) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.preflight.remarks import engine_not_measured
 from pipeline.recipe.schema import Recipe
+from pipeline.running.reasons import reason_to_run
 from pipeline.stages import (
     bench,
     evaluate,
@@ -20,8 +21,8 @@ from pipeline.stages import (
 )
 from pipeline.stages import compile as compile_stage
 from pipeline.stages.base import Stage
-from pipeline.store.artifact import Artifact, Damage
-from pipeline.store.digests import canonical_json, digest_of
+from pipeline.store.artifact import Artifact
+from pipeline.store.digests import digest_of
 from pipeline.store.store import Store
 from pipeline.targets import get_target
 from pipeline.targets.base import GivenEngine
@@ -149,44 +150,6 @@ def plan_stage(
     artifact, damage = store.get(stage.name, key)
     if artifact:
         return PlannedStage(stage, "cached", "", key, artifact, material)
-    return PlannedStage(stage, "run", _reason(stage, material, lock, damage), key, None, material)
-
-
-def _reason(
-    stage: Stage, material: Mapping[str, Any], lock: Mapping[str, Any], damage: Damage | None
-) -> str:
-    if damage:
-        return f"its artifact is damaged: {damage.problems[0]}"
     before = lock.get(stage.name)
-    if not before:
-        return "never ran"
-    changes = list(_changes(before["material"], material))
-    if not changes:
-        return "its artifact is gone from the store"
-    # What the recipe says comes first: other differences often follow from it.
-    changes.sort(key=lambda change: not change[0].startswith("recipe."))
-    shown = "; ".join(words for _, words in changes[:3])
-    return shown if len(changes) <= 3 else f"{shown}; and {len(changes) - 3} more"
-
-
-def _changes(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Differences between two JSON values: their dotted paths, and what changed in words."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            below = f"{path}.{name}" if path else name
-            yield from _changes(before.get(name), after.get(name), below)
-        return
-    if before == after:
-        return
-    name = path.removeprefix("recipe.").removeprefix("material.")
-    old, new = canonical_json(before), canonical_json(after)
-    if path.startswith("inputs."):
-        yield path, f"the {name.removeprefix('inputs.')} artifact changed"
-    elif not _is_short(old) or not _is_short(new):
-        yield path, f"{name} changed"
-    else:
-        yield path, f"{name} changed from {old} to {new}"
-
-
-def _is_short(json_text: str) -> bool:
-    return len(json_text) <= 40 and json_text[0] not in "[{"
+    reason = reason_to_run(material, before["material"] if before else None, damage)
+    return PlannedStage(stage, "run", reason, key, None, material)

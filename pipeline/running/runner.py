@@ -38,6 +38,9 @@ from pipeline.store.lock import read_lock, write_lock
 from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
 
+FORCED = "forced"
+"""The reason of a stage that runs although it is cached."""
+
 Listener = Callable[[PlannedStage, float], None]
 
 
@@ -257,13 +260,17 @@ class _Run:
         assert key is not None
         assert material is not None
         forced = stage.name in self.force
-        with store.lock(stage.name, key):
+        doing = f"{stage.name} of {self.recipe.name}"
+        with store.lock(stage.name, key, doing=doing, on_wait=self.progress.note):
             artifact, _ = store.get(stage.name, key)
             if artifact and not forced:
                 # Another process built it while this one waited for the lock.
                 return replace(planned, status="cached", artifact=artifact)
-            context.progress.note(f"{stage.name}: {stage.title} ({planned.reason or 'forced'})")
-            with store.workspace(stage.name, key) as directory:
+            reason = planned.reason or FORCED
+            with (
+                context.progress.stage(f"{stage.name}: {stage.title} ({reason})"),
+                store.workspace(stage.name, key) as directory,
+            ):
                 started = time.monotonic()
                 try:
                     facts = stage.run(replace(context, output=directory))
@@ -282,7 +289,7 @@ class _Run:
                     facts=facts,
                     seconds=time.monotonic() - started,
                 )
-        return replace(planned, artifact=artifact)
+        return replace(planned, status="run", reason=reason, artifact=artifact)
 
     def _deploy(self, planned: PlannedStage, place: Deployment) -> None:
         artifact = _artifact(planned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from pipeline.errors import SourceError
@@ -24,7 +23,11 @@ from pipeline.source.snapshot import (
 )
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
-from pipeline.store.files import link_or_copy
+from pipeline.store.files import clone_or_copy, link_or_copy
+from pipeline.tables import memory_size
+
+WORTH_TELLING = 1 << 30
+"""Bytes of a snapshot from which on people want to know that there are two of them."""
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -49,8 +52,15 @@ def material(recipe: Recipe) -> dict[str, Any]:
     return {"directory": str(directory.resolve()), "files": marks}
 
 
+def _words(size: int) -> str:
+    """Formats bytes: ``15.01 GiB``."""
+    return memory_size(size).strip()
+
+
 def run(context: StageContext) -> dict[str, Any]:
     """Checks the snapshot and copies it (or, from the Hub's cache, links it) into the artifact.
+
+    A copy shares its blocks with the model's files where the file system can do that.
 
     What cannot work is refused before a model is fetched.
 
@@ -62,7 +72,7 @@ def run(context: StageContext) -> dict[str, Any]:
     directory = local_directory(recipe)
     place = str(directory or recipe.model.source)
     # The Hub cache never changes a file; a local directory may be trained into again.
-    deliver = shutil.copyfile if directory else link_or_copy
+    local = directory is not None
     if directory is None:
         check_hub_model(recipe)
         context.progress.note(f"fetching {recipe.model.source} from the Hub")
@@ -81,13 +91,23 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"nothing reads these keys of config.json: {', '.join(unread)}")
     paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
-    with context.progress.task("copying the snapshot", size) as task:
+    shared = True
+    with context.progress.task(f"copying the snapshot, {_words(size)}", size) as task:
         for path in paths:
+            target = context.output / path.name
             try:
-                deliver(path, context.output / path.name)
+                if local:
+                    shared &= clone_or_copy(path, target, task.advance)
+                else:
+                    link_or_copy(path, target)
+                    task.advance(path.stat().st_size)
             except PermissionError as error:
                 raise unreadable(str(path), error) from error
-            task.advance(path.stat().st_size)
+    if size >= WORTH_TELLING and not shared:
+        context.progress.note(
+            f"the snapshot takes {_words(size)} of its own, as blocks cannot be shared between "
+            f"{directory} and the store: for that both must be on one XFS or btrfs"
+        )
     return {
         "architecture": facts.architecture,
         "parameters": contents.parameters,

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.store.artifact import read_manifest
 from pipeline.store.build_dir import BuildDir
+from pipeline.store.digests import files_below
 from pipeline.store.lock import read_lock
-from pipeline.store.store import Store
 
 
-def inventory(store: Store) -> list[dict[str, Any]]:
-    """Lists one row per artifact: stage, key, creation time (UTC), bytes, seconds it took."""
+@dataclass(frozen=True)
+class Pruned:
+    """What was removed, or would be.
+
+    Attributes:
+        paths: The directories.
+        freed: Bytes of the disk that nothing else holds: files that are linked into a deployed
+            repository or the Hub's cache stay there.
+    """
+
+    paths: tuple[Path, ...]
+    freed: int
+
+
+def inventory(build: BuildDir) -> list[dict[str, Any]]:
+    """Lists one row per artifact.
+
+    Returns:
+        JSON values: ``stage``, ``key``, ``path``, ``created`` (UTC), ``bytes``, ``seconds`` that it
+        took, and ``used_by``, the output folders whose last run has it.
+    """
+    used = _used(build)
     rows = []
-    for path in store.artifacts():
-        row = {"stage": path.parent.name, "key": path.name, "path": str(path)}
+    for path in build.store.artifacts():
+        stage, key = path.parent.name, path.name
+        row = {"stage": stage, "key": key, "path": str(path), "used_by": used.get((stage, key), [])}
         try:
             manifest = read_manifest(path)
         except StoreError as error:
@@ -30,29 +54,48 @@ def inventory(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def prune(build: BuildDir, *, keep: bool, dry_run: bool) -> list[Path]:
+def prune(build: BuildDir, *, keep: bool, dry_run: bool) -> Pruned:
     """Removes artifacts that are damaged or that no recipe's last run uses.
 
     Args:
         build: The build directory; its recipes' lock files say what is in use.
         keep: False removes everything.
         dry_run: Only returns what would be removed.
-
-    Returns:
-        The directories removed.
     """
     store = build.store
-    used: set[tuple[str, str]] = set()
-    for lock in build.root.glob("*/lock.json"):
-        used |= {(stage, str(entry["key"])) for stage, entry in read_lock(lock).items()}
+    used = _used(build)
     damaged = {damage.path for damage in store.verify()}
     doomed = [
         path
         for path in store.artifacts()
         if not keep or path in damaged or (path.parent.name, path.name) not in used
     ]
+    freed = _freed(doomed)
     if not dry_run:
         store.sweep()
         for path in doomed:
             store.remove(path)
-    return doomed
+    return Pruned(tuple(doomed), freed)
+
+
+def _used(build: BuildDir) -> dict[tuple[str, str], list[str]]:
+    """The output folders that use an artifact, by its stage and key."""
+    used: dict[tuple[str, str], list[str]] = {}
+    for lock in sorted(build.root.glob("*/lock.json")):
+        for stage, entry in read_lock(lock).items():
+            used.setdefault((stage, str(entry["key"])), []).append(lock.parent.name)
+    return used
+
+
+def _freed(folders: Iterable[Path]) -> int:
+    """The bytes of files all of whose names are in these folders."""
+    seen: Counter[tuple[int, int]] = Counter()
+    freed = 0
+    for folder in folders:
+        for name in files_below(folder):
+            stat = (folder / name).lstat()
+            inode = (stat.st_dev, stat.st_ino)
+            seen[inode] += 1
+            if seen[inode] == stat.st_nlink:
+                freed += stat.st_size
+    return freed

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pipeline.errors import StoreError
 from pipeline.store.artifact import MANIFEST, SCHEMA, Artifact, Damage, check_files, read_manifest
 from pipeline.store.digests import DigestMemo, digest_of, files_below
 from pipeline.store.files import fsync
+from pipeline.store.holder import noted, waiting_for
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -61,13 +62,34 @@ class Store:
         return Artifact(stage, key, manifest["digest"], path, manifest["facts"]), None
 
     @contextmanager
-    def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Holds the key against other processes; waits while another one builds it."""
+    def lock(
+        self,
+        stage: str,
+        key: str,
+        *,
+        doing: str = "",
+        on_wait: Callable[[str], None] = lambda _whom: None,
+    ) -> Iterator[None]:
+        """Holds the key against other processes; waits while another one builds it.
+
+        Args:
+            stage: The stage, or what else is locked.
+            key: The key.
+            doing: What is done meanwhile, for those who wait; empty is the stage.
+            on_wait: Is told whom this process waits for, before it does.
+        """
+        path = self._lock_path(f"{stage}-{key}")
+        doing = doing or stage
         with self.writing():
-            lock = FileLock(self._lock_path(f"{stage}-{key}"))
-            lock.acquire()
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                on_wait(waiting_for(path, doing))
+                lock.acquire()
         try:
-            yield
+            with noted(path, doing):
+                yield
         finally:
             lock.release()
 

@@ -21,9 +21,9 @@ from pipeline.processor import processor_name
 from pipeline.recipe.schema import Recipe
 from pipeline.report import collect, render_html, render_markdown
 from pipeline.report.quality import differences
-from pipeline.report.words import duration, machine_words, percent, size, spread
+from pipeline.report.words import duration, machine_words, percent, spread
 from pipeline.store.artifact import Artifact
-from pipeline.tables import number
+from pipeline.tables import number, size
 from pipeline.verdict.failure import Failure
 
 from . import report_sample as sample

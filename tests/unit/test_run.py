@@ -136,13 +136,16 @@ def test_the_plan_says_first_what_the_recipe_changed(
 ) -> None:
     house.run()
     changed = tuple(
-        replace(stage, material=lambda _recipe: {"files": {"a": [1, 2]}, "tool": "2"})
+        replace(
+            stage, material=lambda _recipe: {"files": {"a": [1], "b": [2]}, "tools": {"tool": "2"}}
+        )
         for stage in house.stages()
     )
     monkeypatch.setattr(planner, "STAGES", changed)
     reasons = house.reasons("model.revision=x")
     assert reasons["source"] == (
-        'model.revision changed from null to "x"; files changed; tool changed from null to "2"'
+        'model.revision changed from null to "x"; the model\'s files were touched; '
+        "tool is 2 now and was not there"
     )
     reasons = house.reasons("model.source=y", "model.revision=x")
     assert reasons["source"].endswith("; and 1 more")
@@ -215,7 +218,7 @@ def test_a_run_that_stops_early_forgets_nothing(house: House) -> None:
 
 def test_what_a_running_stage_reads_is_in_use(house: House) -> None:
     def pruned(artifact: Artifact) -> None:
-        assert prune(house.build, keep=True, dry_run=False) == []
+        assert prune(house.build, keep=True, dry_run=False).paths == ()
         assert artifact.path.is_dir()
 
     house.gate = pruned
@@ -231,7 +234,7 @@ def test_a_damaged_lock_is_no_lock(house: House, content: str) -> None:
     whole = read_lock(lock)
     lock.write_text(content)
     assert read_lock(lock) == {}
-    assert prune(house.build, keep=True, dry_run=True)
+    assert prune(house.build, keep=True, dry_run=True).paths
     house.run()
     assert read_lock(lock) == whole
     assert house.calls == ["source", "quantize", "compile"]
