@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import sys
@@ -97,10 +98,25 @@ def open_recipe(
     Raises:
         UsageError: The recipe or an override is wrong.
     """
+    show_notices()
     recipe = api.load_recipe(path, overrides or ())
     for notice in () if quiet else recipe.notices:
         show("note", notice, "bold")
     return recipe.within(directory) if directory else recipe
+
+
+class _Notices(logging.Handler):
+    """Shows what the pipeline logs as labelled text."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        show(record.levelname.lower(), record.getMessage(), "bold")
+
+
+def show_notices() -> None:
+    """Shows warnings that are logged from here on in the way of errors, not in Python's."""
+    logger = logging.getLogger("pipeline")
+    if not any(isinstance(handler, _Notices) for handler in logger.handlers):
+        logger.addHandler(_Notices())
 
 
 def show(label: str, text: str, style: str) -> None:

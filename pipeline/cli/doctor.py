@@ -2,21 +2,105 @@
 
 from __future__ import annotations
 
-from pipeline.cli.options import Output
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import BuildDirOption, Output
+from pipeline.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pipeline.cli.diagnosis import Examination
+    from pipeline.targets.base import Diagnosis
+
+OK, MISSING, NOTE = "ok", "missing", "note"
+_INDENT = " " * (len(MISSING) + 2)
 
 
-def doctor(output: Output) -> None:
+def doctor(
+    *,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="T",
+            help="Look at one compile target; the exit code is 3 where its whole chain cannot run.",
+        ),
+    ] = None,
+    build_dir: BuildDirOption = Path("build"),
+    port: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--port",
+            min=1,
+            max=65535,
+            help="A port that has to be free, instead of looking at 8000 to 8002; repeatable.",
+        ),
+    ] = None,
+    output: Output,
+) -> None:
     """Check this machine: what is installed, what can run, and what is missing."""
-    from dataclasses import asdict
-
     from pipeline.cli.console import print_json
     from pipeline.cli.diagnosis import diagnose
 
-    findings = diagnose()
+    found = diagnose(target, build_dir, port or ())
     if output.json:
-        print_json([asdict(finding) for finding in findings])
+        print_json(found.as_dict())
+    else:
+        _print(found)
+    if not found.ok:
+        raise typer.Exit(UnsupportedError.exit_code)
+
+
+def _print(found: Examination) -> None:
+    from pipeline.cli.console import fitted
+    from pipeline.tables import COLOURS
+
+    styles = {OK: COLOURS["good"], MISSING: COLOURS["bad"], NOTE: COLOURS["open"]}
+    names = [finding.name for findings in found.groups.values() for finding in findings]
+    width = max(map(len, names)) + 2
+    for group, findings in found.groups.items():
+        _line(group, "bold", len(group))
+        for finding in findings:
+            status = _status(finding)
+            line = f"{status:<{len(_INDENT)}}{finding.name:<{width}}{finding.value}"
+            for index, part in enumerate(fitted([line], sys.stdout, len(_INDENT) + width)):
+                _line(part, "" if index else styles[status], len(status))
+            if not finding.ok:
+                for part in fitted([f"{_INDENT}{finding.advice.rstrip('.')}."], sys.stdout, 0):
+                    _line(part, "", 0)
+        print()
+    for part in fitted(_summary(found), sys.stdout):
+        _line(part, "", 0)
+
+
+def _summary(found: Examination) -> Iterator[str]:
+    if lacking := found.lacking(None):
+        yield f"this tool cannot run here, for lack of: {', '.join(lacking)}"
+    for name in found.targets:
+        lacking = found.lacking(name)
+        yield f"target {name}: " + (
+            f"cannot run here, for lack of: {', '.join(lacking)}" if lacking else "ready"
+        )
+
+
+def _status(finding: Diagnosis) -> str:
+    if finding.ok:
+        return OK
+    return MISSING if finding.needed else NOTE
+
+
+def _line(text: str, style: str, upto: int) -> None:
+    """Prints a line whose beginning has a style where it is a terminal that shows it."""
+    if not style or not sys.stdout.isatty():
+        print(text)
         return
-    for finding in findings:
-        mark = "ok " if finding.ok else "-- "
-        advice = "" if finding.ok else f"  {finding.advice}"
-        print(f"{mark} {finding.name:<16} {finding.value:<14}{advice}".rstrip())
+    from rich.console import Console
+    from rich.text import Text
+
+    shown = Text(text)
+    shown.stylize(style, 0, upto)
+    Console().print(shown, soft_wrap=True, highlight=False)

@@ -87,9 +87,10 @@ def init(
         raise typer.Exit(2)
     if heldout and not text:
         raise UsageError("--heldout needs --text", fix="Name the texts to calibrate on with --text")
-    from pipeline.cli.console import print_json
+    from pipeline.cli.console import print_json, show_notices
     from pipeline.scaffold.draft import draft
 
+    show_notices()
     new_file(output_file)
     asked = _asked(model, format_name, target, gpu)
     made = draft(asked, output_file, text, heldout)

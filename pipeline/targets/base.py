@@ -45,12 +45,14 @@ class Diagnosis:
         value: What was found.
         ok: Whether it is as it should be.
         advice: What to do when it is not.
+        needed: Whether the target cannot run here while it is not; otherwise it is good to know.
     """
 
     name: str
     value: str
     ok: bool = True
     advice: str = ""
+    needed: bool = True
 
 
 def look_for(package: str, extra: str, use: str) -> Diagnosis:
@@ -360,4 +362,8 @@ class Target(Protocol):
         """
 
     def findings(self) -> list[Diagnosis]:
-        """Says what ``doctor`` should know about this machine and the target."""
+        """Says what ``doctor`` should know about this machine and the target.
+
+        Packages for quantizing, disk, memory and ports are the same for every target and not among
+        it. Nothing takes longer than a few seconds, whatever hangs.
+        """

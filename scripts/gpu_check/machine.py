@@ -35,7 +35,8 @@ def cases(task: Task) -> Cases:
         torch=torch_gpus(),
     )
     doctor = command("doctor", "--json")
-    values = [row["value"] for row in doctor["answer"] or [] if row["name"] == "NVIDIA GPU"]
+    rows = (doctor["answer"] or {}).get("findings", [])
+    values = [row["value"] for row in rows if row["name"] == "NVIDIA GPU"]
     named = all(gpu["name"] in " ".join(values) for gpu in gpus)
     yield verdict(
         "doctor",

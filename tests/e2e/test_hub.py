@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +32,9 @@ class Hub(BaseHTTPRequestHandler):
     """Answers the questions that a snapshot download asks."""
 
     fetched: list[str]
+    asked = 0
     gated = False
+    down = False
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -38,7 +43,10 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        if self.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        type(self).asked += 1
+        if self.down:
+            self._send(503, b"", {}, body=body)
+        elif self.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, b"", {"X-Error-Code": "GatedRepo"}, body=body)
         elif self.path.startswith("/api/models/org/tiny/revision/"):
             info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": n} for n in FILES]}
@@ -184,8 +192,120 @@ def test_a_gated_model_needs_the_token_from_the_environment(
 def test_an_unreachable_hub_is_one_short_paragraph(tmp_path: Path) -> None:
     failed = _run(tmp_path, "http://127.0.0.1:9")
     assert failed.returncode == 5
-    assert "The Hub cannot be reached" in failed.stderr
-    assert len(failed.stderr) < 400
+    _, _, error = failed.stderr.partition("error: ")
+    assert "The Hub cannot be reached" in error
+    assert len(error) < 400
+
+
+class Silent:
+    """A port that takes connections, counts them, and answers none."""
+
+    def __init__(self, *, hang_up: bool) -> None:
+        self.taken: list[socket.socket] = []
+        self._hang_up = hang_up
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed at the end
+            while True:
+                taken, _ = self._socket.accept()
+                self.taken.append(taken)
+                if self._hang_up:
+                    taken.close()
+
+    def close(self) -> None:
+        for each in (*self.taken, self._socket):
+            each.close()
+
+
+@pytest.fixture
+def silent(request: pytest.FixtureRequest) -> Iterator[Silent]:
+    made = Silent(hang_up=getattr(request, "param", "hangs up") == "hangs up")
+    yield made
+    made.close()
+
+
+def _fetched_before(tmp_path: Path, commit: str = COMMIT, *, names: set[str] | None = None) -> None:
+    """Lays out the cache by hand, as huggingface_hub's documentation describes it."""
+    cache = tmp_path / "home" / "hub" / "models--org--tiny"
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    for path in DEMO_MODEL.iterdir():
+        if names is None or path.name in names:
+            shutil.copy(path, cache / "snapshots" / commit)
+
+
+NO_WAIT = {"HF_HUB_ETAG_TIMEOUT": "1"}
+# What huggingface_hub, requests and urllib3 say of a try that failed.
+RAW = ("Retrying", "HTTPConnectionPool", "Max retries", "thrown while requesting", "Errno")
+
+
+@pytest.mark.parametrize("silent", ["hangs up", "swallows packets"], indirect=True)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_silent_hub_is_asked_once_and_the_cache_answers(
+    tmp_path: Path, silent: Silent, command: str
+) -> None:
+    _fetched_before(tmp_path)
+    done = _run(tmp_path, silent.endpoint, "--json", command=command, **NO_WAIT)
+    source = _source(done)
+    assert (source["digest"] is None) == (command == "plan")
+    assert len(silent.taken) == 1
+    assert done.stderr.count("does not answer") == 1
+    assert "HF_HUB_OFFLINE=1" in done.stderr
+    assert not [word for word in RAW if word in done.stderr], done.stderr
+
+
+def test_what_was_not_fetched_of_a_silent_hub_ends_after_one_request(
+    tmp_path: Path, silent: Silent
+) -> None:
+    _fetched_before(tmp_path)
+    revision = ("--set", "model.revision=v2")
+    failed = _run(tmp_path, silent.endpoint, *revision, command="plan", **NO_WAIT)
+    assert failed.returncode == 5
+    assert "revision v2 of it was not fetched here before" in failed.stderr
+    assert len(silent.taken) == 1
+    assert not [word for word in RAW if word in failed.stderr], failed.stderr
+
+
+def test_with_the_offline_variable_nobody_is_asked(tmp_path: Path, silent: Silent) -> None:
+    _fetched_before(tmp_path)
+    done = _run(tmp_path, silent.endpoint, "--json", command="plan", HF_HUB_OFFLINE="1")
+    assert _source(done)["status"] == "run"
+    assert done.stderr == ""
+    assert silent.taken == []
+
+
+def test_a_pinned_commit_is_planned_without_a_request(tmp_path: Path, silent: Silent) -> None:
+    _fetched_before(tmp_path)
+    pinned = ("--set", f"model.revision={COMMIT}", "--json")
+    done = _run(tmp_path, silent.endpoint, *pinned, command="plan")
+    assert _source(done)["status"] == "run"
+    assert (done.stderr, silent.taken) == ("", [])
+
+
+def test_weights_that_were_not_fetched_are_told_from_a_model_without(
+    tmp_path: Path, silent: Silent
+) -> None:
+    _fetched_before(tmp_path, names={"config.json"})
+    failed = _run(tmp_path, silent.endpoint, **NO_WAIT)
+    assert failed.returncode == 5
+    assert "the weights of it were not fetched here before" in failed.stderr
+    assert len(silent.taken) == 1
+
+
+def test_a_hub_that_is_down_is_as_one_that_is_silent(
+    tmp_path: Path, hub: tuple[type[Hub], str]
+) -> None:
+    handler, endpoint = hub
+    _fetched_before(tmp_path)
+    handler.down = True
+    done = _run(tmp_path, endpoint, "--json", command="plan")
+    assert _source(done)["status"] == "run"
+    assert handler.asked == 1
+    assert "does not answer" in done.stderr
 
 
 def test_an_unknown_id_is_named(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
@@ -211,10 +331,13 @@ def test_init_fetches_config_json_alone_and_pins_the_commit(
 
 
 def test_init_says_plainly_that_there_is_no_network(tmp_path: Path) -> None:
-    for offline in ({}, {"HF_HUB_OFFLINE": "1"}):
+    for offline, why in (
+        ({}, "The Hub cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, so the Hub is not asked"),
+    ):
         failed = _init(tmp_path, "http://127.0.0.1:9", **offline)
         assert failed.returncode == 5
-        assert "org/tiny cannot be fetched from the Hub. The Hub cannot be reached" in failed.stderr
+        assert f"org/tiny cannot be fetched from the Hub. {why}" in failed.stderr
         assert "Traceback" not in failed.stderr
         assert not list(tmp_path.glob("*.yaml"))
 

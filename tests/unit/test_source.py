@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.errors import RecipeError, SourceError
 from pipeline.progress import Silent
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.source import hub
 from pipeline.stages import source
 from pipeline.stages.base import StageContext
 
@@ -373,14 +375,27 @@ def test_an_unreachable_hub_is_named_whatever_http_library_says_so(
     class HubError(HTTPError, OSError):
         pass
 
+    asked = []
+
     def model_info(*_arguments: object, **_options: object) -> None:
+        asked.append(1)
         raise HTTPError("[Errno 111] Connection refused")
 
     monkeypatch.setattr("huggingface_hub.errors.HfHubHTTPError", HubError)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SourceError, match=r"org/name cannot be fetched.*cannot be reached"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_silent", {})
+    for _second in range(2):
+        with pytest.raises(SourceError, match=r"org/name cannot be fetched.*cannot be reached"):
+            source.material(_recipe(tmp_path, "org/name"))
+    assert len(asked) == 1
+    # A program that lives on asks again one day.
+    now = time.monotonic() + hub.REMEMBERED_S
+    monkeypatch.setattr(hub.time, "monotonic", lambda: now)
+    with pytest.raises(SourceError, match="cannot be reached"):
         source.material(_recipe(tmp_path, "org/name"))
+    assert len(asked) == 2
 
 
 def test_other_bytes_of_equal_size_and_time_change_the_key(tmp_path: Path, model: Path) -> None:

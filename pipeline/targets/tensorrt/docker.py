@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UnsupportedError
 from pipeline.targets.handed_on import handed_on
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER
+from pipeline.targets.tensorrt.process import ask
 
 SELINUX_ENFORCE = Path("/sys/fs/selinux/enforce")
 UNLABELLED = "--security-opt=label=disable"
@@ -66,6 +68,19 @@ def selinux_enforces() -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class GpuAccess:
+    """How the daemon hands GPUs on, as far as it tells.
+
+    Attributes:
+        how: What it does it with; None where there is nothing, or it does not tell.
+        problem: Why it cannot; None where it can, or does not tell.
+    """
+
+    how: str | None = None
+    problem: str | None = None
+
+
 def daemon_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
     """Says why no container can be started here; None when one can.
 
@@ -73,13 +88,7 @@ def daemon_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
         timeout: Seconds that the daemon has to answer.
     """
     try:
-        answer = subprocess.run(
-            ASK_DAEMON,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        answer = ask(ASK_DAEMON, timeout)
     except FileNotFoundError:
         return "docker is not installed"
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -90,8 +99,8 @@ def daemon_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
     return None
 
 
-def gpu_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
-    """Says why the daemon cannot hand a GPU on, as far as it tells; None where it does not.
+def gpu_access(timeout: float = DAEMON_TIMEOUT_S) -> GpuAccess:
+    """Asks how the daemon hands a GPU on.
 
     The daemon takes ``--gpus`` by CDI devices or by NVIDIA's hook on its PATH
     (``daemon/nvidia_linux.go`` of moby); nvidia-ctk registers a runtime beside it.
@@ -100,22 +109,21 @@ def gpu_problem(timeout: float = DAEMON_TIMEOUT_S) -> str | None:
         timeout: Seconds that the daemon has to answer.
     """
     try:
-        answer = subprocess.run(
-            ["docker", "info", "--format", "{{json .}}"],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=True,
-        )
+        answer = ask(("docker", "info", "--format", "{{json .}}"), timeout)
+        if answer.returncode:
+            return GpuAccess()
         told = json.loads(answer.stdout)
-        runtimes = told["Runtimes"]
-        devices = told.get("DiscoveredDevices") or ()
-        named = [*runtimes, *(str(device.get("ID")) for device in devices)]
+        runtimes = sorted(told["Runtimes"])
+        devices = [str(device.get("ID")) for device in told.get("DiscoveredDevices") or ()]
     except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError):
-        return None  # it does not tell
-    if any("nvidia" in name for name in named) or shutil.which(NVIDIA_HOOK):
-        return None
-    return f"docker has no NVIDIA runtime, only {', '.join(sorted(runtimes)) or 'none'}"
+        return GpuAccess()  # it does not tell
+    ways = [f"runtime {name}" for name in runtimes if "nvidia" in name]
+    ways += [f"CDI device {name}" for name in devices if "nvidia" in name]
+    if ways:
+        return GpuAccess(ways[0])
+    if shutil.which(NVIDIA_HOOK):
+        return GpuAccess(NVIDIA_HOOK)
+    return GpuAccess(problem=f"docker has no NVIDIA runtime, only {', '.join(runtimes) or 'none'}")
 
 
 def docker_run(

@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.dependencies import installed
 from pipeline.errors import MissingDependencyError
 from pipeline.targets.tensorrt.gpus import Gpu
+from pipeline.targets.tensorrt.process import ask
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 
 ABSENT = "absent"
@@ -86,21 +87,24 @@ class Machine:
         return tuple(dict.fromkeys((gpu.name, gpu.sm) for gpu in self.gpus))
 
 
-def inspect_machine(environ: Mapping[str, str] = os.environ) -> Machine:
+def inspect_machine(
+    environ: Mapping[str, str] = os.environ, timeout_s: float = QUERY_TIMEOUT_S
+) -> Machine:
     """Asks ``nvidia-smi`` for the GPUs; answers without any where there is no driver.
 
     Args:
         environ: ``CUDA_VISIBLE_DEVICES`` hides GPUs from the build as it does from CUDA.
+        timeout_s: Seconds that each answer may take.
     """
     binary = shutil.which("nvidia-smi")
     if binary is None:
         return Machine(problem="nvidia-smi is not installed")
     try:
         gpus, driver = parse_query(
-            _ask(binary, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
+            _ask(timeout_s, binary, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits")
         )
         divided = any(gpu.divided for gpu in gpus)
-        slices = parse_slices(_ask(binary, "-L"), gpus) if divided else ()
+        slices = parse_slices(_ask(timeout_s, binary, "-L"), gpus) if divided else ()
     except (OSError, subprocess.TimeoutExpired) as error:
         return Machine(problem=f"nvidia-smi does not answer: {error}")
     except subprocess.CalledProcessError as error:
@@ -116,16 +120,15 @@ def inspect_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     return Machine(visible, driver)
 
 
-def _ask(*command: str) -> str:
+def _ask(timeout_s: float, *command: str) -> str:
     """What ``nvidia-smi`` prints.
 
     Raises:
         OSError: It cannot be started.
         CalledProcessError, TimeoutExpired: It failed, or does not end.
     """
-    answer = subprocess.run(
-        command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True
-    )
+    answer = ask(command, timeout_s)
+    answer.check_returncode()
     return answer.stdout
 
 

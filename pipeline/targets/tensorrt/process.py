@@ -1,4 +1,4 @@
-"""Runs a long command, keeping its log."""
+"""Runs a long command, keeping its log, or a short one for its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 # Lines kept for the diagnosis: the cause stands above the tracebacks of every rank.
 LOG_TAIL = 4000
 STOP_S = 20.0
+KILLED_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,46 @@ class Ending:
     returncode: int
     tail: tuple[str, ...]
     timed_out: bool = False
+
+
+def ask(command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Runs a command for what it prints; when its time is up, all that it started ends with it.
+
+    Args:
+        command: Argument list.
+        timeout_s: Seconds that it may take.
+
+    Returns:
+        Its exit code and its output, for people or programs; bytes that are no text are replaced.
+
+    Raises:
+        OSError: It cannot be started.
+        TimeoutExpired: It takes longer.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except BaseException:
+        # What it started may outlive it and hold the pipes. One that hangs in the driver cannot be
+        # killed, and is not waited for.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILLED_S)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def run_logged(
