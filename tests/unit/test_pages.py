@@ -71,6 +71,8 @@ def test_a_block_is_of_a_known_kind(block: Block) -> None:
         assert block.text.startswith("$ "), f"{block}: a session begins with a command"
     if block.not_run is not None:
         assert len(block.not_run) > 10, f"{block}: why is it not run?"
+        named = re.findall(r"tests/[\w/]+\.py", block.not_run)
+        assert [path for path in named if not (PROJECT / path).is_file()] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
