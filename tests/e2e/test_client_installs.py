@@ -55,7 +55,10 @@ def test_it_brings_few_distributions(tmp_path: Path) -> None:
 
 
 def test_it_installs_beside_what_its_users_have(tmp_path: Path) -> None:
-    brought = resolved(tmp_path, *BESIDE)
+    """With the commands, and so with the whole base."""
+    brought = resolved(tmp_path, f"{PROJECT}[client]", *BESIDE)
+    assert {"trtllm-client", "trtllm-pipeline"} <= brought.keys()
+    assert int(brought["huggingface_hub"].partition(".")[0]) >= 1
     assert int(brought["transformers"].partition(".")[0]) >= 5
     assert int(brought["numpy"].partition(".")[0]) >= 2
     assert "openai" in brought

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ PRODUCT = re.compile(r"trtllm-pipeline ([a-z]+)")
 # File and command of each remedy that names a program, and the test that runs it.
 RUN_BY = {
     ("source/end_ids.py", "hf download"): "test_a_model_of_the_hub_is_copied",
+    ("source/hub.py", "hf download"): "test_a_model_is_fetched_elsewhere",
     ("harness/launch.py", "pip install"): "test_no_text_installs_a_distribution_that_no_index_has",
     ("dependencies.py", "pip install"): "test_extras_that_are_to_be_installed_exist",
     ("quantize/formats.py", "pip install"): "test_modelopt_is_the_pinned_one",
@@ -252,6 +254,26 @@ def test_a_model_whose_config_names_another_file_is_saved_anew(tmp_path: Path) -
     expected = model.state_dict()
     assert {value.dtype for value in again.values()} == {torch.bfloat16}
     assert all(torch.equal(value, expected[name]) for name, value in again.items())
+
+
+def test_a_model_is_fetched_elsewhere(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:
+    """By the real command, into a cache that is then copied to where nothing answers."""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "here")}
+    code = (
+        "from pipeline.recipe.schema import Recipe; from pipeline.source.hub import hub_snapshot\n"
+        "print(hub_snapshot(Recipe.model_validate({'name': 'n', 'model': {'source': 'org/tiny'}, "
+        "'quantize': {'format': 'float16'}})))"
+    )
+    ask = [sys.executable, "-c", code]
+    told = {"cwd": PROJECT, "env": os.environ | offline, "capture_output": True, "text": True}
+    before = subprocess.run(ask, check=False, **told)  # type: ignore[call-overload]
+    assert "HF_HUB_OFFLINE is set" in before.stderr
+    (said,) = re.findall(r"\((hf download ID)\)", before.stderr.replace("\n", " "))[:1]
+    there = {"HF_ENDPOINT": hub[1], "HF_HOME": str(tmp_path / "there"), "HF_HUB_OFFLINE": "0"}
+    shell(said.replace("ID", "org/tiny"), tmp_path, **there)
+    shutil.copytree(tmp_path / "there", tmp_path / "here", symlinks=True)
+    after = subprocess.run(ask, check=True, **told)  # type: ignore[call-overload]
+    assert (Path(after.stdout.strip()) / "config.json").read_bytes() == FILES["config.json"]
 
 
 def test_a_model_of_the_hub_is_copied(tmp_path: Path, hub: tuple[type[Hub], str]) -> None:

@@ -285,6 +285,22 @@ def test_what_a_system_does_not_tell_is_not_known(
     assert machine_module.open_files().value == "not known"
 
 
+def test_another_system_has_the_tool_and_no_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(diagnosis.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(diagnosis.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(machine_module, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr("pipeline.targets.openvino.memory.machine_memory", lambda: None)
+    examined = diagnose()
+    assert examined.ok
+    assert "platform" in examined.lacking(CPU)
+    # What /proc does not say, sysconf does.
+    assert _named(examined)["memory"].value.endswith("GiB")
+    monkeypatch.delattr(machine_module.os, "sysconf")
+    assert _named(diagnose())["memory"].value == "not known"
+
+
 def test_temporary_files_that_cannot_be_made_keep_the_tool(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
