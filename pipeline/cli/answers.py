@@ -130,10 +130,14 @@ class Asking:
 
     def _answers_in_pieces(self) -> bool:
         from pipeline.triton.contract import answering_model
+        from trtllm_client import CallRestricted
 
         if self._streams is None:
             client = self._client
-            self._streams = client.model_metadata(answering_model(client.model)).decoupled
+            try:
+                self._streams = client.model_metadata(answering_model(client.model)).decoupled
+            except CallRestricted:
+                self._streams = True  # as models of this kind do unless told otherwise
         return self._streams
 
     def _whole(self, prompt: Prompt) -> Generator[Completion, None, None]:

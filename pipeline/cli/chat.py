@@ -256,7 +256,7 @@ def _turn(asking: Asking, conversation: Conversation, max_tokens: int) -> None:
         show("error", str(error), "bold red")
         advice = "the message was taken back"
         if isinstance(error, InvalidRequest) and conversation.turns:
-            advice += "; /clear forgets the conversation, which makes room"
+            advice += "; /clear makes room, and so does a lower --max-tokens"
         show("note", advice, "bold")
         return
     else:

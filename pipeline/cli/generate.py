@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from trtllm_client._request import SamplingOptions
 
-TEXT_TOKENS, CHAT_TOKENS = 64, 256
+TEXT_TOKENS, CHAT_TOKENS = 64, 128
 
 
 def generate(

@@ -51,14 +51,3 @@ def without_second(
     count = len(in_front)
     begins = count > 0 and tuple(plain[:count]) == tuple(in_front)
     return tuple(whole[count:] if begins else whole)
-
-
-def encode_auto(tokenizer: Encoder, text: str) -> list[int]:
-    """Returns a text's ids as the server gives them where its setting is ``auto``.
-
-    Args:
-        tokenizer: Any.
-        text: The text.
-    """
-    plain = tokenizer.encode(text, add_special_tokens=False)
-    return list(without_second(tokenizer.encode(text), plain, tokens_in_front(tokenizer)))

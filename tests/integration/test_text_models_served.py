@@ -18,19 +18,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 import tritonclient.grpc as grpcclient
 from tokenizers import AddedToken, Tokenizer, processors
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from pipeline.stages.repository import model_sources, python_files
 from pipeline.triton.server import TritonServer
+from pipeline.triton.tensors import TWINS
+from pipeline.verify import run_conformance
 from tests.conftest import PROJECT
 from tests.metrics import METRICS
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 from tests.unit.model_repo.upstream import assert_shape
 from tests.unit.triton.by_target import render_configs
 from tests.unit.triton.demo import ENGINE, demo_recipe
-from trtllm_client import Client, GenerateRequest, InvalidRequest
+from trtllm_client import ChatTemplate, Client, GenerateRequest, InvalidRequest
 
 SCRIPTED = PROJECT / "tests" / "doubles" / "scripted_engine.py"
 WORDS = ("▁time", "▁", ",", "▁there", "▁was", "▁a", "▁cat", ".")
@@ -49,17 +52,29 @@ def llama_2_kind() -> Tokenizer:
 
 
 TOKENIZER = llama_2_kind()
+# With all that a text file could trip over.
+CHAT_TEMPLATE = (
+    "{# \"two\" 'one' back\\slash \\n ${unfilled} \t é 漢 \U0001f600 #}\r\n{{ bos_token }}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}[/INST]\n{% endfor %}"
+)
+CHAT = [
+    {"role": "system", "content": "é"},
+    {"role": "user", "content": "  <b>\n"},
+]
 
 
 def write_repository(root: Path, **serve: Any) -> Path:
     """The product's models around the scripted engine."""
-    for model, text in render_configs(demo_recipe(**serve), ENGINE).items():
+    recipe, template = demo_recipe(**serve), ChatTemplate(CHAT_TEMPLATE, {"bos_token": "<s>"})
+    for model, text in render_configs(recipe, ENGINE, template).items():
         (root / model / "1").mkdir(parents=True)
         (root / model / "config.pbtxt").write_text(text)
     for name in python_files(model_sources()):
         model, file = Path(name).parts
         if model in ("preprocessing", "postprocessing", "tensorrt_llm_bls"):
-            shutil.copy(model_sources() / name, root / model / "1" / file)
+            for twin in (model, *TWINS.get(model, ())):
+                if (root / twin).is_dir():
+                    shutil.copy(model_sources() / name, root / twin / "1" / file)
     shutil.copy(SCRIPTED, root / "tensorrt_llm/1/model.py")
     script = [TOKENIZER.token_to_id(word) for word in WORDS]
     (root / "tensorrt_llm/1/script.json").write_text(json.dumps(script))
@@ -83,7 +98,11 @@ def accumulating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonSer
     """With every choice of the text models the other way round."""
     root = tmp_path_factory.mktemp("accumulating")
     repository = write_repository(
-        root / "repository", accumulate_tokens=True, include_stop_str_in_output=True
+        root / "repository",
+        accumulate_tokens=True,
+        include_stop_str_in_output=True,
+        add_special_tokens=False,
+        decoupled="both",
     )
     with TritonServer(repository, log_file=root / "log") as server:
         yield server
@@ -307,3 +326,111 @@ def test_generate_over_http_has_the_text_as_one_string(server: TritonServer, mod
         f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
     )
     assert json.load(urllib.request.urlopen(request))["text_output"] == TEXT
+
+
+def as_transformers_has_it() -> transformers.PreTrainedTokenizerFast:
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=TOKENIZER, bos_token="<s>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def template_of(server: TritonServer) -> ChatTemplate:
+    """The chat template as any gRPC client reads it from the server."""
+    with grpcclient.InferenceServerClient(server.grpc_url) as client:
+        parameters = client.get_model_config("preprocessing").config.parameters
+    tokens = json.loads(parameters["chat_template_tokens"].string_value)
+    return ChatTemplate(parameters["chat_template"].string_value, tokens)
+
+
+def input_tokens(
+    server: TritonServer, model: str, prompts: Sequence[str], **more: Any
+) -> list[int]:
+    counted = {**whole(len(prompts)), "return_num_input_tokens": np.full((len(prompts), 1), True)}
+    outputs = ("text_output", "num_input_tokens", *(("batch_index",) if len(prompts) > 1 else ()))
+    results = infer(server, model, prompts, outputs, **counted, **more)
+    if len(prompts) > 1:
+        results.sort(key=lambda result: int(result.as_numpy("batch_index").item()))
+    return [int(result.as_numpy("num_input_tokens").item()) for result in results]
+
+
+def test_a_client_renders_what_the_server_says_as_transformers_does(server: TritonServer) -> None:
+    template = template_of(server)
+    assert template.source == CHAT_TEMPLATE
+    assert template.render(CHAT) == as_transformers_has_it().apply_chat_template(
+        CHAT, tokenize=False, add_generation_prompt=True
+    )
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_rendered_chat_has_the_tokens_that_transformers_gives_it(
+    server: TritonServer, model: str
+) -> None:
+    ids = as_transformers_has_it().apply_chat_template(
+        CHAT, tokenize=True, add_generation_prompt=True
+    )
+    assert ids.count(1) == 1
+    text = template_of(server).render(CHAT)
+    flags = {added: {"add_special_tokens": np.array([[added]])} for added in (True, False)}
+    assert input_tokens(server, model, [text]) == [len(ids)]
+    assert input_tokens(server, model, [text], **flags[False]) == [len(ids)]
+    assert input_tokens(server, model, [text], **flags[True]) == [len(ids) + 1]
+    plain = len(TOKENIZER.encode("Once upon a", add_special_tokens=False).ids)
+    assert input_tokens(server, model, ["Once upon a"]) == [plain + 1]
+    assert input_tokens(server, model, ["Once upon a"], **flags[False]) == [plain]
+    each = {"add_special_tokens": np.array([[False], [True], [False]])}
+    texts = [text, text, "Once upon a"]
+    assert input_tokens(server, model, texts, **each) == [len(ids), len(ids) + 1, plain]
+
+
+def test_a_client_says_it_by_the_field(server: TritonServer) -> None:
+    counts = []
+    with Client(server.grpc_url) as client:
+        for added in (None, True, False):
+            answer = client.generate("<s>a", max_tokens=20, add_special_tokens=added)
+            counts.append(answer.num_input_tokens)
+        with client.stream("<s>a", max_tokens=20, add_special_tokens=True) as stream:
+            counts.append(next(iter(stream)).num_input_tokens)
+    ids = len(TOKENIZER.encode("<s>a", add_special_tokens=False).ids)
+    assert counts == [ids, ids + 1, ids, ids + 1]
+
+
+@pytest.mark.parametrize("model", ["tensorrt_llm_bls", "tensorrt_llm_bls_unary", "ensemble"])
+def test_where_the_setting_is_false_a_request_may_ask_for_special_tokens(
+    accumulating: TritonServer, model: str
+) -> None:
+    plain = len(TOKENIZER.encode("Once upon a", add_special_tokens=False).ids)
+    added = {"add_special_tokens": np.array([[True]])}
+    assert input_tokens(accumulating, model, ["Once upon a"]) == [plain]
+    assert input_tokens(accumulating, model, ["Once upon a"], **added) == [plain + 1]
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_a_flag_of_another_type_is_refused(server: TritonServer, model: str) -> None:
+    number = {"add_special_tokens": np.array([[1]], np.int32)}
+    with pytest.raises(InferenceServerException, match=r"\W*add_special_tokens\W.* is .*INT32"):
+        infer(server, model, ["Once"], **number)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_the_field_goes_over_http_too(server: TritonServer, model: str) -> None:
+    body = {"text_input": "<s>Once upon a", "max_tokens": 20, "add_special_tokens": False}
+    body |= {"return_num_input_tokens": True}
+    request = urllib.request.Request(
+        f"{server.http_url}/v2/models/{model}/generate", data=json.dumps(body).encode()
+    )
+    ids = TOKENIZER.encode("<s>Once upon a", add_special_tokens=False).ids
+    assert json.load(urllib.request.urlopen(request))["num_input_tokens"] == len(ids)
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_the_conformance_run_sees_it(
+    server: TritonServer, accumulating: TritonServer, model: str
+) -> None:
+    for place, setting in ((server, "auto"), (accumulating, False)):
+        report = run_conformance(place.grpc_url, model=model, only=["begins_once"])
+        (found,) = (result for result in report.results if result.name == "begins_once")
+        assert (found.status, found.reason) == ("passed", None)
+        assert found.details["setting"] == setting
+        once, plain, twice = found.details["tokens"]
+        assert (once, twice) == (plain, plain + 1)
+        assert {"tensorrt_llm_bls", "ensemble"} <= {*found.details["models"]}

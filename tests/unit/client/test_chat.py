@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -231,6 +232,18 @@ def test_what_is_wrong_is_refused_before_a_text_is_sent(
     with pytest.raises(InvalidRequest, match=said):
         chats(kind, server.url, *arguments, **options)
     assert server.asked == []
+
+
+@EVERY_METHOD
+def test_without_jinja2_the_error_says_what_to_install(
+    server: FakeTriton, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "trtllm_client._template_sandbox", raising=False)
+    with pytest.raises(
+        ImportError, match=r"pip install 'jinja2>=3.1', which is the extra \[chat\]"
+    ):
+        chats(kind, server.url, HELLO)
 
 
 @EVERY_METHOD

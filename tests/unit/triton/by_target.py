@@ -9,6 +9,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.targets import get_target
 from pipeline.triton import config
 from pipeline.triton.parameters import EngineModel
+from trtllm_client import ChatTemplate
 
 
 def engine_model(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
@@ -18,6 +19,8 @@ def engine_model(recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
     return triton_model(recipe, engine)
 
 
-def render_configs(recipe: Recipe, engine: Mapping[str, Any]) -> dict[str, str]:
+def render_configs(
+    recipe: Recipe, engine: Mapping[str, Any], template: ChatTemplate | None = None
+) -> dict[str, str]:
     """The text of config.pbtxt for the five models."""
-    return config.render_configs(recipe, engine, engine_model(recipe, engine))
+    return config.render_configs(recipe, engine, engine_model(recipe, engine), template)

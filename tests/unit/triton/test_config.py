@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
+from pipeline.triton.checks import read_config
 from tests.unit.triton.by_target import render_configs
 from tests.unit.triton.demo import ENGINE, demo_recipe
+from trtllm_client import ChatTemplate
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "triton"
 MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "tensorrt_llm_bls", "ensemble")
@@ -120,3 +123,36 @@ def test_a_twin_of_the_text_model_that_answers_once() -> None:
     # It calls an engine that answers more than once.
     assert twin.parameters["tensorrt_llm_decoupled"].string_value == "true"
     assert "tensorrt_llm_decoupled" not in standard.parameters
+
+
+@pytest.mark.parametrize(("said", "written"), [("auto", "auto"), (True, "true"), (False, "false")])
+def test_what_is_put_around_a_text_is_a_parameter(said: object, written: str) -> None:
+    config = parse(render_configs(demo_recipe(add_special_tokens=said), ENGINE)["preprocessing"])
+    assert config.parameters["add_special_tokens"].string_value == written
+    assert "chat_template" not in config.parameters
+    assert "chat_template_tokens" not in config.parameters
+
+
+# All that a text file could trip over; no template of the wire has anything of it filled in.
+AWKWARD = (
+    "{# \"two\" 'one' back\\slash \\n ${unfilled} $ % \t tab \x01 \x7f é 漢 \U0001f600 \u2028"
+    "#}\r\n"
+    '{{ bos_token }}\n}\nparameters { key: "gpt_model_path" }\n# not a comment\n{{ "${x}" }}'
+)
+
+
+def test_a_chat_template_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """By the official protobuf, from the file itself."""
+    tokens = {"bos_token": '<"s\\">', "eos_token": "<\uff5cend\u2581of\u2581sentence\uff5c>"}
+    texts = render_configs(demo_recipe(), ENGINE, ChatTemplate(AWKWARD, tokens))
+    path = tmp_path / "config.pbtxt"
+    path.write_text(texts["preprocessing"], encoding="utf-8")
+    parameters = parse(path.read_text(encoding="utf-8")).parameters
+    assert parameters["chat_template"].string_value == AWKWARD
+    assert json.loads(parameters["chat_template_tokens"].string_value) == tokens
+    assert texts["tensorrt_llm_bls"] == render_configs(demo_recipe(), ENGINE)["tensorrt_llm_bls"]
+    assert read_config(path) == (parse(texts["preprocessing"]), [])
+    # What is no template's is still found.
+    path.write_text(path.read_text().replace('"auto"', '"${added}"'), encoding="utf-8")
+    (problem,) = read_config(path)[1]
+    assert "the template variable ${added} is not filled in" in problem

@@ -1,0 +1,175 @@
+"""What the renderer refuses, and that no template runs for ever or without end."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_client import ChatTemplate, InvalidRequest
+
+ASKED = [{"role": "user", "content": "Hello"}]
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ("Hello", r"messages must be a list of messages, not str\. Give a list such as \[\{"),
+        ({"role": "user"}, "messages must be a list of messages, not dict"),
+        (None, "messages must be a list of messages, not NoneType"),
+        (iter(ASKED), "messages must be a list of messages, not list_iterator"),
+        ([], r"messages is empty\. Give a list such as"),
+        (["Hello"], r"messages\[0\] must be an object with role and content, not str"),
+        ([*ASKED, {"content": "x"}], r"messages\[1\] has no role\. The role is a text such as"),
+        ([{"role": "", "content": "x"}], r"messages\[0\] has no role"),
+        ([{"role": 1, "content": "x"}], r"messages\[0\] has the role 1, which is no text"),
+        ([{"role": "user"}], r"messages\[0\] has no content\. Give its text, which may be empty"),
+        ([{"role": "user", "content": None}], r"messages\[0\] has no content"),
+        ([{"role": "user", "content": None, "tool_calls": []}], r"messages\[0\] has no content"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+            r"messages\[0\] has content that is no text but list\. Give it as one text",
+        ),
+        ([{"role": "user", "content": b"x"}], r"has content that is no text but bytes"),
+    ],
+)
+def test_messages_of_a_wrong_form_are_refused(messages: Any, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        ChatTemplate(PLAIN).render(messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("tools", {}, "tools must be a list of objects, not dict"),
+        ("tools", "weather", "tools must be a list of objects, not str"),
+        ("tools", [len], r"tools\[0\] must be an object, not builtin_.*JSON schema of a function"),
+        ("documents", [1], r"documents\[0\] must be an object, not int\. A document has a title"),
+    ],
+)
+def test_tools_and_documents_are_lists_of_objects(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        ChatTemplate(PLAIN).render(ASKED, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", r"refuses these messages\. Roles must a"),
+        ("{{ raise_exception('') }}", r"refuses these messages\. Change the messages"),
+        ("\n\n{% for m in messages %}", r"cannot be compiled\. Line 3: TemplateSyntaxError: "),
+        ("{% no_such_tag %}", "cannot be compiled.*unknown tag 'no_such_tag'"),
+        ("{{ 1 | no_such_filter }}", "cannot be compiled.*No filter named 'no_such_filter'"),
+        ("{{ no_such_function(1) }}", r"cannot be rendered\. UndefinedError: 'no_such_function'"),
+        ("{{ messages[7].content }}", r"cannot be rendered\. UndefinedError"),
+        ("{{ 1 / 0 }}", r"cannot be rendered\. ZeroDivisionError"),
+        ("{{ messages[0].content + 1 }}", r"cannot be rendered\. TypeError"),
+        ("{{ messages.append(1) }}", r"cannot be rendered\. SecurityError"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", r"cannot be rendered\. SecurityError"),
+        ("{% include 'a file' %}", r"cannot be rendered\. TypeError: no loader"),
+        ("{{ lipsum(99) }}", r"'lipsum' is undefined"),
+    ],
+)
+def test_what_a_template_does_wrong_is_told(template: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        ChatTemplate(template).render(ASKED)
+
+
+@pytest.mark.parametrize("template", [None, 1, b"x", ["x"]])
+def test_a_template_is_text(template: Any) -> None:
+    with pytest.raises(InvalidRequest, match="a chat template must be text, not"):
+        ChatTemplate(template)
+
+
+TOO_MUCH = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99) %}{% endfor %}{% endfor %}",
+    "one loop": "{% for a in range(900000) %}{% endfor %}",
+    "macros that call themselves twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}"
+    "{% endif %}{% endmacro %}{{ f(99) }}",
+    "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "blocks that call": "{% macro f(n) %}{{ caller() }}{{ caller() }}{% endmacro %}"
+    + "{% call f(1) %}" * 40
+    + "x"
+    + "{% endcall %}" * 40,
+    "a long text": "{% for a in range(90000) %}" + "0123456789" * 40 + "{% endfor %}",
+    "a product": "{{ 'ab' * 10 ** 11 }}",
+    "a list": "{{ ([0] * 10 ** 11) | length }}",
+    "a number": "{{ 10 ** (10 ** 9) }}",
+    "products": "{% set a = namespace(n=99) %}{% for i in range(99) %}{% set a.n = a.n * a.n %}"
+    "{% endfor %}",
+    "sums": "{% set a = namespace(n='x') %}{% for i in range(99) %}{% set a.n = a.n + a.n %}"
+    "{% endfor %}",
+    "joined texts": "{% set a = namespace(n='x') %}{% for i in range(99) %}"
+    "{% set a.n = a.n ~ a.n %}{% endfor %}",
+    "blocks": "{% set a = namespace(n='x') %}{% for i in range(99) %}"
+    "{% set a.n %}{{ a.n }}{{ a.n }}{% endset %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_no_template_runs_for_ever_or_grows_without_end(kind: str) -> None:
+    told = r"does more than a conversation needs|Range too big|recursion depth exceeded"
+    with pytest.raises(InvalidRequest, match=told):
+        ChatTemplate(TOO_MUCH[kind]).render(ASKED)
+
+
+def test_a_long_conversation_is_no_endless_one() -> None:
+    chat = [{"role": "user", "content": "é" * 100}] * 10_000
+    template = ChatTemplate(PLAIN)
+    assert len(template.render(chat)) == 10_000 * (100 + len("<user>"))
+    # Each rendering begins to count anew, also beside another one.
+    texts: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: texts.append(template.render(chat[:500]))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({*texts}) == 1
+    assert len(texts) == 4
+
+
+def test_a_template_changes_no_message_and_sees_what_it_is_given() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    source = "{{ tools[0].function.name }}{{ documents[0].title }}{{ mood }}{{ bos_token }}"
+    template = ChatTemplate(source, {"bos_token": "<s>"})
+    documents = [{"title": "T"}]
+    text = template.render(ASKED, tools=[tool], documents=documents, mood="gay", bos_token="<b>")
+    assert text == "fTgay<b>"
+    assert template.render(ASKED, tools=[tool], documents=documents) == "fT<s>"
+    assert dict(template.special_tokens) == {"bos_token": "<s>"}
+    assert template.source == source
+    assert ASKED == [{"role": "user", "content": "Hello"}]
+
+
+def test_the_prompt_of_an_answer_is_there_unless_it_is_not_wanted() -> None:
+    template = ChatTemplate("{{ 'A:' if add_generation_prompt else '.' }}")
+    assert template.render(ASKED) == "A:"
+    assert template.render(ASKED, add_generation_prompt=False) == "."
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, r"the model has no chat template\. There is no chat_template\.jinja, and tokenizer_c"),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, "the model has no chat template"),
+        ({"tokenizer_config.json": '{"chat_template": ['}, "tokenizer_config.json cannot be read"),
+        ({"tokenizer_config.json": "[]"}, "cannot be read. It is not a JSON object"),
+        ({"chat_template.jinja": b"\xff"}, r"chat_template\.jinja is not UTF-8"),
+        (
+            {"chat_template.jinja": "x", "special_tokens_map.json": "{"},
+            r"special_tokens_map\.json cannot be read",
+        ),
+    ],
+)
+def test_a_folder_without_a_template_is_told(
+    tmp_path: Path, files: dict[str, str | bytes], reason: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InvalidRequest, match=reason):
+        ChatTemplate.from_directory(str(tmp_path))
