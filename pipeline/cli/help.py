@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
-        'generate --url localhost:8001 --max-tokens 20 --json "Once there was"',
+        'generate --url localhost:8001 --json "Once there was"',
     ),
     "verify": (
         "verify --url localhost:8001 --junit conformance.xml",
@@ -48,13 +48,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "bench --repository build/tiny-llama-int4-awq/repository",
     ),
     "compare": (
-        "compare configs/demo.yaml --formats float16,int8_sq,int4_awq",
+        "compare configs/demo.yaml --concurrency 1,8 --seconds 10",
         "compare build/tiny-llama-int4-awq build/tiny-llama-int8-sq",
         "compare --history build/tiny-llama-int4-awq",
     ),
     "lm-eval": (
-        "lm-eval configs/demo.yaml --model checkpoint --tasks hellaswag",
-        "lm-eval configs/demo.yaml --model localhost:8001 --tasks gsm8k",
+        "lm-eval configs/demo.yaml --model checkpoint --tasks arc_easy",
+        "lm-eval configs/demo.yaml --model localhost:8001 --tasks piqa",
     ),
     "doctor": ("doctor", "doctor --json"),
     "schema": ("schema > recipe.schema.json", "schema --markdown"),

@@ -100,8 +100,10 @@ def init(
         return
     values, texts = made.choices.values, ("quantize.calibration.text", "evaluate.text")
     for key, reason in made.choices.reasons.items():
-        if key not in texts:
+        if key not in texts and not output.quiet:
             print(f"{key}: {values[key]}  ({reason})")
+    if output.quiet:
+        return
     print("\nwritten: " + ", ".join(map(str, (made.path, *made.files))))
     if text is None:
         print("texts:   a public-domain book as a stopgap; --text takes yours, which numbers need")

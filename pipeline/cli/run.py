@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +68,9 @@ def run(
     """Run a recipe: every stage that is not cached, then deploy repository and report."""
     from pipeline import api
     from pipeline.cli.closing import Closing
-    from pipeline.cli.console import open_recipe, print_json, progress_for
+    from pipeline.cli.console import fitted, open_recipe, print_json, progress_for
     from pipeline.cli.run_junit import junit_of_run
-    from pipeline.cli.stage_lines import stage_dict, stage_line
+    from pipeline.cli.stage_lines import RESULT, stage_dict, stage_line
     from pipeline.running.planner import PlannedStage, stages_for
     from pipeline.store.build_dir import BuildDir
 
@@ -82,7 +83,8 @@ def run(
         closing.look(planned)
         checks.look(planned)
         if not (output.json or output.quiet):
-            print(stage_line(planned, seconds, verbose=output.verbose), flush=True)
+            lines = stage_line(planned, seconds, verbose=output.verbose).splitlines()
+            print("\n".join(fitted(lines, sys.stdout, RESULT)), flush=True)
 
     try:
         with junit_of_run(junit, loaded.name) as checks:

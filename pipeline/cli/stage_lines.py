@@ -14,6 +14,8 @@ Facts = Mapping[str, Any]
 Rows = tuple[tuple[str, Callable[[Any], str]], ...]
 SHORT = 12
 """Digits of a key that tell artifacts apart for people."""
+RESULT = 44
+"""The column in which what came of a stage begins."""
 
 
 def _parameters(amount: int) -> str:

@@ -61,6 +61,7 @@ def verify(
     from pipeline.cli.console import print_json, progress_for
     from pipeline.errors import VerificationError
     from pipeline.source.probes import find_probes, known_probes
+    from pipeline.tables import tally
     from pipeline.verify import print_report, run_conformance, to_json
 
     options = options_of(only, skip, prompts, tolerance, strict=strict, patience=server.timeout)
@@ -86,7 +87,9 @@ def verify(
                 **options.fields,
             )
         file.finish(report)
-        if not output.json:
+        if output.quiet and not output.json:
+            print(tally(to_json(report)))
+        elif not output.json:
             print_report(report)
         try:
             report.raise_for_failures()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from pipeline.verdict.failure import Failure
 FORCED = "forced"
 """The reason of a stage that runs although it is cached."""
 
+logger = logging.getLogger(__name__)
 Listener = Callable[[PlannedStage, float], None]
 
 
@@ -240,7 +242,7 @@ class _Run:
                     self.bring_up_to_date(stage, [stage])
         except PipelineError as error:
             # What the run failed of is what the user has to read.
-            self.progress.note(f"the failure could not be recorded: {error}")
+            self.progress.note(f"warning: the failure could not be recorded: {error}")
             return
         for name, path in self.deployed.items():
             self.progress.note(f"{name}: {path}")
@@ -297,6 +299,7 @@ class _Run:
             if self.failure:
                 return  # a check before it refused what it is made of
             target = release(artifact, self.outputs / place.folder, self.store)
+            logger.info("%s: deployed as %s", planned.stage.name, target)
             self.deployed[planned.stage.name] = target
         finished = place.finish(artifact.path, self.outputs) if place.finish else {}
         for name in place.files:
@@ -305,6 +308,7 @@ class _Run:
             if not _holds(target, content):
                 with self.store.writing():
                     write_atomically(target, content)
+                logger.info("%s: written to %s", planned.stage.name, target)
             self.deployed[planned.stage.name] = target
         if place.journal and (line := place.journal.line(artifact)) is not None:
             try:

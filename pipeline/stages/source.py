@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pipeline.errors import SourceError
@@ -26,6 +27,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.files import clone_or_copy, link_or_copy
 from pipeline.tables import memory_size
 
+logger = logging.getLogger(__name__)
 WORTH_TELLING = 1 << 30
 """Bytes of a snapshot from which on people want to know that there are two of them."""
 
@@ -97,7 +99,9 @@ def run(context: StageContext) -> dict[str, Any]:
             target = context.output / path.name
             try:
                 if local:
-                    shared &= clone_or_copy(path, target, task.advance)
+                    cloned = clone_or_copy(path, target, task.advance)
+                    logger.info("%s %s", path, "shares its blocks" if cloned else "was copied")
+                    shared &= cloned
                 else:
                     link_or_copy(path, target)
                     task.advance(path.stat().st_size)

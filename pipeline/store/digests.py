@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import stat
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipeline.store.files import write_atomically
 
+logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 
 
@@ -86,6 +88,7 @@ class DigestMemo:
         entry = self._entries.get(name)
         if isinstance(entry, list) and len(entry) == 4 and entry[:3] == mark:
             return str(entry[3])
+        logger.info("reading %s for its SHA-256", path)
         value = file_digest(path)
         self._entries[name] = [*mark, value]
         self._changed = True

@@ -48,11 +48,11 @@ def waiting_for(lock: Path, doing: str) -> str:
         note = json.loads(_note(lock).read_text(encoding="utf-8"))
         where = "" if note["host"] == platform.node() else f" on {note['host']}"
         return (
-            f"waiting for another process (pid {note['pid']}{where}), which is at "
-            f"{note['doing']} since {note['since']}"
+            f"waiting for another process: {note['doing']}, pid {note['pid']}{where}, "
+            f"since {note['since']}"
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return f"waiting for another process, which is at {doing}"
+        return f"waiting for another process: {doing}"
 
 
 def _note(lock: Path) -> Path:

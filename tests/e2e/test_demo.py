@@ -33,6 +33,18 @@ def test_a_second_run_reports_every_stage_cached_with_the_same_key(
     assert [line.split()[:2] for line in lines[: len(STAGES)]] == [[s, "cached"] for s in STAGES]
 
 
+def test_every_stage_says_what_came_of_it(cli: Cli, demo: dict[str, Any]) -> None:
+    lines = cli.run("configs/demo.yaml", "--verbose").stdout.splitlines()
+    told = {line.split()[0]: line.split(None, 3)[3:] for line in lines if " cached  " in line}
+    assert list(told) == list(STAGES)
+    assert told.pop("report") == []
+    assert all(told.values()), told
+    assert told["verify"] == ["25 passed, 1 skipped"]
+    assert [line.strip() for line in lines if line.startswith("  ") and "store" in line] == [
+        stage["path"] for stage in demo["stages"]
+    ]
+
+
 def test_a_run_that_did_nothing_ends_with_the_verdict_of_the_page(
     cli: Cli, demo: dict[str, Any]
 ) -> None:

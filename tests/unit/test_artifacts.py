@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,7 +18,10 @@ from pipeline.errors import StoreError
 from pipeline.store import store as store_module
 from pipeline.store.artifact import Artifact, check_files, read_manifest
 from pipeline.store.deploy import deploy
+from pipeline.store.files import clone_or_copy
 from pipeline.store.store import Store
+
+from ..conftest import PROJECT
 
 
 @pytest.fixture
@@ -160,6 +168,82 @@ def test_the_second_builder_of_a_key_waits_for_the_first(store: Store) -> None:
     for thread in threads:
         thread.join(5)
     assert order == ["first", "second"]
+
+
+# A process of its own, as another run is.
+WAIT = """
+import sys
+from pathlib import Path
+from pipeline.store.store import Store
+
+def told(whom):
+    print(whom, flush=True)
+
+with Store(Path(sys.argv[1])).lock("stage", "k", doing="the second", on_wait=told):
+    print("mine", flush=True)
+"""
+
+
+def test_whoever_waits_is_told_for_whom(store: Store) -> None:
+    command = [sys.executable, "-c", WAIT, str(store.root)]
+    with store.lock("stage", "k", doing="quantize of demo"):
+        waiting = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert waiting.stdout
+        told = waiting.stdout.readline()
+    assert re.fullmatch(
+        rf"waiting for another process: quantize of demo, pid {os.getpid()}, "
+        r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n",
+        told,
+    )
+    rest, _ = waiting.communicate(timeout=60)
+    assert rest == "mine\n"
+    # Nobody holds it now, so nobody is told of, and no note is left.
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "mine\n"
+    assert not list((store.root / "locks").glob("*.holder"))
+
+
+def test_a_holder_without_a_note_is_waited_for_all_the_same(store: Store) -> None:
+    command = [sys.executable, "-c", WAIT, str(store.root)]
+    with store.lock("stage", "k"):
+        (store.root / "locks" / "stage-k.holder").write_text("[]")
+        waiting = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        assert waiting.stdout
+        told = waiting.stdout.readline()
+    assert told == "waiting for another process: the second\n"
+    assert waiting.communicate(timeout=60)[0] == "mine\n"
+
+
+def test_a_copy_is_equal_and_has_a_life_of_its_own(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # more than is copied at once
+    source, copy = tmp_path / "model.safetensors", tmp_path / "copy"
+    source.write_bytes(content)
+    told: list[int] = []
+    clone_or_copy(source, copy, told.append)
+    assert sum(told) == len(content)
+    assert copy.read_bytes() == content
+    # As a training run does that saves into its folder again.
+    with source.open("r+b") as file:
+        file.write(b"other")
+    assert copy.read_bytes() == content
+    with copy.open("r+b") as file:
+        file.write(b"third")
+    assert source.read_bytes() == b"other" + content[5:]
+    with pytest.raises(FileExistsError, match="copy"):
+        clone_or_copy(source, copy)
+
+
+def test_a_copy_through_a_link_to_another_file_system(tmp_path: Path) -> None:
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system here")
+    with tempfile.NamedTemporaryFile(dir=elsewhere) as file:
+        file.write(b"weights")
+        file.flush()
+        (tmp_path / "link").symlink_to(file.name)
+        assert not clone_or_copy(tmp_path / "link", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"weights"
+    assert not (tmp_path / "copy").is_symlink()
 
 
 def test_a_full_disk_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

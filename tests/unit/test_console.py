@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cli.closing import Closing
 from pipeline.cli.console import fitted
-from pipeline.progress import Bars
+from pipeline.progress import Bars, Lines, Warnings
 from pipeline.tables import number, print_table
 
 from .report_sample import report
@@ -104,6 +104,48 @@ def test_bars_do_not_bring_back_what_a_stage_silences(
     assert silenced.getvalue() == "chatter\n"
     assert "chatter" not in shown.out + shown.err
     assert "work" in shown.err
+
+
+def test_a_stage_is_drawn_above_its_tasks_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    bars = Bars()
+    with bars.stage("quantize: write the checkpoint (never ran)"):
+        with bars.task("calibrating", 2) as task:
+            task.advance()
+            bars.note("worth reading")
+        with bars.task("exporting", 1):
+            pass
+    with bars.task("alone", 1):
+        pass
+    drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().err)
+    frames = drawn.split("\x1b[2K")
+    stage = "quantize: write the checkpoint (never ran)"
+    assert any(stage in frame and "calibrating" not in frame for frame in frames)
+    assert any("  calibrating" in frame and "left" in frame for frame in frames)
+    assert drawn.index(stage) < drawn.index("  calibrating") < drawn.index("  exporting")
+    assert drawn.count("worth reading") == 1
+    # What is drawn is taken away again: behind the last frame is nothing.
+    assert frames[-1].strip("\r\n\x1b[?25hlA01") == ""
+
+
+def test_what_is_quiet_shows_warnings() -> None:
+    shown = io.StringIO()
+    progress = Warnings(shown)
+    with progress.stage("quantize: write (never ran)"), progress.task("calibrating", 2) as task:
+        task.advance()
+        progress.note("note: paths begin elsewhere")
+        progress.note("warning: the text is short")
+    assert shown.getvalue() == "warning: the text is short\n"
+
+
+def test_a_log_has_the_reason_in_front_of_a_stage() -> None:
+    shown = io.StringIO()
+    with Lines(shown).stage("quantize: write (never ran)"):
+        assert shown.getvalue() == "quantize: write (never ran)\n"
 
 
 def test_a_path_in_a_note_can_be_copied(

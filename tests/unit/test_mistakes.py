@@ -177,6 +177,7 @@ def test_rules_between_keys_are_told_beside_those_of_other_sections(tmp_path: Pa
         ("serve.enable_kv_cache_reuse=1", r"1 is not allowed: it is true or false"),
         ("compile.max_seq_len=8.5", r"8\.5 is not a whole number\. .*such as its default, 2048"),
         ("bench.concurrency=8", r"8 is not a list"),
+        ('cost.currency="a\\u001b[2J"', "has a character that cannot be printed"),
         ("zebra=1", "Known keys here: schema, name, model"),
         ("name=null", r"name is wrong\. It is empty\. Write a value, or leave name out"),
     ],

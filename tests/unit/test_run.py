@@ -108,6 +108,25 @@ def test_a_second_run_does_nothing(house: House) -> None:
     ]
 
 
+def test_a_forced_stage_is_told_as_one_that_ran(house: House) -> None:
+    house.run()
+    house.calls.clear()
+    told: list[tuple[str, str, str]] = []
+    again = house.run(
+        force=frozenset({"quantize"}),
+        on_stage=lambda planned, _seconds: told.append(
+            (planned.stage.name, planned.status, planned.reason)
+        ),
+    )
+    assert house.calls == ["quantize"]
+    assert told == [
+        ("source", "cached", ""),
+        ("quantize", "run", "forced"),
+        ("compile", "cached", ""),
+    ]
+    assert again.stages["quantize"].status == "run"
+
+
 def test_a_changed_key_runs_its_stage_and_equal_bytes_stop_there(house: House) -> None:
     house.run()
     house.calls.clear()

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -328,3 +329,54 @@ def test_the_last_lines_have_the_accuracy_of_every_task() -> None:
         "mmlu - % of 1,140 (source 25.0 %)"
     ) in lines
     assert not any(line.startswith("tasks:") for line in closing_lines(report()))
+
+
+def test_a_quiet_run_prints_its_verdict_alone(
+    works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
+) -> None:
+    assert works.call("run", "--quiet", monkeypatch=monkeypatch) == 0
+    told = capsys.readouterr()
+    (line,) = told.out.splitlines()
+    assert line.startswith("verdict:     Ships. Perplexity +0.01 %")
+    assert told.err == ""
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
+    assert works.call("run", "--quiet", monkeypatch=monkeypatch) == 4
+    told = capsys.readouterr()
+    assert told.out.startswith("verdict:")
+    assert len(told.out.splitlines()) == 1
+    assert told.err.startswith("error: ")
+    assert len(told.err.splitlines()) == 1
+
+
+def test_a_failed_run_has_its_stages_as_json(
+    works: Works, capsys: pytest.CaptureFixture[str], monkeypatch: CALL
+) -> None:
+    works.broken = True
+    assert works.call("run", "--json", monkeypatch=monkeypatch) == 5
+    found = json.loads(capsys.readouterr().out)
+    assert found["what"] == "the needle broke"
+    assert [stage["stage"] for stage in found["stages"]] == ["quantize", "evaluate", "report"]
+    assert found["outputs"] == str(works.folder / "build" / "t")
+
+
+def test_a_run_leaves_junit_of_its_checks_or_why_there_were_none(
+    works: Works, monkeypatch: CALL
+) -> None:
+    file = works.folder / "checks.xml"
+    words = ("run", "--junit", str(file))
+    works.measured = evaluation(signal_to_noise=[], **WORSE)
+    assert works.call(*words, monkeypatch=monkeypatch) == 4
+    (case,) = ElementTree.parse(file).getroot().iter("testcase")
+    (failure,) = case.iter("failure")
+    assert case.get("name") == "run"
+    assert "the checkpoint is worse than the recipe allows" in str(failure.get("message"))
+    # The stage with the checks leaves its own file, which is taken as it is, also when they failed.
+    monkeypatch.setattr(Works, "_serve", _with_checks)
+    works.measured, works.wrong = evaluation(signal_to_noise=[]), True
+    assert works.call(*words, monkeypatch=monkeypatch) == 6
+    assert file.read_text() == "<the checks/>"
+
+
+def _with_checks(works: Works, context: StageContext) -> dict[str, Any]:
+    (context.output / "verify.xml").write_text("<the checks/>")
+    return WRONG if works.wrong else {}
