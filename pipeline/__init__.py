@@ -1,7 +1,8 @@
 """From a Hugging Face checkpoint to a quantized, compiled and tested Triton model repository.
 
-``load_recipe``, ``plan`` and ``run`` do what the commands do; :mod:`pipeline.api` has them. They
-are imported when they are asked for: the client lives in this package too and needs none of it.
+``load_recipe``, ``plan``, ``run`` and ``serve`` do what the commands do; :mod:`pipeline.api` has
+them. They are imported when they are asked for: the client lives in this package too and needs
+none of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 from pipeline._version import __version__
 
 if TYPE_CHECKING:
-    from pipeline.api import load_recipe, plan, run
+    from pipeline.api import load_recipe, plan, run, serve
 
-__all__ = ["__version__", "load_recipe", "plan", "run"]
+__all__ = ["__version__", "load_recipe", "plan", "run", "serve"]
 
 if not TYPE_CHECKING:
 

@@ -7,6 +7,7 @@ Nothing is printed and no process is ended. Every error is a
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -29,6 +30,7 @@ from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, build_plan, stages_for
 from pipeline.running.runner import Listener, RunResult, run_recipe
+from pipeline.serving import serving, serving_with_own_log
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
 from pipeline.source.texts import check_texts
@@ -89,6 +91,21 @@ class Plan:
         """The code that a run would stop with at once; 0 where it could go on."""
         stops = self.obstacle or self.refusal
         return stops.exit_code if stops else 0
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server answers.
+
+    Attributes:
+        grpc: Host and port, as ``trtllm_client.Client`` takes them.
+        http: The URL of the HTTP endpoint.
+        metrics: The URL of the metrics in Prometheus' format.
+    """
+
+    grpc: str
+    http: str
+    metrics: str
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -195,6 +212,43 @@ def run(
         engine=given or None,
         on_stage=on_stage or (lambda _line, _seconds: None),
     )
+
+
+@contextmanager
+def serve(
+    repository: str | PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    grpc_port: int = 0,
+    http_port: int = 0,
+    metrics_port: int = 0,
+    log: str | PathLike[str] | None = None,
+) -> Iterator[Addresses]:
+    """Serves a repository for the length of a ``with`` block, after checking every file of it.
+
+    Args:
+        repository: A repository that :func:`run` deployed.
+        host: Address to listen on.
+        grpc_port: Port of the gRPC endpoint; 0 takes a free one, and so for the others.
+        http_port: Port of the HTTP endpoint.
+        metrics_port: Port of the metrics.
+        log: The file for the server's log; None keeps one only where the server does not start,
+            and the error names it.
+
+    Yields:
+        The addresses, once every model is ready.
+
+    Raises:
+        UsageError: The directory does not exist.
+        RepositoryError: A file of the repository was changed, added or removed.
+        UnsupportedError: This machine cannot serve it.
+        ServerError: The server did not start.
+    """
+    folder = Path(repository)
+    ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    opened = serving(folder, Path(log), host=host, **ports) if log is not None else None
+    with opened or serving_with_own_log(folder, host=host, **ports) as server:
+        yield Addresses(server.grpc_url, server.http_url, server.metrics_url)
 
 
 def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> str:

@@ -235,13 +235,31 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
             "say where the server is",
             fix="Give --url HOST:PORT of a running one, or --repository DIR to start one",
         )
+    # Inside, so that a request which failed keeps the log as well.
+    with serving_with_own_log(repository) as server, client_errors():
+        yield server.grpc_url
+
+
+@contextmanager
+def serving_with_own_log(repository: Path, **options: Any) -> Iterator[RunningServer]:
+    """Runs a server whose log is kept only where it has something to explain.
+
+    Args:
+        repository: A deployed Triton repository.
+        options: Passed to :func:`open_server`.
+
+    Raises:
+        RepositoryError: See :func:`check_custody`.
+        UnsupportedError: See :func:`open_server`.
+        ServerError: The server did not start; the remedy names the log, as it does in one that is
+            raised while it runs.
+    """
     folder = Path(tempfile.mkdtemp(prefix="trtllm-pipeline-"))
     log = folder / "triton.log"
     kept = False
     try:
-        # Inside, so that a request which failed keeps the log as well.
-        with client_errors(), serving(repository, log) as server:
-            yield server.grpc_url
+        with serving(repository, log, **options) as server:
+            yield server
     except ServerError as error:
         kept = log.is_file()
         if kept and str(log) not in str(error):

@@ -42,7 +42,7 @@ def doctor(
     ] = None,
     output: Output,
 ) -> None:
-    """Say what is installed here, what can run, and what to do about the rest."""
+    """Check this machine: what is installed, what can run, and what is missing."""
     from pipeline.cli.console import print_json
     from pipeline.cli.diagnosis import diagnose
 

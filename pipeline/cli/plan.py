@@ -120,7 +120,7 @@ def _stops(found: Plan) -> list[str]:
     """What would stop a run, a line each."""
     lines = []
     if found.obstacle:
-        lines.append(f"obstacle: a run would stop at once: {found.obstacle}")
+        lines.append(f"this run would fail: {found.obstacle}")
     if found.refusal:
         lines.append(f"{found.verdict}: a run would stop at stored numbers: {found.refusal}")
     return lines

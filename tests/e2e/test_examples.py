@@ -116,31 +116,6 @@ def test_run_from_python(cli: Cli, demo: dict[str, Any]) -> None:
     assert lines[-1] == f"outputs: {demo['outputs']}"
 
 
-def test_the_code_of_the_page_runs(cli: Cli, demo: dict[str, Any]) -> None:
-    page = (PROJECT / "docs" / "python.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0]
-    assert code.count("(recipe)") == 2
-    # In the build directory of the tests, and as it was built there.
-    code = code.replace("(recipe)", f"(recipe, {str(cli.build)!r})")
-    code = code.replace("max_batch_size=16", "max_batch_size=32")
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=PROJECT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads((Path(demo["outputs"]) / "report.json").read_text())
-    lines = done.stdout.splitlines()
-    assert [line.split() for line in lines[:-1]] == [
-        [stage["stage"], "cached"] for stage in demo["stages"]
-    ]
-    assert lines[-1] == f"{demo['outputs']}/repository {report['quality']['perplexity']['value']}"
-
-
 def test_the_readme_lists_every_script() -> None:
     text = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".mjs")}

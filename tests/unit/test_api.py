@@ -6,7 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ import pipeline
 from pipeline.errors import QualityGateError, RecipeError, SourceError, UsageError
 from pipeline.recipe.schema import Recipe
 from pipeline.running import planner
+from trtllm_client import InvalidRequest
 
 from ..conftest import PROJECT
 from .test_run import House
@@ -51,13 +56,13 @@ def test_importing_the_package_imports_nothing_else() -> None:
 def test_the_functions_stay_functions_whatever_is_imported() -> None:
     """A module of that name would take its place."""
     code = "import pipeline.cli.main, pipeline.api, pipeline.running.planner, pipeline"
-    code += ", pipeline.running.runner; from pipeline import load_recipe, plan, run"
+    code += ", pipeline.running.runner; from pipeline import load_recipe, plan, run, serve"
     code += "; print(load_recipe.__name__, plan.__name__, run.__name__, callable(pipeline.run))"
     assert printed(code) == "load_recipe plan run True"
 
 
 def test_the_package_has_its_names_and_no_others() -> None:
-    assert dir(pipeline) == ["__version__", "load_recipe", "plan", "run"]
+    assert dir(pipeline) == ["__version__", "load_recipe", "plan", "run", "serve"]
     with pytest.raises(AttributeError, match="'pipeline' has no attribute 'bake'"):
         pipeline.bake  # noqa: B018
 
@@ -174,3 +179,38 @@ def test_a_failure_is_raised_as_it_is(house: House, tmp_path: Path) -> None:
     with pytest.raises(QualityGateError, match="the engine is worse") as caught:
         pipeline.run(pipeline.load_recipe(house.path), tmp_path / "build")
     assert (caught.value.exit_code, caught.value.fix) == (4, "Use another format")
+
+
+def test_serving_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="there is no such repository"),
+        pipeline.serve(tmp_path / "none"),
+    ):
+        pass
+
+
+def test_an_error_of_the_block_is_not_the_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program raises while it serves reaches it as it is."""
+    seen: dict[str, Any] = {}
+
+    @contextmanager
+    def no_server(repository: Path, log: Path, **options: object) -> Iterator[object]:
+        seen.update(options, log=log)
+        log.write_text("said")
+        yield SimpleNamespace(grpc_url="h:1", http_url="http://h:2", metrics_url="http://h:3/m")
+
+    monkeypatch.setattr("pipeline.serving.serving", no_server)
+
+    def program() -> None:
+        with pipeline.serve(tmp_path, http_port=7) as server:
+            seen["server"], seen["logged"] = server, seen["log"].is_file()
+            raise InvalidRequest("wrong")
+
+    with pytest.raises(InvalidRequest, match="wrong"):
+        program()
+    assert seen["server"] == pipeline.api.Addresses("h:1", "http://h:2", "http://h:3/m")
+    assert seen["logged"]
+    assert (seen["http_port"], seen["grpc_port"], seen["host"]) == (7, 0, "127.0.0.1")
+    assert not seen["log"].exists()

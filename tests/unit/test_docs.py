@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from click import Context
-from typer.main import get_command
 
-from pipeline.cli.main import app
 from pipeline.triton.contract import BLS, MODELS
 from trtllm_client._request import GUIDE_TYPES
 
 from ..conftest import PROJECT
+from ..pages import PAGES
 
-PAGES = ("ARCHITECTURE.md", "docs/adding.md", "docs/python.md", "examples/README.md")
 # A file by its path from the root, and perhaps names in it.
 NAMED = re.compile(r"`([\w.-]+/[\w./-]+\.\w+)`(?:\s+\(((?:`\w+`(?:,\s+)?)+)\))?")
-LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 
 
 def life_of_a_request() -> str:
@@ -87,24 +83,27 @@ def test_a_page_names_what_is_there(page: str) -> None:
     assert missing(text) == []
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        *PAGES,
-        "docs/clients.md",
-        "docs/features.md",
-        "docs/gpu.md",
-        "docs/init.md",
-        "docs/recipe.md",
-    ],
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_the_pages_lead_somewhere(page: str) -> None:
     place = PROJECT / page
-    links = LINK.findall(place.read_text(encoding="utf-8"))
-    local = [link for link in links if not re.match(r"[a-z]+:", link)]
-    assert [link for link in local if not _exists(place, link)] == []
+    text = re.sub(r"^```.*?^```$", "", place.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lost = []
+    for link in filter(None, (link for pair in LINK.findall(text) for link in pair)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, heading = link.partition("#")
+        other = place.parent / file if file else place
+        if not other.exists() or (heading and heading not in anchors(other)):
+            lost.append(link)
+    assert lost == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The places of a page's headings, as GitHub makes them."""
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    }
 
 
 def test_the_recipes_page_leads_to_headings_of_the_page_about_features() -> None:
@@ -112,37 +111,16 @@ def test_the_recipes_page_leads_to_headings_of_the_page_about_features() -> None
         (PROJECT / "docs" / name).read_text(encoding="utf-8")
         for name in ("recipe.md", "features.md")
     )
-    # A heading's place, as GitHub makes it.
-    places = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", features, re.M)
-    }
     linked = dict(re.findall(r"^\| `(\w+)` \|.*\]\(features\.md#([\w-]+)\)", page, re.M))
     # Every key that the page about features shows in its table.
     shown = set(re.findall(r"`(?:serve|compile\.tensorrt)\.(\w+): ", features))
     assert shown == set(linked)
-    assert set(linked.values()) <= places
-
-
-def _exists(page: Path, link: str) -> bool:
-    return (page.parent / link).exists()
+    assert set(linked.values()) <= anchors(PROJECT / "docs" / "features.md")
 
 
 def guided_section() -> str:
     text = (PROJECT / "docs/features.md").read_text(encoding="utf-8")
     return text.partition("## Guided decoding on the demo model")[2].partition("\n## ")[0]
-
-
-def test_the_commands_about_guided_decoding_have_options_that_are_there() -> None:
-    """Each is read by the command line itself, up to where it would do something."""
-    lines = [line for line in guided_section().splitlines() if line.startswith("trtllm-pipeline ")]
-    used = set()
-    for line in lines:
-        _, command, *arguments = shlex.split(line)
-        found = get_command(app).get_command(Context(get_command(app)), command)  # type: ignore[attr-defined]
-        found.make_context(command, list(arguments))
-        used |= {word for word in arguments if word.startswith("--")}
-    assert {"--json-schema", "--regex", "--grammar", "--json-object", "--set"} <= used
 
 
 def test_the_body_for_http_has_inputs_of_the_text_model() -> None:

@@ -1,0 +1,197 @@
+"""The pages of the project: their fenced blocks, what is typed in them, what they show.
+
+A block's first word says what becomes of it:
+
+* ``sh``: commands, which must end with 0
+* ``console``: lines that begin with ``$`` are typed, the others are what is printed; ``...`` stands
+  for anything, alone in its line for any lines. A second word names the machine.
+* ``python``: a program, which must end with 0
+* ``text output``: what the block before it prints, as in ``console``
+* any other of ``DATA``: read, not run
+
+A comment ``<!-- not run: REASON -->`` in the line before a block leaves it out. Its commands are
+still read by the command line.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conftest import PROJECT
+
+PAGES = tuple(
+    path.relative_to(PROJECT).as_posix()
+    for pattern in ("*.md", "client/*.md", "docs/*.md", "examples/**/*.md", "benchmarks/*.md")
+    for path in sorted(PROJECT.glob(pattern))
+)
+RUN = ("sh", "console", "python")
+DATA = ("text", "yaml", "json", "ini", "js", "html", "nginx")
+_BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+)
+_NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        page: Its file, from the project's root.
+        line: The number of its first line.
+        kind: The first word behind the fence.
+        about: The words behind that.
+        text: What is in it.
+        not_run: Why it is left out; None where it is not.
+    """
+
+    page: str
+    line: int
+    kind: str
+    about: str
+    text: str
+    not_run: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to be run."""
+        return self.kind in RUN and self.not_run is None
+
+    @property
+    def steps(self) -> list[tuple[str, str | None]]:
+        """Each command with what is shown of its output; None where nothing is said of that."""
+        if self.kind == "sh":
+            return [(command, None) for command in commands(self.text)]
+        if self.kind == "console":
+            found = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", self.text, re.MULTILINE)
+            return [(command, shown) for command, shown in found]
+        return []
+
+
+def blocks(page: str) -> list[Block]:
+    """Every block of a page, in order."""
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    found = []
+    for match in _BLOCK.finditer(text):
+        before = text[: match.start()]
+        kind, _, about = match["info"].strip().partition(" ")
+        reason = _NOT_RUN.search(before)
+        inside = "".join(
+            line.removeprefix(match["indent"]) for line in match["text"].splitlines(True)
+        )
+        found.append(Block(page, before.count("\n") + 1, kind, about, inside, reason and reason[1]))
+    return found
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a shell script, with the lines that belong to each."""
+    found, lines = [], ""
+    for line in text.splitlines(True):
+        lines += line
+        if not lines.strip() or (line.startswith("#") and lines == line):
+            lines = ""
+        elif not _goes_on(lines):
+            found.append(lines.rstrip("\n"))
+            lines = ""
+    return [*found, lines.rstrip("\n")] if lines.strip() else found
+
+
+def _goes_on(lines: str) -> bool:
+    """Whether the shell would ask for another line."""
+    if lines.rstrip("\n").endswith("\\"):
+        return True
+    # It warns of a here-document without an end, and ends with 0.
+    read = subprocess.run(["bash", "-n"], input=lines, capture_output=True, text=True, check=False)
+    return read.stderr != ""
+
+
+def programs(command: str) -> Iterator[list[str]]:
+    """The words of each program that a command line calls, without what is set for it."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars="&;|()<>")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if set(word) <= set("&;|()"):
+            while words and re.match(r"\w+=", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+            words = []
+        elif set(word) <= set("<>") and words:
+            words.append(word)
+        else:
+            words.append(word)
+
+
+def arguments(words: Sequence[str]) -> list[str]:
+    """The words of a program without its redirections."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and set(word) > set() and set(word) <= set("<>"):
+            skip = True
+        elif skip:
+            skip = False
+        else:
+            kept.append(word)
+    return kept
+
+
+def as_shown(shown: str, printed: str) -> bool:
+    """Whether an output is what a page shows, wherever lines are broken."""
+    pattern = r"\s*"
+    for line in shown.splitlines():
+        if line.strip() == "...":
+            pattern += r"(?:[^\n]*\n\s*)*?"
+            continue
+        words = [".*".join(map(re.escape, word.split("..."))) for word in line.split()]
+        pattern += r"\s+".join(words) + (r"\s*" if words else "")
+    return re.fullmatch(pattern, printed) is not None
+
+
+@dataclass
+class Machine:
+    """A folder and an environment in which commands are typed.
+
+    Attributes:
+        folder: Where they run.
+        environment: All of their variables.
+        code: How the last one ended.
+    """
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    code: int = 0
+
+    def __call__(self, command: str) -> str:
+        """What a command prints, and its error, without the progress that a terminal shows."""
+        if command == "echo $?":
+            return f"{self.code}\n"
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        self.code = done.returncode
+        error = re.search(r"^(?:error:|curl: |Traceback).*", done.stderr, re.MULTILINE | re.DOTALL)
+        told = error or '"exit_code": ' in done.stdout
+        assert not done.returncode or told, done.stdout + done.stderr
+        return done.stdout + (error[0] if error else "")
+
+
+def program(path: Path, text: str) -> None:
+    """Writes an executable file."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
