@@ -99,7 +99,7 @@ def test_a_conversation_is_written_as_a_line_that_reads_the_same(tmp_path: Path)
 
 def test_the_lines_of_the_documentation_are_read(tmp_path: Path) -> None:
     _, _, section = (PROJECT / "docs/quality.md").read_text().partition("## Chat data")
-    block = section.split("```json\n")[1].split("```")[0]
+    block = section.split("```json lines\n")[1].split("```")[0]
     (tmp_path / "t.jsonl").write_text(block)
     lines = read_texts(tmp_path / "t.jsonl")
     kinds = [type(line).__name__ for line in lines]
