@@ -114,7 +114,9 @@ def test_extras_and_versions_are_those_of_the_project() -> None:
 
 
 def test_what_doctor_prints_is_what_the_page_shows() -> None:
-    shown = re.search(r"^```console\n\$ trtllm-pipeline (doctor .*)\n((?s:.*?))^```$", PAGE, re.MULTILINE)
+    shown = re.search(
+        r"^```console\n\$ trtllm-pipeline (doctor .*)\n((?s:.*?))^```$", PAGE, re.MULTILINE
+    )
     assert shown
     done = CliRunner().invoke(app, shown[1].split())
     assert done.exit_code == 0, done.stdout
