@@ -61,7 +61,7 @@ def test_a_quiet_plan_says_what_would_stop_a_run_and_nothing_else(
     stopped = _cli(*quiet, "--set", "evaluate.text=no.txt")
     assert stopped.returncode == 2
     (line,) = stopped.stdout.splitlines()
-    assert line.startswith("obstacle: a run would stop at once: ")
+    assert line.startswith("this run would fail: ")
     wrong = _cli(*quiet, "--set", "compile.tensor_parallel=3")
     assert (wrong.returncode, wrong.stdout) == (3, "")
     assert wrong.stderr.startswith("error: ")

@@ -7,7 +7,8 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,16 +112,28 @@ def test_a_full_device_is_no_reason_to_end() -> None:
     sink.close()
 
 
+@contextmanager
+def default_hangup() -> Iterator[None]:
+    """As in a service; under nohup the signal is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_file_that_was_moved_is_opened_anew(tmp_path: Path) -> None:
+    if os.isatty(1):
+        pytest.skip("on a terminal the signal means something else")
     place = tmp_path / "log"
     sink = Sink.open(place)
     with (
+        default_hangup(),
         Relay(sink, sink) as relay,
-        reopening(relay, wanted=not os.isatty(1)),
+        reopening(relay, wanted=True),
         open_log(relay.log) as server,
     ):
-        if os.isatty(1):
-            pytest.skip("on a terminal the signal means something else")
         os.write(server.fileno(), b"before\n")
         assert wait_for(lambda: place.read_text() == "before\n")
         place.rename(tmp_path / "log.1")
@@ -129,7 +142,6 @@ def test_a_file_that_was_moved_is_opened_anew(tmp_path: Path) -> None:
         os.write(server.fileno(), b"after\n")
         assert wait_for(lambda: place.read_text() == "after\n")
     assert (tmp_path / "log.1").read_text() == "before\n"
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 def test_a_log_that_was_cut_is_read_from_its_beginning(tmp_path: Path) -> None:
