@@ -91,9 +91,11 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 -- Jinja's own interface
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # What is set in it ends with it, as it does for transformers.
+        return nodes.Scope(body, lineno=line)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
