@@ -1,8 +1,8 @@
 """A stream that is read in a thread of its own, so that Ctrl-C ends it cleanly.
 
-An interrupt is raised wherever the main thread is. Inside of gRPC it leaves a lock of the connection
-held, for which everything after it waits, the end of the command too. Here the main thread only
-waits for what the other one has read.
+An interrupt is raised wherever the main thread is. Inside of gRPC it leaves a lock of the
+connection held, for which everything after it waits, the end of the command too. Here the main
+thread only waits for what the other one has read.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Reading:
                     stream.cancel()
                 for chunk in stream:
                     self._read.put(chunk)
-        except BaseException as error:
+        # The main thread raises it, whatever it is.
+        except BaseException as error:  # noqa: BLE001
             if self._stop and self._stream is not None:
                 self._stopped(self._stream.request_id)
             self._read.put(error)
