@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,8 +33,23 @@ _FALSE = ("false", "0", "f", "n", "no")
 _GIVE_ONE = "Give it: template=ChatTemplate.from_directory(the folder of the model)"
 
 
+KEPT_S = 60.0
+"""How long what a server said is believed: another one may answer at its address by then."""
+
+
+@dataclasses.dataclass
+class _Known:
+    """What a server has said, by the name of the model."""
+
+    since: float = dataclasses.field(default_factory=time.monotonic)
+    takes_setting: dict[str, bool] = dataclasses.field(default_factory=dict)
+    preprocessing: dict[str, str] = dataclasses.field(default_factory=dict)
+    templates: dict[str, ChatTemplate] = dataclasses.field(default_factory=dict)
+    added: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+
 class Chats:
-    """What a client knows of the chats of its server; filled by and by, then kept.
+    """What a client knows of the chats of its server; filled by and by, and kept for a minute.
 
     Args:
         address: The server's address, for errors.
@@ -41,10 +57,13 @@ class Chats:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._takes_setting: dict[str, bool] = {}
-        self._preprocessing: dict[str, str] = {}
-        self._templates: dict[str, ChatTemplate] = {}
-        self._added: dict[str, tuple[int, ...]] = {}
+        self._known = _Known()
+
+    def _fresh(self) -> _Known:
+        # Never emptied, since another thread may be at it.
+        if time.monotonic() - self._known.since > KEPT_S:
+            self._known = _Known()
+        return self._known
 
     def template(self, model: str) -> Steps[ChatTemplate]:
         """Finds the template of a model, as the server says it.
@@ -55,7 +74,8 @@ class Chats:
         Raises:
             InvalidRequest: The server does not say, or its template is none.
         """
-        if model not in self._templates:
+        known = self._fresh()
+        if model not in known.templates:
             try:
                 name = yield from self._preprocessing_of(model)
                 config = yield _config_of(name)
@@ -66,8 +86,8 @@ class Chats:
                     why=error.what,
                     fix=_GIVE_ONE,
                 ) from error
-            self._templates[model] = self._read(name, _parameters(config))
-        return self._templates[model]
+            known.templates[model] = self._read(name, _parameters(config))
+        return known.templates[model]
 
     def request(
         self,
@@ -127,20 +147,22 @@ class Chats:
         return ChatTemplate(source, tokens)
 
     def _preprocessing_of(self, model: str) -> Steps[str]:
-        if model not in self._preprocessing:
+        known = self._known
+        if model not in known.preprocessing:
             config = yield _config_of(model)
             steps = config.config.ensemble_scheduling.step
             found = [step.model_name for step in steps if "QUERY" in step.input_map]
-            self._preprocessing[model] = found[0] if found else _PREPROCESSING
-        return self._preprocessing[model]
+            known.preprocessing[model] = found[0] if found else _PREPROCESSING
+        return known.preprocessing[model]
 
     def _can_be_told(self, model: str) -> Steps[bool]:
         """Whether a request may say that nothing is to be put around its text."""
-        if model not in self._takes_setting:
+        known = self._fresh()
+        if model not in known.takes_setting:
             metadata = yield "ModelMetadata", messages.ModelMetadataRequest(name=model)
             inputs = {tensor.name for tensor in metadata.inputs}
-            self._takes_setting[model] = _ADDS_TOKENS in inputs
-        return self._takes_setting[model]
+            known.takes_setting[model] = _ADDS_TOKENS in inputs
+        return known.takes_setting[model]
 
     def _as_it_is(self, text: str, template: ChatTemplate, model: str) -> Steps[str]:
         """The text that such a server encodes as the template wants it.
@@ -154,9 +176,10 @@ class Chats:
             config = yield _config_of(name)
             if _parameters(config).get(_ADDS_TOKENS, "").lower() in _FALSE:
                 return text
-            if name not in self._added:
-                self._added[name] = yield from _ids(name, "")
-            added = self._added[name]
+            known = self._known
+            if name not in known.added:
+                known.added[name] = yield from _ids(name, "")
+            added = known.added[name]
             if not added:
                 return text
             bos = template.special_tokens.get("bos_token")

@@ -211,7 +211,7 @@ class Client:
         return self.stream(request, model=model, timeout=timeout)
 
     def chat_template(self, model: str | None = None) -> ChatTemplate:
-        """Returns the chat template of the served model, which the server is asked for once.
+        """Returns the chat template of the served model; asked for once a minute at most.
 
         Args:
             model: Instead of the client's.

@@ -8,7 +8,11 @@ the other, would run for hours.
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import time
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
@@ -36,6 +40,17 @@ MAX_LENGTH = 2**24
 MAX_BITS = 2**16
 """Of a number."""
 
+MAX_SECONDS = 60.0
+"""Of a processor; looked at in each round of a loop. The longest conversations need one or two."""
+
+_SIZED_METHODS = ("center", "expandtabs", "ljust", "rjust", "zfill")
+_SIZED_FILTERS = ("batch", "center", "format", "indent", "round", "slice", "tojson", "wordwrap")
+_TEXT_FILTERS = ("join", "string", "tojson")
+_SPECIFIED = re.compile(r"%[^a-zA-Z%]*|:[^{}]*")
+_WIDTH = re.compile(r"[0-9]+")
+# As in "%*d" and "{:{}}".
+_WIDTH_OF_A_VALUE = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{")
+
 
 class Refused(Exception):  # noqa: N818 -- named for what happened
     """The template itself refuses the messages (``raise_exception``)."""
@@ -50,6 +65,7 @@ class _Use:
 
     def __init__(self) -> None:
         self.steps = self.written = 0
+        self.began = time.thread_time()
 
 
 _use: ContextVar[_Use] = ContextVar("use")
@@ -91,20 +107,26 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 -- Jinja's own interface
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # What is set in it ends with it, as it does for transformers.
+        return nodes.Scope(body, lineno=line)
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     # Not computed while the template is compiled either.
-    intercepted_binops = frozenset({"+", "*", "**"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.filters["tojson"] = _to_json
+        for name in _SIZED_FILTERS:
+            self.filters[name] = _sized(self.filters[name])
+        for name in _TEXT_FILTERS:
+            self.filters[name] = _written_out(self.filters[name])
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
         # Filler text, as much as it is asked for.
@@ -121,10 +143,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         use.steps += 1
         if use.steps > MAX_STEPS:
             raise LimitExceeded(f"It takes more than {MAX_STEPS:,} rounds of its loops")
+        if time.thread_time() - use.began > MAX_SECONDS:
+            raise LimitExceeded(f"It takes more than {MAX_SECONDS:.0f} seconds")
 
     def written(self, value: Any) -> str:
         """Counts what is written of a value, and returns its text."""
         use = _use.get()
+        _check_text(value)
         text = str(value)
         use.written += len(text)
         if use.written > MAX_LENGTH:
@@ -133,12 +158,24 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *values: Any) -> str:
         """Joins texts, as ``~`` does."""
+        _check_text(values)
         texts = [str(value) for value in values]
         _check_length(sum(map(len, texts)))
         return "".join(texts)
 
+    def call(self, context: Context, called: Any, /, *values: Any, **named: Any) -> Any:
+        """Calls what a template calls, a text's methods with sizes that can be held."""
+        method = getattr(called, "__wrapped__", called)
+        text = getattr(method, "__self__", None)
+        if isinstance(text, str):
+            if method.__name__ in _SIZED_METHODS:
+                _check_sizes(values)
+            elif method.__name__ in ("format", "format_map"):
+                _check_form(text, (*values, *named.values()))
+        return super().call(context, called, *values, **named)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Computes ``+``, ``*`` and ``**`` where the result has a size that can be held."""
+        """Computes an operation where the result has a size that can be held."""
         if operator == "+":
             if hasattr(left, "__len__") and hasattr(right, "__len__"):
                 _check_length(len(left) + len(right))
@@ -149,6 +186,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                         _check_length(len(value) * times)
                     elif isinstance(value, int):
                         _check_bits(value.bit_length() + times.bit_length())
+        elif operator == "%":
+            if isinstance(left, str):
+                _check_form(left, right if isinstance(right, tuple) else (right,))
         elif isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * right)
         return super().call_binop(context, operator, left, right)
@@ -197,6 +237,64 @@ def _call(method: str, line: int, *arguments: nodes.Expr) -> nodes.Call:
 def _check_length(length: int) -> None:
     if length > MAX_LENGTH:
         raise LimitExceeded(f"It makes a value of more than {MAX_LENGTH:,} characters or elements")
+
+
+def _check_sizes(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int):
+            _check_length(abs(value))
+
+
+def _check_form(form: str, values: Iterable[Any]) -> None:
+    """Refuses to format a text with a width or a precision that cannot be held."""
+    for specified in _SPECIFIED.findall(form):
+        _check_sizes(int(width[:19]) for width in _WIDTH.findall(specified))
+    if _WIDTH_OF_A_VALUE.search(form):
+        _check_sizes(values)
+
+
+def _sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments are sizes, or what a text is formatted with."""
+
+    @functools.wraps(filter_)
+    def sized(value: Any, *values: Any, **named: Any) -> Any:
+        if filter_.__name__ == "do_format":
+            _check_form(str(value), (*values, *named.values()))
+        else:
+            _check_sizes((*values, *named.values()))
+        return filter_(value, *values, **named)
+
+    return sized
+
+
+def _check_text(value: Any) -> None:
+    """Refuses a value whose text is too long: a list may have the same one many times over."""
+    if isinstance(value, str):
+        return
+    length, left = 0, [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            length += len(one)
+        elif isinstance(one, dict):
+            length += len(one)
+            left += [*one, *one.values()]
+        elif isinstance(one, list | tuple | set):
+            length += len(one)
+            left += one
+        _check_length(length)
+
+
+def _written_out(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that makes a text of a value."""
+
+    @functools.wraps(filter_)
+    def written_out(*values: Any, **named: Any) -> Any:
+        for value in values:
+            _check_text(value)
+        return filter_(*values, **named)
+
+    return written_out
 
 
 def _check_bits(bits: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.reading import Reading
+
 if TYPE_CHECKING:
-    from trtllm_client import ChatTemplate, Chunk, Client, Completion, Stream
+    from trtllm_client import ChatTemplate, Chunk, Client, Stream
     from trtllm_client._request import SamplingOptions
 
 Prompt = str | bytes | Sequence[Mapping[str, str]]
@@ -23,11 +25,11 @@ class Answer:
     Attributes:
         pieces: In order.
         started: When the request was sent, in ``time.monotonic`` seconds.
-        first: When the first piece of a stream came; None before, and of an answer in one piece.
+        first: When the first piece of a stream came; None before, and of a model that answers once.
         ended: When it was complete.
     """
 
-    pieces: list[Chunk | Completion] = field(default_factory=list)
+    pieces: list[Chunk] = field(default_factory=list)
     started: float = 0.0
     first: float | None = None
     ended: float = 0.0
@@ -117,12 +119,10 @@ class Asking:
         Raises:
             ClientError: The request failed.
         """
-        streams = self._answers_in_pieces()
         answer.started = time.monotonic()
-        # Closed at once, wherever an interrupt comes.
-        with contextlib.closing(self._stream(prompt) if streams else self._whole(prompt)) as pieces:
+        with Reading(lambda: self._opened(prompt), self._stopped) as pieces:
             for piece in pieces:
-                if streams and answer.first is None:
+                if self._streams and answer.first is None:
                     answer.first = time.monotonic()
                 answer.pieces.append(piece)
                 show(piece.text)
@@ -140,25 +140,19 @@ class Asking:
                 self._streams = True  # as models of this kind do unless told otherwise
         return self._streams
 
-    def _whole(self, prompt: Prompt) -> Generator[Completion, None, None]:
-        if isinstance(prompt, str | bytes):
-            yield self._client.generate(prompt, **self._sampling)
-        else:
-            yield self._client.chat(prompt, **self._chat, **self._sampling)
-
-    def _stream(self, prompt: Prompt) -> Generator[Chunk, None, None]:
-        from pipeline.triton.contract import ENSEMBLE
-
-        with self._opened(prompt) as stream:
-            try:
-                yield from stream
-            except (GeneratorExit, KeyboardInterrupt):
-                if self._client.model == ENSEMBLE:
-                    # Triton does not tell the engine that a stream of it was closed.
-                    self._client.cancel(stream.request_id)
-                raise
-
     def _opened(self, prompt: Prompt) -> Stream:
+        # Of a model that answers once it is a stream of one piece.
+        self._streams = self._answers_in_pieces()
         if isinstance(prompt, str | bytes):
             return self._client.stream(prompt, **self._sampling)
         return self._client.stream_chat(prompt, **self._chat, **self._sampling)
+
+    def _stopped(self, request_id: str) -> None:
+        from pipeline.triton.contract import ENSEMBLE
+        from trtllm_client import ClientError
+
+        if self._client.model == ENSEMBLE:
+            # Triton does not tell the engine that a stream of it was closed. The answer may have
+            # ended by itself in the meantime, or the server may be gone.
+            with contextlib.suppress(ClientError):
+                self._client.cancel(request_id)

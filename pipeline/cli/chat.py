@@ -234,12 +234,12 @@ def _command(text: str, conversation: Conversation) -> None:
 
 def _turn(asking: Asking, conversation: Conversation, max_tokens: int) -> None:
     from pipeline.cli.answers import Answer
-    from pipeline.cli.console import show
+    from pipeline.cli.console import print_answer, show
     from trtllm_client import ClientError, InvalidRequest
 
     answer = Answer()
     try:
-        asking.ask(conversation.messages, answer, _print)
+        asking.ask(conversation.messages, answer, print_answer)
         print()
     except KeyboardInterrupt as stop:
         _only_ctrl_c(stop)
@@ -263,7 +263,3 @@ def _turn(asking: Asking, conversation: Conversation, max_tokens: int) -> None:
         if answer.finish_reason(max_tokens) == "length":
             show("note", f"the answer was cut at --max-tokens {max_tokens}", "bold")
     conversation.hear(answer.text)
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)

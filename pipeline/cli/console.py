@@ -24,6 +24,10 @@ _HARD = "\ue000"
 # An interval, and a number with its sign, stays on one line.
 _TOGETHER = re.compile(r"\[[^]]{1,40}\]|\S+ %")
 
+# C0 but tab and line feed, delete and C1, as the pictures that Unicode has for them.
+_VISIBLE = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"}
+_VISIBLE |= {0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
+
 
 def progress_for(json_output: bool, verbosity: int) -> Progress:
     """Chooses bars on a terminal and lines in a log; both on stderr so that stdout stays clean.
@@ -37,6 +41,19 @@ def progress_for(json_output: bool, verbosity: int) -> Progress:
     if sys.stderr.isatty() and not json_output:
         return Bars()
     return Lines(sys.stderr)
+
+
+def print_answer(text: str) -> None:
+    """Prints a piece of a model's answer as it comes.
+
+    On a terminal, control characters are shown instead of obeyed: a model, or who wrote what it
+    read, could otherwise move the cursor, overwrite lines or set the clipboard. A file or a pipe
+    gets the text as it is.
+
+    Args:
+        text: Any.
+    """
+    print(text.translate(_VISIBLE) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def print_json(value: object) -> None:

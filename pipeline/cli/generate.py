@@ -67,7 +67,7 @@ def generate(
     """Stream a completion or a chat to the terminal."""
     from pipeline.cli.answers import Answer, Asking
     from pipeline.cli.chat import Conversation, converse, template_of
-    from pipeline.cli.console import print_json, show
+    from pipeline.cli.console import print_answer, print_json, show
     from trtllm_client import Client, GenerateRequest
 
     chat.check()
@@ -115,7 +115,7 @@ def generate(
         asking.ask(
             conversation.messages if chat.chat else text,
             answer,
-            (lambda _: None) if output.json else _print,
+            (lambda _: None) if output.json else print_answer,
         )
     if output.json:
         print_json(answer.as_dict(limit))
@@ -129,10 +129,6 @@ _GREEDY = (
     "--temperature without --top-k or --top-p changes nothing: the server takes the likeliest "
     "token then"
 )
-
-
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
 
 
 def _prompt(prompt: str | None, *, chat: bool, json_output: bool) -> str | bytes | None:

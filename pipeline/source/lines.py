@@ -251,11 +251,14 @@ def _json_lines(content: str, path: Path) -> Iterator[Line]:
 
 def _line(row: dict[str, Any], place: str) -> Line | None:
     """A line's text or conversation; empty or None where there is nothing in it."""
-    if "text" in row:
+    # Several kinds in one table: each row has null for the columns of the others.
+    if row.get("text") is not None:
         return text_of(row["text"], "text", place).strip()
     if row.get("messages") is not None:
         return conversation_of(row, place)
     if row.get("prompt") is None:
+        if "text" in row:
+            text_of(row["text"], "text", place)
         known = next((hint for name, hint in OTHER_NAMES.items() if name in row), EXAMPLE)
         why = f"It has {', '.join(map(json.dumps, list(row)[:6]))}" if row else None
         raise _no_object(place, KINDS, why, known)

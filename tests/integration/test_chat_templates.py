@@ -183,6 +183,7 @@ EXPRESSIONS = [
     "{%- if tools is defined and tools is none %}\n   none \n{%- endif -%}\n  {{ documents }}  \n",
     "  {% if true %}\n  kept\n  {% endif %}\n{# gone #}\n  {{- ' x ' -}}  \n y",
     "{% generation %}{{ messages[0].content }}{% endgeneration %}",
+    "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}",
     "{{ messages | map(attribute='role') | join(',') }}",
     "{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
     "{{ '<&>' | e }}{{ '<&>' }}{{ messages[0].content.split(' ')[-1].strip('?') }}",

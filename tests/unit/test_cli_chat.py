@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli.answers import Answer, Asking
 from pipeline.triton.contract import ENGINE, ENSEMBLE, PREPROCESSING
+from trtllm_client import Client, Stream
 
 from ..conftest import PROJECT
 from .client.fake_triton import FakeTriton, empty_final, piece, refusal
@@ -66,6 +70,7 @@ class Terminal:
         )
         os.close(theirs)
         self._seen = ""
+        self._decoded = codecs.getincrementaldecoder("utf-8")()
         self.read(READY)
 
     def type(self, keys: str) -> None:
@@ -82,7 +87,7 @@ class Terminal:
         while until not in self._seen:
             wait = give_up_at - time.monotonic()
             assert select.select([self._ours], [], [], max(wait, 0))[0], repr(self._seen)
-            more = os.read(self._ours, 4096).decode().replace("\r\n", "\n")
+            more = self._decoded.decode(os.read(self._ours, 4096)).replace("\r\n", "\n")
             self._seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", more)
         told, found, self._seen = self._seen.partition(until)
         return told + found
@@ -201,6 +206,28 @@ def test_ctrl_c_tells_the_engine_behind_an_ensemble() -> None:
     assert (chat.model, stop.model, stop.id) == (ENSEMBLE, ENGINE, chat.id)
 
 
+def test_an_interrupt_finds_the_main_thread_outside_of_grpc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Raised in the middle of it, it leaves a lock held for which everything else waits."""
+    readers: set[threading.Thread] = set()
+    read = Stream.__next__
+
+    def noted(stream: Stream) -> Any:
+        readers.add(threading.current_thread())
+        return read(stream)
+
+    monkeypatch.setattr(Stream, "__next__", noted)
+    shown: list[str] = []
+    with saying_its_template(three_words) as server, Client(server.url) as client:
+        asking = Asking(client, {"max_tokens": 9})
+        asking.ask([{"role": "user", "content": "Hi"}], Answer(), shown.append)
+        asking.ask("Hi", Answer(), shown.append)
+    assert "".join(shown) == "Answer 1!Answer 0!"
+    assert readers
+    assert threading.main_thread() not in readers
+
+
 TOO_LONG = "text_input has 9 tokens; the longest prompt may have 8 (max_input_len)"
 
 
@@ -236,6 +263,22 @@ def test_a_template_that_refuses_a_message_is_heard() -> None:
         assert "the chat template refuses these messages. No system role" in told
         terminal.say("/system")
         assert terminal.say("one") == f"Answer 1!\n{READY}"
+
+
+def test_control_characters_of_an_answer_are_shown_and_not_obeyed() -> None:
+    text = "a\x1b]52;c;aGk=\x07b\x1b[2J\rc\x9bA\x7f\td\ne"
+
+    def answer(_asked: Any, _context: Any) -> Iterator[Any]:
+        yield piece(text, final=True)
+
+    with saying_its_template(answer) as server:
+        with Terminal(server) as terminal:
+            assert terminal.say("Hi") == (
+                "a\u241b]52;c;aGk=\u2407b\u241b[2J\u240dc\ufffdA\u2421\td\ne\n" + READY
+            )
+        # Nobody's terminal is moved by what goes into a file.
+        piped = _cli("generate", "--url", server.url, "--chat", "Hi")
+    assert piped.stdout.decode() == text + "\n"
 
 
 def test_an_answer_that_was_cut_says_so() -> None:

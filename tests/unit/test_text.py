@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import RecipeError, UsageError
 from pipeline.recipe.schema import Recipe
-from pipeline.source.lines import read_texts, sample
+from pipeline.source.lines import Conversation, read_texts, sample
 from pipeline.source.texts import check_texts
 from pipeline.source.tokens import batches, token_rows
 
@@ -30,6 +30,20 @@ def test_json_lines(tmp_path: Path) -> None:
     assert read_texts(path) == ["a\n\nb", "c\u2028d"]
 
 
+def test_columns_that_a_row_has_not_are_null(tmp_path: Path) -> None:
+    """As datasets of several kinds are written when they are joined."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        '{"text": "a", "messages": null, "prompt": null}\n'
+        '{"text": null, "messages": [{"role": "user", "content": "b"}], "tools": null}\n'
+        '{"text": null, "messages": null, "prompt": "c", "completion": null}\n'
+    )
+    plain, chat, prompt = read_texts(path)
+    assert (plain, prompt) == ("a", "c")
+    assert isinstance(chat, Conversation)
+    assert chat.messages == [{"role": "user", "content": "b"}]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -37,6 +51,7 @@ def test_json_lines(tmp_path: Path) -> None:
         ('{"txt": "x"}', r't\.jsonl:3: .*"text"'),
         ('["x"]', r't\.jsonl:3: .*"text"'),
         ('{"text": 5}', r't\.jsonl:3: "text" is int'),
+        ('{"text": null}', r't\.jsonl:3: "text" is NoneType'),
         ('{"text": "x\\ud800y"}', r"t\.jsonl:3: .*half of a surrogate pair"),
         ("[" * 100000, r't\.jsonl:3: .*"text"'),
     ],

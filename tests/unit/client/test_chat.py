@@ -142,6 +142,31 @@ def test_the_server_is_asked_once(server: FakeTriton) -> None:
     assert server.configs_told.count(PREPROCESSING) == 1
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_another_server_at_the_address_is_heard(
+    server: FakeTriton, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server was started again, with another model, while its clients lived on."""
+    monkeypatch.setattr("trtllm_client._chat.KEPT_S", -1.0)
+
+    async def use(client: AsyncClient) -> None:
+        await client.chat(HELLO)
+        server.parameters_of[PREPROCESSING] = {"chat_template": PLAIN_TEMPLATE}
+        await client.chat(HELLO)
+
+    if kind == "async":
+        asynchronously(server.url, use)
+    else:
+        with Client(server.url) as client:
+            client.chat(HELLO)
+            server.parameters_of[PREPROCESSING] = {"chat_template": PLAIN_TEMPLATE}
+            client.chat(HELLO)
+    assert [asked.prompt for asked in server.asked] == [
+        f"{BOS}<|user|>Hello there<|assistant|>",
+        "<|user|>Hello there<|assistant|>",
+    ]
+
+
 def test_both_clients_say_the_template(server: FakeTriton) -> None:
     async def use(client: AsyncClient) -> ChatTemplate:
         return await client.chat_template()

@@ -104,6 +104,20 @@ TOO_MUCH = {
     "{% endfor %}",
     "joined texts": "{% set a = namespace(n='x') %}{% for i in range(99) %}"
     "{% set a.n = a.n ~ a.n %}{% endfor %}",
+    "a width": "{{ '%9999999999d' % 1 }}",
+    "a width of its own": "{{ '%*d' % (9999999999, 1) }}",
+    "a precision": "{{ '%.9999999999f' | format(1) }}",
+    "a form": "{{ '{:>9999999999}'.format(1) }}",
+    "a form of its own": "{{ '{:>{}}'.format(1, 9999999999) }}",
+    "a column": "{{ 'x'.ljust(9999999999) | length }}",
+    "a filter": "{{ 'x' | center(9999999999) | length }}",
+    "indented JSON": "{{ [1, [2]] | tojson(indent=9999999999) }}",
+    "rounding": "{{ 1 | round(-9999999999) }}",
+    "a list of one long text": "{% set a = 'x' * 2 ** 22 %}{{ [a] * 10000 }}",
+    "JSON of one long text": "{% set a = 'x' * 2 ** 22 %}{{ ([a] * 10000) | tojson }}",
+    "one long text, joined": "{% set a = 'x' * 2 ** 22 %}{{ ([a] * 10000) | join | length }}",
+    "lists of lists": "{% set a = namespace(n=[]) %}{% for i in range(50) %}"
+    "{% set a.n = [a.n, a.n] %}{% endfor %}{{ a.n }}",
     "blocks": "{% set a = namespace(n='x') %}{% for i in range(99) %}"
     "{% set a.n %}{{ a.n }}{{ a.n }}{% endset %}{% endfor %}",
 }
@@ -114,6 +128,18 @@ def test_no_template_runs_for_ever_or_grows_without_end(kind: str) -> None:
     told = r"does more than a conversation needs|Range too big|recursion depth exceeded"
     with pytest.raises(InvalidRequest, match=told):
         ChatTemplate(TOO_MUCH[kind]).render(ASKED)
+
+
+def test_a_large_number_is_no_size() -> None:
+    source = (
+        "{% macro f(x) %}{{ x }}{% endmacro %}{{ f(1764352399) }} {{ '%d' % 1764352399 }} "
+        "{{ '{} of {:>3}'.format(1764352399, 7) }} {{ [1764352399] | tojson }} {{ '%5.1f' % 2 }} "
+        "{{ '%s at 20261128175500' | format('x') }} {{ 'x'.center(3) }} {{ 1764352399 | string }}"
+    )
+    assert ChatTemplate(source).render(ASKED) == (
+        "1764352399 1764352399 1764352399 of   7 [1764352399]   2.0 x at 20261128175500  x  "
+        "1764352399"
+    )
 
 
 def test_a_long_conversation_is_no_endless_one() -> None:
