@@ -23,7 +23,18 @@ from pipeline.cli.main import app
 from pipeline.recipe.schema import Recipe
 
 from ..conftest import PROJECT
-from ..pages import DATA, PAGES, RUN, Block, arguments, as_shown, blocks, blocks_of, commands, programs
+from ..pages import (
+    DATA,
+    PAGES,
+    RUN,
+    Block,
+    arguments,
+    as_shown,
+    blocks,
+    blocks_of,
+    commands,
+    programs,
+)
 
 ALL = [block for page in PAGES for block in blocks(page)]
 # What is called on the pages beside the project's own programs, its scripts and make.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,11 @@ def test_a_folder_without_a_template_is_told(
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InvalidRequest, match=reason):
         ChatTemplate.from_directory(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InvalidRequest, match=rf"{name} cannot be read\. It is not a file"):
+        ChatTemplate.from_directory(tmp_path)
