@@ -13,6 +13,8 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
+from trtllm_client._template_growth import check_size, grown, guarded
+
 try:
     from jinja2 import Template, nodes
     from jinja2.ext import Extension, loopcontrols
@@ -98,13 +100,15 @@ class _Generation(Extension):
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     # Not computed while the template is compiled either.
-    intercepted_binops = frozenset({"+", "*", "**"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.filters["tojson"] = _to_json
+        for name, function in self.filters.items():
+            self.filters[name] = guarded(name, function, _check_length)
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
         # Filler text, as much as it is asked for.
@@ -125,6 +129,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def written(self, value: Any) -> str:
         """Counts what is written of a value, and returns its text."""
         use = _use.get()
+        check_size(value, _check_length)
         text = str(value)
         use.written += len(text)
         if use.written > MAX_LENGTH:
@@ -133,12 +138,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *values: Any) -> str:
         """Joins texts, as ``~`` does."""
+        check_size(values, _check_length)
         texts = [str(value) for value in values]
         _check_length(sum(map(len, texts)))
         return "".join(texts)
 
+    def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
+        """Calls a function where what it makes has a size that can be held."""
+        subject, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if isinstance(subject, str):
+            if name == "join" and arguments:
+                arguments = (list(arguments[0]), *arguments[1:])
+            check_size(arguments, _check_length)
+            grown(name, subject, (*arguments, *named.values()), _check_length)
+        return super().call(context, function, *arguments, **named)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Computes ``+``, ``*`` and ``**`` where the result has a size that can be held."""
+        """Computes ``+``, ``*``, ``**`` and ``%`` where the result has a size that can be held."""
         if operator == "+":
             if hasattr(left, "__len__") and hasattr(right, "__len__"):
                 _check_length(len(left) + len(right))
@@ -149,6 +165,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                         _check_length(len(value) * times)
                     elif isinstance(value, int):
                         _check_bits(value.bit_length() + times.bit_length())
+        elif operator == "%":
+            if isinstance(left, str):
+                given = right if isinstance(right, tuple) else (right,)
+                check_size(given, _check_length)
+                grown("%", left, given, _check_length)
         elif isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * right)
         return super().call_binop(context, operator, left, right)
