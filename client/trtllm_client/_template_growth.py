@@ -9,6 +9,12 @@ from itertools import chain
 from typing import Any
 
 _PADDED = ("ljust", "rjust", "center", "zfill", "expandtabs", "indent", "wordwrap")
+# Filters that write no text; templates ask for the length of all messages for each of them.
+_OF_VALUES = (
+    *("abs", "attr", "batch", "count", "d", "default", "dictsort", "first", "float", "int"),
+    *("items", "last", "length", "list", "map", "max", "min", "random", "reject", "rejectattr"),
+    *("reverse", "round", "select", "selectattr", "slice", "sort", "sum", "unique"),
+)
 _SPEC = re.compile(r"%[^a-zA-Z%]*|\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}")
 _FROM_ARGUMENTS = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*\{")
 
@@ -16,13 +22,16 @@ Check = Callable[[int], None]
 
 
 def guarded(name: str, function: Callable[..., Any], check: Check) -> Callable[..., Any]:
-    """Wraps a filter of Jinja so that what it would write is measured first.
+    """Wraps a filter of Jinja so that the text it would write is measured first.
 
     Args:
         name: Of the filter.
         function: The filter.
         check: Refuses a length.
     """
+
+    if name in _OF_VALUES:
+        return function
 
     @wraps(function)
     def measured(*arguments: Any, **named: Any) -> Any:

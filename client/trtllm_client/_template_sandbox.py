@@ -145,7 +145,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
         """Calls a function where what it makes has a size that can be held."""
-        subject, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        # Jinja puts its own function in the place of str.format.
+        method = getattr(function, "__wrapped__", function)
+        subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(subject, str):
             if name == "join" and arguments:
                 arguments = (list(arguments[0]), *arguments[1:])

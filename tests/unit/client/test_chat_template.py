@@ -137,6 +137,9 @@ def test_a_long_conversation_is_no_endless_one() -> None:
     chat = [{"role": "user", "content": "é" * 100}] * 10_000
     template = ChatTemplate(PLAIN)
     assert len(template.render(chat)) == 10_000 * (100 + len("<user>"))
+    # As Qwen3's does.
+    asking = ChatTemplate("{% for m in messages %}{% set n = messages | length %}{% endfor %}done")
+    assert asking.render(chat) == "done"
     # Each rendering begins to count anew, also beside another one.
     texts: list[str] = []
     threads = [
