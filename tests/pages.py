@@ -34,7 +34,7 @@ DATA = ("text", "yaml", "json", "ini", "js", "html", "nginx")
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
-_NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.DOTALL)
+_NOT_RUN = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """Every block of a page, in order."""
-    text = (PROJECT / page).read_text(encoding="utf-8")
+    return blocks_of((PROJECT / page).read_text(encoding="utf-8"), page)
+
+
+def blocks_of(text: str, page: str) -> list[Block]:
+    """Every block of a page's text, in order."""
     found = []
     for match in _BLOCK.finditer(text):
         before = text[: match.start()]

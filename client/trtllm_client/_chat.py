@@ -7,7 +7,6 @@ clients make it in their own way.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -126,8 +125,16 @@ class Chats:
         return GenerateRequest((yield from self._as_it_is(text, template, model)), **sampling)
 
     def _read(self, preprocessing: str, parameters: Mapping[str, str]) -> ChatTemplate:
-        source = parameters.get("chat_template")
-        if not source:
+        try:
+            template = ChatTemplate.from_parameters(parameters)
+        except InvalidRequest as error:
+            raise InvalidRequest(
+                f"{error.what}, as {preprocessing} has it",
+                where=self._address,
+                why=error.why,
+                fix=_GIVE_ONE,
+            ) from error
+        if template is None:
             raise InvalidRequest(
                 "the server does not say the chat template of its model",
                 where=self._address,
@@ -135,16 +142,7 @@ class Chats:
                 "model that has no template, or of NVIDIA's own repository",
                 fix=_GIVE_ONE,
             )
-        try:
-            tokens = json.loads(parameters.get("chat_template_tokens") or "{}")
-        except json.JSONDecodeError as error:
-            raise InvalidRequest(
-                f"the parameter chat_template_tokens of {preprocessing} is not JSON",
-                where=self._address,
-                why=str(error),
-                fix=_GIVE_ONE,
-            ) from error
-        return ChatTemplate(source, tokens)
+        return template
 
     def _preprocessing_of(self, model: str) -> Steps[str]:
         known = self._known

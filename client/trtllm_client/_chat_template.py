@@ -7,6 +7,7 @@ with ``add_special_tokens=False``.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -47,8 +48,37 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] = {}) -> None:
         if not isinstance(source, str):
             raise InvalidRequest(f"a chat template must be text, not {type(source).__name__}")
+        if not isinstance(special_tokens, Mapping) or not all(
+            isinstance(part, str) for pair in special_tokens.items() for part in pair
+        ):
+            raise InvalidRequest(
+                "special_tokens must be texts by name",
+                fix='Give a dict such as {"bos_token": "<s>"}',
+            )
         self._source = source
         self._special_tokens = dict(special_tokens)
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> ChatTemplate | None:
+        """Reads the template that a server says; None where it says none.
+
+        Args:
+            parameters: Of ``preprocessing``'s configuration: ``chat_template``, its Jinja source,
+                and ``chat_template_tokens``, a JSON object of the special tokens' texts.
+
+        Raises:
+            InvalidRequest: The tokens are no such object.
+        """
+        source = parameters.get("chat_template")
+        if not source:
+            return None
+        try:
+            return cls(source, json.loads(parameters.get("chat_template_tokens") or "{}"))
+        except (ValueError, RecursionError, InvalidRequest) as error:
+            raise InvalidRequest(
+                "the parameter chat_template_tokens is no JSON object of texts",
+                why=error.what if isinstance(error, InvalidRequest) else str(error),
+            ) from error
 
     @property
     def source(self) -> str:
@@ -191,7 +221,7 @@ class ChatTemplate:
 
 def _find_source(directory: Path) -> str | None:
     path = directory / TEMPLATE_FILE
-    if path.is_file():
+    if path.exists():
         return _read(path)
     template = _read_object(directory / TOKENIZER_CONFIG).get("chat_template")
     if isinstance(template, list):
@@ -210,6 +240,9 @@ def _text(token: object) -> str | None:
 
 def _read(path: Path) -> str:
     try:
+        # A pipe would be waited for, and a device may have no end.
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "It is not a file", str(path))
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path.name} is not UTF-8", where=str(path)) from error
@@ -234,7 +267,7 @@ def _unreadable(path: Path, error: Exception) -> InvalidRequest:
     return InvalidRequest(
         f"{path.name} cannot be read",
         where=str(path),
-        why=str(error),
+        why=getattr(error, "strerror", None) or str(error),
         fix="Download or save it again",
     )
 

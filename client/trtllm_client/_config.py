@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import re
 import ssl
 from collections.abc import Sequence
@@ -172,6 +173,14 @@ def parse_url(url: str, *, secure: bool = False) -> Endpoint:
     return Endpoint(f"{match['host']}:{match['port']}", secure or scheme == "grpcs")
 
 
+def _is_of_this_machine(target: str) -> bool:
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def open_channel(endpoint: Endpoint, tls: Tls | None, module: Any) -> Any:
     """Opens a gRPC channel; it connects with the first call.
 
@@ -184,6 +193,9 @@ def open_channel(endpoint: Endpoint, tls: Tls | None, module: Any) -> Any:
         InvalidRequest: See :meth:`Tls.credentials`.
     """
     options: Sequence[tuple[str, int | str]] = _CHANNEL_OPTIONS
+    if _is_of_this_machine(endpoint.target):
+        # gRPC would look for it behind the proxy of the environment, which has another one.
+        options = (*options, ("grpc.enable_http_proxy", 0))
     if not endpoint.secure:
         return module.insecure_channel(endpoint.target, options=options)
     tls = tls or Tls()

@@ -8,14 +8,13 @@ the other, would run for hours.
 
 from __future__ import annotations
 
-import functools
 import json
-import re
 import time
-from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
+
+from trtllm_client._template_growth import check_size, grown, guarded
 
 try:
     from jinja2 import Template, nodes
@@ -42,14 +41,6 @@ MAX_BITS = 2**16
 
 MAX_SECONDS = 60.0
 """Of a processor; looked at in each round of a loop. The longest conversations need one or two."""
-
-_SIZED_METHODS = ("center", "expandtabs", "ljust", "rjust", "zfill")
-_SIZED_FILTERS = ("batch", "center", "format", "indent", "round", "slice", "tojson", "wordwrap")
-_TEXT_FILTERS = ("join", "string", "tojson")
-_SPECIFIED = re.compile(r"%[^a-zA-Z%]*|:[^{}]*")
-_WIDTH = re.compile(r"[0-9]+")
-# As in "%*d" and "{:{}}".
-_WIDTH_OF_A_VALUE = re.compile(r"%[^a-zA-Z%]*\*|\{[^{}]*:[^{}]*\{")
 
 
 class Refused(Exception):  # noqa: N818 -- named for what happened
@@ -123,10 +114,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         self.filters["tojson"] = _to_json
-        for name in _SIZED_FILTERS:
-            self.filters[name] = _sized(self.filters[name])
-        for name in _TEXT_FILTERS:
-            self.filters[name] = _written_out(self.filters[name])
+        for name, function in self.filters.items():
+            self.filters[name] = guarded(name, function, _check_length)
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = _strftime_now
         # Filler text, as much as it is asked for.
@@ -149,7 +138,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def written(self, value: Any) -> str:
         """Counts what is written of a value, and returns its text."""
         use = _use.get()
-        _check_text(value)
+        check_size(value, _check_length)
         text = str(value)
         use.written += len(text)
         if use.written > MAX_LENGTH:
@@ -158,24 +147,25 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def joined(self, *values: Any) -> str:
         """Joins texts, as ``~`` does."""
-        _check_text(values)
+        check_size(values, _check_length)
         texts = [str(value) for value in values]
         _check_length(sum(map(len, texts)))
         return "".join(texts)
 
-    def call(self, context: Context, called: Any, /, *values: Any, **named: Any) -> Any:
-        """Calls what a template calls, a text's methods with sizes that can be held."""
-        method = getattr(called, "__wrapped__", called)
-        text = getattr(method, "__self__", None)
-        if isinstance(text, str):
-            if method.__name__ in _SIZED_METHODS:
-                _check_sizes(values)
-            elif method.__name__ in ("format", "format_map"):
-                _check_form(text, (*values, *named.values()))
-        return super().call(context, called, *values, **named)
+    def call(self, context: Context, function: Any, *arguments: Any, **named: Any) -> Any:
+        """Calls a function where what it makes has a size that can be held."""
+        # Jinja puts its own function in the place of str.format.
+        method = getattr(function, "__wrapped__", function)
+        subject, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(subject, str):
+            if name == "join" and arguments:
+                arguments = (list(arguments[0]), *arguments[1:])
+            check_size(arguments, _check_length)
+            grown(name, subject, (*arguments, *named.values()), _check_length)
+        return super().call(context, function, *arguments, **named)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Computes an operation where the result has a size that can be held."""
+        """Computes ``+``, ``*``, ``**`` and ``%`` where the result has a size that can be held."""
         if operator == "+":
             if hasattr(left, "__len__") and hasattr(right, "__len__"):
                 _check_length(len(left) + len(right))
@@ -188,7 +178,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                         _check_bits(value.bit_length() + times.bit_length())
         elif operator == "%":
             if isinstance(left, str):
-                _check_form(left, right if isinstance(right, tuple) else (right,))
+                given = right if isinstance(right, tuple) else (right,)
+                check_size(given, _check_length)
+                grown("%", left, given, _check_length)
         elif isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * right)
         return super().call_binop(context, operator, left, right)
@@ -237,64 +229,6 @@ def _call(method: str, line: int, *arguments: nodes.Expr) -> nodes.Call:
 def _check_length(length: int) -> None:
     if length > MAX_LENGTH:
         raise LimitExceeded(f"It makes a value of more than {MAX_LENGTH:,} characters or elements")
-
-
-def _check_sizes(values: Iterable[Any]) -> None:
-    for value in values:
-        if isinstance(value, int):
-            _check_length(abs(value))
-
-
-def _check_form(form: str, values: Iterable[Any]) -> None:
-    """Refuses to format a text with a width or a precision that cannot be held."""
-    for specified in _SPECIFIED.findall(form):
-        _check_sizes(int(width[:19]) for width in _WIDTH.findall(specified))
-    if _WIDTH_OF_A_VALUE.search(form):
-        _check_sizes(values)
-
-
-def _sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments are sizes, or what a text is formatted with."""
-
-    @functools.wraps(filter_)
-    def sized(value: Any, *values: Any, **named: Any) -> Any:
-        if filter_.__name__ == "do_format":
-            _check_form(str(value), (*values, *named.values()))
-        else:
-            _check_sizes((*values, *named.values()))
-        return filter_(value, *values, **named)
-
-    return sized
-
-
-def _check_text(value: Any) -> None:
-    """Refuses a value whose text is too long: a list may have the same one many times over."""
-    if isinstance(value, str):
-        return
-    length, left = 0, [value]
-    while left:
-        one = left.pop()
-        if isinstance(one, str):
-            length += len(one)
-        elif isinstance(one, dict):
-            length += len(one)
-            left += [*one, *one.values()]
-        elif isinstance(one, list | tuple | set):
-            length += len(one)
-            left += one
-        _check_length(length)
-
-
-def _written_out(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that makes a text of a value."""
-
-    @functools.wraps(filter_)
-    def written_out(*values: Any, **named: Any) -> Any:
-        for value in values:
-            _check_text(value)
-        return filter_(*values, **named)
-
-    return written_out
 
 
 def _check_bits(bits: int) -> None:

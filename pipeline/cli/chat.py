@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +96,8 @@ class ChatOptions:
         Raises:
             UsageError: One has no name or no ``=``.
         """
+        from pipeline.reading.json_text import parse_json
+
         found: dict[str, Any] = {}
         for text in self.template_variable or ():
             name, separator, value = text.partition("=")
@@ -106,7 +107,7 @@ class ChatOptions:
                     fix="Write --template-variable enable_thinking=false",
                 )
             try:
-                found[name] = json.loads(value)
+                found[name] = parse_json(value)
             except ValueError:
                 found[name] = value
         return found

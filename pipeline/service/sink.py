@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -113,9 +114,16 @@ class Sink:
             self._lost = 0
 
     def _put_aside(self) -> None:
-        if self.path is not None and os.fstat(self._number).st_size > (self._limit or 0):
-            self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-            self.reopen()
+        if self.path is None or os.fstat(self._number).st_size <= (self._limit or 0):
+            return
+        try:
+            with suppress(FileNotFoundError):  # somebody removed it, and a new one begins
+                self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+        except OSError as error:
+            self._limit = None
+            self.write(f"the log cannot be put aside, and grows: {error.strerror}\n".encode())
+            return
+        self.reopen()
 
 
 def _opened(path: Path) -> int:

@@ -15,8 +15,11 @@ from pipeline.source.prompts import read_prompts
 from pipeline.source.rendering import check_conversations
 from pipeline.store.digests import file_digest
 
-# A text that may begin with a special token, such as <s>: in a line, or in a string of JSON.
-_SPECIAL_FIRST = re.compile(rb'(?:\A|[\n"])\s*[<\[]')
+# A text that may begin with a special token, such as <s>: in a line, or in a string of JSON, where
+# any character may be an escape.
+_SPECIAL_FIRST = re.compile(
+    rb'(?:\A(?:\xef\xbb\xbf)?|[\n"])(?:\s|\\[nrtf])*(?:[<\[]|\\u00(?:3[cC]|5[bB]))'
+)
 
 
 def text_digest(recipe: Recipe, key: str) -> str | None:

@@ -47,6 +47,7 @@ TOKENIZER_CODE = (
     "source/special_tokens.py",
     "source/chat_template.py",
     f"{CLIENT}/_chat_template.py",
+    f"{CLIENT}/_template_growth.py",
     f"{CLIENT}/_template_sandbox.py",
     "models/architectures.py",
 )

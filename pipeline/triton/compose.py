@@ -14,9 +14,10 @@ INSIDE_PORTS = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
 """Ports of a server inside its container, by the option that publishes each."""
 
 _ASK = (
-    "import urllib.request as u; "
-    "u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=3)"
-)  # fmt: skip
+    # Docker gives containers the proxy of its configuration, which has another 127.0.0.1.
+    "import urllib.request as u; u.build_opener(u.ProxyHandler({}))"
+    ".open('http://127.0.0.1:8000/v2/health/ready', timeout=3)"
+)
 
 
 def compose_text(name: str, service: Mapping[str, Any], head: Sequence[str]) -> str:

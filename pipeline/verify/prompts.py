@@ -7,7 +7,6 @@ the server does not add a second time (``add_special_tokens`` auto).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,17 +44,16 @@ def template_of(client: Client) -> tuple[ChatTemplate | None, str]:
         parameters = dict(client.model_metadata(PREPROCESSING).parameters)
     except ClientError:
         parameters = {}
-    source = parameters.get("chat_template")
-    if not source:
+    try:
+        template = ChatTemplate.from_parameters(parameters)
+    except InvalidRequest as error:
+        return None, f"the server's chat template cannot be used: {error.what}: {error.why}"
+    if template is None:
         return None, NO_TEMPLATE
     try:
-        tokens = json.loads(parameters.get("chat_template_tokens") or "{}")
-        template = ChatTemplate(source, tokens)
         built_in(Plan(), template)
     except ImportError:  # a client without its extra [chat]
         return None, "without jinja2 (pip install jinja2) the server's chat template is not used"
-    except ValueError as error:
-        return None, f"the server's chat_template_tokens cannot be read: {error}"
     except InvalidRequest as error:
         why = f"{error.what}: {error.why}" if error.why else error.what
         return None, f"the server's chat template does not take a plain question: {why}"

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.answers import Answer, Asking
+from pipeline.cli.chat import ChatOptions
 from pipeline.triton.contract import ENGINE, ENSEMBLE, PREPROCESSING
 from trtllm_client import Client, Stream
 
@@ -351,6 +352,12 @@ def test_variables_of_the_template_are_json_or_text() -> None:
         options = ("--template-variable", "flag=false", "--template-variable", "name=low=1")
         _cli("generate", "--url", server.url, "--chat", "Hi", *options)
     assert [json.loads(asked.prompt) for asked in server.asked] == [[False, "low=1", "Hi"]]
+
+
+@pytest.mark.parametrize("value", ["[" * 50_000, "NaN", "9" * 5000])
+def test_a_variable_that_is_no_usable_json_is_text(value: str) -> None:
+    options = ChatOptions(chat=True, template_variable=[f"name={value}"])
+    assert options.variables == {"name": value}
 
 
 def test_a_folder_gives_the_template_that_a_server_does_not_say(tmp_path: Path) -> None:

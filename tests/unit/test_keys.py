@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.recipe.section import ReadBy
 from pipeline.recipe.tensorrt import PluginSection
 from pipeline.running.planner import STAGES, key_material
+from pipeline.source.texts import text_digest
 from pipeline.stages import served
 from pipeline.stages.base import Stage
 from pipeline.targets import TARGETS, get_target
@@ -126,3 +128,31 @@ def test_the_code_that_decides_the_bytes_is_part_of_the_key(
     with (package / file).open("a", encoding="utf-8") as code:
         code.write("# changed\n")
     assert (material(STAGE[stage]) != before) is counts
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("texts.txt", b"One\n\n  <s>Two"),
+        ("texts.txt", b"\xef\xbb\xbf<s>One"),
+        ("texts.jsonl", b'{"text": "[INST] Hello"}'),
+        ("texts.jsonl", rb'{"text": "\n \t<s>Hello"}'),
+        ("texts.jsonl", rb'{"text": "\u003cs\u003eHello"}'),
+    ],
+)
+def test_a_text_that_may_begin_with_a_special_token_has_another_key_than_it_had(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    """It had two of them before; whoever has an artifact from then gets another one."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    digest = text_digest(recipe(f"evaluate.text={path}"), "evaluate.text")
+    assert digest != hashlib.sha256(content).hexdigest()
+
+
+def test_other_texts_keep_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    content = rb'{"text": "Once \u003e [1] <s>"}'
+    path.write_bytes(content)
+    digest = text_digest(recipe(f"evaluate.text={path}"), "evaluate.text")
+    assert digest == hashlib.sha256(content).hexdigest()

@@ -23,7 +23,18 @@ from pipeline.cli.main import app
 from pipeline.recipe.schema import Recipe
 
 from ..conftest import PROJECT
-from ..pages import DATA, PAGES, RUN, Block, arguments, as_shown, blocks, commands, programs
+from ..pages import (
+    DATA,
+    PAGES,
+    RUN,
+    Block,
+    arguments,
+    as_shown,
+    blocks,
+    blocks_of,
+    commands,
+    programs,
+)
 
 ALL = [block for page in PAGES for block in blocks(page)]
 # What is called on the pages beside the project's own programs, its scripts and make.
@@ -168,6 +179,32 @@ PYTHONPATH=. python x.py && make demo | head -3 > out
     *_, last = commands(text)
     called = [arguments(words) for words in programs(last)]
     assert called == [["python", "x.py"], ["make", "demo"], ["head", "-3"]]
+
+
+def test_a_reason_belongs_to_the_block_behind_it() -> None:
+    text = """<!-- not run: takes an hour -->
+```sh
+make one
+```
+
+<!-- a remark -->
+```sh
+make two
+```
+
+<!-- not run: needs a GPU
+and docker -->
+
+```sh
+make three
+```
+"""
+    found = [(block.text.strip(), block.not_run) for block in blocks_of(text, "page.md")]
+    assert found == [
+        ("make one", "takes an hour"),
+        ("make two", None),
+        ("make three", "needs a GPU\nand docker"),
+    ]
 
 
 def test_what_is_shown_is_compared() -> None:

@@ -232,11 +232,12 @@ def test_a_restricted_call_is_no_server_that_is_away(server: FakeTriton) -> None
         client.model_metadata()
 
 
-def test_damaged_special_tokens_are_named(server: FakeTriton) -> None:
-    server.parameters_of[PREPROCESSING]["chat_template_tokens"] = "{"
+@pytest.mark.parametrize("tokens", ["{", "[" * 100_000, "[1]", '"abc"', '{"bos_token": 1}'])
+def test_damaged_special_tokens_are_named(server: FakeTriton, tokens: str) -> None:
+    server.parameters_of[PREPROCESSING]["chat_template_tokens"] = tokens
     with (
         Client(server.url) as client,
-        pytest.raises(InvalidRequest, match="chat_template_tokens of preprocessing is not JSON"),
+        pytest.raises(InvalidRequest, match="chat_template_tokens is no JSON object of texts"),
     ):
         client.chat(HELLO)
 

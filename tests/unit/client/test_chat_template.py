@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,22 @@ TOO_MUCH = {
     "one long text, joined": "{% set a = 'x' * 2 ** 22 %}{{ ([a] * 10000) | join | length }}",
     "lists of lists": "{% set a = namespace(n=[]) %}{% for i in range(50) %}"
     "{% set a.n = [a.n, a.n] %}{% endfor %}{{ a.n }}",
+    "a padded text": "{{ 'x'.ljust(10 ** 9) | length }}",
+    "a centred text": "{{ 'x' | center(10 ** 9) | length }}",
+    "a padded number": "{{ ('%0999999999d' % 1) | length }}",
+    "a padded number by a filter": "{{ '%0999999999d' | format(1) | length }}",
+    "a padded number by a method": "{{ '{:>999999999}'.format(1) | length }}",
+    "a width that is given": "{{ '{:>{}}'.format(1, 10 ** 9) | length }}",
+    "replaced texts": "{{ ('a' * 9999).replace('a', 'b' * 99999) | length }}",
+    "replaced texts by a filter": "{{ ('a' * 9999) | replace('a', 'b' * 99999) | length }}",
+    "a separator": "{{ ('b' * 99999).join(['a'] * 9999) | length }}",
+    "a separator by a filter": "{{ (['a'] * 9999) | join('b' * 99999) | length }}",
+    "indented lines": "{{ ('x\n' * 9999) | indent(99999) | length }}",
+    "tabs": "{{ ('\t' * 9999).expandtabs(99999) | length }}",
+    "lists of one list": "{% set a = namespace(n=['x']) %}{% for i in range(60) %}"
+    "{% set a.n = [a.n, a.n] %}{% endfor %}{{ a.n }}",
+    "lists of one list by a filter": "{% set a = namespace(n=['x']) %}{% for i in range(60) %}"
+    "{% set a.n = [a.n, a.n] %}{% endfor %}{{ a.n | tojson | length }}",
     "blocks": "{% set a = namespace(n='x') %}{% for i in range(99) %}"
     "{% set a.n %}{{ a.n }}{{ a.n }}{% endset %}{% endfor %}",
 }
@@ -146,6 +163,9 @@ def test_a_long_conversation_is_no_endless_one() -> None:
     chat = [{"role": "user", "content": "é" * 100}] * 10_000
     template = ChatTemplate(PLAIN)
     assert len(template.render(chat)) == 10_000 * (100 + len("<user>"))
+    # As Qwen3's does.
+    asking = ChatTemplate("{% for m in messages %}{% set n = messages | length %}{% endfor %}done")
+    assert asking.render(chat) == "done"
     # Each rendering begins to count anew, also beside another one.
     texts: list[str] = []
     threads = [
@@ -199,3 +219,31 @@ def test_a_folder_without_a_template_is_told(
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InvalidRequest, match=reason):
         ChatTemplate.from_directory(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InvalidRequest, match=rf"{name} cannot be read\. It is not a file"):
+        ChatTemplate.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ '%s-%05.1f' % ('a', 2.5) }}", "a-002.5"),
+        ("{{ '%s %s' | format('a', 12345678901) }}", "a 12345678901"),
+        ("{{ '{} {:>4}'.format(12345678901, 'b') }}", "12345678901    b"),
+        ("{{ 7 % 4 }}", "3"),
+        ("{{ ['a', 'b'] | join(', ') }}{{ messages | map(attribute='role') | join }}", "a, buser"),
+        ("{{ messages | join('|', attribute='content') }}", "Hello"),
+        ("{{ '-'.join(['a', 'b']) }}{{ 'a-b'.replace('-', '+') }}", "a-ba+b"),
+        ("{{ 'a\nb' | indent(2, first=true) }}", "  a\n  b"),
+        ("{{ 'x' | center(3) }}|{{ 'x'.ljust(3) }}|", " x |x  |"),
+        ("{{ {'a': [1, {'b': none}]} | tojson(indent=1) | replace('\n', '') }}",
+         '{ "a": [  1,  {   "b": null  } ]}'),
+    ],
+)  # fmt: skip
+def test_what_templates_do_with_texts_is_what_jinja_does(template: str, text: str) -> None:
+    assert ChatTemplate(template).render(ASKED) == text

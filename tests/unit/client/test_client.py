@@ -392,3 +392,15 @@ def test_wrong_requests_never_leave():
         with Client(server.url, validate=False) as unchecked:
             unchecked.generate("", max_tokens=-3)
         assert server.asked[0].one("max_tokens") == -3
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch, host):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeTriton(story) as server:
+        port = server.url.rpartition(":")[2]
+        with Client(f"{host}:{port}") as client:
+            assert client.generate("Hi", max_tokens=9).text == "Once upon a time"

@@ -7,6 +7,8 @@ import os
 import re
 import socket
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline.service.activity import Counters, activity, ask, read_counters
 from pipeline.service.forever import farewell
 from pipeline.service.greeting import greeting
 from pipeline.service.notify import take_socket, tell
+from pipeline.targets.tensorrt.serve.container import is_ready
 
 # Of Triton 2.51 with the demo's repository, after two requests to tensorrt_llm_bls, of which it
 # refused one, and one to ensemble.
@@ -143,3 +146,40 @@ def test_systemd_is_told(abstract: bool, tmp_path: Path, monkeypatch: pytest.Mon
         tell(address, "READY=1")
         assert manager.recv(100) == b"READY=1"
     tell(take_socket(), "READY=1")
+
+
+def test_a_manager_that_is_gone_is_no_reason_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell(str(tmp_path / "notify"), "READY=1")
+    assert caplog.messages == [
+        f"NOTIFY_SOCKET {tmp_path}/notify was not told READY=1 (No such file or directory)"
+    ]
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is set, a server on this machine would be looked for behind it."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(PAGE.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert ask(f"{url}/metrics") == NOW
+            assert is_ready(server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()

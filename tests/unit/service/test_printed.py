@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +164,40 @@ def test_the_cpus_file_and_its_image_agree(
     for name in " ".join(copied).split():
         assert (PROJECT / name).exists()
         assert f"!{name}" in kept
+
+
+def test_a_server_is_seen_to_be_ready_past_a_proxy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Docker's client hands its own proxies on to every container."""
+    service = service_of(
+        printed(capsys, str(published(tmp_path, "openvino")), "--print", "compose")
+    )
+    _, _, *words = service["healthcheck"]["test"]
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/v2/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    def check(port: int) -> int:
+        command = [sys.executable, *(word.replace(":8000/", f":{port}/") for word in words)]
+        kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        env = {**kept, "http_proxy": "http://127.0.0.1:1"}
+        return subprocess.run(command, env=env, capture_output=True, check=False).returncode
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert check(server.server_port) == 0
+        finally:
+            server.shutdown()
+            thread.join()
+    assert check(1) != 0
 
 
 def test_dollars_are_not_variables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,28 @@ def test_the_default_file_is_put_aside_when_it_is_long(tmp_path: Path) -> None:
     assert LIMIT_BYTES < 1 << 30
 
 
+def test_a_log_that_was_removed_meanwhile_begins_anew(tmp_path: Path) -> None:
+    sink = Sink.open(tmp_path / "log", limit=100)
+    sink.write(b"x" * 99 + b"\n")
+    (tmp_path / "log").unlink()
+    sink.write(b"gone\n")
+    sink.write(b"new\n")
+    sink.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    assert (tmp_path / "log").read_bytes() == b"new\n"
+
+
+def test_a_log_that_cannot_be_put_aside_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "log.1" / "occupied").mkdir(parents=True)
+    sink = Sink.open(tmp_path / "log", limit=100)
+    sink.write(b"x" * 200 + b"\n")
+    sink.write(b"more\n")
+    sink.close()
+    _, told, last = (tmp_path / "log").read_text().splitlines()
+    assert told.startswith("the log cannot be put aside, and grows: ")
+    assert last == "more"
+
+
 def fifo(folder: Path) -> Path:
     os.mkfifo(folder / "fifo")
     return folder / "fifo"
