@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+
+logger = logging.getLogger(__name__)
 
 
 def take_socket() -> str | None:
@@ -14,6 +17,8 @@ def take_socket() -> str | None:
 def tell(address: str | None, state: str) -> None:
     """Sends a state such as ``READY=1``; does nothing without an address.
 
+    Nobody at the address is no reason not to serve; a warning says so.
+
     Args:
         address: A path, or ``@`` and a name in the abstract namespace.
         state: Assignments, one a line.
@@ -22,4 +27,9 @@ def tell(address: str | None, state: str) -> None:
         return
     target = f"\0{address[1:]}" if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.sendto(state.encode(), target)
+        try:
+            sender.sendto(state.encode(), target)
+        except OSError as error:
+            logger.warning(
+                "NOTIFY_SOCKET %s takes no %s: %s", address, state, error.strerror or error
+            )
