@@ -196,7 +196,7 @@ def test_an_environment_in_a_folder_with_a_space_is_handed_to_the_server(
 def test_a_drain_that_no_server_could_keep_is_refused(tmp_path: Path) -> None:
     repository = published(tmp_path, "openvino")
     with pytest.raises(typer.BadParameter, match="86400"):
-        app(["serve", str(repository), "--print", "command", "--drain=86401"], standalone_mode=False)
+        app(["serve", str(repository), "--print=command", "--drain=86401"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("form", ["command", "systemd", "compose"])

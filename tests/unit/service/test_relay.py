@@ -91,9 +91,7 @@ def test_a_reader_that_stopped_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     assert len(told) < 1 << 17
 
 
-def test_what_is_left_out_ends_with_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_out_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "MOST_BEHIND", 200_000)
     reader, writer = os.pipe()
     with Relay(Sink(writer), Sink.open(tmp_path / "ours")) as relay, open_log(relay.log) as server:
