@@ -123,6 +123,8 @@ def main() -> NoReturn:
     except OutputLostError as error:
         code = 0 if error.reader_gone else _failed(error, invocation)
     except PipelineError as error:
+        if isinstance(error, UsageError) and "--json" in _before_dashes(arguments):
+            invocation.json = True  # an option before it may have been refused
         code = _failed(error, invocation)
     except typer.TyperException as error:
         # The parser stopped before it came to the options, so their words are all there is.

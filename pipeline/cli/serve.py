@@ -10,6 +10,9 @@ import typer
 
 from pipeline.cli.options import EnvOption, Invocation, Output, served_path
 
+LONGEST_DRAIN_S = 86_400
+"""A day. Beyond 24 days poll(2), with which the wait is made, takes no time."""
+
 
 def serve(
     *,
@@ -45,6 +48,7 @@ def serve(
         typer.Option(
             metavar="SECONDS",
             min=0,
+            max=LONGEST_DRAIN_S,
             help="How long a stop waits for requests in flight; by default 5, and 30 on a GPU.",
         ),
     ] = None,

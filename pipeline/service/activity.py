@@ -85,6 +85,10 @@ def ask(url: str) -> Counters | None:
         return None
 
 
+def _totals(counters: Counters) -> tuple[float, ...]:
+    return counters.requests, counters.failed, counters.cancelled, counters.tokens or 0
+
+
 def activity(before: Counters, now: Counters, seconds: float) -> str | None:
     """Says what happened between two looks; None where nothing did.
 
@@ -95,8 +99,8 @@ def activity(before: Counters, now: Counters, seconds: float) -> str | None:
     """
     if now == before:
         return None
-    if now.requests < before.requests or (now.tokens or 0) < (before.tokens or 0):
-        before = Counters(tokens=None if now.tokens is None else 0)
+    if any(its < earlier for its, earlier in zip(_totals(now), _totals(before), strict=True)):
+        before = Counters()
     ended = int(now.requests - before.requests)
     parts = [f"{ended:,} request{'' if ended == 1 else 's'}"]
     for word, count in (

@@ -17,7 +17,7 @@ def take_socket() -> str | None:
 def tell(address: str | None, state: str) -> None:
     """Sends a state such as ``READY=1``; does nothing without an address.
 
-    Nobody there who listens is a warning: the variable may be left over from another service.
+    Nobody at the address is no reason not to serve; a warning says so.
 
     Args:
         address: A path, or ``@`` and a name in the abstract namespace.
@@ -30,5 +30,6 @@ def tell(address: str | None, state: str) -> None:
         try:
             sender.sendto(state.encode(), target)
         except OSError as error:
-            why = error.strerror or error
-            logger.warning("NOTIFY_SOCKET %s was not told %s (%s)", address, state, why)
+            logger.warning(
+                "NOTIFY_SOCKET %s takes no %s: %s", address, state, error.strerror or error
+            )

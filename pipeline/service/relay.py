@@ -108,11 +108,17 @@ class Relay:
             self._log.write(lines)
             self._read += len(lines)
         if size - self._read > MOST_BEHIND:
-            self._log.write(f"{size - self._read} bytes of the log were left out\n".encode())
-            self._read = size
+            left_out = self._line_start(size) - self._read
+            self._log.write(f"{left_out} bytes of the log were left out\n".encode())
+            self._read += left_out
         while self._said and self._voice.is_idle:
             self._voice.write(self._said.popleft())
         self._give_back()
+
+    def _line_start(self, size: int) -> int:
+        """Where the last line begins that was written up to a size."""
+        end = os.pread(self._memory.fileno(), BLOCK, size - BLOCK)
+        return size - len(end) + end.rfind(b"\n") + 1 if b"\n" in end else size
 
     def _give_back(self) -> None:
         until = self._read - RECENT_BYTES

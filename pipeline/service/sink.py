@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -41,6 +40,8 @@ class Sink:
         self._waiting = b""
         self._lost = 0
         self._why = ""
+        # What was written last may be half a line, where the disk was full within it.
+        self._at_line_start = True
 
     @classmethod
     def open(cls, path: Path, limit: int | None = None) -> Sink:
@@ -78,6 +79,7 @@ class Sink:
             while self._waiting and ready.poll(0):
                 self._admit_losses()
                 written = os.write(self._number, self._waiting[:CHUNK])
+                self._at_line_start = self._waiting[:written].endswith(b"\n")
                 self._waiting = self._waiting[written:]
         except BlockingIOError:
             return
@@ -95,12 +97,9 @@ class Sink:
         if self.path is None:
             return
         try:
-            fresh = _opened(self.path)
+            self._open_anew(self.path)
         except OSError as error:
             self.write(f"the log cannot be opened anew: {error.strerror}\n".encode())
-            return
-        os.dup2(fresh, self._number, inheritable=False)
-        os.close(fresh)
 
     def close(self) -> None:
         """Closes a file; a stream of this process stays open."""
@@ -109,21 +108,33 @@ class Sink:
 
     def _admit_losses(self) -> None:
         if self._lost:
-            note = f"{self._lost} lines of the log could not be written: {self._why}\n".encode()
-            os.write(self._number, note)
+            note = f"{self._lost} lines of the log could not be written: {self._why}\n"
+            os.write(self._number, (note if self._at_line_start else f"\n{note}").encode())
             self._lost = 0
 
     def _put_aside(self) -> None:
         if self.path is None or os.fstat(self._number).st_size <= (self._limit or 0):
             return
         try:
-            with suppress(FileNotFoundError):  # somebody removed it, and a new one begins
+            # Another server with the same log may have done it, or somebody removed the file.
+            if _is_at(self.path, self._number):
                 self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+            self._open_anew(self.path)
         except OSError as error:
             self._limit = None
-            self.write(f"the log cannot be put aside, and grows: {error.strerror}\n".encode())
-            return
-        self.reopen()
+            self.write(f"the log cannot be put aside: {error.strerror}\n".encode())
+
+    def _open_anew(self, path: Path) -> None:
+        fresh = _opened(path)
+        os.dup2(fresh, self._number, inheritable=False)
+        os.close(fresh)
+
+
+def _is_at(path: Path, number: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except FileNotFoundError:
+        return False
 
 
 def _opened(path: Path) -> int:

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 
 from pipeline.errors import SourceError
@@ -23,7 +24,7 @@ REMEMBERED_S = 60.0
 """For how long a Hub that did not answer is not asked again."""
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_DOWN = 500
+_DOWN, _TOO_MANY = 500, 429
 # When each endpoint did not answer, in monotonic seconds.
 _silent: dict[str, float] = {}
 
@@ -207,11 +208,14 @@ def _library() -> tuple[type[Exception], ...]:
 
 
 def _is_of_the_network(error: Exception) -> bool:
-    """Whether nothing answered, or only what stands in front of a Hub that is down (HTTP 5xx)."""
+    """Whether nothing answered, what answered is no Hub, or the Hub asks to come back later."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):
-        return getattr(error.response, "status_code", 0) >= _DOWN
+        status = getattr(error.response, "status_code", 0)
+        return status >= _DOWN or status == _TOO_MANY
+    if isinstance(error, JSONDecodeError):
+        return True  # the page of a proxy, or of a network that wants to be logged in to
     # An address that is none is a ValueError, too.
     network = (*_library(), ConnectionError, TimeoutError)
     return isinstance(error, network) and not isinstance(error, ValueError)

@@ -17,6 +17,9 @@ _LINK = (
     "Installation.find().link(Path(sys.argv[1]))"
 )
 
+# Placeholders that no path has, so that quoting leaves the shell's variables alone.
+_VARIABLES = {"@run@": "$run", "@key@": "$key", "@path@": "$PATH"}
+
 
 @dataclass(frozen=True)
 class ByHand:
@@ -43,6 +46,16 @@ class ByHand:
         return shlex.join(self.command)
 
 
+def _with_variables(word: str) -> str:
+    """Quotes a word for a shell that puts the values of its variables into it."""
+    quoted = shlex.quote(word)
+    # Within single quotes a variable is none, so they end before it and begin again.
+    mark = "" if quoted == word else "'"
+    for place, variable in _VARIABLES.items():
+        quoted = quoted.replace(place, f'{mark}"{variable}"{mark}')
+    return quoted
+
+
 def by_hand(
     repository: Path,
     host: str,
@@ -64,7 +77,6 @@ def by_hand(
         ServerError: It does not run with this Python.
     """
     installation = Installation.find()
-    # Placeholders that no path has, so that quoting leaves the shell's variables alone.
     folder, key, path = Path("@run@"), f"{CLOSED_APIS}:closed=@key@", "@path@"
     environment = installation.environment(folder, {"PATH": path})
     command = [
@@ -79,8 +91,8 @@ def by_hand(
         *server_flags(host, ports, key),
     ]
     shown = in_lines(command)
-    for place, variable in (("@run@", "$run"), ("@key@", "$key"), ("@path@", "$PATH")):
-        shown = shown.replace(place, f'"{variable}"')
+    for word in command:
+        shown = shown.replace(shlex.quote(word), _with_variables(word))
     link = shlex.join([sys.executable, "-c", _LINK])
     lines = [
         'run=$(mktemp -d "${TMPDIR:-/tmp}/tritonserver-XXXXXXXX") &&',

@@ -30,7 +30,9 @@ def compose_text(name: str, service: Mapping[str, Any], head: Sequence[str]) -> 
     """
     content = {"name": name, "services": {"triton": _literal(service)}}
     text = yaml.safe_dump(content, sort_keys=False, width=1000, allow_unicode=True)
-    return "".join(f"# {line}".rstrip() + "\n" for line in head) + text
+    # A path may hold a line break, which would end the comment.
+    shown = ("".join(c if c.isprintable() else "?" for c in line) for line in head)
+    return "".join(f"# {line}".rstrip() + "\n" for line in shown) + text
 
 
 def confined_service(

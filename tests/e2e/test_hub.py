@@ -34,7 +34,7 @@ class Hub(BaseHTTPRequestHandler):
     fetched: list[str]
     asked = 0
     gated = False
-    down = False
+    down = 0
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -45,7 +45,7 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         type(self).asked += 1
         if self.down:
-            self._send(503, b"", {}, body=body)
+            self._send(self.down, b"<html>Please log in</html>", {}, body=body)
         elif self.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._send(401, b"", {"X-Error-Code": "GatedRepo"}, body=body)
         elif self.path.startswith("/api/models/org/tiny/revision/"):
@@ -296,12 +296,13 @@ def test_weights_that_were_not_fetched_are_told_from_a_model_without(
     assert len(silent.taken) == 1
 
 
+@pytest.mark.parametrize("status", [503, 429, 200])
 def test_a_hub_that_is_down_is_as_one_that_is_silent(
-    tmp_path: Path, hub: tuple[type[Hub], str]
+    tmp_path: Path, hub: tuple[type[Hub], str], status: int
 ) -> None:
     handler, endpoint = hub
     _fetched_before(tmp_path)
-    handler.down = True
+    handler.down = status
     done = _run(tmp_path, endpoint, "--json", command="plan")
     assert _source(done)["status"] == "run"
     assert handler.asked == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -121,6 +122,12 @@ def test_verbose_and_quiet_exclude_each_other_wherever_they_stand() -> None:
         assert failed.stderr == (
             "error: --verbose and --quiet exclude each other. Give one of them.\n"
         )
+
+
+def test_options_that_exclude_each_other_are_refused_in_one_document() -> None:
+    failed = _cli("-v", "-q", "schema", "--json")
+    assert (failed.returncode, failed.stderr) == (2, "")
+    assert json.loads(failed.stdout)["what"] == "--verbose and --quiet exclude each other"
 
 
 def test_the_version_has_a_short_option() -> None:

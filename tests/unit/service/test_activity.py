@@ -80,6 +80,12 @@ def test_a_server_that_was_restarted_counts_from_zero() -> None:
     assert said == "in 60 s: 1 request, 2 tokens/s, 0 active, 0 waiting"
 
 
+def test_a_server_that_was_restarted_and_has_done_more_since_counts_from_zero() -> None:
+    before = Counters(requests=5, failed=3, cancelled=2, tokens=10)
+    now = Counters(requests=8, failed=0, cancelled=0, tokens=60)
+    assert activity(before, now, 60) == "in 60 s: 8 requests, 1 tokens/s"
+
+
 def test_a_server_that_does_not_answer_is_not_known() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -148,15 +154,6 @@ def test_systemd_is_told(abstract: bool, tmp_path: Path, monkeypatch: pytest.Mon
     tell(take_socket(), "READY=1")
 
 
-def test_a_manager_that_is_gone_is_no_reason_to_stop(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tell(str(tmp_path / "notify"), "READY=1")
-    assert caplog.messages == [
-        f"NOTIFY_SOCKET {tmp_path}/notify was not told READY=1 (No such file or directory)"
-    ]
-
-
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is set, a server on this machine would be looked for behind it."""
     for name in ("http_proxy", "HTTP_PROXY"):
@@ -183,3 +180,11 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.parametrize("address", ["@nobody-listens-here", "/no/such/socket", "/" + "x" * 200])
+def test_nobody_to_tell_is_no_reason_not_to_serve(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tell(address, "READY=1")
+    assert f"NOTIFY_SOCKET {address} takes no READY=1: " in caplog.text

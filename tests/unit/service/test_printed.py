@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from pipeline.cli.main import app
@@ -22,6 +23,7 @@ from pipeline.service.systemd import unit_text
 from pipeline.targets.openvino.compose import IMAGE, MOUNT
 from pipeline.targets.tensorrt.serve.container import EXIT_TIMEOUT_S
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
+from pipeline.triton.by_hand import by_hand
 from tests.conftest import PROJECT
 from tests.unit.test_launch import published
 
@@ -205,6 +207,33 @@ def test_dollars_are_not_variables(tmp_path: Path, capsys: pytest.CaptureFixture
     shutil.copytree(published(tmp_path, "openvino"), folder)
     service = service_of(printed(capsys, str(folder), "--print", "compose"))
     assert service["volumes"][0]["source"] == f"{tmp_path}/$$HOME"
+
+
+def test_a_line_break_in_a_path_does_not_end_the_comment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "two\nlines"
+    shutil.copytree(published(tmp_path, "openvino"), folder)
+    service = service_of(printed(capsys, str(folder), "--print", "compose"))
+    assert service["volumes"][0]["source"] == str(folder)
+
+
+def test_an_environment_in_a_folder_with_a_space_is_handed_to_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", "/my $venv's")
+    ports = {"grpc_port": 1, "http_port": 2, "metrics_port": 3}
+    *_, command = by_hand(tmp_path, "127.0.0.1", ports, 5).lines.partition("\nexec env ")
+    words = command.replace(" \\\n", " ").split(" LD_LIBRARY_PATH=")[0]
+    script = f"run=/the/run PATH=/old; printf %s {words}"
+    done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "PATH=/the/run/bin:/my $venv's/bin:/old"
+
+
+def test_a_drain_that_no_server_could_keep_is_refused(tmp_path: Path) -> None:
+    repository = published(tmp_path, "openvino")
+    with pytest.raises(typer.BadParameter, match="86400"):
+        app(["serve", str(repository), "--print=command", "--drain=86401"], standalone_mode=False)
 
 
 @pytest.mark.parametrize("form", ["command", "systemd", "compose"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import select
 import signal
 import threading
@@ -90,6 +92,25 @@ def test_a_reader_that_stopped_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     assert len(told) < 1 << 17
 
 
+def test_what_is_left_out_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "MOST_BEHIND", 200_000)
+    reader, writer = os.pipe()
+    with Relay(Sink(writer), Sink.open(tmp_path / "ours")) as relay, open_log(relay.log) as server:
+        os.write(server.fileno(), (b"z" * 997 + b"\n") * 1000 + b"the first half")
+        mark = 1000 * 998
+        assert wait_for(lambda: relay._read == mark, 5)
+        told = b""
+        os.write(server.fileno(), b" and the second\n")
+        while b"second" not in told and select.select([reader], [], [], 5)[0]:
+            told += os.read(reader, 1 << 16)
+    os.close(writer)
+    os.close(reader)
+    lines = told.decode().splitlines()
+    assert lines[-1] == "the first half and the second"
+    assert re.fullmatch(r"\d+ bytes of the log were left out", lines[-2])
+    assert set(lines[:-2]) == {"z" * 997}
+
+
 def test_what_a_full_or_closed_place_did_not_take_is_counted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
@@ -103,6 +124,30 @@ def test_what_a_full_or_closed_place_did_not_take_is_counted(tmp_path: Path) -> 
     assert os.read(reader, 100) == (b"2 lines of the log could not be written: Broken pipe\nfour\n")
     os.close(reader)
     sink.close()
+
+
+def test_half_a_line_on_a_full_disk_is_ended_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, write, room = Sink.open(tmp_path / "log"), os.write, [7]
+
+    def limited(number: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(number, data[: room[0]])
+        room[0] -= written
+        return written
+
+    monkeypatch.setattr(os, "write", limited)
+    sink.write(b"one\ntwo or three\n")
+    room[0] = 1000
+    sink.write(b"four\n")
+    sink.close()
+    assert (tmp_path / "log").read_text().splitlines() == [
+        *("one", "two"),
+        "1 lines of the log could not be written: No space left on device",
+        "four",
+    ]
 
 
 def test_a_full_device_is_no_reason_to_end() -> None:
@@ -169,17 +214,6 @@ def test_the_default_file_is_put_aside_when_it_is_long(tmp_path: Path) -> None:
     assert LIMIT_BYTES < 1 << 30
 
 
-def test_a_log_that_was_removed_meanwhile_begins_anew(tmp_path: Path) -> None:
-    sink = Sink.open(tmp_path / "log", limit=100)
-    sink.write(b"x" * 99 + b"\n")
-    (tmp_path / "log").unlink()
-    sink.write(b"gone\n")
-    sink.write(b"new\n")
-    sink.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
-    assert (tmp_path / "log").read_bytes() == b"new\n"
-
-
 def test_a_log_that_cannot_be_put_aside_goes_on(tmp_path: Path) -> None:
     (tmp_path / "log.1" / "occupied").mkdir(parents=True)
     sink = Sink.open(tmp_path / "log", limit=100)
@@ -187,8 +221,45 @@ def test_a_log_that_cannot_be_put_aside_goes_on(tmp_path: Path) -> None:
     sink.write(b"more\n")
     sink.close()
     _, told, last = (tmp_path / "log").read_text().splitlines()
-    assert told.startswith("the log cannot be put aside, and grows: ")
+    assert told.startswith("the log cannot be put aside: ")
     assert last == "more"
+
+
+def test_a_long_log_that_was_removed_is_begun_anew(tmp_path: Path) -> None:
+    sink = Sink.open(tmp_path / "log", limit=100)
+    (tmp_path / "log").unlink()
+    sink.write(b"1" * 149 + b"\n")
+    sink.write(b"2" * 29 + b"\n")
+    sink.close()
+    assert (tmp_path / "log").read_bytes() == b"2" * 29 + b"\n"
+
+
+def test_a_long_log_whose_folder_was_removed_grows_on(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    sink = Sink.open(folder / "log", limit=100)
+    kept = os.open(folder / "log", os.O_RDONLY)
+    (folder / "log").unlink()
+    folder.rmdir()
+    sink.write(b"1" * 149 + b"\n")
+    sink.write(b"2" * 149 + b"\n")
+    sink.close()
+    assert os.pread(kept, 1000, 150) == (
+        b"the log cannot be put aside: No such file or directory\n" + b"2" * 149 + b"\n"
+    )
+    os.close(kept)
+
+
+def test_two_servers_with_one_log_put_it_aside_once(tmp_path: Path) -> None:
+    one, other = (Sink.open(tmp_path / "log", limit=100) for _ in range(2))
+    one.write(b"1" * 149 + b"\n")
+    one.write(b"2" * 29 + b"\n")
+    other.write(b"3" * 29 + b"\n")  # into the older one still, which it finds too long
+    other.write(b"4" * 29 + b"\n")
+    one.close()
+    other.close()
+    assert (tmp_path / "log").read_bytes() == b"2" * 29 + b"\n" + b"4" * 29 + b"\n"
+    assert (tmp_path / "log.1").read_bytes() == b"1" * 149 + b"\n" + b"3" * 29 + b"\n"
 
 
 def fifo(folder: Path) -> Path:
