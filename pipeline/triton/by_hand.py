@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.triton.installation import Installation
 from pipeline.triton.running import in_lines
 from pipeline.triton.server import CLOSED_APIS, server_flags
+from pipeline.triton.surroundings import calling_threads
 
 _LINK = (
     "import sys; from pathlib import Path; from pipeline.triton.installation import Installation; "
@@ -75,6 +76,7 @@ def by_hand(
         f"--model-repository={folder}/repository",
         f"--backend-directory={folder}/backends",
         "--backend-config=python,shm-region-prefix-name=trtllm_pipeline_@key@_",
+        f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
         f"--exit-timeout-secs={exit_timeout_s}",
         *server_flags(host, ports, key),
     ]
@@ -83,6 +85,7 @@ def by_hand(
         shown = shown.replace(place, f'"{variable}"')
     link = shlex.join([sys.executable, "-c", _LINK])
     lines = [
+        "umask 077",
         'run=$(mktemp -d "${TMPDIR:-/tmp}/tritonserver-XXXXXXXX") &&',
         f'{link} "$run" &&',
         f'ln -s {shlex.quote(str(repository.resolve()))} "$run/repository" &&',

@@ -18,6 +18,7 @@ from typing import IO
 from pipeline.errors import ServerError
 from pipeline.triton import guardian
 from pipeline.triton.installation import Installation
+from pipeline.triton.surroundings import PRIVATE, calling_threads
 
 # After its own exit timeout a server that does not end is hung: a client keeps a stream open.
 HANG_S = 1.5
@@ -39,6 +40,7 @@ class ServerProcess:
         exit_timeout_s: How long a stopping server waits for requests in flight.
         log: Open file that receives the server's output.
         backends: Folders of more backends, by name.
+        variables: Names of environment variables that it gets beyond those of every server.
 
     Raises:
         ServerError: The processes could not be started.
@@ -53,6 +55,7 @@ class ServerProcess:
         log: IO[bytes],
         *,
         backends: Mapping[str, Path] | None = None,
+        variables: Sequence[str] = (),
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
@@ -70,6 +73,7 @@ class ServerProcess:
             f"--model-repository={self._link}",
             f"--backend-directory={self._runtime / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
             f"--exit-timeout-secs={exit_timeout_s}",
             *flags,
         ]
@@ -82,7 +86,8 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=installation.environment(self._runtime, os.environ),
+                env=installation.environment(self._runtime, os.environ, variables),
+                umask=PRIVATE,
                 start_new_session=True,
             )
         except OSError as error:
@@ -103,6 +108,14 @@ class ServerProcess:
     def poll(self) -> int | None:
         """Returns the exit code, or None while it runs."""
         return self._guardian.poll()
+
+    def close_regions(self) -> None:
+        """Takes the shared memory of the server from other users; before there are clients.
+
+        Boost gives it mode 0644 whatever the umask says (``fchmod`` after ``shm_open``).
+        """
+        for path in guardian.SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
+            path.chmod(0o600)
 
     def hurry(self) -> None:
         """Ends a stop that waits for requests in flight, or makes the next one not wait."""

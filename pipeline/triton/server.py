@@ -80,6 +80,8 @@ class TritonServer(RunningServer):
             backends.
         flags: More tritonserver flags, such as those for TLS. Never secrets: other users of the
             machine see them.
+        variables: Names of environment variables that the server's processes get beyond those of
+            :func:`pipeline.triton.surroundings.passed_on`.
     """
 
     def __init__(
@@ -96,11 +98,13 @@ class TritonServer(RunningServer):
         watchdog: bool = True,
         backends: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
+        variables: Sequence[str] = (),
     ) -> None:
         self.repository, self.host, self.log_file = repository, host, log_file
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
         self._backends, self._extra_flags = dict(backends or {}), tuple(flags)
+        self._variables = tuple(variables)
         self._watch = watchdog
         self._watchdog: Watchdog | None = None
         self._budget = RestartBudget()
@@ -243,6 +247,7 @@ class TritonServer(RunningServer):
             self._exit_timeout_s,
             self._log,
             backends=self._backends,
+            variables=self._variables,
         )
         stubs, next_look = LoadingStubs(), started
         while not self.answers():
@@ -258,6 +263,7 @@ class TritonServer(RunningServer):
                 raise self._explained(what, offset)
             if self._stopping.wait(POLL_S):
                 raise ServerError("the server was stopped while it started", where=self._place())
+        self._process.close_regions()
         self.ready_s = time.monotonic() - started
         # One that died just before is among them, so the watchdog notices.
         self._stubs = stubs.names | live_stubs(self._process.pid or 0)

@@ -173,6 +173,33 @@ def test_serves_and_leaves_nothing_behind(repository: Path, log: Path) -> None:
     assert "Started GRPCInferenceService" in log.read_text()
 
 
+def test_secrets_of_the_environment_reach_no_process(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "NVIDIA_API_KEY", "https_proxy")
+    for name in secrets:
+        monkeypatch.setenv(name, "not for the server")
+    monkeypatch.setenv("ONEDNN_VERBOSE", "0")
+    monkeypatch.setenv("ASKED_FOR", "yes")
+    before = os.umask(0o022)
+    try:
+        with TritonServer(repository, log_file=log, variables=["ASKED_FOR", "UNSET"]) as server:
+            health = server.health()
+            pids = [health.pid or 0, *health.stubs, _guardian_of(health.pid or 0)]
+            for pid in pids:
+                text = Path(f"/proc/{pid}/environ").read_bytes().decode()
+                assert "not for the server" not in text
+                words = text.split("\0")
+                assert {"ONEDNN_VERBOSE=0", "ASKED_FOR=yes"} <= set(words)
+                assert not {word.partition("=")[0] for word in words} & {*secrets, "UNSET"}
+            shared = regions(health.pid or 0)
+            assert len(shared) == 2
+            for path in [log, *shared]:
+                assert path.stat().st_mode & 0o077 == 0, path
+    finally:
+        os.umask(before)
+
+
 def test_listens_on_loopback_only_and_without_model_control(repository: Path, log: Path) -> None:
     with TritonServer(repository, log_file=log) as server:
         pid = str(server.health().pid)

@@ -190,6 +190,7 @@ class OpenVinoTarget:
             UsageError: An option for GPUs was given.
         """
         _refuse_gpu_options(repository, options)
+        from pipeline.targets.handed_on import named
         from pipeline.triton.server import TritonServer
 
         return TritonServer(
@@ -201,6 +202,7 @@ class OpenVinoTarget:
             metrics_port=options.metrics_port,
             watchdog=options.watchdog,
             exit_timeout_s=_patience(options),
+            variables=named(),
         )
 
     def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
