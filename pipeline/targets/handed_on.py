@@ -2,9 +2,9 @@
 
 A container inherits nothing, and the server of the wheel little
 (:mod:`pipeline.triton.surroundings`). What NCCL, Open MPI, UCX, TensorRT-LLM and CUDA read is
-handed on to a container by itself, anything else where it was named with ``--env``. Command lines have the names alone: the
-Docker client takes the values out of its own environment, so no value stands in a process list or a
-log.
+handed on to a container by itself, anything else where it was named with ``--env``. Command lines
+have the names alone: the Docker client takes the values out of its own environment, so no value
+stands in a process list or a log.
 """
 
 from __future__ import annotations

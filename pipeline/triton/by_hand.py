@@ -49,6 +49,8 @@ def by_hand(
     host: str,
     ports: dict[str, int],
     exit_timeout_s: int,
+    *,
+    http: bool = True,
 ) -> ByHand:
     """Writes what a supervisor does to start a server, for a shell.
 
@@ -59,6 +61,7 @@ def by_hand(
         host: Address to listen on.
         ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
         exit_timeout_s: Seconds that the stopping server waits for requests in flight.
+        http: Whether there is an HTTP endpoint.
 
     Raises:
         MissingDependencyError: nvidia-pytriton is not installed.
@@ -78,7 +81,7 @@ def by_hand(
         "--backend-config=python,shm-region-prefix-name=trtllm_pipeline_@key@_",
         f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
         f"--exit-timeout-secs={exit_timeout_s}",
-        *server_flags(host, ports, key),
+        *server_flags(host, ports, key, http=http),
     ]
     shown = in_lines(command)
     for place, variable in (("@run@", "$run"), ("@key@", "$key"), ("@path@", "$PATH")):

@@ -18,6 +18,7 @@ from typing import IO
 from pipeline.errors import ServerError
 from pipeline.triton import guardian
 from pipeline.triton.installation import Installation
+from pipeline.triton.owners import Owner, places
 from pipeline.triton.surroundings import PRIVATE, calling_threads
 
 # After its own exit timeout a server that does not end is hung: a client keeps a stream open.
@@ -26,6 +27,9 @@ HANG_S = 1.5
 CLEAR_UP_S = 5.0
 
 # Triton starts its Python stubs through a shell and does not quote the paths that it passes on.
+BEATS = "TRTLLM_PIPELINE_BEATS"
+"""Tells the models' processes where to show that they run (``model_repo/common/orphan.py``)."""
+
 SAFE_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
 
 
@@ -61,11 +65,14 @@ class ServerProcess:
         self._grace_s = exit_timeout_s + HANG_S
         self._hurried = False
         self._runtime = _private_folder()
+        self.beats = self._runtime / "beats"
         self._repository, self._link = repository.resolve(), self._runtime / "repository"
+        owners = places()
         settings = {
             "grace_s": self._grace_s,
             "shm_prefix": self.shm_prefix,
             "runtime": str(self._runtime),
+            "owner": str(owners / f"{self.shm_prefix}.json") if owners else None,
         }
         command = [
             *(sys.executable, "-I", "-S", str(Path(guardian.__file__)), json.dumps(settings)),
@@ -78,6 +85,8 @@ class ServerProcess:
             *flags,
         ]
         try:
+            self._owner = Owner(self.shm_prefix, self._runtime, owners)
+            self.beats.mkdir()
             installation.link(self._runtime, backends)
             self._link.symlink_to(self._repository)
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
@@ -86,8 +95,12 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=installation.environment(self._runtime, os.environ, variables),
+                env={
+                    **installation.environment(self._runtime, os.environ, variables),
+                    BEATS: str(self.beats),
+                },
                 umask=PRIVATE,
+                pass_fds=self._owner.shared,
                 start_new_session=True,
             )
         except OSError as error:
@@ -145,6 +158,7 @@ class ServerProcess:
         guardian.end_stubs(self.shm_prefix)
         guardian.remove_regions(self.shm_prefix)
         shutil.rmtree(self._runtime, ignore_errors=True)
+        self._owner.release()
 
 
 def _private_folder() -> Path:
