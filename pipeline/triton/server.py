@@ -127,6 +127,7 @@ class TritonServer(RunningServer):
         self._news: deque[str] = deque()
         self.http = http
         self._process: ServerProcess | None = None
+        self._server: int | None = None
         self._stubs: dict[int, str] = {}
         self._looked_at = 0
         self._log: IO[bytes] | None = None
@@ -286,7 +287,8 @@ class TritonServer(RunningServer):
         self._process.close_regions()
         self.ready_s = time.monotonic() - started
         # One that died just before is among them, so the watchdog notices.
-        self._stubs = stubs.names | live_stubs(self._process.pid or 0)
+        self._server = self._process.pid
+        self._stubs = stubs.names | live_stubs(self._server or 0)
         self._looked_at = offset
         self._progress = Progress(self._process.beats, self.responds, self._hung_after_s)
         self._state = "ready"
@@ -307,14 +309,17 @@ class TritonServer(RunningServer):
     def _fault(self) -> str | None:
         if self._process is None or self._process.poll() is not None:
             return "tritonserver ended by itself"
+        # Before the stubs, which die with it.
+        if signal_number := self._crashed():
+            return f"tritonserver crashed with signal {signal_number}"
+        if self._server and not is_alive(self._server):
+            return "tritonserver ended by itself"
         dead = sorted({name for pid, name in self._stubs.items() if not is_alive(pid)})
         if dead:
             return f"the Python process of model {', '.join(dead)} died"
-        signal_number = self._crashed()
-        if signal_number:
-            return f"tritonserver crashed with signal {signal_number}"
-        pid = self._process.pid
-        return self._progress.fault(pid, self._stubs) if self._progress and pid else None
+        if self._progress is None or self._server is None:
+            return None
+        return self._progress.fault(self._server, self._stubs)
 
     def _crashed(self) -> int | None:
         """The signal that the server has said to have crashed with, in lines not looked at yet."""
