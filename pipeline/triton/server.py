@@ -361,7 +361,8 @@ class TritonServer(RunningServer):
         return False
 
     def _tell(self, text: str) -> None:
-        logger.warning("%s", text)
+        # Whoever serves shows the news; on a console it would stand twice.
+        logger.info("%s", text)
         self._news.append(text)
 
     def news(self) -> list[str]:
