@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test eval gpu-acceptance gpu-check gate-proof lint format docs clean help
+.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
 	scripts/test $(BIN)/python $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+
+faults: $(STAMP)  ## Breaks the real server in ways that take long to mend
+	$(BIN)/python -m pytest tests/integration/test_server.py -m faults
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval

@@ -84,7 +84,7 @@ EnvOption = Annotated[
     typer.Option(
         "--env",
         metavar="NAME",
-        help="Hand an environment variable on to the GPU container; repeatable.",
+        help="Hand an environment variable on to the server or the GPU container; repeatable.",
         callback=_hand_on,
     ),
 ]

@@ -52,6 +52,31 @@ def serve(
             help="How long a stop waits for requests in flight; by default 5, and 30 on a GPU.",
         ),
     ] = None,
+    no_http: Annotated[
+        bool,
+        typer.Option(
+            "--no-http",
+            help="No HTTP endpoint, whose parser a hostile body can end the server with. CPU only.",
+        ),
+    ] = False,
+    hung_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="Restart a server that has shown no sign of life for so long; 0 for never. CPU "
+            "only.",
+        ),
+    ] = 60.0,
+    give_up_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="End when a server that was lost has not come back for so long; 0 for never. CPU "
+            "only.",
+        ),
+    ] = 300.0,
     devices: Annotated[
         str | None, typer.Option(help="GPUs, e.g. 0,1; the first ones by default.")
     ] = None,
@@ -89,6 +114,9 @@ def serve(
         "orchestrator": orchestrator,
         "mpirun": mpirun,
         "exit_timeout_s": drain,
+        "http": not no_http,
+        "hung_after_s": hung_after,
+        "give_up_after_s": give_up_after,
     }
     form = "command" if print_command else print_
     if form:

@@ -54,12 +54,16 @@ def serve_forever(
         stop = _Stop(server, relay)
         for number in numbers:
             signal.signal(number, stop.ask)
-        addresses = {"grpc": server.grpc_url, "http": server.http_url}
+        addresses = {"grpc": server.grpc_url}
+        if server.http:
+            addresses["http"] = server.http_url
         on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
         notify.tell(manager, "READY=1")
-        report = _Report(server.metrics_url, report_every)
+        report = _Report(server, report_every)
         while not stop.is_asked:
             server.wait(POLL_S)
+            for text in server.news():
+                relay.say(f"{_now()} {text}")
             if line := report.line():
                 relay.say(line)
         notify.tell(manager, "STOPPING=1")
@@ -102,9 +106,9 @@ class _Stop:
 class _Report:
     """Makes a line every so often, unless nothing happened."""
 
-    def __init__(self, url: str, every: float) -> None:
-        self._url, self._every = url, every
-        self._before = (ask(url) if every else None) or Counters()
+    def __init__(self, server: RunningServer, every: float) -> None:
+        self._server, self._every = server, every
+        self._before = (ask(server.metrics_url) if every else None) or Counters()
         self._since = self._next = time.monotonic()
         self._next += every
 
@@ -113,12 +117,18 @@ class _Report:
         if not self._every or now < self._next:
             return None
         self._next = now + self._every
-        counters = ask(self._url)
+        if trouble := self._server.trouble:
+            return f"{_now()} not serving: {trouble}"
+        counters = ask(self._server.metrics_url)
         if counters is None:
             return None
         said = activity(self._before, counters, now - self._since)
         self._before, self._since = counters, now
-        return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {said}" if said else None
+        return f"{_now()} {said}" if said else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @contextmanager

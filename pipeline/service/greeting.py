@@ -33,11 +33,16 @@ def greeting(
         *(f"  {name:<7}  {place}" for name, place in shown.items()),
     ]
     if (repository / BLS).is_dir():
+        curl = []
+        if "http" in addresses:
+            curl = [
+                f"  curl -s {addresses['http']}/v2/models/{BLS}/generate \\",
+                f"    -d {shlex.quote(_REQUEST)}",
+            ]
         at = f"--url {addresses['grpc']}"
         lines += [
             "try:",
-            f"  curl -s {addresses['http']}/v2/models/{BLS}/generate \\",
-            f"    -d {shlex.quote(_REQUEST)}",
+            *curl,
             f"  trtllm-pipeline generate {at} {shlex.quote(_PROMPT)}",
         ]
         if has_chat_template(repository):

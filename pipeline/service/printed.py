@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.service.systemd import unit_text
 from pipeline.serving import compose_text, serve_command
 from pipeline.triton.compose import project_name
+from pipeline.triton.running import ServerOptions
 
 Form = Literal["command", "systemd", "compose"]
 PORTS = ("grpc_port", "http_port", "metrics_port")
@@ -73,4 +74,10 @@ def _words(options: Mapping[str, Any]) -> list[str]:
         words.append(f"--drain={options['exit_timeout_s']}")
     if options["devices"] is not None:
         words.append(f"--devices={','.join(map(str, options['devices']))}")
+    if not options.get("http", True):
+        words.append("--no-http")
+    usual = ServerOptions()
+    for name in ("hung_after_s", "give_up_after_s"):
+        if options.get(name, getattr(usual, name)) != getattr(usual, name):
+            words.append(f"--{name[:-2].replace('_', '-')}={options[name]:g}")
     return [*words, *(f"--{flag}" for flag in ("orchestrator", "mpirun") if options[flag])]

@@ -140,4 +140,4 @@ def _is_at(path: Path, number: int) -> bool:
 def _opened(path: Path) -> int:
     # Without waiting for a FIFO's reader; for a file it means nothing.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.open(path, flags, 0o644)
+    return os.open(path, flags, 0o600)

@@ -1,9 +1,10 @@
-"""Which environment variables of this process reach a container, by name.
+"""Which environment variables of this process reach a server or a container, by name.
 
-A container inherits nothing. What NCCL, Open MPI, UCX, TensorRT-LLM and CUDA read is handed on by
-itself, anything else where it was named with ``--env``. Command lines have the names alone: the
-Docker client takes the values out of its own environment, so no value stands in a process list or a
-log.
+A container inherits nothing, and the server of the wheel little
+(:mod:`pipeline.triton.surroundings`). What NCCL, Open MPI, UCX, TensorRT-LLM and CUDA read is
+handed on to a container by itself, anything else where it was named with ``--env``. Command lines
+have the names alone: the Docker client takes the values out of its own environment, so no value
+stands in a process list or a log.
 """
 
 from __future__ import annotations
@@ -51,14 +52,27 @@ def handed_on(environ: Mapping[str, str] = os.environ) -> list[str]:
     Raises:
         UsageError: :data:`NAMES` has one that cannot be handed on.
     """
-    named = [name.strip() for name in environ.get(NAMES, "").split(",")]
-    named = [_checked(name, NAMES) for name in named if name]
     found = {
         name
         for name in environ
         if name.startswith(PREFIXES) and name not in OURS and not PLACES.search(name)
     }
-    return sorted(found.union(name for name in named if name in environ))
+    return sorted(found.union(name for name in named(environ) if name in environ))
+
+
+def named(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Lists the names that were given with ``--env`` or in :data:`NAMES`.
+
+    Raises:
+        UsageError: One cannot be handed on.
+    """
+    names = [name.strip() for name in environ.get(NAMES, "").split(",")]
+    return [_checked(name, NAMES) for name in names if name]
+
+
+def looks_secret(name: str) -> bool:
+    """Says whether a variable's name is one that secrets have."""
+    return bool(_SECRET.search(name))
 
 
 def hand_on(words: Iterable[str], environ: MutableMapping[str, str] = os.environ) -> None:
@@ -102,9 +116,9 @@ def _checked(name: str, where: str) -> str:
         )
     if name in OURS or name.startswith("LD_"):
         raise UsageError(
-            f"{name} is not handed on to a container",
+            f"{name} is not handed on to a server",
             where=where,
-            why="It would take the container's own programs or GPUs from it",
+            why="It would take the server's own programs or GPUs from it",
             fix="Leave it out; GPUs are chosen with serve --devices, or with CUDA_VISIBLE_DEVICES "
             "for a build",
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.triton.installation import Installation
 from pipeline.triton.running import in_lines
 from pipeline.triton.server import CLOSED_APIS, server_flags
+from pipeline.triton.surroundings import calling_threads
 
 _LINK = (
     "import sys; from pathlib import Path; from pipeline.triton.installation import Installation; "
@@ -61,6 +62,8 @@ def by_hand(
     host: str,
     ports: dict[str, int],
     exit_timeout_s: int,
+    *,
+    http: bool = True,
 ) -> ByHand:
     """Writes what a supervisor does to start a server, for a shell.
 
@@ -71,6 +74,7 @@ def by_hand(
         host: Address to listen on.
         ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
         exit_timeout_s: Seconds that the stopping server waits for requests in flight.
+        http: Whether there is an HTTP endpoint.
 
     Raises:
         MissingDependencyError: nvidia-pytriton is not installed.
@@ -87,14 +91,16 @@ def by_hand(
         f"--model-repository={folder}/repository",
         f"--backend-directory={folder}/backends",
         "--backend-config=python,shm-region-prefix-name=trtllm_pipeline_@key@_",
+        f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
         f"--exit-timeout-secs={exit_timeout_s}",
-        *server_flags(host, ports, key),
+        *server_flags(host, ports, key, http=http),
     ]
     shown = in_lines(command)
     for word in command:
         shown = shown.replace(shlex.quote(word), _with_variables(word))
     link = shlex.join([sys.executable, "-c", _LINK])
     lines = [
+        "umask 077",
         'run=$(mktemp -d "${TMPDIR:-/tmp}/tritonserver-XXXXXXXX") &&',
         f'{link} "$run" &&',
         f'ln -s {shlex.quote(str(repository.resolve()))} "$run/repository" &&',

@@ -8,8 +8,9 @@ folder. If the guardian itself is killed, the kernel kills the server.
 
     guardian.py SETTINGS_JSON SERVER_COMMAND...
 
-``SETTINGS_JSON``: {"grace_s": float, "shm_prefix": str, "runtime": str}. The exit code is the
-server's, or 128 + the number of the signal that ended it. Standard library only.
+``SETTINGS_JSON``: {"grace_s": float, "shm_prefix": str, "runtime": str, "owner": str | null}.
+The last is the file that says who owns the server (``owners.py``). The exit code is the server's,
+or 128 + the number of the signal that ended it. Standard library only.
 """
 
 from __future__ import annotations
@@ -169,6 +170,8 @@ def main() -> int:
     _clear_up(server.pid)
     remove_regions(settings["shm_prefix"])
     shutil.rmtree(settings["runtime"], ignore_errors=True)
+    if owner := settings.get("owner"):
+        Path(owner).unlink(missing_ok=True)
     return 128 - code if code is not None and code < 0 else code or 0
 
 

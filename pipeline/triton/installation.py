@@ -12,13 +12,14 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.dependencies import install
 from pipeline.errors import MissingDependencyError, ServerError
 from pipeline.triton.guardian import STUB
+from pipeline.triton.surroundings import passed_on
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,20 @@ class Installation:
         if self.libpython:
             (lib / self.libpython.name).symlink_to(self.libpython)
 
-    def environment(self, runtime: Path, base: Mapping[str, str]) -> dict[str, str]:
-        """Composes the server's environment.
+    def environment(
+        self, runtime: Path, base: Mapping[str, str], names: Iterable[str] = ()
+    ) -> dict[str, str]:
+        """Composes the server's environment; see :func:`pipeline.triton.surroundings.passed_on`.
 
         Args:
             runtime: The folder that :meth:`link` filled.
-            base: The environment to start from.
+            base: The environment to choose from.
+            names: Of further variables that the server is to have.
         """
         path = f"{runtime / 'bin'}:{sys.prefix}/bin:{base.get('PATH', os.defpath)}"
         libraries = [str(runtime / "lib"), str(self.libraries), base.get("LD_LIBRARY_PATH", "")]
         return {
-            **base,
+            **passed_on(base, names),
             # The stub's embedded interpreter finds its packages through PATH and nothing else.
             "PATH": path,
             "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),

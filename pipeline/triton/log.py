@@ -43,7 +43,7 @@ def open_log(log: LogPlace) -> IO[bytes]:
         return os.fdopen(os.dup(log.file.fileno()), "r+b", buffering=0)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        return log.open("a+b")
+        return open(log, "a+b", opener=_private)
     except OSError as error:
         raise ServerError(
             "the server's log cannot be written",
@@ -51,6 +51,11 @@ def open_log(log: LogPlace) -> IO[bytes]:
             why=error.strerror or str(error),
             fix="Give another place with --log, or let this user write to that one",
         ) from error
+
+
+def _private(path: str, flags: int) -> int:
+    # Whoever reads a log learns who asked for what; a file that is there keeps its mode.
+    return os.open(path, flags, 0o600)
 
 
 def place_of(log: LogPlace) -> Path | None:

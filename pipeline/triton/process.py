@@ -18,6 +18,8 @@ from typing import IO
 from pipeline.errors import ServerError
 from pipeline.triton import guardian
 from pipeline.triton.installation import Installation
+from pipeline.triton.owners import Owner, places
+from pipeline.triton.surroundings import PRIVATE, calling_threads
 
 # After its own exit timeout a server that does not end is hung: a client keeps a stream open.
 HANG_S = 1.5
@@ -25,6 +27,9 @@ HANG_S = 1.5
 CLEAR_UP_S = 5.0
 
 # Triton starts its Python stubs through a shell and does not quote the paths that it passes on.
+BEATS = "TRTLLM_PIPELINE_BEATS"
+"""Tells the models' processes where to show that they run (``model_repo/common/orphan.py``)."""
+
 SAFE_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
 
 
@@ -39,6 +44,7 @@ class ServerProcess:
         exit_timeout_s: How long a stopping server waits for requests in flight.
         log: Open file that receives the server's output.
         backends: Folders of more backends, by name.
+        variables: Names of environment variables that it gets beyond those of every server.
 
     Raises:
         ServerError: The processes could not be started.
@@ -53,16 +59,20 @@ class ServerProcess:
         log: IO[bytes],
         *,
         backends: Mapping[str, Path] | None = None,
+        variables: Sequence[str] = (),
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
         self._hurried = False
         self._runtime = _private_folder()
+        self.beats = self._runtime / "beats"
         self._repository, self._link = repository.resolve(), self._runtime / "repository"
+        owners = places()
         settings = {
             "grace_s": self._grace_s,
             "shm_prefix": self.shm_prefix,
             "runtime": str(self._runtime),
+            "owner": str(owners / f"{self.shm_prefix}.json") if owners else None,
         }
         command = [
             *(sys.executable, "-I", "-S", str(Path(guardian.__file__)), json.dumps(settings)),
@@ -70,10 +80,13 @@ class ServerProcess:
             f"--model-repository={self._link}",
             f"--backend-directory={self._runtime / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
             f"--exit-timeout-secs={exit_timeout_s}",
             *flags,
         ]
         try:
+            self._owner = Owner(self.shm_prefix, self._runtime, owners)
+            self.beats.mkdir()
             installation.link(self._runtime, backends)
             self._link.symlink_to(self._repository)
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
@@ -82,7 +95,12 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=installation.environment(self._runtime, os.environ),
+                env={
+                    **installation.environment(self._runtime, os.environ, variables),
+                    BEATS: str(self.beats),
+                },
+                umask=PRIVATE,
+                pass_fds=self._owner.shared,
                 start_new_session=True,
             )
         except OSError as error:
@@ -103,6 +121,14 @@ class ServerProcess:
     def poll(self) -> int | None:
         """Returns the exit code, or None while it runs."""
         return self._guardian.poll()
+
+    def close_regions(self) -> None:
+        """Takes the shared memory of the server from other users; before there are clients.
+
+        Boost gives it mode 0644 whatever the umask says (``fchmod`` after ``shm_open``).
+        """
+        for path in guardian.SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
+            path.chmod(0o600)
 
     def hurry(self) -> None:
         """Ends a stop that waits for requests in flight, or makes the next one not wait."""
@@ -132,6 +158,7 @@ class ServerProcess:
         guardian.end_stubs(self.shm_prefix)
         guardian.remove_regions(self.shm_prefix)
         shutil.rmtree(self._runtime, ignore_errors=True)
+        self._owner.release()
 
 
 def _private_folder() -> Path:

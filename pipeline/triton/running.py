@@ -15,6 +15,13 @@ from typing_extensions import Self
 from pipeline.triton.memory import Memory
 from pipeline.triton.ports import local_address
 
+HUNG_AFTER_S = 60.0
+GIVE_UP_AFTER_S = 300.0
+PROBE_TIMEOUT_S = 2.0
+_READY = "/inference.GRPCInferenceService/ServerReady"
+# The message ServerReadyResponse with ready = true.
+_IS_READY = b"\x08\x01"
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -27,6 +34,11 @@ class ServerOptions:
         orchestrator: One server that spawns a worker per rank.
         mpirun: Start an engine of one rank under ``mpirun`` too.
         watchdog: Restart a server that died (targets whose server this package supervises).
+        hung_after_s: Seconds without a sign of life after which the watchdog restarts a server; 0
+            for never.
+        give_up_after_s: Seconds of starts that fail, after which the watchdog gives up; 0 for
+            never.
+        http: Whether there is an HTTP endpoint.
         exit_timeout_s: Seconds that a stopping server waits for requests in flight; None leaves
             the target's own.
     """
@@ -39,6 +51,9 @@ class ServerOptions:
     orchestrator: bool = False
     mpirun: bool = False
     watchdog: bool = True
+    hung_after_s: float = HUNG_AFTER_S
+    give_up_after_s: float = GIVE_UP_AFTER_S
+    http: bool = True
     exit_timeout_s: int | None = None
 
 
@@ -64,6 +79,7 @@ class RunningServer(ABC):
         host: Address that the endpoints listen on.
         grpc_port: Port of the gRPC endpoint, and so on for the others.
         ready_s: Seconds it took to become ready; None until then.
+        http: Whether it has an HTTP endpoint.
     """
 
     host: str
@@ -71,6 +87,7 @@ class RunningServer(ABC):
     http_port: int
     metrics_port: int
     ready_s: float | None
+    http: bool = True
 
     @abstractmethod
     def start(self) -> Self:
@@ -129,15 +146,45 @@ class RunningServer(ABC):
 
     def answers(self) -> bool:
         """Asks whether every model is ready; False also when the server does not answer."""
+        if not self.http:
+            return self._grpc_answer() == _IS_READY
+        return self._http_status() == http.client.OK
+
+    def responds(self) -> bool:
+        """Asks whether the server answers anything, over HTTP or else over gRPC."""
+        if self.http and self._http_status() is not None:
+            return True
+        return self._grpc_answer() is not None
+
+    def news(self) -> list[str]:
+        """Returns what happened to the server since the last call, as sentences."""
+        return []
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it does not serve at the moment; None while it does."""
+        return None
+
+    def _http_status(self) -> int | None:
         connection = http.client.HTTPConnection(
-            local_address(self.host), self.http_port, timeout=2.0
+            local_address(self.host), self.http_port, timeout=PROBE_TIMEOUT_S
         )
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/v2/health/ready")
-                return connection.getresponse().status == http.client.OK
+                return connection.getresponse().status
             except (OSError, http.client.HTTPException):
-                return False
+                return None
+
+    def _grpc_answer(self) -> bytes | None:
+        # Nobody else who serves needs gRPC, whose import takes a moment.
+        import grpc
+
+        with grpc.insecure_channel(self.grpc_url) as channel:
+            try:
+                return bytes(channel.unary_unary(_READY)(b"", timeout=PROBE_TIMEOUT_S))
+            except grpc.RpcError:
+                return None
 
     def __enter__(self) -> Self:
         return self.start()

@@ -4,7 +4,12 @@ A Python stub that dies takes its requests with it: clients wait forever, and Tr
 itself healthy. Unloading and loading the model brings the model back, but not those clients, and it
 needs Triton's model control API, with which anyone who reaches the port can replace the models. So
 the watchdog restarts the whole server, on the same ports: requests in flight end with an error that
-clients understand, a crash of the server itself is mended in the same way, and the API stays off.
+clients understand, a crash of the server itself is mended in the same way, and the API stays off. A
+process that lives and does nothing (:mod:`pipeline.triton.progress`) is taken for a dead one.
+
+A server that was ready once is restarted as often as it takes, with growing pauses. What its starts
+then fail of is the machine's, a full disk or little memory, and nobody here can tell whether it
+passes; so only time ends it.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +29,13 @@ from pipeline.triton.failure import crash_signal, find_cause, has_given_up
 from pipeline.triton.installation import Installation
 from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
+from pipeline.triton.owners import places, sweep
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
-from pipeline.triton.running import RunningServer
+from pipeline.triton.progress import Progress
+from pipeline.triton.running import GIVE_UP_AFTER_S, HUNG_AFTER_S, RunningServer
 from pipeline.triton.stubs import LoadingStubs, is_alive, live_stubs
-from pipeline.triton.watchdog import RestartBudget, Watchdog
+from pipeline.triton.watchdog import Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +82,17 @@ class TritonServer(RunningServer):
         exit_timeout_s: Seconds that a stopping server waits for requests in flight. The whole stop
             takes up to four seconds more.
         ready_timeout_s: Seconds that loading the models may take.
-        watchdog: Restart the server when it or one of its Python stubs dies, at most three times
-            within a minute.
+        watchdog: Restart the server when it or one of its Python stubs dies or hangs.
+        hung_after_s: Seconds without a sign of life after which one is taken for hung; 0 for never.
+        give_up_after_s: Seconds of starts that fail, after which the watchdog gives up; 0 for
+            never.
+        http: Whether there is an HTTP endpoint.
         backends: Folders of more backends than Python's, by name, as in Triton's own folder of
             backends.
         flags: More tritonserver flags, such as those for TLS. Never secrets: other users of the
             machine see them.
+        variables: Names of environment variables that the server's processes get beyond those of
+            :func:`pipeline.triton.surroundings.passed_on`.
     """
 
     def __init__(
@@ -94,17 +107,27 @@ class TritonServer(RunningServer):
         exit_timeout_s: int = EXIT_TIMEOUT_S,
         ready_timeout_s: float = 120.0,
         watchdog: bool = True,
+        hung_after_s: float = HUNG_AFTER_S,
+        give_up_after_s: float = GIVE_UP_AFTER_S,
+        http: bool = True,
         backends: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
+        variables: Sequence[str] = (),
     ) -> None:
         self.repository, self.host, self.log_file = repository, host, log_file
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
         self._backends, self._extra_flags = dict(backends or {}), tuple(flags)
+        self._variables = tuple(variables)
         self._watch = watchdog
         self._watchdog: Watchdog | None = None
-        self._budget = RestartBudget()
+        self._hung_after_s, self._give_up_after_s = hung_after_s, give_up_after_s
+        self._backoff = Backoff()
+        self._progress: Progress | None = None
+        self._news: deque[str] = deque()
+        self.http = http
         self._process: ServerProcess | None = None
+        self._server: int | None = None
         self._stubs: dict[int, str] = {}
         self._looked_at = 0
         self._log: IO[bytes] | None = None
@@ -139,6 +162,8 @@ class TritonServer(RunningServer):
         self._ended.clear()
         self._failure, self._passing = None, False
         self._log = open_log(self.log_file)
+        if swept := sweep(places()):
+            self._tell(f"removed what killed servers had left: {', '.join(swept)}")
         try:
             self._launch_or_once_more()
         except BaseException:
@@ -215,7 +240,7 @@ class TritonServer(RunningServer):
             "http_port": self.http_port,
             "metrics_port": self.metrics_port,
         }
-        return [*server_flags(self.host, ports, key), *self._extra_flags]
+        return [*server_flags(self.host, ports, key, http=self.http), *self._extra_flags]
 
     def _launch_or_once_more(self) -> None:
         try:
@@ -243,6 +268,7 @@ class TritonServer(RunningServer):
             self._exit_timeout_s,
             self._log,
             backends=self._backends,
+            variables=self._variables,
         )
         stubs, next_look = LoadingStubs(), started
         while not self.answers():
@@ -258,10 +284,13 @@ class TritonServer(RunningServer):
                 raise self._explained(what, offset)
             if self._stopping.wait(POLL_S):
                 raise ServerError("the server was stopped while it started", where=self._place())
+        self._process.close_regions()
         self.ready_s = time.monotonic() - started
         # One that died just before is among them, so the watchdog notices.
-        self._stubs = stubs.names | live_stubs(self._process.pid or 0)
+        self._server = self._process.pid
+        self._stubs = stubs.names | live_stubs(self._server or 0)
         self._looked_at = offset
+        self._progress = Progress(self._process.beats, self.responds, self._hung_after_s)
         self._state = "ready"
 
     def _explained(self, what: str, offset: int, seen: str | None = None) -> ServerError:
@@ -280,11 +309,17 @@ class TritonServer(RunningServer):
     def _fault(self) -> str | None:
         if self._process is None or self._process.poll() is not None:
             return "tritonserver ended by itself"
+        # Before the stubs, which die with it.
+        if signal_number := self._crashed():
+            return f"tritonserver crashed with signal {signal_number}"
+        if self._server and not is_alive(self._server):
+            return "tritonserver ended by itself"
         dead = sorted({name for pid, name in self._stubs.items() if not is_alive(pid)})
         if dead:
             return f"the Python process of model {', '.join(dead)} died"
-        signal_number = self._crashed()
-        return f"tritonserver crashed with signal {signal_number}" if signal_number else None
+        if self._progress is None or self._server is None:
+            return None
+        return self._progress.fault(self._server, self._stubs)
 
     def _crashed(self) -> int | None:
         """The signal that the server has said to have crashed with, in lines not looked at yet."""
@@ -296,15 +331,15 @@ class TritonServer(RunningServer):
     def _recover(self, fault: str) -> bool:
         """Runs in the watchdog's thread; False ends the watch."""
         self._state, self._error = "recovering", fault
-        logger.warning("%s; restarting tritonserver", fault)
+        since = time.monotonic()
         while not self._stopping.is_set():
             if self._process:
                 # Requests of a dead stub never end; waiting for them is in vain.
                 self._process.stop(at_once=True)
                 self._process = None
-            if not self._budget.take():
-                logger.error("%s; giving up after %d restarts", self._error, self._budget.limit)
-                self._fail("Triton was restarted too often and has been stopped")
+            pause_s = self._backoff.pause_s()
+            self._tell(f"{self._error}; starting Triton again{_in(pause_s)}")
+            if self._stopping.wait(pause_s):
                 return False
             try:
                 self._launch()
@@ -312,8 +347,32 @@ class TritonServer(RunningServer):
                 self._state, self._error = "recovering", str(error)
             else:
                 self._restarts += 1
+                self._backoff.ready()
+                took = time.monotonic() - since
+                self._tell(f"ready again after {took:.1f} s; restarts so far: {self._restarts}")
                 return True
+            tried_s = time.monotonic() - since
+            if self._give_up_after_s and tried_s >= self._give_up_after_s:
+                self._fail(f"Triton did not come back in {tried_s:.0f} s and has been given up")
+                break
+        if self._process:
+            self._process.stop(at_once=True)
+            self._process = None
         return False
+
+    def _tell(self, text: str) -> None:
+        # Whoever serves shows the news; on a console it would stand twice.
+        logger.info("%s", text)
+        self._news.append(text)
+
+    def news(self) -> list[str]:
+        """Returns what the watchdog saw and did since the last call, as sentences."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it does not serve at the moment; None while it does."""
+        return self._error if self._state == "recovering" else None
 
     def _watch_failed(self, error: Exception) -> None:
         self._error = repr(error)
@@ -325,19 +384,30 @@ class TritonServer(RunningServer):
         self._ended.set()
 
 
-def server_flags(host: str, ports: Mapping[str, int], key: str) -> list[str]:
+def _in(pause_s: float) -> str:
+    return f" in {pause_s:.0f} s" if pause_s else ""
+
+
+def server_flags(host: str, ports: Mapping[str, int], key: str, *, http: bool = True) -> list[str]:
     """Returns the flags that every server of the wheel gets.
 
     Args:
         host: Address of all three endpoints.
         ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
         key: Which APIs are closed, and the key that would open them.
+        http: Whether there is an HTTP endpoint.
     """
     return [
-        f"--http-restricted-api={key}",
+        *(
+            [
+                f"--http-restricted-api={key}",
+                f"--http-address={host}",
+                f"--http-port={ports['http_port']}",
+            ]
+            if http
+            else ["--allow-http=false"]
+        ),
         f"--grpc-restricted-protocol={key}",
-        f"--http-address={host}",
-        f"--http-port={ports['http_port']}",
         f"--grpc-address={host}",
         f"--grpc-port={ports['grpc_port']}",
         f"--metrics-address={host}",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.triton.guardian import STUB, children
+from pipeline.triton.progress import state_of
 
 # Between the death of a stub and the moment at which Triton has noticed it by itself.
 NOTICED_S = 2.0
@@ -67,12 +68,7 @@ class LoadingStubs:
 
 def is_alive(pid: int) -> bool:
     """Says whether a process runs; a zombie that its parent never collects does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    # The state follows the command name, which is in parentheses and may hold anything.
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    return state_of(pid) not in (None, "Z", "X")
 
 
 def _model(pid: int) -> str | None:

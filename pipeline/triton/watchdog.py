@@ -5,42 +5,45 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 0.5
-MAX_RESTARTS = 3
-WINDOW_S = 60.0
+CALM_S = 60.0
+MOST_PAUSE_S = 30.0
 
 
-class RestartBudget:
-    """At most ``limit`` restarts within ``window_s`` seconds.
+class Backoff:
+    """How long to wait before each of several restarts in a row: 0, 1, 2, 4, ... seconds.
 
     Args:
+        most_s: The longest wait.
+        calm_s: A server that was ready for so long begins a new row.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        limit: int = MAX_RESTARTS,
-        window_s: float = WINDOW_S,
+        most_s: float = MOST_PAUSE_S,
+        calm_s: float = CALM_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.limit, self.window_s = limit, window_s
-        self._clock = clock
-        self._times: deque[float] = deque()
+        self._most_s, self._calm_s, self._clock = most_s, calm_s, clock
+        self._pause_s = 0.0
+        self._ready: float | None = None
 
-    def take(self) -> bool:
-        """Uses one restart up; False when there is none left."""
-        now = self._clock()
-        while self._times and now - self._times[0] >= self.window_s:
-            self._times.popleft()
-        if len(self._times) >= self.limit:
-            return False
-        self._times.append(now)
-        return True
+    def ready(self) -> None:
+        """Notes that the server is ready."""
+        self._ready = self._clock()
+
+    def pause_s(self) -> float:
+        """Returns the seconds to wait before the next restart."""
+        if self._ready is not None and self._clock() - self._ready >= self._calm_s:
+            self._pause_s = 0.0
+        self._ready = None
+        pause, self._pause_s = self._pause_s, min(2 * self._pause_s or 1.0, self._most_s)
+        return pause
 
 
 class Watchdog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import http.client
 import os
 import queue
 import shutil
@@ -15,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +100,9 @@ def log(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def counting(url: str, count: int) -> Iterator[queue.Queue[int | Exception | None]]:
+def counting(
+    url: str, count: int, model: str = "counter"
+) -> Iterator[queue.Queue[int | Exception | None]]:
     """A stream of the counter model: its numbers, None at the end, or the error."""
     client = grpcclient.InferenceServerClient(url)
     answers: queue.Queue[int | Exception | None] = queue.Queue()
@@ -114,7 +118,7 @@ def counting(url: str, count: int) -> Iterator[queue.Queue[int | Exception | Non
     client.start_stream(on_answer)
     tensor = grpcclient.InferInput("count", [1], "INT32")
     tensor.set_data_from_numpy(np.array([count], np.int32))
-    client.async_stream_infer("counter", [tensor], enable_empty_final_response=True)
+    client.async_stream_infer(model, [tensor], enable_empty_final_response=True)
     try:
         yield answers
     finally:
@@ -171,6 +175,33 @@ def test_serves_and_leaves_nothing_behind(repository: Path, log: Path) -> None:
     # Files that no manifest lists would make the repository look changed.
     assert not list(repository.rglob("__pycache__"))
     assert "Started GRPCInferenceService" in log.read_text()
+
+
+def test_secrets_of_the_environment_reach_no_process(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MY_PASSWORD", "NVIDIA_API_KEY", "https_proxy")
+    for name in secrets:
+        monkeypatch.setenv(name, "not for the server")
+    monkeypatch.setenv("ONEDNN_VERBOSE", "0")
+    monkeypatch.setenv("ASKED_FOR", "yes")
+    before = os.umask(0o022)
+    try:
+        with TritonServer(repository, log_file=log, variables=["ASKED_FOR", "UNSET"]) as server:
+            health = server.health()
+            pids = [health.pid or 0, *health.stubs, _guardian_of(health.pid or 0)]
+            for pid in pids:
+                text = Path(f"/proc/{pid}/environ").read_bytes().decode()
+                assert "not for the server" not in text
+                words = text.split("\0")
+                assert {"ONEDNN_VERBOSE=0", "ASKED_FOR=yes"} <= set(words)
+                assert not {word.partition("=")[0] for word in words} & {*secrets, "UNSET"}
+            shared = regions(health.pid or 0)
+            assert len(shared) == 2
+            for path in [log, *shared]:
+                assert path.stat().st_mode & 0o077 == 0, path
+    finally:
+        os.umask(before)
 
 
 def test_listens_on_loopback_only_and_without_model_control(repository: Path, log: Path) -> None:
@@ -521,28 +552,119 @@ def _guardian_of(server: int) -> int:
     return int(stat.rpartition(")")[2].split()[1])
 
 
-def test_gives_up_when_the_model_cannot_come_back(repository: Path, log: Path) -> None:
+@pytest.mark.parametrize(
+    "whom", ["counter", pytest.param("tritonserver", marks=pytest.mark.faults)]
+)
+def test_recovers_from_a_process_that_was_stopped(repository: Path, log: Path, whom: str) -> None:
     with TritonServer(repository, log_file=log) as server:
+        health = server.health()
+        pids = {name: pid for pid, name in health.stubs.items()}
+        with counting(server.grpc_url, 100_000) as answers:
+            assert answers.get(timeout=10) == 0
+            os.kill({**pids, "tritonserver": health.pid or 0}[whom], signal.SIGSTOP)
+            while not isinstance(answers.get(timeout=30), Exception):
+                pass
+        assert wait_for(lambda: server.health().restarts == 1, 30)
+        assert f"{whom} was stopped by a signal" in str(server.health().error)
+        assert numbers(server.grpc_url, 3) == [0, 1, 2]
+    assert not any(is_alive(pid) for pid in [health.pid or 0, *health.stubs])
+
+
+@pytest.mark.faults
+def test_recovers_from_a_model_that_keeps_the_interpreters_lock(
+    repository: Path, log: Path
+) -> None:
+    write_counter(repository, "hanging", "import orphan; orphan.end_with_parent(period_s=0.1)\n")
+    version = repository / "hanging" / "1"
+    shutil.copy(PROJECT / "model_repo/common/orphan.py", version)
+    model = (version / "model.py").read_text()
+    (version / "model.py").write_text(
+        # As an engine's step that never ends does.
+        model.replace(
+            "        for index in range(count):",
+            "        if count == 13:\n"
+            "            import ctypes; ctypes.PyDLL(None).sleep(600)\n"
+            "        for index in range(count):",
+        )
+    )
+    with TritonServer(repository, log_file=log, hung_after_s=3) as server:
+        time.sleep(5)
+        assert server.health().restarts == 0
+        with counting(server.grpc_url, 13, "hanging"):
+            assert wait_for(lambda: server.health().restarts == 1, 30)
+        assert "model hanging has not moved for 3 s" in str(server.health().error)
+        assert numbers(server.grpc_url, 3) == [0, 1, 2]
+
+
+def test_serves_without_http(repository: Path, log: Path) -> None:
+    with TritonServer(repository, log_file=log, http=False) as server:
+        assert wait_for(lambda: len(listeners(str(server.health().pid))) == 2, 10)
+        assert server.answers()
+        assert server.responds()
+        assert numbers(server.grpc_url, 2) == [0, 1]
+
+
+def test_gives_up_when_the_model_does_not_come_back_in_time(repository: Path, log: Path) -> None:
+    with TritonServer(repository, log_file=log, give_up_after_s=3) as server:
         (repository / "counter/1/answers.py").write_text("raise RuntimeError('disk is gone')\n")
         stub = next(pid for pid, name in server.health().stubs.items() if name == "counter")
         os.kill(stub, signal.SIGKILL)
-        with pytest.raises(ServerError, match="restarted too often") as caught:
+        with pytest.raises(ServerError, match=r"did not come back in \d+ s") as caught:
             server.wait(60)
         assert "disk is gone" in str(caught.value)
         assert server.health().state == "failed"
         assert server.health().pid is None
 
 
-def test_a_restart_that_the_machine_refuses_counts_as_one_that_failed(
+def test_a_cause_that_passes_ends_nothing(repository: Path, log: Path) -> None:
+    with TritonServer(repository, log_file=log) as server:
+        answers = repository / "counter/1/answers.py"
+        text = answers.read_text()
+        answers.write_text("raise RuntimeError('disk is gone')\n")
+        os.kill(server.health().pid or 0, signal.SIGKILL)
+        assert wait_for(lambda: "disk is gone" in str(server.trouble), 20)
+        answers.write_text(text)
+        assert wait_for(lambda: server.health().state == "ready", 30)
+        assert numbers(server.grpc_url, 2) == [0, 1]
+        news = server.news()
+    assert news[0] == "tritonserver ended by itself; starting Triton again"
+    assert "disk is gone" in news[1]
+    assert "starting Triton again in 1 s" in news[1]
+    assert "ready again after" in news[-1]
+    assert server.trouble is None
+
+
+@pytest.mark.faults
+def test_nested_json_does_not_end_the_service(repository: Path, log: Path) -> None:
+    """Triton's HTTP front parses without a bound on depth; more often than a budget would have."""
+    with TritonServer(repository, log_file=log) as server:
+        for restarts in range(1, 5):
+            with pytest.raises((OSError, http.client.HTTPException)):
+                urllib.request.urlopen(
+                    f"{server.http_url}/v2/models/counter/generate", b"[" * 300_000, timeout=10
+                )
+            assert wait_for(
+                lambda wanted=restarts: (
+                    server.health().restarts == wanted  # type: ignore[misc]
+                    and server.health().state == "ready"
+                ),
+                30,
+            )
+        # Its Python processes died with it, and are not what is named.
+        assert str(server.health().error).startswith("tritonserver ")
+        assert numbers(server.grpc_url, 2) == [0, 1]
+
+
+def test_a_restart_that_the_machine_refuses_is_one_that_failed(
     repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with TritonServer(repository, log_file=log) as server:
+    with TritonServer(repository, log_file=log, give_up_after_s=1) as server:
         monkeypatch.setattr("pipeline.triton.server.ServerProcess", refused)
         os.kill(server.health().pid or 0, signal.SIGKILL)
-        with pytest.raises(ServerError, match="restarted too often") as caught:
+        with pytest.raises(ServerError, match="did not come back") as caught:
             server.wait(60)
     assert "No space left on device" in str(caught.value)
 
@@ -576,6 +698,44 @@ def test_a_stub_that_nobody_is_left_to_end_ends_itself(repository: Path, log: Pa
     assert wait_for(lambda: not any(is_alive(pid) for pid in [server, *stubs]), 20)
     for path in shared:
         path.unlink(missing_ok=True)
+
+
+def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
+    repository: Path, log: Path, tmp_path: Path
+) -> None:
+    """With two other servers, of which one lives and one belongs to nobody that is known."""
+    stranger = SHARED_MEMORY / f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_stranger"
+    stranger.touch()
+    counter = write_counter(tmp_path / "third", "counter")
+    try:
+        with (
+            TritonServer(counter, log_file=tmp_path / "third.log") as other,
+            _supervisor(repository, log) as (supervisor, server),
+        ):
+            guardian, stubs, shared = _guardian_of(server), live_stubs(server), regions(server)
+            environment = Path(f"/proc/{server}/environ").read_bytes().decode().split("\0")
+            beats = next(w for w in environment if w.startswith("TRTLLM_PIPELINE_BEATS="))
+            runtime = Path(beats.partition("=")[2]).parent
+            for stub in stubs:
+                # One that is stopped cannot end by itself.
+                os.kill(stub, signal.SIGSTOP)
+            os.kill(supervisor.pid, signal.SIGKILL)
+            os.kill(guardian, signal.SIGKILL)
+            assert wait_for(lambda: not is_alive(server), 10)
+            assert len(stubs) == len(shared) == 2
+            assert all(is_alive(pid) for pid in stubs)
+            assert runtime.is_dir()
+            with TritonServer(counter, log_file=tmp_path / "next.log") as following:
+                assert not any(is_alive(pid) for pid in stubs)
+                assert not any(path.exists() for path in shared)
+                assert not runtime.exists()
+                assert "removed what killed servers had left" in following.news()[0]
+            assert numbers(other.grpc_url, 3) == [0, 1, 2]
+            assert other.health().restarts == 0
+            assert len(regions(other.health().pid or 0)) == 1
+        assert stranger.exists()
+    finally:
+        stranger.unlink()
 
 
 def test_a_killed_supervisor_leaves_nothing(repository: Path, log: Path) -> None:

@@ -190,6 +190,7 @@ class OpenVinoTarget:
             UsageError: An option for GPUs was given.
         """
         _refuse_gpu_options(repository, options)
+        from pipeline.targets.handed_on import named
         from pipeline.triton.server import TritonServer
 
         return TritonServer(
@@ -200,7 +201,11 @@ class OpenVinoTarget:
             http_port=options.http_port,
             metrics_port=options.metrics_port,
             watchdog=options.watchdog,
+            hung_after_s=options.hung_after_s,
+            give_up_after_s=options.give_up_after_s,
+            http=options.http,
             exit_timeout_s=_patience(options),
+            variables=named(),
         )
 
     def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
@@ -218,7 +223,7 @@ class OpenVinoTarget:
             "http_port": options.http_port,
             "metrics_port": options.metrics_port,
         }
-        return by_hand(repository, options.host, ports, _patience(options))
+        return by_hand(repository, options.host, ports, _patience(options), http=options.http)
 
     def compose(self, repository: Path, options: ServerOptions) -> str:
         """Writes a compose file of an image that ``docker/cpu.Dockerfile`` makes.
@@ -228,6 +233,13 @@ class OpenVinoTarget:
         """
         _refuse_gpu_options(repository, options)
         from pipeline.targets.openvino.compose import compose_file
+
+        if not options.http:
+            raise UsageError(
+                "--no-http does not go with a compose file",
+                why="Its health check asks over HTTP",
+                fix="Leave it out, and take the HTTP port from the file's ports",
+            )
 
         return compose_file(repository, options, _patience(options))
 

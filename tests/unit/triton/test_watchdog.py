@@ -10,21 +10,26 @@ import pytest
 
 from pipeline.triton import watchdog
 from pipeline.triton.stubs import is_alive
-from pipeline.triton.watchdog import RestartBudget, Watchdog
+from pipeline.triton.watchdog import Backoff, Watchdog
 
 
 def _fails(error: Exception) -> None:
     raise AssertionError(error)
 
 
-def test_budget_refills_as_time_passes() -> None:
+def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_calm_while() -> None:
     now = 0.0
-    budget = RestartBudget(limit=3, window_s=60.0, clock=lambda: now)
-    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    backoff = Backoff(most_s=10.0, calm_s=60.0, clock=lambda: now)
+    assert [backoff.pause_s() for _ in range(7)] == [0, 1, 2, 4, 8, 10, 10]
+    backoff.ready()
     now = 59.9
-    assert not budget.take()
-    now = 60.0
-    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    assert backoff.pause_s() == 10
+    # A start that failed in between is no calm while.
+    now = 200.0
+    assert backoff.pause_s() == 10
+    backoff.ready()
+    now = 260.0
+    assert [backoff.pause_s() for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_fault_is_reported_until_the_recovery_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

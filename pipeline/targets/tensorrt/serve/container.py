@@ -24,6 +24,7 @@ ENGINE_CONFIG = f"{ENGINE}/1/engine/config.json"
 ENGINE_MANIFEST = f"{ENGINE}/1/engine/engine.json"
 EXIT_TIMEOUT_S = 30
 CHECK_TIMEOUT_S = 3.0
+CALLING_THREADS = 256
 
 # Open MPI binds each of at most two processes to one core, which tritonserver's threads and Python
 # models would share.
@@ -169,6 +170,9 @@ def _rank(rank: int, repository: str, endpoints: Endpoints, exit_timeout_s: int)
         f"--exit-timeout-secs={exit_timeout_s}",
         # Ranks share /dev/shm; with one prefix they would remove each other's regions.
         f"--backend-config=python,shm-region-prefix-name=trtllm_pipeline_rank{rank}_",
+        # Each call that waits for its model's first response holds one; Triton's 32 make the
+        # streams of more clients stall.
+        f"--backend-config=python,thread-pool-size={CALLING_THREADS}",
         "--log-format=ISO8601",
     ]
 

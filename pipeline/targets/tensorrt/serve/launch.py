@@ -81,7 +81,12 @@ def patience(options: ServerOptions) -> int:
 
 
 def endpoints(options: ServerOptions) -> Endpoints:
-    """Returns the address and ports asked for, as they are: free or not."""
+    """Returns the address and ports asked for, as they are: free or not.
+
+    Raises:
+        UsageError: No HTTP endpoint was asked for.
+    """
+    _check_http(options)
     return Endpoints(
         options.host,
         http=options.http_port,
@@ -95,10 +100,21 @@ def free_endpoints(options: ServerOptions) -> Endpoints:
 
     Raises:
         ServerError: A port is in use, not allowed, or the address is not this machine's.
+        UsageError: No HTTP endpoint was asked for.
     """
+    _check_http(options)
     asked = {"gRPC": options.grpc_port, "HTTP": options.http_port, "metrics": options.metrics_port}
     ports = reserve(options.host, asked)
     return Endpoints(options.host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
+
+
+def _check_http(options: ServerOptions) -> None:
+    if not options.http:
+        raise UsageError(
+            "--no-http is for repositories of the CPU",
+            why="The ranks' readiness is asked for over HTTP",
+            fix="Leave it out; the HTTP port listens on loopback unless --host says otherwise",
+        )
 
 
 def engine_manifest(repository: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ServerError
+from pipeline.targets.handed_on import handed_on, looks_secret
 from pipeline.targets.tensorrt.serve.container import (
     ENGINE,
     MOUNT,
@@ -23,6 +24,7 @@ from pipeline.targets.tensorrt.serve.launch import Launch
 from pipeline.triton.log import LogPlace, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.running import RunningServer
+from pipeline.triton.surroundings import PRIVATE
 
 # Reading a 70B engine from a slow disk takes minutes; so does pulling the image for the first time.
 READY_TIMEOUT_S = 1800.0
@@ -142,6 +144,7 @@ class LaunchedServer(RunningServer):
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
+                umask=PRIVATE,
                 # Ctrl-C reaches this process only, which then stops the server in order.
                 start_new_session=True,
             )
@@ -153,6 +156,10 @@ class LaunchedServer(RunningServer):
     def _environment(self) -> dict[str, str]:
         # Left over from elsewhere, these make the backend wait for workers that nobody starts.
         inherited = {k: v for k, v in os.environ.items() if k not in ORCHESTRATOR_ENVIRONMENT}
+        if not self.launch.name:
+            # A container gets variables by name; here everything is inherited.
+            wanted = handed_on()
+            inherited = {k: v for k, v in inherited.items() if k in wanted or not looks_secret(k)}
         return {**inherited, **self.launch.environment}
 
     def _command(self) -> list[str]:
