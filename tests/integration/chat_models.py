@@ -382,20 +382,25 @@ def _rounded(model: Any, dtype: torch.dtype) -> Any:
 
 
 def _that_ends(family: Family, config: Any, tokenizer: Any) -> Any:
-    """The first model at random that gives two answers of characters, and ends them, by a margin."""
+    """The first model at random whose two answers end at the end of a turn, and by a margin."""
     end = tokenizer.convert_tokens_to_ids(family.end)
-    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
-    for seed in range(1000):
+    unsaid = [
+        number
+        for number in range(len(tokenizer))
+        if number in tokenizer.added_tokens_decoder or REPLACEMENT in tokenizer.decode([number])
+    ]
+    unsaid.remove(end)
+    for seed in range(200):
         torch.manual_seed(seed)
         model: Any = getattr(transformers, f"{family.architecture}ForCausalLM")(config)
         with torch.no_grad():
             for head in (model.get_input_embeddings(), model.get_output_embeddings()):
                 head.weight[len(tokenizer) :] = 0
             rows = model.get_output_embeddings().weight
-            # A longer row is the likeliest more often than others. What opens a turn or calls a
-            # tool is no part of an answer.
-            rows[special] *= 0.1
-            rows[end] *= 20
+            # What opens a turn, calls a tool or is no character is no part of an answer.
+            rows[unsaid] *= 0.1
+            # A longer row is the likeliest more often than others.
+            rows[end] *= 2
             # As unsure of each token as a model that was never trained.
             model.model.norm.weight *= 0.125
         served = _rounded(_rounded(model, torch.bfloat16), torch.float16)
@@ -405,8 +410,6 @@ def _that_ends(family: Family, config: Any, tokenizer: Any) -> Any:
             if not 4 <= len(answer) < ANSWER_TOKENS or margin < MARGIN:
                 break
             text = tokenizer.decode(answer, skip_special_tokens=True)
-            if REPLACEMENT in text:
-                break
             turns = [*turns, {"role": "assistant", "content": text}, AND_THEN]
         else:
             return model.bfloat16()
