@@ -52,9 +52,7 @@ def broken_bytes(architecture: str, folder: Path) -> Path:
     """As :func:`broken_characters`, of Llama 2's kind: a bad byte spoils those around it."""
     broken_characters(architecture, folder)
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += [
-        f"{space}{word}" for word in ("sea", "old", "man", "the") for space in ("", "\u2581")
-    ]
+    pieces += [f"\u2581w{number}" for number in range(VOCAB - len(pieces))]
     tokenizer = Tokenizer(
         models.BPE(
             {piece: number for number, piece in enumerate(pieces)},
