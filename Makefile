@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof lint format docs clean help
+.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -38,6 +38,9 @@ gpu-check: $(STAMP)  ## On a machine with CUDA: what needs no TensorRT, as build
 
 gate-proof: $(STAMP)  ## Damages what was written in many ways, and counts what the gates miss
 	$(BIN)/python benchmarks/gate_proof.py
+
+chat-proof: $(STAMP)  ## A chat model of each architecture and format, from init to an answer
+	TRTLLM_PIPELINE_CHAT_PROOF=1 $(BIN)/python -m pytest -s tests/e2e/test_first_hour.py
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -15,10 +15,14 @@ still read by the command line.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +35,7 @@ PAGES = tuple(
 )
 RUN = ("sh", "console", "python")
 DATA = ("text", "yaml", "json", "ini", "js", "html", "nginx")
+PORTS = {8000: "http", 8001: "grpc", 8002: "metrics"}
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
@@ -199,3 +204,51 @@ def program(path: Path, text: str) -> None:
     """Writes an executable file."""
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
+
+
+def typing_in(folder: Path, home: Path) -> Machine:
+    """A folder in which the project's programs can be typed, as in an installed environment.
+
+    Args:
+        folder: Where they run; ``.venv`` is made in it.
+        home: What the environment says is the user's own folder.
+    """
+    tools = folder / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    program(tools / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    program(tools / "trtllm-pipeline", f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
+    (tools / "activate").write_text("")
+    return Machine(
+        folder,
+        {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(home),
+            "PYTHONPATH": f"{PROJECT}:{PROJECT / 'client'}",
+            "COLUMNS": "100",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
+
+
+@contextmanager
+def started(command: str, machine: Machine) -> Iterator[dict[str, int]]:
+    """The ports, by name, of the server that ``trtllm-pipeline serve`` starts."""
+    ports = " ".join(f"--{name}-port 0" for name in PORTS.values())
+    log = "" if "--log" in command else "--log served.log"
+    typed = shlex.join(shlex.split(command, comments=True))
+    with subprocess.Popen(
+        ["bash", "-c", f"exec {typed} {ports} {log} --json"],
+        cwd=machine.folder,
+        env=machine.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout
+            # One document; what the server has to say later is not for here.
+            addresses = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+            yield {name: int(re.findall(r":(\d+)", addresses[name])[-1]) for name in PORTS.values()}
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0

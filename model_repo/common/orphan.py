@@ -4,9 +4,9 @@ A stub that waits for a server that was killed waits forever: the engine's when 
 metric, any when it sends a response. Only the supervisor would end it, and it may have been killed
 as well.
 
-A supervisor that names a folder in ``TRTLLM_PIPELINE_BEATS`` finds in it, as the time of a file named
-by the process id, when this process last ran Python. A process that is stopped, or in which somebody
-keeps the interpreter's lock forever, writes no time.
+A supervisor that names a folder in ``TRTLLM_PIPELINE_BEATS`` finds in it, as the time of a file
+named by the process id, when this process last ran Python. A process that is stopped, or in which
+somebody keeps the interpreter's lock forever, writes no time.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from .detokenizer import REPLACEMENT, IncrementalDetokenizer
+
 
 class PieceDecoder:
     """Decodes pieces so that, joined, their spaces are those of the whole text.
@@ -33,12 +35,16 @@ class PieceDecoder:
     def text(self, ids: Sequence[int]) -> str:
         """The text of one piece; a character of which it has a part only is not whole."""
         tokens = [int(token) for token in ids]
-        if tokens and tokens[0] in self._special:
-            return self._decode(tokens)
-        text = self._decode(self._before + tokens)
-        if not text.startswith(self._before_text):
-            return self._decode(tokens)
-        return text[len(self._before_text) :]
+        begins = bool(tokens) and tokens[0] in self._special
+        before, before_text = ([], "") if begins else (self._before, self._before_text)
+        text = self._decode(before + tokens)
+        if REPLACEMENT not in text and text.startswith(before_text):
+            return text[len(before_text) :]
+        # tensorrt_llm_bls sends this text, whose damage spreads no further than to one token.
+        decoder = IncrementalDetokenizer(
+            self._tokenizer, skip_special_tokens=self._skip, prompt=before
+        )
+        return decoder.push(tokens) + decoder.finish()
 
     def _plain_token(self) -> list[int]:
         """A token that is a letter or more, and leaves what follows it alone; or none."""

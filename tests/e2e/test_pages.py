@@ -8,7 +8,6 @@ servers on ports of their own in the place of 8000 to 8002. What is not run says
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,17 @@ from typing import Any
 import pytest
 
 from ..conftest import DEMO_MODEL, PROJECT
-from ..pages import PAGES, Block, Machine, as_shown, blocks, program, programs
+from ..pages import (
+    PAGES,
+    PORTS,
+    Block,
+    Machine,
+    as_shown,
+    blocks,
+    programs,
+    started,
+    typing_in,
+)
 from .conftest import Cli
 
 ELSEWHERE = {"docs/gpu.md"}
@@ -35,7 +44,6 @@ RUN = [
 DATA = PROJECT / "examples" / "tiny_llama" / "data"
 PROMPTS = "Once upon a time\nOne day, a small dog\nLily had a red ball.\n"
 DEMO_SERVER = "trtllm-pipeline serve build/tiny-llama-int4-awq/repository"
-PORTS = {8000: "http", 8001: "grpc", 8002: "metrics"}
 PORT = re.compile(r"\b(localhost|127\.0\.0\.1):(800[012])\b")
 
 pytestmark = pytest.mark.timeout(600)
@@ -55,30 +63,8 @@ class Servers:
         folder = folder / "repository" if (folder / "repository").is_dir() else folder
         key = json.loads((folder / "artifact.json").read_text())["key"]
         if key not in self.running:
-            self.running[key] = self.stack.enter_context(_started(command, machine))
+            self.running[key] = self.stack.enter_context(started(command, machine))
         return self.running[key]
-
-
-@contextmanager
-def _started(command: str, machine: Machine) -> Iterator[dict[str, int]]:
-    ports = " ".join(f"--{name}-port 0" for name in PORTS.values())
-    log = "" if "--log" in command else "--log served.log"
-    typed = shlex.join(shlex.split(command, comments=True))
-    with subprocess.Popen(
-        ["bash", "-c", f"exec {typed} {ports} {log} --json"],
-        cwd=machine.folder,
-        env=machine.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout
-            # One document; what the server has to say later is not for here.
-            addresses = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
-            yield {name: int(re.findall(r":(\d+)", addresses[name])[-1]) for name in PORTS.values()}
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")
@@ -106,25 +92,10 @@ def machine(build: Path, tmp_path: Path) -> Machine:
     for name in ("configs", "examples", "benchmarks", "client", "docker", "Makefile"):
         (folder / name).symlink_to(PROJECT / name)
     (folder / "build").symlink_to(build)
-    tools = folder / ".venv" / "bin"
-    tools.mkdir(parents=True)
-    program(tools / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    program(tools / "trtllm-pipeline", f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
-    (tools / "activate").write_text("")
     shutil.copytree(DEMO_MODEL, folder / "MODEL_DIR")
     shutil.copy(DATA / "calibration.jsonl", folder / "mine.jsonl")
     (folder / "my-prompts.txt").write_text(PROMPTS)
-    return Machine(
-        folder,
-        {
-            **os.environ,
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "HOME": str(tmp_path),
-            "PYTHONPATH": f"{PROJECT}:{PROJECT / 'client'}",
-            "COLUMNS": "100",
-            "LC_ALL": "C.UTF-8",
-        },
-    )
+    return typing_in(folder, tmp_path)
 
 
 @pytest.mark.parametrize("page", RUN)

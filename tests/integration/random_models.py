@@ -48,6 +48,39 @@ def broken_characters(architecture: str, folder: Path) -> Path:
     return folder
 
 
+def broken_bytes(architecture: str, folder: Path) -> Path:
+    """As :func:`broken_characters`, of Llama 2's kind: a bad byte spoils those around it."""
+    broken_characters(architecture, folder)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += [f"\u2581w{number}" for number in range(VOCAB - len(pieces))]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: number for number, piece in enumerate(pieces)},
+            [],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
 def chat_model(architecture: str, folder: Path) -> Path:
     """As :func:`broken_characters`, with a template that writes bos, as the tokenizer does too."""
     broken_characters(architecture, folder)

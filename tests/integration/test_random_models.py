@@ -18,6 +18,7 @@ from pipeline.source.probes import known_probes
 from pipeline.triton.server import TritonServer
 from pipeline.verify import run_conformance
 from tests.integration.random_models import (
+    broken_bytes,
     broken_characters,
     build_repository,
     chat,
@@ -91,6 +92,7 @@ def check_chats(url: str, source: Path) -> None:
         (chat, "Llama", 256, QUESTIONS),
         (one_token_chat, "Qwen2", 256, QUESTIONS),
         (chat_model, "Qwen3", 64, "plain texts: the server's chat template leaves too little room"),
+        (broken_bytes, "Llama", 64, "plain texts"),
         (broken_characters, "Llama", 36, "plain texts"),
     ],
 )

@@ -480,7 +480,7 @@ def test_a_cause_is_found_whatever_the_log_is(repository: Path, tmp_path: Path) 
 def test_the_printed_command_serves(tmp_path: Path) -> None:
     repository = write_counter(tmp_path / "it's a 'repository'", "counter")
     ports = reserve("127.0.0.1", {"grpc_port": 0, "http_port": 0, "metrics_port": 0})
-    lines = by_hand(repository, "127.0.0.1", ports, 5).lines
+    lines = by_hand(repository, "127.0.0.1", ports, 30).lines
     assert max(len(line) for line in lines.splitlines()) < 400
     with subprocess.Popen(
         ["bash", "-c", lines],

@@ -210,6 +210,26 @@ def test_damaged_bytes_decode_as_they_would_at_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
+def test_damaged_bytes_are_one_text_however_many_come_together(seed: int) -> None:
+    """Tokens of bytes and words in any order, as a model with random weights writes them."""
+    tokenizer, draw = TOKENIZERS["byte_fallback"], random.Random(seed)
+    words = range(259, tokenizer.get_vocab_size())
+    ids = [draw.choice([draw.randrange(3, 259), draw.choice(words)]) for _ in range(200)]
+    streamed = "".join(pieces(tokenizer, ids, None))
+    assert "".join(pieces(tokenizer, ids, draw)) == streamed
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    assert detokenizer.push(ids) + detokenizer.finish() == streamed
+
+
+def test_bytes_that_are_no_character_spoil_no_line_in_front_of_them() -> None:
+    tokenizer = TOKENIZERS["byte_fallback"]
+    ids = [tokenizer.token_to_id(token) for token in ("▁cat", "<0x0A>", "<0xE5>", "<0xE5>", "▁was")]
+    assert tokenizer.decode(ids) == "cat\ufffd\ufffd\ufffd was"
+    detokenizer = IncrementalDetokenizer(tokenizer)
+    assert detokenizer.push(ids) + detokenizer.finish() == "cat\n\ufffd\ufffd was"
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_ids_without_a_token_leave_characters_whole(seed: int) -> None:
     """As a model with random weights chooses them, of more rows than the tokenizer has tokens."""
     tokenizer, draw = TOKENIZERS["byte_level"], random.Random(seed)

@@ -624,6 +624,15 @@ def test_an_answer_with_its_prompt_begins_as_a_text_does(repository: Path) -> No
     assert postprocessed(repository, [1, *ids]) == ["Once upon a time"]
 
 
+def test_bytes_that_are_no_character_spoil_no_line_in_front_of_them(repository: Path) -> None:
+    pieces = ("▁cat", "<0x0A>", "<0xE5>", "<0xE5>", "▁was")
+    ids = [TOKENIZER.token_to_id(piece) for piece in pieces]
+    assert postprocessed(repository, ids, [1, *ids]) == [
+        " cat\n\ufffd\ufffd was",
+        "cat\n\ufffd\ufffd was",
+    ]
+
+
 def test_a_character_split_over_responses_of_the_ensemble_is_two_replacements(
     repository: Path,
 ) -> None:
