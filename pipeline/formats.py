@@ -8,7 +8,7 @@ execute a format. The names are those that ``quantize.py`` of TensorRT-LLM takes
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,7 +62,7 @@ class Format:
         multiple: The sides of a linear on each rank, and groups too, must be multiples of it.
         export: Raised when the export writes other bytes of this format for the same model.
         repeats_kv_heads: Whether its export gives copies of a KV head to several ranks.
-        remedy: What to try first when a quality gate closes, as a sentence without its full stop.
+        remedies: What to try first when a quality gate closes; see `remedy`.
         instead: Formats to take where the shape of a model rules this one out.
     """
 
@@ -80,13 +80,24 @@ class Format:
     multiple: int = 1
     export: int = 1
     repeats_kv_heads: bool = True
-    remedy: str = "Compare model.dtype with the source's own dtype"
+    remedies: tuple[str, ...] = ()
     instead: tuple[FormatName, ...] = ()
 
     @property
     def quantizes(self) -> bool:
         """Whether linears are stored in anything but floating point."""
         return self.quant_algo != NO_QUANT
+
+    def remedy(self, without: Collection[str] = ()) -> str:
+        """Says what to try first when a quality gate closes, without a full stop.
+
+        Args:
+            without: Those of `remedies` that the recipe has already, or the model rules out.
+        """
+        left = [text for text in self.remedies if text not in without]
+        if not left:
+            return "Compare model.dtype with the source's own dtype"
+        return f"Try {' or '.join(left)}"
 
     @property
     def weight_bits(self) -> int:
@@ -156,7 +167,7 @@ FORMATS: dict[FormatName, Format] = {
             scales="row",
             # ModelOpt does not duplicate the per-channel scales.
             repeats_kv_heads=False,
-            remedy="Try quantize.search: {} or format int4_awq",
+            remedies=("quantize.search: {}", "format int4_awq"),
             instead=("int4_awq", "fp8"),
         ),
         Format(
@@ -172,7 +183,7 @@ FORMATS: dict[FormatName, Format] = {
             group_sizes=(64, 128),
             # TensorRT-LLM pads a layer that breaks it, and the export then no longer fits.
             multiple=64,
-            remedy="Try quantize.group_size: 64 or format int8_sq",
+            remedies=("quantize.group_size: 64", "format int8_sq"),
             instead=("int8_sq", "fp8"),
         ),
         Format(
@@ -200,7 +211,7 @@ FORMATS: dict[FormatName, Format] = {
             multiple=128,
             # 2: pre-quant scales stay finite when they are divided.
             export=2,
-            remedy="Try format fp8",
+            remedies=("format fp8",),
             instead=("int8_sq", "fp8"),
         ),
     )

@@ -36,10 +36,13 @@ def check_custody(repository: Path) -> dict[str, Any]:
         RepositoryError: There is no manifest, or a file was changed, added or removed.
     """
     if not is_folder(repository):
+        is_file = repository.is_file()
         raise UsageError(
-            "there is no such repository",
+            "this is a file, no repository" if is_file else "there is no such repository",
             where=shortened(repository),
-            fix="Build one first: trtllm-pipeline run RECIPE",
+            fix="Name build/<name>, which trtllm-pipeline run RECIPE makes"
+            if is_file
+            else "Build one first: trtllm-pipeline run RECIPE",
         )
     manifest = _manifest(repository)
     problems = check_files(repository, manifest, memo=None)

@@ -135,7 +135,7 @@ def choose(asked: Asked, facts: ModelFacts, directory: Path, stored: str | None)
             if room is None or room.sequences >= sizes.batch:
                 found = _choices(facts, recipe, sizes, room)
                 found.set("model.dtype", recipe.dtype, _dtype_reason(recipe.dtype, stored, row))
-                found.set("quantize.format", row.name, _format_reason(asked, row, declined))
+                found.set("quantize.format", row.name, _format_reason(asked, sizes, declined))
                 return found
             declined.setdefault(row.name, _too_small(recipe, row, room))
     raise next(iter(declined.values()))
@@ -264,13 +264,19 @@ def _dtype_reason(dtype: Dtype, stored: str | None, row: Format) -> str:
 
 
 def _format_reason(
-    asked: Asked, row: Format, declined: Mapping[FormatName, UnsupportedError]
+    asked: Asked,
+    sizes: _Sizes,
+    declined: Mapping[FormatName, UnsupportedError],
 ) -> str:
     if asked.format is not None:
         return "as asked for"
-    advice = ""
+    row, advice = sizes.row, ""
     if row.quantizes:
-        advice = f". If a gate closes: {row.remedy[:1].lower()}{row.remedy[1:]}"
+        remedy = row.remedy(
+            without={f"format {name}" for name in declined}
+            | {f"quantize.group_size: {sizes.group_size}"}
+        )
+        advice = f". If a gate closes: {remedy[:1].lower()}{remedy[1:]}"
     others = [f"{name} does not: {error.what}" for name, error in declined.items()]
     others = [text for text in others if not text.startswith(f"{row.name} ")]
     first = "the smallest weights that go with this model"

@@ -139,7 +139,7 @@ def read_text_file(path: Path) -> str:
         raise UsageError(
             "there is no such text file",
             where=str(path),
-            fix="Correct the path; relative ones begin at the recipe's folder, those of --set here",
+            fix="Correct the path; it begins at the recipe's folder, and on the command line here",
         ) from error
     except OSError as error:
         raise UsageError(

@@ -126,7 +126,10 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
             "Look at how the engine executes the written files: leave the options of "
             f"compile.{recipe.compile.target} at their defaults, or loosen the gate"
         )
-    first = FORMATS[recipe.quantize.format].remedy
+    has = {f"quantize.group_size: {recipe.quantize.group_size}"}
+    if recipe.quantize.search is not None:
+        has.add("quantize.search: {}")
+    first = FORMATS[recipe.quantize.format].remedy(without=has)
     return f"{first}, calibrate on more text, or loosen the gate"
 
 

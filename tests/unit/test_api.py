@@ -189,6 +189,16 @@ def test_serving_what_is_not_there_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_serving_a_file_says_that_it_is_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.touch()
+    with (
+        pytest.raises(UsageError, match=r"this is a file, no repository\. Name build/<name>"),
+        pipeline.serve(recipe),
+    ):
+        pass
+
+
 def test_an_error_of_the_block_is_not_the_servers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def test_formats_of_one_quant_algo_differ_in_the_recipe_alone(row: Format) -> No
         key: getattr(row, key)
         for key in (
             *("name", "aliases", "near", "dtype", "preset"),
-            *("remedy", "instead", "calibration"),
+            *("remedies", "instead", "calibration"),
         )
     }
     assert replace(ALGOS[row.quant_algo], **of_recipe) == row
@@ -111,9 +111,9 @@ def test_formats_of_one_quant_algo_differ_in_the_recipe_alone(row: Format) -> No
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_remedies_name_formats_and_keys_that_exist(row: Format, tmp_path: Path) -> None:
     assert set(row.instead) <= set(NAMES)
-    for name in re.findall(r"format (\S+)", row.remedy):
+    for name in re.findall(r"format (\S+)", row.remedy()):
         assert name in NAMES
-    for key, value in re.findall(r"(quantize\.\w+): (\S+)", row.remedy):
+    for key, value in re.findall(r"(quantize\.\w+): (\S+)", row.remedy()):
         recipe(tmp_path / "recipe.yaml", f"quantize.format={row.name}", f"{key}={value}")
 
 

@@ -161,6 +161,22 @@ def test_shapes_and_positions_decide(
     assert found["compile.max_input_len"] < found["compile.max_seq_len"]
 
 
+@pytest.mark.parametrize(
+    ("intermediate_size", "advice"),
+    [
+        (14336, "try quantize.group_size: 64 or format int8_sq"),
+        (14336 - 64, "try format int8_sq"),  # its groups are of 64 already
+        (14336 - 16, "try quantize.search: {}"),  # int4_awq does not go with it
+    ],
+)
+def test_the_advice_for_a_closed_gate_is_new_and_can_be_followed(
+    intermediate_size: int, advice: str
+) -> None:
+    made = init(model(intermediate_size=intermediate_size))
+    reason = next(item["why"] for item in made["choices"] if item["key"] == "quantize.format")
+    assert reason.endswith(f"If a gate closes: {advice}")
+
+
 @pytest.mark.parametrize("gpu", [(), ("--gpu", "A100-40GB")])
 def test_a_window_is_kept_within(gpu: tuple[str, ...]) -> None:
     mistral = {

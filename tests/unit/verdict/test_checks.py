@@ -66,6 +66,23 @@ def test_a_regression_has_the_formats_remedy(recipe: Recipe, tmp_path: Path) -> 
     assert error.as_dict()["gates"] == error.found["gates"]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "remedy"),
+    [
+        ("format: int4_awq, group_size: 64, ", "Try format int8_sq, calibrate"),
+        ("format: int8_sq, ", "Try quantize.search: {} or format int4_awq, calibrate"),
+        ("format: int8_sq, search: {}, ", "Try format int4_awq, calibrate"),
+    ],
+)
+def test_what_the_recipe_has_already_is_no_remedy(
+    tmp_path: Path, quantize: str, remedy: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("format: int4_awq, ", quantize))
+    error = stopped(load_recipe(path), evaluation(perplexity_increase=estimate(0.05, 0.04, 0.06)))
+    assert str(error.fix).startswith(remedy)
+
+
 def test_what_cannot_be_told_says_how_much_text_would(recipe: Recipe) -> None:
     measured = evaluation(top1_agreement=estimate(0.938, 0.928, 0.948))
     error = stopped(recipe, measured)
