@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.client_errors import client_errors
 from pipeline.errors import RepositoryError, ServerError, StoreError, UsageError
 from pipeline.reading.files import is_folder, shortened
+from pipeline.reading.json_text import read_json
 from pipeline.store.artifact import MANIFEST, WARNING, check_files, read_manifest
 from pipeline.store.deployed import FOLDER
 from pipeline.targets import get_target
@@ -20,6 +21,8 @@ from pipeline.triton.running import RunningServer, ServerOptions
 
 if TYPE_CHECKING:
     from pipeline.targets.base import ServeCommand
+
+REPORT = "report.json"
 
 
 def check_custody(repository: Path) -> dict[str, Any]:
@@ -60,13 +63,31 @@ def check_custody(repository: Path) -> dict[str, Any]:
 def warning_of(repository: Path) -> str | None:
     """Returns what whoever serves a repository has to know of it; None for one that passed.
 
-    A repository that did not pass verification says so in its manifest, under any name.
+    A repository that did not pass verification says so in its manifest, under any name. One that
+    did stays in its build's folder when a later run does not pass, which the report beside it says.
     """
     try:
         warning = read_manifest(repository).get(WARNING)
     except StoreError:
         return None  # serving it is refused, with the reason
-    return None if warning is None else f"this repository was not released: {warning}"
+    if warning is not None:
+        return f"this repository was not released: {warning}"
+    verdict = _verdict_beside(repository)
+    if verdict.get("status") != "failed" or repository.resolve().name != FOLDER:
+        return None
+    return (
+        "this repository is of an earlier run; the last one did not pass: "
+        f"{verdict.get('headline')}"
+    )
+
+
+def _verdict_beside(repository: Path) -> Mapping[str, Any]:
+    """The verdict of the build that a repository lies in; empty where there is none to be read."""
+    try:
+        verdict = read_json(repository.resolve().parent / REPORT, finite=False)["verdict"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return verdict if isinstance(verdict, Mapping) else {}
 
 
 def _manifest(repository: Path) -> dict[str, Any]:

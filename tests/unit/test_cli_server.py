@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.errors import RepositoryError, ServerError
-from pipeline.serving import reachable, target_of
+from pipeline.serving import reachable, target_of, warning_of
 from pipeline.store.deploy import deploy, set_aside
 from pipeline.store.store import Store
 from trtllm_client import ServerFailed
@@ -152,6 +152,27 @@ def test_a_repository_that_failed_verification_says_so(
     # The artifact in the store is as it was, and nothing is said of it.
     assert store.verify() == []
     assert b"warning" not in _cli(*arguments, str(made.path)).stderr
+
+
+def test_a_repository_from_before_a_run_that_did_not_pass_says_so(tmp_path: Path) -> None:
+    """The report beside it is of the later run, and would be taken for its own."""
+    store = Store(tmp_path / "store")
+    with store.workspace("repository", "k") as folder:
+        (folder / "notes.txt").write_text("no model")
+        made = store.publish(
+            folder, stage="repository", key="k", material={}, inputs={}, facts={}, seconds=0
+        )
+    repository, page = tmp_path / "mine" / "repository", tmp_path / "mine" / "report.json"
+    deploy(made, repository, store)
+    assert warning_of(repository) is None
+    page.write_text('{"verdict": {"status": "passed", "headline": "INT4 AWQ: ships."}}')
+    assert warning_of(repository) is None
+    page.write_text('{"verdict": {"status": "failed", "headline": "INT4 AWQ: does not ship."}}')
+    done = _cli("serve", str(repository.parent), "--grpc-port", "70000")
+    said = "this repository is of an earlier run; the last one did not pass: INT4 AWQ: does not"
+    assert said in " ".join(done.stderr.decode().split())
+    page.write_text("[]")
+    assert warning_of(repository) is None
 
 
 @pytest.mark.parametrize(
