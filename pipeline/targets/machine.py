@@ -25,8 +25,9 @@ PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 # takes 0.7 GiB, nearly all of it for the libraries.
 LEAST_DISK, LEAST_MEMORY = GIB, GIB
 # Bytes for each parameter of a model, kept in 16 bit: a copy of the source, checkpoint and engine;
-# the repository has links to the engine. In memory the source is float32 while it is evaluated.
-DISK_PER_PARAMETER, MEMORY_PER_PARAMETER = 3 * 2, 4
+# the repository has links to the engine. In memory both models are while they are evaluated, which
+# is the most that a run takes; measured (docs/sizes.md).
+DISK_PER_PARAMETER, MEMORY_PER_PARAMETER = 3 * 2, 8.8
 _LARGE = 8_000_000_000
 LEAST_FILES = 1024
 NOT_KNOWN = "not known"
@@ -90,8 +91,8 @@ def memory(size: int | None) -> Diagnosis:
         "memory",
         f"{size / GIB:,.0f} GiB",
         size >= large,
-        f"Evaluating holds the source in float32: {MEMORY_PER_PARAMETER} bytes for each "
-        f"parameter, {large / GIB:.0f} GiB for 8 billion",
+        f"Evaluating holds the source and the checkpoint: about {MEMORY_PER_PARAMETER} bytes for "
+        f"each parameter, {large / GIB:.0f} GiB for 8 billion",
         needed=False,
     )
 
