@@ -49,7 +49,7 @@ def test_every_stage_says_what_came_of_it(cli: Cli, demo: dict[str, Any]) -> Non
     assert list(told) == list(STAGES)
     assert told.pop("report") == []
     assert all(told.values()), told
-    assert told["verify"] == ["25 passed, 1 skipped"]
+    assert told["verify"] == ["26 passed, 1 skipped"]
     assert [line.strip() for line in lines if line.startswith("  ") and "store" in line] == [
         stage["path"] for stage in demo["stages"]
     ]

@@ -112,7 +112,8 @@ def answer(folder: Path) -> dict[str, str]:
         "  'version': torch.__version__, 'tensorrt-llm': installed('tensorrt-llm'),\n"
         "  'tensorrt': tools.tensorrt, 'image': tools.image}))\n"
     )
-    environ = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+    folders = f"{PROJECT}{os.pathsep}{PROJECT / 'client'}"
+    environ = {**os.environ, "PYTHONPATH": folders, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [folder / "bin/python", "-c", program],
         capture_output=True,

@@ -45,7 +45,11 @@ def strict_server(
     backends = {"tensorrtllm": BACKEND.resolve()}
     try:
         with TritonServer(
-            repository, log_file=log, grpc_port=grpc_port, backends=backends
+            repository,
+            log_file=log,
+            grpc_port=grpc_port,
+            backends=backends,
+            variables=tuple(given),
         ) as server:
             yield server
     finally:
