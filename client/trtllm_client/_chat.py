@@ -194,7 +194,7 @@ class Chats:
             where=self._address,
             why=why,
             fix=f"Set the parameter {_ADDS_TOKENS} in config.pbtxt of its {_PREPROCESSING} to "
-            "false, or serve a repository that this version of trtllm-pipeline wrote",
+            "false, or serve a repository that was written by this version",
         )
 
 

@@ -163,7 +163,8 @@ def test_commands_of_our_own_exist() -> None:
     asked = {
         option
         for file, text in remedies()
-        if "tensorrt" not in file and not re.search("enable-shared|hf download", text)
+        if "tensorrt" not in file
+        and not re.search("enable-shared|hf download|cp --remove-destination", text)
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
     }
     assert {"--build-dir", "--url", "--header"} <= asked <= options

@@ -565,7 +565,7 @@ def test_a_launched_server_that_fails(inside: Any, repository: Path, tmp_path: P
 
 DOCKER = """
 case $1 in
-run) trap '' TERM; while :; do sleep 0.05; done ;;
+run) trap '' TERM; touch "$DOCKER_LOG.up"; while :; do sleep 0.05; done ;;
 *) echo "$@" >> "$DOCKER_LOG" ;;
 esac
 """
@@ -596,7 +596,9 @@ def test_a_hurried_stop_removes_the_container_at_once(
     launch = docker_launch(repository, endpoints, exit_timeout_s=600)
     assert "--exit-timeout-secs=600" in launch.command
     server = LaunchedServer(repository, launch)
-    outside.setattr(LaunchedServer, "answers", lambda _self: True)
+    # Before it is deaf to the signal, a stop would end it in order.
+    up = tmp_path / "docker.log.up"
+    outside.setattr(LaunchedServer, "answers", lambda _self: up.exists())
     server.start()
     assert server.patience_s == 600
     # As from a second Ctrl-C while stop waits.
