@@ -7,9 +7,10 @@ thread only waits for what the other one has read.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 # How long a stop waits until the server was told: by far longer than it takes, and still no wait
 # for a server that says nothing.
 PATIENCE_S = 2.0
+LOOK_S = 0.1
+"""How often the main thread looks up from its wait.
+
+The handler of a signal that comes just before a wait begins, or that another thread takes, runs
+when the wait is over.
+"""
 
 
 class Reading:
@@ -41,7 +48,7 @@ class Reading:
 
     def __iter__(self) -> Iterator[Chunk]:
         """Yields the chunks, and raises what the stream raised."""
-        while (piece := self._read.get()) is not None:
+        while (piece := self._next()) is not None:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
@@ -60,6 +67,11 @@ class Reading:
         if self._stream is not None:
             self._stream.cancel()
         self._thread.join(PATIENCE_S)
+
+    def _next(self) -> Chunk | BaseException | None:
+        while True:
+            with contextlib.suppress(Empty):
+                return self._read.get(timeout=LOOK_S)
 
     def _run(self) -> None:
         try:

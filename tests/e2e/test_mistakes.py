@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ..conftest import DEMO_MODEL, PROJECT
+from ..conftest import DEMO_MODEL
+from ..processes import started
 from .conftest import Cli
 
 
@@ -106,18 +107,16 @@ def test_a_full_disk_keeps_what_was_published(cli: Cli, small_disk: Path) -> Non
 
 def test_nothing_is_left_of_a_server_that_sigterm_ended(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline", "generate", "--repository", str(repository)]
-    running = subprocess.Popen(
+    with started(
         [*command, "--max-tokens", "300", "Once there was a gentle boy"],
-        cwd=PROJECT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert running.stdout
-    assert running.stdout.read(1)
-    assert len(list(tmp_path.glob("trtllm-pipeline-*/triton.log"))) == 1
-    running.terminate()
-    _, told = running.communicate(timeout=120)
+    ) as running:
+        assert running.stdout
+        assert running.stdout.read(1)
+        assert len(list(tmp_path.glob("trtllm-pipeline-*/triton.log"))) == 1
+        running.terminate()
+        _, told = running.communicate(timeout=120)
     assert (running.returncode, told) == (143, b"terminated\n")
     assert list(tmp_path.glob("trtllm-pipeline-*")) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from pipeline.store.files import clone_or_copy
 from pipeline.store.store import Store
 
 from ..conftest import PROJECT
+from ..processes import started
 
 
 @pytest.fixture
@@ -237,16 +239,17 @@ with Store(Path(sys.argv[1])).lock("stage", "k", doing="the second", on_wait=tol
 
 def test_whoever_waits_is_told_for_whom(store: Store) -> None:
     command = [sys.executable, "-c", WAIT, str(store.root)]
-    with store.lock("stage", "k", doing="quantize of demo"):
-        waiting = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        assert waiting.stdout
-        told = waiting.stdout.readline()
+    with contextlib.ExitStack() as processes:
+        with store.lock("stage", "k", doing="quantize of demo"):
+            waiting = processes.enter_context(started(command, text=True))
+            assert waiting.stdout
+            told = waiting.stdout.readline()
+        rest, _ = waiting.communicate(timeout=60)
     assert re.fullmatch(
         rf"waiting for another process: quantize of demo, pid {os.getpid()}, "
         r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n",
         told,
     )
-    rest, _ = waiting.communicate(timeout=60)
     assert rest == "mine\n"
     # Nobody holds it now, so nobody is told of, and no note is left.
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -256,13 +259,14 @@ def test_whoever_waits_is_told_for_whom(store: Store) -> None:
 
 def test_a_holder_without_a_note_is_waited_for_all_the_same(store: Store) -> None:
     command = [sys.executable, "-c", WAIT, str(store.root)]
-    with store.lock("stage", "k"):
-        (store.root / "locks" / "stage-k.holder").write_text("[]")
-        waiting = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        assert waiting.stdout
-        told = waiting.stdout.readline()
-    assert told == "waiting for another process: the second\n"
-    assert waiting.communicate(timeout=60)[0] == "mine\n"
+    with contextlib.ExitStack() as processes:
+        with store.lock("stage", "k"):
+            (store.root / "locks" / "stage-k.holder").write_text("[]")
+            waiting = processes.enter_context(started(command, text=True))
+            assert waiting.stdout
+            told = waiting.stdout.readline()
+        rest, _ = waiting.communicate(timeout=60)
+    assert (told, rest) == ("waiting for another process: the second\n", "mine\n")
 
 
 def test_a_copy_is_equal_and_has_a_life_of_its_own(tmp_path: Path) -> None:

@@ -72,7 +72,6 @@ class Terminal:
         os.close(theirs)
         self._seen = ""
         self._decoded = codecs.getincrementaldecoder("utf-8")()
-        self.read(READY)
 
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
@@ -101,6 +100,11 @@ class Terminal:
         return self._running.wait(60)
 
     def __enter__(self) -> Terminal:
+        try:
+            self.read(READY)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

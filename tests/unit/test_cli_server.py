@@ -21,6 +21,7 @@ from pipeline.store.store import Store
 from trtllm_client import ServerFailed
 
 from ..conftest import PROJECT
+from ..processes import started
 from .client.fake_model import FakeModel
 from .client.fake_triton import FakeTriton, piece
 from .client.test_client import silent
@@ -61,13 +62,10 @@ def _emoji(_asked: Any, _context: Any) -> Any:
 def test_a_signal_ends_the_request_and_the_command(
     number: signal.Signals, code: int, said: bytes
 ) -> None:
-    with FakeTriton(silent) as server:
-        running = subprocess.Popen(
-            _command("generate", "--url", server.url, "Hi"),
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    with (
+        FakeTriton(silent) as server,
+        started(_command("generate", "--url", server.url, "Hi"), stderr=subprocess.PIPE) as running,
+    ):
         assert running.stdout
         assert running.stdout.read(4) == b"Once"
         running.send_signal(number)
@@ -110,18 +108,14 @@ def test_serve_can_be_stopped_before_and_after_it_is_ready(
     tmp_path: Path, before: int, last_line: bytes, number: signal.Signals, code: int
 ) -> None:
     program = SLOW_SERVER.format(before=before) + START
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, "serve", str(tmp_path), "--log", str(tmp_path / "log")],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert running.stdout
-    for line in running.stdout:
-        if line.startswith(last_line):
-            break
-    running.send_signal(number)
-    told, _ = running.communicate(timeout=30)
+    command = ["serve", str(tmp_path), "--log", str(tmp_path / "log")]
+    with started([sys.executable, "-c", program, *command], stderr=subprocess.DEVNULL) as running:
+        assert running.stdout
+        for line in running.stdout:
+            if line.startswith(last_line):
+                break
+        running.send_signal(number)
+        told, _ = running.communicate(timeout=60)
     assert running.returncode == code
     assert b"stopped\n" in told
     assert told.count(b"stopping; waits up to 5 s for requests in flight") == (code == 0)
@@ -399,13 +393,12 @@ def test_a_junit_file_is_written_when_no_server_answers(tmp_path: Path) -> None:
 
 def test_a_junit_file_is_written_when_the_run_is_interrupted(tmp_path: Path) -> None:
     junit = tmp_path / "conformance.xml"
-    with FakeTriton(silent) as server:
-        running = subprocess.Popen(
-            _command("verify", "--url", server.url, "--junit", str(junit)),
-            cwd=PROJECT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+    with (
+        FakeTriton(silent) as server,
+        started(
+            _command("verify", "--url", server.url, "--junit", str(junit)), stderr=subprocess.PIPE
+        ) as running,
+    ):
         deadline = time.monotonic() + 30
         while not server.asked and time.monotonic() < deadline:
             time.sleep(0.02)

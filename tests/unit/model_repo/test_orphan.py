@@ -5,7 +5,7 @@ import sys
 import threading
 
 from model_repo.common.orphan import EXIT_STATUS, end_with_parent
-from tests.conftest import PROJECT
+from tests.processes import started
 
 # Its child waits forever; it ends as soon as the child is up.
 PARENT = """
@@ -33,8 +33,6 @@ def test_a_process_ends_when_its_parent_is_another() -> None:
 
 def test_a_real_orphan_ends() -> None:
     # The orphan keeps this pipe open for as long as it lives.
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    )
-    _, errors = parent.communicate(timeout=60)
+    with started([sys.executable, "-c", PARENT], stderr=subprocess.PIPE, text=True) as parent:
+        _, errors = parent.communicate(timeout=60)
     assert (parent.returncode, errors) == (0, "")

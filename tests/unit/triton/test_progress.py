@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.triton.progress import LOOK_S, Progress, state_of
@@ -47,11 +48,34 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def looks(progress: Progress, clock: Clock, pid: int, seconds: float) -> str | None:
-    """Looks every half second of the clock, with some of the world's time in between."""
+def until(holds: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stops a process, and waits until the kernel has."""
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGCONT)
+    until(lambda: psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
+
+
+def looks(
+    progress: Progress, clock: Clock, pid: int, seconds: float, moving: Path | None = None
+) -> str | None:
+    """Looks every half second of the clock, and where beats are named, after one more of them."""
     for _ in range(round(2 * seconds)):
         clock.now += 0.5
-        time.sleep(0.1)
+        if moving is not None:
+            beat = moving / str(pid)
+            before = beat.stat().st_mtime_ns if beat.exists() else 0
+            until(lambda: beat.exists() and beat.stat().st_mtime_ns != before)  # noqa: B023
         if fault := progress.fault(os.getpid(), {pid: "m"}):
             return fault
     return None
@@ -62,10 +86,12 @@ def test_a_process_that_keeps_the_lock_has_not_moved(
 ) -> None:
     clock = Clock()
     progress = Progress(tmp_path, lambda: True, 5.0, clock)
-    assert looks(progress, clock, process.pid, 7) is None
+    assert looks(progress, clock, process.pid, 7, moving=tmp_path) is None
     assert process.stdin
     process.stdin.write("hang\n")
     process.stdin.flush()
+    beat = tmp_path / str(process.pid)
+    until(lambda: time.time() - beat.stat().st_mtime > 1)
     assert looks(progress, clock, process.pid, 3) is None
     assert looks(progress, clock, process.pid, 4) == (
         "the Python process of model m has not moved for 5 s"
@@ -77,11 +103,11 @@ def test_a_stopped_process_is_seen_without_beats(
 ) -> None:
     clock = Clock()
     progress = Progress(tmp_path / "none", lambda: True, 0, clock)
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process)
     assert looks(progress, clock, process.pid, 2) is None
-    os.kill(process.pid, signal.SIGCONT)
+    go_on(process)
     assert looks(progress, clock, process.pid, 2) is None
-    os.kill(process.pid, signal.SIGSTOP)
+    stop(process)
     assert state_of(process.pid) == "T"
     assert looks(progress, clock, process.pid, 4) == (
         "the Python process of model m was stopped by a signal"
