@@ -22,7 +22,7 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 	@printf '\nrepository: %s/repository\nreport:     %s/report.html (and .md, .json)\n' $(DEMO) $(DEMO)
 
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
-	scripts/test $(BIN)/python $(if $(COVERAGE),--cov --cov-report=term:skip-covered)
+	scripts/test $(BIN)/python $(if $(COVERAGE),coverage)
 
 faults: $(STAMP)  ## Breaks the real server in ways that take long to mend
 	$(BIN)/python -m pytest tests/integration/test_server.py -m faults
@@ -56,4 +56,4 @@ docs: $(STAMP)  ## Writes docs/recipe.md and docs/recipe.schema.json from the re
 	$(BIN)/trtllm-pipeline schema --markdown > docs/recipe.md
 
 clean:  ## Removes outputs, not the environment
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

@@ -288,8 +288,9 @@ def test_the_table(capsys):
     for speed, (low, high) in zip(
         speeds, re.findall(r"([\d.,]+) to ([\d.,]+)", shown)[::2], strict=True
     ):
-        assert float(low.replace(",", "")) == pytest.approx(speed["low"], rel=0.01)
-        assert float(high.replace(",", "")) == pytest.approx(speed["high"], rel=0.01)
+        # Printed without decimals, which a slow machine shows.
+        assert float(low.replace(",", "")) == pytest.approx(speed["low"], rel=0.01, abs=0.5)
+        assert float(high.replace(",", "")) == pytest.approx(speed["high"], rel=0.01, abs=0.5)
 
 
 def test_the_stage_writes_what_it_measured(tmp_path, monkeypatch):
