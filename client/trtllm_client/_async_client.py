@@ -150,7 +150,7 @@ class AsyncClient:
         Raises:
             InvalidRequest: A field of the request is wrong.
         """
-        check_fields(sampling, template_variables)
+        check_fields(sampling, template, template_variables)
         request = placeholder(sampling, uuid.uuid4().hex)
         prepared = self._settings.prepare(request, {}, model=model, timeout=timeout, stream=True)
         steps = self._chats.request(

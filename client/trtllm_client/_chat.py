@@ -113,7 +113,7 @@ class Chats:
                 cannot encode its text as it is.
             ClientError: The server was asked and did not answer.
         """
-        check_fields(sampling, variables)
+        check_fields(sampling, template, variables)
         if template is None:
             template = yield from self.template(model)
         given = dict(variables or {})
@@ -198,12 +198,23 @@ class Chats:
         )
 
 
-def check_fields(sampling: SamplingOptions, variables: Mapping[str, Any] | None) -> None:
-    """Refuses what a chat decides itself.
+def check_fields(sampling: SamplingOptions, template: object, variables: object) -> None:
+    """Refuses what a chat decides itself, and a template or variables that are none.
 
     Raises:
         InvalidRequest: Naming the field.
     """
+    if template is not None and not isinstance(template, ChatTemplate):
+        raise InvalidRequest(
+            f"template must be a ChatTemplate, not {type(template).__name__}",
+            fix="Read it: ChatTemplate.from_directory(the folder of the model), or ChatTemplate("
+            "source) for Jinja text",
+        )
+    if variables is not None and not isinstance(variables, Mapping):
+        raise InvalidRequest(
+            f"template_variables must be a mapping, not {type(variables).__name__}",
+            fix='Give them by name, such as {"enable_thinking": False}',
+        )
     if sampling.get(_ADDS_TOKENS) is not None:
         raise InvalidRequest(
             "add_special_tokens does not go with a chat, whose template writes them all",

@@ -398,3 +398,23 @@ def test_a_server_that_does_not_tell_its_tokens_is_refused() -> None:
         with pytest.raises(InvalidRequest, match="does not tell how it encodes a text"):
             client.chat(HELLO, template=ChatTemplate(PLAIN_TEMPLATE))
         assert server.asked == []
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"template": "{{ messages }}"}, "template must be a ChatTemplate, not str"),
+        (
+            {"template_variables": ["enable_thinking"]},
+            "template_variables must be a mapping, not list",
+        ),
+    ],
+    ids=["template", "variables"],
+)
+def test_a_template_and_variables_that_are_none(
+    server: FakeTriton, kind: str, given: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=what):
+        chats(kind, server.url, HELLO, **given)
+    assert server.asked == []
