@@ -8,6 +8,10 @@ from typing import NamedTuple
 # The start of a log line with --log-format=ISO8601: time, level, process, source.
 _LINE = re.compile(r"^\d{4}-\d\d-\d\dT[\d:.]+Z ([IWEF]) \d+ \S+\] (.*)$", re.MULTILINE)
 _LAST_WORDS = re.compile(r"^error: creating server: ", re.MULTILINE)
+_MODEL_IS_LOST = re.compile(
+    r"^\d{4}-\d\d-\d\dT[\d:.]+Z E \d+ \S+\] \"?failed to load '[^']+' version \d+: ",
+    re.MULTILINE,
+)
 _FAILED_MODEL = re.compile(
     r"failed to load '(?P<model>[^']+)' version \d+: \w[\w ]*?: (?P<cause>.*?)"
     r"(?=\n\d{4}-\d\d-\d\dT|\Z)",
@@ -90,6 +94,14 @@ def has_given_up(log: str) -> bool:
     Triton 2.51 sometimes hangs in its own exit after them.
     """
     return _LAST_WORDS.search(log) is not None
+
+
+def is_doomed(log: str) -> bool:
+    """Checks for a model that failed to load, with which the server will end.
+
+    Triton ends only when every other model has loaded or failed too, which may take long.
+    """
+    return _MODEL_IS_LOST.search(log) is not None
 
 
 def crash_signal(log: str) -> int | None:

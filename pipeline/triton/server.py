@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.errors import PipelineError, ServerError
-from pipeline.triton.failure import crash_signal, find_cause, has_given_up
+from pipeline.triton.failure import crash_signal, find_cause, has_given_up, is_doomed
 from pipeline.triton.installation import Installation
 from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
@@ -34,7 +34,7 @@ from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.progress import Progress
 from pipeline.triton.running import GIVE_UP_AFTER_S, HUNG_AFTER_S, RunningServer
-from pipeline.triton.stubs import LoadingStubs, is_alive, live_stubs
+from pipeline.triton.stubs import NOTICED_S, LoadingStubs, is_alive, live_stubs
 from pipeline.triton.watchdog import Backoff, Watchdog
 
 logger = logging.getLogger(__name__)
@@ -270,12 +270,15 @@ class TritonServer(RunningServer):
             backends=self._backends,
             variables=self._variables,
         )
-        stubs, next_look = LoadingStubs(), started
+        stubs, next_look, doomed = LoadingStubs(), started, None
         while not self.answers():
             now, lost, ended = time.monotonic(), None, self._process.poll() is not None
             if now >= next_look and (pid := self._process.pid) is not None:
-                lost = stubs.lost(pid)
-                ended = ended or has_given_up(self._said_since(offset))
+                lost, said = stubs.lost(pid), self._said_since(offset)
+                if doomed is None and is_doomed(said):
+                    doomed = now
+                # It mostly ends by itself then, and says more.
+                ended = ended or has_given_up(said) or (doomed or now) + NOTICED_S <= now
                 next_look = now + STUBS_S
             if lost or ended:
                 raise self._explained("Triton did not start", offset, lost)

@@ -7,6 +7,7 @@ import errno
 import http.client
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -426,7 +427,23 @@ def test_a_stub_that_dies_while_another_model_loads(repository: Path, log: Path)
     server = TritonServer(repository, log_file=log, ready_timeout_s=600, exit_timeout_s=1)
     with pytest.raises(ServerError, match="Triton did not start") as caught:
         server.start()
-    assert "process of model doomed died while the models were loading" in str(caught.value)
+    # Triton says so itself of one that ends before it has opened its model.
+    assert re.search(
+        "process of model doomed died while the models were loading"
+        "|Model doomed failed to load: its Python process ended by itself",
+        str(caught.value),
+    )
+    assert server.health().pid is None
+
+
+def test_a_model_that_fails_while_another_loads_is_told_at_once(
+    repository: Path, log: Path
+) -> None:
+    write_counter(repository, "broken", 'raise RuntimeError("no engine here")\n')
+    write_counter(repository, "slow", "import time; time.sleep(600)\n")
+    server = TritonServer(repository, log_file=log, ready_timeout_s=600, exit_timeout_s=1)
+    with pytest.raises(ServerError, match="Model broken failed to load: RuntimeError: no engine"):
+        server.start()
     assert server.health().pid is None
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.triton.failure import crash_signal, find_cause, has_given_up
+from pipeline.triton.failure import crash_signal, find_cause, has_given_up, is_doomed
 from pipeline.triton.server import TritonServer
 
 
@@ -151,6 +151,13 @@ def test_last_words_are_told_from_other_errors() -> None:
     assert not has_given_up(loading)
     assert not has_given_up(f"{loading}a model prints error: creating server: x\n")
     assert has_given_up(f"{loading}error: creating server: Internal - failed to load all models\n")
+
+
+def test_a_server_is_doomed_by_a_model_that_failed_and_not_by_what_a_model_prints() -> None:
+    assert is_doomed(failed("eng", "Internal: ValueError: no such engine"))
+    loading = line("I", "loading: preprocessing:1")
+    assert not is_doomed(loading)
+    assert not is_doomed(f"{loading}failed to load 'eng' version 1: Internal: printed by a model\n")
 
 
 @pytest.mark.parametrize(
