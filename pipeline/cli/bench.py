@@ -141,7 +141,7 @@ def _bench_load(
                 seconds=load.seconds,
                 warmup=load.warmup,
                 rounds=shown,
-                clients=load.clients or 1,
+                clients=1 if load.clients is None else load.clients,
                 seed=load.seed,
                 timeout=server.timeout,
                 peer=peer,
@@ -153,8 +153,8 @@ def _bench_load(
         print_json(results)
     else:
         print_load(results)
-        for line in fitted(remark_lines(results), sys.stdout):
-            print(line)
+        for remark in remark_lines(results):
+            print("", *fitted([remark], sys.stdout), sep="\n")
 
 
 def _trace(load: LoadOptions, input_tokens: str | None) -> list[Any]:
