@@ -25,9 +25,12 @@ _PEER = {
 def print_load(results: Mapping[str, Any]) -> None:
     """Prints what :func:`~pipeline.bench.traffic.measure.measure_load` returned."""
     rows = _rows(results)
+    if "baseline" in results:
+        others = [name for name in results["servers"] if name != results["baseline"]]
+        print(f"{', '.join(others)} against {results['baseline']} (baseline)\n")
     _print_rates(results, rows)
     _print_times(rows)
-    _print_ratios(results, rows)
+    _print_ratios(rows)
     _print_peer(results)
 
 
@@ -41,10 +44,11 @@ def remark_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The measurements, each with what its lines are called."""
+    """The measurements, each with what its lines are called: names of servers may be long."""
     servers = results.get("servers") or {"": results}
+    baseline = results.get("baseline")
     return [
-        (f"{name}, {_load(row)}" if name else _load(row), row)
+        (f"{_load(row)}, baseline" if name == baseline else _load(row), row)
         for name, found in servers.items()
         for row in found["measurements"]
     ]
@@ -118,7 +122,7 @@ def _print_times(rows: Sequence[tuple[str, Any]]) -> None:
     )
 
 
-def _print_ratios(results: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -> None:
+def _print_ratios(rows: Sequence[tuple[str, Any]]) -> None:
     compared = [(load, row["ratios"]) for load, row in rows if "ratios" in row]
     if not compared:
         return
@@ -132,7 +136,7 @@ def _print_ratios(results: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -
                 (title, ratios[name]) for name, title in _RATIOS.items() if ratios.get(name)
             )
         ],
-        title=f"over {results['baseline']}, in pairs of one round",
+        title="over the baseline, in pairs of one round",
         caption="times: medians of a round; below 1 is faster. tokens/s and goodput: above 1 is "
         "faster",
         right=(2,),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bench.asking import NO_END
-from pipeline.bench.intervals import over_rounds, paired_ratio
 from pipeline.bench.stats import percentile
 from pipeline.bench.traffic.fleet import Server
 from pipeline.bench.traffic.rounds import Round
 from pipeline.bench.traffic.schedule import Level
+from pipeline.bench.traffic.summary import estimate, median_ms, ratio
 from pipeline.errors import MissingDependencyError, ServerError
+from pipeline.verdict.estimate import Estimate
 
 PROGRAM = "perf_analyzer"
 _WINDOWS = 3
@@ -30,8 +33,11 @@ _SPARE = 3
 """How many times as many prompts it is given as it is expected to send: it begins anew after the
 last one, and an engine that reuses KV blocks knows that one."""
 _ANY = "999"
+_ATTEMPTS = 3
 _PATIENCE_S = 300.0
 _SHOWN = 400
+_SENT = re.compile(r'"timestamp"\s*:\s*(\d+)')
+_CAME = re.compile(r'"response_timestamps"\s*:\s*\[([\d,\s]*)\]')
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Peer:
         self._rates[level] = requests_per_second
 
     def visit(self, level: Level, texts: Iterator[tuple[str, int]], seconds: float) -> None:
-        """Measures one round.
+        """Measures one round, anew and for twice as long where it found nothing.
 
         Args:
             level: A closed loop.
@@ -103,6 +109,15 @@ class Peer:
         Raises:
             ServerError: The program failed.
         """
+        for attempt in range(_ATTEMPTS):
+            last = attempt + 1 == _ATTEMPTS
+            # On a busy machine no request may end in a window, and then it gives up.
+            with contextlib.nullcontext() if last else contextlib.suppress(ServerError):
+                found = self._try(level, texts, seconds * 2**attempt)
+                self.visits.setdefault(level, []).append(found)
+                return
+
+    def _try(self, level: Level, texts: Iterator[tuple[str, int]], seconds: float) -> PeerVisit:
         expected = _SPARE * self._rates[level] * seconds + _SPARE * level.amount
         wanted = list(islice(texts, max(math.ceil(expected), 1)))
         with tempfile.TemporaryDirectory(prefix="trtllm-pipeline-") as folder:
@@ -143,10 +158,10 @@ class Peer:
                 raise ServerError(
                     f"{PROGRAM} measured nothing at {level.amount:g} streams",
                     where=self._server.url,
-                    why=lines[-1].strip() if lines else str(error),
+                    why=f"{error}; it said: {lines[-1].strip()}" if lines else str(error),
                     fix="Leave --perf-analyzer out, or mend what it says",
                 ) from error
-        self.visits.setdefault(level, []).append(found)
+        return found
 
 
 def _row(text: tuple[str, int]) -> dict[str, Any]:
@@ -164,18 +179,41 @@ def _row(text: tuple[str, int]) -> dict[str, Any]:
 def _found(place: Path) -> PeerVisit:
     with (place / "out.csv").open(encoding="utf-8") as file:
         row = next(csv.DictReader(file))
-    (experiment,) = json.loads((place / "export.json").read_text(encoding="utf-8"))["experiments"]
-    firsts = [
-        (request["response_timestamps"][0] - request["timestamp"]) / 1e6
-        for request in experiment["requests"]
-        if request["response_timestamps"]
-    ]
+    requests = exported((place / "export.json").read_text(encoding="utf-8", errors="replace"))
+    firsts = [(responses[0] - sent) / 1e6 for sent, responses in requests if responses]
     return PeerVisit(
-        requests=len(experiment["requests"]),
+        requests=len(requests),
         requests_per_second=float(row["Inferences/Second"]),
         latency_ms={f"p{n}": float(row[f"p{n} latency"]) / 1000 for n in (50, 90, 95, 99)},
         ttft_p50_ms=percentile(firsts, 50),
     )
+
+
+def exported(text: str) -> list[tuple[int, list[int]]]:
+    """Reads when requests were sent and their responses came, from the program's export.
+
+    The export has the outputs as well, and where a response has no such output, what lay in memory.
+    A number that is none is not written at all, and then the file is no JSON; so the times are
+    looked for in its text. Quotes in prompts and answers are escaped and look different.
+
+    Args:
+        text: What is in the file.
+
+    Returns:
+        Nanoseconds of sending and of each response, by request.
+
+    Raises:
+        ValueError: There is no request in it.
+    """
+    sent = [int(found[1]) for found in _SENT.finditer(text)]
+    responses = [
+        [int(number) for number in found[1].split(",") if number.strip()]
+        for found in _CAME.finditer(text)
+    ]
+    if not sent or len(sent) != len(responses):
+        msg = f"its export has {len(sent)} requests and {len(responses)} answers"
+        raise ValueError(msg)
+    return list(zip(sent, responses, strict=True))
 
 
 def peer_row(level: Level, own: Sequence[Round], other: Sequence[PeerVisit]) -> dict[str, Any]:
@@ -188,30 +226,28 @@ def peer_row(level: Level, own: Sequence[Round], other: Sequence[PeerVisit]) -> 
 
     Returns:
         JSON values: for ``requests_per_second``, ``latency_p50_ms`` and ``ttft_p50_ms`` the
-        estimates ``own`` and ``perf_analyzer``, and ``ratio``, its over ours, paired by round.
+        estimates ``own`` and ``perf_analyzer``, and ``ratio``, its over ours by round; the values
+        are None where nothing ended in a round.
     """
-    pairs = {
+    medians: dict[str, list[float | None]] = {
+        name: [median_ms(one.timelines, name) for one in own] for name in ("latency_ms", "ttft_ms")
+    }
+    pairs: dict[str, tuple[Sequence[float | None], Sequence[float | None]]] = {
         "requests_per_second": (
             [one.requests_per_second for one in own],
             [visit.requests_per_second for visit in other],
         ),
-        "latency_p50_ms": (
-            [percentile([t.latency_s * 1000 for t in one.timelines], 50) for one in own],
-            [visit.latency_ms["p50"] for visit in other],
-        ),
-        "ttft_p50_ms": (
-            [percentile([t.ttft_s * 1000 for t in one.timelines], 50) for one in own],
-            [visit.ttft_p50_ms for visit in other],
-        ),
+        "latency_p50_ms": (medians["latency_ms"], [visit.latency_ms["p50"] for visit in other]),
+        "ttft_p50_ms": (medians["ttft_ms"], [visit.ttft_p50_ms for visit in other]),
     }
     return {
         "concurrency": int(level.amount),
         "requests": sum(visit.requests for visit in other),
         **{
             name: {
-                "own": over_rounds(ours).as_dict(),
-                "perf_analyzer": over_rounds(theirs).as_dict(),
-                "ratio": paired_ratio(theirs, ours).as_dict(),
+                "own": estimate(ours),
+                "perf_analyzer": estimate(theirs),
+                "ratio": (ratio(theirs, ours) or Estimate(None)).as_dict(),
             }
             for name, (ours, theirs) in pairs.items()
         },

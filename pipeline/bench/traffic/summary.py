@@ -41,7 +41,7 @@ def summary(level: Level, rounds: Sequence[Round], objectives: Objectives | None
     timelines = [timeline for one in rounds for timeline in one.timelines]
     failures = [answer.error for answer in counted if answer.error is not None]
     rates = [one.tokens_per_second for one in rounds]
-    by_round = {name: [_median_ms(one.timelines, name) for one in rounds] for name in TIMES}
+    by_round = {name: [median_ms(one.timelines, name) for one in rounds] for name in TIMES}
     row = {
         "load": level.kind,
         "concurrency": int(level.amount) if level.kind == CLOSED else None,
@@ -53,11 +53,11 @@ def summary(level: Level, rounds: Sequence[Round], objectives: Objectives | None
         "input_tokens": sum(timeline.input_tokens for timeline in timelines),
         "output_tokens": sum(timeline.output_tokens for timeline in timelines),
         "seconds": round(sum(one.seconds for one in rounds), 4),
-        "tokens_per_second": _estimate(rates),
+        "tokens_per_second": estimate(rates),
         "coefficient_of_variation": _variation(rates),
         "requests_per_second": significant(_mean([one.requests_per_second for one in rounds])),
         **{name: summary_ms(_times(timelines, name), PERCENTS) for name in TIMES},
-        "p50_over_rounds": {name: _estimate(by_round[name]) for name in TIMES},
+        "p50_over_rounds": {name: estimate(by_round[name]) for name in TIMES},
         "by_round": [significant(rate) for rate in rates],
         "goodput": _goodput(rounds, objectives),
         "schedule": None if level.kind == CLOSED else _schedule(level, rounds, counted),
@@ -81,7 +81,7 @@ def ratios(own: Sequence[Round], base: Sequence[Round], objectives: Objectives |
     pairs: dict[str, list[list[float | None]]] = {
         "tokens_per_second": [[one.tokens_per_second for one in of] for of in (own, base)],
         **{
-            name: [[_median_ms(one.timelines, name) for one in of] for of in (own, base)]
+            name: [[median_ms(one.timelines, name) for one in of] for of in (own, base)]
             for name in TIMES
         },
     }
@@ -89,16 +89,17 @@ def ratios(own: Sequence[Round], base: Sequence[Round], objectives: Objectives |
         pairs["goodput"] = [
             [_good(one, objectives) / one.seconds for one in of] for of in (own, base)
         ]
-    found = {name: _ratio(*both) for name, both in pairs.items()}
+    found = {name: ratio(*both) for name, both in pairs.items()}
     speed = found["tokens_per_second"]
     return {
         "ratio": speed.as_dict() if speed else None,
         "difference": differs(speed) if speed else False,
-        "ratios": {name: ratio.as_dict() if ratio else None for name, ratio in found.items()},
+        "ratios": {name: one.as_dict() if one else None for name, one in found.items()},
     }
 
 
-def _ratio(own: Sequence[float | None], base: Sequence[float | None]) -> Estimate | None:
+def ratio(own: Sequence[float | None], base: Sequence[float | None]) -> Estimate | None:
+    """Estimates a ratio that is paired by round; None where a round has nothing above 0."""
     known = [[value for value in values if value] for values in (own, base)]
     if not known[0] or any(len(values) < len(own) for values in known):
         return None
@@ -109,13 +110,14 @@ def _times(timelines: Sequence[Timeline], name: str) -> list[float]:
     return [time for time in map(TIMES[name], timelines) if time is not None]
 
 
-def _median_ms(timelines: Sequence[Timeline], name: str) -> float | None:
+def median_ms(timelines: Sequence[Timeline], name: str) -> float | None:
+    """Computes the median of one of :data:`TIMES` in milliseconds; None where there is none."""
     times = _times(timelines, name)
     return percentile(times, 50) * 1000 if times else None
 
 
-def _estimate(values: Sequence[float | None]) -> dict[str, float | None]:
-    """An estimate over rounds; nothing where a round has no value above 0."""
+def estimate(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Estimates a number over rounds; its value is None where a round has nothing above 0."""
     known = [value for value in values if value]
     return (over_rounds(known) if len(known) == len(values) else Estimate(None)).as_dict()
 

@@ -18,7 +18,7 @@ import pytest
 from pipeline.bench.traffic import Objectives, measure_load
 from pipeline.bench.traffic.fleet import Fleet, Server
 from pipeline.bench.traffic.lengths import parse_lengths
-from pipeline.bench.traffic.peer import Peer
+from pipeline.bench.traffic.peer import Peer, exported
 from pipeline.bench.traffic.schedule import CLOSED, OPEN, TRACE, Level, Request, Sizes
 from pipeline.bench.traffic.traces import TraceRow
 from pipeline.errors import ServerError, UsageError
@@ -182,7 +182,7 @@ def test_a_trace_is_replayed_and_refusals_are_counted_by_kind() -> None:
 
 def test_two_servers_are_told_apart_and_take_the_same_load() -> None:
     def slower(asked: Asked, context: Any) -> Iterator[Any]:
-        time.sleep(0.15 if asked.one("max_tokens") > 1 else 0)
+        time.sleep(0.4 if asked.one("max_tokens") > 1 else 0)
         yield from Known()(asked, context)
 
     with FakeTriton(Known()) as one, FakeTriton(slower) as other:
@@ -191,16 +191,16 @@ def test_two_servers_are_told_apart_and_take_the_same_load() -> None:
             [Level(OPEN, 12.0)],
             Sizes(*LENGTHS),
             baseline="old",
-            seconds=2.4,
+            seconds=1.2,
             warmup=0.0,
-            rounds=3,
+            rounds=2,
         )
     assert results["baseline"] == "old"
     new, old = (results["servers"][name]["measurements"][0] for name in ("new", "old"))
     assert "ratio" not in old
-    # By sleeping alone it is 170 ms over 20 ms; what the machine adds to both makes it less.
+    # By sleeping alone it is 420 ms over 20 ms; what the machine adds to both makes it less.
     assert new["ratios"]["ttft_ms"]["value"] > 1.5
-    assert new["ttft_ms"]["p50"] >= 170
+    assert new["ttft_ms"]["p50"] >= 420
     planned = {
         name: [(row["round"], row["planned_s"]) for row in samples if row["server"] == name]
         for name in ("new", "old")
@@ -285,7 +285,7 @@ def test_perf_analyzer_is_read_as_it_writes(tmp_path: Path) -> None:
             {"server": mine},
             [Level(CLOSED, 2)],
             Sizes(*LENGTHS),
-            seconds=1.0,
+            seconds=2.4,
             warmup=0.0,
             rounds=2,
             peer=Peer(str(program), mine, "tensorrt_llm_bls"),
@@ -303,6 +303,19 @@ def test_perf_analyzer_is_read_as_it_writes(tmp_path: Path) -> None:
     assert {2 * len(prompt.split()) for prompt in prompts} == {INPUT}
     assert asked["rows"][0]["max_tokens"] == {"content": [FAST], "shape": [1]}
     assert not any(prompts[0] in word for word in asked["words"])
+
+
+def test_an_export_with_numbers_that_are_none_is_read() -> None:
+    """What version 2.51 writes for an output that is not in a response is not always JSON."""
+    text = RECORDED.read_text(encoding="utf-8")
+    broken = text.replace('" e"', '" e", "said": "\\"timestamp\\":1", "log_probs": ')
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(broken)
+    found = exported(broken)
+    wanted = json.loads(text)["experiments"][0]["requests"]
+    assert found == [(one["timestamp"], one["response_timestamps"]) for one in wanted]
+    with pytest.raises(ValueError, match="has 0 requests"):
+        exported("{}")
 
 
 def test_perf_analyzer_that_fails_is_quoted(tmp_path: Path) -> None:
