@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.bench.intervals import differs, paired_ratio
 from pipeline.bench.load import INPUT_TOKENS, alone, check_numbers, measurement, samples
@@ -26,6 +26,7 @@ LEAST_ROUNDS = 5
 """Rounds of a run whose requests take longer than its share of the time."""
 MOST_ROUNDS = 100
 
+Level = TypeVar("Level")
 Visits = dict[tuple[str, int], list[Visit]]
 """One visit per round, by name of the server and level."""
 
@@ -155,7 +156,6 @@ async def take_turns(
     Returns:
         As many visits of each server at each level as there were rounds.
     """
-    order = random.Random(seed)  # noqa: S311  an order, no secret
     share = seconds / WANTED_ROUNDS / len(levels)
     requests = {
         (name, level): level * _waves(await visit(name, level, level), share)
@@ -164,11 +164,9 @@ async def take_turns(
     }
     visits: Visits = {place: [] for place in requests}
     measured = dict.fromkeys(names, 0.0)
-    there: list[tuple[str, int]] = []
-    for finished in range(1, MOST_ROUNDS + 1):
-        # Back again in every other round: who came first comes last, which evens out a machine
-        # that grows slower all the time.
-        there = there[::-1] if finished % 2 == 0 else _shuffled(names, levels, order)
+    for finished, there in zip(
+        range(1, MOST_ROUNDS + 1), orders(names, levels, seed), strict=False
+    ):
         for name, level in there:
             made = await visit(name, level, requests[name, level])
             visits[name, level].append(made)
@@ -180,9 +178,29 @@ async def take_turns(
     return visits
 
 
+def orders(
+    names: Sequence[str], levels: Sequence[Level], seed: int
+) -> Iterator[list[tuple[str, Level]]]:
+    """Yields in which order each round visits the servers and levels, without an end.
+
+    Every other round goes back the way that the one before it came: who came first comes last,
+    which evens out a machine that grows slower all the time.
+
+    Args:
+        names: The servers.
+        levels: What each is measured at.
+        seed: Of the order.
+    """
+    order = random.Random(seed)  # noqa: S311  an order, no secret
+    while True:
+        there = _shuffled(names, levels, order)
+        yield there
+        yield there[::-1]
+
+
 def _shuffled(
-    names: Sequence[str], levels: Sequence[int], order: random.Random
-) -> list[tuple[str, int]]:
+    names: Sequence[str], levels: Sequence[Level], order: random.Random
+) -> list[tuple[str, Level]]:
     """All places; the servers of a level follow each other, so that a ratio compares what was
     measured together."""
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 PERCENTILES = (50, 95, 99)
 
@@ -54,6 +55,12 @@ class Timeline:
         waited_for = self.output_tokens - first[1]
         return (last[0] - first[0]) / waited_for if waited_for else None
 
+    @property
+    def gap_s(self) -> float | None:
+        """Seconds of the longest wait between two arrivals; None where all came at once."""
+        times = [at for at, _ in self.arrivals]
+        return max((after - at for at, after in pairwise(times)), default=None)
+
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Interpolates linearly between the two nearest ranks, as numpy's default does.
@@ -68,10 +75,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return low + (high - low) * (rank - math.floor(rank))
 
 
-def summary_ms(seconds: Sequence[float]) -> dict[str, float] | None:
+def summary_ms(
+    seconds: Sequence[float], percents: Sequence[int] = PERCENTILES
+) -> dict[str, float] | None:
     """Computes mean, percentiles and maximum in milliseconds; None when nothing was measured."""
     if not seconds:
         return None
-    named = {f"p{percent}": percentile(seconds, percent) for percent in PERCENTILES}
+    named = {f"p{percent}": percentile(seconds, percent) for percent in percents}
     named = {"mean": sum(seconds) / len(seconds), **named, "max": max(seconds)}
     return {name: round(value * 1000, 3) for name, value in named.items()}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.bench.asking import streamed, whole
 from pipeline.bench.prompts import Prompts
 from pipeline.bench.stats import Timeline
 from pipeline.triton.contract import answering_model
-from trtllm_client import AsyncClient, InvalidRequest, ServerFailed
-
-NO_END = -1
-"""Streams end at the wished length, so that every request costs the same."""
+from trtllm_client import AsyncClient, InvalidRequest
 
 _LEAST_OF_ONE_TOKEN = 2
 """Requests for one token of a visit, which are too short to be judged by one alone."""
@@ -168,13 +165,13 @@ class Visitor:
     async def _send(
         self, level: int, requests: int, tokens: int, prompt: Callable[[], str]
     ) -> tuple[Timeline, ...]:
-        ask = self._streamed if self._streams else self._whole
+        ask = streamed if self._streams else whole
         todo = iter([prompt() for _ in range(requests)])
         timelines: list[Timeline] = []
 
         async def work() -> None:
             for text in todo:
-                timelines.append(await ask(text, tokens))  # noqa: PERF401  a shared list
+                timelines.append(await ask(self._client, text, tokens))  # noqa: PERF401  a shared list
 
         workers = [asyncio.create_task(work()) for _ in range(level)]
         try:
@@ -184,32 +181,3 @@ class Visitor:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         return tuple(timelines)
-
-    async def _streamed(self, prompt: str, tokens: int) -> Timeline:
-        arrivals = []
-        input_tokens = 0
-        sent_at = time.perf_counter()
-        stream = self._client.stream(prompt, max_tokens=tokens, end_id=NO_END, top_k=1)
-        async for chunk in stream:
-            if chunk.num_output_tokens:
-                arrivals.append((time.perf_counter(), chunk.num_output_tokens))
-            input_tokens = chunk.num_input_tokens or input_tokens
-        if not arrivals:
-            raise self._uncounted()
-        return Timeline(sent_at, tuple(arrivals), input_tokens)
-
-    async def _whole(self, prompt: str, tokens: int) -> Timeline:
-        """One response per request; nobody knows when its first token was there."""
-        sent_at = time.perf_counter()
-        answer = await self._client.generate(prompt, max_tokens=tokens, end_id=NO_END, top_k=1)
-        if not answer.num_output_tokens:
-            raise self._uncounted()
-        arrival = (time.perf_counter(), answer.num_output_tokens)
-        return Timeline(sent_at, (arrival,), answer.num_input_tokens or 0, streamed=False)
-
-    def _uncounted(self) -> ServerFailed:
-        return ServerFailed(
-            "the server does not count tokens, so its speed cannot be measured",
-            where=self._client.url,
-            fix="The model must answer return_num_output_tokens, as TensorRT-LLM 1.x does",
-        )

@@ -46,6 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "bench": (
         "bench --url localhost:8001 --concurrency 1,8,32",
         "bench --repository build/tiny-llama-int4-awq/repository",
+        "bench --url localhost:8001 --rate 2,4 --goodput ttft:300,itl:30",
     ),
     "compare": (
         "compare configs/demo.yaml --concurrency 1,8 --seconds 10",

@@ -56,7 +56,7 @@ KNOWN = {
     ),
     *("npx", "nvidia-smi", "pip", "pre-commit", "python", "python3", "rm", "rsync", "scp", "sed"),
     *("sh", "source", "ssh", "sudo", "systemctl", "tail", "tar", "test", "time", "true", "unset"),
-    *("uv", "wait", "wget"),
+    *("chmod", "ln", "uv", "wait", "wget"),
 }
 SHELL = {"for", "do", "done", "if", "then", "else", "fi", "while"}
 FOLDERS = ("configs", "examples", "scripts", "benchmarks", "docker", "client")
