@@ -31,6 +31,7 @@ _BAD_REQUEST = range(400, 500)
 _PAIRS = 5
 _WORDS = 512
 _FEW = 4
+_FLOOD = 4
 _PATIENCE_S = 10.0
 
 
@@ -173,14 +174,16 @@ def _most(context: Context) -> int | None:
 
 
 async def _flood(context: Context, asked: int) -> list[str | ClientError]:
+    # Long enough that the first are not over when the last come.
+    tokens = min(_FLOOD * context.plan.max_tokens, context.longest)
     async with context.async_client() as client:
-        return list(await asyncio.gather(*(_one(client, context) for _ in range(asked))))
+        return list(await asyncio.gather(*(_one(client, context, tokens) for _ in range(asked))))
 
 
-async def _one(client: AsyncClient, context: Context) -> str | ClientError:
+async def _one(client: AsyncClient, context: Context, tokens: int) -> str | ClientError:
     try:
         answer = await client.generate(
-            context.plan.prompts[0], max_tokens=context.plan.max_tokens, top_k=1, end_id=NO_END
+            context.plan.prompts[0], max_tokens=tokens, top_k=1, end_id=NO_END
         )
     except ClientError as error:
         return error
