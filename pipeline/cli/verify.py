@@ -75,6 +75,9 @@ def verify(
         bool,
         typer.Option("--list", help="Print what each check asks and what must be, and end."),
     ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="With --list: as docs/conformance.md.", hidden=True)
+    ] = False,
     server: Connection,
     output: Output,
 ) -> None:
@@ -84,10 +87,16 @@ def verify(
     from pipeline.errors import VerificationError
     from pipeline.source.probes import find_probes, known_probes
     from pipeline.tables import tally
-    from pipeline.verify import print_list, print_report, run_conformance, to_json
+    from pipeline.verify import print_report, run_conformance, to_json
+    from pipeline.verify.listing import listed, page, print_list
 
     if list_:
-        print_list(as_json=output.json)
+        if markdown:
+            print(page(), end="")
+        elif output.json:
+            print_json({"checks": listed()})
+        else:
+            print_list()
         return
     options = options_of(
         only,

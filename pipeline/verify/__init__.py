@@ -5,7 +5,6 @@
 
 from pipeline.verify.catalogue import CHECKS
 from pipeline.verify.check import Plan
-from pipeline.verify.listing import print_list
 from pipeline.verify.output import print_report, to_json, to_junit
 from pipeline.verify.report import CheckResult, Report, raise_for_failures
 from pipeline.verify.run import run_conformance
@@ -17,7 +16,6 @@ __all__ = [
     "Plan",
     "Report",
     "chosen_checks",
-    "print_list",
     "print_report",
     "raise_for_failures",
     "run_conformance",

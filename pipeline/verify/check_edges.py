@@ -59,7 +59,7 @@ def max_tokens_zero(context: Context) -> Details:
 
 
 @check(
-    "the longest prompt and the longest answer that fit are taken by every model, and no longer ones",
+    "every model takes the longest prompt and the longest answer that fit, and none a longer one",
     asks="the most tokens of an answer and of a prompt, and one more of each, on each model",
     thorough=True,
 )

@@ -33,6 +33,8 @@ _WORDS = 512
 _FEW = 4
 _FLOOD = 4
 _PATIENCE_S = 10.0
+_LOOK_S = 0.02
+_LOOKS = 50
 
 
 @check(
@@ -111,7 +113,7 @@ def metrics_move(context: Context) -> Details:
             context.plan.prompts[0], max_tokens=context.longest, top_k=1, end_id=NO_END
         ) as stream:
             next(stream)
-            running = _wait(context, lambda now: (active(now) or 0) >= 1, seconds=1.0)
+            running = _seen_active(context)
             rest = sum(1 for _ in stream)
         if not running and rest > context.plan.max_tokens:
             raise CheckFailed('nv_trt_llm_request_metrics{request_type="active"} did not move')
@@ -124,12 +126,21 @@ def active(metrics: Any) -> float | None:
     return total(metrics, "nv_trt_llm_request_metrics", request_type="active")
 
 
-def _wait(context: Context, condition: Any, seconds: float = _PATIENCE_S) -> bool:
-    deadline = time.monotonic() + seconds
+def _seen_active(context: Context) -> bool:
+    """Whether the metrics show a request that runs; they are renewed a few times in a second."""
+    for _ in range(_LOOKS):
+        if active(read_metrics(context)):
+            return True
+        time.sleep(_LOOK_S)
+    return False
+
+
+def _wait(context: Context, condition: Any) -> bool:
+    deadline = time.monotonic() + _PATIENCE_S
     while not condition(read_metrics(context)):
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(_LOOK_S)
     return True
 
 

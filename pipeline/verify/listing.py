@@ -25,18 +25,13 @@ trtllm-pipeline verify --list                                    # this page, on
 
 The thorough ones run with `--all`, or by their names. Those of them that look at HTTP and at
 metrics need those addresses, which nothing on gRPC says. Some open very many requests
-(`queue_full`), and some wait until nobody else uses the server (`client_cancels` and its like): they
-are not for a server that others wait for.
+(`queue_full`), and some wait until nobody else uses the server (`client_cancels` and its like):
+they are not for a server that others wait for.
 """
 
 
-def print_list(*, as_json: bool = False) -> None:
-    """Prints what each check asks and what must be, as a table or as JSON."""
-    if as_json:
-        from pipeline.cli.console import print_json
-
-        print_json({"checks": listed()})
-        return
+def print_list() -> None:
+    """Prints what each check asks and what must be, as a table."""
     rows = [[c["name"], c["asks"], c["proves"]] for c in listed()]
     print_table(["check", "what is asked", "what must be"], rows)
     thorough = sum(check.thorough for check in CHECKS.values())
