@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,9 +237,24 @@ def serving(repository: Path, log: LogPlace, **options: Any) -> Iterator[Running
         yield server
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server answers.
+
+    Attributes:
+        grpc: ``host:port`` of gRPC.
+        http: URL of HTTP; empty where it is not known.
+        metrics: URL of its metrics; empty where it is not known.
+    """
+
+    grpc: str
+    http: str = ""
+    metrics: str = ""
+
+
 @contextmanager
-def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
-    """Yields the address of a server: the one given, or one started here for as long as needed.
+def reachable(url: str | None, repository: Path | None) -> Iterator[Addresses]:
+    """Yields the addresses of a server: the one given, or one started here for as long as needed.
 
     The log of a server started here outlives it when it has something to explain.
 
@@ -252,7 +268,7 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
             fix="Give --url for a running server, or --repository to start one",
         )
     if url is not None:
-        yield url
+        yield Addresses(url)
         return
     if repository is None:
         raise UsageError(
@@ -261,7 +277,7 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[str]:
         )
     # Inside, so that a request which failed keeps the log as well.
     with serving_with_own_log(repository) as server, client_errors():
-        yield server.grpc_url
+        yield Addresses(server.grpc_url, server.http_url if server.http else "", server.metrics_url)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ engine's counts and log probabilities pass through here.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from .failures import unexpected
 from .orphan import end_with_parent
 from .parameters import flag, read_parameters
 from .pieces import PieceDecoder
+from .receipts import PLACES, Returns
+
+LOOK_PERIOD_S = 0.1
+"""Seconds between two looks whether one client has gone: each asks Triton, and takes as long as
+decoding a response."""
 
 
 class TritonPythonModel:
@@ -42,6 +48,8 @@ class TritonPythonModel:
             skip_special_tokens=flag(parameters, "skip_special_tokens", default=True),
         )
         self._stops = frozenset(read_end_ids(directory)[1:])
+        self._returns = Returns()
+        self._looked: dict[int, float] = {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request."""
@@ -56,6 +64,8 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(output_tensors=[], error=internal)
 
     def _answer(self, request: Any) -> Any:
+        if (ticket := pb_utils.get_input_tensor_by_name(request, "TICKET")) is not None:
+            self._look_after(request, ticket.as_numpy().reshape(-1, 3).tolist())
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
         # [batch, beam, n] ids, of which the first [batch, beam] count.
@@ -67,6 +77,17 @@ class TritonPythonModel:
         # Flat, as upstream's model sends it: its clients take the first element for the text.
         output = pb_utils.Tensor("OUTPUT", np.array(texts, dtype=np.object_))
         return pb_utils.InferenceResponse(output_tensors=[output])
+
+    def _look_after(self, request: Any, tickets: list[list[int]]) -> None:
+        """Hands the ticket of a request back whose client has gone (receipts.py)."""
+        now = time.monotonic()
+        for number, place, client in tickets:
+            if now - self._looked.get(place, 0.0) < LOOK_PERIOD_S:
+                continue
+            if 0 <= place < PLACES:
+                self._looked[place] = now
+            if request.is_cancelled():
+                self._returns.hand_back((number, place, client))
 
     def _without_end(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] in self._stops else ids

@@ -23,9 +23,17 @@ from .guide_checker import GuideChecker
 from .metrics import EngineMetrics
 from .orphan import end_with_parent
 from .parameters import read_parameters
+from .receipts import Book
 from .request import RequestError
 from .request_parameters import unknown_parameters
-from .responses import BatchSender, Responder, ResponseStream, empty_response, send_error
+from .responses import (
+    BatchSender,
+    Responder,
+    ResponseStream,
+    empty_response,
+    of_ensemble,
+    send_error,
+)
 from .settings import EngineSettings, read_settings
 from .statuses import asks
 from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
@@ -66,6 +74,7 @@ class TritonPythonModel:
                 "in float32: exactly, and more slowly"
             )
         self._open: dict[ResponseStream, Generation] = {}
+        self._book = Book()
         self._responder = Responder(
             [
                 (self._settings.cancellation_check_period, self._cancel_abandoned),
@@ -109,6 +118,7 @@ class TritonPythonModel:
             self._guides.close()
         self._loop.close()
         self._responder.close()
+        self._book.close()
 
     def _take(self, request: Any, sender: Any) -> None:
         inputs, client_id = Inputs.of(request), id_of(request)
@@ -142,13 +152,20 @@ class TritonPythonModel:
             streams.append(stream)
             requests.append(wish)
         generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
+        if of_ensemble(wanted):
+            for stream in streams:
+                stream.ticket = self._book.issue()
         self._open.update(zip(streams, generations, strict=True))
 
     def _cancel_abandoned(self) -> None:
         for stream, generation in list(self._open.items()):
             if stream.closed:
                 del self._open[stream]
-            elif stream.is_cancelled():
+                if stream.ticket is not None:
+                    self._book.retire(stream.ticket)
+            elif stream.is_cancelled() or (
+                stream.ticket is not None and self._book.came_back(stream.ticket)
+            ):
                 self._loop.cancel(generation)
 
     def _publish_metrics(self) -> None:

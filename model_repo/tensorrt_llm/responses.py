@@ -16,14 +16,22 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .answer import Answer
+from .receipts import Ticket
 from .request import RequestError
 from .statuses import told
 
 SHORTEST_PAUSE = 0.0005
 """Seconds the engine waits for responses to leave, however short its step was."""
+
+TICKET = "ticket"
+"""The output by which ``postprocessing`` can say that a client of the ensemble has gone."""
+
+_NOT_MAPPED = "context_phase_params"
+"""An output that no ensemble asks for: who asks for it named no outputs, and so gets all."""
 
 PAUSE_SHARE = 0.25
 """The longest pause as a share of the step before it."""
@@ -37,6 +45,10 @@ class ResponseStream:
         answer: Which outputs the client wants and how they are made.
         ready: Called (by the engine's thread) when there is something to send.
         with_status: See :func:`send_error`.
+
+    Attributes:
+        closed: Whether the last response is sent.
+        ticket: Of a request of the ensemble (receipts.py); may come after the first response.
     """
 
     def __init__(
@@ -48,6 +60,7 @@ class ResponseStream:
         with_status: bool = False,
     ) -> None:
         self.closed = False
+        self.ticket: Ticket | None = None
         self._sender = sender
         self._answer = answer
         self._ready = ready
@@ -104,6 +117,8 @@ class ResponseStream:
                 pb_utils.Tensor(name, value)
                 for name, value in self._answer.outputs(ids, log_probs).items()
             ]
+            if self.ticket is not None:
+                tensors.append(pb_utils.Tensor(TICKET, np.array([self.ticket], np.uint64)))
             response = pb_utils.InferenceResponse(output_tensors=tensors)
             if last:
                 self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -116,6 +131,11 @@ class ResponseStream:
         Triton frees the request with its last response, so it must not be asked after that.
         """
         return not self.closed and bool(self._sender.is_cancelled())
+
+
+def of_ensemble(wanted: frozenset[str]) -> bool:
+    """Whether a request comes through the ensemble, by the outputs that it asks for."""
+    return TICKET in wanted and _NOT_MAPPED not in wanted
 
 
 class BatchSender:

@@ -45,6 +45,7 @@ def options_of(
     *,
     strict: bool,
     patience: float,
+    thorough: bool = False,
 ) -> Options:
     """Checks the options before a server is started or asked for anything.
 
@@ -67,10 +68,11 @@ def options_of(
         "skip": skip,
         "tolerance": tolerance,
         "strict": strict,
+        "thorough": thorough,
         "plan": Plan(patience=patience),
         "prompts": None if prompts is None else read_prompts(prompts),
     }
-    return Options(fields, len(chosen_checks(only, skip)))
+    return Options(fields, len(chosen_checks(only, skip, thorough=thorough)))
 
 
 def _names(given: Collection[str] | None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from pipeline.errors import UsageError
 from pipeline.reading.files import impossible, shortened
 
 if TYPE_CHECKING:
+    from pipeline.serving import Addresses
     from trtllm_client import Tls
 
 __all__ = ["Invocation", "Output"]  # from here, as all that commands share
@@ -259,7 +260,13 @@ class Connection:
 
     @contextmanager
     def address(self) -> Iterator[str]:
-        """Yields the server's address, for as long as it is needed.
+        """Yields the server's gRPC address, for as long as it is needed; see :meth:`addresses`."""
+        with self.addresses() as addresses:
+            yield addresses.grpc
+
+    @contextmanager
+    def addresses(self) -> Iterator[Addresses]:
+        """Yields the server's addresses, for as long as they are needed.
 
         Raises:
             UsageError: It is not clear where the server is or how to talk to it.
@@ -274,5 +281,5 @@ class Connection:
                 fix="Leave the TLS options out, or start it with serve and give --url",
             )
         print_warning(self.repository)
-        with reachable(self.url, self.repository) as address:
-            yield address
+        with reachable(self.url, self.repository) as addresses:
+            yield addresses

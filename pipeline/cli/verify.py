@@ -59,6 +59,25 @@ def verify(
     strict: Annotated[
         bool, typer.Option("--strict", help="Demand equal texts of any server.")
     ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Run the thorough checks too, which take a minute or two more."),
+    ] = False,
+    http: Annotated[
+        str,
+        typer.Option(metavar="URL", help="The server's HTTP address, for --url and --all."),
+    ] = "",
+    metrics: Annotated[
+        str,
+        typer.Option(metavar="URL", help="The address of its metrics, for --url and --all."),
+    ] = "",
+    list_: Annotated[
+        bool,
+        typer.Option("--list", help="Print what each check asks and what must be, and end."),
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="With --list: as docs/conformance.md.", hidden=True)
+    ] = False,
     server: Connection,
     output: Output,
 ) -> None:
@@ -69,12 +88,29 @@ def verify(
     from pipeline.source.probes import find_probes, known_probes
     from pipeline.tables import tally
     from pipeline.verify import print_report, run_conformance, to_json
+    from pipeline.verify.listing import listed, page, print_list
 
-    options = options_of(only, skip, prompts, tolerance, strict=strict, patience=server.timeout)
+    if list_:
+        if markdown:
+            print(page(), end="")
+        elif output.json:
+            print_json({"checks": listed()})
+        else:
+            print_list()
+        return
+    options = options_of(
+        only,
+        skip,
+        prompts,
+        tolerance,
+        strict=strict,
+        patience=server.timeout,
+        thorough=everything,
+    )
     probes = known_probes(server.repository) if server.repository else None
     if tokenizer is not None:
         probes = find_probes(tokenizer)
-    with junit_of(junit, server) as file, server.address() as address:
+    with junit_of(junit, server) as file, server.addresses() as address:
         with progress_for(output.json, output.verbosity).task(
             "conformance checks", options.count
         ) as task:
@@ -84,7 +120,9 @@ def verify(
                 task.advance()
 
             report = run_conformance(
-                address,
+                address.grpc,
+                http=http or address.http,
+                metrics=metrics or address.metrics,
                 model=server.model,
                 tls=server.tls,
                 headers=server.headers,

@@ -17,9 +17,16 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.reading.files import read_utf8
-from pipeline.triton.contract import CPP_BACKEND, KNOWN, SCORES_PROMPTS, scoring_prompts
+from pipeline.triton.contract import (
+    CPP_BACKEND,
+    KNOWN,
+    SCORES_PROMPTS,
+    TICKET,
+    scoring_prompts,
+    with_tickets,
+)
 from pipeline.triton.parameters import CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS
-from pipeline.triton.tensors import ENGINE, ModelContract
+from pipeline.triton.tensors import ENGINE, POSTPROCESSING, ModelContract
 
 _TEMPLATE = re.compile(r"\$\{[^}\n]*\}?")
 _KEY = re.compile(r"\bkey\s*:\s*[\"'](\w+)[\"']")
@@ -130,6 +137,10 @@ def _check_tensor(side: str, tensor: Any) -> Iterator[str]:
 def _contract(config: proto.ModelConfig) -> ModelContract:
     """The contract of a known model; upstream's own backend has no tensors beyond upstream's."""
     contract = KNOWN[config.name]
+    if config.name in (ENGINE, POSTPROCESSING) and config.backend != CPP_BACKEND:
+        names = {tensor.name for tensor in (*config.input, *config.output)}
+        if names & {TICKET, TICKET.upper()}:
+            contract = with_tickets(contract)
     scores = any(tensor.name == SCORES_PROMPTS for tensor in config.input)
     if config.name == ENGINE and config.backend != CPP_BACKEND and scores:
         return scoring_prompts(contract)

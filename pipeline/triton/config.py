@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as proto
 
 from pipeline.errors import RepositoryError
 from pipeline.recipe.schema import Recipe
-from pipeline.triton.contract import scoring_prompts, served_models
+from pipeline.triton.contract import scoring_prompts, served_models, with_tickets
 from pipeline.triton.parameters import EngineModel, model_parameters
 from pipeline.triton.tensors import (
     BLS,
@@ -67,10 +67,7 @@ def render_configs(
         size = max_batch_size
         if name == DRAFT and native.draft is not None:
             size = min(size, native.draft.max_batch_size)
-        if name == ENGINE and native.scores_prompts:
-            config = _message(scoring_prompts(contract), size)
-        else:
-            config = _message(contract, size)
+        config = _message(_offered(contract, native), size)
         if name != ENSEMBLE:
             config.backend = backend[name]
             config.instance_group.add(count=instances[name], kind=proto.ModelInstanceGroup.KIND_CPU)
@@ -79,6 +76,13 @@ def render_configs(
         _set_batching(config, serve.max_queue_size)
         texts[name] = to_text(config)
     return texts
+
+
+def _offered(contract: ModelContract, native: EngineModel) -> ModelContract:
+    """A model's contract with what the engine does besides upstream's."""
+    if contract.name == ENGINE and native.scores_prompts:
+        contract = scoring_prompts(contract)
+    return with_tickets(contract) if native.gives_tickets else contract
 
 
 def engine_batch_size(engine: Mapping[str, Any]) -> int:

@@ -19,6 +19,7 @@ Deviations, each on purpose:
   name only, which is the same for every request.
 * ``tensorrt_llm`` of an engine that can has :func:`scoring_prompts` besides: a number for each
   token of the prompt, where upstream's ``context_logits`` are a whole vocabulary of them.
+* With such an engine, :func:`with_tickets` joins it to ``postprocessing`` by one more tensor.
 * The template variables for data types are settled: logits are ``TYPE_FP32``
   (``trtllm-build --logits_dtype`` defaults to float32), ``prompt_embedding_table`` and
   ``encoder_input_features`` are ``TYPE_FP16`` (what upstream's ensemble hard-codes).
@@ -74,16 +75,21 @@ __all__ = [
     "POSTPROCESSING",
     "PREPROCESSING",
     "SCORES_PROMPTS",
+    "TICKET",
     "ModelContract",
     "Step",
     "Tensor",
     "answering_model",
     "scoring_prompts",
     "served_models",
+    "with_tickets",
 ]
 
 SCORES_PROMPTS = "return_prompt_log_probs"
 """The input that asks ``tensorrt_llm`` for the log-probabilities of a prompt; not upstream's."""
+
+TICKET = "ticket"
+"""The output by which this project's engine learns that a client has gone; not upstream's."""
 
 CPP_BACKEND = "tensorrtllm"
 """The backend that runs TensorRT-LLM engines in Triton, as ``config.pbtxt`` names it."""
@@ -350,6 +356,29 @@ def scoring_prompts(engine: ModelContract) -> ModelContract:
         inputs=(*engine.inputs, scalar(SCORES_PROMPTS, BOOL)),
         outputs=(*engine.outputs, Tensor("prompt_log_probs", FP32, (-1,))),
     )
+
+
+def with_tickets(contract: ModelContract) -> ModelContract:
+    """Returns a model's contract with what tells an engine that a client of the ensemble has gone.
+
+    The engine's responses carry :data:`TICKET`, which the ensemble gives to ``postprocessing``
+    (model_repo/common/receipts.py); other models stay as they are.
+    """
+    if contract.name == ENGINE:
+        return replace(contract, outputs=(*contract.outputs, Tensor(TICKET, UINT64, (3,))))
+    if contract.name == POSTPROCESSING:
+        taken = Tensor(TICKET.upper(), UINT64, (3,), optional=True)
+        return replace(contract, inputs=(*contract.inputs, taken))
+    return replace(contract, steps=tuple(map(_with_ticket, contract.steps)))
+
+
+def _with_ticket(step: Step) -> Step:
+    place = f"_{TICKET.upper()}"
+    if step.model == ENGINE:
+        return replace(step, output_map={**step.output_map, TICKET: place})
+    if step.model == POSTPROCESSING:
+        return replace(step, input_map={**step.input_map, TICKET.upper(): place})
+    return step
 
 
 def _order(*, draft: bool, unary: bool) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class EngineModel:
         lora_task_ids: The adapters that a request may choose.
         draft: What guesses tokens for it; None guesses none.
         scores_prompts: Whether a request may ask for the log-probabilities of its prompt.
+        gives_tickets: Whether it can be told that a client of the ensemble has gone.
     """
 
     backend: str
@@ -84,6 +85,7 @@ class EngineModel:
     greedy: bool = False
     draft: DraftModel | None = None
     scores_prompts: bool = False
+    gives_tickets: bool = False
 
 
 def chat_parameters(template: ChatTemplate | None) -> dict[str, str]:

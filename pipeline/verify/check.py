@@ -14,6 +14,7 @@ from pipeline.triton.contract import (
     CPP_BACKEND,
     ENGINE,
     ENSEMBLE,
+    PREPROCESSING,
     answering_model,
 )
 from pipeline.verify.requests import NO_END
@@ -108,6 +109,8 @@ class Context:
             None where their texts must be equal.
         longest_prompt: Of all that a check makes of the prompts, the one of most tokens.
         near_ties: Where texts differed and that was allowed; filled by the checks.
+        http: The server's HTTP address; empty where it is not known.
+        metrics: The address of its metrics; empty where it is not known.
     """
 
     url: str
@@ -121,6 +124,8 @@ class Context:
     tolerance: float | None = None
     longest_prompt: str = ""
     near_ties: list[str] = field(default_factory=list)
+    http: str = ""
+    metrics: str = ""
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""
@@ -225,6 +230,26 @@ class Context:
             accumulate_tokens=self.accumulates,
         )
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether wrong values reach TensorRT-LLM's executor, which some of them end for everyone.
+
+        A ``beam_width`` above the engine's fails there inside a step, which ends all that run
+        (``changeBeamWidth`` in batch_manager/trtGptModelInflightBatching.cpp). NVIDIA's own
+        ``preprocessing`` has no such input; this project's has, and refuses it.
+        """
+        if not self.on_cpp_backend:
+            return False
+        if not self.has(PREPROCESSING):
+            return True
+        inputs = self.client.model_metadata(PREPROCESSING).inputs
+        return "BEAM_WIDTH" not in {tensor.name for tensor in inputs}
+
+    @property
+    def on_cpp_backend(self) -> bool:
+        """Whether the server says that TensorRT-LLM's C++ backend runs the engine."""
+        return self.has(ENGINE) and self.client.model_metadata(ENGINE).backend == CPP_BACKEND
+
     def needs_bls(self, reason: str) -> None:
         """Skips the check on other models than ``tensorrt_llm_bls`` and its twin."""
         if not self.is_bls:
@@ -242,20 +267,27 @@ class Check:
 
     Attributes:
         name: Its name in reports.
+        asks: What is asked of the server, in words.
         proves: What holds when it passes, as a sentence.
         run: Returns what it saw; raises CheckFailed, CheckSkipped or a ClientError.
+        thorough: Whether it takes long or loads the server, so that it only runs when all are
+            asked for, or it by its name.
     """
 
     name: str
+    asks: str
     proves: str
     run: Callable[[Context], Details]
+    thorough: bool = False
 
 
-def check(proves: str) -> Callable[[Callable[[Context], Details]], Check]:
-    """Makes a check of a function, under its own name."""
+def check(
+    proves: str, *, asks: str, thorough: bool = False
+) -> Callable[[Callable[[Context], Details]], Check]:
+    """Makes a check of a function, under its own name; see :class:`Check`."""
 
     def make(function: Callable[[Context], Details]) -> Check:
-        return Check(function.__name__, proves, function)
+        return Check(function.__name__, asks, proves, function, thorough)
 
     return make
 

@@ -28,7 +28,10 @@ _FEW = 4
 _MOST_WORDS = 6
 
 
-@check("each response of a stream holds the new text, or all of it where accumulate_tokens says so")
+@check(
+    "each response of a stream holds the new text, or all of it where accumulate_tokens says so",
+    asks="one prompt streamed, response by response",
+)
 def accumulate_tokens(context: Context) -> Details:
     """The parameter of ``tensorrt_llm_bls`` against a stream as it arrives."""
     context.needs_bls("only tensorrt_llm_bls has the parameter accumulate_tokens")
@@ -57,7 +60,8 @@ def accumulate_tokens(context: Context) -> Details:
 
 
 @check(
-    "a stop word stays in the text or not, as the model declares, as upstream's where it does not"
+    "a stop word stays in the text or not, as the model declares, as upstream's where it does not",
+    asks="a word of the greedy text as stop word",
 )
 def stop_word_kept(context: Context) -> Details:
     """``include_stop_str_in_output`` on ``tensorrt_llm_bls``; upstream's models keep the word.
@@ -90,7 +94,10 @@ def stop_word_kept(context: Context) -> Details:
     )
 
 
-@check("every end id of the model can be asked for, and no other special token passes unnoticed")
+@check(
+    "every end id of the model can be asked for, and no other special token passes unnoticed",
+    asks="each end id of the model as end_id, and answers without one",
+)
 def end_ids(context: Context) -> Details:
     """The ids that ``preprocessing`` names, against what the engine generates.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.triton.contract import CPP_BACKEND, ENGINE, PREPROCESSING
 from pipeline.verify.check import CheckFailed, Context, Details, check
 from pipeline.verify.requests import NO_END
 from pipeline.verify.same_text import difference
@@ -103,7 +102,10 @@ def bad_input_table(prompt: str) -> tuple[BadInput, ...]:
     )
 
 
-@check("wrong requests are refused with a clear error, and the next right one is answered")
+@check(
+    "wrong requests are refused with a clear error, and the next right one is answered",
+    asks="wrong values, types and shapes, one request each, and then a right one",
+)
 def bad_inputs(context: Context) -> Details:
     """Each row of :func:`bad_input_table`, then a request whose answer is known.
 
@@ -113,7 +115,7 @@ def bad_inputs(context: Context) -> Details:
     """
     prompt = context.plan.prompts[0]
     before = context.greedy(prompt)
-    guarded = not _is_bare(context)
+    guarded = not context.is_bare
     answers: dict[str, str] = {}
     wrong = []
     for row in bad_input_table(prompt):
@@ -135,21 +137,6 @@ def bad_inputs(context: Context) -> Details:
     if wrong:
         raise CheckFailed("; ".join(wrong), answers=answers)
     return {"answers": answers}
-
-
-def _is_bare(context: Context) -> bool:
-    """Tells whether a wrong ``beam_width`` reaches TensorRT-LLM's executor.
-
-    It fails there inside a step, which ends all that run (``changeBeamWidth`` in
-    batch_manager/trtGptModelInflightBatching.cpp). NVIDIA's own ``preprocessing`` has no such
-    input; this project's has, and refuses it.
-    """
-    if not context.has(ENGINE) or context.client.model_metadata(ENGINE).backend != CPP_BACKEND:
-        return False
-    if not context.has(PREPROCESSING):
-        return True
-    inputs = context.client.model_metadata(PREPROCESSING).inputs
-    return "BEAM_WIDTH" not in {tensor.name for tensor in inputs}
 
 
 def _ask(context: Context, row: BadInput) -> tuple[str, bool]:

@@ -24,7 +24,10 @@ _FIRST_CANDIDATE, _CANDIDATE_STEP = 4, 2
 _ATTEMPTS = 5
 
 
-@check("max_tokens is the number of tokens generated when nothing else ends the text")
+@check(
+    "max_tokens is the number of tokens generated when nothing else ends the text",
+    asks="one prompt with max_tokens 1, 2, 7 and more, and end_id -1",
+)
 def max_tokens(context: Context) -> Details:
     """Exact token counts without an end token; shorter answers are beginnings of longer ones."""
     prompt = context.plan.prompts[0]
@@ -45,7 +48,10 @@ def max_tokens(context: Context) -> Details:
     return {"lengths": list(lengths)}
 
 
-@check("the end token ends the text early and is not part of it")
+@check(
+    "the end token ends the text early and is not part of it",
+    asks="a token of the greedy text as end_id, and end_id -1",
+)
 def end_token(context: Context) -> Details:
     """A token of the greedy text is made the end token; the text must end before it.
 
@@ -91,7 +97,10 @@ def _ids_of(context: Context, prompt: str, answer: Completion) -> list[int]:
         raise CheckSkipped(f"not exercised: the text has no ids: {error.what}") from error
 
 
-@check("a stop word ends the text where it appears, also where it is split over tokens")
+@check(
+    "a stop word ends the text where it appears, also where it is split over tokens",
+    asks="pieces of the greedy text as stop words, also across tokens, one and several",
+)
 def stop_words(context: Context) -> Details:
     """Stop words are cut from the model's own greedy text, some across the borders of pieces.
 
@@ -177,7 +186,10 @@ def _wrong_end(context: Context, whole: Scored, got: Scored) -> str | None:
     return problem and f", {problem}"
 
 
-@check("log probabilities: one per token, at most 0, and their sum is right")
+@check(
+    "log probabilities: one per token, at most 0, and their sum is right",
+    asks="one prompt with return_log_probs, whole and streamed",
+)
 def log_probs(context: Context) -> Details:
     """Counts and sum of the log probabilities of a greedy text, and counts of a streamed one.
 

@@ -32,7 +32,10 @@ _CANCELLATION_PERIOD_MS = 100
 _OPEN_TOGETHER = 3
 
 
-@check("many streams are generated together, each with the text it has alone")
+@check(
+    "many streams are generated together, each with the text it has alone",
+    asks="many streams at once",
+)
 def interleaved_streams(context: Context) -> Details:
     """All streams at once; several must be open together, and their texts be those of one alone.
 
@@ -172,7 +175,10 @@ class _Running:
             self.finished, self.finished_at = True, time.monotonic()
 
 
-@check("cancelling a request frees its slot at once for one that waits")
+@check(
+    "cancelling a request frees its slot at once for one that waits",
+    asks="a stream in every slot, one more that waits, and one of them cancelled",
+)
 def cancel_frees_slot(context: Context) -> Details:
     """Fills every slot, lets one more request wait, cancels one; the waiting one must start.
 

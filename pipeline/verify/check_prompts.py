@@ -18,7 +18,10 @@ from trtllm_client import ClientError, InvalidRequest, Tensors
 _TOKENS = 12
 
 
-@check("a batch of two prompts is answered as two requests are, each response with its batch_index")
+@check(
+    "a batch of two prompts is answered as two requests are, each response with its batch_index",
+    asks="two prompts in one request, whole and streamed",
+)
 def batch_of_two(context: Context) -> Details:
     """``end_to_end_grpc_client.py --batch-inputs``, whole and streamed."""
     context.needs_streams()
@@ -55,7 +58,10 @@ def _batch(context: Context, prompts: tuple[str, ...], *, stream: bool) -> list[
     return [answer_of(one, accumulates=context.accumulates) for one in responses]
 
 
-@check("an empty prompt is continued where the tokenizer begins a text with a token of its own")
+@check(
+    "an empty prompt is continued where the tokenizer begins a text with a token of its own",
+    asks="a prompt of no letters",
+)
 def empty_prompt(context: Context) -> Details:
     """Upstream's models continue the begin token; without one there is nothing to continue."""
     if not context.has(PREPROCESSING):
@@ -80,7 +86,10 @@ def empty_prompt(context: Context) -> Details:
     return {"begin_token": ids[0], "text": text}
 
 
-@check("prompt and answer joined are the text that exclude_input_in_output false gives")
+@check(
+    "prompt and answer joined are the text that exclude_input_in_output false gives",
+    asks="each prompt with exclude_input_in_output false and true, whole and streamed",
+)
 def border(context: Context) -> Details:
     """What stands between a prompt and its continuation, such as a space, is kept, also streamed.
 

@@ -44,7 +44,10 @@ _ATTEMPTS, _FAILURES = 5, 2
 _FEWEST_TO_STOP = 100
 
 
-@check("the request that NVIDIA's client stops with ends the generation")
+@check(
+    "the request that NVIDIA's client stops with ends the generation",
+    asks="a long request to tensorrt_llm, and stop with its id",
+)
 def stop_request(context: Context) -> Details:
     """Stops a long request to ``tensorrt_llm`` by its id, with the client's own parameter.
 
@@ -126,7 +129,10 @@ def _send_stop(context: Context, request_id: str) -> None:
         raise CheckFailed(f"the stop request was refused: {error.what}") from error
 
 
-@check("request parameters of NVIDIA's clients are taken, a misspelt input is refused by name")
+@check(
+    "request parameters of NVIDIA's clients are taken, a misspelt input is refused by name",
+    asks="the request parameter Streaming, and a misspelt one",
+)
 def request_parameters(context: Context) -> Details:
     """``Streaming`` on the text model and the engine; an input that was meant, on the text model.
 
@@ -151,7 +157,10 @@ def request_parameters(context: Context) -> Details:
     return {"refusal": refusal}
 
 
-@check("an input by its name of earlier releases is refused with the name of today")
+@check(
+    "an input by its name of earlier releases is refused with the name of today",
+    asks="random_seed and min_length",
+)
 def old_names(context: Context) -> Details:
     """As a request parameter, which is what the generate endpoint makes of it."""
     inputs = text_inputs([context.plan.prompts[0]], _TOKENS, stream=False)
@@ -173,7 +182,10 @@ def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str)
     raise CheckFailed(f"a request with {name}, which is not an input, was answered with {texts}")
 
 
-@check("models that are not decoupled answer a plain unary call, with the same text")
+@check(
+    "models that are not decoupled answer a plain unary call, with the same text",
+    asks="one prompt as a plain ModelInfer call",
+)
 def unary_call(context: Context) -> Details:
     """``ModelInfer`` against ``ModelStreamInfer`` on each text model that answers once."""
     prompt = context.plan.prompts[0]

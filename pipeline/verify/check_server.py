@@ -16,7 +16,10 @@ from pipeline.verify.check import CheckFailed, Context, Details, check
 from trtllm_client import ModelMetadata
 
 
-@check("the server and its text model are ready and identify themselves")
+@check(
+    "the server and its text model are ready and identify themselves",
+    asks="health and metadata of the server and the model",
+)
 def readiness(context: Context) -> Details:
     """Server and model readiness, and the server's own metadata."""
     if not context.client.is_ready():
@@ -27,7 +30,10 @@ def readiness(context: Context) -> Details:
     return {"name": server.name, "version": server.version}
 
 
-@check("every model has the tensors, types and shapes of the wire contract")
+@check(
+    "every model has the tensors, types and shapes of the wire contract",
+    asks="the metadata of every model",
+)
 def wire_contract(context: Context) -> Details:
     """Metadata of all five models against :mod:`pipeline.triton.contract`.
 

@@ -17,7 +17,10 @@ _TOKENS = 2
 _TEXT = "Once upon a time"
 
 
-@check("a text that begins with the token that begins every text is not given a second one")
+@check(
+    "a text that begins with the token that begins every text is not given a second one",
+    asks="a text with and without the begin token, add_special_tokens true, false and not given",
+)
 def begins_once(context: Context) -> Details:
     """``add_special_tokens`` of the server and of a request, on ``preprocessing`` and text models.
 

@@ -22,7 +22,10 @@ from trtllm_client import InvalidRequest
 _NEIGHBOURS = 4
 
 
-@check("the same greedy request gives the same text, alone and with neighbours in the batch")
+@check(
+    "the same greedy request gives the same text, alone and with neighbours in the batch",
+    asks="each prompt twice alone, and again while others are generated",
+)
 def greedy_determinism(context: Context) -> Details:
     """Each prompt twice alone, then again while other requests run."""
     prompts = context.plan.prompts
@@ -45,7 +48,10 @@ def greedy_determinism(context: Context) -> Details:
     return {"prompts": len(prompts), "sample": alone[prompts[0]].text}
 
 
-@check("the pieces of a streamed answer join to the unstreamed text, greedy and sampled")
+@check(
+    "the pieces of a streamed answer join to the unstreamed text, greedy and sampled",
+    asks="each prompt whole and streamed, greedy, and sampled with a seed",
+)
 def stream_equals_whole(context: Context) -> Details:
     """Streamed against unstreamed, for the most likely and for a seeded random text."""
     context.needs_streams()
@@ -64,7 +70,10 @@ def stream_equals_whole(context: Context) -> Details:
     return {"answers": 2 * len(context.plan.prompts), "most_pieces": pieces}
 
 
-@check("a character that is split over tokens arrives whole")
+@check(
+    "a character that is split over tokens arrives whole",
+    asks="prompts that lead to emoji, accents and Chinese, whole and streamed",
+)
 def utf8_across_tokens(context: Context) -> Details:
     """Looks for characters of several tokens in greedy texts; streamed must equal unstreamed.
 
@@ -117,7 +126,10 @@ def _writes_broken_characters(context: Context, prompt: str) -> bool:
     return REPLACEMENT in text.rstrip(REPLACEMENT)
 
 
-@check("ensemble and tensorrt_llm_bls give the same greedy text")
+@check(
+    "ensemble and tensorrt_llm_bls give the same greedy text",
+    asks="each prompt of the ensemble and of tensorrt_llm_bls",
+)
 def ensemble_equals_bls(context: Context) -> Details:
     """Both ways through the repository, unstreamed: the ensemble decodes each piece by itself."""
     missing = [model for model in (BLS, ENSEMBLE) if not context.has(model)]

@@ -11,7 +11,10 @@ from pipeline.verify.tokens import chooses_special_tokens, special_tokens_settin
 from trtllm_client import InvalidRequest, add_input, new_message
 
 
-@check("prompts become the tokens, and tokens the text, that the model's own tokenizer gives")
+@check(
+    "prompts become the tokens, and tokens the text, that the model's own tokenizer gives",
+    asks="texts through preprocessing, and their ids through postprocessing",
+)
 def own_tokenizer(context: Context) -> Details:
     """Every probe text through ``preprocessing``, and its ids through ``postprocessing``."""
     probes = context.probes

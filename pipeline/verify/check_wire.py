@@ -46,7 +46,10 @@ _TIMES = (
 )
 
 
-@check("every output arrives with the type and the shape that upstream's models give it")
+@check(
+    "every output arrives with the type and the shape that upstream's models give it",
+    asks="one short answer, whole and streamed, of the text model and of the models behind it",
+)
 def output_shapes(context: Context) -> Details:
     """Raw responses of the text model and of the models behind it, streamed and whole."""
     problems: dict[str, None] = {}
@@ -76,7 +79,10 @@ def output_shapes(context: Context) -> Details:
     return {"responses": seen}
 
 
-@check("return_perf_metrics gives all ten values with each response, and they are plausible")
+@check(
+    "return_perf_metrics gives all ten values with each response, and they are plausible",
+    asks="a short answer with return_perf_metrics, of the text model and of the engine",
+)
 def perf_metrics(context: Context) -> Details:
     """What ``end_to_end_grpc_client.py --return-perf-metrics`` reads, streamed and whole.
 

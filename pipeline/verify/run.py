@@ -40,12 +40,15 @@ def run_conformance(
     plan: Plan | None = None,
     only: Collection[str] = (),
     skip: Collection[str] = (),
+    thorough: bool = False,
     tolerance: float | None = None,
     strict: bool = False,
     tls: Tls | None = None,
     headers: Mapping[str, str] | None = None,
     prompts: Sequence[Line] | None = None,
     left_out: str = "",
+    http: str = "",
+    metrics: str = "",
     probes: Probes | None = None,
     on_result: Callable[[CheckResult], None] = lambda _result: None,
 ) -> Report:
@@ -59,8 +62,9 @@ def run_conformance(
         url: ``host:port``, ``grpc://host:port`` or ``grpcs://host:port``.
         model: The Triton model that takes the requests: ``tensorrt_llm_bls`` or ``ensemble``.
         plan: What to ask for.
-        only: Names of the checks to run; none is all.
+        only: Names of the checks to run; none is all, but for the thorough ones.
         skip: Names of the checks to leave out.
+        thorough: Whether the thorough ones run too where none is named.
         tolerance: How much a log probability may differ between two right runs, natural logarithm;
             None is 0.25 with the C++ backend, and equal texts with any other.
         strict: Demands equal texts of every server.
@@ -70,6 +74,8 @@ def run_conformance(
             the server says its chat template.
         left_out: Why the checks that are not chosen are left out, which the report then lists as
             skipped; an empty text leaves them out of the report.
+        http: The server's HTTP address, such as ``http://127.0.0.1:8000``, where it is known.
+        metrics: The address of its metrics, likewise.
         probes: What the model's own tokenizer gives for some texts; without it that is not checked.
         on_result: Called after each check.
 
@@ -79,7 +85,7 @@ def run_conformance(
             the prompts is one that the server's chat template does not take.
     """
     plan = plan or Plan()
-    checks = chosen_checks(only, skip)
+    checks = chosen_checks(only, skip, thorough=thorough)
 
     def client_of(*, accumulates: bool) -> Client:
         return Client(
@@ -114,6 +120,8 @@ def run_conformance(
             accumulates,
             None if strict else tolerance,
             longest,
+            http=http.rstrip("/"),
+            metrics=metrics,
         )
         report = Report(
             client.url,
@@ -126,7 +134,7 @@ def run_conformance(
         results: list[CheckResult] = []
         for check in CHECKS.values():
             if check not in checks:
-                if left_out:
+                if left_out and not check.thorough:
                     results.append(_skipped(check, left_out))
                 continue
             unready = any(r.name == _FIRST and r.status == "failed" for r in results)

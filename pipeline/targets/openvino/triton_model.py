@@ -32,7 +32,7 @@ def openvino_engine(recipe: Recipe, _engine: Mapping[str, Any]) -> EngineModel:
         parameters["max_tokens_in_paged_kv_cache"] = str(serve.max_tokens_in_paged_kv_cache)
     if serve.guided_decoding is not None:
         parameters["guided_decoding_backend"] = serve.guided_decoding
-    return EngineModel("python", parameters, scores_prompts=True)
+    return EngineModel("python", parameters, scores_prompts=True, gives_tickets=True)
 
 
 def _flag(value: bool) -> str:

@@ -48,6 +48,37 @@ CANDIDATES = {
 PARTS_FROM = 5
 OLD_NAMES = {"random_seed": "seed", "min_length": "min_tokens"}
 
+# What it cannot do, by the name on a text model or on the engine; empty and false ones are fine.
+NOT_SERVED = (
+    "bad_words", "bad_words_list", "return_context_logits", "return_generation_logits",
+    "lora_task_id", "embedding_bias_words", "embedding_bias_weights", "embedding_bias",
+    "guided_decoding_guide_type", "guided_decoding_guide",
+)  # fmt: skip
+# Values that it refuses.
+RANGES = {
+    "temperature": (0, 1e9), "top_k": (0, 1e9), "top_p": (0, 1), "repetition_penalty": (0.01, 1e9),
+    "length_penalty": (0, 1e9), "min_tokens": (0, MAX_SEQ_LEN), "beam_width": (1, 1),
+    "presence_penalty": (-1e9, 1e9), "frequency_penalty": (-1e9, 1e9), "max_tokens": (1, 1e10),
+    "runtime_top_k": (0, 1e9), "runtime_top_p": (0, 1), "len_penalty": (0, 1e9),
+    "request_output_len": (1, 1e10), "input_ids": (0, 1e9),
+}  # fmt: skip
+# Broken ones of what only the thorough checks ask, with the same use as BREAKS.
+THOROUGH_BREAKS = (
+    "answers_a_megabyte",
+    "fails_at_zero",
+    "forgets_the_other_type",
+    "ignores_min_tokens",
+    "one_seed",
+    "other_log_probs",
+    "refuses_what_is_offered",
+    "runs_on",
+    "slow_reuse",
+    "takes_a_token_more",
+    "takes_any_bytes",
+    "streams_other_ids",
+    "vague_when_full",
+)
+
 BREAKS = (
     "accepts_bad_input",
     "accumulates_undeclared",
@@ -168,7 +199,7 @@ class FakeModel:
         ascii_only: bool = False,
         most_requests: int = 256,
     ) -> None:
-        assert broken is None or broken in BREAKS
+        assert broken is None or broken in (*BREAKS, *THOROUGH_BREAKS)
         self.broken, self.ascii_only = broken, ascii_only
         self._slots = threading.BoundedSemaphore(1 if broken == "one_at_a_time" else slots)
         self._count_lock = threading.Lock()
@@ -176,8 +207,19 @@ class FakeModel:
         self._taken = 0
         self._running = 0
         self._served = 0
+        self._long: set[bytes] = set()
         self._stopped: set[str] = set()
         self._prompts: dict[tuple[int, ...], str] = {}
+
+    @property
+    def active(self) -> int:
+        """Requests of the text models that are generated now."""
+        return self._running
+
+    @property
+    def served(self) -> int:
+        """Requests of the text models that came so far."""
+        return self._served
 
     def serve(self) -> FakeTriton:
         """A server with this model."""
@@ -245,7 +287,7 @@ class FakeModel:
         unknown = asked.parameters - CLIENTS_PARAMETERS
         if self.broken == "refuses_nvidias_parameters":
             unknown = asked.parameters
-        if asked.one("stop"):
+        if asked.one("stop") and asked.datatypes["stop"] == "BOOL":
             if self.broken == "refuses_stop_requests":
                 yield refusal(f"invalid parameter {unknown}")
                 return
@@ -272,7 +314,8 @@ class FakeModel:
             full = self._taken + len(list(asked.rows())) > self._most_requests
             self._taken += not full
         if full:
-            yield refusal("serves no more requests at a time, please try again later")
+            vague = self.broken == "vague_when_full"
+            yield refusal("no" if vague else "serves no more requests, please try again later")
             return
         try:
             yield from self._in_turn(asked, context)
@@ -314,61 +357,85 @@ class FakeModel:
         while self._running and time.monotonic() < give_up_at:
             time.sleep(STEP_S)
 
+    def _wrong_input(self, asked: Asked) -> str | None:
+        """What Triton, or this model, says to an input as such."""
+        known = {t.name: t.data_type.removeprefix("TYPE_") for t in MODELS[asked.model].inputs}
+        for name, kind in asked.datatypes.items():
+            if name not in known:
+                return f"unexpected inference input '{name}' for model '{asked.model}'"
+            lax = self.broken == "forgets_the_other_type" or (
+                self.broken == "takes_a_number_for_a_flag" and name == "add_special_tokens"
+            )
+            wanted = known[name].replace("STRING", "BYTES")
+            if kind != wanted and lax:
+                asked.values.pop(name)
+            elif kind != wanted:
+                return f"inference input '{name}' data-type is '{kind}', expected '{wanted}'"
+        for name, (low, high) in RANGES.items():
+            values = asked.values.get(name, ())
+            if not all(low <= value <= high for value in values):
+                if self.broken == "fails_at_zero" and name == "max_tokens" and values == (0,):
+                    return f"division by zero {self._served}"
+                return f"{name} must be between {low} and {high}, not {values}"
+        return next((f"{n} is not supported" for n in NOT_SERVED if asked.one(n)), None)
+
     def _problem(self, asked: Asked) -> str | None:
         rows = len(list(asked.rows()))
         limits = {"text_input": rows, "max_tokens": rows}
-        allowed = {t.name for t in MODELS["tensorrt_llm_bls"].inputs}
-        if extra := set(asked.values) - allowed:
-            return f"unexpected inference input '{extra.pop()}' for model '{asked.model}'"
         if "max_tokens" not in asked.values:
             return "missing required input(s) ['max_tokens']"
-        if asked.datatypes["max_tokens"] != "INT32":
-            return "inference input 'max_tokens' data-type is 'INT64', but model expects 'INT32'"
-        kind = asked.datatypes.get("add_special_tokens", "BOOL")
-        if kind != "BOOL" and self.broken != "takes_a_number_for_a_flag":
-            return f"inference input 'add_special_tokens' data-type is '{kind}', not 'BOOL'"
+        if problem := self._wrong_input(asked):
+            return problem
+        if self.broken == "refuses_what_is_offered" and len(asked.values) > 6:
+            return "something is not supported"
         if any(len(asked.values[name]) != count for name, count in limits.items()):
             return "unexpected shape for input. Expected [-1,1]"
         text, tokens = asked.one("text_input"), asked.one("max_tokens")
         try:
-            text.decode()
+            text.decode(errors="replace" if self.broken == "takes_any_bytes" else "strict")
         except UnicodeDecodeError:
             return "text_input is not valid UTF-8"
+        if len(text) > 100_000 and self.broken == "answers_a_megabyte":
+            return f"{text[:5000].decode()} is too long"
         if not text and self.broken == "refuses_an_empty_prompt":
             return "text_input is empty"
         if asked.one("end_id") == END_ID and self.broken == "refuses_its_own_end_id":
             return f"end_id must be below {END_ID}"
-        if tokens < 1:
-            return f"max_tokens must be at least 1, got {tokens}"
-        if (tokens > MAX_SEQ_LEN and self.broken != "cuts_in_silence") or len(text) > 4000:
+        if asked.one("min_tokens", 0) > tokens:
+            return "min_tokens is above max_tokens"
+        if len(text) > 4000:
             return f"the engine was compiled for at most {MAX_SEQ_LEN} tokens"
-        if asked.one("temperature", 0) < 0 or asked.one("top_p", 0) > 1:
-            return "temperature must be at least 0, top_p between 0 and 1"
-        for name in ("bad_words", "return_context_logits"):
-            if asked.one(name):
-                return f"{name} is not supported"
-        if asked.one("beam_width", 1) > 1:
-            return "beam_width must be 1"
+        needed = len(self._prompt_ids(text, asked.one("add_special_tokens"))) + tokens
+        most = MAX_SEQ_LEN + (self.broken == "takes_a_token_more" and asked.model == "ensemble")
+        if needed > most and self.broken != "cuts_in_silence":
+            return f"the engine was compiled for at most {MAX_SEQ_LEN} tokens"
         return None
 
-    def _ids_after(self, prompt: str, seed: Any, end_id: int) -> Iterator[int]:
+    def _ids_after(self, prompt: str, seed: Any, end_id: int, least: int = 0) -> Iterator[int]:
         """Token ids after a prompt, to the end token if that is to end it."""
         for token in continuation(prompt, seed):
             if token == end_id:
+                if least > 0 and self.broken != "ignores_min_tokens":
+                    continue
                 return
+            least -= 1
             if token == END_ID:
                 continue
             yield 0 if self.ascii_only and token >= len(VOCABULARY) - 4 else token
 
     def _tokens(self, asked: Asked) -> Iterator[tuple[int, float]]:
         """Token ids and their log probabilities."""
-        seed = asked.one("seed")
+        # The likeliest tokens are drawn by no seed.
+        likeliest = asked.one("top_k") == 1 or 0 < asked.one("top_p", 1) < 1e-3
+        seed = None if likeliest else asked.one("seed")
         if self.broken == "random" or (self.broken == "ensemble_differs" and "ens" in asked.model):
             seed = self._served
         if self.broken == "batch_dependent" and self._running > 1:
             seed = 99
         if self.broken == "restarts_at_length":
             seed = asked.one("max_tokens")
+        if self.broken == "one_seed":
+            seed = None
         prompt = asked.one("text_input").decode(errors="replace")
         end_id = asked.one("end_id", END_ID)
         most = min(asked.one("max_tokens", 1), MAX_SEQ_LEN) + (self.broken == "max_tokens_plus_one")
@@ -376,7 +443,7 @@ class FakeModel:
             end_id = END_ID if end_id >= 0 else end_id
         if self.broken == "no_end_without_end_token" and end_id == -1:
             end_id = END_ID
-        ids = self._ids_after(prompt, seed, end_id)
+        ids = self._ids_after(prompt, seed, end_id, asked.one("min_tokens", 0))
         other = self._running > 1
         if self.broken == "parts_at_near_ties":  # rounding decides anew for each request
             other = random.Random(self._served).random() < 0.5
@@ -405,9 +472,13 @@ class FakeModel:
         scores: list[float] = []
         new = 0
         times = [time.monotonic_ns()]
+        again = self._met(asked)
+        if again is not None and again == (self.broken == "slow_reuse"):
+            time.sleep(4 * STEP_S)
         for token, score in self._tokens(asked):
             time.sleep(STEP_S)
-            if context and not context.is_active() and self.broken != "cancel_keeps_slot":
+            keeps = self.broken in ("cancel_keeps_slot", "runs_on")
+            if context and not context.is_active() and not keeps:
                 return
             times.append(time.monotonic_ns())
             scores.append(score)
@@ -423,7 +494,8 @@ class FakeModel:
                 text = cut
                 break
             safe = len(text) - self._undecided(text, words)
-            if stream and safe > len(sent):
+            gone = context and not context.is_active()  # what it says would end it
+            if stream and safe > len(sent) and not gone:
                 begin = 0 if self.broken == "accumulates_undeclared" else len(sent)
                 yield self._piece(asked, text[begin:safe], scores, new, times)
                 sent, new = text[:safe], 0
@@ -439,6 +511,15 @@ class FakeModel:
             text = asked.prompt + (" " if self.broken == "loses_first_space" else "") + text
         rest = text[len(sent) :] if stream else text
         yield self._piece(asked, rest, scores, new, times, final=True)
+
+    def _met(self, asked: Asked) -> bool | None:
+        """Whether a long prompt came before; None for a short one."""
+        text = asked.one("text_input")
+        if len(text) < 200:
+            return None
+        met = text in self._long
+        self._long.add(text)
+        return met
 
     def _stop(self, text: str, fresh: str, words: list[str]) -> str | None:
         if self.broken == "ignores_stop_words":
@@ -513,7 +594,7 @@ class FakeModel:
             add_output(infer, f"{name}_time_ns", "INT64", [1, 1], [value])
         for name, value in (
             ("kv_cache_alloc_new_blocks", 1),
-            ("kv_cache_reused_blocks", 0),
+            ("kv_cache_reused_blocks", int(bool(self._long))),
             ("kv_cache_alloc_total_blocks", 1),
             ("total_accepted_draft_tokens", 0),
             ("total_draft_tokens", 0),
@@ -523,16 +604,31 @@ class FakeModel:
 
     def _engine(self, asked: Asked) -> Iterator[Any]:
         """``tensorrt_llm``: ids to ids, those of the text models."""
-        prompt = self._prompts.get(asked.values["input_ids"], str(asked.values["input_ids"]))
-        ids = self._ids_after(prompt, None, asked.one("end_id"))
+        problem = self._wrong_input(asked)
+        given = asked.values["input_ids"]
+        if not problem and len(given) + asked.one("request_output_len") > MAX_SEQ_LEN:
+            problem = f"the engine was compiled for at most {MAX_SEQ_LEN} tokens"
+        if problem:
+            yield refusal(problem)
+            return
+        prompt, begun = self._begun(given)
+        least = asked.one("min_tokens", 0)
+        ids = self._ids_after(prompt, None, asked.one("end_id"), least and least + begun)
+        for _ in range(begun):
+            next(ids)
         new: list[int] = []
+        if asked.one("exclude_input_in_output") is False:
+            new = list(given)
         times = [time.monotonic_ns()]
         left = asked.one("request_output_len")
+        stops = {asked.values["stop_words_list"][0]} if "stop_words_list" in asked.values else set()
         while left > 0 and asked.id not in self._stopped:
             time.sleep(STEP_S)
             token = next(ids, None)
-            if token is None:
+            if token is None or (token in stops and len(asked.values["stop_words_list"]) == 2):
                 break
+            if self.broken == "streams_other_ids" and asked.one("streaming"):
+                token = 1
             if self.broken == "unnoticed_end" and token == 0:
                 token = OTHER_SPECIAL_ID
             new.append(token)
@@ -542,6 +638,16 @@ class FakeModel:
                 yield self._ids(asked, new, times)
                 new = []
         yield self._ids(asked, new, times, final=True)
+
+    def _begun(self, given: tuple[int, ...]) -> tuple[str, int]:
+        """The prompt that ids begin with, and how many of its continuation follow it."""
+        for ids, prompt in sorted(self._prompts.items(), key=lambda item: -len(item[0])):
+            rest = given[len(ids) :]
+            if given[: len(ids)] == ids:
+                after = self._ids_after(prompt, None, -1)
+                if all(next(after) == token for token in rest):
+                    return prompt, len(rest)
+        return str(given), 0
 
     def _ids(self, asked: Asked, new: list[int], times: list[int], *, final: bool = False) -> Any:
         response = pb.ModelStreamInferResponse()
@@ -553,7 +659,13 @@ class FakeModel:
             ("num_output_tokens", len(new)),
         ):
             add_output(infer, name, "INT32", [1, 1], [value])
-        add_output(infer, "output_log_probs", "FP32", [1, 1, len(new)], [-0.5] * len(new))
+        scores = [-0.5] * len(new)
+        if asked.one("return_log_probs"):
+            prompt, begun = self._begun(asked.values["input_ids"])
+            scores = [score_of(prompt, None, begun + n, token) for n, token in enumerate(new)]
+        if self.broken == "other_log_probs":
+            scores = [score - 1 for score in scores]
+        add_output(infer, "output_log_probs", "FP32", [1, 1, len(new)], scores)
         add_output(infer, "cum_log_probs", "FP32", [1, 1], [-0.5 * (len(times) - 1)])
         if asked.one("return_perf_metrics"):
             self._add_metrics(infer, times, final=final)

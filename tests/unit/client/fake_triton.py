@@ -17,7 +17,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from pipeline.triton.contract import ENGINE, MODELS
 
-CODES = {"INT32": "i", "INT64": "q", "UINT64": "Q", "FP32": "f", "BOOL": "?"}
+CODES = {
+    "INT32": "i", "INT64": "q", "UINT64": "Q", "UINT8": "B", "FP16": "e", "FP32": "f", "BOOL": "?",
+}  # fmt: skip
 Answer = Callable[["Asked", Any], Iterable[pb.ModelStreamInferResponse]]
 
 

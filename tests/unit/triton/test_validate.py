@@ -124,7 +124,7 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
     ),
     (
         "tensorrt_llm",
-        _edit("del c.output[-1]"),
+        _edit("del c.output[-2]"),
         r"outputs of the wire contract are missing: prompt_log_probs",
     ),
     (
