@@ -321,7 +321,7 @@ def _write_tokenizer(
 
 STAGE = Stage(
     name="repository",
-    version=8,
+    version=9,
     title="assemble the Triton model repository",
     inputs=("source", "compile"),
     run=run,
