@@ -7,6 +7,7 @@ the responder's thread (responses.py) sends what comes out.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .engine_loop import EngineLoop
 from .failures import NOT_TEXT, id_of, unexpected
 from .generation import Generation
 from .guide_checker import GuideChecker
+from .hold import Hold
 from .metrics import EngineMetrics
 from .orphan import end_with_parent
 from .parameters import read_parameters
@@ -79,7 +81,8 @@ class TritonPythonModel:
             [
                 (self._settings.cancellation_check_period, self._cancel_abandoned),
                 (self._settings.stats_check_period, self._publish_metrics),
-            ]
+            ],
+            Hold(self._settings.max_token_hold, len(os.sched_getaffinity(0))),
         )
         self._loop = EngineLoop(
             engine.pipeline,
@@ -102,15 +105,9 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Queues requests; their responses come from the responder's thread."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._take(request, sender)
-            except RequestError as error:
-                send_error(sender, error, with_status=asks(request))
-            except Exception as error:
-                failure = RequestError(unexpected(error), "INTERNAL")
-                send_error(sender, failure, with_status=asks(request))
+        with self._responder.let_in():
+            for request in requests:
+                self._take_or_refuse(request)
 
     def finalize(self) -> None:
         """Ends the threads; unfinished requests get an error."""
@@ -119,6 +116,16 @@ class TritonPythonModel:
         self._loop.close()
         self._responder.close()
         self._book.close()
+
+    def _take_or_refuse(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        try:
+            self._take(request, sender)
+        except RequestError as error:
+            send_error(sender, error, with_status=asks(request))
+        except Exception as error:
+            failure = RequestError(unexpected(error), "INTERNAL")
+            send_error(sender, failure, with_status=asks(request))
 
     def _take(self, request: Any, sender: Any) -> None:
         inputs, client_id = Inputs.of(request), id_of(request)
@@ -155,7 +162,10 @@ class TritonPythonModel:
         if of_ensemble(wanted):
             for stream in streams:
                 stream.ticket = self._book.issue()
-        self._open.update(zip(streams, generations, strict=True))
+        if not with_status:
+            # A model that called this one sees itself whether its client is there: cancellation
+            # does not pass from model to model, and each look is a message to the server and back.
+            self._open.update(zip(streams, generations, strict=True))
 
     def _cancel_abandoned(self) -> None:
         for stream, generation in list(self._open.items()):

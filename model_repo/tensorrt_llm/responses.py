@@ -5,7 +5,10 @@ for the server to copy it. So one thread does all the sending; tokens that pile 
 in one response. An engine step holds Python's interpreter lock, which would leave that thread
 with one response per step, so the engine lets it work for a while between two steps: as long as it
 needs, but at most a part of what the step took. That is ample beside the steps of a large model; a
-small one that serves many streams sends several tokens per response instead of waiting.
+small one that serves many streams sends several tokens per response instead of waiting. Where
+responses would take too much of the processor, tokens are held back (hold.py); then the engine
+waits once for all of them. It also lets requests in between two steps: taking one in needs the lock
+several times, too.
 """
 
 from __future__ import annotations
@@ -13,13 +16,15 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from .answer import Answer
+from .hold import Hold
 from .receipts import Ticket
 from .request import RequestError
 from .statuses import told
@@ -34,7 +39,7 @@ _NOT_MAPPED = "context_phase_params"
 """An output that no ensemble asks for: who asks for it named no outputs, and so gets all."""
 
 PAUSE_SHARE = 0.25
-"""The longest pause as a share of the step before it."""
+"""The longest pause as a share of the steps since the last one."""
 
 
 class ResponseStream:
@@ -68,9 +73,20 @@ class ResponseStream:
         self._ids: list[int] = []
         self._log_probs: list[float] = []
         self._last = False
+        self._begun = False
+        self._urgent = False
         self._started = False
         self._error: RequestError | None = None
         self._lock = threading.Lock()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether what it has to send must not wait: its first token, its end, its error."""
+        return self._urgent
+
+    def handed_over(self) -> None:
+        """See :class:`hold.Stream`; engine's thread only."""
+        self._urgent = False
 
     def scheduled(self, reused_blocks: int) -> None:
         """See :class:`request.Sink`."""
@@ -89,11 +105,14 @@ class ResponseStream:
             self._log_probs += log_probs
             self._last = last
         if last or self._answer.streaming:
+            self._urgent |= last or not self._begun
+            self._begun = True
             self._ready(self)
 
     def fail(self, error: RequestError) -> None:
         """See :class:`request.Sink`."""
         self._error = error
+        self._urgent = True
         self._ready(self)
 
     def send(self) -> None:
@@ -105,6 +124,8 @@ class ResponseStream:
             self._ids, self._log_probs = [], []
         if self._error is not None:
             self.closed = True
+            if ids and self._answer.streaming:
+                self._send(ids, log_probs, last=False)
             if self._error.code != "INVALID_ARG":  # that is the client's affair
                 pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
             send_error(
@@ -112,18 +133,21 @@ class ResponseStream:
             )
         elif ids or last:
             self.closed = last
-            self._started = True
-            tensors = [
-                pb_utils.Tensor(name, value)
-                for name, value in self._answer.outputs(ids, log_probs).items()
-            ]
-            if self.ticket is not None:
-                tensors.append(pb_utils.Tensor(TICKET, np.array([self.ticket], np.uint64)))
-            response = pb_utils.InferenceResponse(output_tensors=tensors)
-            if last:
-                self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            else:
-                self._sender.send(response)
+            self._send(ids, log_probs, last=last)
+
+    def _send(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
+        self._started = True
+        tensors = [
+            pb_utils.Tensor(name, value)
+            for name, value in self._answer.outputs(ids, log_probs).items()
+        ]
+        if self.ticket is not None:
+            tensors.append(pb_utils.Tensor(TICKET, np.array([self.ticket], np.uint64)))
+        response = pb_utils.InferenceResponse(output_tensors=tensors)
+        if last:
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        else:
+            self._sender.send(response)
 
     def is_cancelled(self) -> bool:
         """Whether the client has gone away; sender's thread only.
@@ -194,10 +218,21 @@ class Responder:
 
     Args:
         periodic: (seconds, function) pairs; each function is called that often.
+        hold: Says which responses wait for more tokens; None lets none wait.
     """
 
-    def __init__(self, periodic: Iterable[tuple[float, Callable[[], None]]] = ()) -> None:
+    def __init__(
+        self,
+        periodic: Iterable[tuple[float, Callable[[], None]]] = (),
+        hold: Hold[ResponseStream] | None = None,
+    ) -> None:
         self._ready: dict[ResponseStream, None] = {}
+        self._hold: Hold[ResponseStream] = hold or Hold(0.0, 1)
+        self._unpaused = 0.0
+        # What the engine waits for: responses handed over and not sent, and requests coming in.
+        self._lock = threading.Lock()
+        self._sending = False
+        self._guests = 0
         self._queue: queue.SimpleQueue[list[ResponseStream] | None] = queue.SimpleQueue()
         self._idle = threading.Event()
         self._idle.set()
@@ -212,21 +247,40 @@ class Responder:
         """Notes that a stream has something to send; engine's thread only."""
         self._ready[stream] = None
 
+    @contextmanager
+    def let_in(self) -> Iterator[None]:
+        """Wraps taking in requests, for which the engine waits between two steps as well."""
+        with self._lock:
+            self._guests += 1
+            self._idle.clear()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._guests -= 1
+                self._set_idle()
+
     def publish(self, step_seconds: float = 0.0) -> None:
-        """Hands over what is ready and gives the thread time to send it; engine's thread only.
+        """Hands over what is to leave and gives the thread time to send it; engine's thread only.
 
         Args:
-            step_seconds: How long the engine's step took, which bounds the pause.
+            step_seconds: How long the engine's step took; the pause is bounded by the steps since
+                the last one.
         """
-        if self._ready:
-            streams, self._ready = list(self._ready), {}
-            self._idle.clear()
-            self._queue.put(streams)
-        self._idle.wait(max(step_seconds * PAUSE_SHARE, SHORTEST_PAUSE))
+        self._unpaused += step_seconds
+        ready, self._ready = self._ready, {}
+        if leaving := self._hold.take(ready, step_seconds):
+            with self._lock:
+                self._sending = True
+                self._idle.clear()
+                self._queue.put(leaving)
+        if not self._idle.is_set():
+            self._idle.wait(max(self._unpaused * PAUSE_SHARE, SHORTEST_PAUSE))
+            self._unpaused = 0.0
 
     def close(self, timeout: float = 10.0) -> None:
         """Sends what is left and ends the thread."""
-        self._queue.put(list(self._ready))
+        self._queue.put([*self._hold.rest(), *self._ready])
         self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -238,9 +292,14 @@ class Responder:
                 return
             for stream in streams:
                 _guarded(stream.send, "a response could not be sent")
-            if self._queue.empty():
-                self._idle.set()
+            with self._lock:
+                self._sending = not self._queue.empty()
+                self._set_idle()
             self._work()
+
+    def _set_idle(self) -> None:
+        if not self._sending and not self._guests:
+            self._idle.set()
 
     def _next_streams(self) -> list[ResponseStream] | None:
         next_work = min((entry[0] for entry in self._periodic), default=None)

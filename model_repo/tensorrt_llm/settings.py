@@ -36,6 +36,7 @@ class EngineSettings:
         end_ids: The model's own end-of-text ids, with which a guided text ends.
         cancellation_check_period: Seconds.
         stats_check_period: Seconds.
+        max_token_hold: Seconds that a token of a stream may wait for more of them; 0 for none.
         properties: Properties of OpenVINO's CPU plugin.
         int8_products: Whether the engine multiplies INT8 by INT8.
         decoupled: Whether a request may get many responses (model_transaction_policy).
@@ -58,6 +59,7 @@ class EngineSettings:
     end_ids: tuple[int, ...] = ()
     cancellation_check_period: float = 0.1
     stats_check_period: float = 0.1
+    max_token_hold: float = 0.0
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
     int8_products: bool = False
@@ -136,6 +138,7 @@ def read_settings(
         ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
         stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
+        max_token_hold=number(parameters, "max_token_hold_ms", default=0) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),
         int8_products=_quant_algo(engine).startswith("W8A8"),

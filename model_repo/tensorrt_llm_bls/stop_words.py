@@ -26,6 +26,11 @@ class StopWordFilter:
         self._held = ""
         self.stopped = False
 
+    @property
+    def watches(self) -> bool:
+        """Whether there is a word that could end the text."""
+        return bool(self._words)
+
     def push(self, text: str) -> str:
         """The part of the held-back text plus ``text`` that is certain to be wanted."""
         if self.stopped or not self._words:

@@ -108,22 +108,40 @@ class TextAnswer:
         ids = outputs["output_ids"].reshape(-1).tolist()
         if "output_log_probs" in outputs:
             self._log_probs = outputs["output_log_probs"].reshape(-1).tolist()
+        surplus = 0
         if ids and ids[-1] in self._end_ids:
             ids.pop()
-            self._ended = True
-            if self._log_probs:
-                score = self._log_probs.pop()
-                if "cum_log_probs" in details:
-                    details["cum_log_probs"] = details["cum_log_probs"] - np.float32(score)
-        self._tokens_left -= len(ids)
-        self._new_tokens += len(ids)
+            self._ended, surplus = True, 1
+        taken = self._read(ids)
+        surplus += len(ids) - taken
+        if surplus and self._log_probs:
+            scores = self._log_probs[-surplus:]
+            del self._log_probs[-surplus:]
+            if "cum_log_probs" in details:
+                details["cum_log_probs"] = details["cum_log_probs"] - np.float32(sum(scores))
+        self._tokens_left -= taken
+        self._new_tokens += taken
         for name, value in details.items():
             if name not in ("output_ids", "sequence_length", "output_log_probs"):
                 self._details[name] = value
-        self._text += self._filter.push(self._detokenizer.push(ids))
         if self.complete or not self._streaming or not self._text:
             return None
         return self._outputs()
+
+    def _read(self, ids: Sequence[int]) -> int:
+        """Adds to the text; returns how many tokens it took to come to its end.
+
+        What follows a stop word in the same response would not be there had its tokens come one by
+        one, so it is not counted either.
+        """
+        if not self._filter.watches:
+            self._text += self._filter.push(self._detokenizer.push(ids))
+            return len(ids)
+        for taken, token in enumerate(ids, 1):
+            self._text += self._filter.push(self._detokenizer.push([token]))
+            if self.stopped:
+                return taken
+        return len(ids)
 
     def finish(self) -> dict[str, Array]:
         """The outputs of the last response: what is left, with no new text if that is nothing."""

@@ -250,6 +250,10 @@ class ServeSection(Section):
             that ended it, not before it.
         cancellation_check_period_ms: How often running requests are checked for clients that have
             gone away.
+        max_token_hold_ms: The longest that a token of a stream may wait for the next ones, so that
+            several leave in one response. They wait only where many streams share few processors,
+            which responses of one token would keep from the engine; a first token, a last one, and
+            those of a single stream never do. 0 sends each token at once.
         decoupled: Whether tensorrt_llm and tensorrt_llm_bls may answer a request many times, which
             streaming needs. False makes them answer once, as plain ``infer()`` calls need; ``both``
             keeps them and adds ``tensorrt_llm_bls_unary``, which answers once.
@@ -291,6 +295,9 @@ class ServeSection(Section):
     accumulate_tokens: bool = False
     include_stop_str_in_output: bool = False
     cancellation_check_period_ms: Annotated[Positive, Unit("milliseconds")] = 100
+    max_token_hold_ms: Annotated[
+        Annotated[int, Field(ge=0, le=10_000)], Unit("milliseconds"), ReadBy("openvino")
+    ] = 300
     decoupled: bool | Literal["both"] = True
     guided_decoding: Literal["xgrammar"] | None = None
     cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt")] = 0

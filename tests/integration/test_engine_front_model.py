@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
@@ -25,6 +26,7 @@ install()
 import model_repo.tensorrt_llm.model as front  # noqa: E402 - needs install()
 from model_repo.tensorrt_llm.ending import EXIT_STATUS, end_process  # noqa: E402
 from model_repo.tensorrt_llm.model import TritonPythonModel  # noqa: E402
+from model_repo.tensorrt_llm.statuses import ASKED  # noqa: E402
 from pipeline.triton.contract import MODELS  # noqa: E402
 
 front.end_with_parent = lambda: None  # it would end the tests' own process
@@ -85,6 +87,42 @@ def test_a_stream_gives_the_tokens_of_the_unstreamed_answer(model: TritonPythonM
     assert len(stream.sender.sent) > 10
     finals = [final for _, final in stream.sender.sent]
     assert finals == [False] * (len(finals) - 1) + [True]
+
+
+def test_streams_that_share_the_processor_get_the_same_in_fewer_responses(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one processor's share, 12 streams of a small model wait for several steps each."""
+    monkeypatch.setattr(front.os, "sched_getaffinity", lambda _: {0})
+    parameters = {
+        "gpt_model_path": "tensorrt_llm/1/engine",
+        "exclude_input_in_output": "true",
+        "max_token_hold_ms": "400",
+    }
+    interval = sys.getswitchinterval()
+    made = TritonPythonModel()
+    # By another name, since metrics of one name are one.
+    made.initialize({**model_args(repository, parameters), "model_name": "shared"})
+    try:
+        lengths = range(40, 64, 2)
+        alone = request(64)
+        made.execute([alone])
+        expected = ids(alone.sender.outputs())
+        streams = [request(n, streaming=True, return_log_probs=True) for n in lengths]
+        made.execute(list(streams))
+        outputs = [stream.sender.outputs() for stream in streams]
+        lone = request(20, streaming=True)
+        made.execute([lone])
+        assert ids(lone.sender.outputs()) == expected[:20]
+        assert len(lone.sender.outputs()) > 10
+    finally:
+        made.finalize()
+        sys.setswitchinterval(interval)
+    assert [ids(one) for one in outputs] == [expected[:length] for length in lengths]
+    assert {one[0]["output_ids"].size for one in outputs} == {1}
+    assert sum(map(len, outputs)) < sum(lengths) / 2
+    for one, length in zip(outputs, lengths, strict=True):
+        assert one[-1]["output_log_probs"].size == length
 
 
 def test_a_stream_that_ends_at_an_end_id_says_so_on_a_response(model: TritonPythonModel) -> None:
@@ -250,6 +288,17 @@ def test_a_client_that_goes_away_ends_its_request(
     model.execute([long])
     long.sender.cancelled = True
     assert len(ids(long.sender.outputs())) < 400
+
+
+def test_a_model_that_called_this_one_sees_itself_whether_its_client_is_there(
+    model: TritonPythonModel,
+) -> None:
+    """Its own sender would always say yes, at the price of a message to the server and back."""
+    inner = request(200, streaming=True)
+    inner._parameters = json.dumps({ASKED: True})
+    inner.sender.cancelled = True
+    model.execute([inner])
+    assert len(ids(inner.sender.outputs())) == 200
 
 
 def test_bad_requests_get_an_error_each_and_spare_the_others(model: TritonPythonModel) -> None:

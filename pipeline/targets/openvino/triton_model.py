@@ -27,6 +27,7 @@ def openvino_engine(recipe: Recipe, _engine: Mapping[str, Any]) -> EngineModel:
         "exclude_input_in_output": _flag(serve.exclude_input_in_output),
         "cancellation_check_period_ms": str(serve.cancellation_check_period_ms),
         "max_queue_size": str(serve.max_queue_size),
+        "max_token_hold_ms": str(serve.max_token_hold_ms),
     }
     if serve.max_tokens_in_paged_kv_cache is not None:
         parameters["max_tokens_in_paged_kv_cache"] = str(serve.max_tokens_in_paged_kv_cache)

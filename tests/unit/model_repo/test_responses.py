@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from model_repo.tensorrt_llm.answer import Answer
+from model_repo.tensorrt_llm.hold import Hold
 from model_repo.tensorrt_llm.request import RequestError
 from model_repo.tensorrt_llm.responses import Responder, ResponseStream
 from tests.unit.model_repo.fake_triton import InferenceResponse, Logger, Sender, TritonError
@@ -144,3 +145,54 @@ def test_closing_sends_what_is_left(publish: bool) -> None:
         responder.publish()
     responder.close()
     assert ids(sender.outputs(timeout=0)) == [[7]]
+
+
+def test_the_engine_waits_while_requests_are_taken_in() -> None:
+    """Also where nothing leaves; a finished sender must not end the wait for them."""
+    responder = Responder(hold=Hold(10.0, 1))
+    responder.start()
+    with responder.let_in():
+        made = ResponseStream(Sender(), Answer(True, WANTED), responder.ready)
+        made.tokens([7], [], last=True)
+        started = time.perf_counter()
+        responder.publish(step_seconds=0.2)
+        assert time.perf_counter() - started > 0.04
+    started = time.perf_counter()
+    responder.publish(step_seconds=1000.0)
+    assert time.perf_counter() - started < 100
+    responder.close()
+
+
+def test_closing_sends_what_is_held() -> None:
+    responder = Responder(hold=Hold(100.0, 1))
+    responder.start()
+    senders = [Sender(), Sender()]
+    made = [ResponseStream(one, Answer(True, WANTED), responder.ready) for one in senders]
+    for number in (1, 2):
+        for one in made:
+            one.tokens([number], [], last=False)
+        responder.publish()
+    responder.close()
+    found = [[response for response, _ in sender.sent] for sender in senders]
+    assert [len(responses) for responses in found] == [2, 2]
+
+
+def test_a_failure_is_sent_behind_the_tokens_before_it() -> None:
+    made, sender, _ = stream()
+    made.tokens([1], [], last=False)
+    made.fail(RequestError("the cache is full", "UNAVAILABLE"))
+    made.send()
+    assert [response is None for response, _ in sender.sent] == [False, False, True]
+    first = sender.sent[0][0]
+    assert first is not None
+    assert first.output_tensors()[0].as_numpy().tolist() == [[[1]]]
+    assert sender.failure() == "the cache is full"
+
+
+def test_a_failure_of_an_answer_that_is_not_streamed_is_all_there_is() -> None:
+    made, sender, _ = stream(streaming=False)
+    made.tokens([1], [], last=False)
+    made.fail(RequestError("the cache is full", "UNAVAILABLE"))
+    made.send()
+    assert len(sender.sent) == 1
+    assert sender.failure() == "the cache is full"

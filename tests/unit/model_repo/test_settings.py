@@ -42,6 +42,7 @@ def test_the_parameters_that_the_repository_stage_writes_are_understood(reposito
         batch_scheduler_policy="max_utilization",
         max_tokens_in_paged_kv_cache=1000,
         cancellation_check_period_ms=250,
+        max_token_hold_ms=150,
     )
     settings = read_settings(repository, openvino_engine(recipe, {}).parameters)
     assert settings.engine_dir == repository / "tensorrt_llm/1/engine"
@@ -49,6 +50,7 @@ def test_the_parameters_that_the_repository_stage_writes_are_understood(reposito
     assert (settings.exclude_input_in_output, settings.enable_prefix_caching) == (False, False)
     assert settings.num_kv_blocks == 31  # 1000 tokens hold 31 whole blocks of 32
     assert settings.cancellation_check_period == 0.25
+    assert settings.max_token_hold == 0.15
     assert settings.properties == {"INFERENCE_PRECISION_HINT": "f32"}
 
 

@@ -232,3 +232,34 @@ def test_a_stop_word_in_the_middle_still_leaves_the_metrics_in_the_last_response
     made.take(engine(ids("one END"), kv_cache_alloc_new_blocks=np.array([[4]], np.int32)))
     assert made.stopped
     assert made.finish()["kv_cache_alloc_new_blocks"].tolist() == [[4]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("include", [False, True])
+def test_what_follows_a_stop_word_is_not_counted_however_many_tokens_come(
+    size: int, include: bool
+) -> None:
+    tokens = ids("fine END and more")
+    scores = [-0.5 * number for number in range(len(tokens))]
+    made = answer(stop_words=["END"], include_stop_word=include, count_tokens=True)
+    whole = len(ids("fine END"))
+    responses = []
+    for end in range(size, len(tokens) + size, size):
+        so_far = np.array(scores[:end], np.float32)
+        response = made.take(
+            engine(
+                tokens[end - size : end],
+                output_log_probs=so_far.reshape(1, 1, -1),
+                cum_log_probs=np.array([[so_far.sum()]], np.float32),
+            )
+        )
+        if made.complete:
+            break
+        responses += [response] if response else []
+    responses.append(made.finish())
+    assert made.stopped
+    assert "".join(map(text_of, responses)) == ("fine END" if include else "fine ")
+    assert sum(one["num_output_tokens"].item() for one in responses) == whole
+    sent = [score for one in responses for score in one["output_log_probs"].reshape(-1).tolist()]
+    assert sent == scores[:whole]
+    assert responses[-1]["cum_log_probs"].item() == pytest.approx(sum(scores[:whole]))
