@@ -171,6 +171,7 @@ def _clear_up(group: int) -> None:
 def main() -> int:
     """Runs the server given on the command line; returns its exit code."""
     settings, command = json.loads(sys.argv[1]), sys.argv[2:]
+    deepen_stack()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     wakeup, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -178,7 +179,6 @@ def main() -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HURRY):
         signal.signal(number, lambda *_: None)
     me = os.getpid()
-    deepen_stack()
     server = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
