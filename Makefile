@@ -24,8 +24,11 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
 	scripts/test $(BIN)/python $(if $(COVERAGE),coverage)
 
-faults: $(STAMP)  ## Breaks the real server in ways that take long to mend
-	$(BIN)/python -m pytest tests/integration/test_server.py -m faults
+faults: $(STAMP)  ## Breaks the served demo in every way there is a test for, with a table
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	TRTLLM_PIPELINE_FAULTS_REPOSITORY=$(DEMO)/repository $(BIN)/python -m pytest tests/faults \
+	  tests/integration/test_server.py -m "faults or injected" \
+	  --faults-report build/faults.json --junitxml build/faults.xml
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval

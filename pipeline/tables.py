@@ -17,6 +17,7 @@ def print_table(
     styles: Mapping[str, str] | None = None,
     whole: Collection[int] = (),
     right: Collection[int] = (),
+    lines: bool = False,
 ) -> None:
     """Prints a table; columns with numbers are aligned to the right.
 
@@ -28,6 +29,7 @@ def print_table(
         styles: Rich's style of a cell by its text.
         whole: Columns, by their numbers, whose cells are never broken.
         right: Columns that are aligned to the right though they hold texts.
+        lines: Whether a line is drawn between rows, for cells of several lines.
     """
     from rich import box
     from rich.console import Console
@@ -44,6 +46,7 @@ def print_table(
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,
+        show_lines=lines,
     )
     for index, column in enumerate(columns):
         numeric = index in right or any(isinstance(row[index], int | float) for row in rows)

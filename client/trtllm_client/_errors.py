@@ -130,7 +130,8 @@ _TEXT_RULES: tuple[tuple[type[ClientError], re.Pattern[str]], ...] = (
         ServerFailed,
         re.compile(
             r"^(?:Error encountered while populating response|Encountered an error in forward"
-            r"|the request failed: |the engine stopped working|the guide cannot be tried)"
+            r"|the request failed: |the engine stopped working|the guide cannot be tried"
+            r"|for this request the engine computes no numbers)"
             r"|\bCUDA (?:runtime|driver|error)\b|\bCUDA_ERROR|\bout of memory\b"
         ),
     ),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .exactness import exact_properties
+from .finiteness import NO_NUMBERS, simple_prompt
 from .guide_tokenizer import guide_tokenizer
 from .request import GenerationRequest, RequestError
 from .sampling import generation_config
@@ -44,8 +45,9 @@ class Engine:
         properties = {**(settings.properties or {}), **exact}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
-        scheduler.max_num_seqs = settings.max_batch_size
-        scheduler.num_kv_blocks = settings.num_kv_blocks
+        # One more of each than requests get, for a question of the loop's own (finiteness.py).
+        scheduler.max_num_seqs = settings.max_batch_size + 1
+        scheduler.num_kv_blocks = settings.num_kv_blocks + 1
         scheduler.dynamic_split_fuse = settings.dynamic_split_fuse
         scheduler.enable_prefix_caching = settings.enable_prefix_caching
         self.textless: frozenset[int] = frozenset()
@@ -90,16 +92,20 @@ class Engine:
         """Generates two tokens: the weights are repacked for the processor at the first inference.
 
         Raises:
-            RequestError: The engine did not generate them.
+            RequestError: The engine did not generate them, or not by numbers.
         """
-        length = min(8, settings.max_input_len, settings.max_seq_len - 2)
-        request = GenerationRequest(np.zeros(length, np.int64), max_new_tokens=2)
+        request = GenerationRequest(simple_prompt(settings), max_new_tokens=2, log_probs=True)
         config = generation_config(self.genai, request)
         # The loop counts its ids from 0; this one must differ from all of them.
         handle = self.pipeline.add_request(2**63, self.tensor(request.prompt[None]), config)
         generated = 0
         while self.pipeline.has_non_finished_requests():
-            self.pipeline.step()
+            try:
+                self.pipeline.step()
+            except RuntimeError as error:
+                if "log_sum_exp" in str(error):  # that of a score that is NaN
+                    raise RequestError(NO_NUMBERS) from error
+                raise
             while handle.can_read():
                 generated += sum(len(out.generated_ids) for out in handle.read().values())
         if generated != request.max_new_tokens:

@@ -25,8 +25,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .admission import Capacity, check_request
 from .engine_stats import EngineStats
+from .finiteness import NO_NUMBERS, Finiteness, simple_prompt
 from .generation import Generation
 from .kv_blocks import KvBlocks, shared_tokens
 from .request import GenerationRequest, Guide, RequestError, Sink
@@ -80,6 +83,9 @@ class EngineLoop:
         self._shared = KvBlocks(settings.num_kv_blocks) if settings.enable_prefix_caching else None
         # The engine is bricked by an id that is used twice, so clients' ids never reach it.
         self._engine_ids = itertools.count()
+        self._finiteness = Finiteness(
+            pipeline, genai, tensor, settings.vocab_size, self._engine_ids
+        )
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._checking: list[Generation] = []
@@ -281,6 +287,7 @@ class EngineLoop:
         try:
             while not complete and handle.can_read():
                 for output in handle.read().values():
+                    self._doubt(generation, output.generated_ids, output.generated_log_probs)
                     complete = generation.accept(output.generated_ids, output.generated_log_probs)
         except RequestError as error:
             self._fail(generation, error)
@@ -292,6 +299,32 @@ class EngineLoop:
             self._forget(generation)
         elif handle.get_status() != self._genai.GenerationStatus.RUNNING:
             self._start_again(generation)
+
+    def _doubt(
+        self, generation: Generation, ids: Sequence[int], log_probs: Sequence[float]
+    ) -> None:
+        """Refuses to hand on what the engine did not compute.
+
+        Raises:
+            RequestError: It computes no numbers for this request.
+            RuntimeError: It computes none for any.
+        """
+        if not self._finiteness.doubts(generation, ids, log_probs):
+            return
+        prompt = np.concatenate(
+            (generation.request.prompt, np.asarray(generation.generated, np.int64))
+        )
+        promised = self._capacity.take(prompt.size, 1, whole=True)
+        if promised is not None:
+            finite = self._finiteness.finite(prompt)
+            self._capacity.give_back(promised)
+            if finite:
+                return
+        # A place for this one is kept free (Engine).
+        if not self._finiteness.finite(simple_prompt(self._settings)):
+            raise RuntimeError(NO_NUMBERS)
+        if promised is not None:
+            raise RequestError(f"for this request {NO_NUMBERS}", "INTERNAL")
 
     def _note_blocks(self, generation: Generation) -> None:
         held = generation.held

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.triton.guardian import STACK_BYTES
 from pipeline.triton.installation import Installation
 from pipeline.triton.running import in_lines
 from pipeline.triton.server import CLOSED_APIS, server_flags
@@ -101,6 +102,7 @@ def by_hand(
     link = shlex.join([sys.executable, "-c", _LINK])
     lines = [
         "umask 077",
+        f"ulimit -S -s {STACK_BYTES >> 10} || :",
         'run=$(mktemp -d "${TMPDIR:-/tmp}/tritonserver-XXXXXXXX") &&',
         f'{link} "$run" &&',
         f'ln -s {shlex.quote(str(repository.resolve()))} "$run/repository" &&',

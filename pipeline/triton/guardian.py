@@ -19,6 +19,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -34,6 +35,11 @@ KILL = b"k"
 HURRY = signal.SIGUSR1
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 STUB = "triton_python_backend_stub"
+
+STACK_BYTES = 64 << 20
+"""For each thread of the server. Triton's HTTP front takes a request's text onto the stack and
+reads nested JSON by recursion: with the usual 8 MiB, 8 MB of text or 300 kB of ``[`` end the
+server. What a thread has used stays with it, so much more would be an attacker's to take."""
 
 
 def remove_regions(prefix: str) -> None:
@@ -59,6 +65,26 @@ def end_stubs(prefix: str) -> None:
         if program.endswith(STUB) and any(word.startswith(prefix) for word in words):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.parent.name), signal.SIGKILL)
+
+
+def deepen_stack(strict: Path = Path("/proc/sys/vm/overcommit_memory")) -> None:
+    """Gives the threads of programs that this process starts deeper stacks, where they are free.
+
+    Args:
+        strict: Says ``2`` where the kernel counts what a process could use as if it did.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if soft == resource.RLIM_INFINITY or soft >= STACK_BYTES:
+        return
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return
+    try:
+        if strict.read_text(encoding="ascii").strip() == "2":
+            return
+    except OSError:
+        return
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(hard, STACK_BYTES)
+    resource.setrlimit(resource.RLIMIT_STACK, (max(soft, wanted), hard))
 
 
 def _die_with_parent(parent: int) -> None:
@@ -145,6 +171,7 @@ def _clear_up(group: int) -> None:
 def main() -> int:
     """Runs the server given on the command line; returns its exit code."""
     settings, command = json.loads(sys.argv[1]), sys.argv[2:]
+    deepen_stack()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     wakeup, write_end = os.pipe()
     os.set_blocking(write_end, False)

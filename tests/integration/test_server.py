@@ -651,6 +651,16 @@ def test_a_cause_that_passes_ends_nothing(repository: Path, log: Path) -> None:
     assert server.trouble is None
 
 
+def test_bodies_that_a_usual_stack_does_not_hold_are_refused(served: TritonServer) -> None:
+    """Each ended the server where its threads had 8 MiB."""
+    bodies = (b"[" * 300_000, b'{"count": "' + b"a" * 20_000_000 + b'"}')
+    for body in bodies:
+        with pytest.raises(urllib.error.HTTPError, match="HTTP Error"):
+            urllib.request.urlopen(f"{served.http_url}/v2/models/counter/generate", body)
+    assert served.health().restarts == 0
+    assert numbers(served.grpc_url, 2) == [0, 1]
+
+
 @pytest.mark.faults
 def test_nested_json_does_not_end_the_service(repository: Path, log: Path) -> None:
     """Triton's HTTP front parses without a bound on depth; more often than a budget would have."""
@@ -658,7 +668,7 @@ def test_nested_json_does_not_end_the_service(repository: Path, log: Path) -> No
         for restarts in range(1, 5):
             with pytest.raises((OSError, http.client.HTTPException)):
                 urllib.request.urlopen(
-                    f"{server.http_url}/v2/models/counter/generate", b"[" * 300_000, timeout=10
+                    f"{server.http_url}/v2/models/counter/generate", b"[" * 8_000_000, timeout=10
                 )
             assert wait_for(
                 lambda wanted=restarts: (

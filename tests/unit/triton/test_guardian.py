@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -191,3 +192,44 @@ def test_a_killed_supervisor_ends_the_server(start: Start, runtime: Path, tmp_pa
     assert gone(server)
     assert gone(pid)
     assert not runtime.exists()
+
+
+LIMITS = (
+    "import resource; print('up', flush=True); "
+    "print(resource.getrlimit(resource.RLIMIT_STACK), flush=True)"
+)
+# Becomes the program in its arguments, under a limit that it is given.
+LIMITED = (
+    "import os, resource, sys; name, soft, hard = sys.argv[1:4]; "
+    "resource.setrlimit(getattr(resource, name), (int(soft), int(hard))); "
+    "os.execv(sys.argv[4], sys.argv[4:])"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "soft", "hard", "given"),
+    [
+        ("RLIMIT_STACK", 8 << 20, -1, (64 << 20, -1)),
+        ("RLIMIT_STACK", 8 << 20, 16 << 20, (16 << 20, 16 << 20)),
+        ("RLIMIT_STACK", 128 << 20, 256 << 20, (128 << 20, 256 << 20)),
+        # Where what could be used is counted, threads with deep stacks could not be started.
+        ("RLIMIT_AS", 64 << 30, 64 << 30, None),
+    ],
+)
+def test_the_server_gets_stacks_for_large_texts(
+    start: Start, limit: str, soft: int, hard: int, given: tuple[int, int] | None
+) -> None:
+    words = (sys.executable, "-c", LIMITED, limit, str(soft), str(hard))
+    process = start(LIMITS, before=words)
+    assert process.stdout
+    expected = given or resource.getrlimit(resource.RLIMIT_STACK)
+    assert process.stdout.readline().decode().strip() == str(expected)
+    assert process.wait(20) == 0
+
+
+def test_stacks_stay_as_they_are_where_memory_is_promised_strictly(tmp_path: Path) -> None:
+    (tmp_path / "strict").write_text("2\n")
+    before = resource.getrlimit(resource.RLIMIT_STACK)
+    guardian.deepen_stack(tmp_path / "strict")
+    guardian.deepen_stack(tmp_path / "no such file")
+    assert resource.getrlimit(resource.RLIMIT_STACK) == before
