@@ -54,7 +54,8 @@ def serve_forever(
         stop = _Stop(server, relay)
         for number in numbers:
             signal.signal(number, stop.ask)
-        addresses = {"grpc": server.grpc_url}
+        scheme = "grpcs://" if server.encrypted else ""
+        addresses = {"grpc": f"{scheme}{server.grpc_url}"}
         if server.http:
             addresses["http"] = server.http_url
         on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
