@@ -89,6 +89,13 @@ def serve(
             rich_help_panel=ACCESS,
         ),
     ] = None,
+    require_provenance: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Serve it only if the owner of this public key signed it, as it is.",
+        ),
+    ] = None,
     key_from: Annotated[
         str | None,
         typer.Option(
@@ -167,7 +174,9 @@ def serve(
     if form:
         from pipeline.service.printed import printed
 
-        document = printed(form, repository, options, env or [], key_from)
+        document = printed(
+            form, repository, options, env or [], key_from=key_from, signer=require_provenance
+        )
         if output.json:
             print_json(document)
         else:
@@ -192,7 +201,14 @@ def serve(
             relay.say(greeting(repository, addresses, server_log.path, seconds, access=access))
 
     with Relay(server_log, voice) as relay, reopening(relay, wanted=log is not None):
-        serve_forever(repository, relay, ready, report_every=report_every, **options)
+        serve_forever(
+            repository,
+            relay,
+            ready,
+            report_every=report_every,
+            signer=require_provenance,
+            **options,
+        )
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

@@ -38,7 +38,7 @@ def serve_forever(
         relay: Takes the server's log, and what is said meanwhile.
         on_ready: Called with the addresses by protocol and the seconds it took.
         report_every: Seconds between two lines about what was done; 0 for none.
-        options: Passed to :func:`pipeline.serving.open_server`.
+        options: Passed to :func:`pipeline.serving.serving`.
 
     Raises:
         RepositoryError: See :func:`pipeline.serving.check_custody`.

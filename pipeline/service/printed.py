@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UsageError
 from pipeline.service.systemd import unit_text
-from pipeline.serving import compose_text, serve_command
+from pipeline.serving import check_custody, check_provenance, compose_text, serve_command
 from pipeline.triton.compose import project_name
 from pipeline.triton.running import ServerOptions
 
@@ -22,7 +22,9 @@ def printed(
     repository: Path,
     options: Mapping[str, Any],
     environment: Sequence[str],
+    *,
     key_from: str | None = None,
+    signer: Path | None = None,
 ) -> dict[str, Any]:
     """Writes one of the forms.
 
@@ -32,6 +34,8 @@ def printed(
         options: Fields of :class:`pipeline.triton.running.ServerOptions`.
         environment: Names of variables that the server is to have.
         key_from: The variable that holds the key of ``options``.
+        signer: Public key of whoever has to have signed the repository; it is checked now, and
+            again by a unit at each start.
 
     Returns:
         ``text``; for a command also ``command``, word by word, and ``image``, which is None where
@@ -48,6 +52,7 @@ def printed(
             why="0 picks one only when the server starts",
             fix="Give --grpc-port, --http-port and --metrics-port other numbers",
         )
+    check_provenance(repository, check_custody(repository), signer)
     if form == "compose":
         return {"text": compose_text(repository, **options)}
     if form == "command" and options.get("key"):
@@ -62,6 +67,8 @@ def printed(
         return {"command": list(launch.command), "image": launch.image, "text": launch.lines}
     words = [*_program(), "serve", str(repository.resolve()), *_words(options)]
     words += [f"--env={name}" for name in environment]
+    if signer:
+        words.append(f"--require-provenance={signer.resolve()}")
     if key_from:
         words.append(f"--key-from={key_from}")
     return {
