@@ -221,7 +221,7 @@ def test_a_statement_that_is_signed_but_of_another_kind_is_refused(
 
 def test_another_key_is_refused(signed: Path, tmp_path: Path) -> None:
     _, stranger = pair(tmp_path, "stranger")
-    with pytest.raises(RepositoryError, match="was made with the key of .*stranger"):
+    with pytest.raises(RepositoryError, match=r"was made with the key of .*stranger"):
         check_signature(signed, check_custody(signed), stranger)
 
 
