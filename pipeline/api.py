@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
 from pipeline.errors import PipelineError, RecipeError, UsageError, check_all
@@ -99,12 +100,12 @@ class Addresses:
 
     Attributes:
         grpc: Host and port, as ``trtllm_client.Client`` takes them.
-        http: The URL of the HTTP endpoint.
+        http: The URL of the HTTP endpoint; None where there is none.
         metrics: The URL of the metrics in Prometheus' format.
     """
 
     grpc: str
-    http: str
+    http: str | None
     metrics: str
 
 
@@ -220,7 +221,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     grpc_port: int = 0,
-    http_port: int = 0,
+    http_port: int | None = None,
     metrics_port: int = 0,
     log: str | PathLike[str] | None = None,
 ) -> Iterator[Addresses]:
@@ -230,7 +231,7 @@ def serve(
         repository: A repository that :func:`run` deployed.
         host: Address to listen on.
         grpc_port: Port of the gRPC endpoint; 0 takes a free one, and so for the others.
-        http_port: Port of the HTTP endpoint.
+        http_port: Port of the HTTP endpoint; None serves without one.
         metrics_port: Port of the metrics.
         log: The file for the server's log; None keeps one only where the server does not start,
             and the error names it.
@@ -245,10 +246,17 @@ def serve(
         ServerError: The server did not start.
     """
     folder = Path(repository)
-    ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
-    opened = serving(folder, Path(log), host=host, **ports) if log is not None else None
-    with opened or serving_with_own_log(folder, host=host, **ports) as server:
-        yield Addresses(server.grpc_url, server.http_url, server.metrics_url)
+    options: dict[str, Any] = {
+        "host": host,
+        "grpc_port": grpc_port,
+        "http_port": http_port or 0,
+        "metrics_port": metrics_port,
+        "http": http_port is not None,
+    }
+    opened = serving(folder, Path(log), **options) if log is not None else None
+    with opened or serving_with_own_log(folder, **options) as server:
+        http = server.http_url if server.http and http_port is not None else None
+        yield Addresses(server.grpc_url, http, server.metrics_url)
 
 
 def build_script(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> str:

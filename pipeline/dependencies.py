@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
 from pipeline.errors import MissingDependencyError
+
+_OWN, _CLIENT = "trtllm-pipeline", "trtllm-client"
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 MODELOPT = "0.37.0"
 TRANSFORMERS = "4.57.3"
@@ -85,6 +89,24 @@ def installed(package: str) -> str | None:
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Returns installed versions by distribution name; ``absent`` where there is none."""
     return {package: installed(package) or "absent" for package in packages}
+
+
+def required() -> frozenset[str]:
+    """Returns the distributions that this project and its client ask for, with all extras."""
+    found = set()
+    for name in (_OWN, _CLIENT):
+        for text in _requires(name):
+            match = _REQUIREMENT.match(text)
+            if match:
+                found.add(match.group())
+    return frozenset(found)
+
+
+def _requires(name: str) -> list[str]:
+    try:
+        return importlib.metadata.requires(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def install(extras: str) -> str:

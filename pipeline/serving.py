@@ -61,6 +61,25 @@ def check_custody(repository: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_provenance(repository: Path, manifest: Mapping[str, Any], key: Path | None) -> None:
+    """Refuses a repository that the owner of a key did not sign.
+
+    Args:
+        repository: The repository.
+        manifest: From :func:`check_custody`.
+        key: PEM of the public key; None asks for no signature.
+
+    Raises:
+        RepositoryError: There is no signature, or it does not hold.
+        UsageError: The key cannot be used.
+        MissingDependencyError: cryptography is not installed.
+    """
+    if key is not None:
+        from pipeline.provenance.envelope import check_signature
+
+        check_signature(repository, manifest, key)
+
+
 def warning_of(repository: Path) -> str | None:
     """Returns what whoever serves a repository has to know of it; None for one that passed.
 
@@ -219,20 +238,23 @@ def target_of(repository: Path) -> str:
 
 
 @contextmanager
-def serving(repository: Path, log: LogPlace, **options: Any) -> Iterator[RunningServer]:
+def serving(
+    repository: Path, log: LogPlace, *, signer: Path | None = None, **options: Any
+) -> Iterator[RunningServer]:
     """Runs a server on a repository, whose custody it checks first.
 
     Args:
         repository: A deployed Triton repository.
         log: Where the server's own log goes.
+        signer: PEM of the public key of whoever has to have signed it.
         options: Passed to :func:`open_server`.
 
     Raises:
-        RepositoryError: See :func:`check_custody`.
+        RepositoryError: See :func:`check_custody` and :func:`check_provenance`.
         UnsupportedError: See :func:`open_server`.
         ServerError: The server did not start.
     """
-    check_custody(repository)
+    check_provenance(repository, check_custody(repository), signer)
     with open_server(repository, log, **options) as server:
         yield server
 

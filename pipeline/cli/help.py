@@ -32,7 +32,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "serve": (
         "serve build/tiny-llama-int4-awq/repository",
-        "serve build/tiny-llama-int4-awq/repository --grpc-port 9001",
+        "serve build/tiny-llama-int4-awq/repository --grpc-port 9001 --http-port 9000",
     ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
@@ -57,6 +57,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "lm-eval configs/demo.yaml --model checkpoint --tasks arc_easy",
         "lm-eval configs/demo.yaml --model localhost:8001 --tasks piqa",
     ),
+    "certificates": ("certificates certs", "certificates certs --name gpu7.example.org --days 30"),
+    "sign": ("sign build/tiny-llama-int4-awq --key private.pem",),
     "doctor": ("doctor", "doctor --json"),
     "schema": ("schema > recipe.schema.json", "schema --markdown"),
     "store": ("store list", "store prune --dry-run"),

@@ -15,6 +15,7 @@ import typer
 from pipeline._version import __version__
 from pipeline.cli import (
     bench,
+    certificates,
     compare,
     doctor,
     generate,
@@ -24,6 +25,7 @@ from pipeline.cli import (
     run,
     schema,
     serve,
+    sign,
     store,
     verify,
 )
@@ -69,6 +71,8 @@ for command in (
     bench.bench,
     compare.compare,
     lm_eval.lm_eval,
+    certificates.certificates,
+    sign.sign,
     doctor.doctor,
     schema.schema,
 ):

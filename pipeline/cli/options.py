@@ -153,6 +153,7 @@ class Credentials:
         tls_key: The client's key.
         tls_name: The name in the server's certificate.
         header: gRPC metadata, as NAME=VALUE.
+        key_from: The environment variable with the key that the server asks for.
     """
 
     tls_root: Annotated[
@@ -182,6 +183,15 @@ class Credentials:
             rich_help_panel=SERVER,
         ),
     ] = None
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            "--key-from",
+            metavar="NAME",
+            help="Send the key that this environment variable holds, as serve --key-from asks.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
 
     @property
     def tls(self) -> Tls | None:
@@ -193,10 +203,10 @@ class Credentials:
 
     @property
     def headers(self) -> dict[str, str]:
-        """gRPC metadata by name.
+        """gRPC metadata by name, the key among them.
 
         Raises:
-            UsageError: One has no ``=``.
+            UsageError: One has no ``=``, or the variable with the key is not set.
         """
         pairs = [text.partition("=") for text in self.header or ()]
         for name, separator, _ in pairs:
@@ -204,7 +214,12 @@ class Credentials:
                 # The text may be a secret, so it is not repeated.
                 raise UsageError("--header needs NAME=VALUE", fix="Write --header name=value")
             del name
-        return {name: value for name, _, value in pairs}
+        given = {name: value for name, _, value in pairs}
+        if self.key_from is not None:
+            from pipeline.triton.access import KEY_HEADER, key_of
+
+            given[KEY_HEADER] = key_of(os.environ, self.key_from) or ""
+        return given
 
 
 @dataclass(frozen=True)

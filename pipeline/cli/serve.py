@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pipeline.cli.options import EnvOption, Invocation, Output, served_path
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.triton.access import ServerTls
+
+HTTP_PORT = 8000
+"""Where HTTP is by itself, on targets that need it to know whether they are ready."""
+
+ACCESS = "Who may connect"
 
 LONGEST_DRAIN_S = 86_400
 """A day. Beyond 24 days poll(2), with which the wait is made, takes no time."""
@@ -25,7 +35,14 @@ def serve(
         "127.0.0.1"
     ),
     grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 picks a free one.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="HTTP port; 0 picks a free one.")] = 8000,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Also listen for HTTP, on this port, e.g. 8000; 0 picks a free one. Without it "
+            "there is no HTTP endpoint (on a GPU: on loopback only).",
+        ),
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 picks a free one.")] = 8002,
     log: Annotated[
         str | None,
@@ -52,13 +69,41 @@ def serve(
             help="How long a stop waits for requests in flight; by default 5, and 30 on a GPU.",
         ),
     ] = None,
-    no_http: Annotated[
-        bool,
+    tls_cert: Annotated[
+        Path | None,
         typer.Option(
-            "--no-http",
-            help="No HTTP endpoint, whose parser a hostile body can end the server with. CPU only.",
+            metavar="PEM",
+            help="The server's certificate, for TLS on gRPC. CPU only.",
+            rich_help_panel=ACCESS,
         ),
-    ] = False,
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="The certificate's key.", rich_help_panel=ACCESS),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Let in only clients with a certificate of this authority.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    require_provenance: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PEM",
+            help="Serve it only if the owner of this public key signed it, as it is.",
+        ),
+    ] = None,
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Ask each request for the key that this environment variable holds. CPU only.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
     hung_after: Annotated[
         float,
         typer.Option(
@@ -103,18 +148,25 @@ def serve(
     """Serve a repository with Triton until interrupted, after checking every file of it."""
     from pipeline.cli.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers
+    from pipeline.triton.access import key_of
 
     print_warning(repository)
-    ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+    ports = {"grpc": grpc_port, "metrics": metrics_port}
+    if http_port is not None:
+        ports["http"] = http_port
     check_ports(ports)
+    tls, key = _tls(tls_cert, tls_key, tls_client_ca), key_of(os.environ, key_from)
     options: dict[str, Any] = {
         "host": host,
+        "http_port": HTTP_PORT,
         **{f"{name}_port": port for name, port in ports.items()},
         "devices": device_numbers(devices),
         "orchestrator": orchestrator,
         "mpirun": mpirun,
         "exit_timeout_s": drain,
-        "http": not no_http,
+        "http": http_port is not None,
+        "tls": tls,
+        "key": key,
         "hung_after_s": hung_after,
         "give_up_after_s": give_up_after,
     }
@@ -122,7 +174,9 @@ def serve(
     if form:
         from pipeline.service.printed import printed
 
-        document = printed(form, repository, options, env or [])
+        document = printed(
+            form, repository, options, env or [], key_from=key_from, signer=require_provenance
+        )
         if output.json:
             print_json(document)
         else:
@@ -143,7 +197,44 @@ def serve(
             # It is the one document of this run; what may go wrong later is told on stderr.
             context.ensure_object(Invocation).json = False
         else:
-            relay.say(greeting(repository, addresses, server_log.path, seconds))
+            access = _access(tls, key_from)
+            relay.say(greeting(repository, addresses, server_log.path, seconds, access=access))
 
     with Relay(server_log, voice) as relay, reopening(relay, wanted=log is not None):
-        serve_forever(repository, relay, ready, report_every=report_every, **options)
+        serve_forever(
+            repository,
+            relay,
+            ready,
+            report_every=report_every,
+            signer=require_provenance,
+            **options,
+        )
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    """What the options about certificates say; they are looked at before anything else happens."""
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise UsageError(
+            "TLS needs the server's certificate and its key",
+            fix="Give both --tls-cert and --tls-key; trtllm-pipeline certificates DIR makes a set "
+            "to try",
+        )
+    from pipeline.triton.access import ServerTls
+
+    tls = ServerTls(cert, key, client_ca)
+    tls.check()
+    return tls
+
+
+def _access(tls: ServerTls | None, key_from: str | None) -> list[str]:
+    """What a client's command has to say besides the address."""
+    words = []
+    if tls is not None:
+        words += ["--tls-root", "CA.pem"]
+        if tls.client_authority is not None:
+            words += ["--tls-cert", "CLIENT.pem", "--tls-key", "CLIENT.key"]
+    if key_from is not None:
+        words += ["--key-from", key_from]
+    return words

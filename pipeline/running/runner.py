@@ -169,7 +169,14 @@ class _Run:
             if all(earlier.status == "cached" for earlier in self.done.values()):
                 # The first stage that really runs: better to miss a package now than hours later.
                 check_installed(need for later in left for need in later.needs(self.recipe))
-            context = StageContext(self.recipe, inputs, self.outputs, self.progress, failure)
+            context = StageContext(
+                self.recipe,
+                inputs,
+                self.outputs,
+                self.progress,
+                failure,
+                self.store.ancestors(inputs),
+            )
             with self._remembering(stage):
                 planned = self._build(planned, context)
         self.done[stage.name] = planned

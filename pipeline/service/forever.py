@@ -38,7 +38,7 @@ def serve_forever(
         relay: Takes the server's log, and what is said meanwhile.
         on_ready: Called with the addresses by protocol and the seconds it took.
         report_every: Seconds between two lines about what was done; 0 for none.
-        options: Passed to :func:`pipeline.serving.open_server`.
+        options: Passed to :func:`pipeline.serving.serving`.
 
     Raises:
         RepositoryError: See :func:`pipeline.serving.check_custody`.
@@ -54,7 +54,8 @@ def serve_forever(
         stop = _Stop(server, relay)
         for number in numbers:
             signal.signal(number, stop.ask)
-        addresses = {"grpc": server.grpc_url}
+        scheme = "grpcs://" if server.encrypted else ""
+        addresses = {"grpc": f"{scheme}{server.grpc_url}"}
         if server.http:
             addresses["http"] = server.http_url
         on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.triton.tensors import BLS, PREPROCESSING
 
+KEY_OPTION = "--key-from"
 _PROMPT = "Once there was a"
 _REQUEST = '{"text_input": "Once there was a", "max_tokens": 20}'
 
 
 def greeting(
-    repository: Path, addresses: Mapping[str, str], log: Path | None, seconds: float
+    repository: Path,
+    addresses: Mapping[str, str],
+    log: Path | None,
+    seconds: float,
+    *,
+    access: Sequence[str] = (),
 ) -> str:
     """Writes the lines.
 
@@ -23,6 +29,7 @@ def greeting(
         addresses: By ``grpc``, ``http`` and ``metrics``.
         log: The log's file; None where it is among these lines.
         seconds: How long it took.
+        access: What a client's command has to say besides the address.
     """
     names = {"grpc": "gRPC", "http": "HTTP"}
     shown = {names.get(key, key): address for key, address in addresses.items()}
@@ -34,12 +41,13 @@ def greeting(
     ]
     if (repository / BLS).is_dir():
         curl = []
-        if "http" in addresses:
+        # A key on the command line of curl would be in the process list.
+        if "http" in addresses and KEY_OPTION not in access:
             curl = [
                 f"  curl -s {addresses['http']}/v2/models/{BLS}/generate \\",
                 f"    -d {shlex.quote(_REQUEST)}",
             ]
-        at = f"--url {addresses['grpc']}"
+        at = shlex.join(["--url", addresses["grpc"], *access])
         lines += [
             "try:",
             *curl,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UsageError
 from pipeline.service.systemd import unit_text
-from pipeline.serving import compose_text, serve_command
+from pipeline.serving import check_custody, check_provenance, compose_text, serve_command
 from pipeline.triton.compose import project_name
 from pipeline.triton.running import ServerOptions
 
@@ -18,7 +18,13 @@ PORTS = ("grpc_port", "http_port", "metrics_port")
 
 
 def printed(
-    form: Form, repository: Path, options: Mapping[str, Any], environment: Sequence[str]
+    form: Form,
+    repository: Path,
+    options: Mapping[str, Any],
+    environment: Sequence[str],
+    *,
+    key_from: str | None = None,
+    signer: Path | None = None,
 ) -> dict[str, Any]:
     """Writes one of the forms.
 
@@ -27,6 +33,9 @@ def printed(
         repository: The repository.
         options: Fields of :class:`pipeline.triton.running.ServerOptions`.
         environment: Names of variables that the server is to have.
+        key_from: The variable that holds the key of ``options``.
+        signer: Public key of whoever has to have signed the repository; it is checked now, and
+            again by a unit at each start.
 
     Returns:
         ``text``; for a command also ``command``, word by word, and ``image``, which is None where
@@ -43,13 +52,25 @@ def printed(
             why="0 picks one only when the server starts",
             fix="Give --grpc-port, --http-port and --metrics-port other numbers",
         )
+    check_provenance(repository, check_custody(repository), signer)
     if form == "compose":
         return {"text": compose_text(repository, **options)}
+    if form == "command" and options.get("key"):
+        raise UsageError(
+            "--key-from does not go with --print command",
+            why="Tritonserver takes its keys on the command line, which all users of the machine "
+            "can read; serve alone hides them there",
+            fix="Leave it out, or take --print systemd",
+        )
     launch = serve_command(repository, **options)
     if form == "command":
         return {"command": list(launch.command), "image": launch.image, "text": launch.lines}
     words = [*_program(), "serve", str(repository.resolve()), *_words(options)]
     words += [f"--env={name}" for name in environment]
+    if signer:
+        words.append(f"--require-provenance={signer.resolve()}")
+    if key_from:
+        words.append(f"--key-from={key_from}")
     return {
         "text": unit_text(
             [*words, "--log=-"],
@@ -57,7 +78,7 @@ def printed(
             project_name(repository),
             exit_timeout_s=launch.exit_timeout_s,
             container=launch.image is not None,
-            environment=environment,
+            environment=[*environment, *([key_from] if key_from else [])],
         )
     }
 
@@ -69,13 +90,23 @@ def _program() -> list[str]:
 
 def _words(options: Mapping[str, Any]) -> list[str]:
     words = [f"--host={options['host']}"]
-    words += [f"--{port.replace('_', '-')}={options[port]}" for port in PORTS]
+    http = options.get("http", True)
+    words += [
+        f"--{port.replace('_', '-')}={options[port]}"
+        for port in PORTS
+        if http or port != "http_port"
+    ]
+    if tls := options.get("tls"):
+        words += [
+            f"--tls-cert={tls.certificate.resolve()}",
+            f"--tls-key={tls.private_key.resolve()}",
+        ]
+        if tls.client_authority:
+            words.append(f"--tls-client-ca={tls.client_authority.resolve()}")
     if options["exit_timeout_s"] is not None:
         words.append(f"--drain={options['exit_timeout_s']}")
     if options["devices"] is not None:
         words.append(f"--devices={','.join(map(str, options['devices']))}")
-    if not options.get("http", True):
-        words.append("--no-http")
     usual = ServerOptions()
     for name in ("hung_after_s", "give_up_after_s"):
         if options.get(name, getattr(usual, name)) != getattr(usual, name):

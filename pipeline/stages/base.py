@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ class StageContext:
         output: An empty directory to fill; it is published when the stage returns.
         progress: Where it reports.
         failure: Why the run ended early, for a stage that runs nevertheless.
+        ancestors: Manifests of all that the inputs descend from, and of themselves, by stage. What
+            is told of them must not matter to whoever reads the result: of equal bytes with
+            different histories the store keeps one.
     """
 
     recipe: Recipe
@@ -31,6 +34,7 @@ class StageContext:
     output: Path
     progress: Progress
     failure: Failure | None = None
+    ancestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

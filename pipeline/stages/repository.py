@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline._version import __version__
 from pipeline.dependencies import install, versions
 from pipeline.errors import MissingDependencyError, RepositoryError, UnsupportedError
+from pipeline.provenance.history import Step, step_of
 from pipeline.reading.json_text import read_json
 from pipeline.recipe.paths import without_paths
 from pipeline.recipe.schema import Recipe
@@ -51,6 +53,8 @@ TOKENIZER_CODE = (
     f"{CLIENT}/_template_sandbox.py",
     "models/architectures.py",
 )
+TOOLS = ("protobuf", "tritonclient", "transformers", "tokenizers")
+ENGINE_MANIFEST = "engine.json"
 # Older checkpoints keep them in config.json alone, where transformers reads them.
 SPECIAL_IDS = ("bos_token_id", "pad_token_id")
 
@@ -82,9 +86,10 @@ def material(recipe: Recipe) -> dict[str, Any]:
     """Digests of the models' own files, and the code and versions that decide the rest."""
     sources = model_sources()
     return {
-        "code": code_digest("triton", target_package(recipe), *TOKENIZER_CODE),
+        "code": code_digest("triton", "provenance", target_package(recipe), *TOKENIZER_CODE),
         "models": {name: file_digest(sources / name) for name in python_files(sources)},
-        "tools": versions(("protobuf", "tritonclient", "transformers", "tokenizers")),
+        "tools": versions(TOOLS),
+        "version": __version__,
         **_adapters(recipe),
         **_draft(recipe),
     }
@@ -168,6 +173,7 @@ def run(context: StageContext) -> dict[str, Any]:
         if not any(version_folder.iterdir()):
             (version_folder / ".keep").touch()
     check_repository(output, target.engine_problems)
+    _write_provenance(context)
     files = files_below(output)
     switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {
@@ -178,6 +184,39 @@ def run(context: StageContext) -> dict[str, Any]:
         "tokenizer": written,
         **switched_off,
     }
+
+
+def _write_provenance(context: StageContext) -> None:
+    """Writes the bill of materials, and the statement that lists it with all other files."""
+    from pipeline.provenance.sbom import FILE_NAME as SBOM
+    from pipeline.provenance.sbom import bill_of_materials
+    from pipeline.provenance.statement import FILE_NAME as STATEMENT
+    from pipeline.provenance.statement import statement
+
+    output = context.output
+    steps = [step_of(manifest) for manifest in context.ancestors.values()]
+    own = section(context.recipe)
+    steps.append(Step(STAGE.name, own, versions(TOOLS), {}, {}, digest=None, origin={}))
+    image = _image(context.inputs["compile"].path)
+    model = str(context.inputs["source"].facts.get("architecture", "model"))
+    files = {name: file_digest(output / name) for name in files_below(output)}
+    bill = bill_of_materials(steps, files, version=__version__, model=model, image=image)
+    _write_json(output / SBOM, bill)
+    files[SBOM] = file_digest(output / SBOM)
+    _write_json(output / STATEMENT, statement(steps, files, version=__version__, image=image))
+
+
+def _image(engine: Path) -> str | None:
+    """The container that an engine was built in, where its own manifest says one."""
+    if not (engine / ENGINE_MANIFEST).is_file():
+        return None
+    container = read_json(engine / ENGINE_MANIFEST).get("container") or {}
+    return container.get("image")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def check(recipe: Recipe, artifact: Artifact) -> None:

@@ -18,6 +18,8 @@ from pipeline.store.digests import (
 )
 
 MANIFEST = "artifact.json"
+ENVELOPE = "provenance.dsse.json"
+"""A signature that may be put into a deployed copy; what it signs is in the manifest."""
 SCHEMA = 1
 # A key of a deployed copy's manifest: what whoever uses the copy has to know.
 WARNING = "warning"
@@ -114,7 +116,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
         # What a folder lacks is told below.
         if kind == "a link" or not any(file.startswith(f"{name}/") for file in manifest["files"])
     ]
-    present = set(files_below(directory)) - {MANIFEST}
+    present = set(files_below(directory)) - {MANIFEST, ENVELOPE}
     for name, entry in manifest["files"].items():
         path = directory / name
         if name in odd:

@@ -174,6 +174,18 @@ class Store:
                 self.memo.moved(directory / name, final / name)
         return Artifact(stage, key, digest, final, facts)
 
+    def ancestors(self, inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+        """Reads the manifests of artifacts and of all that they descend from, by stage.
+
+        One that was pruned is left out.
+        """
+        found = {}
+        for stage, its in _chain(inputs).items():
+            path = self.path(stage, its["key"])
+            if (path / MANIFEST).is_file():
+                found[stage] = read_manifest(path)
+        return found
+
     def artifacts(self) -> list[Path]:
         """Lists the directories of all artifacts, whole or damaged."""
         found = []

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.triton.access import ServerTls
 from pipeline.triton.guardian import STACK_BYTES
 from pipeline.triton.installation import Installation
 from pipeline.triton.running import in_lines
-from pipeline.triton.server import CLOSED_APIS, server_flags
+from pipeline.triton.server import CLOSED_APIS, restrictions, server_flags
 from pipeline.triton.surroundings import calling_threads
 
 _LINK = (
@@ -65,6 +66,7 @@ def by_hand(
     exit_timeout_s: int,
     *,
     http: bool = True,
+    tls: ServerTls | None = None,
 ) -> ByHand:
     """Writes what a supervisor does to start a server, for a shell.
 
@@ -76,6 +78,7 @@ def by_hand(
         ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
         exit_timeout_s: Seconds that the stopping server waits for requests in flight.
         http: Whether there is an HTTP endpoint.
+        tls: Certificates of the gRPC endpoint.
 
     Raises:
         MissingDependencyError: nvidia-pytriton is not installed.
@@ -94,7 +97,9 @@ def by_hand(
         "--backend-config=python,shm-region-prefix-name=trtllm_pipeline_@key@_",
         f"--backend-config=python,thread-pool-size={calling_threads(repository)}",
         f"--exit-timeout-secs={exit_timeout_s}",
-        *server_flags(host, ports, key, http=http),
+        *restrictions(key, http=http),
+        *server_flags(host, ports, http=http),
+        *(tls.flags() if tls else ()),
     ]
     shown = in_lines(command)
     for word in command:

@@ -66,7 +66,10 @@ def confined_service(
         "security_opt": ["no-new-privileges:true"],
         "shm_size": shm_size,
         "ports": [
-            f"{host}:{getattr(options, option)}:{inside}" for option, inside in INSIDE_PORTS.items()
+            f"{host}:{getattr(options, option)}:{inside}"
+            for option, inside in INSIDE_PORTS.items()
+            # Inside it is there for the health check.
+            if options.http or option != "http_port"
         ],
         "volumes": [
             {

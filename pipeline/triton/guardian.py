@@ -8,9 +8,12 @@ folder. If the guardian itself is killed, the kernel kills the server.
 
     guardian.py SETTINGS_JSON SERVER_COMMAND...
 
-``SETTINGS_JSON``: {"grace_s": float, "shm_prefix": str, "runtime": str, "owner": str | null}.
-The last is the file that says who owns the server (``owners.py``). The exit code is the server's,
-or 128 + the number of the signal that ended it. Standard library only.
+``SETTINGS_JSON``: {"grace_s": float, "shm_prefix": str, "runtime": str, "owner": str | null,
+"hidden_bytes": int, "must_hide": bool}. ``owner`` is the file that says who owns the server
+(``owners.py``). Standard input begins with ``hidden_bytes`` bytes: words by their place in
+SERVER_COMMAND, as JSON, which other users are not to see (``veil.py``); where the kernel does not
+allow that they are shown, unless ``must_hide``. The exit code is the server's, or 128 + the number
+of the signal that ended it. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import ctypes
 import json
 import os
 import resource
+import runpy
 import select
 import shutil
 import signal
@@ -168,6 +172,48 @@ def _clear_up(group: int) -> None:
         return
 
 
+def _hidden_words(count: int) -> dict[int, str] | None:
+    """The words that standard input begins with; None where whoever started this is gone."""
+    text = b""
+    while len(text) < count:
+        more = os.read(0, count - len(text))
+        if not more:
+            return None
+        text += more
+    return {int(place): word for place, word in json.loads(text or b"{}").items()}
+
+
+def _start(
+    command: list[str], words: dict[int, str], must_hide: bool
+) -> subprocess.Popen[bytes] | None:
+    """Starts the server; None where words that must be hidden cannot be."""
+    me = os.getpid()
+    if words:
+        veil = runpy.run_path(str(Path(__file__).with_name("veil.py")))
+        try:
+            process: subprocess.Popen[bytes] = veil["start"](
+                command,
+                words,
+                environment=os.environ,
+                before=lambda: _die_with_parent(me),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except veil["VeilError"] as error:
+            if must_hide:
+                print(f"the key cannot be hidden from other users: {error}", flush=True)
+                return None
+            command = [words.get(place, word) for place, word in enumerate(command)]
+        else:
+            return process
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: _die_with_parent(me),  # noqa: PLW1509
+    )
+
+
 def main() -> int:
     """Runs the server given on the command line; returns its exit code."""
     settings, command = json.loads(sys.argv[1]), sys.argv[2:]
@@ -178,13 +224,12 @@ def main() -> int:
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, HURRY):
         signal.signal(number, lambda *_: None)
-    me = os.getpid()
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: _die_with_parent(me),  # noqa: PLW1509
-    )
+    words = _hidden_words(settings.get("hidden_bytes", 0))
+    if words is None:
+        return 1
+    server = _start(command, words, settings.get("must_hide", False))
+    if server is None:
+        return 1
     code = _wait(server.pid, wakeup, watch_input=True, deadline=None)
     if code is None and not _wants_kill():
         os.kill(server.pid, signal.SIGTERM)

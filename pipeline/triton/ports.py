@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import secrets
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,14 @@ ATTEMPTS = 50
 def local_address(host: str) -> str:
     """Returns the address under which this machine reaches a server bound to ``host``."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether a server bound to ``host`` is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reserve(host: str, wanted: Mapping[str, int]) -> dict[str, int]:

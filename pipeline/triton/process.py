@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ServerError
-from pipeline.triton import guardian
+from pipeline.triton import guardian, veil
 from pipeline.triton.installation import Installation
 from pipeline.triton.owners import Owner, places
 from pipeline.triton.surroundings import PRIVATE, calling_threads
@@ -45,6 +45,8 @@ class ServerProcess:
         log: Open file that receives the server's output.
         backends: Folders of more backends, by name.
         variables: Names of environment variables that it gets beyond those of every server.
+        secrets: More flags, ``--NAME=VALUE``, whose values other users of the machine must not see.
+        must_hide: Do not start it where the kernel does not let them be hidden.
 
     Raises:
         ServerError: The processes could not be started.
@@ -60,6 +62,8 @@ class ServerProcess:
         *,
         backends: Mapping[str, Path] | None = None,
         variables: Sequence[str] = (),
+        secrets: Sequence[str] = (),
+        must_hide: bool = False,
     ) -> None:
         self.shm_prefix = f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_"
         self._grace_s = exit_timeout_s + HANG_S
@@ -68,14 +72,7 @@ class ServerProcess:
         self.beats = self._runtime / "beats"
         self._repository, self._link = repository.resolve(), self._runtime / "repository"
         owners = places()
-        settings = {
-            "grace_s": self._grace_s,
-            "shm_prefix": self.shm_prefix,
-            "runtime": str(self._runtime),
-            "owner": str(owners / f"{self.shm_prefix}.json") if owners else None,
-        }
-        command = [
-            *(sys.executable, "-I", "-S", str(Path(guardian.__file__)), json.dumps(settings)),
+        server = [
             str(installation.binary),
             f"--model-repository={self._link}",
             f"--backend-directory={self._runtime / 'backends'}",
@@ -84,6 +81,17 @@ class ServerProcess:
             f"--exit-timeout-secs={exit_timeout_s}",
             *flags,
         ]
+        hidden = json.dumps(dict(enumerate(secrets, len(server)))).encode()
+        server += [f"{word.partition('=')[0]}={veil.PLACEHOLDER}" for word in secrets]
+        settings = {
+            "grace_s": self._grace_s,
+            "shm_prefix": self.shm_prefix,
+            "runtime": str(self._runtime),
+            "owner": str(owners / f"{self.shm_prefix}.json") if owners else None,
+            "hidden_bytes": len(hidden),
+            "must_hide": must_hide,
+        }
+        supervised = [sys.executable, "-I", "-S", guardian.__file__, json.dumps(settings)]
         try:
             self._owner = Owner(self.shm_prefix, self._runtime, owners)
             self.beats.mkdir()
@@ -91,7 +99,7 @@ class ServerProcess:
             self._link.symlink_to(self._repository)
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
             self._guardian = subprocess.Popen(
-                command,
+                [*supervised, *server],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -103,6 +111,10 @@ class ServerProcess:
                 pass_fds=self._owner.shared,
                 start_new_session=True,
             )
+            assert self._guardian.stdin
+            # Less than a pipe holds, so nobody waits.
+            self._guardian.stdin.write(hidden)
+            self._guardian.stdin.flush()
         except OSError as error:
             shutil.rmtree(self._runtime, ignore_errors=True)
             raise ServerError(
@@ -129,6 +141,15 @@ class ServerProcess:
         """
         for path in guardian.SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
             path.chmod(0o600)
+
+    def forget_secrets(self) -> None:
+        """Takes the secrets out of the environment of a server that has read its options.
+
+        Processes of the same user could read them there; one that may debug the server still can.
+        """
+        if (pid := self.pid) is not None:
+            with contextlib.suppress(OSError):
+                veil.wipe(pid)
 
     def hurry(self) -> None:
         """Ends a stop that waits for requests in flight, or makes the next one not wait."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import http.client
 import shlex
+import socket
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from typing_extensions import Self
 
+from pipeline.triton.access import ServerTls
 from pipeline.triton.memory import Memory
 from pipeline.triton.ports import local_address
 
 HUNG_AFTER_S = 60.0
 GIVE_UP_AFTER_S = 300.0
 PROBE_TIMEOUT_S = 2.0
+_HEALTH = "/v2/health/ready"
 _READY = "/inference.GRPCInferenceService/ServerReady"
 # The message ServerReadyResponse with ready = true.
 _IS_READY = b"\x08\x01"
@@ -41,6 +46,8 @@ class ServerOptions:
         http: Whether there is an HTTP endpoint.
         exit_timeout_s: Seconds that a stopping server waits for requests in flight; None leaves
             the target's own.
+        tls: Certificates of the gRPC endpoint (targets whose server this package supervises).
+        key: What clients have to send with each request; likewise.
     """
 
     host: str = "127.0.0.1"
@@ -55,6 +62,8 @@ class ServerOptions:
     give_up_after_s: float = GIVE_UP_AFTER_S
     http: bool = True
     exit_timeout_s: int | None = None
+    tls: ServerTls | None = None
+    key: str | None = field(default=None, repr=False)
 
 
 def in_lines(command: Sequence[str]) -> str:
@@ -80,6 +89,8 @@ class RunningServer(ABC):
         grpc_port: Port of the gRPC endpoint, and so on for the others.
         ready_s: Seconds it took to become ready; None until then.
         http: Whether it has an HTTP endpoint.
+        http_host: The HTTP endpoint's own address; None for that of the others.
+        encrypted: Whether its gRPC endpoint has TLS.
     """
 
     host: str
@@ -88,6 +99,8 @@ class RunningServer(ABC):
     metrics_port: int
     ready_s: float | None
     http: bool = True
+    http_host: str | None = None
+    encrypted: bool = False
 
     @abstractmethod
     def start(self) -> Self:
@@ -131,13 +144,13 @@ class RunningServer(ABC):
 
     @property
     def grpc_url(self) -> str:
-        """``host:port`` for gRPC clients on this machine."""
+        """``host:port`` for gRPC clients on this machine; TLS is for them to know."""
         return f"{local_address(self.host)}:{self.grpc_port}"
 
     @property
     def http_url(self) -> str:
         """Base URL of the HTTP endpoint for clients on this machine."""
-        return f"http://{local_address(self.host)}:{self.http_port}"
+        return f"http://{local_address(self.http_host or self.host)}:{self.http_port}"
 
     @property
     def metrics_url(self) -> str:
@@ -146,15 +159,19 @@ class RunningServer(ABC):
 
     def answers(self) -> bool:
         """Asks whether every model is ready; False also when the server does not answer."""
-        if not self.http:
-            return self._grpc_answer() == _IS_READY
-        return self._http_status() == http.client.OK
+        if self.http:
+            return self._status(f"{self.http_url}{_HEALTH}") == http.client.OK
+        if self.encrypted:
+            # Its clients' authority signed nothing for its supervisor. Metrics come last, once
+            # every model is ready.
+            return self._status(self.metrics_url) == http.client.OK and self._greets()
+        return self._grpc_answer() == _IS_READY
 
     def responds(self) -> bool:
         """Asks whether the server answers anything, over HTTP or else over gRPC."""
-        if self.http and self._http_status() is not None:
+        if self.http and self._status(f"{self.http_url}{_HEALTH}") is not None:
             return True
-        return self._grpc_answer() is not None
+        return self._greets() if self.encrypted else self._grpc_answer() is not None
 
     def news(self) -> list[str]:
         """Returns what happened to the server since the last call, as sentences."""
@@ -165,16 +182,32 @@ class RunningServer(ABC):
         """Why it does not serve at the moment; None while it does."""
         return None
 
-    def _http_status(self) -> int | None:
-        connection = http.client.HTTPConnection(
-            local_address(self.host), self.http_port, timeout=PROBE_TIMEOUT_S
-        )
+    def _status(self, url: str) -> int | None:
+        place = urlsplit(url)
+        assert place.hostname
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=PROBE_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
-                connection.request("GET", "/v2/health/ready")
+                connection.request("GET", place.path)
                 return connection.getresponse().status
             except (OSError, http.client.HTTPException):
                 return None
+
+    def _greets(self) -> bool:
+        """Whether a thread of the gRPC endpoint begins TLS with whoever connects."""
+        # Whose certificate it is does not matter to somebody who tells nothing.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        place = (local_address(self.host), self.grpc_port)
+        try:
+            with (
+                socket.create_connection(place, PROBE_TIMEOUT_S) as plain,
+                context.wrap_socket(plain) as channel,
+            ):
+                return channel.version() is not None
+        except OSError:
+            return False
 
     def _grpc_answer(self) -> bytes | None:
         # Nobody else who serves needs gRPC, whose import takes a moment.

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from pipeline.errors import PipelineError, ServerError
+from pipeline.triton import veil
+from pipeline.triton.access import GUARDED_APIS, KEY_NAME, ServerTls
 from pipeline.triton.failure import crash_signal, find_cause, has_given_up, is_doomed
 from pipeline.triton.installation import Installation
 from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
@@ -89,8 +91,10 @@ class TritonServer(RunningServer):
         http: Whether there is an HTTP endpoint.
         backends: Folders of more backends than Python's, by name, as in Triton's own folder of
             backends.
-        flags: More tritonserver flags, such as those for TLS. Never secrets: other users of the
-            machine see them.
+        flags: More tritonserver flags. Never secrets: other users of the machine see them.
+        tls: Certificates of the gRPC endpoint; None for a connection that anybody can read.
+        key: What clients have to send with each request but those for health; no other user of
+            the machine sees it.
         variables: Names of environment variables that the server's processes get beyond those of
             :func:`pipeline.triton.surroundings.passed_on`.
     """
@@ -113,12 +117,16 @@ class TritonServer(RunningServer):
         backends: Mapping[str, Path] | None = None,
         flags: Sequence[str] = (),
         variables: Sequence[str] = (),
+        tls: ServerTls | None = None,
+        key: str | None = None,
     ) -> None:
         self.repository, self.host, self.log_file = repository, host, log_file
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
         self._backends, self._extra_flags = dict(backends or {}), tuple(flags)
         self._variables = tuple(variables)
+        self._tls, self._key = tls, key
+        self.encrypted = tls is not None
         self._watch = watchdog
         self._watchdog: Watchdog | None = None
         self._hung_after_s, self._give_up_after_s = hung_after_s, give_up_after_s
@@ -156,8 +164,22 @@ class TritonServer(RunningServer):
                 where=str(self.repository),
                 fix="Build one first: trtllm-pipeline run RECIPE",
             )
-        wanted = {"gRPC": self.grpc_port, "HTTP": self.http_port, "metrics": self.metrics_port}
-        self.grpc_port, self.http_port, self.metrics_port = reserve(self.host, wanted).values()
+        if self._tls:
+            self._tls.check()
+        if self._key and not veil.is_possible():
+            raise ServerError(
+                "this machine cannot keep a key from its other users",
+                why="tritonserver takes it on its command line, which everybody can read, and the "
+                "kernel does not let it be hidden there (ptrace of a child is not allowed)",
+                fix="Allow it, in a container with --cap-add=SYS_PTRACE, or leave --key-from out "
+                "and let a gateway ask for the key",
+            )
+        wanted = {"gRPC": self.grpc_port, "metrics": self.metrics_port}
+        if self.http:
+            wanted["HTTP"] = self.http_port
+        ports = reserve(self.host, wanted)
+        self.grpc_port, self.metrics_port = ports["gRPC"], ports["metrics"]
+        self.http_port = ports.get("HTTP", self.http_port)
         self._stopping.clear()
         self._ended.clear()
         self._failure, self._passing = None, False
@@ -232,15 +254,20 @@ class TritonServer(RunningServer):
         return Memory(None, "the server does not run") if pid is None else memory_of(pid)
 
     def _flags(self) -> list[str]:
-        # A key that nobody knows closes an API for everyone. It is in the command line, so the
-        # users of this machine can read it; it is there to keep out those beyond.
-        key = f"{CLOSED_APIS}:closed={secrets.token_hex(16)}"
         ports = {
             "grpc_port": self.grpc_port,
             "http_port": self.http_port,
             "metrics_port": self.metrics_port,
         }
-        return [*server_flags(self.host, ports, key, http=self.http), *self._extra_flags]
+        tls = self._tls.flags() if self._tls else []
+        return [*server_flags(self.host, ports, http=self.http), *tls, *self._extra_flags]
+
+    def _secrets(self) -> list[str]:
+        # A key that nobody knows closes an API for everyone.
+        keys = [f"{CLOSED_APIS}:closed={secrets.token_hex(16)}"]
+        if self._key:
+            keys.append(f"{GUARDED_APIS}:{KEY_NAME}={self._key}")
+        return [flag for key in keys for flag in restrictions(key, http=self.http)]
 
     def _launch_or_once_more(self) -> None:
         try:
@@ -269,6 +296,8 @@ class TritonServer(RunningServer):
             self._log,
             backends=self._backends,
             variables=self._variables,
+            secrets=self._secrets(),
+            must_hide=self._key is not None,
         )
         stubs, next_look, doomed = LoadingStubs(), started, None
         while not self.answers():
@@ -288,6 +317,7 @@ class TritonServer(RunningServer):
             if self._stopping.wait(POLL_S):
                 raise ServerError("the server was stopped while it started", where=self._place())
         self._process.close_regions()
+        self._process.forget_secrets()
         self.ready_s = time.monotonic() - started
         # One that died just before is among them, so the watchdog notices.
         self._server = self._process.pid
@@ -391,26 +421,34 @@ def _in(pause_s: float) -> str:
     return f" in {pause_s:.0f} s" if pause_s else ""
 
 
-def server_flags(host: str, ports: Mapping[str, int], key: str, *, http: bool = True) -> list[str]:
+def restrictions(key: str, *, http: bool) -> list[str]:
+    """Returns the flags that close APIs to whoever does not have a key.
+
+    Args:
+        key: ``APIS:NAME=KEY``.
+        http: Whether there is an HTTP endpoint.
+    """
+    over_http = [f"--http-restricted-api={key}"] if http else []
+    return [*over_http, f"--grpc-restricted-protocol={key}"]
+
+
+def server_flags(host: str, ports: Mapping[str, int], *, http: bool = True) -> list[str]:
     """Returns the flags that every server of the wheel gets.
 
     Args:
         host: Address of all three endpoints.
         ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
-        key: Which APIs are closed, and the key that would open them.
         http: Whether there is an HTTP endpoint.
     """
     return [
         *(
             [
-                f"--http-restricted-api={key}",
                 f"--http-address={host}",
                 f"--http-port={ports['http_port']}",
             ]
             if http
             else ["--allow-http=false"]
         ),
-        f"--grpc-restricted-protocol={key}",
         f"--grpc-address={host}",
         f"--grpc-port={ports['grpc_port']}",
         f"--metrics-address={host}",

@@ -25,6 +25,7 @@ from pipeline.targets.base import (
 )
 from pipeline.targets.openvino.refusals import refuse_unsupported
 from pipeline.triton.parameters import EngineModel
+from pipeline.triton.ports import is_loopback
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
@@ -190,6 +191,7 @@ class OpenVinoTarget:
             UsageError: An option for GPUs was given.
         """
         _refuse_gpu_options(repository, options)
+        _refuse_open_http(options)
         from pipeline.targets.handed_on import named
         from pipeline.triton.server import TritonServer
 
@@ -206,6 +208,8 @@ class OpenVinoTarget:
             http=options.http,
             exit_timeout_s=_patience(options),
             variables=named(),
+            tls=options.tls,
+            key=options.key,
         )
 
     def serve_command(self, repository: Path, options: ServerOptions) -> ServeCommand:
@@ -216,6 +220,7 @@ class OpenVinoTarget:
             MissingDependencyError: nvidia-pytriton is not installed.
         """
         _refuse_gpu_options(repository, options)
+        _refuse_open_http(options)
         from pipeline.triton.by_hand import by_hand
 
         ports = {
@@ -223,7 +228,14 @@ class OpenVinoTarget:
             "http_port": options.http_port,
             "metrics_port": options.metrics_port,
         }
-        return by_hand(repository, options.host, ports, _patience(options), http=options.http)
+        return by_hand(
+            repository,
+            options.host,
+            ports,
+            _patience(options),
+            http=options.http,
+            tls=options.tls,
+        )
 
     def compose(self, repository: Path, options: ServerOptions) -> str:
         """Writes a compose file of an image that ``docker/cpu.Dockerfile`` makes.
@@ -234,13 +246,13 @@ class OpenVinoTarget:
         _refuse_gpu_options(repository, options)
         from pipeline.targets.openvino.compose import compose_file
 
-        if not options.http:
+        if options.tls or options.key:
             raise UsageError(
-                "--no-http does not go with a compose file",
-                why="Its health check asks over HTTP",
-                fix="Leave it out, and take the HTTP port from the file's ports",
+                "--tls-cert and --key-from do not go with --print compose",
+                why="The file would need the places of certificates and keys inside the container",
+                fix="Leave them out, and add them to what is printed: volumes, environment and the "
+                "command's options",
             )
-
         return compose_file(repository, options, _patience(options))
 
     def findings(self) -> list[Diagnosis]:
@@ -271,6 +283,16 @@ def _refuse_gpu_options(repository: Path, options: ServerOptions) -> None:
             "--devices, --orchestrator and --mpirun are for repositories of the tensorrt target",
             where=str(repository),
             fix="Leave them out: this repository runs on the CPU, without a container",
+        )
+
+
+def _refuse_open_http(options: ServerOptions) -> None:
+    if options.tls and options.http and not is_loopback(options.host):
+        raise UsageError(
+            "--http-port does not go with --tls-cert on an address that others reach",
+            where=f"--host {options.host}",
+            why="Triton's HTTP endpoint has no TLS, and asks nobody for a certificate",
+            fix="Leave --http-port out, or listen on loopback behind a gateway that has TLS",
         )
 
 

@@ -34,7 +34,9 @@ def compose_file(
         orchestrator: Whether the launch is in orchestrator mode.
     """
     points = launch.endpoints
-    options = ServerOptions(points.host, points.grpc, points.http, points.metrics)
+    options = ServerOptions(
+        points.host, points.grpc, points.http, points.metrics, http=points.http_host is None
+    )
     common = confined_service(
         repository,
         MOUNT,

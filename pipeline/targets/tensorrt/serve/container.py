@@ -41,12 +41,14 @@ class Endpoints:
 
     Attributes:
         host: Its address.
+        http_host: That of HTTP, where it is another one.
     """
 
     host: str
     http: int = 8000
     grpc: int = 8001
     metrics: int = 8002
+    http_host: str | None = None
 
 
 INSIDE = Endpoints("0.0.0.0")  # noqa: S104  what is published outside is docker's decision
@@ -161,7 +163,7 @@ def _rank(rank: int, repository: str, endpoints: Endpoints, exit_timeout_s: int)
         *control,
         "--disable-auto-complete-config",
         "--strict-readiness=true",
-        f"--http-address={endpoints.host}",
+        f"--http-address={endpoints.http_host or endpoints.host}",
         f"--http-port={endpoints.http}",
         f"--grpc-address={endpoints.host}",
         f"--grpc-port={endpoints.grpc}",

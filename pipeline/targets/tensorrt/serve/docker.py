@@ -42,7 +42,10 @@ def docker_command(
     Raises:
         UnsupportedError: Docker cannot express the repository's path.
     """
-    host = f"[{published.host}]" if ":" in published.host else published.host
+    host, http_host = (
+        f"[{name}]" if ":" in name else name
+        for name in (published.host, published.http_host or published.host)
+    )
     numbers = ",".join(map(str, devices))
     # Docker reads the value as CSV, so a list needs quotes of its own.
     gpus = f"device={numbers}" if len(devices) == 1 else f'"device={numbers}"'
@@ -52,11 +55,11 @@ def docker_command(
         *(f"--env={key}={value}" for key, value in {**variables, **(environment or {})}.items()),
         f"--mount={bind(repository, MOUNT, readonly=True)}",
         *(
-            f"--publish={host}:{outside}:{inside}"
-            for outside, inside in (
-                (published.http, INSIDE.http),
-                (published.grpc, INSIDE.grpc),
-                (published.metrics, INSIDE.metrics),
+            f"--publish={address}:{outside}:{inside}"
+            for address, outside, inside in (
+                (http_host, published.http, INSIDE.http),
+                (host, published.grpc, INSIDE.grpc),
+                (host, published.metrics, INSIDE.metrics),
             )
         ),
         image,

@@ -33,8 +33,10 @@ from pipeline.targets.tensorrt.serve.container import (
 from pipeline.targets.tensorrt.serve.docker import USER, docker_command, unreadable
 from pipeline.targets.tensorrt.toolchain import Container, container_for
 from pipeline.triton.parameters import DRAFT_ENGINE_DIR, ENGINE_DIR
-from pipeline.triton.ports import reserve
+from pipeline.triton.ports import is_loopback, reserve
 from pipeline.triton.running import ServerOptions, in_lines
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,10 @@ def endpoints(options: ServerOptions) -> Endpoints:
     """Returns the address and ports asked for, as they are: free or not.
 
     Raises:
-        UsageError: No HTTP endpoint was asked for.
+        UsageError: Certificates or a key were given.
     """
-    _check_http(options)
-    return Endpoints(
-        options.host,
-        http=options.http_port,
-        grpc=options.grpc_port,
-        metrics=options.metrics_port,
-    )
+    _refuse_access(options)
+    return _endpoints(options, options.http_port, options.grpc_port, options.metrics_port)
 
 
 def free_endpoints(options: ServerOptions) -> Endpoints:
@@ -100,20 +97,28 @@ def free_endpoints(options: ServerOptions) -> Endpoints:
 
     Raises:
         ServerError: A port is in use, not allowed, or the address is not this machine's.
-        UsageError: No HTTP endpoint was asked for.
+        UsageError: Certificates or a key were given.
     """
-    _check_http(options)
-    asked = {"gRPC": options.grpc_port, "HTTP": options.http_port, "metrics": options.metrics_port}
-    ports = reserve(options.host, asked)
-    return Endpoints(options.host, http=ports["HTTP"], grpc=ports["gRPC"], metrics=ports["metrics"])
+    _refuse_access(options)
+    asked = {"gRPC": options.grpc_port, "metrics": options.metrics_port}
+    # One after the other, since the numbers must not be the same.
+    ports = reserve(options.host, asked | ({"HTTP": options.http_port} if options.http else {}))
+    http = ports["HTTP"] if options.http else reserve(LOOPBACK, {"HTTP": options.http_port})["HTTP"]
+    return _endpoints(options, http, ports["gRPC"], ports["metrics"])
 
 
-def _check_http(options: ServerOptions) -> None:
-    if not options.http:
+def _endpoints(options: ServerOptions, http: int, grpc: int, metrics: int) -> Endpoints:
+    # The ranks' readiness is asked for over HTTP, so it is there, but for nobody else.
+    inner = None if options.http or is_loopback(options.host) else LOOPBACK
+    return Endpoints(options.host, http=http, grpc=grpc, metrics=metrics, http_host=inner)
+
+
+def _refuse_access(options: ServerOptions) -> None:
+    if options.tls or options.key:
         raise UsageError(
-            "--no-http is for repositories of the CPU",
-            why="The ranks' readiness is asked for over HTTP",
-            fix="Leave it out; the HTTP port listens on loopback unless --host says otherwise",
+            "--tls-cert and --key-from are for repositories of the CPU",
+            why="Nobody has run them in the container of a GPU's",
+            fix="Leave them out, and put a gateway with TLS in front",
         )
 
 

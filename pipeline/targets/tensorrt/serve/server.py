@@ -64,6 +64,7 @@ class LaunchedServer(RunningServer):
         endpoints = launch.endpoints
         self.host, self.grpc_port = endpoints.host, endpoints.grpc
         self.http_port, self.metrics_port = endpoints.http, endpoints.metrics
+        self.http_host = endpoints.http_host
 
     def start(self) -> LaunchedServer:
         """Launches the server and waits until every model is ready.
