@@ -57,7 +57,7 @@ class EngineSettings:
     exclude_input_in_output: bool = False
     end_ids: tuple[int, ...] = ()
     cancellation_check_period: float = 0.1
-    stats_check_period: float = 0.1
+    stats_check_period: float = 0.25
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
     int8_products: bool = False
@@ -135,7 +135,7 @@ def read_settings(
             else ()
         ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
-        stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
+        stats_check_period=number(parameters, "stats_check_period_ms", 250) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),
         int8_products=_quant_algo(engine).startswith("W8A8"),
