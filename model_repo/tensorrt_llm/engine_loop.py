@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 
 from .admission import Capacity, check_request
-from .engine_stats import EngineStats
+from .engine_stats import EngineStats, Levels
 from .finiteness import NO_NUMBERS, Finiteness, simple_prompt
 from .generation import Generation
 from .kv_blocks import KvBlocks, shared_tokens
 from .request import GenerationRequest, Guide, RequestError, Sink
 from .sampling import generation_config
-from .settings import TOKENS_PER_BLOCK, EngineSettings
+from .settings import TOKENS_PER_BLOCK, EngineSettings, blocks
 
 CheckGuide = Callable[[Guide, Callable[[RequestError | None], None]], None]
 """Tries a guide and calls back, sooner or later, with why it is refused or None."""
@@ -171,6 +171,28 @@ class EngineLoop:
             self.cancel(generation)
         return len(generations)
 
+    def levels(self) -> Levels:
+        """What there is now; any thread."""
+        with self._lock:
+            running, waiting = list(self._running), list(self._waiting)
+            checking = len(self._checking)
+        return Levels(
+            running=len(running),
+            context=sum(not generation.first_token for generation in running),
+            waiting=len(waiting) + checking,
+            paused=sum(generation.evictions > 0 for generation in waiting),
+            used_blocks=self._used_blocks(running),
+            reserved_blocks=self._settings.num_kv_blocks - self._capacity.free_blocks,
+        )
+
+    def _used_blocks(self, running: Sequence[Generation]) -> int:
+        """KV blocks that requests hold; all of a prompt's count as soon as it is begun."""
+        if self._shared is None:
+            tokens = (g.request.prompt.size + max(0, len(g.generated) - 1) for g in running)
+            return sum(map(blocks, tokens))
+        begun = (blocks(g.prompt().size) - g.reused for g in running if g.computes_prompt)
+        return min(self._shared.used + sum(begun), self._settings.num_kv_blocks)
+
     def close(self, timeout: float = 30.0) -> None:
         """Fails what is unfinished, lets the pipeline free it, and ends the thread."""
         with self._wake:
@@ -210,10 +232,11 @@ class EngineLoop:
         for generation in cancelled:
             generation.done = True
             generation.sink.tokens([], [], last=True)
+            self.stats.ended("cancelled")
             self._forget(generation)
         for generation in refused:
             assert generation.refusal is not None
-            self._fail(generation, generation.refusal)
+            self._fail(generation, generation.refusal, "refused")
 
     def _listed(self) -> list[Generation]:
         return [*self._checking, *self._waiting, *self._running]
@@ -244,11 +267,13 @@ class EngineLoop:
                 )
             except RuntimeError as error:
                 self._capacity.give_back(promised)
-                self._fail(generation, RequestError(f"the engine refused the request: {error}"))
+                refusal = RequestError(f"the engine refused the request: {error}")
+                self._fail(generation, refusal, "refused")
                 continue
             generation.promised = promised
             if self._shared is not None:
                 generation.held = self._shared.start(generation.prompt()[0])
+            self.stats.started(generation)
             generation.sink.scheduled(generation.held.reused if generation.held else 0)
             with self._lock:
                 self._waiting.popleft()
@@ -272,13 +297,13 @@ class EngineLoop:
         leaving, self._leaving = self._leaving, []
         started = time.perf_counter()
         self._pipeline.step()
-        seconds = time.perf_counter() - started
+        ended = time.perf_counter()
+        self.stats.stepped(ended)
         for generation in leaving:
             self._capacity.give_back(generation.promised)
         for generation in list(self._running):
             self._collect(generation)
-        self.stats.stepped(self._running, len(self._waiting), self._capacity.free_blocks)
-        return seconds
+        return ended - started
 
     def _collect(self, generation: Generation) -> None:
         handle = generation.handle
@@ -292,7 +317,7 @@ class EngineLoop:
         except RequestError as error:
             self._fail(generation, error)
             return
-        self.stats.generated_tokens += len(generation.generated) - before
+        self.stats.generated(generation, len(generation.generated) - before)
         self._note_blocks(generation)
         if complete:
             self.stats.finished(generation)
@@ -354,9 +379,10 @@ class EngineLoop:
             self._running.remove(generation)
             self._waiting.appendleft(generation)
 
-    def _fail(self, generation: Generation, error: RequestError) -> None:
+    def _fail(self, generation: Generation, error: RequestError, outcome: str = "failed") -> None:
         generation.done = True
         generation.sink.fail(error)
+        self.stats.ended(outcome)
         self._forget(generation)
 
     def _forget(self, generation: Generation) -> None:
@@ -408,6 +434,7 @@ class EngineLoop:
         for generation in generations:
             if not generation.done:
                 generation.sink.fail(failure)
+                self.stats.ended("failed")
         self._after_step(0.0)
         if not closing:
             self._broken(error)

@@ -40,7 +40,9 @@ class Generation:
     cancelled: bool = False
     done: bool = False
     arrived: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
     first_token: float = 0.0
+    last_token: float = 0.0
     _echo: list[float] | None = field(init=False)
     _at_end_id: bool = False
     _to_repeat: int = 0

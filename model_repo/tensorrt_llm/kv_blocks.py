@@ -52,13 +52,18 @@ class KvBlocks:
     """
 
     def __init__(self, total: int) -> None:
-        self._free = total
+        self._total = self._free = total
         # Blocks that no sequence holds, by key; the value says when each was allocated.
         self._kept: dict[bytes, int] = {}
         # How many sequences hold each whole block, and when it was allocated.
         self._in_use: dict[bytes, int] = {}
         self._allocated: dict[bytes, int] = {}
         self._clock = itertools.count()
+
+    @property
+    def used(self) -> int:
+        """Blocks that sequences hold, shared ones once; those of a prompt once it is computed."""
+        return self._total - self._free - len(self._kept)
 
     def start(self, prompt: npt.NDArray[np.int64]) -> Held:
         """A sequence starts with the blocks that it shares; :meth:`grow` adds its own."""

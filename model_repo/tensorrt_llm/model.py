@@ -95,7 +95,7 @@ class TritonPythonModel:
             broken=lambda error: end_process(error, self._responder.close),
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._metrics = EngineMetrics(self._loop.stats, labels)
+        self._metrics = EngineMetrics(self._loop.stats, self._loop.levels, labels)
         self._responder.start()
         self._loop.start()
         pb_utils.Logger.log_info(
@@ -122,8 +122,10 @@ class TritonPythonModel:
         try:
             self._take(request, sender)
         except RequestError as error:
+            self._loop.stats.ended("refused")
             send_error(sender, error, with_status=asks(request))
         except Exception as error:
+            self._loop.stats.ended("failed")
             failure = RequestError(unexpected(error), "INTERNAL")
             send_error(sender, failure, with_status=asks(request))
 
