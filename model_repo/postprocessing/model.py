@@ -58,6 +58,9 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             return self._answer(request)
+        except _Refused as error:
+            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(output_tensors=[], error=refusal)
         except Exception as error:
             # Raised on, it would fail every request of the batch, with the traceback for a text.
             internal = pb_utils.TritonError(unexpected(error), pb_utils.TritonError.INTERNAL)
@@ -68,9 +71,10 @@ class TritonPythonModel:
             self._look_after(request, ticket.as_numpy().reshape(-1, 3).tolist())
         tokens = pb_utils.get_input_tensor_by_name(request, "TOKENS_BATCH").as_numpy()
         lengths = pb_utils.get_input_tensor_by_name(request, "SEQUENCE_LENGTH").as_numpy()
+        _check(tokens, lengths)
         # [batch, beam, n] ids, of which the first [batch, beam] count.
         texts = [
-            self._decoder.text(self._without_end(beam[:length].tolist())).encode()
+            self._decoder.text(self._without_end(_ids(beam, length))).encode()
             for row, row_lengths in zip(tokens, lengths, strict=True)
             for beam, length in zip(row, row_lengths, strict=True)
         ]
@@ -91,3 +95,29 @@ class TritonPythonModel:
 
     def _without_end(self, ids: list[int]) -> list[int]:
         return ids[:-1] if ids and ids[-1] in self._stops else ids
+
+
+class _Refused(Exception):
+    """Tensors that are no answer of an engine; the text goes to the client."""
+
+
+def _check(tokens: Any, lengths: Any) -> None:
+    if lengths.shape != tokens.shape[:2]:
+        raise _Refused(
+            f"SEQUENCE_LENGTH must have one length for each text of TOKENS_BATCH, which has the "
+            f"shape {list(tokens.shape)}; it has the shape {list(lengths.shape)}"
+        )
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= tokens.shape[2]:
+        wrong = lengths.min() if lengths.min() < 0 else lengths.max()
+        raise _Refused(
+            f"SEQUENCE_LENGTH must be between 0 and the {tokens.shape[2]} ids that TOKENS_BATCH has "
+            f"for each text, got {wrong}"
+        )
+
+
+def _ids(beam: Any, length: Any) -> list[int]:
+    """The ids of a text; what is behind them may be anything."""
+    ids: list[int] = beam[:length].tolist()
+    if ids and min(ids) < 0:
+        raise _Refused(f"TOKENS_BATCH has the id {min(ids)}; ids are 0 and above")
+    return ids

@@ -40,6 +40,7 @@ _CHECKED = (
     "beam_width",
     "return_generation_logits",
     "seed",
+    "return_perf_metrics",
 )
 _FROM_PREPROCESSING = {
     "INPUT_ID": "input_ids",

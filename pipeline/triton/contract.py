@@ -11,6 +11,10 @@ Deviations, each on purpose:
 * Upstream's ``decoupled_mode`` is ``serve.decoupled``; ``both`` adds a sixth model,
   ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``. A draft model's engine is
   ``tensorrt_llm_draft``, with those of ``tensorrt_llm``, under upstream's name for it.
+* ``text_input`` and ``max_tokens`` of ``ensemble`` are declared optional, as ``QUERY`` and
+  ``REQUEST_OUTPUT_LEN`` of ``preprocessing`` are, which refuses a request without them. Triton counts
+  a request's inputs and does not look which they are, and an ensemble that lacks one for its first
+  step ends as if it were answered, without a word.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
   be wrong to ask any engine for is refused there, for the ensemble too.
@@ -97,9 +101,9 @@ CPP_BACKEND = "tensorrtllm"
 _PREPROCESSING = ModelContract(
     PREPROCESSING,
     inputs=(
-        Tensor("QUERY", STRING, (1,)),
+        one("QUERY", STRING),
         one("DECODER_QUERY", STRING),
-        Tensor("REQUEST_OUTPUT_LEN", INT32, (1,)),
+        one("REQUEST_OUTPUT_LEN", INT32),
         Tensor("BAD_WORDS_DICT", STRING, (-1,), optional=True),
         Tensor("STOP_WORDS_DICT", STRING, (-1,), optional=True),
         Tensor("EMBEDDING_BIAS_WORDS", STRING, (-1,), optional=True),
@@ -295,7 +299,7 @@ _BLS = ModelContract(
 _ENSEMBLE = ModelContract(
     ENSEMBLE,
     inputs=(
-        *_TEXT,
+        *(replace(tensor, optional=True) for tensor in _TEXT),
         one("num_return_sequences", INT32),
         *_SAMPLING,
         one("return_log_probs", BOOL),

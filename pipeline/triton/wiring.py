@@ -48,10 +48,11 @@ CHECKED = {
     "beam_width": INT32,
     "return_generation_logits": BOOL,
     "seed": UINT64,
+    "return_perf_metrics": BOOL,
 }
 """Inputs of the engine that ``preprocessing`` looks at before the engine sees them, with their
-types; its own names for them are the same in capitals. Of ``seed`` it must know that it is there:
-its former name is then taken as a parameter."""
+types; its own names for them are the same in capitals. Of the last two it must know that they are
+there: their former names are then taken as parameters."""
 
 ADD_SPECIAL_TOKENS = "add_special_tokens"
 """Input of the text models that decides whether a text gets what the tokenizer puts around it;

@@ -174,6 +174,36 @@ def test_prompt_and_completion_in_one_text(server: TritonServer, model: str) -> 
     assert got == ["Once upon a" + TEXT]
 
 
+@pytest.mark.parametrize("model", BOTH)
+@pytest.mark.parametrize("name", ["text_input", "max_tokens"])
+def test_a_missing_input_is_named(server: TritonServer, model: str, name: str) -> None:
+    """Triton counts the inputs alone; an ensemble without one ended as if it were answered."""
+    body = {"text_input": "Once", "max_tokens": 4, "top_k": 1, "seed": 1, "temperature": 1.0}
+    del body[name]
+    url = f"{server.http_url}/v2/models/{model}/generate_stream"
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(url, json.dumps(body).encode())
+    with caught.value as answer:
+        assert f"the input {name} is missing" in answer.read().decode()
+
+
+@pytest.mark.parametrize("model", BOTH)
+def test_former_names_are_taken_as_parameters_beside_the_new_ones(
+    server: TritonServer, model: str
+) -> None:
+    one = np.array([[1]])
+    results = infer(
+        server,
+        model,
+        ["Once upon a"],
+        parameters={"random_seed": 1, "min_length": 1, "return_kv_cache_reuse_stats": True},
+        seed=one.astype(np.uint64),
+        min_tokens=one.astype(np.int32),
+        return_perf_metrics=one.astype(bool),
+    )
+    assert "".join(texts(results)) == TEXT
+
+
 def test_a_chat_turn_gains_no_space(server: TritonServer) -> None:
     turn = "there was[/INST]"
     assert "".join(texts(infer(server, "tensorrt_llm_bls", [turn]))) == TEXT.lstrip()

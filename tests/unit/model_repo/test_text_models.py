@@ -15,7 +15,7 @@ from model_repo.preprocessing.model import TritonPythonModel as Preprocessing
 from model_repo.preprocessing.prompt import pad, word_list
 from model_repo.preprocessing.request_parameters import unknown_parameters
 from pipeline.triton.contract import MODELS
-from tests.unit.model_repo.fake_triton import Request, model_args
+from tests.unit.model_repo.fake_triton import Request, TritonError, model_args
 from tests.unit.model_repo.test_detokenizer import TOKENIZERS
 
 TOKENIZER = TOKENIZERS["byte_fallback"]
@@ -609,6 +609,47 @@ def test_texts_of_a_batch_and_its_beams_are_flat(repository: Path) -> None:
     )
     (output,) = response.output_tensors()
     assert output.as_numpy().tolist() == [b" there", b" cat", b" cat", b""]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "told"),
+    [
+        ([[[5, -1]]], [[2]], "TOKENS_BATCH has the id -1; ids are 0 and above"),
+        ([[[5, 6]]], [[3]], "SEQUENCE_LENGTH must be between 0 and the 2 ids"),
+        ([[[5, 6]]], [[-1]], "got -1"),
+        ([[[5, 6]]], [[1, 1]], "which has the shape [1, 1, 2]; it has the shape [1, 2]"),
+        ([[[5], [6]]], [[1]], "which has the shape [1, 2, 1]; it has the shape [1, 1]"),
+    ],
+)
+def test_tokens_that_are_no_answer_are_refused_in_words(
+    repository: Path, tokens: list[Any], lengths: list[Any], told: str
+) -> None:
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    request = Request(
+        {
+            "TOKENS_BATCH": np.array(tokens, np.int32),
+            "SEQUENCE_LENGTH": np.array(lengths, np.int32),
+        },
+        ["OUTPUT"],
+    )
+    (response,) = model.execute([request])
+    assert told in response.error().message()
+    assert response.error().code() == TritonError.INVALID_ARG
+
+
+def test_what_is_behind_a_text_may_be_anything(repository: Path) -> None:
+    """TensorRT-LLM leaves it as it was, and an engine may have more tokens than its tokenizer."""
+    model = Postprocessing()
+    model.initialize(model_args(repository, {"tokenizer_dir": "tokenizer"}))
+    cat, beyond = TOKENIZER.token_to_id("▁cat"), TOKENIZER.get_vocab_size() + 7
+    tokens = np.array([[[cat, beyond, -1]]], np.int32)
+    request = Request(
+        {"TOKENS_BATCH": tokens, "SEQUENCE_LENGTH": np.array([[2]], np.int32)}, ["OUTPUT"]
+    )
+    (response,) = model.execute([request])
+    (output,) = response.output_tensors()
+    assert output.as_numpy().tolist() == [b" cat"]
 
 
 def test_a_stream_of_the_ensemble_keeps_every_space(repository: Path) -> None:
