@@ -16,6 +16,12 @@ from .sampling import generation_config
 from .settings import TOKENS_PER_BLOCK, EngineSettings
 from .vocabulary import token_texts
 
+SHAPES_KEPT = 64
+"""Step lengths for which the plugin keeps what it has made to compute them, 0.3 to 1.4 MB each. Its
+own limit is 5000, which is none: every length up to that of a whole step comes sooner or later.
+What one takes to make anew comes from oneDNN's own cache, so the limit costs no time that could be
+measured (benchmarks/README.md)."""
+
 
 class Engine:
     """An opened pipeline and what is needed to feed it.
@@ -42,7 +48,8 @@ class Engine:
         self._openvino = openvino
         exact = exact_properties(openvino) if settings.int8_products else {}
         self.saturates = bool(exact)
-        properties = {**(settings.properties or {}), **exact}
+        kept = {"CPU_RUNTIME_CACHE_CAPACITY": str(SHAPES_KEPT)}
+        properties = {**kept, **(settings.properties or {}), **exact}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
         # One more of each than requests get, for a question of the loop's own (finiteness.py).

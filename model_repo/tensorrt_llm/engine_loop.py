@@ -180,7 +180,7 @@ class EngineLoop:
             running=len(running),
             context=sum(not generation.first_token for generation in running),
             waiting=len(waiting) + checking,
-            paused=sum(generation.evictions > 0 for generation in waiting),
+            paused=sum(generation.paused for generation in (*running, *waiting)),
             used_blocks=self._used_blocks(running),
             reserved_blocks=self._settings.num_kv_blocks - self._capacity.free_blocks,
         )
@@ -308,16 +308,17 @@ class EngineLoop:
     def _collect(self, generation: Generation) -> None:
         handle = generation.handle
         before = len(generation.generated)
-        complete = False
+        heard = complete = False
         try:
             while not complete and handle.can_read():
+                heard = True
                 for output in handle.read().values():
                     self._doubt(generation, output.generated_ids, output.generated_log_probs)
                     complete = generation.accept(output.generated_ids, output.generated_log_probs)
         except RequestError as error:
             self._fail(generation, error)
             return
-        self.stats.generated(generation, len(generation.generated) - before)
+        self.stats.generated(generation, len(generation.generated) - before, heard=heard)
         self._note_blocks(generation)
         if complete:
             self.stats.finished(generation)
@@ -367,7 +368,7 @@ class EngineLoop:
     def _start_again(self, generation: Generation) -> None:
         """Queues a request that the engine dropped, ahead of those that never ran."""
         generation.evicted()
-        self.stats.evictions += 1
+        self.stats.evicted(generation)
         if generation.evictions > MAX_EVICTIONS:
             message = f"the engine dropped the request {MAX_EVICTIONS} times: the KV cache is full"
             self._fail(generation, RequestError(message, "UNAVAILABLE"))

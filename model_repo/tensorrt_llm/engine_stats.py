@@ -29,7 +29,7 @@ class Levels:
         running: Requests in the engine's batch.
         context: Those of them that have no token yet.
         waiting: Requests that are not in the batch.
-        paused: Those of them that were in it and were dropped.
+        paused: Requests that had begun and are left out for want of KV blocks, in the batch or not.
         used_blocks: KV blocks that running requests hold, shared ones once.
         reserved_blocks: KV blocks promised to them, which nobody else gets.
     """
@@ -81,7 +81,9 @@ class EngineStats:
         prompt_tokens: Of prompts that were computed or found in the cache.
         reused_blocks: KV blocks of prompts that were in the cache when their requests began.
         missed_blocks: Those that were not; neither is counted without reuse.
-        evictions: Requests that were started again because the engine had dropped them.
+        preemptions: Times that a request that had begun was left out for want of KV blocks: the
+            engine passed it over in a step, or dropped it.
+        evictions: The latter alone.
         outcomes: Requests by how they ended.
         token_gaps: Time between two tokens of a request. Of tokens that one step made together
             each has its share of the time since the last one.
@@ -99,6 +101,7 @@ class EngineStats:
         self.generated_tokens = 0
         self.reused_blocks = 0
         self.missed_blocks = 0
+        self.preemptions = 0
         self.evictions = 0
         self.outcomes = dict.fromkeys(OUTCOMES, 0)
         self.token_gaps = Distribution(LATENCY_BUCKETS)
@@ -124,9 +127,18 @@ class EngineStats:
         self.stepped_at = time.time()
         self._step_ended = ended
 
-    def generated(self, generation: Generation, tokens: int) -> None:
-        """Takes what the last step gave to a request, possibly nothing."""
+    def generated(self, generation: Generation, tokens: int, *, heard: bool) -> None:
+        """Takes what the last step gave to a request, possibly nothing.
+
+        Args:
+            heard: Whether the engine gave it any token, also one that it had before.
+        """
         last = generation.last_token
+        if heard:
+            generation.paused = False
+        elif last:
+            # A step has room for a token of each request in the batch.
+            self._pause(generation)
         if not tokens and (last or not generation.first_token):
             return
         generation.last_token = now = self._step_ended
@@ -138,6 +150,16 @@ class EngineStats:
             tokens -= 1
         if tokens > 0:
             self.token_gaps.add((now - last) * 1e3 / tokens, tokens)
+
+    def evicted(self, generation: Generation) -> None:
+        """Takes a request that the engine has dropped and that will be started again."""
+        self.evictions += 1
+        self._pause(generation)
+
+    def _pause(self, generation: Generation) -> None:
+        if not generation.paused:
+            generation.paused = True
+            self.preemptions += 1
 
     def finished(self, generation: Generation) -> None:
         """Takes a request that has just been completed."""

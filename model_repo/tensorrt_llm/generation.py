@@ -24,6 +24,7 @@ class Generation:
         promised: KV blocks it holds.
         held: Which ones, where they may be shared.
         evictions: Times in a row that the engine dropped it without a new token.
+        paused: Whether the engine has left it out, for want of KV blocks, after its first token.
         textless: Ids that no guide allows.
         refusal: Why it is not served at all.
     """
@@ -35,6 +36,7 @@ class Generation:
     promised: int = 0
     held: Held | None = None
     evictions: int = 0
+    paused: bool = False
     textless: frozenset[int] = frozenset()
     refusal: RequestError | None = None
     cancelled: bool = False

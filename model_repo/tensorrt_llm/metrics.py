@@ -82,7 +82,9 @@ _GAUGES = (
 _COUNTERS = (
     _Family("nv_llm_prompt_tokens_total", "Tokens of the prompts that were computed"),
     _Family("nv_llm_generated_tokens_total", "Tokens generated"),
-    _Family("nv_llm_preemptions_total", "Requests dropped from the batch and started again"),
+    _Family(
+        "nv_llm_preemptions_total", "Times that a request had to stop for want of KV cache blocks"
+    ),
     _Family(
         "nv_llm_kv_cache_reused_blocks_total", "KV cache blocks of prompts that were in the cache"
     ),
@@ -139,7 +141,9 @@ class EngineMetrics:
             name: metric for (name, _), metric in self._made(_HISTOGRAMS, kinds.HISTOGRAM).items()
         }
         # Triton has 0 of each from the beginning.
-        self._published = dict.fromkeys((*self._gauges, *self._counters), 0.0)
+        self._published: dict[tuple[str, str], float] = dict.fromkeys(
+            (*self._gauges, *self._counters), 0.0
+        )
         self.publish()
 
     def publish(self) -> None:
@@ -194,7 +198,7 @@ class EngineMetrics:
         return {
             "nv_llm_prompt_tokens_total": {"": stats.prompt_tokens},
             "nv_llm_generated_tokens_total": {"": stats.generated_tokens},
-            "nv_llm_preemptions_total": {"": stats.evictions},
+            "nv_llm_preemptions_total": {"": stats.preemptions},
             "nv_llm_kv_cache_reused_blocks_total": {"": stats.reused_blocks},
             "nv_llm_kv_cache_missed_blocks_total": {"": stats.missed_blocks},
             "nv_llm_requests_total": {name: stats.outcomes[name] for name in OUTCOMES},

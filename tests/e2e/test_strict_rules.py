@@ -25,7 +25,7 @@ from pipeline.errors import ServerError
 from tests.doubles.tensorrtllm_backend.serving import strict_server
 
 from ..conftest import DEMO_MODEL
-from ..metrics import METRICS
+from ..metrics import METRICS, UPSTREAM
 from .conftest import Built
 from .nvidia_calls import drained, id_arrays, requested, streamed, tensor
 
@@ -681,24 +681,9 @@ def test_a_model_without_a_mandatory_parameter_does_not_load(int4: Built, tmp_pa
 
 
 def test_metrics_have_upstreams_names_and_labels(strict: Any, ask: Ask, prompt: list[int]) -> None:
-    # custom_metrics_reporter.cc: family, label, values.
-    families = {
-        "nv_trt_llm_request_metrics": (
-            "request_type",
-            ("active", "max", "scheduled", "context", "waiting"),
-        ),
-        "nv_trt_llm_runtime_memory_metrics": ("memory_type", ("cpu", "gpu", "pinned")),
-        "nv_trt_llm_kv_cache_block_metrics": (
-            "kv_cache_block_type",
-            ("max", "free", "used", "tokens_per", "reused", "fraction"),
-        ),
-        "nv_trt_llm_inflight_batcher_metrics": (
-            "inflight_batcher_specific_metric",
-            ("total_context_tokens", "generation_requests", "micro_batch_id", "paused_requests"),
-        ),
-        "nv_trt_llm_general_metrics": ("general_type", ("timestamp", "iteration_counter")),
-    }
-    for name, (label, values) in families.items():
+    for name, (label, values) in UPSTREAM.items():
+        if name.startswith("nv_llm_"):
+            continue  # histograms, below
         for value in values:
             assert metric(strict, name, f'{label}="{value}"') >= 0
     assert metric(strict, "nv_trt_llm_request_metrics", 'request_type="max"') == 32

@@ -314,11 +314,13 @@ def test_bad_requests_get_an_error_each_and_spare_the_others(model: TritonPython
     assert "Error" not in told
 
 
-def test_metrics_have_upstreams_names(model: TritonPythonModel) -> None:
-    def value(name: str, **labels: str) -> float:
-        key = tuple(sorted({"model": "model", "version": "1", **labels}.items()))
-        return MetricFamily.metrics[name, key].value
+def published(name: str, **labels: str) -> float:
+    key = tuple(sorted({"model": "model", "version": "1", **labels}.items()))
+    return MetricFamily.metrics[name, key].value
 
+
+def test_metrics_have_upstreams_names(model: TritonPythonModel) -> None:
+    value = published
     before = value("nv_llm_generated_tokens_total")
     done = request(8)
     model.execute([done])
@@ -436,3 +438,37 @@ def test_a_model_that_is_not_decoupled_answers_once(repository: Path) -> None:
     assert "send streaming false" in stream.sender.failure()
     assert len(ids(left.sender.outputs())) < 400
     made.finalize()
+
+
+@pytest.mark.parametrize(("policy", "forced"), [("guaranteed_no_evict", 0), ("max_utilization", 1)])
+def test_a_request_that_stops_for_want_of_kv_blocks_is_counted(
+    repository: Path, policy: str, forced: int
+) -> None:
+    """Two prompts fit into a cache that their texts outgrow: 2 x 6 blocks of 16, then 2 x 11."""
+    parameters = {
+        "gpt_model_path": "tensorrt_llm/1/engine",
+        "batch_scheduler_policy": policy,
+        "max_tokens_in_paged_kv_cache": "512",
+        "enable_kv_cache_reuse": "false",
+        "exclude_input_in_output": "true",
+        "stats_check_period_ms": "5",
+    }
+    interval = sys.getswitchinterval()
+    made = TritonPythonModel()
+    made.initialize(model_args(repository, parameters))
+    try:
+        asked = [
+            request(200, input_ids=np.arange(10 + n, 160 + n, dtype=np.int32), input_lengths=150)
+            for n in range(2)
+        ]
+        made.execute(asked)
+        assert [len(ids(one.sender.outputs())) for one in asked] == [200, 200]
+        deadline = time.monotonic() + 30
+        while published("nv_llm_requests_total", outcome="finished") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        made.finalize()
+        sys.setswitchinterval(interval)
+    preempted = published("nv_llm_preemptions_total")
+    assert preempted >= 1 if forced else preempted == 0

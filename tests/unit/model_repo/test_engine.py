@@ -81,7 +81,17 @@ def test_int8_is_multiplied_in_float32_where_it_would_saturate(
     monkeypatch.setattr(exactness, "multiplies_int8_exactly", lambda _openvino: exact)
     engine = Engine(replace(SETTINGS, int8_products=int8))
     assert engine.saturates == (int8 and not exact)
-    expected = {"KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
+    expected = {
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
+        "CPU_RUNTIME_CACHE_CAPACITY": "64",
+    }
     if int8 and not exact:
         expected |= {"LP_TRANSFORMS_MODE": "NO", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     assert opened == [expected]
+
+
+def test_an_engine_may_set_how_much_the_plugin_keeps(opened: list[dict[str, str]]) -> None:
+    wanted = {"CPU_RUNTIME_CACHE_CAPACITY": "5000"}
+    Engine(replace(SETTINGS, properties=wanted))
+    assert opened == [wanted]
