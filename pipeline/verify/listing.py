@@ -17,8 +17,9 @@ table, with what was seen.
 <!-- not run: they need a running server -->
 ```sh
 trtllm-pipeline verify --url localhost:8001                      # the usual ones, ten seconds
-trtllm-pipeline verify --url localhost:8001 --all \\
-    --http http://localhost:8000 --metrics http://localhost:8002/metrics
+trtllm-pipeline verify --repository build/NAME --all             # a minute or two more
+trtllm-pipeline verify --url localhost:8001 --all --http http://localhost:8000
+trtllm-pipeline verify --url localhost:8001 --all --metrics http://localhost:8002/metrics
 trtllm-pipeline verify --url localhost:8001 --only log_probs,border
 trtllm-pipeline verify --list                                    # this page, on the terminal
 ```
