@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_both_measure_the_same_server(cli: Cli, server: Any) -> None:
+def test_both_measure_the_demo(cli: Cli, server: Any) -> None:
     options = ("--concurrency", "2", "--duration", "12", "--rounds", "6", "--perf-analyzer")
     done = cli("bench", "--url", server.grpc_url, *options, "--json")
     (row,) = json.loads(done.stdout)["perf_analyzer"]

@@ -107,7 +107,7 @@ def measure_load(
             for name, level in there:
                 if peer is not None and name == peer.name:
                     planned = plan(level, sizes, share, f"{seed} {number} {name}")
-                    peer.visit(level, _texts(planned, ready[names[0]][0]), share)
+                    peer.visit(level, _texts(planned, ready[names[0]][0]), share, warmup)
                 else:
                     made[name, level].append(visit(name, level, f"{seed} {number}"))
             on_round(number)

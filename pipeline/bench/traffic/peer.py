@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ _SPARE = 3
 last one, and an engine that reuses KV blocks knows that one."""
 _ANY = "999"
 _ATTEMPTS = 3
-_PATIENCE_S = 300.0
+_PATIENCE_S = 60.0
 _SHOWN = 400
 _SENT = re.compile(r'"timestamp"\s*:\s*(\d+)')
 _CAME = re.compile(r'"response_timestamps"\s*:\s*\[([\d,\s]*)\]')
@@ -45,17 +45,20 @@ class PeerVisit:
     """What the tool found in one round.
 
     Attributes:
-        requests: How many it measured.
-        requests_per_second: As it says.
-        latency_ms: Percentiles of a request's time by ``p50``, ``p90``, ``p95``, ``p99``, as it
-            says.
-        ttft_p50_ms: The median time of the first response, from its export of every response.
+        requests: How many were counted.
+        requests_per_second: Of those that ended behind the warm-up, by its export of every request.
+        latency_p50_ms: The median of a request's time, by the same.
+        ttft_p50_ms: The median time of the first response, by the same.
+        reported_per_second: What it says itself, with the beginning of the load in it.
+        reported_p50_ms: The same of a request's time.
     """
 
     requests: int
     requests_per_second: float
-    latency_ms: Mapping[str, float]
+    latency_p50_ms: float
     ttft_p50_ms: float
+    reported_per_second: float
+    reported_p50_ms: float
 
 
 def find_peer() -> str:
@@ -98,13 +101,16 @@ class Peer:
         """Keeps about how many requests a level sends."""
         self._rates[level] = requests_per_second
 
-    def visit(self, level: Level, texts: Iterator[tuple[str, int]], seconds: float) -> None:
+    def visit(
+        self, level: Level, texts: Iterator[tuple[str, int]], seconds: float, warmup: float
+    ) -> None:
         """Measures one round, anew and for twice as long where it found nothing.
 
         Args:
             level: A closed loop.
             texts: Prompts with the tokens of their answers; as many as are needed are taken.
             seconds: How long.
+            warmup: Seconds in front of it that are left out.
 
         Raises:
             ServerError: The program failed.
@@ -113,17 +119,20 @@ class Peer:
             last = attempt + 1 == _ATTEMPTS
             # On a busy machine no request may end in a window, and then it gives up.
             with contextlib.nullcontext() if last else contextlib.suppress(ServerError):
-                found = self._try(level, texts, seconds * 2**attempt)
+                found = self._try(level, texts, seconds * 2**attempt, warmup)
                 self.visits.setdefault(level, []).append(found)
                 return
 
-    def _try(self, level: Level, texts: Iterator[tuple[str, int]], seconds: float) -> PeerVisit:
-        expected = _SPARE * self._rates[level] * seconds + _SPARE * level.amount
+    def _try(
+        self, level: Level, texts: Iterator[tuple[str, int]], seconds: float, warmup: float
+    ) -> PeerVisit:
+        lasts = seconds + warmup
+        expected = _SPARE * self._rates[level] * lasts + _SPARE * level.amount
         wanted = list(islice(texts, max(math.ceil(expected), 1)))
         with tempfile.TemporaryDirectory(prefix="trtllm-pipeline-") as folder:
             place = Path(folder)
             (place / "in.json").write_text(json.dumps({"data": list(map(_row, wanted))}))
-            window = max(_LEAST_WINDOW_MS, round(seconds * 1000 / _WINDOWS))
+            window = max(_LEAST_WINDOW_MS, round(lasts * 1000 / _WINDOWS))
             command = [
                 *(self._program, "-m", self._model, "-u", self._server.url.removeprefix("grpc://")),
                 *("-i", "grpc", "--streaming", "--async", "--input-data", "in.json"),
@@ -144,10 +153,10 @@ class Peer:
                     capture_output=True,
                     text=True,
                     errors="replace",
-                    timeout=seconds * _WINDOWS + _PATIENCE_S,
+                    timeout=lasts * _WINDOWS + _PATIENCE_S,
                     check=False,
                 )
-                found = _found(place)
+                found = _found(place, warmup)
             except (OSError, ValueError, LookupError, subprocess.TimeoutExpired) as error:
                 said = (
                     ""
@@ -172,20 +181,57 @@ def _row(text: tuple[str, int]) -> dict[str, Any]:
         "stream": True,
         "end_id": NO_END,
         "top_k": 1,
+        # What the client here asks for as well, so that the server has the same work.
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
     }
     return {name: {"content": [value], "shape": [1]} for name, value in values.items()}
 
 
-def _found(place: Path) -> PeerVisit:
+def _found(place: Path, warmup: float) -> PeerVisit:
     with (place / "out.csv").open(encoding="utf-8") as file:
         row = next(csv.DictReader(file))
-    requests = exported((place / "export.json").read_text(encoding="utf-8", errors="replace"))
-    firsts = [(responses[0] - sent) / 1e6 for sent, responses in requests if responses]
+    text = (place / "export.json").read_text(encoding="utf-8", errors="replace")
+    return counted(
+        [(sent, came) for sent, came in exported(text) if came],
+        warmup,
+        reported_per_second=float(row["Inferences/Second"]),
+        reported_p50_ms=float(row["p50 latency"]) / 1000,
+    )
+
+
+def counted(
+    requests: Sequence[tuple[int, Sequence[int]]],
+    warmup: float,
+    *,
+    reported_per_second: float,
+    reported_p50_ms: float,
+) -> PeerVisit:
+    """Counts as a round does here: the program has no warm-up of its own.
+
+    Args:
+        requests: Nanoseconds of sending and of each response.
+        warmup: Seconds in front that are left out.
+        reported_per_second: What the program says.
+        reported_p50_ms: What the program says.
+
+    Raises:
+        ValueError: No request was sent and ended behind the warm-up.
+    """
+    begin = min(sent for sent, _ in requests) + round(warmup * 1e9)
+    end = max(came[-1] for _, came in requests)
+    kept = [(sent, came) for sent, came in requests if sent >= begin]
+    if not kept:
+        msg = "every request of it was sent in the warm-up"
+        raise ValueError(msg)
+    ended = sum(came[-1] >= begin for _, came in requests)
     return PeerVisit(
-        requests=len(requests),
-        requests_per_second=float(row["Inferences/Second"]),
-        latency_ms={f"p{n}": float(row[f"p{n} latency"]) / 1000 for n in (50, 90, 95, 99)},
-        ttft_p50_ms=percentile(firsts, 50),
+        requests=len(kept),
+        requests_per_second=ended / (end - begin) * 1e9,
+        latency_p50_ms=percentile([(came[-1] - sent) / 1e6 for sent, came in kept], 50),
+        ttft_p50_ms=percentile([(came[0] - sent) / 1e6 for sent, came in kept], 50),
+        reported_per_second=reported_per_second,
+        reported_p50_ms=reported_p50_ms,
     )
 
 
@@ -237,12 +283,16 @@ def peer_row(level: Level, own: Sequence[Round], other: Sequence[PeerVisit]) -> 
             [one.requests_per_second for one in own],
             [visit.requests_per_second for visit in other],
         ),
-        "latency_p50_ms": (medians["latency_ms"], [visit.latency_ms["p50"] for visit in other]),
+        "latency_p50_ms": (medians["latency_ms"], [visit.latency_p50_ms for visit in other]),
         "ttft_p50_ms": (medians["ttft_ms"], [visit.ttft_p50_ms for visit in other]),
     }
     return {
         "concurrency": int(level.amount),
         "requests": sum(visit.requests for visit in other),
+        "reported": {
+            "requests_per_second": estimate([visit.reported_per_second for visit in other]),
+            "latency_p50_ms": estimate([visit.reported_p50_ms for visit in other]),
+        },
         **{
             name: {
                 "own": estimate(ours),

@@ -18,7 +18,7 @@ import pytest
 from pipeline.bench.traffic import Objectives, measure_load
 from pipeline.bench.traffic.fleet import Fleet, Server
 from pipeline.bench.traffic.lengths import parse_lengths
-from pipeline.bench.traffic.peer import Peer, exported
+from pipeline.bench.traffic.peer import Peer, counted, exported
 from pipeline.bench.traffic.schedule import CLOSED, OPEN, TRACE, Level, Request, Sizes
 from pipeline.bench.traffic.traces import TraceRow
 from pipeline.errors import ServerError, UsageError
@@ -292,17 +292,36 @@ def test_perf_analyzer_is_read_as_it_writes(tmp_path: Path) -> None:
         )
         asked = json.loads(told.read_text())
     (row,) = results["perf_analyzer"]
-    assert row["requests_per_second"]["perf_analyzer"]["value"] == pytest.approx(25.371)
-    assert row["latency_p50_ms"]["perf_analyzer"]["value"] == pytest.approx(152.67)
+    assert row["reported"]["requests_per_second"]["value"] == pytest.approx(25.371)
+    assert row["reported"]["latency_p50_ms"]["value"] == pytest.approx(152.67)
     # Of the recorded requests the first responses came 18.041098 and 26.473249 ms after sending.
     assert row["ttft_p50_ms"]["perf_analyzer"]["value"] == pytest.approx(22.2572, abs=1e-3)
-    own = row["requests_per_second"]["own"]["value"]
-    assert row["requests_per_second"]["ratio"]["value"] == pytest.approx(25.371 / own, rel=1e-3)
+    # The last responses came 23.892013 and 32.401704 ms after sending.
+    assert row["latency_p50_ms"]["perf_analyzer"]["value"] == pytest.approx(28.14686, abs=1e-3)
+    own = row["ttft_p50_ms"]["own"]["value"]
+    assert row["ttft_p50_ms"]["ratio"]["value"] == pytest.approx(22.2572 / own, rel=1e-3)
     prompts = [one["text_input"]["content"][0] for one in asked["rows"]]
     assert len({prompt.split()[0] for prompt in prompts}) == len(prompts) > 2
     assert {2 * len(prompt.split()) for prompt in prompts} == {INPUT}
     assert asked["rows"][0]["max_tokens"] == {"content": [FAST], "shape": [1]}
     assert not any(prompts[0] in word for word in asked["words"])
+
+
+def test_the_beginning_of_perf_analyzer_is_left_out_as_ours() -> None:
+    second = 10**9
+    requests = [
+        (0, [second // 2, second]),
+        (second // 2, [second, 3 * second]),
+        (2 * second, [5 * second // 2, 4 * second]),
+        (3 * second, [16 * second // 5, 5 * second]),
+    ]
+    found = counted(requests, 1.5, reported_per_second=1.0, reported_p50_ms=2.0)
+    # Three ended in the 3.5 s behind the warm-up, of which two were sent in it.
+    assert found.requests_per_second == pytest.approx(3 / 3.5)
+    assert (found.requests, found.latency_p50_ms) == (2, 2000)
+    assert found.ttft_p50_ms == pytest.approx(350)
+    with pytest.raises(ValueError, match="sent in the warm-up"):
+        counted(requests, 4.0, reported_per_second=1.0, reported_p50_ms=2.0)
 
 
 def test_an_export_with_numbers_that_are_none_is_read() -> None:
