@@ -255,7 +255,7 @@ def serve(
     }
     opened = serving(folder, Path(log), **options) if log is not None else None
     with opened or serving_with_own_log(folder, **options) as server:
-        http = server.http_url if server.http and http_port is not None else None
+        http = server.http_url if http_port is not None else None
         yield Addresses(server.grpc_url, http, server.metrics_url)
 
 

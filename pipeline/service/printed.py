@@ -52,7 +52,8 @@ def printed(
             why="0 picks one only when the server starts",
             fix="Give --grpc-port, --http-port and --metrics-port other numbers",
         )
-    check_provenance(repository, check_custody(repository), signer)
+    if signer:
+        check_provenance(repository, check_custody(repository), signer)
     if form == "compose":
         return {"text": compose_text(repository, **options)}
     if form == "command" and options.get("key"):

@@ -203,7 +203,11 @@ MISUSES = [
     (["run", "x.yaml", "y.yaml"], "y.yaml"),
     (["serve", "x", "--grpc-port", "many"], "--grpc-port"),
     (["serve", "x", "--grpc-port", "99999"], "--grpc-port must be between 0 and 65535"),
-    (["serve", "x", "--grpc-port", "8000"], "--grpc-port and --http-port are the same: 8000"),
+    (["serve", "x", "--grpc-port", "8002"], "--grpc-port and --metrics-port are the same: 8002"),
+    (
+        ["serve", "x", "--grpc-port", "8000", "--http-port", "8000"],
+        "--grpc-port and --http-port are the same: 8000",
+    ),
     (["serve", "x", "--log", "no/such/triton.log"], "no/such/triton.log: the folder of this"),
     (["verify", "--url", "h:1", "--junit", "no/such/x.xml"], "no/such/x.xml: the folder of"),
     (["verify", "--url", "h:1", "--junit", "tests"], "tests: this is a folder"),

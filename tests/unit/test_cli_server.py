@@ -86,7 +86,8 @@ def slow(*_arguments, **_options):
         time.sleep({before})
         yield type("Server", (), dict.fromkeys(("grpc_url", "http_url"), "here")
                    | {{"metrics_url": "http://127.0.0.1:1", "patience_s": 5,
-                       "http": True, "news": staticmethod(lambda: []), "trouble": None,
+                       "http": True, "encrypted": False, "trouble": None,
+                       "news": staticmethod(lambda: []),
                        "wait": staticmethod(time.sleep)}})
     finally:
         print("stopped", flush=True)

@@ -65,8 +65,8 @@ def test_systemd_takes_the_unit(
     assert verified(tmp_path / "unit.service") is None
     keys = dict(line.split("=", 1) for line in text.splitlines() if re.match(r"\w+=", line))
     assert keys["ExecStart"].endswith(
-        f" serve {repository} --host=127.0.0.1 --grpc-port=9001 --http-port=8000 "
-        "--metrics-port=8002 --drain=120 --log=-"
+        f" serve {repository} --host=127.0.0.1 --grpc-port=9001 --metrics-port=8002 --drain=120 "
+        "--log=-"
     )
     assert int(keys["TimeoutStopSec"]) > 120 + 15
     assert (keys["Restart"], keys["KillMode"]) == ("on-failure", "mixed")
@@ -110,12 +110,29 @@ def test_compose_files_keep_to_the_specification(
     if program:
         assert objection([program, "--builtin-schema", "vendor.compose-spec", str(file)]) is None
     service = service_of(text)
-    assert service["ports"] == ["127.0.0.1:8000:8000", "127.0.0.1:9001:8001", "127.0.0.1:8002:8002"]
+    others = ["127.0.0.1:9001:8001", "127.0.0.1:8002:8002"]
+    # A GPU's ranks are asked over HTTP, on loopback; of the CPU's it is inside alone.
+    http = ["127.0.0.1:8000:8000"] if target == "tensorrt" else []
+    assert service["ports"] == [*http, *others]
+    asked = printed(capsys, str(repository), "--print", "compose", "--http-port", "9000")
+    assert service_of(asked)["ports"][0] == "127.0.0.1:9000:8000"
+    wide = service_of(printed(capsys, str(repository), "--print", "compose", "--host", "0.0.0.0"))
+    assert wide["ports"] == ["0.0.0.0:8001:8001", "0.0.0.0:8002:8002"]
     (volume,) = service["volumes"]
     assert (volume["source"], volume["read_only"]) == (str(repository), True)
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["restart"] == "on-failure"
     assert json.loads(printed(capsys, str(repository), "--print", "compose", "--json"))["text"]
+
+
+def test_a_gpus_http_is_on_loopback_where_nobody_asked_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (str(published(tmp_path, "tensorrt")), "--host", "0.0.0.0", "--print", "command")
+    text = printed(capsys, *options)
+    assert "--publish=127.0.0.1:8000:8000" in text
+    assert "--publish=0.0.0.0:8001:8001" in text
+    assert "--publish=0.0.0.0:9000:8000" in printed(capsys, *options, "--http-port", "9000")
 
 
 def test_the_gpus_file_starts_what_the_command_starts(
@@ -159,8 +176,9 @@ def test_the_cpus_file_and_its_image_agree(
     assert context.params["host"] == "0.0.0.0"
     assert context.params["log"] == "-"
     ports = [int(port.rpartition(":")[2]) for port in service["ports"]]
-    names = ("http_port", "grpc_port", "metrics_port")
+    names = ("grpc_port", "metrics_port")
     assert [context.params[name] for name in names] == ports
+    assert f":{context.params['http_port']}/" in " ".join(service["healthcheck"]["test"])
     copied = re.findall(r"^COPY (.*) \S+$", docker.read_text(), re.M)
     kept = (PROJECT / "docker" / "cpu.Dockerfile.dockerignore").read_text().splitlines()
     for name in " ".join(copied).split():
