@@ -163,6 +163,7 @@ def test_a_thousand_connections_leave_nothing(
     assert service.server == server.pid
 
 
+@pytest.mark.faults
 def test_256_streams_at_once(service: Service, fault: Callable[..., Fault]) -> None:
     row = fault(
         "256 streams at once",
@@ -239,6 +240,7 @@ def post(service: Service, body: bytes) -> tuple[int, str]:
         return 0, ""
 
 
+@pytest.mark.faults
 def test_oversized_bodies_are_refused(service: Service, fault: Callable[..., Fault]) -> None:
     row = fault(
         "oversized bodies",

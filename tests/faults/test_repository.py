@@ -80,6 +80,7 @@ def refuse(repository: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", ["a byte of the weights", "no manifest yet"])
 def test_serve_refuses_what_was_not_built(
     repository: Path, tmp_path: Path, fault: Callable[..., Fault], what: str
@@ -121,6 +122,7 @@ def test_custody_refuses_what_was_not_built(
     row.measured("refused", len(ways), f"of {len(ways)}")
 
 
+@pytest.mark.faults
 def test_a_taken_port_is_named(
     repository: Path, tmp_path: Path, fault: Callable[..., Fault]
 ) -> None:

@@ -58,7 +58,7 @@ def damaged(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return engine_dir
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made(damaged: Path) -> Iterator[Front]:
     with front(damaged, max_batch_size=4) as made:
         yield made
