@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test faults fuzz soak fuzzed eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -26,6 +26,20 @@ test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they re
 
 faults: $(STAMP)  ## Breaks the real server in ways that take long to mend
 	$(BIN)/python -m pytest tests/integration/test_server.py -m faults
+
+FUZZED := build/fuzzed
+FUZZ ?= 10000
+SOAK ?= 10
+# What both serve: the demo with all that a request may ask for.
+fuzzed: $(STAMP)
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml --set name=fuzzed --set serve.decoupled=both \
+	    --set serve.guided_decoding=xgrammar --until verify
+
+fuzz: fuzzed  ## FUZZ=10000 requests, right and wrong ones, with SEED=; what must not be is in build/fuzz
+	$(BIN)/python -m tests.fuzz --repository $(FUZZED)/repository --requests $(FUZZ) $(if $(SEED),--seed $(SEED))
+
+soak: fuzzed  ## SOAK=10 minutes of mixed load, with SEED=; fails on growth; readings are in build/soak
+	$(BIN)/python benchmarks/soak.py --repository $(FUZZED) --minutes $(SOAK) $(if $(SEED),--seed $(SEED))
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval
