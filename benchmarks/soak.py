@@ -207,6 +207,7 @@ def load(
     options += [f"--golden={golden}", f"--offers={','.join(offers)}", f"--until={until}"]
     options += [f"--threads={arguments.threads}"]
     readings, counts, wrong = Readings(), Counter[str](), list[str]()
+    server = named(process.pid, "tritonserver")
     clients: list[ClientProcess] = []
     born, next_kill = 0, started + KILL_EVERY_S
     try:
@@ -224,6 +225,10 @@ def load(
             if process.poll() is not None:
                 wrong.append(f"serve ended with {process.returncode}")
                 break
+            if (now_serving := named(process.pid, "tritonserver")) != server:
+                at = f"{readings.times[-1]:.1f} min"
+                wrong.append(f"{at}: tritonserver was started again ({server}, {now_serving})")
+                server = now_serving
             time.sleep(max(0.0, arguments.every - (time.time() - now)))
     finally:
         for client in clients:
@@ -324,6 +329,17 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def named(pid: int, name: str) -> list[int]:
+    """The processes of a tree that are called ``name``."""
+    found = []
+    for one in tree(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = Path(f"/proc/{one}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if called(words) == name:
+                found.append(one)
+    return found
+
+
 def called(words: Sequence[str]) -> str:
     """A process's name in the table, from its command line."""
     for word in words:
@@ -343,8 +359,11 @@ def called(words: Sequence[str]) -> str:
 
 def active(metrics: str) -> float:
     """Requests that the engine has, running or waiting."""
-    with urllib.request.urlopen(metrics, timeout=30) as answer:  # noqa: S310
-        text = answer.read().decode()
+    try:
+        with urllib.request.urlopen(metrics, timeout=30) as answer:  # noqa: S310
+            text = answer.read().decode()
+    except OSError:
+        return math.nan  # it is being started again, which fails the run by itself
     found = re.search(r'nv_trt_llm_request_metrics\{[^}]*="active"[^}]*\} (\S+)', text)
     return float(found[1]) if found else math.nan
 
@@ -354,6 +373,8 @@ def still_active(metrics: str) -> list[str]:
     deadline = time.monotonic() + IDLE_S
     while (count := active(metrics)) and time.monotonic() < deadline:
         time.sleep(0.2)
+    if math.isnan(count):
+        return ["the server does not answer at the end"]
     return [f"{count:g} requests still active {IDLE_S:g} s after the last client"] if count else []
 
 
