@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test faults fuzz soak fuzzed eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -29,6 +29,20 @@ faults: $(STAMP)  ## Breaks the served demo in every way there is a test for, wi
 	TRTLLM_PIPELINE_FAULTS_REPOSITORY=$(DEMO)/repository $(BIN)/python -m pytest tests/faults \
 	  tests/integration/test_server.py -m "faults or injected" \
 	  --faults-report build/faults.json --junitxml build/faults.xml
+
+FUZZED := build/fuzzed
+FUZZ ?= 10000
+SOAK ?= 10
+# What both serve: the demo with all that a request may ask for.
+fuzzed: $(STAMP)
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml --set name=fuzzed --set serve.decoupled=both \
+	    --set serve.guided_decoding=xgrammar --until verify
+
+fuzz: fuzzed  ## FUZZ=10000 requests, right and wrong ones, with SEED=; what must not be is in build/fuzz
+	$(BIN)/python -m tests.fuzz --repository $(FUZZED)/repository --requests $(FUZZ) $(if $(SEED),--seed $(SEED))
+
+soak: fuzzed  ## SOAK=10 minutes of mixed load, with SEED=; fails on growth; readings are in build/soak
+	$(BIN)/python benchmarks/soak.py --repository $(FUZZED) --minutes $(SOAK) $(if $(SEED),--seed $(SEED))
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval

@@ -97,7 +97,7 @@ class TritonPythonModel:
         return ids[:-1] if ids and ids[-1] in self._stops else ids
 
 
-class _Refused(Exception):
+class _Refused(Exception):  # noqa: N818
     """Tensors that are no answer of an engine; the text goes to the client."""
 
 
@@ -110,8 +110,8 @@ def _check(tokens: Any, lengths: Any) -> None:
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= tokens.shape[2]:
         wrong = lengths.min() if lengths.min() < 0 else lengths.max()
         raise _Refused(
-            f"SEQUENCE_LENGTH must be between 0 and the {tokens.shape[2]} ids that TOKENS_BATCH has "
-            f"for each text, got {wrong}"
+            f"SEQUENCE_LENGTH must be between 0 and the {tokens.shape[2]} ids that TOKENS_BATCH "
+            f"has for each text, got {wrong}"
         )
 
 

@@ -227,7 +227,8 @@ def greedy_when_cold(inputs: Mapping[str, Array]) -> dict[str, Array]:
         return dict(inputs)
     # 0 is "not given", for the prompts of the batch that are not cold.
     top_k = inputs.get("top_k", np.zeros(cold.shape, np.int32))
-    return {**inputs, "top_k": np.where(cold, 1, top_k).astype(np.int32)}
+    # What is wrong stays so, for preprocessing to refuse.
+    return {**inputs, "top_k": np.where(cold & (top_k >= 0), 1, top_k).astype(np.int32)}
 
 
 def _tensors(arrays: Mapping[str, Array]) -> list[Any]:

@@ -12,9 +12,9 @@ Deviations, each on purpose:
   ``tensorrt_llm_bls_unary``, with the tensors of ``tensorrt_llm_bls``. A draft model's engine is
   ``tensorrt_llm_draft``, with those of ``tensorrt_llm``, under upstream's name for it.
 * ``text_input`` and ``max_tokens`` of ``ensemble`` are declared optional, as ``QUERY`` and
-  ``REQUEST_OUTPUT_LEN`` of ``preprocessing`` are, which refuses a request without them. Triton counts
-  a request's inputs and does not look which they are, and an ensemble that lacks one for its first
-  step ends as if it were answered, without a word.
+  ``REQUEST_OUTPUT_LEN`` of ``preprocessing`` are, which refuses a request without them. Triton
+  counts a request's inputs and does not look which they are, and an ensemble that lacks one for its
+  first step ends as if it were answered, without a word.
 * ``prompt_table_extra_id`` is refused by ``preprocessing``: a text has no virtual tokens.
 * ``preprocessing`` has the inputs of :data:`CHECKED` besides, all of them optional: what it would
   be wrong to ask any engine for is refused there, for the ensemble too.

@@ -34,6 +34,7 @@ from pipeline.store.build_dir import BuildDir
 from pipeline.triton.server import TritonServer
 from pipeline.verify import run_conformance
 from tests.conftest import DEMO_MODEL, PROJECT
+from tests.fuzz.campaign import Runner, failed, written
 from tests.metrics import METRICS
 
 PROMPT = "Once there was a gentle boy named Jack, and"
@@ -399,3 +400,21 @@ def test_our_own_tools_work_with_models_that_answer_once(
         check=True,
     )
     assert done.stdout == f"{expected[1]}\n"
+
+
+def test_seeded_requests_right_and_wrong_ones_get_what_they_deserve(
+    both: TritonServer, expected: tuple[list[int], str], tmp_path: Path
+) -> None:
+    """The short form of ``make fuzz``; the golden text is that of transformers."""
+    runner = Runner(both, seed=20, golden={PROMPT: expected[1]})
+    try:
+        campaign = runner.run(300)
+    finally:
+        runner.close()
+    assert not failed(campaign), "\n".join([*failed(campaign), *written(campaign, tmp_path)])
+    assert campaign.right_answered == 1
+    # It would show nothing if most were wrong, or if all were right.
+    assert campaign.verdicts["valid"] > 100
+    assert campaign.verdicts["invalid"] > 50
+    assert {model for model, _, _ in campaign.ways} == set(runner.models)
+    assert len(runner.models) == 6

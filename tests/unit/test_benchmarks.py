@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.bench import measure_interleaved
@@ -47,6 +48,41 @@ def formats() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("soak")
+
+
+def test_a_slope_and_its_interval_are_those_of_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    numbers = np.random.default_rng(3)
+    times = np.sort(numbers.uniform(0, 10, 60))
+    values = 100 + 3.0 * times + numbers.normal(0, 2, 60)
+    values[::9] += 80  # a garbage collection now and then
+    found = soak(monkeypatch).theil_sen(list(times), list(values))
+    reference = stats.theilslopes(values, times, 0.95)
+    assert found[0] == pytest.approx(reference.slope)
+    assert found[1] == pytest.approx(reference.low_slope, rel=0.02)
+    assert found[2] == pytest.approx(reference.high_slope, rel=0.02)
+
+
+@pytest.mark.parametrize(("growth", "grows"), [(0.0, False), (1.0, False), (4.0, True)])
+def test_growth_above_the_bound_after_the_warm_up_fails(
+    monkeypatch: pytest.MonkeyPatch, growth: float, grows: bool
+) -> None:
+    module, numbers = soak(monkeypatch), np.random.default_rng(5)
+    readings = module.Readings()
+    for place in range(120):
+        minutes = place / 12
+        # Much in the beginning, which is no growth.
+        memory = 300 + min(minutes, 2) * 50 + growth * minutes + numbers.normal(0, 2)
+        readings.add(minutes, {"pss engine": memory, "handles engine": 40})
+    slopes = {slope.name: slope for slope in module.judge(readings, 0.3)}
+    assert slopes["pss engine"].grows is grows
+    assert not slopes["handles engine"].grows
+    assert ("GROWS" in module.table(list(slopes.values()))) is grows
 
 
 def test_the_table_of_formats_has_a_row_per_build_and_number_of_streams() -> None:

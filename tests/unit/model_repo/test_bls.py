@@ -312,6 +312,22 @@ def test_temperature_0_is_greedy_on_either_engine(
     assert read_sampling(given.get).greedy
 
 
+def test_a_wrong_top_k_stays_wrong_at_temperature_0(model: TritonPythonModel) -> None:
+    seen: dict[str, np.ndarray] = {}
+
+    def listening(asked: InferenceRequest) -> Iterator[InferenceResponse]:
+        seen.update(asked.inputs)
+        yield from preprocessing(asked)
+
+    use(Engine("a"))
+    HANDLERS["preprocessing"] = listening
+    cold = request(
+        temperature=np.array([[0.0]], np.float32), top_k=np.array([[-(2**31)]], np.int32)
+    )
+    model.execute([cold])
+    assert seen["TOP_K"].item() == -(2**31)
+
+
 def test_each_prompt_of_a_batch_is_cold_by_itself(model: TritonPythonModel) -> None:
     HANDLERS["tensorrt_llm"] = engine = Prompts(2)
     sent = several(

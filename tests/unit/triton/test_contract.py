@@ -23,7 +23,7 @@ REQUIRED = {
     "tensorrt_llm_bls": {"text_input", "max_tokens"},
     "ensemble": {"text_input", "max_tokens"},
 }
-# Upstream's are required; declared optional, so that preprocessing can refuse a request without them.
+# Required by upstream; declared optional, so that preprocessing can refuse a request without them.
 SAID_OPTIONAL = ("preprocessing", "ensemble")
 SAMPLES = [
     ("tensorrt_llm", "seed", "TYPE_UINT64", (1,), ()),

@@ -180,8 +180,8 @@ CONFIG_CASES: list[tuple[str, Change, str]] = [
         r"BAD_WORDS_IDS of step preprocessing has dims \[2, -1\] but .* has \[1\]",
     ),
     (
-        "ensemble",
-        _edit("tensor(c.input, 'max_tokens').optional = True"),
+        "preprocessing",
+        _edit("tensor(c.input, 'REQUEST_OUTPUT_LEN').optional = False"),
         r"REQUEST_OUTPUT_LEN of step preprocessing is required but reads the optional input max_to",
     ),
     (
