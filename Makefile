@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test faults conformance eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -26,6 +26,9 @@ test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they re
 
 faults: $(STAMP)  ## Breaks the real server in ways that take long to mend
 	$(BIN)/python -m pytest tests/integration/test_server.py -m faults
+
+conformance: $(STAMP)  ## Every check of verify against the demo's repository, thorough ones too
+	$(BIN)/trtllm-pipeline verify --repository $(DEMO)/repository --all
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval
