@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults fuzz soak fuzzed eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -43,6 +43,9 @@ fuzz: fuzzed  ## FUZZ=10000 requests, right and wrong ones, with SEED=; what mus
 
 soak: fuzzed  ## SOAK=10 minutes of mixed load, with SEED=; fails on growth; readings are in build/soak
 	$(BIN)/python benchmarks/soak.py --repository $(FUZZED) --minutes $(SOAK) $(if $(SEED),--seed $(SEED))
+
+conformance: $(STAMP)  ## Every check of verify against the demo's repository, thorough ones too
+	$(BIN)/trtllm-pipeline verify --repository $(DEMO)/repository --all
 
 eval:  ## The environment of the command lm-eval, beside the other one
 	scripts/install-eval $(PYTHON) $(VENV)-eval

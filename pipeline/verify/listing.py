@@ -34,7 +34,7 @@ they are not for a server that others wait for.
 def print_list() -> None:
     """Prints what each check asks and what must be, as a table."""
     rows = [[c["name"], c["asks"], c["proves"]] for c in listed()]
-    print_table(["check", "what is asked", "what must be"], rows)
+    print_table(["check", "what is asked", "what must be"], rows, whole=(0,))
     thorough = sum(check.thorough for check in CHECKS.values())
     print(f"\n{len(CHECKS)} checks, {thorough} of them thorough (--all)")
 

@@ -15,9 +15,19 @@ from pipeline.verify import CHECKS, run_conformance
 
 LONG = 400
 ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active",version="1"} '
-# They take longest, and the unit tests have them; `verify --all` runs them.
-LEFT_OUT = ("queue_full", "client_deadline", "client_dies")
-THOROUGH = [name for name, check in CHECKS.items() if check.thorough and name not in LEFT_OUT]
+INPUTS = [name for name in CHECKS if name.startswith(("input_", "engine_"))]
+# `make conformance` runs all of them.
+QUICK = [
+    "max_tokens_zero",
+    "prompt_limit",
+    "large_prompt",
+    "odd_prompts",
+    "seeds",
+    "log_probs_alone",
+    "kv_reuse",
+    "http_generate",
+    "metrics_move",
+]
 
 
 def active(server: Any) -> float:
@@ -35,17 +45,13 @@ def verified(server: Any, names: list[str]) -> dict[str, Any]:
 
 
 def test_a_server_of_the_cpu_target_fails_none(server: Any) -> None:
-    results = verified(server, THOROUGH)
-    assert {r.name: r.reason for r in results.values() if r.status == "failed"} == {}
-    must = ("prompt_limit", "seeds", "log_probs_alone", "kv_reuse", "http_generate", "metrics_move")
-    assert {name: results[name].reason for name in must} == dict.fromkeys(must)
+    results = verified(server, QUICK)
+    assert {name: result.reason for name, result in results.items()} == dict.fromkeys(QUICK)
 
 
 @pytest.mark.strict
 def test_a_server_of_the_cpp_backend_fails_none(strict: Any) -> None:
-    results = verified(
-        strict, [name for name in THOROUGH if name.startswith(("input_", "engine_"))]
-    )
+    results = verified(strict, INPUTS)
     assert {r.name: r.reason for r in results.values() if r.status == "failed"} == {}
     assert sum(result.status == "passed" for result in results.values()) > 25
 
@@ -53,11 +59,19 @@ def test_a_server_of_the_cpp_backend_fails_none(strict: Any) -> None:
 def test_the_engine_lets_go_of_a_request_of_the_ensemble_whose_client_has_gone(
     server: Any,
 ) -> None:
-    """By an official client and the server's own metrics, which say when it is over.
+    """By an official client, and by how many pieces the server decodes until it is idle.
 
-    A request that ran on would send all its tokens before the metrics said so: there would be as
-    many calls of postprocessing as tokens.
+    A busy machine may generate all before it sees that the client has gone, so that one of a few
+    attempts is enough; a request that runs on is decoded to its end each time.
     """
+    whole = pieces_of(server, leave=False)
+    assert whole > LONG / 8
+    attempts = [pieces_of(server, leave=True) for _ in range(3)]
+    assert min(attempts) < whole / 2, (whole, attempts)
+
+
+def pieces_of(server: Any, *, leave: bool) -> float:
+    """How many pieces of a long stream of the ensemble are decoded."""
     before = decoded(server)
     answers: queue.Queue[Any] = queue.Queue()
     with grpcclient.InferenceServerClient(server.grpc_url) as client:
@@ -65,12 +79,12 @@ def test_the_engine_lets_go_of_a_request_of_the_ensemble_whose_client_has_gone(
         client.async_stream_infer("ensemble", inputs("Once upon a time", LONG))
         first = answers.get(timeout=60)
         assert not isinstance(first, Exception), first
-        client.stop_stream(cancel_requests=True)
+        client.stop_stream(cancel_requests=leave)
     deadline = time.monotonic() + 60
     while active(server):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert decoded(server) - before < LONG / 2
+    return decoded(server) - before
 
 
 def decoded(server: Any) -> float:
