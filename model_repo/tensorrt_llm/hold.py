@@ -7,8 +7,8 @@ tokens are held back for as long as keeps the responses to a small share of the 
 never longer than the repository allows. Everything held leaves together: one burst disturbs the
 engine's steps less than a trickle.
 
-A stream's first token, its end and its error leave at once, and so does everything when a single
-stream has new tokens.
+A stream's first token, its end and its error leave at once, and so does everything of a stream that
+is alone.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Hold(Generic[S]):
         self._since = self._next_step = 0.0
 
     def limit(self, streams: int) -> float:
-        """Seconds that a token waits at most while so many streams have new ones."""
+        """Seconds that a token waits at most where so many streams have some to send."""
         if streams < 2:
             return 0.0
         return min(self._longest, streams * RESPONSE_S / (SHARE * self._processors))
@@ -75,7 +75,7 @@ class Hold(Generic[S]):
         if not self._held:
             self._since = now
         held = self._held | new
-        limit = 0.0 if len(new) == 1 else self.limit(len(held))
+        limit = self.limit(len(held))
         self._next_step = max(step_seconds, self._next_step * FORGETTING)
         if now - self._since + self._next_step > limit:
             leaving = list(held)
