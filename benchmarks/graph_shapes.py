@@ -27,9 +27,10 @@ from unittest import mock
 import numpy as np
 import openvino as ov
 import openvino_genai
+from numpy.typing import NDArray
 
 from pipeline.checkpoint import open_checkpoint
-from pipeline.targets.openvino import graph
+from pipeline.targets.openvino import graph, linears
 
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -48,7 +49,7 @@ def main() -> None:
         for name in (BASE, AGAIN, UNFUSED):
             model = Path(folder) / name.replace(" ", "-")
             model.mkdir()
-            joins = graph.fused if name != UNFUSED else (lambda *_: None)
+            joins = linears.fused if name != UNFUSED else (lambda *_: None)
             with mock.patch.object(graph, "fused", joins):
                 built = graph.build_model(opened.weights(), opened.facts)
             ov.save_model(built, model / "openvino_model.xml", compress_to_fp16=False)
@@ -103,7 +104,7 @@ def measure(
 
 
 def decode(
-    pipeline: Any, prompts: np.ndarray, tokens: int, ids: Iterator[int]
+    pipeline: Any, prompts: NDArray[np.int64], tokens: int, ids: Iterator[int]
 ) -> tuple[list[tuple[float, float]], list[int]]:
     """Decodes all prompts together; seconds of each step behind the first, and the tokens."""
     config = openvino_genai.GenerationConfig()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def open_ways(repository: Path, tools: Path, weights: Path, stack: ExitStack) ->
     check_prompts(repository, theirs)
     return {
         THEIRS: Way(theirs, lambda: [pid]),
-        OURS: Way(server.http_url, ours),
+        OURS: Way(server.http_url.removeprefix("http://"), ours),
         OURS_GRPC: Way(server.grpc_url, ours),
     }
 
@@ -275,17 +276,17 @@ def run_load(load: Load) -> tuple[float, list[Stream]]:
 async def sent(load: Load) -> tuple[float, list[Stream]]:
     """Sends all requests together and reads them to their ends."""
     started = time.perf_counter()
-    async with AsyncClient(load.address, model=BLS) as client:
-        read = {THEIRS: from_llama_cpp, OURS: from_triton}.get(load.way)
+    async with AsyncExitStack() as stack:
+        if load.way == OURS_GRPC:
+            client = await stack.enter_async_context(AsyncClient(load.address, model=BLS))
+            read = functools.partial(over_grpc, client)
+        else:
+            over_http = from_llama_cpp if load.way == THEIRS else from_triton
+            read = functools.partial(over_http, load.address)
 
         async def one(prompt: str) -> Stream:
             stream = Stream()
-            pieces = (
-                read(load.address, prompt, load.tokens)
-                if read
-                else over_grpc(client, prompt, load.tokens)
-            )
-            async with aclosing(pieces):
+            async with aclosing(read(prompt, load.tokens)) as pieces:
                 async for tokens in pieces:
                     if not tokens:
                         continue
@@ -350,7 +351,7 @@ async def posted(
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n"
         writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         status = await reader.readline()
         if b" 200 " not in status:
