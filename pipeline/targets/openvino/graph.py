@@ -11,8 +11,15 @@ from openvino import opset13 as op
 from pipeline.checkpoint.layout import Layer, Weights
 from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.attention import Attention
-from pipeline.targets.openvino.linears import Linears
-from pipeline.targets.openvino.ops import Node, as_float32, integer, rms_norm, stored
+from pipeline.targets.openvino.linears import Linears, fused
+from pipeline.targets.openvino.ops import (
+    Node,
+    as_float32,
+    integer,
+    integers,
+    rms_norm,
+    stored,
+)
 
 
 def build_model(
@@ -59,7 +66,14 @@ def build_model(
 
 
 def _mlp(x: Node, layer: Layer, linears: Linears) -> Node:
-    return linears(op.multiply(op.swish(linears(x, layer.fc)), linears(x, layer.gate)), layer.proj)
+    both = fused(layer.fc, layer.gate)
+    if both is None:
+        raised, gate = linears(x, layer.fc), linears(x, layer.gate)
+    else:
+        widths = integers(layer.fc.out_features, layer.gate.out_features)
+        parts = op.variadic_split(linears(x, both), integer(-1), widths)
+        raised, gate = parts.output(0), parts.output(1)
+    return linears(op.multiply(op.swish(raised), gate), layer.proj)
 
 
 def _parameter(name: str, element_type: ov.Type, rank: int) -> Node:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.triton.running import RunningServer, ServerOptions
 
 # Raised when the same checkpoint gives another graph; part of the engine's cache key.
-GRAPH_VERSION = "1"
+GRAPH_VERSION = "2"
 PACKAGES = ("openvino", "openvino-genai", "numpy")
 ENGINE_FILES = ("openvino_model.xml", "openvino_model.bin")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from openvino import opset13 as op
 from pipeline.checkpoint.layout import Linear
 from pipeline.errors import CompileError
 from pipeline.formats import ALGOS
-from pipeline.targets.openvino.linears import Linears, nibbles_along_rows
+from pipeline.targets.openvino.linears import Linears, fused, nibbles_along_rows
 from pipeline.targets.openvino.refusals import EXECUTED_ALGOS
 from tests.unit.checkpoint.test_dequantize import pack
 
@@ -53,6 +54,35 @@ def test_a_floating_point_linear_with_bias(dtype: str) -> None:
     found = run(Linear("dense", "NO_QUANT", weight, bias=bias), x)
     expected = x @ weight.astype(np.float32).T + bias.astype(np.float32)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_two_linears_of_one_input_are_one_product(biased: bool) -> None:
+    weights = [draw(rows, 64, seed=rows).astype(np.float16) for rows in (32, 48)]
+    biases = [draw(rows, seed=rows + 1) if biased else None for rows in (32, 48)]
+    pair = [
+        Linear(name, "NO_QUANT", weight, bias=bias)
+        for name, weight, bias in zip(("fc", "gate"), weights, biases, strict=True)
+    ]
+    both = fused(*pair)
+    assert both is not None
+    x = draw(5, 64, seed=2)
+    expected = np.concatenate(
+        [
+            x @ weight.astype(np.float32).T + (0 if bias is None else bias)
+            for weight, bias in zip(weights, biases, strict=True)
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(run(both, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_linears_with_scales_of_their_own_input_stay_two() -> None:
+    plain = Linear("fc", "NO_QUANT", draw(32, 64))
+    scaled = replace(plain, prequant_scaling_factor=np.ones(64, np.float16))
+    assert fused(scaled, scaled) is None
+    assert fused(plain, replace(plain, algo="W8A8_SQ_PER_CHANNEL")) is None
+    assert fused(plain, replace(plain, bias=draw(32))) is None
 
 
 @pytest.mark.parametrize("group", [64, 128])
