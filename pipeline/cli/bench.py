@@ -235,7 +235,7 @@ def _servers(connection: Connection, against: str | None) -> Iterator[tuple[dict
         name = connection.url or str(connection.repository)
         if name == against:
             name = f"{name} (again)"
-        base = Server(other, *(() if folder else (connection.tls, connection.headers)))
+        base = Server(other.grpc, *(() if folder else (connection.tls, connection.headers)))
         yield {name: own, against: base}, against
 
 
