@@ -54,7 +54,7 @@ class Engine:
         scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
         # One more of each than requests get, for a question of the loop's own (finiteness.py).
         scheduler.max_num_seqs = settings.max_batch_size + 1
-        scheduler.num_kv_blocks = settings.num_kv_blocks + 1
+        scheduler.num_kv_blocks = settings.engine_kv_blocks
         scheduler.dynamic_split_fuse = settings.dynamic_split_fuse
         scheduler.enable_prefix_caching = settings.enable_prefix_caching
         self.textless: frozenset[int] = frozenset()

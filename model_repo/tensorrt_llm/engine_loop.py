@@ -80,7 +80,9 @@ class EngineLoop:
         self._textless = textless
         self._broken = broken
         self._capacity = Capacity(settings)
-        self._shared = KvBlocks(settings.num_kv_blocks) if settings.enable_prefix_caching else None
+        self._shared = (
+            KvBlocks(settings.engine_kv_blocks) if settings.enable_prefix_caching else None
+        )
         # The engine is bricked by an id that is used twice, so clients' ids never reach it.
         self._engine_ids = itertools.count()
         self._finiteness = Finiteness(

@@ -73,6 +73,11 @@ class EngineSettings:
         return self.num_kv_blocks * self.kv_block_bytes
 
     @property
+    def engine_kv_blocks(self) -> int:
+        """Blocks that the engine has: one more than requests get (:mod:`finiteness`)."""
+        return self.num_kv_blocks + 1
+
+    @property
     def logit_bytes(self) -> int:
         """Bytes of the float32 logits of a step in which every token's are wanted."""
         return 4 * self.max_num_batched_tokens * self.vocab_size

@@ -28,10 +28,9 @@ def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reused_blocks_are_those_that_the_engine_did_not_compute(
     engine_dir: Path, total: int
 ) -> None:
-    engine = Engine(
-        settings(engine_dir, num_kv_blocks=total, max_num_batched_tokens=TOKENS_PER_BLOCK)
-    )
-    book, ids, random = KvBlocks(total), itertools.count(), np.random.default_rng(total)
+    limits = settings(engine_dir, num_kv_blocks=total, max_num_batched_tokens=TOKENS_PER_BLOCK)
+    engine, book = Engine(limits), KvBlocks(limits.engine_kv_blocks)
+    ids, random = itertools.count(), np.random.default_rng(total)
     beginnings = [random.integers(3, 900, 160) for _ in range(4)]
     reused = 0
     for _ in range(60):
