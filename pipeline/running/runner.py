@@ -282,7 +282,9 @@ class _Run:
             ):
                 started = time.monotonic()
                 try:
-                    facts = stage.run(replace(context, output=directory))
+                    facts = stage.run(
+                        replace(context, output=directory, section=material["recipe"])
+                    )
                 except MemoryError as error:
                     raise StageError(
                         f"{stage.name} ran out of memory",

@@ -27,6 +27,7 @@ class StageContext:
         ancestors: Manifests of all that the inputs descend from, and of themselves, by stage. What
             is told of them must not matter to whoever reads the result: of equal bytes with
             different histories the store keeps one.
+        section: What the stage's ``section`` says of the recipe, as it stands in the stage's key.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class StageContext:
     progress: Progress
     failure: Failure | None = None
     ancestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    section: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,8 @@ def _write_provenance(context: StageContext) -> None:
 
     output = context.output
     steps = [step_of(manifest) for manifest in context.ancestors.values()]
-    own = section(context.recipe)
-    steps.append(Step(STAGE.name, own, versions(TOOLS), {}, {}, digest=None, origin={}))
+    own, tools = dict(context.section), versions(TOOLS)
+    steps.append(Step(STAGE.name, own, tools, {}, {}, digest=None, origin={}))
     image = _image(context.inputs["compile"].path)
     model = str(context.inputs["source"].facts.get("architecture", "model"))
     files = {name: file_digest(output / name) for name in files_below(output)}
