@@ -124,7 +124,8 @@ def _goes_on(lines: str) -> bool:
 
 def programs(command: str) -> Iterator[list[str]]:
     """The words of each program that a command line calls, without what is set for it."""
-    lexer = shlex.shlex(command, posix=True, punctuation_chars="&;|()<>")
+    joined = command.replace("\\\n", " ")
+    lexer = shlex.shlex(joined, posix=True, punctuation_chars="&;|()<>")
     lexer.whitespace_split = True
     words: list[str] = []
     for word in [*lexer, ";"]:

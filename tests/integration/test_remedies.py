@@ -164,7 +164,9 @@ def test_commands_of_our_own_exist() -> None:
         option
         for file, text in remedies()
         if "tensorrt" not in file
-        and not re.search("enable-shared|hf download|cp --remove-destination|in a container with --cap-add", text)
+        and not re.search(
+            "enable-shared|hf download|cp --remove-destination|in a container with --cap-add", text
+        )
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
     }
     assert {"--build-dir", "--url", "--header"} <= asked <= options

@@ -471,6 +471,8 @@ class _Server:
     """Stands in for a server that writes a log."""
 
     grpc_url = "127.0.0.1:1"
+    metrics_url = "http://127.0.0.1:1"
+    http = False
 
     def __init__(self, _repository: Path, log: Path, **_options: Any) -> None:
         log.write_text("the cause")
@@ -505,7 +507,7 @@ def test_nothing_is_left_of_a_server_that_did_not_fail(
     monkeypatch.setattr("pipeline.serving.serving", _Server)
     try:
         with reachable(None, Path("x")) as address:
-            assert address == "127.0.0.1:1"
+            assert address.grpc == "127.0.0.1:1"
             if failure:
                 raise failure
     except (KeyboardInterrupt, ValueError) as error:

@@ -74,6 +74,7 @@ NEEDED = {
     "lm-eval": ["{recipe}", "--tasks", "arc_easy", "--model", "source"],
     "init": ["no/model-here"],
     "serve": ["{folder}/no-repository"],
+    "sign": ["{folder}/no-repository", "--key", "{folder}/no-key"],
     "generate": ["--url", "127.0.0.1:1", "Hi"],
     "verify": ["--url", "127.0.0.1:1"],
     "bench": ["--url", "127.0.0.1:1"],

@@ -67,6 +67,7 @@ def test_assembles_exactly_what_is_needed(context: StageContext) -> None:
         p.relative_to(context.output).as_posix() for p in context.output.rglob("*") if p.is_file()
     }
     assert files == {
+        *("provenance.intoto.json", "sbom.cdx.json"),
         *(f"{model}/config.pbtxt" for model in (*MODELS, "ensemble")),
         *(f"{model}/1/model.py" for model in MODELS),
         *(
