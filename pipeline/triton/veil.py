@@ -75,7 +75,7 @@ def start(
     )
     try:
         _until_stopped(child.pid)
-        _point_at_hidden(child.pid, words)
+        _point_at_hidden(child.pid, words, len(command))
         if ptrace(_DETACH, child.pid, None, None):
             raise VeilError("the program does not go on")
     except (OSError, ValueError, struct.error) as error:
@@ -123,12 +123,14 @@ def _until_stopped(pid: int) -> None:
         raise VeilError("the program was not stopped before its beginning")
 
 
-def _point_at_hidden(pid: int, words: Mapping[int, str]) -> None:
+def _point_at_hidden(pid: int, words: Mapping[int, str], given: int) -> None:
     """Changes the program's tables of arguments and of its environment."""
     with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         count = _numbers(pid)[_START_STACK]
         arguments = count + _POINTER.size
         number = _read_pointer(memory, count)
+        # Of a script the kernel puts the interpreter in front.
+        shift = number - given
         variables = arguments + (number + 1) * _POINTER.size
         first, found, place = _read_pointer(memory, variables), 0, variables
         while pointer := _read_pointer(memory, place):
@@ -140,7 +142,7 @@ def _point_at_hidden(pid: int, words: Mapping[int, str]) -> None:
                 words[int(digits)]
                 _write_pointer(
                     memory,
-                    arguments + int(digits) * _POINTER.size,
+                    arguments + (int(digits) + shift) * _POINTER.size,
                     pointer + len(name) + len(digits) + 1,
                 )
                 # What the program starts inherits the first variable twice instead.
