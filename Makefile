@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## Runs configs/demo.yaml, serves it and streams a completion
 
 test: $(STAMP)  ## Every test; with COVERAGE=1 also how much of the code they reach
 	scripts/test $(BIN)/python $(if $(COVERAGE),coverage)
+
+proofs: $(STAMP)  ## Further cases that take long, of what the tests show
+	$(BIN)/python -m pytest tests -m proof
 
 faults: $(STAMP)  ## Breaks the served demo in every way there is a test for, with a table
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml

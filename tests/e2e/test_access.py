@@ -273,7 +273,9 @@ def test_each_api_is_closed_open_or_asks_for_the_key(served: Served) -> None:
             with pytest.raises(InferenceServerException, match=f"restricted.*'{HEADER}'"):
                 call(headers=headers)
         if name == "inference":
-            with pytest.raises(InferenceServerException, match="expected 2 inputs"):
+            with pytest.raises(
+                InferenceServerException, match=r"expected .*2.* inputs?|expected number of inputs"
+            ):
                 call(headers=right)
         else:
             call(headers=right)

@@ -113,14 +113,13 @@ def test_an_engine_of_another_checkpoint(
     own = one.build(whole, tmp_path / "own")
     decision, _ = one.judge_engine(whole, own, tmp_path / "measured")
     assert decision.verdict == "ACCEPT", decision
-    for seed in range(3):
-        files = tmp_path / f"files-{seed}"
-        shutil.copytree(whole, files)
-        damage.another_training(files, seed)
-        engine = one.build(files, tmp_path / f"engine-{seed}")
-        decision, _ = one.judge_engine(whole, engine, tmp_path / f"measured-{seed}")
-        assert decision.verdict in BAD, decision
-        assert "the engine" in decision.headline
+    files = tmp_path / "files"  # benchmarks/gate_proof.py has more of them
+    shutil.copytree(whole, files)
+    damage.another_training(files, 0)
+    engine = one.build(files, tmp_path / "engine")
+    decision, _ = one.judge_engine(whole, engine, tmp_path / "other")
+    assert decision.verdict in BAD, decision
+    assert "the engine" in decision.headline
 
 
 def test_an_engine_of_more_bits_has_the_quality_and_is_another(

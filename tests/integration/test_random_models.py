@@ -88,12 +88,12 @@ def check_chats(url: str, source: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "architecture", "max_seq_len", "asked"),
     [
-        (words, "Mistral", 64, "plain texts"),
+        pytest.param(words, "Mistral", 64, "plain texts", marks=pytest.mark.proof),
         (chat, "Llama", 256, QUESTIONS),
-        (one_token_chat, "Qwen2", 256, QUESTIONS),
+        pytest.param(one_token_chat, "Qwen2", 256, QUESTIONS, marks=pytest.mark.proof),
         (chat_model, "Qwen3", 64, "plain texts: the server's chat template leaves too little room"),
         (broken_bytes, "Llama", 64, "plain texts"),
-        (broken_characters, "Llama", 36, "plain texts"),
+        pytest.param(broken_characters, "Llama", 36, "plain texts", marks=pytest.mark.proof),
     ],
 )
 def test_a_right_server_passes_whatever_its_model_writes(
