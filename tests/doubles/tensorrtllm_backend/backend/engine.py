@@ -116,12 +116,16 @@ def _add(model: Any, adapter: Sequence[Row], config: dict[str, Any]) -> None:
     # Queries, keys and values are the rows of one linear, in this order.
     first = {"attn_k": queries, "attn_v": queries + values}
     for row in adapter:
-        name = f"transformer.layers.{row.layer}.{_LINEARS[row.module]}"
+        layer, linear = f"transformer.layers.{row.layer}", _LINEARS[row.module]
+        start = first.get(row.module, 0)
+        if linear == "mlp.gate" and f"{layer}.{linear}" not in linears:
+            # Of one product with fc, whose rows come first.
+            linear, start = "mlp.fc", int(config["intermediate_size"])
+        name = f"{layer}.{linear}"
         node, total = linears[name], totals.get(name, linears[name])
         uses = total.output(0).get_target_inputs()
         outside = node.output(0).get_partial_shape()[2].get_length()
         b = np.zeros((outside, row.b.shape[1]), np.float32)
-        start = first.get(row.module, 0)
         b[start : start + row.b.shape[0]] = row.b
         inner = op.matmul(node.input_value(0), op.constant(row.a), False, True)
         totals[name] = op.add(total, op.matmul(inner, op.constant(b), False, True))
