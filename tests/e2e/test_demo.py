@@ -228,7 +228,8 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
         assert json.loads(shown.stdout)["text_output"]
         report = r"20\d\d-\d\d-\d\dT[\d:]+Z in ([\d.]+) s: (\d+) requests?, ([\d.]+) tokens/s, "
         _until(told, report + "0 active")
-        # What there is now is all there is of this request; then it is quiet.
+        # Triton counts requests, and the engine tokens, which come a moment later; then it is quiet.
+        time.sleep(2)
         reports = [found for line in list(told) if (found := re.match(report, line))]
         assert sum(int(found[2]) for found in reports) == 1
         tokens = sum(float(found[1]) * float(found[3]) for found in reports)
