@@ -87,6 +87,7 @@ class TritonPythonModel:
         self._models = Models(
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
+            lane=flag(parameters, "token_lane", default=True),
         )
         self._offers = Offers(
             guided_decoding=bool(parameters.get("guided_decoding_backend")),
@@ -120,6 +121,7 @@ class TritonPythonModel:
         """Waits for the requests still being served."""
         self._pool.shutdown()
         self._watcher.close()
+        self._models.close()
 
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""
