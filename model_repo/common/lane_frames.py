@@ -94,7 +94,7 @@ class Reader:
     def __init__(self) -> None:
         self._bytes = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Frame | bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[Frame | bytes]:
         """Takes bytes; yields the frames that are complete, the lane's number for a ``HELLO``.
 
         Raises:

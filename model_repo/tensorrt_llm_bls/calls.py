@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from .lane_frames import BEGUN, END, PARAMETER, Frame
 from .statuses import ASKED, heard
 
 Array = npt.NDArray[Any]
+
+REASON_S = 5.0
+"""Seconds for which a call that has failed waits for the reason from an engine that is gone."""
 
 _TO_PREPROCESSING = {
     "text_input": "QUERY",
@@ -125,13 +128,17 @@ class Models:
         engine: Name of the engine's model.
         decoupled: Whether that model may answer a request more than once.
         lane: Whether its tokens come over a lane where it has one (lane_frames.py).
+        calls: How many there may be at a time.
     """
 
-    def __init__(self, engine: str, *, decoupled: bool = True, lane: bool = True) -> None:
+    def __init__(
+        self, engine: str, *, decoupled: bool = True, lane: bool = True, calls: int = 256
+    ) -> None:
         self._engine = engine
         self.decoupled = decoupled
         self._keeper = Keeper()
         self._lane = Lane(engine, pb_utils.Logger.log_error) if decoupled and lane else None
+        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
 
     def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The engine's token inputs from the client's text inputs, one row for each prompt.
@@ -205,6 +212,7 @@ class Models:
 
     def close(self) -> None:
         """Ends the lane; nothing may be asked after that."""
+        self._threads.shutdown(wait=False)
         if self._lane is not None:
             self._lane.close()
 
@@ -226,13 +234,14 @@ class Models:
         Triton's answer says which: it has outputs, or an error without :data:`BEGUN`, only where
         nothing is on the lane. What is there ends with a frame of its own, whichever comes first.
         """
-        # A call waits for its first response. With one thread for each, the tokens need not.
-        threading.Thread(target=self._call, args=(request, call), name="call", daemon=True).start()
+        # A call waits for its first response. In a thread of its own, the tokens need not.
+        self._threads.submit(self._call, request, call)
         last: Frame | None = None
+        patience: float | None = None
         returned: _Returned | None = None
         error: CallError | None = None
         while returned is None or last is None:
-            arrived = call.get()
+            arrived = call.get(patience)
             if isinstance(arrived, Frame):
                 last = arrived if arrived.kind == END else None
                 if arrived.arrays:
@@ -240,7 +249,9 @@ class Models:
             elif isinstance(arrived, Lost):
                 if last is not None and last.arrays:
                     return  # all of the answer has come
-                raise error or self._failed()
+                if last is None or patience is not None:
+                    raise error or self._failed()
+                patience = REASON_S
             else:
                 returned = arrived
                 if returned.error is not None:

@@ -43,9 +43,16 @@ class LaneCall:
         self._lock = threading.Lock()
         self._over = False
 
-    def get(self) -> Any:
-        """Waits for what comes next: a :class:`Frame`, :class:`Lost` or what else was handed in."""
-        return self._arrived.get()
+    def get(self, timeout: float | None = None) -> Any:
+        """Waits for what comes next: a :class:`Frame`, :class:`Lost` or what else was handed in.
+
+        Args:
+            timeout: Seconds after which it is :class:`Lost`.
+        """
+        try:
+            return self._arrived.get(timeout=timeout)
+        except queue.Empty:
+            return Lost()
 
     def hand_in(self, arrived: Any) -> bool:
         """Adds what comes next; returns False where nobody takes it any more."""
@@ -125,7 +132,7 @@ class Lane:
                 raise OSError("a process of somebody else")
             reader = Reader()
             while True:
-                data = connection.recv(CHUNK)
+                data = connection.recv(1024)
                 if not data:
                     raise OSError("it does not let this process in")
                 for number in reader.feed(data):
@@ -178,8 +185,10 @@ class _End:
 
     def _run(self) -> None:
         try:
-            while data := self._connection.recv(CHUNK):
-                for frame in self._reader.feed(data):
+            # One buffer: an allocation of this size for each message would leave gaps in the heap.
+            buffer = memoryview(bytearray(CHUNK))
+            while count := self._connection.recv_into(buffer):
+                for frame in self._reader.feed(buffer[:count]):
                     if isinstance(frame, Frame) and (call := self._calls.get(frame.call)):
                         call.hand_in(frame)
         except (OSError, ValueError) as error:

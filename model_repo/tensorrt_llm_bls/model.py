@@ -84,10 +84,12 @@ class TritonPythonModel:
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(
             json.loads(args["model_config"])
         )
+        self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._models = Models(
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
             lane=flag(parameters, "token_lane", default=True),
+            calls=self._capacity,
         )
         self._offers = Offers(
             guided_decoding=bool(parameters.get("guided_decoding_backend")),
@@ -100,7 +102,6 @@ class TritonPythonModel:
             Models(draft, decoupled=self._models.decoupled) if draft else None,
             number(parameters, "max_draft_len", default=0),
         )
-        self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")

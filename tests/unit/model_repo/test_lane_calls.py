@@ -136,6 +136,21 @@ def test_an_error_follows_the_tokens_before_it_with_its_text_and_status(
         next(streamed)
 
 
+def test_the_reason_may_come_after_the_lane_has_ended(engine: Engine, models: Models) -> None:
+    def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
+        call.put({}, last=True)
+        call.lane.flush()
+        engine.lanes.close()
+        assert not heard_it.wait(0.2)
+        text = "[INTERNAL] after the tokens of the lane: the engine is broken"
+        yield InferenceResponse(error=TritonError(text))
+
+    engine.answer, heard_it = said, threading.Event()
+    with pytest.raises(CallError, match=r"^the engine is broken$"):
+        heard(models)
+    heard_it.set()
+
+
 def test_a_request_that_is_refused_waits_for_nothing(engine: Engine, models: Models) -> None:
     def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
         call.end()
