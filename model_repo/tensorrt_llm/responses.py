@@ -9,6 +9,9 @@ small one that serves many streams sends several tokens per response instead of 
 responses would take too much of the processor, tokens are held back (hold.py); then the engine
 waits once for all of them. It also lets requests in between two steps: taking one in needs the lock
 several times, too.
+
+What goes to a model on a lane (lanes.py) leaves as one message for all its streams; Triton gets the
+end of each alone.
 """
 
 from __future__ import annotations

@@ -18,6 +18,9 @@ tokens spell them differently; they are not part of the text unless the paramete
 Each prompt of a batch is an engine request of its own, answered by a thread of its own; responses
 say which prompt they belong to with ``batch_index``. The response that ends the last prompt carries
 Triton's FINAL flag. A prompt that fails ends the whole request.
+
+Tokens of a stream come over a lane where the engine has one (lane_frames.py); with the parameter
+``token_lane`` set to ``false`` they come through Triton, to measure what that costs.
 """
 
 from __future__ import annotations
