@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from .siblings import PROCESSES, parent_of
+
 PREFIX = "trtllm-receipts-"
 PLACES = 4096
 """Requests that are followed at once; what comes beyond runs to its end whoever reads it."""
@@ -76,7 +78,7 @@ class Returns:
         parent: The server's process id; books are only looked for in processes that it started.
     """
 
-    def __init__(self, processes: Path = Path("/proc"), parent: int | None = None) -> None:
+    def __init__(self, processes: Path = PROCESSES, parent: int | None = None) -> None:
         self._processes = processes
         self._parent = os.getppid() if parent is None else parent
         self._books: dict[int, memoryview] = {}
@@ -98,15 +100,10 @@ class Returns:
         for process in self._processes.iterdir():
             # Processes come and go meanwhile, and others' files are not shown.
             with contextlib.suppress(OSError, ValueError):
-                if process.name.isdecimal() and self._is_sibling(process):
+                if process.name.isdecimal() and parent_of(process) == self._parent:
                     found |= _books_of(process)
         self._books = found
         return found.get(number)
-
-    def _is_sibling(self, process: Path) -> bool:
-        # pid (name) state parent ...; the name may hold anything.
-        status = (process / "stat").read_text(errors="replace")
-        return int(status.rpartition(")")[2].split()[1]) == self._parent
 
 
 def _books_of(process: Path) -> dict[int, memoryview]:

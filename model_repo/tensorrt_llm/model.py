@@ -22,6 +22,8 @@ from .failures import NOT_TEXT, id_of, unexpected
 from .generation import Generation
 from .guide_checker import GuideChecker
 from .hold import Hold
+from .lane_frames import PARAMETER
+from .lanes import LaneCall, Lanes
 from .metrics import EngineMetrics
 from .orphan import end_with_parent
 from .parameters import read_parameters
@@ -77,6 +79,7 @@ class TritonPythonModel:
             )
         self._open: dict[ResponseStream, Generation] = {}
         self._book = Book()
+        self._lanes = _open_lanes(args["model_name"])
         self._responder = Responder(
             [
                 (self._settings.cancellation_check_period, self._cancel_abandoned),
@@ -115,6 +118,8 @@ class TritonPythonModel:
             self._guides.close()
         self._loop.close()
         self._responder.close()
+        if self._lanes is not None:
+            self._lanes.close()
         self._book.close()
 
     def _take_or_refuse(self, request: Any) -> None:
@@ -150,6 +155,7 @@ class TritonPythonModel:
             sender = BatchSender(sender, len(rows))
         with_status = asks(request)
         streams, requests = [], []
+        call: LaneCall | None = None
         for index, row in enumerate(rows):
             wish = read_request(row, client_id, self._settings)
             answer = read_answer(
@@ -157,17 +163,32 @@ class TritonPythonModel:
             )
             if answer.streaming:
                 check_stream(wish, self._settings)
-            stream = ResponseStream(sender, answer, self._responder.ready, with_status=with_status)
+                call = self._call_of(request) if with_status and len(rows) == 1 else None
+            stream = ResponseStream(
+                sender, answer, self._responder.ready, with_status=with_status, call=call
+            )
             streams.append(stream)
             requests.append(wish)
-        generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
+        try:
+            generations = self._loop.submit_all(list(zip(requests, streams, strict=True)))
+        except BaseException:
+            if call is not None:
+                call.end()
+            raise
         if of_ensemble(wanted):
             for stream in streams:
                 stream.ticket = self._book.issue()
-        if not with_status:
+        if not with_status or call is not None:
             # A model that called this one sees itself whether its client is there: cancellation
             # does not pass from model to model, and each look is a message to the server and back.
+            # Whether the model itself is there, a lane says without one.
             self._open.update(zip(streams, generations, strict=True))
+
+    def _call_of(self, request: Any) -> LaneCall | None:
+        """Where the answer to another model's request goes, if not to Triton."""
+        if self._lanes is None:
+            return None
+        return self._lanes.find(json.loads(request.parameters() or "{}").get(PARAMETER))
 
     def _cancel_abandoned(self) -> None:
         for stream, generation in list(self._open.items()):
@@ -182,6 +203,14 @@ class TritonPythonModel:
 
     def _publish_metrics(self) -> None:
         self._metrics.publish()
+
+
+def _open_lanes(model: str) -> Lanes | None:
+    try:
+        return Lanes(model)
+    except OSError as error:
+        pb_utils.Logger.log_warn(f"tokens go from model to model by Triton alone: {error}")
+        return None
 
 
 def _guide_checker(settings: EngineSettings) -> GuideChecker | None:

@@ -9,6 +9,9 @@ small one that serves many streams sends several tokens per response instead of 
 responses would take too much of the processor, tokens are held back (hold.py); then the engine
 waits once for all of them. It also lets requests in between two steps: taking one in needs the lock
 several times, too.
+
+What goes to a model on a lane (lanes.py) leaves as one message for all its streams; Triton gets the
+end of each alone.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ import triton_python_backend_utils as pb_utils
 
 from .answer import Answer
 from .hold import Hold
+from .lane_frames import BEGUN
+from .lanes import Lane, LaneCall
 from .receipts import Ticket
 from .request import RequestError
 from .statuses import told
@@ -38,6 +43,12 @@ TICKET = "ticket"
 _NOT_MAPPED = "context_phase_params"
 """An output that no ensemble asks for: who asks for it named no outputs, and so gets all."""
 
+ROOM_S = 0.01
+"""Seconds until a lane whose other end has not read is tried again."""
+
+LAST_ROOM_S = 2.0
+"""Seconds for which the end waits for such a lane."""
+
 PAUSE_SHARE = 0.25
 """The longest pause as a share of the steps since the last one."""
 
@@ -50,6 +61,7 @@ class ResponseStream:
         answer: Which outputs the client wants and how they are made.
         ready: Called (by the engine's thread) when there is something to send.
         with_status: See :func:`send_error`.
+        call: Where the outputs go over a lane (lanes.py), and Triton gets but the end.
 
     Attributes:
         closed: Whether the last response is sent.
@@ -63,8 +75,10 @@ class ResponseStream:
         ready: Callable[[ResponseStream], None],
         *,
         with_status: bool = False,
+        call: LaneCall | None = None,
     ) -> None:
         self.closed = False
+        self.call = call
         self.ticket: Ticket | None = None
         self._sender = sender
         self._answer = answer
@@ -77,6 +91,7 @@ class ResponseStream:
         self._urgent = False
         self._started = False
         self._error: RequestError | None = None
+        self._ended = False
         self._lock = threading.Lock()
 
     @property
@@ -115,25 +130,65 @@ class ResponseStream:
         self._urgent = True
         self._ready(self)
 
+    def put(self) -> bool:
+        """Puts everything not sent yet on the lane, where it has one; sender's thread only.
+
+        Returns:
+            False where the lane has no room now, so that it is to be tried again.
+        """
+        if self.call is None or self._ended:
+            return True
+        if self.call.lane.behind:
+            return False
+        # Read first: what comes before an error is there when the error is.
+        error = self._error
+        ids, log_probs, last = self._taken()
+        if error is not None:
+            if ids:
+                self.call.put(self._answer.outputs(ids, log_probs), last=False)
+            self.call.put({}, last=True)
+        elif ids or last:
+            self.call.put(self._answer.outputs(ids, log_probs), last=last)
+        self._ended = last or error is not None
+        return True
+
     def send(self) -> None:
-        """Sends everything not sent yet as one response; sender's thread only."""
-        if self.closed:
+        """Sends everything not sent yet as one response; sender's thread only.
+
+        Of what goes over a lane, it is the end alone.
+        """
+        if self.closed or (self.call is not None and not self._ended):
             return
-        with self._lock:
-            ids, log_probs, last = self._ids, self._log_probs, self._last
-            self._ids, self._log_probs = [], []
-        if self._error is not None:
+        error = self._error
+        ids, log_probs, last = self._taken()
+        if self.call is not None:
+            self.closed = True
+            if error is None and self.call.lost:
+                error = RequestError("the model that asked is gone", "UNAVAILABLE")
+            if error is None:
+                empty_response(self._sender)
+            else:
+                self._send_error(error, BEGUN)
+        elif error is not None:
             self.closed = True
             if ids and self._answer.streaming:
                 self._send(ids, log_probs, last=False)
-            if self._error.code != "INVALID_ARG":  # that is the client's affair
-                pb_utils.Logger.log_error(f"a request failed while it was served: {self._error}")
-            send_error(
-                self._sender, self._error, started=self._started, with_status=self._with_status
-            )
+            self._send_error(error)
         elif ids or last:
             self.closed = last
             self._send(ids, log_probs, last=last)
+
+    def _taken(self) -> tuple[list[int], list[float], bool]:
+        with self._lock:
+            taken = self._ids, self._log_probs, self._last
+            self._ids, self._log_probs = [], []
+        return taken
+
+    def _send_error(self, error: RequestError, beginning: str = "") -> None:
+        if error.code != "INVALID_ARG":  # that is the client's affair
+            pb_utils.Logger.log_error(f"a request failed while it was served: {error}")
+        told_error = RequestError(f"{beginning}{error}", error.code)
+        send_error(self._sender, told_error, started=self._started, with_status=self._with_status)
 
     def _send(self, ids: list[int], log_probs: list[float], *, last: bool) -> None:
         self._started = True
@@ -150,10 +205,12 @@ class ResponseStream:
             self._sender.send(response)
 
     def is_cancelled(self) -> bool:
-        """Whether the client has gone away; sender's thread only.
+        """Whether the client, or the model at the end of the lane, is gone; sender's thread only.
 
         Triton frees the request with its last response, so it must not be asked after that.
         """
+        if self.call is not None:
+            return not self.closed and self.call.lost
         return not self.closed and bool(self._sender.is_cancelled())
 
 
@@ -229,6 +286,9 @@ class Responder:
         self._ready: dict[ResponseStream, None] = {}
         self._hold: Hold[ResponseStream] = hold or Hold(0.0, 1)
         self._unpaused = 0.0
+        # What waits for room on a lane: streams, and lanes that have taken a part of what they got.
+        self._blocked: list[ResponseStream] = []
+        self._behind: set[Lane] = set()
         # What the engine waits for: responses handed over and not sent, and requests coming in.
         self._lock = threading.Lock()
         self._sending = False
@@ -289,13 +349,47 @@ class Responder:
         while True:
             streams = self._next_streams()
             if streams is None:
+                self._send_rest()
                 return
-            for stream in streams:
-                _guarded(stream.send, "a response could not be sent")
+            self._send(streams)
             with self._lock:
                 self._sending = not self._queue.empty()
                 self._set_idle()
             self._work()
+
+    def _send(self, streams: Iterable[ResponseStream]) -> None:
+        """Sends what streams have: first, as one message, what goes over a lane."""
+        streams = list(dict.fromkeys((*self._blocked, *streams)))
+        lanes = self._behind | {stream.call.lane for stream in streams if stream.call is not None}
+        for lane in lanes:
+            lane.flush()
+        self._blocked = [stream for stream in streams if not self._put(stream)]
+        for lane in lanes:
+            lane.flush()
+        self._behind = {lane for lane in lanes if lane.behind}
+        for stream in streams:
+            _guarded(stream.send, "a response could not be sent")
+
+    @staticmethod
+    def _put(stream: ResponseStream) -> bool:
+        try:
+            return stream.put()
+        except Exception as error:
+            pb_utils.Logger.log_error(f"a response could not be put on its lane: {error!r}")
+            if stream.call is not None:
+                # Nobody is to wait for what does not come.
+                stream.call.lane.lose()
+            return True
+
+    def _send_rest(self) -> None:
+        """Sends what waits for room on a lane; whoever makes none by then does not get it."""
+        until = time.monotonic() + LAST_ROOM_S
+        while (self._blocked or self._behind) and time.monotonic() < until:
+            time.sleep(ROOM_S)
+            self._send(())
+        for lane in self._behind:
+            lane.lose()
+        self._send(())
 
     def _set_idle(self) -> None:
         if not self._sending and not self._guests:
@@ -304,6 +398,8 @@ class Responder:
     def _next_streams(self) -> list[ResponseStream] | None:
         next_work = min((entry[0] for entry in self._periodic), default=None)
         timeout = None if next_work is None else max(0.0, next_work - time.monotonic())
+        if self._blocked or self._behind:
+            timeout = ROOM_S if timeout is None else min(timeout, ROOM_S)
         try:
             streams = self._queue.get(timeout=timeout)
             if streams is None:

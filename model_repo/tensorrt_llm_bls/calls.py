@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,14 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from .keeper import Keeper
+from .lane import Lane, LaneCall, Lost
+from .lane_frames import BEGUN, END, PARAMETER, Frame
 from .statuses import ASKED, heard
 
 Array = npt.NDArray[Any]
+
+REASON_S = 5.0
+"""Seconds for which a call that has failed waits for the reason from an engine that is gone."""
 
 _TO_PREPROCESSING = {
     "text_input": "QUERY",
@@ -100,18 +108,37 @@ class CallError(Exception):
         self.code = pb_utils.TritonError.INVALID_ARG if code is None else code
 
 
+@dataclass(frozen=True)
+class _Returned:
+    """Triton's answer to a call of a lane.
+
+    Attributes:
+        responses: The responses, of which there is one where the engine uses the lane.
+        error: What Triton raised instead.
+    """
+
+    responses: Iterator[Any]
+    error: Exception | None = None
+
+
 class Models:
     """The models behind this one.
 
     Args:
         engine: Name of the engine's model.
         decoupled: Whether that model may answer a request more than once.
+        lane: Whether its tokens come over a lane where it has one (lane_frames.py).
+        calls: How many there may be at a time.
     """
 
-    def __init__(self, engine: str, *, decoupled: bool = True) -> None:
+    def __init__(
+        self, engine: str, *, decoupled: bool = True, lane: bool = True, calls: int = 256
+    ) -> None:
         self._engine = engine
         self.decoupled = decoupled
         self._keeper = Keeper()
+        self._lane = Lane(engine, pb_utils.Logger.log_error) if decoupled and lane else None
+        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="call")
 
     def preprocess(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The engine's token inputs from the client's text inputs, one row for each prompt.
@@ -157,10 +184,12 @@ class Models:
             if name in inputs:
                 # A scalar arrives without its dimension and must be sent with it.
                 passed[engine_name] = inputs[name].reshape(1, 1) if one_element else inputs[name]
+        # Of other answers there is but one response, which Triton brings as well.
+        call = self._lane.begin() if streaming and self._lane is not None else None
         request = pb_utils.InferenceRequest(
             model_name=self._engine,
             request_id=request_id,
-            parameters={ASKED: True},
+            parameters={ASKED: True} | ({PARAMETER: call.ticket} if call else {}),
             requested_output_names=outputs,
             inputs=_tensors(
                 {
@@ -171,8 +200,25 @@ class Models:
                 }
             ),
         )
+        if call is None:
+            yield from self._ordinary(self._responses(request))
+            return
+        try:
+            yield from self._laned(request, call)
+        finally:
+            for arrived in call.end():
+                if isinstance(arrived, _Returned):
+                    _read(arrived.responses)
+
+    def close(self) -> None:
+        """Ends the lane; nothing may be asked after that."""
+        self._threads.shutdown(wait=False)
+        if self._lane is not None:
+            self._lane.close()
+
+    def _ordinary(self, responses: Iterator[Any]) -> Iterator[dict[str, Array]]:
         ended = False
-        for response in self._responses(request):
+        for response in responses:
             found = _outputs(response)
             ended = not found
             if found:
@@ -180,11 +226,61 @@ class Models:
         if ended:
             # An error that follows other responses is lost on the way here (Triton 2.51); what
             # arrives is an end without outputs, and every other end has some.
-            raise CallError(
-                f"{self._engine} failed while it was serving the request; "
-                "the reason is in the server's log",
-                pb_utils.TritonError.INTERNAL,
-            )
+            raise self._failed()
+
+    def _laned(self, request: Any, call: LaneCall) -> Iterator[dict[str, Array]]:
+        """The engine's responses from the lane, or from Triton where it does not use the lane.
+
+        Triton's answer says which: it has outputs, or an error without :data:`BEGUN`, only where
+        nothing is on the lane. What is there ends with a frame of its own, whichever comes first.
+        """
+        # A call waits for its first response. In a thread of its own, the tokens need not.
+        self._threads.submit(self._call, request, call)
+        last: Frame | None = None
+        patience: float | None = None
+        returned: _Returned | None = None
+        error: CallError | None = None
+        while returned is None or last is None:
+            arrived = call.get(patience)
+            if isinstance(arrived, Frame):
+                last = arrived if arrived.kind == END else None
+                if arrived.arrays:
+                    yield dict(arrived.arrays)
+            elif isinstance(arrived, Lost):
+                if last is not None and last.arrays:
+                    return  # all of the answer has come
+                if last is None or patience is not None:
+                    raise error or self._failed()
+                patience = REASON_S
+            else:
+                returned = arrived
+                if returned.error is not None:
+                    raise returned.error
+                first = next(returned.responses, None)
+                if first is None:
+                    raise self._failed()
+                error, begun = _begun(first)
+                if not begun:
+                    yield from self._ordinary(itertools.chain((first,), returned.responses))
+                    return
+                _read(returned.responses)
+        if error is not None:
+            raise error
+
+    def _call(self, request: Any, call: LaneCall) -> None:
+        try:
+            returned = _Returned(self._responses(request))
+        except Exception as error:
+            returned = _Returned(iter(()), error)
+        if not call.hand_in(returned):
+            _read(returned.responses)
+
+    def _failed(self) -> CallError:
+        return CallError(
+            f"{self._engine} failed while it was serving the request; "
+            "the reason is in the server's log",
+            pb_utils.TritonError.INTERNAL,
+        )
 
     def stop(self, request_id: str) -> None:
         """Asks the engine to end a request early; harmless when it is over.
@@ -233,6 +329,21 @@ def greedy_when_cold(inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 def _tensors(arrays: Mapping[str, Array]) -> list[Any]:
     return [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+
+
+def _read(responses: Iterator[Any]) -> None:
+    """Reads what is not needed: Triton keeps every response until it is read."""
+    for _ in responses:
+        pass
+
+
+def _begun(response: Any) -> tuple[CallError | None, bool]:
+    """What Triton's answer to a call of a lane says: the error, and whether the lane is used."""
+    try:
+        return None, not _outputs(response)
+    except CallError as error:
+        text = str(error)
+        return CallError(text.removeprefix(BEGUN), error.code), text.startswith(BEGUN)
 
 
 def _outputs(response: Any) -> dict[str, Array]:

@@ -18,6 +18,9 @@ tokens spell them differently; they are not part of the text unless the paramete
 Each prompt of a batch is an engine request of its own, answered by a thread of its own; responses
 say which prompt they belong to with ``batch_index``. The response that ends the last prompt carries
 Triton's FINAL flag. A prompt that fails ends the whole request.
+
+Tokens of a stream come over a lane where the engine has one (lane_frames.py); with the parameter
+``token_lane`` set to ``false`` they come through Triton, to measure what that costs.
 """
 
 from __future__ import annotations
@@ -84,9 +87,12 @@ class TritonPythonModel:
         self._decoupled = pb_utils.using_decoupled_model_transaction_policy(
             json.loads(args["model_config"])
         )
+        self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._models = Models(
             parameters.get("tensorrt_llm_model_name", "tensorrt_llm"),
             decoupled=flag(parameters, "tensorrt_llm_decoupled", default=self._decoupled),
+            lane=flag(parameters, "token_lane", default=True),
+            calls=self._capacity,
         )
         self._offers = Offers(
             guided_decoding=bool(parameters.get("guided_decoding_backend")),
@@ -99,7 +105,6 @@ class TritonPythonModel:
             Models(draft, decoupled=self._models.decoupled) if draft else None,
             number(parameters, "max_draft_len", default=0),
         )
-        self._capacity = number(parameters, "max_concurrent_requests", default=256)
         self._unfinished = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(self._capacity, thread_name_prefix="request")
@@ -120,6 +125,7 @@ class TritonPythonModel:
         """Waits for the requests still being served."""
         self._pool.shutdown()
         self._watcher.close()
+        self._models.close()
 
     def _serve(self, request: Any, sender: Any) -> None:
         """Prepares a request and answers its first prompt; other threads answer the others."""

@@ -325,6 +325,7 @@ def test_a_wrong_top_k_stays_wrong_at_temperature_0(model: TritonPythonModel) ->
         temperature=np.array([[0.0]], np.float32), top_k=np.array([[-(2**31)]], np.int32)
     )
     model.execute([cold])
+    assert texts(cold) == ["a"]
     assert seen["TOP_K"].item() == -(2**31)
 
 

@@ -17,7 +17,7 @@ HAND_BACK = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import receipts
+from common import receipts
 returns = receipts.Returns(parent=int(sys.argv[2]))
 for ticket in sys.argv[3:]:
     returns.hand_back(tuple(map(int, ticket.split(","))))
@@ -34,8 +34,8 @@ def book():
 def hand_back(*tickets, parent=None):
     """Hands tickets back from a process of its own, as one that the same server started."""
     words = [",".join(map(str, ticket)) for ticket in tickets]
-    common = str(model_sources() / "common")
-    arguments = [common, str(os.getppid() if parent is None else parent), *words]
+    models = str(model_sources())
+    arguments = [models, str(os.getppid() if parent is None else parent), *words]
     done = subprocess.run(
         [sys.executable, "-c", HAND_BACK, *arguments], capture_output=True, text=True, check=False
     )
@@ -86,7 +86,7 @@ def test_an_unknown_number_is_not_searched_for_each_time(book, monkeypatch):
     returns = receipts.Returns(parent=os.getppid())
     returns.hand_back(book.issue())
     searched = []
-    monkeypatch.setattr(returns, "_is_sibling", lambda process: searched.append(process) or False)
+    monkeypatch.setattr(receipts, "parent_of", lambda process: searched.append(process) or 0)
     returns._search_at = time.monotonic() + 60
     for number in range(50):
         returns.hand_back((number, 0, 1))
