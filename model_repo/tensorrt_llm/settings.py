@@ -58,7 +58,7 @@ class EngineSettings:
     exclude_input_in_output: bool = False
     end_ids: tuple[int, ...] = ()
     cancellation_check_period: float = 0.1
-    stats_check_period: float = 0.25
+    stats_check_period: float = 0.1
     max_token_hold: float = 0.0
     properties: Mapping[str, str] | None = None
     kv_block_bytes: int = 0
@@ -142,7 +142,7 @@ def read_settings(
             else ()
         ),
         cancellation_check_period=number(parameters, "cancellation_check_period_ms", 100) / 1000,
-        stats_check_period=number(parameters, "stats_check_period_ms", 250) / 1000,
+        stats_check_period=number(parameters, "stats_check_period_ms", 100) / 1000,
         max_token_hold=number(parameters, "max_token_hold_ms", default=0) / 1000,
         properties={str(k): str(v) for k, v in (engine.get("runtime") or {}).items()},
         kv_block_bytes=_kv_block_bytes(engine),

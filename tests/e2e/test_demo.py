@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,13 @@ def _until(told: list[str], pattern: str, within_s: float = 60) -> str:
     pytest.fail(f"nothing like {pattern} in:\n" + "".join(told))
 
 
+def _active(page: str) -> float:
+    """What a server's metrics say of requests that run or wait."""
+    text = urllib.request.urlopen(page, timeout=10).read().decode()
+    family = r'^nv_trt_llm_request_metrics\{.*request_type="active".*\} (\S+)$'
+    return float(re.findall(family, text, re.MULTILINE)[0])
+
+
 def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
     """As docker and systemd start it: by the build's folder, without a terminal, until SIGTERM."""
     command = [sys.executable, "-m", "pipeline", "serve", str(repository.parent)]
@@ -228,7 +236,7 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
         assert json.loads(shown.stdout)["text_output"]
         report = r"20\d\d-\d\d-\d\dT[\d:]+Z in ([\d.]+) s: (\d+) requests?, ([\d.]+) tokens/s, "
         _until(told, report + "0 active")
-        # Triton counts requests, and the engine tokens, which come a moment later; then it is quiet.
+        # Requests are counted by Triton and tokens by the engine, a moment later; then it is quiet.
         time.sleep(2)
         reports = [found for line in list(told) if (found := re.match(report, line))]
         assert sum(int(found[2]) for found in reports) == 1
@@ -239,9 +247,12 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
         with Client(_until(told, "^  gRPC  ").split()[1]) as client:
             streams = [
                 ended.enter_context(client.stream("Once there was a", max_tokens=480))
-                for _ in range(4)
+                for _ in range(12)
             ]
             begun = [next(iter(stream)).text for stream in streams]
+            page = _until(told, "^  metrics ").split()[1]
+            while _active(page) < len(streams):
+                time.sleep(0.02)
             running.terminate()
             texts = [
                 first + "".join(chunk.text for chunk in stream)
@@ -253,7 +264,7 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
     assert running.returncode == 0
     # It was in flight, and has been waited for.
     assert all(len(text) > 400 for text in texts)
-    _until(told, r"^stopping; waits up to 30 s for \d requests? in flight", 0.1)
+    _until(told, r"^stopping; waits up to 30 s for \d+ requests? in flight", 0.1)
     # Lines of the server among ours, each from its beginning to its end; nothing left behind.
     stamp = re.compile(r"20\d\d-\d\d-\d\dT[\d:]+Z ")
     server = [line for line in told if re.match(stamp.pattern + "[IWEF] ", line)]
