@@ -16,38 +16,12 @@ from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import live_stubs
 from trtllm_client import AsyncClient, Client, ServerFailed
 
+from ..raising_engine import raising_at
+
 ROUNDS = 8
 STREAMS = 33
 TOKENS = 220
 PROMPT = "Once upon a time"
-
-# Put at the end of engine.py.
-FAILING = """
-
-class _FailsAfter:
-    def __init__(self, pipeline, steps):
-        self._pipeline, self._steps = pipeline, steps
-
-    def step(self):
-        self._steps -= 1
-        if self._steps < 0:
-            raise RuntimeError("out of order")
-        self._pipeline.step()
-
-    def __getattr__(self, name):
-        return getattr(self._pipeline, name)
-
-
-_open = Engine.__init__
-
-
-def _open_failing(self, settings):
-    _open(self, settings)
-    self.pipeline = _FailsAfter(self.pipeline, steps=60)
-
-
-Engine.__init__ = _open_failing
-"""
 
 
 async def _count(client: AsyncClient) -> int:
@@ -90,7 +64,7 @@ def test_a_broken_engine_is_replaced(repository: Path, tmp_path: Path) -> None:
     engine = broken / "tensorrt_llm" / "1" / "engine.py"
     text = engine.read_text()
     engine.unlink()  # it may be a hard link into the store
-    engine.write_text(text + FAILING)
+    engine.write_text(text + raising_at(60))
 
     async def failures(url: str, model: str) -> list[BaseException | None]:
         async with AsyncClient(url, model=model, stall_timeout=20) as client:

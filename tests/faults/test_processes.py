@@ -14,6 +14,7 @@ from types import TracebackType
 import psutil
 import pytest
 
+from ..raising_engine import raising_at
 from .asking import Outcome, Streams, answers, ask_alone, prompts
 from .edited import appended, edited
 from .record import Fault
@@ -170,35 +171,6 @@ def test_a_process_that_is_struck_is_replaced(
     strike_and_judge(own(repository), fault, whom, number)
 
 
-# What an engine does that fails in the middle of its work.
-RAISES = """
-
-class _Raises:
-    def __init__(self, pipeline, steps):
-        self._pipeline, self._steps = pipeline, steps
-
-    def step(self):
-        self._steps -= 1
-        if self._steps < 0:
-            raise RuntimeError("out of order")
-        self._pipeline.step()
-
-    def __getattr__(self, name):
-        return getattr(self._pipeline, name)
-
-
-_warm_up = Engine.warm_up
-
-
-def _warm_up_and_spoil(self, settings):
-    _warm_up(self, settings)
-    self.pipeline = _Raises(self.pipeline, {step})
-
-
-Engine.warm_up = _warm_up_and_spoil
-"""
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("step", [0, 1, 50])
 def test_an_engine_that_raises_tells_everybody(
@@ -213,7 +185,7 @@ def test_an_engine_that_raises_tells_everybody(
         f"its step() does, with {STREAMS} streams open, in a copy of the repository",
         HOLDS.format(error=2, back=10),
     )
-    code = RAISES.replace("{step}", str(step))
+    code = raising_at(step)
     damaged = edited(repository, tmp_path / "damaged", {"tensorrt_llm/1/engine.py": appended(code)})
     service = own(damaged)
     with (
