@@ -32,7 +32,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "serve": (
         "serve build/tiny-llama-int4-awq/repository",
-        "serve build/tiny-llama-int4-awq/repository --grpc-port 9001 --http-port 9000",
+        "serve build/tiny-llama-int4-awq --http-port 9000",
     ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
@@ -46,7 +46,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "bench": (
         "bench --url localhost:8001 --concurrency 1,8,32",
         "bench --repository build/tiny-llama-int4-awq/repository",
-        "bench --url localhost:8001 --rate 2,4 --goodput ttft:300,itl:30",
+        "bench --url localhost:8001 --rate 2,4 --goodput ttft:300",
     ),
     "compare": (
         "compare configs/demo.yaml --concurrency 1,8 --seconds 10",
