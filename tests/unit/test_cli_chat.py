@@ -337,7 +337,7 @@ def test_what_is_piped_into_a_chat_is_one_message(prompt: tuple[str, ...]) -> No
 
 
 def test_the_first_wait_is_that_for_the_first_piece() -> None:
-    pause = 0.3
+    pause = 1.0
 
     def answer(_asked: Any, _context: Any) -> Iterator[Any]:
         yield piece("Once")
@@ -346,7 +346,8 @@ def test_the_first_wait_is_that_for_the_first_piece() -> None:
 
     with saying_its_template(answer) as server:
         done = json.loads(_cli("generate", "--url", server.url, "Hi", "--json").stdout)
-    assert done["seconds"] - done["time_to_first_token_ms"] / 1000 >= pause - 0.002
+    # A busy machine sees the first piece late, and so less of the pause behind it.
+    assert done["seconds"] - done["time_to_first_token_ms"] / 1000 >= pause / 2
     assert (done["num_input_tokens"], done["finish_reason"]) == (None, None)
 
 
