@@ -130,7 +130,7 @@ def counting(
 def numbers(url: str, count: int) -> list[int | Exception]:
     received: list[int | Exception] = []
     with counting(url, count) as answers:
-        while (answer := answers.get(timeout=10)) is not None:
+        while (answer := answers.get(timeout=60)) is not None:
             received.append(answer)
             if isinstance(answer, Exception):
                 break
@@ -456,7 +456,7 @@ def test_models_that_load_too_slowly(repository: Path, log: Path) -> None:
 def test_stops_while_a_client_holds_its_stream_open(repository: Path, log: Path) -> None:
     server = TritonServer(repository, log_file=log, exit_timeout_s=2).start()
     with counting(server.grpc_url, 100_000) as answers:
-        assert answers.get(timeout=10) == 0
+        assert answers.get(timeout=60) == 0
         health = server.health()
         started = time.monotonic()
         server.stop()
@@ -470,7 +470,7 @@ def test_a_stop_that_waits_for_a_client_can_be_hurried(repository: Path, tmp_pat
         server = TritonServer(repository, log_file=relay.log, exit_timeout_s=120).start()
         assert server.patience_s == 120
         with counting(server.grpc_url, 100_000) as answers:
-            assert answers.get(timeout=10) == 0
+            assert answers.get(timeout=60) == 0
             health = server.health()
             hurried = threading.Timer(1.0, server.hurry)
             started = time.monotonic()
@@ -527,10 +527,10 @@ def test_recovers_from_a_killed_stub(repository: Path, log: Path) -> None:
     with TritonServer(repository, log_file=log) as server:
         stub = next(pid for pid, name in server.health().stubs.items() if name == "counter")
         with counting(server.grpc_url, 100_000) as answers:
-            assert answers.get(timeout=10) == 0
+            assert answers.get(timeout=60) == 0
             os.kill(stub, signal.SIGKILL)
             # The request in flight ends with an error instead of never.
-            while not isinstance(answer := answers.get(timeout=10), Exception):
+            while not isinstance(answer := answers.get(timeout=60), Exception):
                 pass
         assert "StatusCode.UNAVAILABLE" in str(answer)
         assert wait_for(lambda: server.health().state == "ready", 10)
@@ -575,7 +575,7 @@ def test_recovers_from_a_process_that_was_stopped(repository: Path, log: Path, w
         health = server.health()
         pids = {name: pid for pid, name in health.stubs.items()}
         with counting(server.grpc_url, 100_000) as answers:
-            assert answers.get(timeout=10) == 0
+            assert answers.get(timeout=60) == 0
             os.kill({**pids, "tritonserver": health.pid or 0}[whom], signal.SIGSTOP)
             while not isinstance(answers.get(timeout=30), Exception):
                 pass

@@ -653,7 +653,7 @@ def test_a_batch_is_answered_when_the_model_is_unloaded_meanwhile(model: TritonP
     HANDLERS["preprocessing"] = unloaded_meanwhile
     sent = several("a", "b", "c")
     model.execute([sent])
-    assert "is being unloaded" in sent.sender.failure(timeout=5)
+    assert "is being unloaded" in sent.sender.failure(timeout=60)
     model.finalize()
     assert model._unfinished == 0
 

@@ -403,7 +403,7 @@ def test_the_inspection_itself_takes_milliseconds(tmp_path: Path) -> None:
     asked, facts = recipe(tmp_path, "compile.gpu=H200"), model("llama-3.1-70b")
     started = time.process_time()
     preview_engine(asked, facts)
-    assert time.process_time() - started < 0.1
+    assert time.process_time() - started < 0.5
 
 
 def test_the_plan_is_printed(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ class Bench:
     def until_final(self, request_id: int) -> list[Response]:
         found = []
         while True:
-            answer = self._answers.get(timeout=10)
+            answer = self._answers.get(timeout=60)
             if answer.request_id == request_id:
                 found.append(answer)
                 if answer.result is None or answer.result.is_final:
