@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import time
 from collections import Counter
@@ -76,7 +77,10 @@ def test_a_broken_engine_is_replaced(repository: Path, tmp_path: Path) -> None:
             before = server.health().restarts
             found = asyncio.run(failures(server.grpc_url, model))
             assert all(isinstance(error, ServerFailed) for error in found), found
-            assert all(BROKEN in str(error) for error in found), found
+            # Of one whose process has ended before it could say more, this is all that is known.
+            told = [re.search(f"{BROKEN}|failed while it was serving", str(e)) for e in found]
+            assert all(told), found
+            assert any(BROKEN in str(error) for error in found), found
             _wait(60, lambda: server.health().restarts > before)  # noqa: B023 - used at once
             assert "model tensorrt_llm died" in str(server.health().error)
             with Client(server.grpc_url) as client:

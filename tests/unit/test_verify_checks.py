@@ -294,7 +294,9 @@ def test_a_cancellation_has_to_be_noticed_before_others_end():
         server.parameters["cancellation_check_period_ms"] = "5000"
         report = run_conformance(server.url, plan=PLAN, only=["cancel_frees_slot"])
     (result,) = report.results
-    assert (result.status, "too soon to tell" in result.reason) == ("skipped", True)
+    # On a busy machine the others may have ended before anything could be cancelled.
+    assert result.status == "skipped"
+    assert "too soon to tell" in result.reason or "generated too fast" in result.reason
 
 
 def test_no_more_requests_are_open_than_the_model_takes():

@@ -83,7 +83,7 @@ def _refusals() -> Iterator[Refusal]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 if node.func.id in ERRORS and node.args:
                     text = text_of(node.args[0], constants)
-                    if text not in (None, VALUE) and NOT_ANSWERED not in text:
+                    if text and text.replace(VALUE, "") and NOT_ANSWERED not in text:
                         yield Refusal(f"{place}:{node.lineno}", text, code_of(node))
             elif isinstance(node, ast.FunctionDef) and SAYS_WHY.match(node.name):
                 for part in ast.walk(node):
