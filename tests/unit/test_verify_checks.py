@@ -294,9 +294,8 @@ def test_a_cancellation_has_to_be_noticed_before_others_end():
         server.parameters["cancellation_check_period_ms"] = "5000"
         report = run_conformance(server.url, plan=PLAN, only=["cancel_frees_slot"])
     (result,) = report.results
-    # On a busy machine the others may have ended before anything could be cancelled.
-    assert result.status == "skipped"
-    assert "too soon to tell" in result.reason or "generated too fast" in result.reason
+    # On a busy machine it may have come to nothing for another reason; never is it a failure.
+    assert (result.status, "not exercised" in result.reason) == ("skipped", True)
 
 
 def test_no_more_requests_are_open_than_the_model_takes():
