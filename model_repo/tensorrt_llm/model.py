@@ -1,7 +1,7 @@
 """``tensorrt_llm`` on a CPU: NVIDIA's tensors in front of OpenVINO's continuous batching.
 
 ``execute`` only queues requests; the engine's thread (engine_loop.py) batches them in flight and
-the responder's thread (responses.py) sends what comes out.
+the responder's thread (responder.py) sends what comes out.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .parameters import read_parameters
 from .receipts import Book
 from .request import RequestError
 from .request_parameters import unknown_parameters
+from .responder import Responder
 from .responses import (
     BatchSender,
-    Responder,
     ResponseStream,
     empty_response,
     of_ensemble,

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.triton.access import ServerTls
+from pipeline.triton.flags import CLOSED_APIS, restrictions, server_flags
 from pipeline.triton.guardian import STACK_BYTES
 from pipeline.triton.installation import Installation
 from pipeline.triton.running import in_lines
-from pipeline.triton.server import CLOSED_APIS, restrictions, server_flags
 from pipeline.triton.surroundings import calling_threads
 
 _LINK = (

@@ -28,6 +28,7 @@ from pipeline.errors import PipelineError, ServerError
 from pipeline.triton import veil
 from pipeline.triton.access import GUARDED_APIS, KEY_NAME, ServerTls
 from pipeline.triton.failure import crash_signal, find_cause, has_given_up, is_doomed
+from pipeline.triton.flags import CLOSED_APIS, restrictions, server_flags
 from pipeline.triton.installation import Installation
 from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
 from pipeline.triton.memory import Memory, memory_of
@@ -45,9 +46,6 @@ EXIT_TIMEOUT_S = 5
 POLL_S = 0.05
 STUBS_S = 0.5
 """Seconds between two looks at the processes of a loading server."""
-
-CLOSED_APIS = "shared-memory,model-repository,logging,trace"
-"""What a client could reconfigure the server or read its machine's memory with."""
 
 State = Literal["stopped", "starting", "ready", "recovering", "failed"]
 
@@ -419,43 +417,3 @@ class TritonServer(RunningServer):
 
 def _in(pause_s: float) -> str:
     return f" in {pause_s:.0f} s" if pause_s else ""
-
-
-def restrictions(key: str, *, http: bool) -> list[str]:
-    """Returns the flags that close APIs to whoever does not have a key.
-
-    Args:
-        key: ``APIS:NAME=KEY``.
-        http: Whether there is an HTTP endpoint.
-    """
-    over_http = [f"--http-restricted-api={key}"] if http else []
-    return [*over_http, f"--grpc-restricted-protocol={key}"]
-
-
-def server_flags(host: str, ports: Mapping[str, int], *, http: bool = True) -> list[str]:
-    """Returns the flags that every server of the wheel gets.
-
-    Args:
-        host: Address of all three endpoints.
-        ports: ``grpc_port``, ``http_port`` and ``metrics_port``.
-        http: Whether there is an HTTP endpoint.
-    """
-    return [
-        *(
-            [
-                f"--http-address={host}",
-                f"--http-port={ports['http_port']}",
-            ]
-            if http
-            else ["--allow-http=false"]
-        ),
-        f"--grpc-address={host}",
-        f"--grpc-port={ports['grpc_port']}",
-        f"--metrics-address={host}",
-        f"--metrics-port={ports['metrics_port']}",
-        "--model-control-mode=none",
-        # The configurations are complete; guessing at them would start every stub twice.
-        "--disable-auto-complete-config",
-        "--strict-readiness=true",
-        "--log-format=ISO8601",
-    ]

@@ -23,7 +23,8 @@ from model_repo.tensorrt_llm.lanes import Lane as EngineLane
 from model_repo.tensorrt_llm.lanes import LaneCall as EngineCall
 from model_repo.tensorrt_llm.lanes import Lanes
 from model_repo.tensorrt_llm.request import RequestError
-from model_repo.tensorrt_llm.responses import Responder, ResponseStream
+from model_repo.tensorrt_llm.responder import Responder
+from model_repo.tensorrt_llm.responses import ResponseStream
 from model_repo.tensorrt_llm_bls.lane import Lane, Lost
 from model_repo.tensorrt_llm_bls.lane_frames import (
     END,

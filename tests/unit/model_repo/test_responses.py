@@ -9,7 +9,8 @@ import pytest
 from model_repo.tensorrt_llm.answer import Answer
 from model_repo.tensorrt_llm.hold import Hold
 from model_repo.tensorrt_llm.request import RequestError
-from model_repo.tensorrt_llm.responses import Responder, ResponseStream
+from model_repo.tensorrt_llm.responder import Responder
+from model_repo.tensorrt_llm.responses import ResponseStream
 from tests.unit.model_repo.fake_triton import InferenceResponse, Logger, Sender, TritonError
 
 WANTED = frozenset({"output_ids"})
