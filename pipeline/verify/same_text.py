@@ -113,6 +113,18 @@ def difference(
     return None
 
 
+def changed_since(context: Context, prompt: str, before: Scored) -> str | None:
+    """Asks once more what was asked before; says how the text differs now, None where it does not.
+
+    Args:
+        context: The server.
+        prompt: What was asked by :meth:`Context.greedy`.
+        before: What it answered then.
+    """
+    problem = difference(context, prompt, before, context.greedy(prompt))
+    return problem and f"the next right request gave another text than before, {problem}"
+
+
 def _why_wrong(
     context: Context, prompt: str, answers: Sequence[Scored], tolerance: float, **kind: bool
 ) -> str | None:
