@@ -211,7 +211,7 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
         manager.bind(address)
         manager.settimeout(60)
         running = subprocess.Popen(
-            [*command, *ports, "--report-every", "0.3", "--drain", "30"],
+            [*command, *ports, "--report-every", "2", "--drain", "30"],
             cwd=PROJECT,
             env={**os.environ, "TMPDIR": str(tmp_path), "NOTIFY_SOCKET": address},
             stdout=subprocess.PIPE,
@@ -237,13 +237,12 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
         report = r"20\d\d-\d\d-\d\dT[\d:]+Z in ([\d.]+) s: (\d+) requests?, ([\d.]+) tokens/s, "
         _until(told, report + "0 active")
         # Requests are counted by Triton and tokens by the engine, a moment later; then it is quiet.
-        time.sleep(2)
+        time.sleep(3)
         reports = [found for line in list(told) if (found := re.match(report, line))]
         assert sum(int(found[2]) for found in reports) == 1
         tokens = sum(float(found[1]) * float(found[3]) for found in reports)
-        # Seconds are printed to a tenth, and on a busy machine a third of one becomes nearly 0.35.
-        assert tokens == pytest.approx(20, rel=0.25)
-        time.sleep(1)
+        assert tokens == pytest.approx(20, rel=0.05)
+        time.sleep(3)
         assert len([line for line in told if re.match(report, line)]) == len(reports)
         with Client(_until(told, "^  gRPC  ").split()[1]) as client:
             streams = [
@@ -252,7 +251,10 @@ def test_serve_as_a_service(repository: Path, tmp_path: Path) -> None:
             ]
             begun = [next(iter(stream)).text for stream in streams]
             page = _until(told, "^  metrics ").split()[1]
-            while _active(page) < len(streams):
+            # A tenth of a second old at most; on a busy machine some have ended by now.
+            give_up_at = time.monotonic() + 30
+            while not _active(page):
+                assert time.monotonic() < give_up_at
                 time.sleep(0.02)
             running.terminate()
             texts = [

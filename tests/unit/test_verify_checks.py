@@ -290,12 +290,16 @@ def test_more_slots_than_the_server_says_leave_cancellation_unproven():
 
 
 def test_a_cancellation_has_to_be_noticed_before_others_end():
-    with FakeModel("cancel_keeps_slot").serve() as server:
-        server.parameters["cancellation_check_period_ms"] = "5000"
-        report = run_conformance(server.url, plan=PLAN, only=["cancel_frees_slot"])
-    (result,) = report.results
-    # On a busy machine it may have come to nothing for another reason; never is it a failure.
-    assert (result.status, "not exercised" in result.reason) == ("skipped", True)
+    reasons = []
+    # On a busy machine a run may come to nothing for another reason; none is a failure.
+    while not reasons or ("too soon to tell" not in reasons[-1] and len(reasons) < 10):
+        with FakeModel("cancel_keeps_slot").serve() as server:
+            server.parameters["cancellation_check_period_ms"] = "5000"
+            report = run_conformance(server.url, plan=PLAN, only=["cancel_frees_slot"])
+        (result,) = report.results
+        assert result.status == "skipped"
+        reasons.append(result.reason)
+    assert "too soon to tell" in reasons[-1], reasons
 
 
 def test_no_more_requests_are_open_than_the_model_takes():
