@@ -300,8 +300,10 @@ class TritonServer(RunningServer):
         stubs, next_look, doomed = LoadingStubs(), started, None
         while not self.answers():
             now, lost, ended = time.monotonic(), None, self._process.poll() is not None
-            if now >= next_look and (pid := self._process.pid) is not None:
-                lost, said = stubs.lost(pid), self._said_since(offset)
+            if now >= next_look:
+                # What it said counts also when it has ended, or not begun.
+                pid, said = self._process.pid, self._said_since(offset)
+                lost = stubs.lost(pid) if pid is not None else None
                 if doomed is None and is_doomed(said):
                     doomed = now
                 # It mostly ends by itself then, and says more.

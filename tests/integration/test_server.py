@@ -331,6 +331,16 @@ def test_a_server_that_hangs_in_its_own_exit_is_not_waited_for(
         TritonServer(repository, log_file=log, ready_timeout_s=60).start()
 
 
+def test_what_a_server_said_before_it_ended_counts_when_its_end_is_not_seen(
+    repository: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_counter(repository, "broken", 'raise RuntimeError("no engine here")\n')
+    monkeypatch.setattr(ServerProcess, "poll", lambda _self: None)
+    monkeypatch.setattr(ServerProcess, "pid", None)
+    with pytest.raises(ServerError, match=r"Triton did not start.*no engine here"):
+        TritonServer(repository, log_file=log, ready_timeout_s=60).start()
+
+
 def test_a_backend_that_is_a_folder_with_a_model_serves_its_models(
     repository: Path, log: Path, tmp_path: Path
 ) -> None:
