@@ -30,7 +30,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -43,6 +43,7 @@ from pipeline.bench import PROMPTS
 from pipeline.bench.prompts import Prompts
 from pipeline.serving import serving
 from pipeline.triton.parameters import ENGINE_DIR, TOKENIZER_DIR
+from pipeline.triton.server import TritonServer
 from pipeline.triton.stubs import live_stubs
 from pipeline.triton.tensors import BLS, ENGINE, ENSEMBLE
 from trtllm_client import AsyncClient, add_input, new_message
@@ -96,8 +97,9 @@ def main() -> None:
     results = []
     for repository in repositories(arguments):
         with ExitStack() as stack:
-            results += measure(repository, open_ways(repository, arguments, stack), arguments)
-    print(table(results, arguments))
+            found = measure(repository, open_ways(repository, arguments, stack), arguments)
+        print(table(found, arguments), flush=True)
+        results += found
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -148,22 +150,30 @@ def open_ways(repository: Path, arguments: argparse.Namespace, stack: ExitStack)
     bare = stack.enter_context(child(serve_engine, repository))
     server = stack.enter_context(serving(repository, folder / "triton.log"))
     clients = stack.enter_context(child(serve_clients, repository, server.grpc_url))
-
-    def served(model: str) -> Way:
-        def run(prompts: Sequence[str], tokens: int) -> Sample:
-            pid = server.health().pid
-            assert pid is not None, "the server is down"
-            before = cpu_seconds(pid)
-            sample: Sample = ask(clients, (model, prompts, tokens))
-            cpu = {name: spent - before[name] for name, spent in cpu_seconds(pid).items()}
-            return replace(sample, cpu=sum(cpu.values()), cpu_of=cpu)
-
-        return run
-
     return {
         BARE: lambda prompts, tokens: ask(bare, (prompts, tokens)),
-        **{model: served(model) for model in arguments.ways},
+        **{model: ask_served(server, clients, model) for model in arguments.ways},
     }
+
+
+def ask_served(server: TritonServer, clients: Connection, model: str) -> Way:
+    """A way through a model of a running server.
+
+    Args:
+        server: It.
+        clients: The process that runs :func:`serve_clients` for it.
+        model: Which of its models is asked.
+    """
+
+    def run(prompts: Sequence[str], tokens: int) -> Sample:
+        pid = server.health().pid
+        assert pid is not None, "the server is down"
+        before = cpu_seconds(pid)
+        sample: Sample = ask(clients, (model, prompts, tokens))
+        cpu = {name: spent - before[name] for name, spent in cpu_seconds(pid).items()}
+        return replace(sample, cpu=sum(cpu.values()), cpu_of=cpu)
+
+    return run
 
 
 @contextmanager
@@ -194,11 +204,14 @@ def ask(connection: Connection, question: Any) -> Any:
 
 def cpu_seconds(server: int) -> dict[str, float]:
     """Seconds of processor of tritonserver and of the process of each model in Python."""
-    found = {}
-    for pid, name in {server: "tritonserver", **live_stubs(server)}.items():
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        found[name] = (int(fields[11]) + int(fields[12])) / TICK
-    return found
+    processes = {server: "tritonserver", **live_stubs(server)}
+    return {name: process_seconds(pid) for pid, name in processes.items()}
+
+
+def process_seconds(pid: int) -> float:
+    """Seconds of processor that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 def measure(
@@ -449,6 +462,32 @@ def serve_clients(connection: Connection, repository: Path, url: str) -> None:
     answer_all(connection, lambda *question: asyncio.run(clients.load(*question)))
 
 
+async def gather(
+    one: Callable[[str, int, Arrivals], Coroutine[Any, Any, None]],
+    prompts: Sequence[str],
+    tokens: int,
+) -> Sample:
+    """Sends requests together and reads each to its end.
+
+    Args:
+        one: Asks for so many tokens behind a prompt and notes what comes.
+        prompts: One for each request.
+        tokens: Generated for each.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    streams = [Arrivals(started) for _ in prompts]
+
+    async def noted(prompt: str, stream: Arrivals) -> None:
+        try:
+            await one(prompt, tokens, stream)
+        except Exception as error:  # noqa: BLE001 - counted, and shown in the table
+            stream.error = repr(error)
+
+    await asyncio.gather(*map(noted, prompts, streams))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return sample_of(streams, seconds, cpu=0.0, client_cpu=cpu)
+
+
 class Clients:
     """Streams that are sent together.
 
@@ -463,29 +502,16 @@ class Clients:
     async def load(self, model: str, prompts: Sequence[str], tokens: int) -> Sample:
         """Asks a model for so many tokens behind each prompt."""
         async with AsyncClient(self._url, model=model) as client:
-            started, cpu = time.perf_counter(), time.process_time()
-            streams = [Arrivals(started) for _ in prompts]
-            await asyncio.gather(
-                *(
-                    self._one(client, model, prompt, tokens, stream)
-                    for prompt, stream in zip(prompts, streams, strict=True)
-                )
-            )
-            seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        return sample_of(streams, seconds, cpu=0.0, client_cpu=cpu)
 
-    async def _one(
-        self, client: AsyncClient, model: str, prompt: str, tokens: int, stream: Arrivals
-    ) -> None:
-        try:
-            if model == ENGINE:
-                chunks = client.send(self._in_tokens(prompt, tokens))
-            else:
-                chunks = client.stream(prompt, max_tokens=tokens, end_id=-1)
-            async for chunk in chunks:
-                stream.add(chunk.num_output_tokens or 0)
-        except Exception as error:  # noqa: BLE001 - counted, and shown in the table
-            stream.error = repr(error)
+            async def one(prompt: str, tokens: int, stream: Arrivals) -> None:
+                if model == ENGINE:
+                    chunks = client.send(self._in_tokens(prompt, tokens))
+                else:
+                    chunks = client.stream(prompt, max_tokens=tokens, end_id=-1)
+                async for chunk in chunks:
+                    stream.add(chunk.num_output_tokens or 0)
+
+            return await gather(one, prompts, tokens)
 
     def _in_tokens(self, prompt: str, tokens: int) -> Any:
         ids = self._tokenizer.encode(prompt).ids
