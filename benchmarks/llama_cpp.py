@@ -21,7 +21,9 @@ import argparse
 import asyncio
 import http.client
 import json
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack
@@ -62,11 +64,12 @@ HEADINGS = (
 
 def main() -> None:
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end with it
     build = arguments.build.resolve()
     tools = (arguments.llama_cpp or build / "llama-cpp").resolve()
     rows = []
     for form in arguments.formats:
-        repository = random_llama.build(build, form)
+        repository = random_llama.build(build, form, arguments.dynamic_quantization)
         weights = llama_server.quantized(tools, build / random_llama.NAME, SAME_WEIGHTS[form])
         with ExitStack() as stack:
             ways = open_ways(repository, tools, weights, stack)
@@ -81,6 +84,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     formats = tuple(SAME_WEIGHTS)
     parser.add_argument("--formats", nargs="+", default=formats, choices=formats)
+    parser.add_argument(
+        "--dynamic-quantization",
+        type=int,
+        default=0,
+        metavar="GROUP",
+        help="our activations in INT8 too, so many input features to a scale, as llama.cpp has them"
+        " by 32 (compile.dynamic_quantization_group_size)",
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--input", type=int, default=128, help="tokens of a prompt, about")
     parser.add_argument("--tokens", type=int, default=128, help="generated per request")

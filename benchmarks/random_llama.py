@@ -48,6 +48,7 @@ compile:
   max_batch_size: 32
   max_input_len: 384
   max_seq_len: 512
+  dynamic_quantization_group_size: {group}
 serve:
   max_queue_size: 256
 """
@@ -64,12 +65,14 @@ def main() -> None:
         print(build(arguments.build.resolve(), name))
 
 
-def build(folder: Path, form: str) -> Path:
+def build(folder: Path, form: str, group: int = 0) -> Path:
     """Builds one format; what is built already is found in the store.
 
     Args:
         folder: The build folder; the model goes to ``random-llama`` in it.
         form: One of :data:`FORMATS`.
+        group: Input features that share one INT8 scale of the activations; 0 keeps these in
+            floating point.
 
     Returns:
         The repository.
@@ -77,11 +80,12 @@ def build(folder: Path, form: str) -> Path:
     model = folder / NAME
     if not (model / "tokenizer.json").exists():
         write_model(model)
-    name = f"{NAME}-{form.replace('_', '-')}"
+    name = f"{NAME}-{form.replace('_', '-')}" + (f"-dynamic-{group}" if group else "")
     recipe = folder / f"{name}.yaml"
     text = PROJECT / "examples" / "tiny_llama" / "data" / "calibration.jsonl"
     recipe.write_text(
-        RECIPE.format(name=name, model=model, format=form, text=text), encoding="utf-8"
+        RECIPE.format(name=name, model=model, format=form, text=text, group=group),
+        encoding="utf-8",
     )
     run_recipe(load_recipe(recipe), BuildDir(folder), Lines(sys.stderr), until="repository")
     return folder / name / "repository.unverified"
