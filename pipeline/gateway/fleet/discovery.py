@@ -27,6 +27,7 @@ class Discovery:
         addresses: As given; a name may stand for several servers.
         open_engine: Makes what reaches a server.
         resolve: Looks names up.
+        again_s: Seconds between two questions what a name stands for.
     """
 
     def __init__(
@@ -35,18 +36,24 @@ class Discovery:
         addresses: Sequence[Address],
         open_engine: Callable[[Address], Engine],
         resolve: Resolve = look_up,
+        again_s: float = AGAIN_S,
     ) -> None:
+        self._again_s = again_s
         self._fleet, self._addresses = fleet, list(addresses)
         self._open, self._resolve = open_engine, resolve
         self._last: dict[Address, list[Address]] = {}
         self._gone: set[str] = set()
+        self._unresolved: set[Address] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Asks once, and again now and then where a name is among the addresses."""
-        await self.look()
-        if not all(address.is_fixed for address in self._addresses):
-            self._tasks.append(asyncio.get_running_loop().create_task(self._again()))
+    def start(self) -> None:
+        """Begins; what stands for one server is there at once."""
+        for address in filter(lambda address: address.is_fixed, self._addresses):
+            self._last[address] = [address]
+        if len(self._last) < len(self._addresses):
+            self._fleet.expect_more(more=True)
+            self._tasks.append(asyncio.get_running_loop().create_task(self._look()))
+        self._follow()
 
     async def close(self) -> None:
         """Asks no more."""
@@ -54,10 +61,7 @@ class Discovery:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def look(self) -> None:
-        """Asks what each name stands for now."""
-        for address in self._addresses:
-            await self._look_up(address)
+    def _follow(self) -> None:
         wanted = {server.url: server for servers in self._last.values() for server in servers}
         there = {state.name: state for state in self._fleet.replicas()}
         for url, server in wanted.items():
@@ -75,10 +79,16 @@ class Discovery:
             self._last[address] = await servers_of(address, self._resolve)
         except OSError as error:
             # A name server that is away does not take the servers with it.
-            logger.warning("%s cannot be resolved: %s", address.host, error)
+            if address not in self._unresolved:
+                logger.warning("%s cannot be resolved: %s", address.host, error)
+            self._unresolved.add(address)
+        else:
+            self._unresolved.discard(address)
 
-    async def _again(self) -> None:
+    async def _look(self) -> None:
         while True:
-            known = bool(self._fleet.replicas())
-            await asyncio.sleep(AGAIN_S if known else UNKNOWN_AGAIN_S)
-            await self.look()
+            for address in self._addresses:
+                await self._look_up(address)
+            self._follow()
+            self._fleet.expect_more(more=False)
+            await asyncio.sleep(self._again_s if self._fleet.replicas() else UNKNOWN_AGAIN_S)

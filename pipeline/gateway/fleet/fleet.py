@@ -46,6 +46,11 @@ class Fleet:
         """
         self._roster.add(name, engine, metrics)
 
+    def expect_more(self, *, more: bool) -> None:
+        """Says whether servers are still being looked for, so that nobody takes it for empty."""
+        self._roster.expects_more = more
+        self._roster.tell_change()
+
     async def remove(self, name: str) -> None:
         """Takes a server out at once; its streams go on elsewhere.
 
@@ -76,7 +81,7 @@ class Fleet:
 
     async def ready(self) -> bool:
         """Tells whether one of the servers takes requests."""
-        while not self._roster.is_known():
+        while not self._roster.is_known() and not self._roster.is_closed:
             await self._roster.changed()
         return bool(self._roster.usable())
 

@@ -11,13 +11,15 @@ from pipeline.gateway.fleet.fleet import Fleet
 from pipeline.gateway.fleet.policy import Policy
 
 
-async def open_fleet(
+def open_fleet(
     addresses: Sequence[Address],
     open_engine: Callable[[Address], Engine],
     policy: Policy | None = None,
     resolve: Resolve = look_up,
 ) -> Fleet:
     """Makes a fleet that keeps to what its addresses stand for until it is closed.
+
+    Call it inside the running event loop that uses the fleet.
 
     Args:
         addresses: From :func:`pipeline.gateway.fleet.addresses.read_address`.
@@ -29,5 +31,5 @@ async def open_fleet(
     fleet = Fleet(policy)
     discovery = Discovery(fleet, addresses, open_engine, resolve)
     fleet.before_close(discovery.close)
-    await discovery.start()
+    discovery.start()
     return fleet

@@ -23,10 +23,11 @@ class Roster:
 
     Attributes:
         is_closed: Whether nothing goes on any more.
+        expects_more: Whether servers are still being looked for, for the first time.
     """
 
     def __init__(self, policy: Policy, counts: Counts) -> None:
-        self.is_closed = False
+        self.is_closed = self.expects_more = False
         self._policy, self._counts = policy, counts
         self._replicas: dict[str, Replica] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -89,8 +90,10 @@ class Roster:
         return [replica for replica in self._replicas.values() if replica.is_usable]
 
     def is_known(self) -> bool:
-        """Tells whether each of them has been asked once."""
-        return all(replica.ready is not None for replica in self._replicas.values())
+        """Tells whether all are there, and each of them has been asked once."""
+        return not self.expects_more and all(
+            replica.ready is not None for replica in self._replicas.values()
+        )
 
     def down_since(self) -> float | None:
         """Returns when the last one that answered was lost, in the loop's seconds.

@@ -55,6 +55,9 @@ class Scripted:
         hold: Requests wait here before each response, while it is not set.
         open: Requests that run.
         closed: Whether it was closed.
+        dies_at_failure: Whether it is not ready after one.
+        prefill_differs: Changes what it makes of long prompts, as a tie does that is decided
+            otherwise where many tokens are computed at once.
     """
 
     def __init__(self, weights: int = 0, *, ready: bool = True) -> None:
@@ -68,6 +71,11 @@ class Scripted:
         self.closed = False
         self.dies_at_failure = False
         self.prefill_differs = 0
+        self._generation = 0
+
+    def breaks(self) -> None:
+        """Loses all that runs."""
+        self._generation += 1
 
     async def ready(self) -> bool:
         return self.is_ready
@@ -87,11 +95,14 @@ class Scripted:
         failure = self.fails.pop(0) if self.fails else None
         text = self.text(asked)
         self.open += 1
+        mine = self._generation
         try:
             start = 0
             while start < len(text):
                 await asyncio.sleep(0)
                 await self.hold.wait()
+                if mine != self._generation:
+                    raise lost()
                 end = min(start + self.chunk, len(text))
                 if failure is not None:
                     end = min(end, failure[0])
