@@ -192,7 +192,7 @@ class Journey:
                 if self._resumes:
                     self._counts.tried("given_up", "none")
                 raise self._error or _no_server(self._policy.wait_s)
-            soonest = min((self._avoided[r.name] for r in usable), default=math.inf)
+            soonest = min((self._avoided.get(r.name, math.inf) for r in usable), default=math.inf)
             await self._roster.changed(min(until, settles if free else soonest) - now)
 
     def _until(self) -> float:
