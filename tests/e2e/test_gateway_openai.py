@@ -59,8 +59,12 @@ WANTS_WEATHER = {"type": "function", "function": {"name": "get_weather"}}
 ARGUMENTS = {"unit": "C", "days": 2}
 # A story teller fills JSON with space for as long as that is the likeliest; so it has to be drawn.
 DRAWN: dict[str, Any] = {
-    **{"model": "jack", "messages": CHAT, "max_tokens": 400},
-    **{"temperature": 2, "top_p": 1, "seed": 1},
+    "model": "jack",
+    "messages": CHAT,
+    "max_tokens": 400,
+    "temperature": 2,
+    "top_p": 1,
+    "seed": 1,
 }
 
 
