@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -114,10 +115,10 @@ def started_gateway(repository: Path, grpc_url: str) -> Iterator[tuple[int, int]
     with Popen(command, stdout=PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
-            said = process.stdout.readline()
+            said = "".join(takewhile(lambda line: line != "}\n", process.stdout))
             if not said:
                 raise SystemExit("the gateway did not start")
-            yield process.pid, urlsplit(json.loads(said)["openai"]).port or 0
+            yield process.pid, urlsplit(json.loads(said + "}")["openai"]).port or 0
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
