@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.gateway.fleet.policy import Policy
 
 from .record import Fault
-from .resuming import MOST_S, Load, fleet_at, judge, undisturbed, wanted_texts
+from .resuming import MOST_S, Load, fleet_at, judge, resumes_of, undisturbed, wanted_texts
 from .service import Service
 
 STREAMS = 8
@@ -42,7 +42,7 @@ def test_streams_go_on_when_their_server_is_killed(
             got = await Load(fleet, texts, STREAMS).run(kill)
         finally:
             await fleet.close()
-        verdict = judge(fleet, got, calm)
+        verdict = judge(got, calm, resumes_of(fleet))
         row.measured("texts", verdict.texts, "")
         row.measured("streams resumed", fleet.counts.stalls, "")
         row.measured("longest stall", verdict.longest_stall_s, at_most=5)

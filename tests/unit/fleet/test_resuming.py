@@ -409,3 +409,53 @@ def test_scores_of_the_prompt_come_once() -> None:
 
     (engine,) = with_fleet(work, make)
     assert "return_prompt_log_probs" not in engine.asked[1].inputs
+
+
+def test_a_text_with_a_drawn_seed_goes_on_with_another_one() -> None:
+    asked = replace(ASKED, inputs=SAMPLED, seed_is_free=True)
+
+    async def work(fleet: Fleet) -> None:
+        got = await read(fleet.generate(asked))
+        second = made[0].asked[1]
+        assert second.prompt == PROMPT + tuple(got[:25])
+        seed = second.inputs["seed"]
+        assert isinstance(seed, int)
+        assert got[:25] == sampled_text(PROMPT, 40, 5)[:25]
+        assert got[25:] == sampled_text(second.prompt, 15, seed)
+        assert dict(fleet.counts.resumes) == {("resumed", "continued"): 1}
+
+    made: list[Scripted] = []
+
+    def make() -> list[Scripted]:
+        made.extend(failing((25, lost()))())
+        return made
+
+    with_fleet(work, lambda: list(make()))
+
+
+def test_a_text_that_is_too_long_for_a_prompt_is_made_again() -> None:
+    class Short(Scripted):
+        async def generate(self, asked: Generation) -> Any:
+            if len(asked.prompt) > 10:
+                self.asked.append(asked)
+                raise InvalidRequest("the prompt has more tokens than the engine takes")
+            async for tokens in super().generate(asked):
+                yield tokens
+
+    def make() -> list[Scripted]:
+        engine = Short()
+        engine.fails = [(25, lost())]
+        return [engine]
+
+    (engine,) = with_fleet(expect(ASKED, TEXT), make)
+    assert [len(asked.prompt) for asked in engine.asked] == [5, 22, 5]
+
+
+def test_a_server_that_is_not_itself_yet_is_asked_again() -> None:
+    """What was served before is no wrong request, such as that for a model which is not loaded."""
+    unknown = InvalidRequest("Request for unknown model")
+    (engine,) = with_fleet(
+        expect(replace(ASKED, inputs=SAMPLED), sampled_text(PROMPT, 40, 5)),
+        failing((25, lost()), (0, unknown), (0, unknown)),
+    )
+    assert len(engine.asked) == 4
