@@ -63,6 +63,26 @@ KINDS: Mapping[str, Kind] = {
             "Two units for one machine: the server, and the gateway beside it.",
             "pipeline.manifests.single:systemd",
         ),
+        Kind(
+            "prometheus",
+            "Rules that record and alert, by this build's own limits, and what scrapes it.",
+            "pipeline.monitoring.rules:write",
+        ),
+        Kind(
+            "grafana",
+            "A dashboard of the same queries, to import.",
+            "pipeline.monitoring.grafana:write",
+        ),
+        Kind(
+            "keda",
+            "A ScaledObject that asks Prometheus for waiting requests and KV cache use.",
+            "pipeline.monitoring.scaling:write_keda",
+        ),
+        Kind(
+            "hpa",
+            "The same as Kubernetes' own autoscaler, with prometheus-adapter's values.",
+            "pipeline.monitoring.scaling:write_hpa",
+        ),
     )
 }
 
