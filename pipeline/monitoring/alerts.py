@@ -13,6 +13,7 @@ _DEPLOYMENT = f"namespace, {DEPLOYMENT}"
 _STEPS = 'nv_trt_llm_general_metrics{general_type="iteration_counter",<engine>}'
 _ACTIVE = 'nv_trt_llm_request_metrics{request_type="active",<engine>}'
 _ANSWERED = "nv_inference_request_success{<engine>}"
+_RESUMED = 'llm_resumes_total{outcome="resumed",<gateway>}'
 _SILENCE = f"[{QUIET_S}s]"
 
 
@@ -94,6 +95,10 @@ def alerts_of(limits: Thresholds, start_s: int) -> Iterator[Alert]:
         "TrtllmNotReady",
         (
             (Source.SCRAPE, f"max by ({_POD}) (up{{<server>}}) == 0"),
+            (
+                Source.GATEWAY,
+                f"max by ({_DEPLOYMENT}, server) (llm_server_ready{{<gateway>}}) == 0",
+            ),
             (
                 Source.CLUSTER,
                 'max by (namespace, pod) (kube_pod_status_ready{condition="false",<cluster>}) == 1',
@@ -256,9 +261,10 @@ def alerts_of(limits: Thresholds, start_s: int) -> Iterator[Alert]:
         (
             (
                 Source.GATEWAY,
+                # A series begins with the first streams of its kind, which are no increase.
                 (
-                    f"sum by ({_DEPLOYMENT}) (increase(llm_resumes_total{{<gateway>}}{_SILENCE}))"
-                    " > <resumes>"
+                    f"sum by ({_DEPLOYMENT}) ((increase({_RESUMED}{_SILENCE}) and "
+                    f"{_RESUMED} offset {QUIET_S}s) or {_RESUMED}) > <resumes>"
                 ),
             ),
         ),

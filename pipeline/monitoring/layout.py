@@ -199,13 +199,21 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
                 "Requests in the batch over the most that it takes.",
                 ("batch_fill",),
                 "percentunit",
+                QUARTER,
                 most=1,
             ),
-            Panel("Steps", "Steps of the engines a second.", ("steps",), "ops"),
+            Panel("Steps", "Steps of the engines a second.", ("steps",), "ops", QUARTER),
+            Panel(
+                "Streams by server",
+                "What gateways have at each server.",
+                ("gateway_streams",),
+                width=QUARTER,
+            ),
             Panel(
                 "At the gateway",
                 "Requests that are being answered, and those of them without a token yet.",
                 ("gateway_inflight", "gateway_waiting"),
+                width=QUARTER,
             ),
         ],
     )
@@ -302,7 +310,13 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
                 ("restarts", "container_restarts"),
                 width=HALF,
             ),
-            Panel("Answering", "1 where Prometheus reaches a server.", ("up",), width=HALF, most=1),
+            Panel(
+                "Answering",
+                "1 where Prometheus reaches a server, and where it is ready for all gateways.",
+                ("up", "gateway_servers"),
+                width=HALF,
+                most=1,
+            ),
         ],
     )
     yield (

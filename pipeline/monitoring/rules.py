@@ -86,7 +86,8 @@ def _alerts(observed: Observed) -> list[Any]:
                     "summary": f"{alert.summary}.",
                     "description": (
                         f"{alert.summary}: {{{{ $value | humanize }}}}"
-                        "{{ with $labels.pod }} at {{ . }}{{ end }}."
+                        "{{ with $labels.pod }} at {{ . }}{{ end }}"
+                        "{{ with $labels.server }} at {{ . }}{{ end }}."
                         f" The limit is {alert.limit.text}."
                     ),
                     "threshold": f"{alert.limit.why}.",

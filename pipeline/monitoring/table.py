@@ -114,6 +114,12 @@ _TRAFFIC = (
         "{{pod}} without a token yet",
     ),
     Query(
+        "gateway_streams",
+        Source.GATEWAY,
+        "sum by (server) (llm_server_streams{<gateway>})",
+        "{{server}}",
+    ),
+    Query(
         "gateway_tokens",
         Source.GATEWAY,
         _rate("llm_generated_tokens_total{<gateway>}"),
@@ -329,6 +335,12 @@ _ERRORS = (
         Source.GATEWAY,
         _rate("llm_resumes_total{<gateway>}", "outcome"),
         "{{outcome}}",
+    ),
+    Query(
+        "gateway_servers",
+        Source.GATEWAY,
+        "min by (server) (llm_server_ready{<gateway>})",
+        "{{server}}, for the gateway",
     ),
     Query(
         "restarts",

@@ -40,6 +40,7 @@ def report(**changed: Any) -> dict[str, Any]:
     return {
         "name": "story",
         "recipe": {
+            "name": "story",
             "compile": {"max_batch_size": 32, "max_seq_len": 512, "tokens_per_block": 32},
             "serve": {"max_queue_size": 256},
             "constraints": {},
