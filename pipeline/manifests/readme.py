@@ -51,15 +51,15 @@ def _context(deployed: Deployed, *, helm: bool) -> dict[str, Any]:
         "workload": f"{'leaderworkerset' if deployed.group else 'deployment'}/"
         f"{deployed.name}-server",
         "apply": apply,
-        "images": _images(deployed),
+        "images": images(deployed),
         "recipe_known": deployed.inputs.recipe is not None,
         "missing": [(here, there) for there, here in deployed.inputs.missing.values()],
         "source": shlex.quote(str(deployed.build.repository)),
     }
 
 
-def _images(deployed: Deployed) -> list[tuple[str, str | None]]:
-    """Each Dockerfile that is needed, and the name of the image that it makes."""
+def images(deployed: Deployed) -> list[tuple[str, str | None]]:
+    """Lists each Dockerfile that is needed, with the name of the image that it makes."""
     values, contained = deployed.values, deployed.contained
     found = [(GATEWAY_DOCKERFILE, values.gateway.image)]
     if contained.dockerfile:

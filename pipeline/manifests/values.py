@@ -52,9 +52,7 @@ _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 class Group(Section):
     """A group of keys, which are written as Helm's are: ``storageClass``, not ``storage_class``."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
-    )
+    model_config = ConfigDict(alias_generator=to_camel)
 
 
 class Resources(Group):
