@@ -13,7 +13,7 @@ from .sample import deployed, report
 
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory: pytest.TempPathFactory) -> Observed:
-    chosen = {"namespace": "llm", "monitoring": {"price_per_hour": 1.5}}
+    chosen = {"namespace": "llm", "monitoring": {"pricePerHour": 1.5}}
     return observe(deployed(tmp_path_factory.mktemp("cpu"), report(), **chosen))
 
 

@@ -1,4 +1,4 @@
-"""The dashboard's JSON: what Grafana's own types cannot tell (make operate-proof asks those)."""
+"""The dashboard's JSON: what Grafana's own types cannot tell (make watch-proof asks those)."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_objectives_are_the_operators_before_the_recipes(folder: Path) -> None:
     assert (asked.limits.ttft.value, asked.limits.ttft.quantile) == (250, "p50")
     # What is left after the median measured, as the objective is the median's: 200 ms.
     assert asked.limits.waiting.value == 2
-    chosen = {"time_to_first_token_ms": 1100, "time_per_output_token_ms": 3500}
+    chosen = {"timeToFirstTokenMs": 1100, "timePerOutputTokenMs": 3500}
     told = observe(deployed(folder / "b", report(recipe=recipe), monitoring=chosen))
     assert told.limits.ttft
     assert (told.limits.ttft.value, told.limits.ttft.quantile) == (1100, "p95")
@@ -119,7 +119,7 @@ def test_a_load_test_of_bench_replaces_that_of_the_run(folder: Path) -> None:
     faster["latency_ms"] = {"mean": 400.0}
     file = folder / "measured.json"
     file.write_text(json.dumps({"measurements": [faster]}))
-    chosen = {"load_test": str(file)}
+    chosen = {"loadTest": str(file)}
     observed = observe(deployed(folder, report(), monitoring=chosen))
     assert observed.limits.waiting.value == 8
     assert "20.0 requests/s" in observed.limits.waiting.why or "20 requests/s" in (
@@ -134,7 +134,7 @@ def test_a_load_test_of_bench_replaces_that_of_the_run(folder: Path) -> None:
 def test_what_is_no_load_test_is_refused(folder: Path, content: str) -> None:
     file = folder / "measured.json"
     file.write_text(content)
-    found = deployed(folder, report(), monitoring={"load_test": str(file)})
+    found = deployed(folder, report(), monitoring={"loadTest": str(file)})
     with pytest.raises(UsageError, match=r"measured\.json: (this is not|a measurement)"):
         observe(found)
 

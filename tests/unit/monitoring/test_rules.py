@@ -18,13 +18,13 @@ from pipeline.monitoring.rules import groups, write
 from ...conftest import PROJECT
 
 UNPACKED = PROJECT / "build" / "operate" / "prometheus" / "usr" / "bin"
-"""Where make operate-proof puts Debian's package."""
+"""Where make watch-proof puts Debian's package."""
 
 
 def promtool() -> str:
     found = shutil.which("promtool", path=str(UNPACKED)) or shutil.which("promtool")
     if found is None:
-        pytest.skip("promtool is not here; make operate-proof fetches it")
+        pytest.skip("promtool is not here; make watch-proof fetches it")
     return found
 
 
