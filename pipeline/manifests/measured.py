@@ -94,7 +94,10 @@ def measured(build: Build, sizes: Mapping[str, Any]) -> Measured:
         # One token at least is the prompt's.
         longest_answer=int(sizes["max_seq_len"]) - 1,
         full_batch=int(sizes["max_batch_size"]),
-        token_s=None if highest is None else highest["itl_ms"]["p95"] / 1000,
+        # A model that answers once tells no time between tokens.
+        token_s=None
+        if highest is None or not highest["itl_ms"]
+        else highest["itl_ms"]["p95"] / 1000,
         at=1 if highest is None else int(highest["concurrency"]),
         tokens_per_second=None if highest is None else highest["tokens_per_second"]["value"],
         memory=None if memory is None else int(memory),

@@ -191,6 +191,43 @@ class BuildJob(Group):
     scratch: Quantity | None = None
 
 
+class Autoscaling(Group):
+    """How many servers there may be, for an autoscaler.
+
+    Attributes:
+        min_replicas: Servers that there are always; null takes replicas.
+        max_replicas: Servers that there may be; null is four times the fewest.
+    """
+
+    min_replicas: Positive | None = None
+    max_replicas: Positive | None = None
+
+
+class Monitoring(Group):
+    """What watches the deployment; its limits are computed from the load test.
+
+    Attributes:
+        load_test: A file that trtllm-pipeline bench --json wrote of this build's server; null takes
+            the load test of the run.
+        time_to_first_token_ms: What 95 of 100 first tokens must keep; null takes the recipe's
+            constraints, or computes it.
+        time_per_output_token_ms: What 95 of 100 requests must keep per token after the first; null
+            likewise.
+        price_per_hour: What one server costs for an hour; null takes the recipe's.
+        prometheus: Where KEDA asks Prometheus.
+        runbook: The page with the runbook, as alerts link to it.
+        labels: Labels of the objects, by which Prometheus' operator selects them.
+    """
+
+    load_test: Text | None = None
+    time_to_first_token_ms: Annotated[float, Field(gt=0)] | None = None
+    time_per_output_token_ms: Annotated[float, Field(gt=0)] | None = None
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    prometheus: Text = "http://prometheus-operated.monitoring.svc:9090"
+    runbook: Text = "docs/operate.md"
+    labels: Selector = {}  # noqa: RUF012
+
+
 class Values(Group):
     """All that can be chosen.
 
@@ -211,6 +248,8 @@ class Values(Group):
         gateway: The OpenAI gateway.
         network: Who may connect.
         build: The Job that builds.
+        autoscaling: How many servers there may be.
+        monitoring: What watches them.
     """
 
     name: Name | None = None
@@ -229,6 +268,8 @@ class Values(Group):
     gateway: Gateway = Gateway()
     network: Network = Network()
     build: BuildJob = BuildJob()
+    autoscaling: Autoscaling = Autoscaling()
+    monitoring: Monitoring = Monitoring()
 
 
 def documented(section: type[Section]) -> dict[str, str]:
