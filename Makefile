@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -82,6 +82,10 @@ watch-proof: $(STAMP)  ## Rules and dashboard with Debian's Prometheus and Grafa
 kube-proof: $(STAMP)  ## Every manifest in helm and in the validators, with values of all kinds (fetches helm)
 	scripts/kube-tools build/operate/helm
 	$(BIN)/python -m pytest tests/unit/manifests tests/unit/test_docker_files.py -m "proof or not proof"
+
+resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	$(BIN)/python -m tests.faults.resume_proof --repository $(DEMO)/repository
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
