@@ -31,6 +31,9 @@ EXIT_TIMEOUT = "EXIT_TIMEOUT_SECONDS"
 """The variable of a server's container that says how long it waits for requests in flight."""
 
 GATEWAY_IMAGE = "trtllm-pipeline-gateway"
+GROUP_IMAGE = "trtllm-pipeline-multinode"
+GATEWAY_DOCKERFILE = "docker/gateway.Dockerfile"
+GROUP_DOCKERFILE = "docker/multinode.Dockerfile"
 GIB = 1 << 30
 KEPT = 4
 """Repositories that the volume has room for."""
@@ -183,7 +186,7 @@ def _settled(deployed: Deployed) -> Values:
     return values.model_copy(
         update={
             "name": name,
-            "image": values.image or contained.image + (ours if contained.dockerfile else ""),
+            "image": values.image or _image(contained, layout, ours),
             "resources": _filled(values.resources, usual),
             "tolerations": values.tolerations or ([toleration] if layout.gpus else []),
             "repository": repository.model_copy(
@@ -229,6 +232,12 @@ def object_name(text: str) -> str:
     # What tells two long names apart is often their end.
     told = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{name[: LONGEST_NAME - 9].rstrip('-')}-{told}"
+
+
+def _image(contained: Contained, layout: Layout, ours: str) -> str:
+    if layout.pods > 1:
+        return f"{GROUP_IMAGE}{ours}"
+    return contained.image + (ours if contained.dockerfile else "")
 
 
 def builder_image(contained: Contained) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import json
 import math
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UnsupportedError
+from pipeline.recipe.file import load_recipe
 from tests.conftest import PROJECT
 
-from .support import deployed, objects_of, one, write_build
+from .conftest import hub_recipe
+from .support import deployed, measured_report, objects_of, one, write_build
 
 # 1.29 knows preStop's sleep, which is on by itself from 1.30 on.
 VERSIONS = ("1.29", "1.31", "1.34", "1.37")
@@ -248,8 +252,6 @@ TIMES = [
 def test_times_by_hand(
     given: tuple[float, int, float, int, int], looks: int, leaving: int, tmp_path: Path
 ) -> None:
-    from .support import measured_report
-
     load, tokens, p95, streams, batch = given
     report = measured_report(load, streams, p95)
     repository = write_build(tmp_path / "m", "tensorrt", report=report, sizes=(tokens, batch))
@@ -308,7 +310,7 @@ def test_a_group_is_one_server(builds: dict[str, Path]) -> None:
     assert group["leaderWorkerTemplate"]["size"] == 2
     leader, worker = (group["leaderWorkerTemplate"][f"{r}Template"] for r in ("leader", "worker"))
     (first,), (other,) = (template["spec"]["containers"] for template in (leader, worker))
-    assert first["command"] == other["command"]
+    assert other["command"] == ["/scripts/group.sh"]
     assert first["command"][:3] == ["/scripts/group.sh", "8", "mpirun"]
     assert first["command"].count("tritonserver") == 16
     assert first["resources"]["limits"]["nvidia.com/gpu"] == 8
@@ -318,6 +320,83 @@ def test_a_group_is_one_server(builds: dict[str, Path]) -> None:
     selector = one(objects, "Service", "-servers")["spec"]["selector"]
     assert selector.items() <= leader["metadata"]["labels"].items()
     assert not selector.items() <= worker["metadata"]["labels"].items()
+
+
+def test_the_first_pod_of_a_group_starts_the_ranks_of_all(tmp_path: Path) -> None:
+    """The script with stand-ins for ssh and mpirun; the second pod answers at the second try."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ssh").write_text(
+        f'#!/bin/bash\necho "$@" >>{tmp_path}/asked\n'
+        f"[ -e {tmp_path}/up ] && exit 0\ntouch {tmp_path}/up\nexit 255\n"
+    )
+    (programs / "mpirun").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (programs / "sleep").write_text("#!/bin/bash\n")
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    script = PROJECT / "pipeline/manifests/scripts/group.sh"
+    environment = {
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "TMPDIR": str(tmp_path),
+        "LWS_LEADER_ADDRESS": "m-server-1.m-server.llm",
+        "LWS_GROUP_SIZE": "3",
+        "LWS_WORKER_INDEX": "0",
+    }
+    command = ["bash", str(script), "8", "mpirun", "-n", "1", "tritonserver", "--a b"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    # Names as of LeaderWorkerSet's shared subdomain: NAME-GROUP-INDEX.NAME.
+    assert (tmp_path / "hosts").read_text().splitlines() == [
+        "m-server-1.m-server.llm slots=8",
+        "m-server-1-1.m-server.llm slots=8",
+        "m-server-1-2.m-server.llm slots=8",
+    ]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[-2] for line in asked] == [
+        *("m-server-1-1.m-server.llm", "m-server-1-1.m-server.llm"),
+        "m-server-1-2.m-server.llm",
+    ]
+    given = done.stdout.splitlines()
+    assert given[:2] == ["--default-hostfile", str(tmp_path / "hosts")]
+    assert given[2:4] == ["--mca", "plm_rsh_args"]
+    assert "BatchMode=yes" in given[4]
+    assert given[5:] == ["-n", "1", "tritonserver", "--a b"]
+
+
+def test_a_job_verifies_where_it_has_all_gpus(tmp_path: Path) -> None:
+    report = measured_report(recipe=hub_recipe(tmp_path), model={"commit": "0" * 40})
+    for tp, until in ((4, False), (16, True)):
+        repository = write_build(tmp_path / f"tp{tp}", "tensorrt", tp=tp, report=report)
+        job = one(objects_of(repository), "Job")
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        assert ("--until repository" in container["command"][2]) is until
+        assert ("repository.unverified" in container["command"][2]) is until
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == min(tp, 8)
+        assert subprocess.run(["sh", "-n", "-c", container["command"][2]], check=True)
+
+
+def test_a_recipe_in_the_cluster_is_the_builds_with_its_texts(
+    builds: dict[str, Path], tmp_path: Path
+) -> None:
+    config = one(objects_of(builds["from-the-hub"]), "ConfigMap", "-recipe")
+    for name, content in config["binaryData"].items():
+        (tmp_path / name).write_bytes(base64.b64decode(content))
+    (tmp_path / "recipe.yaml").write_text(config["data"]["recipe.yaml"])
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert (recipe.model.source, recipe.model.revision) == ("someone/a-model", "0" * 40)
+    assert recipe.evaluate
+    here = builds["from-the-hub"].parents[1] / "heldout.jsonl"
+    assert Path(recipe.evaluate.text).read_bytes() == here.read_bytes()
+
+
+def test_what_is_too_large_to_travel_is_named(tmp_path: Path) -> None:
+    recipe = hub_recipe(tmp_path)
+    (tmp_path / "heldout.jsonl").write_text("x" * (800 << 10))
+    report = measured_report(recipe=recipe, model={"commit": "0" * 40})
+    found = deployed(write_build(tmp_path / "m", report=report))
+    assert not found.values.build.enabled
+    assert found.inputs.missing == {
+        "evaluate.text": ("/inputs/heldout.jsonl", str(tmp_path / "heldout.jsonl"))
+    }
 
 
 def test_a_name_that_is_too_long_or_begins_with_a_digit_is_made_one(tmp_path: Path) -> None:

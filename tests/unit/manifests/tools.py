@@ -1,4 +1,4 @@
-"""Programs that are not Python's: where ``make operate-proof`` puts them, or on the PATH."""
+"""Programs that are not Python's: where ``make kube-proof`` puts them, or on the PATH."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import PROJECT
 
-FETCHED = PROJECT / "build" / "operate-tools"
-FETCH = "make operate-proof fetches it"
+FETCHED = PROJECT / "build" / "operate" / "helm"
+FETCH = "make kube-proof fetches it"
 
 
 def program(name: str) -> str:
