@@ -237,6 +237,7 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
                 "Blocks in use, of all. Replicas are scaled by it.",
                 ("kv_used",),
                 "percentunit",
+                QUARTER,
                 most=1,
             ).limited(limits.busy),
             Panel(
@@ -349,14 +350,14 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
                     "answer now and what they generate now. The price of an hour is the "
                     "dashboard's variable.",
                     ("per_million",),
-                    f"currency{observed.currency}",
+                    f"currency:{observed.currency} ",
                     HALF,
                 ),
                 Panel(
                     "A day",
                     f"{observed.currency} for 24 hours of the servers that answer now.",
                     ("per_day",),
-                    f"currency{observed.currency}",
+                    f"currency:{observed.currency} ",
                     HALF,
                     lines=False,
                 ),
