@@ -58,7 +58,6 @@ def numbers_of(limits: Thresholds, least: int, most: int) -> Mapping[str, str]:
     found = {
         "waiting": limits.waiting.promql,
         "free_blocks": limits.free_blocks.promql,
-        "full_blocks": limits.full_blocks.promql,
         "errors": limits.errors.promql,
         "stall": f"{limits.stall_s.value:.0f}s",
         "quiet": limits.quiet.promql,

@@ -196,12 +196,12 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
             ).limited(limits.waiting),
             Panel(
                 "Batch",
-                "Requests in the batch over the most that it takes.",
+                "Requests in the batch over the most that it takes. Replicas are scaled by it.",
                 ("batch_fill",),
                 "percentunit",
                 QUARTER,
                 most=1,
-            ),
+            ).limited(limits.busy),
             Panel("Steps", "Steps of the engines a second.", ("steps",), "ops", QUARTER),
             Panel(
                 "Streams by server",
@@ -234,10 +234,11 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
             ).limited(limits.free_blocks, above=False),
             Panel(
                 "Use",
-                "Blocks in use: of the cache, and of what a full batch of the load test's requests "
-                "holds, which is what replicas are scaled by.",
-                ("kv_used", "kv_busy"),
+                "Blocks in use, of all. Replicas are scaled by it.",
+                ("kv_used",),
                 "percentunit",
+                QUARTER,
+                most=1,
             ).limited(limits.busy),
             Panel(
                 "Prompts found in the cache",
@@ -349,14 +350,14 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
                     "answer now and what they generate now. The price of an hour is the "
                     "dashboard's variable.",
                     ("per_million",),
-                    f"currency{observed.currency}",
+                    f"currency:{observed.currency} ",
                     HALF,
                 ),
                 Panel(
                     "A day",
                     f"{observed.currency} for 24 hours of the servers that answer now.",
                     ("per_day",),
-                    f"currency{observed.currency}",
+                    f"currency:{observed.currency} ",
                     HALF,
                     lines=False,
                 ),
@@ -368,11 +369,17 @@ def _rows(observed: Observed) -> Iterator[tuple[str, list[Panel]]]:
             Panel(
                 "Replicas",
                 "Servers that answer, beside those wanted: for what waits, at "
-                f"{limits.waiting.text} each, and for the KV cache, at "
-                f"{limits.busy.text} each. The larger one counts.",
-                ("ready", "wanted_by_waiting", "wanted_by_cache", "wanted_by_autoscaler"),
+                f"{limits.waiting.text} each, for batches and for KV caches, at "
+                f"{limits.busy.text} each. The largest counts.",
+                (
+                    "ready",
+                    "wanted_by_waiting",
+                    "wanted_by_batch",
+                    "wanted_by_cache",
+                    "wanted_by_autoscaler",
+                ),
                 width=24,
-                why=f"Waiting: {limits.waiting.why}. KV cache: {limits.busy.why}.",
+                why=f"Waiting: {limits.waiting.why}. Batch and KV cache: {limits.busy.why}.",
             ),
         ],
     )

@@ -14,7 +14,7 @@ _NAMES = {
     "itl": "per token",
     "waiting": "waiting",
     "free_blocks": "KV blocks left",
-    "busy": "KV cache busy",
+    "busy": "busy",
     "errors": "errors",
     "stall_s": "no step for",
     "resumes": "resumed",

@@ -1,9 +1,10 @@
 """Autoscalers: KEDA's object, and Kubernetes' own with what gives it the metrics.
 
-Both ask for replicas by requests that wait and by KV blocks in use, both per replica; the larger
-number counts. Waiting requests alone would take replicas away whenever none waits, however busy
-all of them are. The ratio of queue time to compute time that NVIDIA's charts scale by is made of
-Triton's own queue, which stays empty in front of an engine that batches in flight.
+Both ask for replicas by requests that wait, by KV blocks in use and by places of the batch in use,
+each per replica; the largest number counts. Waiting requests alone would take replicas away
+whenever none waits, however busy all of them are. The ratio of queue time to compute time that
+NVIDIA's charts scale by is made of Triton's own queue, which stays empty in front of an engine that
+batches in flight.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pipeline.monitoring.observed import Observed, observe
 from pipeline.monitoring.queries import COMPONENT, DEPLOYMENT, ENGINE, SERVER
 from pipeline.monitoring.rules import heading, metadata, shown
 from pipeline.monitoring.table import TABLE
+from pipeline.monitoring.thresholds import Threshold
 
 if TYPE_CHECKING:
     from pipeline.manifests.deployed import Deployed
 
-WAITING, BUSY = "trtllm_requests_waiting", "trtllm_kv_cache_busy"
+WAITING, CACHE, BATCH = (
+    f"trtllm_{name}" for name in ("requests_waiting", "kv_cache_used", "batch_fill")
+)
 """The metrics of pods, as Kubernetes' autoscaler asks for them."""
 
 LOOKS_S = 15
@@ -68,7 +72,7 @@ def scaled_object(observed: Observed) -> dict[str, Any]:
     Args:
         observed: What is watched.
     """
-    limits, rules = observed.limits, observed.rules
+    limits = observed.limits
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
@@ -88,26 +92,18 @@ def scaled_object(observed: Observed) -> dict[str, Any]:
             ),
             "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(observed)}},
             "triggers": [
-                _trigger(
-                    observed,
-                    "waiting",
-                    f"sum({rules.fill(TABLE['requests_waiting'].expr)})",
-                    limits.waiting.promql,
-                    f"{limits.waiting.text} a replica: {limits.waiting.why}.",
-                ),
-                _trigger(
-                    observed,
-                    "kv-cache",
-                    f"sum({rules.fill(TABLE['kv_busy'].expr)})",
-                    limits.busy.promql,
-                    f"{limits.busy.text}, {limits.busy.why}.",
-                ),
+                _trigger(observed, name, TABLE[query].expr, limit)
+                for name, query, limit in (
+                    ("waiting", "requests_waiting", limits.waiting),
+                    ("kv-cache", "kv_used", limits.busy),
+                    ("batch", "batch_fill", limits.busy),
+                )
             ],
         },
     }
 
 
-def _trigger(observed: Observed, name: str, query: str, threshold: str, why: str) -> Why:
+def _trigger(observed: Observed, name: str, expr: str, limit: Threshold) -> Why:
     return Why(
         {
             "type": "prometheus",
@@ -116,14 +112,18 @@ def _trigger(observed: Observed, name: str, query: str, threshold: str, why: str
             "metricType": "AverageValue",
             "metadata": {
                 "serverAddress": observed.deployed.values.monitoring.prometheus,
-                "query": shown(query),
-                "threshold": threshold,
+                "query": shown(f"sum({observed.rules.fill(expr)})"),
+                "threshold": limit.promql,
                 # No series is no load that is known to be nothing.
                 "ignoreNullValues": "false",
             },
         },
-        why,
+        _reason(limit),
     )
+
+
+def _reason(limit: Threshold) -> str:
+    return f"{limit.text} a replica: {limit.why}."
 
 
 def _behavior(observed: Observed) -> dict[str, Any]:
@@ -148,8 +148,9 @@ def autoscaler(observed: Observed) -> dict[str, Any]:
     """
     limits = observed.limits
     wanted = (
-        (WAITING, f"{limits.waiting.value:.0f}", f"{limits.waiting.why}."),
-        (BUSY, f"{limits.busy.value * 1000:.0f}m", f"{limits.busy.text}, {limits.busy.why}."),
+        (WAITING, f"{limits.waiting.value:.0f}", limits.waiting),
+        (CACHE, f"{limits.busy.value * 1000:.0f}m", limits.busy),
+        (BATCH, f"{limits.busy.value * 1000:.0f}m", limits.busy),
     )
     return {
         "apiVersion": "autoscaling/v2",
@@ -168,9 +169,9 @@ def autoscaler(observed: Observed) -> dict[str, Any]:
                             "target": {"type": "AverageValue", "averageValue": value},
                         },
                     },
-                    why,
+                    _reason(limit),
                 )
-                for name, value, why in wanted
+                for name, value, limit in wanted
             ],
             "behavior": _behavior(observed),
         },
@@ -178,45 +179,36 @@ def autoscaler(observed: Observed) -> dict[str, Any]:
 
 
 def adapter_values(observed: Observed) -> dict[str, Any]:
-    """Returns values of prometheus-adapter's chart, which make two metrics of pods.
+    """Returns values of prometheus-adapter's chart, which make three metrics of pods.
 
     Args:
         observed: What is watched.
     """
     of = f'{DEPLOYMENT}="{observed.name}",{COMPONENT}="{SERVER}",model="{ENGINE}"'
-    requests, blocks = "nv_trt_llm_request_metrics", "nv_trt_llm_kv_cache_block_metrics"
+    requests = ("nv_trt_llm_request_metrics", "request_type")
+    blocks = ("nv_trt_llm_kv_cache_block_metrics", "kv_cache_block_type")
 
-    def summed(kind: str) -> str:
-        matched = f'kv_cache_block_type="{kind}",{of},<<.LabelMatchers>>'
-        return f"sum by (<<.GroupBy>>) (<<.Series>>{{{matched}}})"
+    def adapted(name: str, family: tuple[str, str], value: str, whole: str = "") -> dict[str, Any]:
+        summed = [
+            f'sum by (<<.GroupBy>>) (<<.Series>>{{{family[1]}="{part}",{of},<<.LabelMatchers>>}})'
+            for part in (value, whole)
+            if part
+        ]
+        return {
+            "seriesQuery": f'{family[0]}{{{family[1]}="{value}",{of}}}',
+            "resources": {
+                "overrides": {label: {"resource": label} for label in ("namespace", "pod")}
+            },
+            "name": {"as": name},
+            "metricsQuery": " / ".join(summed),
+        }
 
-    full = observed.limits.full_blocks
     return {
         "rules": {
             "custom": [
-                _adapted(
-                    f'{requests}{{request_type="waiting",{of}}}',
-                    WAITING,
-                    "sum by (<<.GroupBy>>) (<<.Series>>"
-                    f'{{request_type="waiting",{of},<<.LabelMatchers>>}})',
-                ),
-                Why(
-                    _adapted(
-                        f'{blocks}{{kv_cache_block_type="used",{of}}}',
-                        BUSY,
-                        f"{summed('used')} / clamp_max({summed('max')}, {full.promql})",
-                    ),
-                    f"{full.text}: {full.why}.",
-                ),
+                adapted(WAITING, requests, "waiting"),
+                adapted(CACHE, blocks, "used", "max"),
+                adapted(BATCH, requests, "scheduled", "max"),
             ]
         }
-    }
-
-
-def _adapted(series: str, name: str, query: str) -> dict[str, Any]:
-    return {
-        "seriesQuery": series,
-        "resources": {"overrides": {label: {"resource": label} for label in ("namespace", "pod")}},
-        "name": {"as": name},
-        "metricsQuery": query,
     }

@@ -92,7 +92,9 @@ RECORDED = {
 _REUSED, _MISSED = (
     _rate(f"nv_llm_kv_cache_{kind}_blocks_total{{<engine>}}") for kind in ("reused", "missed")
 )
-_BUSY = f"{_blocks('used')} / clamp_max({_blocks('max')}, <full_blocks>)"
+
+_BATCH_FILL = f"{_requests('scheduled')} / {_requests('max')}"
+_KV_USED = f"{_blocks('used')} / {_blocks('max')}"
 
 _TRAFFIC = (
     Query(
@@ -204,7 +206,7 @@ _BATCHING = (
     Query(
         "batch_fill",
         Source.BOTH,
-        f"{_requests('scheduled')} / {_requests('max')}",
+        _BATCH_FILL,
         "{{pod}}",
         "pod:trtllm_batch_fill:ratio",
     ),
@@ -239,16 +241,9 @@ _CACHE = (
     Query(
         "kv_used",
         Source.BOTH,
-        f"{_blocks('used')} / {_blocks('max')}",
-        "{{pod}} of the cache",
+        _KV_USED,
+        "{{pod}}",
         "pod:trtllm_kv_cache_used:ratio",
-    ),
-    Query(
-        "kv_busy",
-        Source.BOTH,
-        _BUSY,
-        "{{pod}} of a full batch",
-        "pod:trtllm_kv_cache_busy:ratio",
     ),
     Query("kv_hit", Source.CPU, f"{_REUSED} / ({_REUSED} + {_MISSED})", "{{pod}}"),
     Query(
@@ -292,6 +287,9 @@ _MEMORY = (
     ),
 )
 
+_GATEWAY_ALL = _rate("llm_requests_total{<gateway>}", _DEPLOYMENT)
+_GATEWAY_FAILED = _rate('llm_requests_total{code=~"5..",<gateway>}', _DEPLOYMENT)
+
 _ERRORS = (
     Query(
         "failures_by_reason",
@@ -318,9 +316,8 @@ _ERRORS = (
     Query(
         "gateway_errors",
         Source.GATEWAY,
-        _rate('llm_requests_total{code=~"5..",<gateway>}', _DEPLOYMENT)
-        + " / "
-        + _rate("llm_requests_total{<gateway>}", _DEPLOYMENT),
+        # A status that was never answered has no series, and is none of them.
+        f"({_GATEWAY_FAILED} or 0 * {_GATEWAY_ALL}) / {_GATEWAY_ALL}",
         "gateway",
         "deployment:trtllm_gateway_errors:ratio",
     ),
@@ -383,9 +380,15 @@ _REPLICAS = (
         "wanted for what waits",
     ),
     Query(
+        "wanted_by_batch",
+        Source.BOTH,
+        f"clamp(ceil(sum({_BATCH_FILL}) / <busy>), <least>, <most>)",
+        "wanted for the batches",
+    ),
+    Query(
         "wanted_by_cache",
         Source.BOTH,
-        f"clamp(ceil(sum({_BUSY}) / <busy>), <least>, <most>)",
+        f"clamp(ceil(sum({_KV_USED}) / <busy>), <least>, <most>)",
         "wanted for the KV cache",
     ),
     Query(

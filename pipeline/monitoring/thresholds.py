@@ -17,7 +17,7 @@ LATENCY_BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000
 """Upper bounds of the engine's histograms of times, as it publishes them."""
 
 BUSY = 0.7
-"""The share of a batch at which one more replica is wanted.
+"""The share of a batch, and of the KV cache, at which one more replica is wanted.
 
 Knative scales at 70 % of a container's concurrency unless told otherwise
 (``container-concurrency-target-percentage``), for the same reason: what comes while a replica
@@ -82,7 +82,7 @@ class Thresholds:
         stall_s: Seconds in which an engine that has work must make a step.
         quiet: Requests per second and replica at which ten minutes of silence are no chance.
         resumes: Streams resumed in ten minutes.
-        busy: The share of a batch's blocks at which one more replica is wanted.
+        busy: The share of a batch, and of the KV cache, at which one more replica is wanted.
         down_s: Seconds that a lower need must last before a replica is taken away.
     """
 
@@ -151,10 +151,9 @@ def thresholds_of(
         ),
         busy=Threshold(
             BUSY,
-            "of a full batch's blocks",
-            f"of {number(figures.max_batch_size * blocks)} blocks: {length}, times "
-            f"max_batch_size {figures.max_batch_size}; the rest is for what comes while a replica "
-            "starts",
+            "of a batch, and of the KV cache",
+            f"of max_batch_size {figures.max_batch_size} and of all blocks; the rest is for what "
+            "comes while a replica starts, as Knative's default has it; not from the load test",
             share=True,
         ),
         down_s=_down(figures, itl),

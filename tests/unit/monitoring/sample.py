@@ -93,5 +93,7 @@ def deployed(
         gpus: Of each pod.
         values: What was chosen.
     """
-    found = describe(read_build(build_at(folder, content)), Values.model_validate(values, by_name=True))
+    found = describe(
+        read_build(build_at(folder, content)), Values.model_validate(values, by_name=True)
+    )
     return replace(found, layout=replace(found.layout, gpus=gpus))

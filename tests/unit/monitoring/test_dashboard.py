@@ -81,9 +81,11 @@ def test_each_panel_says_who_has_it_and_where_its_limit_comes_from(cpu: Observed
         steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
         if len(steps) > 1:
             drawn += 1
-            assert "8 streams in report.json" in panel["description"]
+            assert "The line is at" in panel["description"]
+            figure = "max_batch_size 32" if panel["title"] in ("Batch", "Use") else "8 streams"
+            assert figure in panel["description"], panel["title"]
             assert panel["fieldConfig"]["defaults"]["custom"]["thresholdsStyle"]["mode"] == "line"
-    assert drawn == 8
+    assert drawn == 9
     known = {panel["title"]: panel for panel in panels(cpu)}
     waiting = known["Requests waiting"]["fieldConfig"]["defaults"]["thresholds"]["steps"]
     assert [step["value"] for step in waiting] == [None, 4]

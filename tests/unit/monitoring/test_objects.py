@@ -134,8 +134,8 @@ def test_both_autoscalers_ask_for_the_same(cpu: Observed) -> None:
     keda, own = made["scaledobject.yaml"]["spec"], made["hpa.yaml"]["spec"]
     asked = [float(trigger["metadata"]["threshold"]) for trigger in keda["triggers"]]
     targets = [metric["pods"]["target"]["averageValue"] for metric in own["metrics"]]
-    assert asked == [4, 0.7]
-    assert targets == ["4", "700m"]
+    assert asked == [4, 0.7, 0.7]
+    assert targets == ["4", "700m", "700m"]
     assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == own["behavior"]
     assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (2, 8)
     assert (own["minReplicas"], own["maxReplicas"]) == (2, 8)

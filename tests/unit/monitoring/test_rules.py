@@ -410,31 +410,44 @@ def test_an_alert_says_what_where_and_how_much(cpu: Observed, tmp_path: Path) ->
 
 def test_recorded_numbers_are_those_of_a_hand_calculation(cpu: Observed, tmp_path: Path) -> None:
     checked(cpu, tmp_path)
-    used = level("kv_cache_block_metrics", "kv_cache_block_type", "used", 96)
-    # A full batch of the sample holds 384 blocks, more than a cache of 192.
-    cases = {384: 1000, 192: 192}
-    for full, cache in cases.items():
-        most = level("kv_cache_block_metrics", "kv_cache_block_type", "max", cache)
-        labels = 'pod:trtllm_kv_cache_busy:ratio{deployment="story",namespace="llm",pod="a"}'
-        run(
-            tmp_path,
-            [
-                {
-                    "interval": "15s",
-                    "input_series": [
-                        {"series": name, "values": values}
-                        for name, values in {**used, **most}.items()
-                    ],
-                    "promql_expr_test": [
-                        {
-                            "expr": "pod:trtllm_kv_cache_busy:ratio",
-                            "eval_time": "10m",
-                            "exp_samples": [{"labels": labels, "value": 96 / full}],
-                        }
-                    ],
-                }
-            ],
-        )
+    blocks, requests = (
+        ("kv_cache_block_metrics", "kv_cache_block_type"),
+        ("request_metrics", "request_type"),
+    )
+    given = {
+        **level(*blocks, "used", 96),
+        **level(*blocks, "max", 384),
+        **level(*requests, "scheduled", 8),
+        **level(*requests, "max", 32),
+        # 100 a scrape of 15 s.
+        **counted("nv_inference_request_success", ENGINE, 100),
+        **answers("200", 100),
+    }
+    pod = '{deployment="story",namespace="llm",pod="a"}'
+    expected = {
+        f"pod:trtllm_kv_cache_used:ratio{pod}": 0.25,
+        f"pod:trtllm_batch_fill:ratio{pod}": 0.25,
+        f"pod:trtllm_requests_answered:rate{pod}": 100 / 15,
+        # Nothing failed, which is not nothing.
+        'deployment:trtllm_gateway_errors:ratio{deployment="story",namespace="llm"}': 0,
+    }
+    run(
+        tmp_path,
+        [
+            {
+                "interval": "15s",
+                "input_series": [{"series": name, "values": given[name]} for name in given],
+                "promql_expr_test": [
+                    {
+                        "expr": labels.partition("{")[0],
+                        "eval_time": "10m",
+                        "exp_samples": [{"labels": labels, "value": value}],
+                    }
+                    for labels, value in expected.items()
+                ],
+            }
+        ],
+    )
 
 
 def test_a_dashboards_json_has_no_alert_of_another_name(cpu: Observed) -> None:
