@@ -190,7 +190,7 @@ def test_gateways_reach_servers_and_nobody_else_does(builds: dict[str, Path]) ->
     (container,) = asking["spec"]["containers"]
     service = one(objects, "Service", "-servers")
     assert service["spec"]["clusterIP"] == "None"
-    assert f"--url=grpc://{service['metadata']['name']}:8001" in container["args"]
+    assert f"--url=grpc://{service['metadata']['name']}:8001?metrics=8002" in container["args"]
 
 
 def test_pods_keep_the_restricted_pod_security_standard(objects: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ def test_the_gateway_is_beside_the_server(builds: dict[str, Path]) -> None:
     services = yaml.safe_load(text["compose.yaml"])["services"]
     server, gateway = services["triton"], services["gateway"]
     assert server["image"] == "own/server:1"
-    assert "--url=grpc://triton:8001" in gateway["command"]
+    assert "--url=grpc://triton:8001?metrics=8002" in gateway["command"]
     assert "&id" not in text["compose.yaml"]
     for service in (server, gateway):
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -77,4 +77,4 @@ def test_the_gateways_unit_starts_the_command_and_outlives_the_server(
     assert server in parsed["Unit"]["After"]
     assert server in parsed["Unit"]["Wants"]
     assert not {"Requires", "BindsTo"} & set(parsed["Unit"])
-    assert "--url=grpc://127.0.0.1:8001" in words
+    assert "--url=grpc://127.0.0.1:8001?metrics=8002" in words
