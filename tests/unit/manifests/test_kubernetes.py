@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from pipeline.cli.invocation import Invocation
+from pipeline.cli.main import app
 from pipeline.errors import UnsupportedError
 from pipeline.recipe.file import load_recipe
 from tests.conftest import PROJECT
@@ -426,3 +429,39 @@ def test_an_engine_that_no_image_reads_is_refused(tmp_path: Path) -> None:
     write_manifest(repository / "tensorrt_llm/1/engine", bound)
     with pytest.raises(UnsupportedError, match="no container is known"):
         deployed(repository)
+
+
+def accepted(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of words; it refuses those that it does not know."""
+    program = typer.main.get_command(app)
+    with program.make_context("trtllm-pipeline", list(words), obj=Invocation()) as context:
+        assert isinstance(program, typer.core.TyperGroup)
+        _, command, rest = program.resolve_command(context, context._protected_args + context.args)
+        assert command
+        with command.make_context(words[0], rest, parent=context) as inner:
+            return dict(inner.params)
+
+
+@pytest.mark.parametrize("shape", ["cpu", "gpus"])
+def test_the_command_line_takes_what_containers_say(shape: str, builds: dict[str, Path]) -> None:
+    objects = objects_of(builds[shape], "gateway.keySecret=clients")
+    for end, command in (("-server", "serve"), ("-gateway", "gateway")):
+        template = one(objects, "Deployment", end)["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        if "args" not in container:
+            continue  # NVIDIA's image has tritonserver instead
+        given = {v["name"]: v.get("value") for v in container["env"]}
+        text = container["args"]
+        for name, value in given.items():
+            text = [word.replace(f"$({name})", str(value)) for word in text]
+        assert text[0] == command
+        found = accepted(text)
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        leaving = template["spec"]["terminationGracePeriodSeconds"]
+        assert found["host"] == "0.0.0.0"
+        assert found["drain"] + container["lifecycle"]["preStop"]["sleep"]["seconds"] < leaving
+        if command == "serve":
+            assert {name: found[f"{name}_port"] for name in ports} == ports
+        else:
+            assert found["port"] == ports["http"]
+            assert found["key_from"] in given

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from .support import files_of
+from .test_kubernetes import accepted
 from .tools import program, said
 
 
@@ -41,6 +42,7 @@ def test_the_gateway_is_beside_the_server(builds: dict[str, Path]) -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["read_only"] is True
         assert all(volume["read_only"] for volume in service["volumes"])
+        accepted(service["command"])
     # The key is named and never written.
     assert gateway["environment"]["OPENAI_API_KEY"] is None
     assert "--key-from=OPENAI_API_KEY" in gateway["command"]
@@ -73,6 +75,7 @@ def test_the_gateways_unit_starts_the_command_and_outlives_the_server(
     parsed.read_string(units[name])
     words = shlex.split(parsed["Service"]["ExecStart"])
     assert Path(words[0]).parent == Path(sys.executable).parent
+    assert accepted(words[1:])["host"] == "127.0.0.1"
     server = name.replace("-gateway", "")
     assert server in parsed["Unit"]["After"]
     assert server in parsed["Unit"]["Wants"]
