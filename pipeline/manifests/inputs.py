@@ -22,7 +22,7 @@ INPUTS = "/inputs"
 """Where the Job finds what it was given on a volume of its own."""
 
 MOST_TEXT = 384 << 10
-"""Bytes of files that travel with the recipe. Helm keeps a release, its chart and its objects, in one
+"""Bytes of files that travel with the recipe. Helm keeps a release, chart and objects, in one
 Secret of a mebibyte at most, and base64 leaves little to compress."""
 
 
