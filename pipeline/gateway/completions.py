@@ -247,7 +247,8 @@ class CompletionAnswer:
                     if piece.log_probs is not None:
                         scores = self._scores(piece.ids, piece.log_probs, place)
                     place += len(piece.text)
-                    yield Part(prompt.index, piece.text, scores, piece.finish_reason)
+                    if piece.text or scores or piece.finish_reason:
+                        yield Part(prompt.index, piece.text, scores, piece.finish_reason)
 
     def _scores(self, ids: Sequence[int], values: Sequence[float], place: int) -> Scores:
         texts = [self._desk.model.token(id_)[0] for id_ in ids]

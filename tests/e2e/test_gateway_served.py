@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.gateway.desk import Options
 from pipeline.gateway.model import open_model
 from pipeline.gateway.opening import Servers, open_gateway
 from pipeline.gateway.running import RunningGateway, listen
-from pipeline.service.activity import read_counters
 
 from ..conftest import DEMO_MODEL
 from ..processes import started
@@ -101,22 +101,24 @@ def test_a_prompt_alone_is_scored_without_an_answer(gateway: RunningGateway) -> 
 def test_a_client_that_goes_frees_its_place_at_the_engine(
     gateway: RunningGateway, scored: Any
 ) -> None:
-    def active() -> float | None:
-        with urllib.request.urlopen(scored.metrics_url) as page:
-            return read_counters(page.read().decode()).active
+    def counted(name: str, kind: str) -> float:
+        with urllib.request.urlopen(scored.metrics_url, timeout=PATIENCE_S) as page:
+            families = list(text_string_to_metric_families(page.read().decode()))
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and kind in sample.labels.values()
+        )
 
-    def cancelled() -> float:
-        with urllib.request.urlopen(scored.metrics_url) as page:
-            return read_counters(page.read().decode()).cancelled
-
-    before = cancelled()
+    before = counted("nv_llm_requests_total", "cancelled")
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx2.stream("POST", f"{gateway.url}/v1/completions", json=body) as response:
         next(response.iter_lines())
         assert response.status_code == 200
-    until(lambda: active() == 0)
     # It did not come to its end: the engine was told.
-    until(lambda: cancelled() == before + 1)
+    until(lambda: counted("nv_llm_requests_total", "cancelled") == before + 1)
+    until(lambda: counted("nv_trt_llm_request_metrics", "active") == 0)
 
 
 def test_another_tokenizer_than_the_server_s_is_refused(scored: Any, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""A stream over the gateway's fleet outlives the processes that serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.gateway.fleet.policy import Policy
+
+from .record import Fault
+from .resuming import MOST_S, Load, fleet_at, judge, undisturbed, wanted_texts
+from .service import Service
+
+STREAMS = 8
+TOKENS = 250
+
+
+def test_streams_go_on_when_their_server_is_killed(
+    repository: Path, service: Service, fault: Callable[..., Fault]
+) -> None:
+    row = fault(
+        "streams of token ids over a fleet of one server",
+        f"the engine's stub, then tritonserver killed, with {STREAMS} streams open",
+        "no stream ends with an error, and each text is that of an undisturbed run",
+    )
+    texts = wanted_texts(repository, STREAMS, TOKENS)
+
+    async def kill(load: Load) -> None:
+        for victim in (lambda: service.stub("tensorrt_llm"), lambda: service.server):
+            await load.flowing()
+            os.kill(victim(), signal.SIGKILL)
+        await load.flowing()
+
+    async def work() -> None:
+        calm = await undisturbed(service.grpc, texts, STREAMS)
+        assert [len(each.ids) for each in calm] == [TOKENS] * STREAMS
+        fleet = fleet_at([service.grpc], Policy(wait_s=MOST_S))
+        try:
+            got = await Load(fleet, texts, STREAMS).run(kill)
+        finally:
+            await fleet.close()
+        verdict = judge(fleet, got, calm)
+        row.measured("texts", verdict.texts, "")
+        row.measured("streams resumed", fleet.counts.stalls, "")
+        row.measured("longest stall", verdict.longest_stall_s, at_most=5)
+        assert verdict.causes == []
+        assert verdict.different == 0
+        # Both kinds were hit, each by both kills.
+        assert fleet.counts.resumes["resumed", "continued"] > 0
+        assert fleet.counts.resumes["resumed", "replayed"] > 0
+        assert fleet.counts.stalls >= 2
+
+    asyncio.run(work())
