@@ -73,7 +73,6 @@ operate-proof: $(STAMP) watch-proof kube-proof  ## The gateway with the official
 	$(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
 	PYTHONPATH=$(OPENAI_1) $(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
 
-<<<<<<< HEAD
 watch-proof: $(STAMP)  ## Rules and dashboard with Debian's Prometheus and Grafana's own types, under load, with a table
 	scripts/watch-tools build/operate
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml
@@ -83,11 +82,10 @@ watch-proof: $(STAMP)  ## Rules and dashboard with Debian's Prometheus and Grafa
 kube-proof: $(STAMP)  ## Every manifest in helm and in the validators, with values of all kinds (fetches helm)
 	scripts/kube-tools build/operate/helm
 	$(BIN)/python -m pytest tests/unit/manifests tests/unit/test_docker_files.py -m "proof or not proof"
-=======
+
 resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml
 	$(BIN)/python -m tests.faults.resume_proof --repository $(DEMO)/repository
->>>>>>> gateway
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
