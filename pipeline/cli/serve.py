@@ -271,7 +271,10 @@ def _gateway(
 
     def gateway(server: RunningServer) -> RunningGateway:
         return open_gateway(
-            Servers((server.grpc_url,), headers={KEY_HEADER: key} if key else {}),
+            Servers.at(
+                [f"{server.grpc_url}?metrics={server.metrics_port}"],
+                headers={KEY_HEADER: key} if key else {},
+            ),
             model,
             Options(keys=(key,) if key else ()),
             opened,

@@ -41,7 +41,7 @@ def gateway(scored: Any) -> Iterator[RunningGateway]:
     model = open_model(DEMO_MODEL, context_length=LONGEST)
     opened = listen("127.0.0.1", 0, "--port")
     with open_gateway(
-        Servers((scored.grpc_url,)), model, Options(), opened, drain_s=0, say=print
+        Servers.at([scored.grpc_url]), model, Options(), opened, drain_s=0, say=print
     ) as running:
         until(lambda: httpx2.get(f"{running.url}/health/ready").status_code == 200)
         yield running
@@ -148,7 +148,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
     lines: list[str] = []
     opened = listen("127.0.0.1", 0, "--port")
     with open_gateway(
-        Servers((url,)), model, Options(), opened, drain_s=0, say=lines.append
+        Servers.at([url]), model, Options(), opened, drain_s=0, say=lines.append
     ) as running:
         until(lambda: bool(lines))
         assert f"waiting for grpc://{url}" in lines[0]
