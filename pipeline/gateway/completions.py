@@ -15,7 +15,7 @@ from pipeline.gateway.engine import Generation, Input, Tokens
 from pipeline.gateway.model import Model
 from pipeline.gateway.sampling import NO_END, end_inputs, is_greedy, sampling_inputs
 from pipeline.gateway.schema import CompletionBody
-from pipeline.gateway.stream import event
+from pipeline.gateway.stream import event, json_bytes
 from pipeline.gateway.text import Piece, Writer
 from pipeline.gateway.usage import usage
 from pipeline.triton.contract import SCORES_PROMPTS
@@ -175,10 +175,12 @@ class CompletionAnswer:
         """Yields the events of a stream."""
         counts = self._body.counts_tokens
         head = self._head()
-        more = {"usage": None} if counts else {}
+        # What is the same in all of them is written once.
+        begin = event({**head, "choices": []}).removesuffix(b"]}\n\n")
+        end = b'],"usage":null}\n\n' if counts else b"]}\n\n"
         async with aclosing(self._merged()) as parts:
             async for part in parts:
-                yield event({**head, "choices": [self._choice(part)], **more})
+                yield begin + json_bytes(self._choice(part)) + end
         if counts:
             yield event({**head, "choices": [], "usage": self._usage()})
 
