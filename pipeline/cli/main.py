@@ -22,6 +22,7 @@ from pipeline.cli import (
     generate,
     init,
     lm_eval,
+    manifests,
     plan,
     run,
     schema,
@@ -73,6 +74,7 @@ for command in (
     bench.bench,
     compare.compare,
     lm_eval.lm_eval,
+    manifests.manifests,
     certificates.certificates,
     sign.sign,
     doctor.doctor,
@@ -82,6 +84,7 @@ for command in (
 store_app.command("list", cls=Command)(grouped(store.list_))
 store_app.command("verify", cls=Command)(grouped(store.verify))
 store_app.command("prune", cls=Command)(grouped(store.prune))
+store_app.command("publish", cls=Command)(grouped(store.publish))
 app.add_typer(store_app, name="store")
 
 
