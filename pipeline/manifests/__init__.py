@@ -1,0 +1,1 @@
+"""Describes a deployment of what was just built to the tools that run one."""

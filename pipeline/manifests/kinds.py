@@ -1,0 +1,93 @@
+"""The table of what ``manifests`` can write; one row per kind.
+
+A kind's writer is named rather than imported, as targets are: a room that writes a kind may use the
+description in :mod:`pipeline.manifests.deployed`, and nothing is loaded that is not asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.manifests.deployed import Deployed
+
+    Writer = Callable[[Deployed], Mapping[str, str]]
+    """Writes the files of a kind: their texts, by their path in the folder of ``--output``.
+
+    Raises:
+        UnsupportedError: What was built cannot be deployed so.
+    """
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table.
+
+    Attributes:
+        name: What ``--kind`` calls it.
+        sentence: What is written, for people who choose.
+        writer: The function that writes it, as ``module:function``; it is a :data:`Writer`.
+    """
+
+    name: str
+    sentence: str
+    writer: str
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "kubernetes",
+            "Plain manifests: servers, gateway, volume, build Job, policies.",
+            "pipeline.manifests.plain:write",
+        ),
+        Kind(
+            "helm",
+            "The same objects as a chart with values.yaml and values.schema.json.",
+            "pipeline.manifests.chart:write",
+        ),
+        Kind(
+            "compose",
+            "A compose file for one machine: the server, and the gateway beside it.",
+            "pipeline.manifests.single:compose",
+        ),
+        Kind(
+            "systemd",
+            "Two units for one machine: the server, and the gateway beside it.",
+            "pipeline.manifests.single:systemd",
+        ),
+    )
+}
+
+
+def kind_of(name: str) -> Kind:
+    """Finds the row of a name.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    close = difflib.get_close_matches(name.lower(), KINDS, n=1)
+    raise UsageError(
+        f"there is no kind {name} of manifests",
+        fix=f"Did you mean {close[0]}?" if close else f"Kinds: {', '.join(KINDS)}",
+    )
+
+
+def writer_of(name: str) -> Writer:
+    """Loads the writer of a kind.
+
+    Raises:
+        UsageError: There is no such kind.
+    """
+    module, _, function = kind_of(name).writer.partition(":")
+    writer: Writer = getattr(import_module(module), function)
+    return writer
