@@ -1,0 +1,73 @@
+"""Makes the Ray Serve application: a gateway, and replicas with a server each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.dependencies import require
+from pipeline.manifests.build import read_build
+from pipeline.rayserve.deployments import GATEWAY, REPLICAS, gateway_options, replica_options
+from pipeline.rayserve.options import Options, read_options
+from pipeline.rayserve.replica import Replica
+from pipeline.rayserve.sizing import size_of
+from pipeline.store.deployed import find_repository
+
+
+def build(arguments: Mapping[str, Any]) -> Any:
+    """Makes the application.
+
+    Args:
+        arguments: Fields of :class:`pipeline.rayserve.options.Options`.
+
+    Returns:
+        What ``serve.run`` takes.
+
+    Raises:
+        UsageError: An argument is wrong.
+        RepositoryError: The repository does not say what the sizes need.
+        MissingDependencyError: ray[serve] is not installed.
+    """
+    options = read_options(arguments)
+    serve = require("ray.serve", "ray")
+    built = read_build(find_repository(Path(options.repository)))
+    size = size_of(built)
+    replica = serve.deployment(Replica, name=REPLICAS, **replica_options(options, size, built))
+    gateway = serve.deployment(
+        serve.ingress()(Gateway), name=GATEWAY, **gateway_options(options, size)
+    )
+    servers = replica.bind(options.repository, verify=options.verify)
+    return gateway.bind(options.model_dump(), options.model or built.name, servers)
+
+
+class Gateway:
+    """The gateway's application in a deployment of its own.
+
+    Args:
+        options: Fields of :class:`pipeline.rayserve.options.Options`.
+        model: What clients call the model.
+        replicas: Ray's handle of the replicas' deployment.
+    """
+
+    def __init__(self, options: Mapping[str, Any], model: str, replicas: Any) -> None:
+        self._options, self._model, self._replicas = Options(**options), model, replicas
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Builds the FastAPI application, which Ray calls once this replica is there."""
+        from pipeline.rayserve.engine import RayEngine
+
+        return RayEngine(self._replicas, _running(REPLICAS), REPLICAS)
+
+
+def _running(deployment: str) -> Callable[[], int]:
+    """Returns what counts the running replicas of a deployment of this application."""
+    from ray import serve
+
+    application = serve.get_replica_context().app_name
+
+    def count() -> int:
+        found = serve.status().applications[application].deployments[deployment]
+        return sum(number for state, number in found.replica_states.items() if state == "RUNNING")
+
+    return count
