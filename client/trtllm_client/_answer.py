@@ -12,7 +12,7 @@ from trtllm_client._log_probs import LogProbsSoFar
 from trtllm_client._metrics import perf_metrics
 from trtllm_client._request import Chunk, Completion
 from trtllm_client._traits import TextSoFar
-from trtllm_client._wire import decode_outputs
+from trtllm_client._wire import Tensors, decode_outputs, decode_tensors
 
 Value = TypeVar("Value")
 
@@ -45,18 +45,8 @@ class StreamState:
         Raises:
             ClientError: The response is an error.
         """
-        if response.error_message:
-            raise error_from_message(response.error_message, self._address)
-        self.received += 1
-        infer = response.infer_response
-        self.complete = infer.parameters["triton_final_response"].bool_param
+        infer = self._take(response)
         if not infer.outputs:
-            if self.complete and self._expects_data and not self._chunks:
-                raise ServerFailed(
-                    "the server ended the request without an answer",
-                    where=self._address,
-                    fix="Check that the request has every required input, and the server's log",
-                )
             held = self._so_far.rest() if self.complete and self._so_far else ""
             return self._count(Chunk(text=held, index=0, is_final=True)) if held else None
         try:
@@ -70,6 +60,37 @@ class StreamState:
             new = self._log_probs.new(scores, chunk.num_output_tokens, chunk.cum_log_probs)
             chunk = replace(chunk, output_log_probs=new)
         return self._count(chunk)
+
+    def feed_tensors(self, response: Message) -> Tensors | None:
+        """Returns the tensors in a ``ModelStreamInferResponse``; None when it only marks the end.
+
+        Raises:
+            ClientError: The response is an error.
+        """
+        infer = self._take(response)
+        if not infer.outputs:
+            return None
+        self._chunks += 1
+        try:
+            return decode_tensors(infer)
+        except ServerFailed as error:
+            error.where = self._address
+            raise
+
+    def _take(self, response: Message) -> Message:
+        """The ``ModelInferResponse`` in it; raises where it is an error, or an end too soon."""
+        if response.error_message:
+            raise error_from_message(response.error_message, self._address)
+        self.received += 1
+        infer = response.infer_response
+        self.complete = infer.parameters["triton_final_response"].bool_param
+        if not infer.outputs and self.complete and self._expects_data and not self._chunks:
+            raise ServerFailed(
+                "the server ended the request without an answer",
+                where=self._address,
+                fix="Check that the request has every required input, and the server's log",
+            )
+        return infer
 
     def _count(self, chunk: Chunk) -> Chunk:
         self._chunks += 1

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from trtllm_client._info import ModelMetadata, ServerMetadata, model_metadata, s
 from trtllm_client._request import Completion, GenerateRequest
 from trtllm_client._settings import INFO_TIMEOUT_S, Prepared, Settings
 from trtllm_client._traits import Traits
-from trtllm_client._wire import Outputs, decode_outputs, stop_request
+from trtllm_client._wire import Outputs, Tensors, decode_outputs, decode_tensors, stop_request
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -179,6 +179,19 @@ class AsyncClient:
         """Sends a ``ModelInferRequest`` as it is; see :meth:`Client.send`."""
         limit = self._settings.limit(timeout)
         return self._start(Prepared(message, limit, self._settings.stall_timeout))
+
+    async def responses(
+        self, message: Message, *, timeout: float | None = None
+    ) -> AsyncGenerator[Tensors, None]:
+        """Yields the responses to a ``ModelInferRequest``; see :meth:`Client.responses`."""
+        async with self.send(message, timeout=timeout) as stream:
+            while (tensors := await stream.tensors()) is not None:
+                yield tensors
+
+    async def infer_tensors(self, message: Message, *, timeout: float | None = None) -> Tensors:
+        """Returns the outputs of a model that answers once; see :meth:`Client.infer_tensors`."""
+        limit = self._settings.limit(timeout)
+        return decode_tensors(await self._call("ModelInfer", message, limit))
 
     async def infer(self, message: Message, *, timeout: float | None = None) -> Outputs:
         """Returns the outputs of a model that answers once; see :meth:`Client.infer`."""

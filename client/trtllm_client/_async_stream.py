@@ -14,6 +14,7 @@ from trtllm_client._grpc import Message, grpc, grpc_aio
 from trtllm_client._request import Chunk, Completion
 from trtllm_client._settings import CLOSE_TIMEOUT_S, Prepared
 from trtllm_client._traits import Traits
+from trtllm_client._wire import Tensors
 
 Ask = Callable[[Prepared], Awaitable[tuple[Prepared, Traits]]]
 """Asks the server what has to be known before a message is sent; returns the message to send, and
@@ -63,6 +64,24 @@ class AsyncStream:
         except BaseException:
             await self.close()
             raise
+
+    async def tensors(self) -> Tensors | None:
+        """Returns the tensors of the next response, in the place of a chunk; None at the end.
+
+        Raises:
+            ClientError: The request failed.
+        """
+        try:
+            while not self._closed:
+                tensors = self._state.feed_tensors(await self._wait())
+                if tensors is not None:
+                    return tensors
+        except StopAsyncIteration:
+            await self.close()
+        except BaseException:
+            await self.close()
+            raise
+        return None
 
     async def completion(self) -> Completion:
         """Collects what is left of the answer: all of it if nothing was read before.
