@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from pipeline.rayserve.options import Options, read_options
 from pipeline.rayserve.replica import Replica
 from pipeline.rayserve.sizing import size_of
 from pipeline.store.deployed import find_repository
+
+logger = logging.getLogger("ray.serve")
+"""Ray writes what is said here to the replica's file, and shows it."""
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
@@ -54,10 +59,18 @@ class Gateway:
         self._options, self._model, self._replicas = Options(**options), model, replicas
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Builds the FastAPI application, which Ray calls once this replica is there."""
+        """Builds the FastAPI application; Ray calls it in the event loop that then runs it."""
+        from pipeline.gateway.app import make_app
+        from pipeline.gateway.desk import Desk
+        from pipeline.gateway.desk import Options as Limits
+        from pipeline.gateway.model import open_model
+        from pipeline.gateway.opening import keys_of
         from pipeline.rayserve.engine import RayEngine
 
-        return RayEngine(self._replicas, _running(REPLICAS), REPLICAS)
+        engine = RayEngine(self._replicas, _running(REPLICAS), REPLICAS)
+        model = open_model(Path(self._options.repository), names=(self._model,))
+        limits = Limits(keys=keys_of(os.environ, self._options.key_from))
+        return make_app(Desk(engine, model, limits, say=logger.info))
 
 
 def _running(deployment: str) -> Callable[[], int]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import ServerError
 from pipeline.rayserve.wire import Item, Request, pack_error, pack_tokens, unpack_request
@@ -23,7 +23,7 @@ from pipeline.store.deployed import find_repository
 from trtllm_client import ClientError, ConnectionFailed
 
 if TYPE_CHECKING:
-    from pipeline.gateway.engine import Engine
+    from pipeline.gateway.engine import Engine, Tokens
     from pipeline.triton.running import RunningServer
 
 STDERR = 2
@@ -74,9 +74,11 @@ class Replica:
         Args:
             request: From :func:`pipeline.rayserve.wire.pack_request`.
         """
+        asked = unpack_request(request)
         try:
             await self._wait_until_up()
-            async with aclosing(self._served().generate(unpack_request(request))) as responses:
+            responses = cast("AsyncGenerator[Tokens, None]", self._served().generate(asked))
+            async with aclosing(responses):
                 async for tokens in responses:
                     yield pack_tokens(tokens)
         except ClientError as error:
