@@ -63,6 +63,11 @@ KINDS: Mapping[str, Kind] = {
             "Two units for one machine: the server, and the gateway beside it.",
             "pipeline.manifests.single:systemd",
         ),
+        Kind(
+            "ray",
+            "Ray Serve's config of the application, and a RayService for KubeRay.",
+            "pipeline.rayserve.manifests:write",
+        ),
     )
 }
 
