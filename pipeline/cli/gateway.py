@@ -176,6 +176,14 @@ def gateway(
             rich_help_panel=CLIENTS,
         ),
     ] = None,
+    tool_calls: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="How the model writes calls of tools: llama3, hermes or mistral. By default what "
+            "its chat template teaches.",
+        ),
+    ] = None,
     drain: Annotated[
         int,
         typer.Option(
@@ -212,6 +220,7 @@ def gateway(
         names=limits.model_name or (),
         context_length=context_length,
         default_max_tokens=limits.default_max_tokens,
+        tool_calls=tool_calls,
     )
     behind = Servers(tuple(url), credentials.tls, credentials.headers, servers.timeout)
     manager = notify.take_socket()

@@ -17,7 +17,13 @@ from pipeline.gateway.sampling import end_inputs, sampling_inputs
 from pipeline.gateway.schema import ChatBody
 from pipeline.gateway.stream import event
 from pipeline.gateway.text import Piece, Writer
+from pipeline.gateway.tools.choice import AnswerPlan, plan_answer
+from pipeline.gateway.tools.history import with_calls
+from pipeline.gateway.tools.markers import special_markers
+from pipeline.gateway.tools.parts import Content, Part, delta_of, message_of
 from pipeline.gateway.usage import usage
+
+_OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 
 
 @dataclass(frozen=True)
@@ -27,11 +33,13 @@ class Chat:
     Attributes:
         body: Of the request.
         asked: What the engine is to generate.
+        plan: What is done about tools and the answer's format.
         created: When, in seconds since 1970.
     """
 
     body: ChatBody
     asked: Generation
+    plan: AnswerPlan
     created: int
 
 
@@ -45,9 +53,14 @@ def prepare(body: ChatBody, model: Model, request_id: str) -> Chat:
 
     Raises:
         ApiError: The messages do not suit the model's template, or are too long.
+        ToolsRefused: The tools or the answer's format cannot be had.
     """
+    offers = model.offers
+    plan = plan_answer({name: getattr(body, name) for name in _OF_TOOLS}, offers)
     text = model.render(
-        plain_messages(body.messages), tools=body.tools, variables=body.chat_template_kwargs
+        with_calls(plain_messages(body.messages), offers.form),
+        tools=plan.tools,
+        variables=body.chat_template_kwargs,
     )
     # The template has written every special token there is to be.
     prompt = tuple(model.encode(text, "messages", add_special_tokens=False))
@@ -57,8 +70,10 @@ def prepare(body: ChatBody, model: Model, request_id: str) -> Chat:
     }
     if body.logprobs:
         inputs["return_log_probs"] = True
+    if plan.guide is not None:
+        inputs |= plan.guide.inputs
     limit = model.room(len(prompt), body.limit, "messages")
-    return Chat(body, Generation(prompt, limit, inputs, request_id), int(time.time()))
+    return Chat(body, Generation(prompt, limit, inputs, request_id), plan, int(time.time()))
 
 
 class ChatAnswer:
@@ -80,25 +95,27 @@ class ChatAnswer:
             max_tokens=chat.asked.max_tokens,
             end_ids=ends,
             stop=body.stops,
+            markers=special_markers(model.tokenizer, chat.plan.markers),
         )
+        self._reader = chat.plan.reader()
         record.prompt_tokens = len(chat.asked.prompt)
         self._id = f"chatcmpl-{record.request_id}"
 
     async def whole(self) -> dict[str, Any]:
         """Returns the whole answer (OpenAI's ``ChatCompletion``)."""
-        texts: list[str] = []
+        found: list[Part] = []
         scores: list[dict[str, Any]] = []
         reason = None
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
-                texts.append(piece.text)
+                found += self._parts(piece)
                 scores += self._scores(piece)
                 reason = piece.finish_reason
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
+            "message": {**message_of(found), "refusal": None},
             "logprobs": {"content": scores, "refusal": None} if self._chat.body.logprobs else None,
-            "finish_reason": reason,
+            "finish_reason": self._reason(reason),
         }
         return {**self._head("chat.completion"), "choices": [choice], "usage": self._usage()}
 
@@ -113,10 +130,14 @@ class ChatAnswer:
                     begun = True
                     yield write({"role": "assistant", "content": ""})
                 scores = self._scores(piece)
-                if piece.text or scores:
-                    yield write({"content": piece.text}, scores or None)
+                parts = self._parts(piece)
+                if scores and not parts:
+                    parts = [Content("")]
+                for part in parts:
+                    yield write(delta_of(part), scores or None)
+                    scores = []
                 if piece.finish_reason is not None:
-                    yield write({}, finish_reason=piece.finish_reason)
+                    yield write({}, finish_reason=self._reason(piece.finish_reason))
         if counts:
             yield event(
                 {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
@@ -127,6 +148,13 @@ class ChatAnswer:
             async for piece in pieces:
                 self._record.generated = self._writer.tokens
                 yield piece
+
+    def _parts(self, piece: Piece) -> list[Part]:
+        parts = self._reader.feed(piece.text) if piece.text else []
+        return parts if piece.finish_reason is None else [*parts, *self._reader.finish()]
+
+    def _reason(self, reason: str | None) -> str | None:
+        return None if reason is None else self._chat.plan.finish_reason(reason, self._reader.calls)
 
     def _head(self, kind: str) -> dict[str, Any]:
         model = self._desk.model

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 from pipeline.gateway.errors import ApiError
+from pipeline.gateway.model import GUIDED
 from pipeline.source.probes import TEXTS
-from pipeline.triton.contract import ADD_SPECIAL_TOKENS, PREPROCESSING
+from pipeline.triton.contract import ADD_SPECIAL_TOKENS, ENGINE, PREPROCESSING
 from trtllm_client import CallRestricted, ChatTemplate, InvalidRequest, add_input, new_message
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:
     """Compares the gateway's tokenizer with the server's, by texts that tell tokenizers apart.
 
-    A model without a chat template takes that of the server, where it says one.
+    Whether the engine guides decoding is the server's to say. A model without a chat template takes
+    that of the server, where it says one.
 
     Args:
         client: Of the server.
@@ -32,6 +34,8 @@ async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:
         UsageError: They differ.
         ClientError: The server does not answer.
     """
+    engine = dict((await client.model_metadata(ENGINE)).parameters)
+    model.guided = bool(engine.get(GUIDED))
     try:
         metadata = await client.model_metadata(PREPROCESSING)
     except CallRestricted:

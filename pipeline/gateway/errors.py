@@ -154,9 +154,8 @@ def from_client(error: ClientError) -> ApiError:
         )
     if isinstance(error, InvalidRequest):
         found = _WIRE_NAME.search(error.what)
-        return refused(
-            " ".join(filter(None, (what, why))), _WIRE_NAMES[found[1]] if found else None
-        )
+        param = getattr(error, "param", None) or (_WIRE_NAMES[found[1]] if found else None)
+        return refused(" ".join(filter(None, (what, why, _sentence(error.fix)))), param)
     if isinstance(error, ServerBusy):
         return busy("The server's queue is full. Ask again later.")
     if isinstance(error, DeadlineExceeded):

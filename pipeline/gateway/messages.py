@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ def _plain(message: Mapping[str, Any], param: str) -> dict[str, Any]:
     if calls is not None:
         if role != "assistant":
             raise refused(f"{param}.tool_calls is for an assistant's message.", param)
-        made["tool_calls"] = _calls(calls, f"{param}.tool_calls")
+        _check_calls(calls, f"{param}.tool_calls")
     content = message.get("content")
     if content is None and made.get("refusal"):
         content = made["refusal"]
@@ -67,21 +66,9 @@ def _text(content: Any, param: str) -> str:
     return "\n".join(texts)
 
 
-def _calls(calls: Any, param: str) -> list[dict[str, Any]]:
-    """Calls whose arguments are objects, as templates take them; OpenAI sends their JSON."""
-    made = []
-    for place, call in enumerate(calls if isinstance(calls, list) else [None]):
-        where = f"{param}[{place}]"
+def _check_calls(calls: Any, param: str) -> None:
+    for place, call in enumerate(calls if isinstance(calls, list) and calls else [None]):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            where = f"{param}[{place}]"
             raise refused(f"{where} must be an object with a function that has a name.", where)
-        arguments = function.get("arguments", "{}")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError as error:
-                raise refused(
-                    f"{where}.function.arguments is no JSON.", f"{where}.function.arguments"
-                ) from error
-        made.append({**call, "function": {**function, "arguments": arguments}})
-    return made

@@ -11,6 +11,8 @@ from typing import Any
 from pipeline.dependencies import require
 from pipeline.errors import UsageError
 from pipeline.gateway.errors import refused
+from pipeline.gateway.tools.choice import Offers
+from pipeline.gateway.tools.forms import FORMS, form_of
 from pipeline.store.artifact import MANIFEST, read_manifest
 from pipeline.store.deployed import build_folder, find_repository
 from pipeline.triton.checks import read_config
@@ -20,6 +22,8 @@ from pipeline.triton.sources import load_module, model_sources
 from trtllm_client import ChatTemplate, InvalidRequest
 
 TOKENIZER = "tokenizer.json"
+GUIDED = "guided_decoding_backend"
+"""The parameter of ``tensorrt_llm`` that is empty where it does not guide decoding."""
 TOO_LONG = "context_length_exceeded"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -54,6 +58,9 @@ class Model:
             out what is put in front where the text begins with it.
         vocab_size: Tokens of the engine; None where that is not known.
         aliases: Further names that clients may use.
+        guided: Whether the engine guides decoding.
+        tool_calls: The form in which the model writes calls (:data:`.tools.forms.FORMS`); None
+            looks which one its template teaches.
         fingerprint: What tells this build from others, for ``system_fingerprint``.
         created: When it was built, in seconds since 1970.
     """
@@ -68,6 +75,8 @@ class Model:
         add_special_tokens: bool | None = None,
         vocab_size: int | None = None,
         aliases: Sequence[str] = (),
+        guided: bool = False,
+        tool_calls: str | None = None,
         fingerprint: str | None = None,
         created: int = 0,
     ) -> None:
@@ -78,7 +87,8 @@ class Model:
         prompt = load_module(models, PREPROCESSING, "prompt")
         engine_limits = load_module(models, PREPROCESSING, "engine_limits")
         self.name, self.aliases = name, tuple(aliases)
-        self.limits, self.template = limits, template
+        self.limits, self.template, self.guided = limits, template, guided
+        self._tool_calls = tool_calls
         self.fingerprint, self.created = fingerprint, created
         self._directory = tokenizer_dir
         self._prompt_error = prompt.PromptError
@@ -92,6 +102,13 @@ class Model:
             ),
         )
         self.tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / TOKENIZER))
+
+    @property
+    def offers(self) -> Offers:
+        """What it can do about tools and formats of an answer."""
+        if self._tool_calls is not None:
+            return Offers(FORMS[self._tool_calls], self.guided)
+        return Offers(form_of(self.template.source) if self.template else None, self.guided)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -245,6 +262,7 @@ def open_model(
     names: Sequence[str] = (),
     context_length: int | None = None,
     default_max_tokens: int | None = None,
+    tool_calls: str | None = None,
 ) -> Model:
     """Reads the model of a repository, or the tokenizer of a Hugging Face folder.
 
@@ -254,14 +272,21 @@ def open_model(
         context_length: Tokens of a prompt and its answer together, where the folder does not say.
         default_max_tokens: Tokens of an answer where a request does not say; None is all that the
             context leaves.
+        tool_calls: The form in which the model writes calls; None looks at its template.
 
     Raises:
         UsageError: There is no tokenizer, or the engine's limits are not known.
         MissingDependencyError: tokenizers is not installed.
     """
+    if tool_calls is not None and tool_calls not in FORMS:
+        raise UsageError(
+            f"there is no form {tool_calls!r} of tool calls",
+            where="--tool-calls",
+            fix=f"Give one of {', '.join(FORMS)}, or leave it out",
+        )
     repository = find_repository(path)
     if (repository / TOKENIZER_DIR / TOKENIZER).is_file():
-        return _of_repository(repository, names, context_length, default_max_tokens)
+        return _of_repository(repository, names, context_length, default_max_tokens, tool_calls)
     if not (path / TOKENIZER).is_file():
         raise UsageError(
             f"this folder has no {TOKENIZER}",
@@ -282,6 +307,7 @@ def open_model(
         Limits(context_length, context_length - 1, answer=default_max_tokens),
         template=_template(path),
         aliases=aliases,
+        tool_calls=tool_calls,
     )
 
 
@@ -290,6 +316,7 @@ def _of_repository(
     names: Sequence[str],
     context_length: int | None,
     default_max_tokens: int | None,
+    tool_calls: str | None,
 ) -> Model:
     from calendar import timegm
     from time import strptime
@@ -332,9 +359,18 @@ def _of_repository(
         add_special_tokens=None if setting == "auto" else setting == "true",
         vocab_size=facts.get("vocab_size"),
         aliases=aliases,
+        guided=bool(_parameters(repository, ENGINE).get(GUIDED)),
+        tool_calls=tool_calls,
         fingerprint=fingerprint,
         created=created,
     )
+
+
+def _parameters(repository: Path, model: str) -> dict[str, str]:
+    config, _ = read_config(repository / model / "config.pbtxt")
+    if config is None:
+        return {}
+    return {name: value.string_value for name, value in config.parameters.items()}
 
 
 def _template(folder: Path) -> ChatTemplate | None:

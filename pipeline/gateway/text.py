@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.gateway.engine import Tokens
+from pipeline.gateway.tools.markers import MarkedDetokenizer
 from pipeline.triton.contract import BLS
 from pipeline.triton.sources import load_module, model_sources
 
@@ -45,7 +46,7 @@ class Writer:
         max_tokens: Tokens after which no more can come.
         end_ids: Ids that end the answer and are no part of it.
         stop: Texts that end it; they are cut off.
-        skip_special_tokens: Whether special tokens leave no text.
+        markers: Special tokens whose text is kept, by id; the others leave none.
 
     Attributes:
         tokens: Tokens of the answer so far.
@@ -60,14 +61,16 @@ class Writer:
         max_tokens: int,
         end_ids: Iterable[int] = (),
         stop: Iterable[str] = (),
-        skip_special_tokens: bool = True,
+        markers: Mapping[int, str] | None = None,
     ) -> None:
         models = model_sources()
         detokenizer = load_module(models, BLS, "detokenizer")
         stop_words = load_module(models, BLS, "stop_words")
-        self._detokenizer = detokenizer.IncrementalDetokenizer(
-            tokenizer, skip_special_tokens=skip_special_tokens, prompt=prompt
-        )
+
+        def new(before: Sequence[int]) -> Any:
+            return detokenizer.IncrementalDetokenizer(tokenizer, prompt=before)
+
+        self._detokenizer: Any = MarkedDetokenizer(new, markers, prompt) if markers else new(prompt)
         self._filter = stop_words.StopWordFilter(stop)
         self._max_tokens = max_tokens
         self._end_ids = frozenset(end_ids)

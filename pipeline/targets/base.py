@@ -196,6 +196,38 @@ class ServeCommand(Protocol):
         """Seconds that the stopping server waits for requests in flight."""
 
 
+@dataclass(frozen=True)
+class Contained:
+    """How a target's server runs in a container of somebody else's, such as a cluster's.
+
+    Attributes:
+        image: The image's name.
+        dockerfile: The file of this project that makes the image; None where it is published.
+        builder: The file that makes an image in which the recipe runs.
+        command: What runs, instead of the image's own command; None keeps that.
+        arguments: The words behind it.
+        spread: How the command begins that starts the same ranks over several machines, to which
+            the names of those are added; None where it cannot be.
+        mount: Where the repository is for the server.
+        shared_memory: Bytes of ``/dev/shm``.
+        gpus: As many as the engine has ranks; 0 for an engine of the CPU.
+        finishes: Whether it lets requests in flight end once it got SIGTERM.
+        checks: Whether it compares every file of the repository with the manifest as it starts.
+    """
+
+    image: str
+    dockerfile: str | None
+    builder: str
+    command: Sequence[str] | None
+    arguments: Sequence[str]
+    spread: Sequence[str] | None
+    mount: str
+    shared_memory: int
+    gpus: int
+    finishes: bool
+    checks: bool
+
+
 class Target(Protocol):
     """Compiles a TensorRT-LLM checkpoint, and says how Triton runs the result.
 
@@ -375,6 +407,19 @@ class Target(Protocol):
 
         Raises:
             UsageError: An option is not one of this target.
+            UnsupportedError: No known image can read the engine.
+        """
+
+    def contained(self, repository: Path, exit_timeout_s: str) -> Contained:
+        """Describes its server for a cluster: listening on every address, on the usual ports.
+
+        Args:
+            repository: The repository.
+            exit_timeout_s: Seconds that a stopping server waits for requests in flight: a number,
+                or what becomes one where it runs.
+
+        Raises:
+            RepositoryError: The engine does not say what it needs.
             UnsupportedError: No known image can read the engine.
         """
 

@@ -13,6 +13,18 @@ MOUNT = "/models"
 # What the supervisor takes beyond Triton's own exit timeout, and a margin.
 CLEAR_UP_S = 15
 NOBODY = 1000
+SHARED_MEMORY = 1 << 30
+"""Bytes of ``/dev/shm``, through which Triton and its Python models exchange tensors."""
+
+
+def serve_words(exit_timeout_s: int | str) -> list[str]:
+    """Returns what follows the image's entry point: every address, the ports of the inside.
+
+    Args:
+        exit_timeout_s: Seconds that the stopping server waits for requests in flight.
+    """
+    ports = [f"--{name.replace('_', '-')}={port}" for name, port in INSIDE_PORTS.items()]
+    return ["serve", MOUNT, "--host=0.0.0.0", *ports, f"--drain={exit_timeout_s}", "--log=-"]
 
 
 def compose_file(repository: Path, options: ServerOptions, exit_timeout_s: int) -> str:
@@ -25,14 +37,10 @@ def compose_file(repository: Path, options: ServerOptions, exit_timeout_s: int) 
     """
     # Whoever can read the repository here can there; root is not needed.
     user = f"{os.getuid() or NOBODY}:{os.getgid() or NOBODY}"
-    ports = [f"--{name.replace('_', '-')}={port}" for name, port in INSIDE_PORTS.items()]
     service = {
         "image": IMAGE,
         # Inside, every address; outside, what "ports" says.
-        "command": [
-            *("serve", MOUNT, "--host=0.0.0.0", *ports),
-            *(f"--drain={exit_timeout_s}", "--log=-"),
-        ],
+        "command": serve_words(exit_timeout_s),
         "environment": {"HOME": "/tmp"},  # noqa: S108
         **confined_service(
             repository,

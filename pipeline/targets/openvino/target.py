@@ -15,6 +15,7 @@ from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.targets.base import (
+    Contained,
     Diagnosis,
     EngineEvaluation,
     Explanation,
@@ -254,6 +255,24 @@ class OpenVinoTarget:
                 "command's options",
             )
         return compose_file(repository, options, _patience(options))
+
+    def contained(self, repository: Path, exit_timeout_s: str) -> Contained:  # noqa: ARG002
+        """Describes ``serve`` in the image that ``docker/cpu.Dockerfile`` makes."""
+        from pipeline.targets.openvino.compose import IMAGE, MOUNT, SHARED_MEMORY, serve_words
+
+        return Contained(
+            image=IMAGE,
+            dockerfile="docker/cpu.Dockerfile",
+            builder="docker/build.Dockerfile",
+            command=None,
+            arguments=serve_words(exit_timeout_s),
+            spread=None,
+            mount=MOUNT,
+            shared_memory=SHARED_MEMORY,
+            gpus=0,
+            finishes=True,
+            checks=True,
+        )
 
     def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""

@@ -13,6 +13,7 @@ from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.targets.base import (
+    Contained,
     Diagnosis,
     EngineEvaluation,
     Explanation,
@@ -280,6 +281,37 @@ class TensorRtTarget:
             exit_timeout_s=patience(options),
         )
         return compose_file(repository, launch, options.devices, orchestrator=options.orchestrator)
+
+    def contained(self, repository: Path, exit_timeout_s: str) -> Contained:
+        """Describes the pinned image that can read the engine, with a tritonserver per rank.
+
+        Raises:
+            CompileError: The engine's ``engine.json`` is missing or not of this version.
+            RepositoryError: The engine's ``config.json`` is missing or does not say its ranks.
+            UnsupportedError: No known image can read the engine.
+        """
+        from pipeline.targets.tensorrt.serve.container import MOUNT, server_command
+        from pipeline.targets.tensorrt.serve.launch import (
+            engine_manifest,
+            engine_ranks,
+            serving_container,
+        )
+
+        ranks = engine_ranks(repository)
+        several = server_command(ranks, exit_timeout_s=exit_timeout_s, mpirun=True)
+        return Contained(
+            image=serving_container(engine_manifest(repository)).image,
+            dockerfile=None,
+            builder="docker/build-gpu.Dockerfile",
+            command=server_command(ranks, exit_timeout_s=exit_timeout_s),
+            arguments=(),
+            spread=several,
+            mount=MOUNT,
+            shared_memory=2 << 30,
+            gpus=ranks,
+            finishes=ranks == 1,
+            checks=False,
+        )
 
     def findings(self) -> list[Diagnosis]:
         """Says whether this machine can compile and serve, and what is missing."""

@@ -94,7 +94,7 @@ def server_command(
     ranks: int,
     repository: str = MOUNT,
     endpoints: Endpoints = INSIDE,
-    exit_timeout_s: int = EXIT_TIMEOUT_S,
+    exit_timeout_s: int | str = EXIT_TIMEOUT_S,
     *,
     mpirun: bool = False,
 ) -> list[str]:
@@ -113,6 +113,7 @@ def server_command(
         repository: Where the repository is for the server.
         endpoints: Where rank 0 listens.
         exit_timeout_s: Seconds that a stopping server gives to requests in flight; one rank only.
+            Text is what becomes a number where it runs.
         mpirun: Start one rank under ``mpirun`` too, as upstream's launch_triton_server.py does
             without ``--no-mpi``. It helps where MPI cannot start in a process of its own, and costs
             the stop in order.
@@ -153,7 +154,7 @@ def orchestrator_command(
     ]
 
 
-def _rank(rank: int, repository: str, endpoints: Endpoints, exit_timeout_s: int) -> list[str]:
+def _rank(rank: int, repository: str, endpoints: Endpoints, exit_timeout_s: int | str) -> list[str]:
     control = ["--model-control-mode=none"]
     if rank:
         control = ["--model-control-mode=explicit", f"--load-model={ENGINE}"]

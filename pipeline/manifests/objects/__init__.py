@@ -1,0 +1,1 @@
+"""The objects of a deployment in a cluster, as trees; one file for each of its parts."""
