@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof ray-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -64,6 +64,13 @@ gate-proof: $(STAMP)  ## Damages what was written in many ways, and counts what 
 
 chat-proof: $(STAMP)  ## A chat model of each architecture and format, from init to an answer
 	TRTLLM_PIPELINE_CHAT_PROOF=1 $(BIN)/python -m pytest -s tests/e2e/test_first_hour.py
+
+RAY := $(VENV)-ray
+ray-proof: $(STAMP)  ## Two Ray nodes here: scaled, a replica killed, updated, under load (installs Ray into .venv-ray)
+	scripts/install-ray $(PYTHON) $(RAY)
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	$(RAY)/bin/python -m pytest -q tests/unit/rayserve
+	scripts/ray-proof $(RAY) --repository $(DEMO)
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

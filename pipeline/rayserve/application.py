@@ -38,7 +38,7 @@ def build(arguments: Mapping[str, Any]) -> Any:
     serve = require("ray.serve", "ray")
     built = read_build(find_repository(Path(options.repository)))
     size = size_of(built)
-    replica = serve.deployment(Replica, name=REPLICAS, **replica_options(options, size, built))
+    replica = serve.deployment(Replica, name=REPLICAS, **replica_options(options, size))
     gateway = serve.deployment(
         serve.ingress()(Gateway), name=GATEWAY, **gateway_options(options, size)
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from pipeline.manifests.build import Build
 from pipeline.rayserve.deployments import (
     GATEWAY,
     REPLICAS,
@@ -21,14 +19,13 @@ LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 -- inside a pod, whe
 
 
 def serve_config(
-    options: Options, size: Size, build: Build, *, name: str, host: str = LOOPBACK
+    options: Options, size: Size, *, name: str, host: str = LOOPBACK
 ) -> dict[str, Any]:
     """Returns a config as Ray Serve's ``ServeDeploySchema`` has it.
 
     Args:
         options: What was chosen; ``repository`` is the folder on the nodes.
         size: What a replica is good for.
-        build: What is served.
         name: The application's.
         host: Address that the proxies listen on.
     """
@@ -47,14 +44,8 @@ def serve_config(
                 "args": arguments,
                 "deployments": [
                     {"name": GATEWAY, **gateway_options(options, size)},
-                    {"name": REPLICAS, **replica_options(options, size, build)},
+                    {"name": REPLICAS, **replica_options(options, size)},
                 ],
             }
         ],
     }
-
-
-def deployment_of(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Finds a deployment's options in a config of one application."""
-    (application,) = config["applications"]
-    return next(row for row in application["deployments"] if row["name"] == name)

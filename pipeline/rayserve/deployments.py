@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from pipeline.manifests.build import Build
 from pipeline.rayserve.options import Options
 from pipeline.rayserve.sizing import Size
-from pipeline.targets import get_target
-from pipeline.triton.running import ServerOptions
 
 GATEWAY, REPLICAS = "gateway", "replicas"
 
@@ -26,18 +21,17 @@ STREAMS_PER_GATEWAY = 4096
 """Requests that one gateway takes at a time; how many are let in is the gateway's to say."""
 
 
-def replica_options(options: Options, size: Size, build: Build) -> dict[str, Any]:
+def replica_options(options: Options, size: Size) -> dict[str, Any]:
     """Returns the options of the deployment that has the servers.
 
     Args:
         options: What was chosen.
         size: What a replica is good for.
-        build: What is served.
     """
     longest = options.longest_stream_s or size.longest_s
     scaled = options.max_replicas > options.min_replicas
     actor: dict[str, Any] = {"num_cpus": options.replica_cpus}
-    if gpus := gpus_of(options, build):
+    if gpus := size.gpus if options.gpus is None else options.gpus:
         actor["num_gpus"] = gpus
     return {
         # What the engine has room for waits with the gateways instead, where the first replica
@@ -93,23 +87,3 @@ def downscale_delay_s(longest_s: int) -> int:
     replica is stopped to be wanted again at once.
     """
     return longest_s + LOOK_BACK_S
-
-
-def gpus_of(options: Options, build: Build) -> int:
-    """Returns the GPUs of a replica; 0 where its target has none.
-
-    What a compose file reserves is what a server takes, on any machine.
-
-    Args:
-        options: What was chosen.
-        build: What is served.
-
-    Raises:
-        UnsupportedError: No known image can read the engine.
-    """
-    if options.gpus is not None:
-        return options.gpus
-    document = yaml.safe_load(get_target(build.target).compose(build.repository, ServerOptions()))
-    service = document["services"]["triton"]
-    resources = service.get("deploy", {}).get("resources", {}).get("reservations", {})
-    return sum(int(device["count"]) for device in resources.get("devices", ()) if "count" in device)

@@ -24,7 +24,7 @@ class Options(BaseModel):
         gateways: Replicas of the gateway.
         surge_percent: Replicas, in percent, that an update may start before it stops old ones. They
             need room of their own; with 0 an update goes one by one in the room that is there.
-        longest_stream_s: Seconds of the longest stream; null takes what was measured, or 600.
+        longest_stream_s: Seconds of the longest stream; null computes it from what was measured.
         replica_cpus: Processors that Ray reserves for a replica.
         gateway_cpus: Processors that Ray reserves for each replica of the gateway.
         gpus: GPUs of a replica; null takes one for each rank of the engine where it needs any.

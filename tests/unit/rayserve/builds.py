@@ -12,8 +12,8 @@ from pipeline.triton.tensors import ENGINE
 
 LOAD: dict[str, Any] = {
     "measurements": [
-        {"concurrency": 1, "itl_ms": {"p99": 9.0}, "ttft_ms": {"max": 30.0}},
-        {"concurrency": 8, "itl_ms": {"p99": 25.0}, "ttft_ms": {"max": 200.0}},
+        {"concurrency": 1, "itl_ms": {"p95": 9.0}, "tokens_per_second": {"value": 100.0}},
+        {"concurrency": 8, "itl_ms": {"p95": 25.0}, "tokens_per_second": {"value": 300.0}},
     ]
 }
 
@@ -32,7 +32,7 @@ def write_build(
     engine.mkdir(parents=True)
     config = {
         "build_config": {"max_batch_size": batch, "max_seq_len": tokens},
-        "pretrained_config": {"mapping": {"world_size": ranks}},
+        "pretrained_config": {"mapping": {"world_size": ranks, "tp_size": ranks, "pp_size": 1}},
     }
     (engine / "config.json").write_text(json.dumps(config))
     parameters = (

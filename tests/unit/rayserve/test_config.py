@@ -24,7 +24,7 @@ SCHEMA = json.loads((PROJECT / "tests" / "data" / "ray_serve_config.json").read_
 def config_of(folder: Path, *, build: dict[str, Any] | None = None, **chosen: Any) -> Any:
     built = write_build(folder / "repository", **(build or {}))
     options = Options(repository="/models/one", **chosen)
-    return serve_config(options, size_of(built), built, name="story")
+    return serve_config(options, size_of(built), name="story")
 
 
 def deployment(config: Any, name: str) -> Any:
@@ -77,8 +77,8 @@ def test_scaling_follows_the_batch_and_draining_the_longest_stream(tmp_path: Pat
     replicas = deployment(config_of(tmp_path), REPLICAS)
     assert replicas["max_ongoing_requests"] == 32
     assert replicas["max_queued_requests"] == 4 * 64
-    # (200 ms + 2,048 tokens x 25 ms) x 32/8 streams x 1.2 = 246.72 s
-    longest = 247
+    # 2,047 tokens x 25 ms x 32/8 streams x 1.2 = 245.64 s
+    longest = 246
     scaling = replicas["autoscaling_config"]
     assert scaling["target_ongoing_requests"] == pytest.approx(0.7 * 32)
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 4)
@@ -92,24 +92,16 @@ def test_scaling_follows_the_batch_and_draining_the_longest_stream(tmp_path: Pat
 @pytest.mark.parametrize(
     ("build", "seconds"),
     [
-        ({"load": None}, 600),
-        ({"load": {"measurements": []}}, 600),
-        ({"load": {"measurements": [{"concurrency": 0, "itl_ms": {"p99": 1.0}}]}}, 600),
+        ({"load": None}, 246),  # 2,047 tokens x 100 ms x 1.2, where nothing was measured
         ({"tokens": 16}, 30),
+        ({"batch": 4}, 62),  # 2,047 tokens x 25 ms x 1.2: no more streams than were measured
     ],
-    ids=["no report", "no load", "no number", "short"],
+    ids=["not measured", "short", "small batch"],
 )
-def test_what_was_not_measured_is_allowed_time(
+def test_the_longest_stream_is_computed(
     build: dict[str, Any], seconds: int, tmp_path: Path
 ) -> None:
-    size = size_of(write_build(tmp_path / "repository", **build))
-    assert size.longest_s == seconds
-    assert size.measured is (seconds == 30)
-
-
-def test_a_batch_that_was_measured_is_not_taken_for_slower(tmp_path: Path) -> None:
-    # (200 ms + 2,048 tokens x 25 ms) x 1.2 = 61.68 s
-    assert size_of(write_build(tmp_path / "r", batch=4)).longest_s == 62
+    assert size_of(write_build(tmp_path / "repository", **build)).longest_s == seconds
 
 
 def test_what_is_chosen_is_what_is_written(tmp_path: Path) -> None:
