@@ -198,11 +198,12 @@ def gateway(
     from pipeline.cli.console import print_json, show
     from pipeline.cli.options import Credentials
     from pipeline.dependencies import check_installed
-    from pipeline.gateway.app import REQUIREMENTS
     from pipeline.gateway.model import open_model
     from pipeline.gateway.opening import Servers, keys_of, open_gateway
+    from pipeline.gateway.requirements import REQUIREMENTS
     from pipeline.gateway.running import listen
     from pipeline.service import notify
+    from pipeline.service.forever import timestamp
     from pipeline.triton.ports import is_loopback
 
     check_installed(REQUIREMENTS)
@@ -226,7 +227,7 @@ def gateway(
     manager = notify.take_socket()
 
     def say(line: str) -> None:
-        print(f"{_now()} {line}", file=sys.stderr, flush=True)
+        print(f"{timestamp()} {line}", file=sys.stderr, flush=True)
 
     running = open_gateway(
         behind,
@@ -271,6 +272,8 @@ def greeting(url: str, model: str, *, chats: bool, key: bool) -> str:
         chats: Whether the model takes messages.
         key: Whether requests need a key.
     """
+    from pipeline.service.greeting import ask_openai
+
     lines = [
         f"ready, pid {os.getpid()}; stop with Ctrl-C",
         f"  OpenAI   {url}/v1",
@@ -279,17 +282,7 @@ def greeting(url: str, model: str, *, chats: bool, key: bool) -> str:
     ]
     # A key on the command line of curl would be in the process list.
     if not key:
-        path, body = ("completions", '{"prompt": "Once there was a", "max_tokens": 20}')
-        if chats:
-            path, body = (
-                "chat/completions",
-                '{"messages": [{"role": "user", "content": "Hello"}]}',
-            )
-        lines += [
-            "try:",
-            f"  curl -s {url}/v1/{path} \\",
-            f"    -H 'Content-Type: application/json' -d '{body}'",
-        ]
+        lines += ["try:", *ask_openai(f"{url}/v1", chats=chats)]
     return "\n".join(lines)
 
 
@@ -309,9 +302,3 @@ def _watch(running: Any, say: Any, drain: int, manager: str | None) -> None:
                 if count
                 else "stopping; no request is in flight"
             )
-
-
-def _now() -> str:
-    import time
-
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -34,6 +34,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "serve build/tiny-llama-int4-awq/repository",
         "serve build/tiny-llama-int4-awq --http-port 9000",
     ),
+    "gateway": (
+        "gateway --url localhost:8001 --tokenizer build/tiny-llama-int4-awq",
+        "gateway --url grpcs://gpu1:8001 --tokenizer MODEL_DIR --context-length 8192",
+    ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
         'generate --url localhost:8001 --json "Once there was"',

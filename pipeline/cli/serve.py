@@ -13,7 +13,11 @@ from pipeline.cli.options import EnvOption, Invocation, Output, served_path
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pipeline.gateway.running import RunningGateway
     from pipeline.triton.access import ServerTls
+    from pipeline.triton.running import RunningServer
 
 HTTP_PORT = 8000
 """Where HTTP is by itself, on targets that need it to know whether they are ready."""
@@ -44,6 +48,14 @@ def serve(
         ),
     ] = None,
     metrics_port: Annotated[int, typer.Option(help="Metrics port; 0 picks a free one.")] = 8002,
+    openai: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Also answer OpenAI's API on this port, e.g. 9000; 0 picks a free one. The "
+            "command gateway has more options.",
+        ),
+    ] = None,
     log: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +168,8 @@ def serve(
         ports["http"] = http_port
     check_ports(ports)
     tls, key = _tls(tls_cert, tls_key, tls_client_ca), key_of(os.environ, key_from)
+    if openai is not None:
+        _check_openai(openai, ports, tls)
     options: dict[str, Any] = {
         "host": host,
         "http_port": HTTP_PORT,
@@ -175,7 +189,13 @@ def serve(
         from pipeline.service.printed import printed
 
         document = printed(
-            form, repository, options, env or [], key_from=key_from, signer=require_provenance
+            form,
+            repository,
+            options,
+            env or [],
+            key_from=key_from,
+            signer=require_provenance,
+            openai=openai,
         )
         if output.json:
             print_json(document)
@@ -201,14 +221,65 @@ def serve(
             relay.say(greeting(repository, addresses, server_log.path, seconds, access=access))
 
     with Relay(server_log, voice) as relay, reopening(relay, wanted=log is not None):
+        gateway = None if openai is None else _gateway(repository, host, openai, key, relay.say)
         serve_forever(
             repository,
             relay,
             ready,
             report_every=report_every,
+            beside=gateway,
             signer=require_provenance,
             **options,
         )
+
+
+def _check_openai(port: int, ports: Mapping[str, int], tls: ServerTls | None) -> None:
+    """Refuses a gateway that could not be, before a server is started."""
+    from pipeline.dependencies import check_installed
+    from pipeline.gateway.requirements import REQUIREMENTS
+
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--openai must be between 0 and 65535, not {port}")
+    if port and port in ports.values():
+        same = next(name for name, its in ports.items() if its == port)
+        raise UsageError(
+            f"--openai and --{same}-port are the same: {port}",
+            fix="Choose another; 0 picks a free one",
+        )
+    if tls is not None:
+        raise UsageError(
+            "--openai does not go with --tls-cert",
+            why="The gateway would need certificates of its own to reach the server",
+            fix="Start trtllm-pipeline gateway --url grpcs://... with them beside the server",
+        )
+    check_installed(REQUIREMENTS)
+
+
+def _gateway(
+    repository: Path, host: str, port: int, key: str | None, say: Callable[[str], object]
+) -> Callable[[RunningServer], RunningGateway]:
+    """What opens a gateway for the server once it is ready; its port is opened now."""
+    from pipeline.gateway.desk import Options
+    from pipeline.gateway.model import open_model
+    from pipeline.gateway.opening import Servers, open_gateway
+    from pipeline.gateway.running import listen
+    from pipeline.service.forever import timestamp
+    from pipeline.triton.access import KEY_HEADER
+
+    model = open_model(repository)
+    opened = listen(host, port, "--openai")
+
+    def gateway(server: RunningServer) -> RunningGateway:
+        return open_gateway(
+            Servers((server.grpc_url,), headers={KEY_HEADER: key} if key else {}),
+            model,
+            Options(keys=(key,) if key else ()),
+            opened,
+            drain_s=server.patience_s,
+            say=lambda line: say(f"{timestamp()} {line}"),
+        )
+
+    return gateway
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

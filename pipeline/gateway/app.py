@@ -12,6 +12,7 @@ from pipeline.gateway.desk import ClientGone, Desk
 from pipeline.gateway.errors import INVALID, ApiError, from_client, refused, unexpected
 from pipeline.gateway.front import Front, too_large
 from pipeline.gateway.metrics import CLIENT_GONE
+from pipeline.gateway.requirements import REQUIREMENTS
 from pipeline.gateway.schema import ChatBody, CompletionBody, Sampling, parse
 from trtllm_client import ClientError
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Body = TypeVar("Body", bound=Sampling)
-
-REQUIREMENTS = tuple(
-    (name, "gateway") for name in ("fastapi", "uvicorn", "tokenizers", "prometheus_client")
-)
-"""Modules that the gateway needs, each with the extra that installs it."""
 
 INLINE_BYTES = 8192
 """A body up to this size is made tokens of in the event loop; a larger one would hold it up."""

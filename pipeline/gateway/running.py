@@ -94,6 +94,11 @@ class RunningGateway:
         self._desk: Desk | None = None
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Where clients find it, by ``openai``."""
+        return {"openai": f"{self.url}/v1"}
+
+    @property
     def inflight(self) -> int:
         """Requests that are being answered."""
         return self._desk.inflight if self._desk else 0

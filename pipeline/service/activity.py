@@ -6,6 +6,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.tables import number
@@ -49,11 +50,9 @@ def read_counters(text: str) -> Counters:
     """
     requests = failed = cancelled = 0.0
     others: dict[str, float] = {}
-    for sample in _SAMPLE.finditer(text):
-        labels = dict(_LABEL.findall(sample["labels"]))
+    for name, labels, value in samples(text):
         if labels.get("model") != ENGINE:
             continue
-        name, value = sample["name"], float(sample["value"])
         if name == "nv_inference_request_success":
             requests += value
         elif name == "nv_inference_request_failure":
@@ -72,17 +71,33 @@ def read_counters(text: str) -> Counters:
     )
 
 
+def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Yields name, labels and value of each sample of a metrics page that has labels."""
+    for sample in _SAMPLE.finditer(text):
+        yield sample["name"], dict(_LABEL.findall(sample["labels"])), float(sample["value"])
+
+
+def page(url: str) -> str | None:
+    """Fetches a metrics page; None where nothing answers.
+
+    Args:
+        url: Of the page.
+    """
+    try:
+        with _DIRECT.open(url, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, urllib.error.URLError, http.client.HTTPException):
+        return None
+
+
 def ask(url: str) -> Counters | None:
     """Fetches a server's metrics; None where it does not answer.
 
     Args:
         url: Of the metrics page.
     """
-    try:
-        with _DIRECT.open(url, timeout=TIMEOUT_S) as answer:
-            return read_counters(answer.read().decode(errors="replace"))
-    except (OSError, urllib.error.URLError, http.client.HTTPException):
-        return None
+    text = page(url)
+    return None if text is None else read_counters(text)
 
 
 def _totals(counters: Counters) -> tuple[float, ...]:

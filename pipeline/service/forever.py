@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.service import notify
 from pipeline.service.activity import Counters, activity, ask
@@ -21,12 +21,30 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 
 
+class Beside(Protocol):
+    """What runs beside a server that is ready, such as a gateway."""
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it is, by what it is."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Ends its wait for requests in flight where it is stopping."""
+        ...
+
+    def raise_for_error(self) -> None:
+        """Raises what ended it."""
+        ...
+
+
 def serve_forever(
     repository: Path,
     relay: Relay,
     on_ready: Callable[[dict[str, str], float], None],
     *,
     report_every: float,
+    beside: Callable[[RunningServer], AbstractContextManager[Beside]] | None = None,
     **options: Any,
 ) -> None:
     """Serves until SIGINT or SIGTERM, or until the server is beyond recovery.
@@ -38,6 +56,7 @@ def serve_forever(
         relay: Takes the server's log, and what is said meanwhile.
         on_ready: Called with the addresses by protocol and the seconds it took.
         report_every: Seconds between two lines about what was done; 0 for none.
+        beside: Makes what runs beside the server while it is ready, and stops before it.
         options: Passed to :func:`pipeline.serving.serving`.
 
     Raises:
@@ -49,6 +68,7 @@ def serve_forever(
     with (
         _kept_handlers(signal.SIGINT, signal.SIGTERM) as numbers,
         serving(repository, relay.log, **options) as server,
+        ExitStack() as stack,
     ):
         # A stop from here on is a clean exit; during start-up it is an interruption.
         stop = _Stop(server, relay)
@@ -58,13 +78,19 @@ def serve_forever(
         addresses = {"grpc": f"{scheme}{server.grpc_url}"}
         if server.http:
             addresses["http"] = server.http_url
+        also = stack.enter_context(beside(server)) if beside else None
+        if also:
+            addresses |= also.addresses
+            stop.also = also
         on_ready({**addresses, "metrics": server.metrics_url}, time.monotonic() - started)
         notify.tell(manager, "READY=1")
         report = _Report(server, report_every)
         while not stop.is_asked:
             server.wait(POLL_S)
+            if also:
+                also.raise_for_error()
             for text in server.news():
-                relay.say(f"{_now()} {text}")
+                relay.say(f"{timestamp()} {text}")
             if line := report.line():
                 relay.say(line)
         notify.tell(manager, "STOPPING=1")
@@ -95,12 +121,16 @@ class _Stop:
 
     def __init__(self, server: RunningServer, relay: Relay) -> None:
         self.is_asked = False
+        self.also: Beside | None = None
         self._server, self._relay = server, relay
 
     def ask(self, _number: int, _frame: FrameType | None) -> None:
         if self.is_asked:
             self._relay.say("stopping at once")
             self._server.hurry()
+        if self.also:
+            # The first time it begins to stop, the second time it waits no longer.
+            self.also.ask_to_stop()
         self.is_asked = True
 
 
@@ -119,16 +149,17 @@ class _Report:
             return None
         self._next = now + self._every
         if trouble := self._server.trouble:
-            return f"{_now()} not serving: {trouble}"
+            return f"{timestamp()} not serving: {trouble}"
         counters = ask(self._server.metrics_url)
         if counters is None:
             return None
         said = activity(self._before, counters, now - self._since)
         self._before, self._since = counters, now
-        return f"{_now()} {said}" if said else None
+        return f"{timestamp()} {said}" if said else None
 
 
-def _now() -> str:
+def timestamp() -> str:
+    """Returns the time as lines of a service have it in front: UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 

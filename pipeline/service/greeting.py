@@ -11,6 +11,8 @@ from pipeline.triton.tensors import BLS, PREPROCESSING
 
 KEY_OPTION = "--key-from"
 _PROMPT = "Once there was a"
+_COMPLETION = '{"prompt": "Once there was a", "max_tokens": 20}'
+_MESSAGES = '{"messages": [{"role": "user", "content": "Hello"}]}'
 _REQUEST = '{"text_input": "Once there was a", "max_tokens": 20}'
 
 
@@ -26,12 +28,12 @@ def greeting(
 
     Args:
         repository: What is served.
-        addresses: By ``grpc``, ``http`` and ``metrics``.
+        addresses: By ``grpc``, ``http``, ``openai`` and ``metrics``.
         log: The log's file; None where it is among these lines.
         seconds: How long it took.
         access: What a client's command has to say besides the address.
     """
-    names = {"grpc": "gRPC", "http": "HTTP"}
+    names = {"grpc": "gRPC", "http": "HTTP", "openai": "OpenAI"}
     shown = {names.get(key, key): address for key, address in addresses.items()}
     if log:
         shown["log"] = str(log)
@@ -47,6 +49,8 @@ def greeting(
                 f"  curl -s {addresses['http']}/v2/models/{BLS}/generate \\",
                 f"    -d {shlex.quote(_REQUEST)}",
             ]
+        if "openai" in addresses and KEY_OPTION not in access:
+            curl += ask_openai(addresses["openai"], chats=has_chat_template(repository))
         at = shlex.join(["--url", addresses["grpc"], *access])
         lines += [
             "try:",
@@ -56,6 +60,20 @@ def greeting(
         if has_chat_template(repository):
             lines.append(f"  trtllm-pipeline generate --chat {at}")
     return "\n".join(lines)
+
+
+def ask_openai(url: str, *, chats: bool) -> list[str]:
+    """Writes the lines that ask an OpenAI endpoint with curl.
+
+    Args:
+        url: Of the endpoint, with ``/v1``.
+        chats: Whether the model takes messages.
+    """
+    path, body = ("chat/completions", _MESSAGES) if chats else ("completions", _COMPLETION)
+    return [
+        f"  curl -s {url}/{path} \\",
+        f"    -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+    ]
 
 
 def has_chat_template(repository: Path) -> bool:

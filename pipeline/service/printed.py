@@ -25,6 +25,7 @@ def printed(
     *,
     key_from: str | None = None,
     signer: Path | None = None,
+    openai: int | None = None,
 ) -> dict[str, Any]:
     """Writes one of the forms.
 
@@ -36,6 +37,7 @@ def printed(
         key_from: The variable that holds the key of ``options``.
         signer: Public key of whoever has to have signed the repository; it is checked now, and
             again by a unit at each start.
+        openai: Port of a gateway beside the server.
 
     Returns:
         ``text``; for a command also ``command``, word by word, and ``image``, which is None where
@@ -51,6 +53,16 @@ def printed(
             f"--print {form} needs the numbers of all ports",
             why="0 picks one only when the server starts",
             fix="Give --grpc-port, --http-port and --metrics-port other numbers",
+        )
+    if openai is not None and form != "systemd":
+        raise UsageError(
+            f"--openai does not go with --print {form}",
+            why="The gateway is a process of its own there",
+            fix="Leave it out, and start trtllm-pipeline gateway --url beside the server",
+        )
+    if openai == 0:
+        raise UsageError(
+            f"--print {form} needs the number of the port", fix="Give --openai another number"
         )
     if signer:
         check_provenance(repository, check_custody(repository), signer)
@@ -68,6 +80,8 @@ def printed(
         return {"command": list(launch.command), "image": launch.image, "text": launch.lines}
     words = [*_program(), "serve", str(repository.resolve()), *_words(options)]
     words += [f"--env={name}" for name in environment]
+    if openai is not None:
+        words.append(f"--openai={openai}")
     if signer:
         words.append(f"--require-provenance={signer.resolve()}")
     if key_from:

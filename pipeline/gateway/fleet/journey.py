@@ -1,0 +1,215 @@
+"""The way of one request from server to server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from pipeline.gateway.engine import Generation, Tokens
+from pipeline.gateway.fleet.counts import Counts
+from pipeline.gateway.fleet.going_on import (
+    Attempt,
+    Border,
+    OtherTokensError,
+    Story,
+    next_attempt,
+)
+from pipeline.gateway.fleet.policy import Policy
+from pipeline.gateway.fleet.prefixes import chain_of
+from pipeline.gateway.fleet.replica import Flow, Replica, SilentError
+from pipeline.gateway.fleet.roster import Roster
+from trtllm_client import (
+    Cancelled,
+    ClientError,
+    ConnectionFailed,
+    InvalidRequest,
+    ServerBusy,
+    ServerFailed,
+)
+
+_LONGEST_PAUSE = 8
+_FIRST_PROBE_S = 5.0
+# Of the server, or of the way to it. What else there is belongs to the request.
+_LOST = (ConnectionFailed, ServerFailed, Cancelled, SilentError)
+
+
+class Journey:
+    """What has become of a request so far, and what is done next.
+
+    Args:
+        roster: The servers.
+        policy: How often it may go on, and how long it waits.
+        counts: Notes what becomes of each attempt.
+        asked: The request.
+    """
+
+    def __init__(self, roster: Roster, policy: Policy, counts: Counts, asked: Generation) -> None:
+        self._roster, self._policy, self._counts = roster, policy, counts
+        self._story = Story(asked, [])
+        self._chain = chain_of(asked.prompt, policy.block, policy.most_blocks)
+        self._attempt = Attempt(asked, "begun")
+        self._border = Border(self._attempt, self._story)
+        self._may_continue = policy.greedy == "continue"
+        self._resumes = 0
+        self._began = _now()
+        self._broke_at: float | None = None
+        self._error: ClientError | None = None
+        # Servers that it does without: until when, and for how long the next time.
+        self._avoided: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+
+    async def begin(self) -> Flow:
+        """Waits for a server that may have the request, and asks it for what is left of the text.
+
+        Raises:
+            ClientError: No server answers in time; the error that the last one gave, if any did.
+        """
+        replica = await self._free()
+        self._attempt = next_attempt(
+            self._story,
+            self._resumes,
+            may_continue=self._may_continue,
+            overlap=self._policy.overlap,
+        )
+        self._border = Border(self._attempt, self._story)
+        return replica.begin(self._attempt.asked)
+
+    def take(self, tokens: Tokens | None) -> Tokens | None:
+        """Returns what is new of a response; None where nothing is.
+
+        Args:
+            tokens: The response; None for the end.
+
+        Raises:
+            OtherTokensError: A token is another one than before.
+        """
+        new = None
+        if tokens is None:
+            self._border.end()
+        else:
+            new = self._border.new(tokens)
+        if self._broke_at is not None and (tokens is None or new is not None):
+            self._counts.stalled(_now() - self._broke_at)
+            self._counts.tried("resumed", self._attempt.how)
+            self._broke_at = None
+            self._avoided.clear()
+            self._pauses.clear()
+        return new
+
+    def goes_on(self, flow: Flow, error: Exception) -> bool:
+        """Notes that an attempt ended with an error; False where nothing is missing of the text.
+
+        Raises:
+            ClientError: The request cannot go on.
+        """
+        self._error = self._as_client_error(flow, error)
+        if isinstance(error, ServerBusy):
+            self._wait_for_a_place(flow)
+            return True
+        if not self._is_of_the_server(error):
+            raise self._error
+        if isinstance(error, ConnectionFailed | SilentError):
+            flow.failed()
+        if self._roster.is_closed:
+            raise self._error from error
+        if self._broke_at is not None and self._attempt.how != "begun":
+            differed = isinstance(error, OtherTokensError)
+            self._counts.tried("differed" if differed else "failed", self._attempt.how)
+        if self._broke_at is None:
+            self._broke_at = _now()
+            self._avoided.clear()
+        if self._story.is_whole:
+            return False
+        if self._may_go_back(error):
+            self._may_continue = False
+        elif isinstance(error, OtherTokensError):
+            raise self._error from error
+        else:
+            # One whose connection broke is not used before it says that it is ready.
+            self._avoid(flow, 0.0 if isinstance(error, ConnectionFailed) else self._policy.pause_s)
+        if self._resumes >= self._policy.resumes:
+            if self._resumes:
+                self._counts.tried("given_up", "none")
+            raise self._error from error
+        self._resumes += 1
+        return True
+
+    def _is_of_the_server(self, error: Exception) -> bool:
+        if isinstance(error, (*_LOST, OtherTokensError)):
+            return True
+        # What was served before is no wrong request, but a server that is not itself yet, or a
+        # prompt that has become too long.
+        return isinstance(error, InvalidRequest) and self._broke_at is not None
+
+    def _may_go_back(self, error: Exception) -> bool:
+        """Whether a text that cannot be continued can still be made again."""
+        could_not = isinstance(error, OtherTokensError | InvalidRequest)
+        return could_not and self._attempt.how == "continued"
+
+    def _as_client_error(self, flow: Flow, error: Exception) -> ClientError:
+        if isinstance(error, OtherTokensError):
+            return ServerFailed(
+                "the text cannot go on as it began",
+                where=flow.server,
+                why=f"its server was lost after {len(self._story.given)} tokens, and what this "
+                f"one makes of the same request differs from token {error.place} on",
+                fix="Ask again; if it happens often, see that all servers serve the same build",
+            )
+        if isinstance(error, SilentError):
+            return ConnectionFailed(
+                "the server is not ready and says nothing any more",
+                where=flow.server,
+                fix="Look at the server and the way to it",
+            )
+        assert isinstance(error, ClientError)
+        return error
+
+    def _wait_for_a_place(self, flow: Flow) -> None:
+        """Tries another server; a text that has begun waits for a place."""
+        assert self._error is not None
+        if self._broke_at is not None:
+            self._avoid(flow, self._policy.pause_s)
+            return
+        self._avoid(flow, math.inf)
+        if not any(replica.name not in self._avoided for replica in self._roster.usable()):
+            raise self._error
+
+    def _avoid(self, flow: Flow, at_least: float) -> None:
+        pause = max(self._pauses.get(flow.server, 0.0), at_least)
+        self._avoided[flow.server] = _now() + pause
+        first = self._policy.pause_s
+        self._pauses[flow.server] = min(2 * pause or first, _LONGEST_PAUSE * first)
+
+    async def _free(self) -> Replica:
+        while True:
+            now, usable = _now(), self._roster.usable()
+            free = [r for r in usable if self._avoided.get(r.name, -math.inf) <= now]
+            if free:
+                return self._roster.choose(self._chain, free)
+            until = self._until()
+            if now >= until or self._roster.is_closed:
+                if self._resumes:
+                    self._counts.tried("given_up", "none")
+                raise self._error or _no_server(self._policy.wait_s)
+            soonest = min((self._avoided[r.name] for r in usable), default=math.inf)
+            await self._roster.changed(min(until, soonest) - now)
+
+    def _until(self) -> float:
+        """Until when a server is waited for, in the loop's seconds."""
+        since = self._broke_at or self._began
+        if self._policy.resumes == 0:
+            return since + (0.0 if self._roster.is_known() else _FIRST_PROBE_S)
+        # Who comes long after the last server was lost need not wait for it all over again.
+        return min(since, self._roster.down_since() or since) + self._policy.wait_s
+
+
+def _no_server(waited_s: float) -> ConnectionFailed:
+    return ConnectionFailed(
+        "no server is ready",
+        why=f"none has been for {waited_s:g} s",
+        fix="Look at the servers' logs; a request waits for them so long as the gateway is told to",
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
