@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from pipeline.rayserve.replica import Replica
 from pipeline.rayserve.sizing import size_of
 from pipeline.store.deployed import find_repository
 
+PROBE_S, LOST_PROBE_S = 5.0, 0.5
+"""Seconds between two questions to Ray's controller whether a replica runs, and while none does: it
+answers them for the whole cluster."""
 logger = logging.getLogger("ray.serve")
 """Ray writes what is said here to the replica's file, and shows it."""
 
@@ -63,14 +67,24 @@ class Gateway:
         from pipeline.gateway.app import make_app
         from pipeline.gateway.desk import Desk
         from pipeline.gateway.desk import Options as Limits
+        from pipeline.gateway.fleet.fleet import Fleet
+        from pipeline.gateway.fleet.metrics import FleetCollector
+        from pipeline.gateway.fleet.policy import Policy
+        from pipeline.gateway.metrics import Metrics
         from pipeline.gateway.model import open_model
         from pipeline.gateway.opening import keys_of
         from pipeline.rayserve.engine import RayEngine
 
-        engine = RayEngine(self._replicas, _running(REPLICAS), REPLICAS)
         model = open_model(Path(self._options.repository), names=(self._model,))
         limits = Limits(keys=keys_of(os.environ, self._options.key_from))
-        return make_app(Desk(engine, model, limits, say=logger.info))
+        # All replicas are one server to it: Ray knows which of them live, and which has the least
+        # to do.
+        policy = Policy(probe_s=PROBE_S, lost_probe_s=LOST_PROBE_S)
+        fleet = Fleet(policy if self._options.resume else replace(policy, resumes=0))
+        fleet.add(REPLICAS, RayEngine(self._replicas, _running(REPLICAS), REPLICAS))
+        metrics = Metrics()
+        metrics.registry.register(FleetCollector(fleet))
+        return make_app(Desk(fleet, model, limits, say=logger.info, metrics=metrics))
 
 
 def _running(deployment: str) -> Callable[[], int]:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pipeline.triton.running import RunningServer
 
 STDERR = 2
-START_S = 1800.0
-"""Seconds that a start may take: what a large engine takes to load, and to spare."""
+PATIENCE_S = 20.0
+"""Seconds that a server may take to come back before this replica is no longer a healthy one, and
+before its requests go on at another. Small engines are back by then."""
 POLL_S = 0.2
 EXIT_S = 5
 """Seconds that the server waits for requests in flight. Ray has waited for them before it stops a
@@ -41,7 +42,7 @@ class Replica:
     Args:
         repository: The repository, or the folder of its build, on this node.
         verify: Whether to check every file of it first.
-        start_s: Seconds that a start of the server may take.
+        patience_s: Seconds that requests wait for a server that is being started again.
 
     Raises:
         RepositoryError: The repository is not what was built.
@@ -49,9 +50,11 @@ class Replica:
         UnsupportedError: This node cannot serve it.
     """
 
-    def __init__(self, repository: str, *, verify: bool = True, start_s: float = START_S) -> None:
+    def __init__(
+        self, repository: str, *, verify: bool = True, patience_s: float = PATIENCE_S
+    ) -> None:
         self._held = ExitStack()
-        self._start_s, self._down_since = start_s, 0.0
+        self._patience_s, self._down_since = patience_s, 0.0
         self._engine: Engine | None = None
         path = find_repository(Path(repository))
         if verify:
@@ -87,8 +90,8 @@ class Replica:
     async def check_health(self) -> None:
         """Asks the server whether every model is ready.
 
-        One that its watchdog is starting again counts as healthy for as long as a start may take:
-        a new replica would take as long, and lose the node's place.
+        One that its watchdog is starting again counts as healthy for as long as requests wait for
+        it.
 
         Raises:
             ServerError: It is not ready, or beyond recovery.
@@ -103,7 +106,7 @@ class Replica:
         trouble = self._server.trouble
         now = time.monotonic()
         self._down_since = self._down_since or now
-        if trouble is None or now - self._down_since > self._start_s:
+        if trouble is None or now - self._down_since > self._patience_s:
             raise ServerError(
                 "the server does not answer that it is ready",
                 why=trouble,
@@ -126,7 +129,7 @@ class Replica:
         return self._engine
 
     async def _wait_until_up(self) -> None:
-        until = time.monotonic() + self._start_s
+        until = time.monotonic() + self._patience_s
         while (trouble := self._server.trouble) is not None:
             if time.monotonic() > until:
                 raise ConnectionFailed(
