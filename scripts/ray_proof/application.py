@@ -71,7 +71,8 @@ class Application:
         path.write_text(yaml.safe_dump(config))
         serve = str(Path(sys.executable).with_name("serve"))
         words = [serve, "run", f"--address={self.cluster.address}", "--non-blocking", str(path)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        environment = {k: v for k, v in self.cluster.environment.items() if k != "RAY_PROOF"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or "error" in done.stdout.lower():
             sys.exit(f"serve run did not deploy it:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 

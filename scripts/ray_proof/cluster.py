@@ -33,12 +33,14 @@ class Cluster:
         folder: Where Ray keeps logs and sockets.
         head: The process that holds the head node.
         second: The process that holds the other one.
+        environment: What Ray's processes have.
     """
 
     address: str
     folder: Path
     head: subprocess.Popen[bytes]
     second: subprocess.Popen[bytes]
+    environment: Mapping[str, str]
 
     def processes(self) -> list[psutil.Process]:
         """All processes of both nodes, and what those started."""
@@ -108,7 +110,7 @@ def cluster(environment: Mapping[str, str]) -> Iterator[Cluster]:
         )
         _wait_for(address, head, folder)
         second = start(f"--address={address}")
-        yield Cluster(address, folder, head, second)
+        yield Cluster(address, folder, head, second, variables)
     finally:
         _end(held, folder)
         shutil.rmtree(folder, ignore_errors=True)
