@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,9 +57,16 @@ def run(
     repository, other = asked.repository.resolve(), place / "other" / asked.repository.name
     shutil.copytree(repository, other, symlinks=True)
     written = place / "manifests"
-    command = [str(Path(sys.executable).with_name("trtllm-pipeline")), "manifests"]
     subprocess.run(
-        [*command, str(repository), "--kind=ray", f"--output={written}"],
+        [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "manifests",
+            str(repository),
+            "--kind=ray",
+            f"--output={written}",
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -74,20 +82,31 @@ def run(
             streams=asked.streams,
             max_tokens=asked.max_tokens,
         )
-        phases.append(runs.undisturbed())
-        if "steady" in wanted:
-            phases.append(runs.steady())
-        if "scale" in wanted:
-            phases.append(runs.scale())
-        if "kill" in wanted:
-            phases.append(runs.kill())
-        if "update" in wanted:
-            phases.append(runs.update(2))
-        if "alone" in wanted:
-            phases += [runs.update(1), runs.update(1, surge=100)]
-        ports = beyond_loopback(nodes)
-        application.close()
+        try:
+            for phase in chosen(runs, wanted):
+                print(f"{phase.name}: done", file=sys.stderr)
+                phases.append(phase)
+            ports = beyond_loopback(nodes)
+        finally:
+            # Before the cluster ends: Ray ends a process whose cluster is gone.
+            application.close()
     return phases, ports
+
+
+def chosen(runs: Run, wanted: list[str]) -> Iterator[Phase]:
+    """Yields the phases that are wanted, as they are done."""
+    yield runs.undisturbed()
+    if "steady" in wanted:
+        yield runs.steady()
+    if "scale" in wanted:
+        yield runs.scale()
+    if "kill" in wanted:
+        yield runs.kill()
+    if "update" in wanted:
+        yield runs.update(2)
+    if "alone" in wanted:
+        yield runs.update(1)
+        yield runs.update(1, surge=100)
 
 
 def show(proxy: str, phases: list[Phase], ports: list[str]) -> None:

@@ -23,6 +23,10 @@ REPLICAS, GATEWAY = "replicas", "gateway"
 READY_S = 300.0
 
 
+class ProofError(Exception):
+    """What keeps the proof from going on."""
+
+
 class Application:
     """The application of a config on a cluster.
 
@@ -65,8 +69,6 @@ class Application:
         for deployment in application["deployments"]:
             chosen = options.get(deployment["name"], {})
             deployment.update(chosen)
-            if "num_replicas" in chosen:
-                deployment.pop("autoscaling_config", None)
         path = self.cluster.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         serve = str(Path(sys.executable).with_name("serve"))
@@ -74,7 +76,9 @@ class Application:
         environment = {k: v for k, v in self.cluster.environment.items() if k != "RAY_PROOF"}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         if done.returncode or "error" in done.stdout.lower():
-            sys.exit(f"serve run did not deploy it:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+            raise ProofError(
+                f"serve run did not deploy it:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            )
 
     def states(self, deployment: str) -> dict[str, int]:
         """How many replicas of a deployment are in which state."""
@@ -83,7 +87,12 @@ class Application:
         found = serve.status().applications.get(self.name)
         row = found.deployments.get(deployment) if found else None
         return (
-            {str(state.value): count for state, count in row.replica_states.items()} if row else {}
+            {
+                str(getattr(state, "value", state)): count
+                for state, count in row.replica_states.items()
+            }
+            if row
+            else {}
         )
 
     def status(self) -> str:
@@ -98,7 +107,7 @@ class Application:
         began = time.monotonic()
         while not wanted():
             if time.monotonic() - began > seconds:
-                sys.exit(
+                raise ProofError(
                     f"after {seconds:.0f} s it is not so that {what}; Ray says {self.status()}"
                 )
             time.sleep(0.25)
@@ -148,7 +157,8 @@ def beyond_loopback(cluster: Cluster) -> list[str]:
     for connection in psutil.net_connections("inet"):
         if connection.status != psutil.CONN_LISTEN or connection.pid not in mine:
             continue
-        if not ipaddress.ip_address(connection.laddr.ip).is_loopback:
+        address = ipaddress.ip_address(connection.laddr.ip)
+        if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
             name = mine[connection.pid].name()
             open_ports.append(f"{name} {connection.laddr.ip}:{connection.laddr.port}")
     return sorted(set(open_ports))

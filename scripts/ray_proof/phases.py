@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,26 +82,37 @@ class Run:
             "gateways": 2,
             "gateway_cpus": 0.5,
             "replica_cpus": 1.5,
+            "min_replicas": 1,
+            "max_replicas": 2,
         }
         self.traffic = Traffic(f"http://127.0.0.1:{port}/v1", model, PROMPTS, max_tokens)
         self.expected: dict[str, str] = {}
 
-    def deploy(self, replicas: Mapping[str, Any], *, surge: int = 0) -> None:
-        """Deploys the repository that it is at, with these options of the replicas."""
+    def deploy(self, fewest: int, most: int, *, surge: int = 0) -> None:
+        """Deploys the repository that it is at, with so many replicas."""
         arguments = {
             **self._arguments,
             "repository": str(self.places[self._at]),
             "surge_percent": surge,
         }
-        actors = {"ray_actor_options": {"num_cpus": 1.5}, "max_surge_percent": surge}
+        replicas = {
+            "ray_actor_options": {"num_cpus": 1.5},
+            "max_surge_percent": surge,
+            "autoscaling_config": {
+                "min_replicas": fewest,
+                "max_replicas": most,
+                "target_ongoing_requests": self.streams * 0.4,
+                "upscale_delay_s": 3,
+                "downscale_delay_s": 8,
+                "look_back_period_s": 12,
+            },
+        }
         gateways = {
             "num_replicas": 2,
             "ray_actor_options": {"num_cpus": 0.5},
             "max_surge_percent": surge,
         }
-        self.application.deploy(
-            arguments, {REPLICAS: {**actors, **replicas}, "gateway": gateways}, self.port
-        )
+        self.application.deploy(arguments, {REPLICAS: replicas, "gateway": gateways}, self.port)
 
     def servers(self) -> list[psutil.Process]:
         """The tritonservers of the cluster."""
@@ -118,7 +129,7 @@ class Run:
 
     def undisturbed(self) -> Phase:
         """Asks everything once, for the texts that all later ones have to equal."""
-        self.deploy({"num_replicas": 1})
+        self.deploy(1, 1)
         started = self.application.wait(lambda: self.application.runs(1), "one replica runs")
         with self._phase("undisturbed", 1) as phase:
             self.traffic.run(1)
@@ -152,18 +163,7 @@ class Run:
 
     def scale(self) -> Phase:
         """Loads one replica until there are two, and leaves few streams until there is one."""
-        self.deploy(
-            {
-                "autoscaling_config": {
-                    "min_replicas": 1,
-                    "max_replicas": 2,
-                    "target_ongoing_requests": self.streams * 0.4,
-                    "upscale_delay_s": 3,
-                    "downscale_delay_s": 8,
-                    "look_back_period_s": 12,
-                }
-            }
-        )
+        self.deploy(1, 2)
         self.application.wait(lambda: self.application.runs(1), "one replica runs")
         with self._phase("scaling 1 to 2 and back", self.streams) as phase:
             self.traffic.run(self.streams)
@@ -178,7 +178,7 @@ class Run:
 
     def kill(self) -> Phase:
         """Kills one of two replicas."""
-        self.deploy({"num_replicas": 2})
+        self.deploy(2, 2)
         self.application.wait(lambda: self.application.runs(2), "two replicas run")
         with self._phase("one of two replicas killed", self.streams) as phase:
             self.traffic.run(self.streams)
@@ -203,7 +203,7 @@ class Run:
 
     def update(self, replicas: int, *, surge: int = 0) -> Phase:
         """Updates all replicas to a repository in another place."""
-        self.deploy({"num_replicas": replicas}, surge=surge)
+        self.deploy(replicas, replicas, surge=surge)
         self.application.wait(lambda: self.application.runs(replicas), f"so many run: {replicas}")
         name = f"rolling update, {replicas} replica{'s' * (replicas > 1)}"
         with self._phase(f"{name}, surge {surge} %" if surge else name, self.streams) as phase:
@@ -212,7 +212,7 @@ class Run:
             before = self._pids()
             self._at = 1 - self._at
             began = time.monotonic()
-            self.deploy({"num_replicas": replicas}, surge=surge)
+            self.deploy(replicas, replicas, surge=surge)
             self.application.wait(
                 lambda: self.application.runs(replicas) and not before & self._pids(),
                 "all replicas are new",
