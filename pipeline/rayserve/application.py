@@ -93,8 +93,15 @@ def _running(deployment: str) -> Callable[[], int]:
 
     application = serve.get_replica_context().app_name
 
+    last = 0
+
     def count() -> int:
-        found = serve.status().applications[application].deployments[deployment]
-        return sum(number for state, number in found.replica_states.items() if state == "RUNNING")
+        nonlocal last
+        found = serve.status().applications.get(application)
+        row = found.deployments.get(deployment) if found else None
+        if row is not None:
+            last = sum(n for state, n in row.replica_states.items() if state == "RUNNING")
+        # While an update is being made of its config, Ray lists nothing.
+        return last
 
     return count

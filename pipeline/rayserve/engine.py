@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from pipeline.gateway.engine import Generation, Tokens
-from pipeline.rayserve.failures import as_client_error
+from pipeline.rayserve.failures import as_client_error, is_rays
 from pipeline.rayserve.wire import pack_request, unpack
 from trtllm_client import ClientError, ConnectionFailed
 
@@ -66,7 +66,7 @@ class RayEngine:
         try:
             return await asyncio.to_thread(self._running) > 0
         except Exception as error:
-            if isinstance(as_client_error(error, self._name), ConnectionFailed):
+            if is_rays(error):
                 return False
             raise
 

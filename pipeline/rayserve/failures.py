@@ -68,6 +68,11 @@ def as_client_error(error: BaseException, deployment: str) -> ClientError:
     )
 
 
+def is_rays(error: BaseException) -> bool:
+    """Says whether an error is one of Ray's or of the calls beneath, and none of this code."""
+    return any(_names(type(error)))
+
+
 def _names(kind: type) -> Iterator[str]:
     """The names of an error's class and of those above it that are Ray's or gRPC's."""
     for above in kind.__mro__:

@@ -124,15 +124,24 @@ class Counts:
     """How many replicas ran at a time, while a ``with`` block lasted.
 
     Attributes:
-        fewest: The fewest.
-        most: The most.
+        seen: The states that there were, each with when it began, in seconds of ``time.monotonic``.
     """
 
     def __init__(self, application: Application) -> None:
         self._application = application
-        self.fewest, self.most = 1_000, 0
+        self.seen: list[tuple[float, dict[str, int]]] = []
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def fewest(self) -> int:
+        """The fewest that ran."""
+        return min((states.get("RUNNING", 0) for _, states in self.seen), default=0)
+
+    @property
+    def most(self) -> int:
+        """The most that ran."""
+        return max((states.get("RUNNING", 0) for _, states in self.seen), default=0)
 
     def __enter__(self) -> Counts:
         self._thread.start()
@@ -143,11 +152,11 @@ class Counts:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            running = self._application.states(REPLICAS).get("RUNNING", 0)
-            self.fewest, self.most = min(self.fewest, running), max(self.most, running)
-            if self._ending.wait(0.2):
-                return
+        while not self._ending.wait(0.2):
+            states = self._application.states(REPLICAS)
+            # While an update is being made of its config, Ray lists nothing.
+            if states and (not self.seen or self.seen[-1][1] != states):
+                self.seen.append((time.monotonic(), states))
 
 
 def beyond_loopback(cluster: Cluster) -> list[str]:

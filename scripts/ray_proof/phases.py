@@ -23,6 +23,8 @@ PROMPTS = tuple(
     )
 )
 STEADY_S, SETTLED_S = 15.0, 4.0
+LONG_S = 3.0
+"""A silence of which it is told when it was."""
 FEW = 2
 """Streams that one replica is enough for."""
 
@@ -231,6 +233,12 @@ class Run:
         with Counts(self.application) as counts:
             yield phase
         phase.fewest, phase.most = counts.fewest, counts.most
+        phase.notes["replicas by second"] = [
+            (round(at - counts.seen[0][0], 1), states) for at, states in counts.seen
+        ]
+        if phase.saw.silence_s > LONG_S:
+            began = phase.saw.silent_at - counts.seen[0][0]
+            phase.notes["silence of all began (s)"] = round(began, 1)
         if phase.saw.errors:
             phase.wrong.append(f"{phase.saw.errors} errors: {'; '.join(phase.saw.reasons)[:500]}")
         if phase.saw.different:

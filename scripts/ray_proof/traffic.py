@@ -124,6 +124,7 @@ class Summary:
         different: Texts that are not those of an undisturbed run.
         stall_s: The longest that one stream waited.
         silence_s: The longest that no stream got anything.
+        silent_at: When that began, in seconds of ``time.monotonic``.
     """
 
     requests: int
@@ -134,6 +135,7 @@ class Summary:
     different: int
     stall_s: float
     silence_s: float
+    silent_at: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -152,6 +154,10 @@ def summarize(seen: Sequence[Seen], expected: Mapping[str, str]) -> Summary:
     arrivals = sorted(at for one in seen for at in one.arrivals)
     failed = [one for one in seen if one.error]
     begun = min((one.begun for one in seen), default=0.0)
+    silence, silent_at = max(
+        ((later - earlier, earlier) for earlier, later in itertools.pairwise([begun, *arrivals])),
+        default=(0.0, 0.0),
+    )
     return Summary(
         requests=len(seen),
         tokens=sum(one.tokens for one in seen),
@@ -162,8 +168,6 @@ def summarize(seen: Sequence[Seen], expected: Mapping[str, str]) -> Summary:
             one.text != expected.get(one.prompt, one.text) for one in seen if not one.error
         ),
         stall_s=max((one.stall_s for one in seen), default=0.0),
-        silence_s=max(
-            (later - earlier for earlier, later in itertools.pairwise([begun, *arrivals])),
-            default=0.0,
-        ),
+        silence_s=silence,
+        silent_at=silent_at,
     )

@@ -195,8 +195,9 @@ def test_it_is_ready_while_a_replica_runs() -> None:
     assert run(engine_on(Answer([]), lambda: 0).ready()) is False
 
 
-def test_it_is_not_ready_where_nobody_can_tell() -> None:
-    lost = rays_error("RayActorError")
+@pytest.mark.parametrize("name", ["RayActorError", "GetTimeoutError", "RayServeException"])
+def test_it_is_not_ready_where_nobody_can_tell(name: str) -> None:
+    lost = rays_error(name)
 
     def gone() -> int:
         raise lost
