@@ -11,6 +11,9 @@ from pipeline.rayserve.failures import as_client_error, is_rays
 from pipeline.rayserve.wire import pack_request, unpack
 from trtllm_client import ClientError, ConnectionFailed
 
+ANSWER_S = 1.0
+"""Seconds that Ray's controller gets to answer."""
+
 
 class RayEngine:
     """Generates on whichever replica Ray chooses: of two at random, the one with less to do.
@@ -28,6 +31,8 @@ class RayEngine:
     def __init__(self, handle: Any, running: Callable[[], int], name: str) -> None:
         self._call = handle.options(method_name="generate", stream=True)
         self._running, self._name = running, name
+        self._known = 1
+        self._asking: asyncio.Task[None] | None = None
 
     async def generate(self, asked: Generation) -> AsyncGenerator[Tokens, None]:
         """Generates; see :class:`pipeline.gateway.engine.Engine`.
@@ -62,13 +67,25 @@ class RayEngine:
                 answer.cancel()
 
     async def ready(self) -> bool:
-        """Tells whether a replica is ready; False where Ray does not say."""
+        """Tells whether a replica is ready, as far as Ray has said in time.
+
+        Replicas serve on while Ray's controller is slow or gone, so what it said last stands until
+        it says something else. Before it has said anything they are taken to be there: a request
+        that comes too early waits with Ray.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        await asyncio.wait({self._asking}, timeout=ANSWER_S)
+        if self._asking.done():
+            self._asking.result()
+        return self._known > 0
+
+    async def _ask(self) -> None:
         try:
-            return await asyncio.to_thread(self._running) > 0
+            self._known = await asyncio.to_thread(self._running)
         except Exception as error:
-            if is_rays(error):
-                return False
-            raise
+            if not is_rays(error):
+                raise
 
     async def close(self) -> None:
         """Does nothing: Ray keeps the connections, and ends the requests of a caller that ends."""

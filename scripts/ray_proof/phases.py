@@ -24,7 +24,7 @@ PROMPTS = tuple(
 )
 STEADY_S, SETTLED_S = 15.0, 4.0
 LONG_S = 3.0
-"""A silence of which it is told when it was."""
+"""A stall of which it is told when it was."""
 FEW = 2
 """Streams that one replica is enough for."""
 
@@ -200,7 +200,7 @@ class Run:
             )
             phase.notes["two again after (s)"] = round(time.monotonic() - killed, 1)
             time.sleep(SETTLED_S)
-            phase.saw = summarize(self.traffic.stop(), self.expected)
+            phase.saw = summarize(self.traffic.stop(), self.expected, since=killed)
         return phase
 
     def update(self, replicas: int, *, surge: int = 0) -> Phase:
@@ -213,15 +213,15 @@ class Run:
             time.sleep(SETTLED_S)
             before = self._pids()
             self._at = 1 - self._at
-            began = time.monotonic()
             self.deploy(replicas, replicas, surge=surge)
+            began = time.monotonic()
             self.application.wait(
                 lambda: self.application.runs(replicas) and not before & self._pids(),
                 "all replicas are new",
             )
             phase.notes["took (s)"] = round(time.monotonic() - began, 1)
             time.sleep(SETTLED_S)
-            phase.saw = summarize(self.traffic.stop(), self.expected)
+            phase.saw = summarize(self.traffic.stop(), self.expected, since=began)
         return phase
 
     def _pids(self) -> set[int]:
@@ -236,9 +236,12 @@ class Run:
         phase.notes["replicas by second"] = [
             (round(at - counts.seen[0][0], 1), states) for at, states in counts.seen
         ]
-        if phase.saw.silence_s > LONG_S:
-            began = phase.saw.silent_at - counts.seen[0][0]
-            phase.notes["silence of all began (s)"] = round(began, 1)
+        if phase.saw.stall_s > LONG_S:
+            began = phase.saw.stalled_at - counts.seen[0][0]
+            where = (
+                f"after {phase.saw.stalled_after} pieces" if phase.saw.stalled_after else "at first"
+            )
+            phase.notes["longest stall"] = f"{where}, from second {began:.1f} on"
         if phase.saw.errors:
             phase.wrong.append(f"{phase.saw.errors} errors: {'; '.join(phase.saw.reasons)[:500]}")
         if phase.saw.different:

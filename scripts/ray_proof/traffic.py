@@ -34,11 +34,19 @@ class Seen:
     tokens: int = 0
     error: str = ""
 
-    @property
-    def stall_s(self) -> float:
-        """The longest wait between two pieces, or for the first."""
+    def stall(self, since: float) -> tuple[float, float, int]:
+        """The longest wait between two pieces, or for the first: seconds, when, after how many.
+
+        Args:
+            since: What ended before does not count.
+        """
         times = [self.begun, *self.arrivals]
-        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
+        waits = (
+            (later - earlier, earlier, place)
+            for place, (earlier, later) in enumerate(itertools.pairwise(times))
+            if later >= since
+        )
+        return max(waits, default=(0.0, 0.0, 0))
 
 
 class Traffic:
@@ -123,8 +131,9 @@ class Summary:
         reasons: What was said, each once.
         different: Texts that are not those of an undisturbed run.
         stall_s: The longest that one stream waited.
+        stalled_at: When that began, in seconds of ``time.monotonic``.
+        stalled_after: After how many pieces of its text.
         silence_s: The longest that no stream got anything.
-        silent_at: When that began, in seconds of ``time.monotonic``.
     """
 
     requests: int
@@ -134,8 +143,9 @@ class Summary:
     reasons: tuple[str, ...]
     different: int
     stall_s: float
+    stalled_at: float
+    stalled_after: int
     silence_s: float
-    silent_at: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -143,21 +153,19 @@ class Summary:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
-def summarize(seen: Sequence[Seen], expected: Mapping[str, str]) -> Summary:
+def summarize(seen: Sequence[Seen], expected: Mapping[str, str], *, since: float = 0.0) -> Summary:
     """Puts together what was seen.
 
     Args:
         seen: The requests.
         expected: The text of each prompt, from a run that nothing disturbed; one that is missing is
             not compared.
+        since: Waits that ended before, in seconds of ``time.monotonic``, are not looked at.
     """
     arrivals = sorted(at for one in seen for at in one.arrivals)
     failed = [one for one in seen if one.error]
     begun = min((one.begun for one in seen), default=0.0)
-    silence, silent_at = max(
-        ((later - earlier, earlier) for earlier, later in itertools.pairwise([begun, *arrivals])),
-        default=(0.0, 0.0),
-    )
+    stall_s, stalled_at, after = max((one.stall(since) for one in seen), default=(0.0, 0.0, 0))
     return Summary(
         requests=len(seen),
         tokens=sum(one.tokens for one in seen),
@@ -167,7 +175,15 @@ def summarize(seen: Sequence[Seen], expected: Mapping[str, str]) -> Summary:
         different=sum(
             one.text != expected.get(one.prompt, one.text) for one in seen if not one.error
         ),
-        stall_s=max((one.stall_s for one in seen), default=0.0),
-        silence_s=silence,
-        silent_at=silent_at,
+        stall_s=stall_s,
+        stalled_at=stalled_at,
+        stalled_after=after,
+        silence_s=max(
+            (
+                later - earlier
+                for earlier, later in itertools.pairwise([begun, *arrivals])
+                if later >= since
+            ),
+            default=0.0,
+        ),
     )

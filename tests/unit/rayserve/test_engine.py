@@ -6,6 +6,7 @@ Where Ray is installed the errors are of its own classes, so that a name that it
 from __future__ import annotations
 
 import asyncio
+import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib.util import find_spec
@@ -196,13 +197,38 @@ def test_it_is_ready_while_a_replica_runs() -> None:
 
 
 @pytest.mark.parametrize("name", ["RayActorError", "GetTimeoutError", "RayServeException"])
-def test_it_is_not_ready_where_nobody_can_tell(name: str) -> None:
-    lost = rays_error(name)
+def test_what_ray_said_last_stands_while_it_says_nothing(name: str) -> None:
+    answers: list[int | type[Exception]] = [rays_error(name), 0, rays_error(name), 2]
 
-    def gone() -> int:
-        raise lost
+    def next_answer() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, int):
+            return answer
+        raise answer
 
-    assert run(engine_on(Answer([]), gone).ready()) is False
+    async def ask() -> list[bool]:
+        engine = engine_on(Answer([]), next_answer)
+        return [await engine.ready() for _ in range(4)]
+
+    assert run(ask()) == [True, False, False, True]
+
+
+def test_a_controller_that_is_slow_holds_nothing_up() -> None:
+    release = threading.Event()
+
+    def slow() -> int:
+        release.wait(60)
+        return 0
+
+    async def ask() -> bool:
+        engine = engine_on(Answer([]), slow)
+        before = await engine.ready()
+        release.set()
+        while await engine.ready():
+            await asyncio.sleep(0)
+        return before
+
+    assert run(ask()) is True
 
 
 def test_a_mistake_of_ours_is_not_hidden_behind_not_ready() -> None:
