@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof lint format docs clean help ray-proof
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -86,6 +86,12 @@ kube-proof: $(STAMP)  ## Every manifest in helm and in the validators, with valu
 resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml
 	$(BIN)/python -m tests.faults.resume_proof --repository $(DEMO)/repository
+RAY := $(VENV)-ray
+ray-proof: $(STAMP)  ## Two Ray nodes here: scaled, a replica killed, updated, under load (installs Ray into .venv-ray)
+	scripts/install-ray $(PYTHON) $(RAY)
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	$(RAY)/bin/python -m pytest -q tests/unit/rayserve
+	scripts/ray-proof $(RAY) --repository $(DEMO)
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

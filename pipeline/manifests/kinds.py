@@ -92,6 +92,11 @@ KINDS: Mapping[str, Kind] = {
             "pipeline.monitoring.scaling:write_hpa",
             _LIMITS,
         ),
+        Kind(
+            "ray",
+            "Ray Serve's config of the application, and a RayService for KubeRay.",
+            "pipeline.rayserve.manifests:write",
+        ),
     )
 }
 

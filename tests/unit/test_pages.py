@@ -69,7 +69,7 @@ KNOWN = {
         "sed",
     ),
     *("sh", "source", "ssh", "sudo", "systemctl", "tail", "tar", "test", "time", "true", "unset"),
-    *("chmod", "ln", "uv", "wait", "wget"),
+    *("chmod", "ln", "ray", "serve", "uv", "wait", "wget"),
 }
 SHELL = {"for", "do", "done", "if", "then", "else", "fi", "while"}
 FOLDERS = ("configs", "examples", "scripts", "benchmarks", "docker", "client")
