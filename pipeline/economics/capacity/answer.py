@@ -263,7 +263,8 @@ def _remarks(own: Subject, fitted: Fit, asked: Asked, document: Mapping[str, Any
     if reached < _SATURATED:
         said.append(
             f"The load test asked {reached * 100:.0f} % of what the server can do by the "
-            "simulation, so it may do more than was measured. Measure at a higher load to plan with it."
+            "simulation, so it may do more than was measured. Measure at a higher load to plan "
+            "with it."
         )
     running = max((row.get("running") or 0 for row in document["simulated"]), default=0)
     if running > fitted.streams * _OTHER_LENGTH:

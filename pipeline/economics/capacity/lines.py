@@ -58,8 +58,8 @@ def sentences(document: Mapping[str, Any]) -> Iterator[str]:
         "token of a prompt"
         + (f" and {_ms(fit['request_ms'])} for each request" if fit["request_ms"] else "")
         + f"; half of the streams took within {fit['error'] * 100:.1f} % of that, {held}. In front "
-        f"of the engine a request spends {_ms(fit['front_delay_ms'])}, and {_ms(fit['front_serial_ms'])} "
-        "one after the other."
+        f"of the engine a request spends {_ms(fit['front_delay_ms'])}, and "
+        f"{_ms(fit['front_serial_ms'])} one after the other."
     )
     yield from _extrapolation(document)
     yield from document["remarks"]

@@ -257,8 +257,8 @@ def _alone(server: Server, traffic: Traffic, objective: Objective) -> str | None
     found = _sized(run_open(server, 1, arrivals), 1, traffic, objective)
     if found.refused:
         return (
-            f"the engine refuses {found.refused * 100:.0f} % of the requests, which are longer than "
-            "its KV cache"
+            f"the engine refuses {found.refused * 100:.0f} % of the requests, which are longer "
+            "than its KV cache"
         )
     for name, times, limit in (
         ("the first token takes", found.ttft, objective.ttft),
