@@ -20,9 +20,10 @@ from pipeline.tables import number, streams
 
 def sixteen_bit_blocks(report: Mapping[str, Any]) -> list[Block]:
     """Lists what ``compare`` measured of the build and of 16 bit in one interleaved run."""
-    found, cost = report.get("sixteen_bit"), report["cost"]
+    found = report.get("sixteen_bit")
     if not found:
         return []
+    cost = report["cost"] or _stated(report)
     columns = ["streams", "tokens/s", f"{found['baseline']}, tokens/s", "ratio"]
     if cost:
         unit = f"{cost['currency']} a million tokens"
@@ -48,6 +49,12 @@ def sixteen_bit_blocks(report: Mapping[str, Any]) -> list[Block]:
             "time, at the throughput of so many streams."
         )
     return [Paragraph(said), Table(columns, rows, frozenset(range(1, len(columns))))]
+
+
+def _stated(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The price that ``capacity`` was told, where the recipe has none."""
+    cost = (report.get("capacity") or {}).get("cost")
+    return {**cost, "utilization": report["recipe"]["cost"]["utilization"]} if cost else None
 
 
 def _million(speed: float | None, cost: Mapping[str, Any]) -> str:
