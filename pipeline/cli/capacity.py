@@ -89,6 +89,10 @@ def capacity(
             "--price-per-hour", "--price", help="Of one server, instead of cost.price_per_hour."
         ),
     ] = None,
+    headroom: Annotated[
+        float,
+        typer.Option(help="Share of the most measured tokens/s that no server is asked for."),
+    ] = 0.1,
     kv_tokens: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +120,8 @@ def capacity(
     objective = _objective(time_to_first_token_ms, inter_token_ms, percentile)
     factors = _factors(multiply)
     found, recipe = read_build(build)
+    if not 0 <= headroom < 1:
+        raise UsageError(f"--headroom must be at least 0 and below 1, not {headroom:g}")
     price = _price(price_per_hour, recipe.cost)
     step_tokens = get_target(recipe.compile.target).step_tokens(recipe)
     limits = limits_of(recipe, step_tokens, kv_tokens)
@@ -129,7 +135,7 @@ def capacity(
 
         document = answer(
             own,
-            Asked(traffic, objective, factors, price, recipe.cost.currency, seed),
+            Asked(traffic, objective, factors, price, recipe.cost.currency, seed, headroom),
             baseline=baseline,
             source=source,
             on_step=on_step,

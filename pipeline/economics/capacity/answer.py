@@ -43,6 +43,7 @@ class Asked:
         price_per_hour: Of one server; None shows no prices.
         currency: How prices are written.
         seed: Of what is drawn.
+        headroom: The share of the most measured tokens per second that no server is asked for.
     """
 
     traffic: Traffic
@@ -51,6 +52,7 @@ class Asked:
     price_per_hour: float | None = None
     currency: str = "USD"
     seed: int = 0
+    headroom: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def capacity(
         "cost": None
         if asked.price_per_hour is None
         else {"currency": asked.currency, "price_per_hour": asked.price_per_hour},
+        "headroom": asked.headroom,
         "limits": asdict(own.limits),
         "fit": _fit_values(fitted),
         "measured": [_checked(load, fitted, asked.objective) for load in own.loads],
@@ -201,9 +204,10 @@ def _milliseconds(row: Mapping[str, float | None]) -> dict[str, float | None]:
 
 def _row(subject: Subject, fitted: Fit, asked: Asked, factor: float) -> dict[str, Any]:
     traffic = asked.traffic.times(factor)
-    # What nobody saw a server do is not planned with.
+    # What nobody saw a server do is not planned with. And streams that wait for their answers reach
+    # more than requests do that come at random, whose queue grows without an end there.
     most = max(load.times.tokens_per_second for load in subject.loads)
-    least = math.ceil(traffic.tokens_per_second / most - 1e-9)
+    least = math.ceil(traffic.tokens_per_second / (most * (1 - asked.headroom)) - 1e-9)
     found = size(fitted.server, traffic, asked.objective, str(asked.seed), least=least)
     values: dict[str, Any] = {
         "name": subject.name,

@@ -78,7 +78,8 @@ def _extrapolation(document: Mapping[str, Any]) -> Iterator[str]:
     most = max(document["measured"], key=lambda row: float(row["tokens_per_second"]))
     yield (
         f"The most that was measured is {number(float(most['tokens_per_second']), 3)} tokens/s of "
-        f"one server ({load_words(most)}), and no row asks more of a server. Nobody measured "
+        f"one server ({load_words(most)}), and no row asks more than "
+        f"{(1 - document['headroom']) * 100:g} % of that of a server (--headroom). Nobody measured "
         "several servers: they are taken not to disturb each other, and each request to go to the "
         "one with the fewest, at no cost."
     )

@@ -96,7 +96,7 @@ def test_replicas_prices_and_where_they_come_from(build: Path) -> None:
         assert row["per_day"] == pytest.approx(replicas * 1.5 * 24)
         assert row["per_million_tokens"] == pytest.approx(row["per_day"] / (tokens * 0.0864))
         # No server does more than one was seen to do, and the objective is kept.
-        assert tokens / replicas <= most * (1 + 1e-9)
+        assert tokens / replicas <= most * 0.9 * (1 + 1e-9)
         assert row["utilization"] == pytest.approx(tokens / replicas / most)
         assert row["ttft_ms"] <= 200
         assert row["itl_ms"] <= 8
@@ -208,6 +208,7 @@ def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> 
         ([*TRAFFIC, "--multiply", "10,many"], "is no list of numbers"),
         ([*TRAFFIC, "--price", "0"], "--price-per-hour must be above 0"),
         ([*TRAFFIC, "--trace", "x.jsonl"], "--trace excludes"),
+        ([*TRAFFIC, "--headroom", "1"], "--headroom must be"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: list[str], said: str, build: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -178,70 +179,72 @@ def test_a_request_goes_to_the_server_with_the_fewest() -> None:
     assert [job.first for job in jobs] == pytest.approx([1.0, 1.1, 11.0, 3.5])
 
 
-def _slowly(of: Server, arrivals: list[Arrival]) -> list[tuple[float | None, float | None]]:
+def _slowly(of: Server, arrivals: list[Arrival]) -> list[tuple[float, float]]:
     """The same server step by step, without counting steps that are alike at once."""
     steps, limits = of.steps, of.limits
-    todo = [(at, number, prompt, output) for number, (at, prompt, output) in enumerate(arrivals)]
-    ready, free = [], 0.0
-    for at, number, prompt, output in todo:
+    jobs, free = [], 0.0
+    for at, prompt, output in arrivals:
         free = max(free, at) + of.front.serial
-        ready.append([free + of.front.delay, number, prompt, output, prompt])
-    first: dict[int, float] = {}
-    last: dict[int, float] = {}
-    waiting: list[list[float]] = []
-    reading: list[list[float]] = []
-    writing: list[list[float]] = []
-    now, held = 0.0, {}
+        jobs.append(_Slow(free + of.front.delay, prompt, output))
+    ready, waiting, reading, writing = list(jobs), [], [], []  # type: ignore[var-annotated]
     # Who may start is decided by the code of the CPU's engine itself.
     admits = Capacity(
         SimpleNamespace(  # type: ignore[arg-type]
             max_batch_size=limits.slots, num_kv_blocks=limits.kv_blocks, guaranteed_no_evict=True
         )
     )
+    now = 0.0
     while ready or waiting or reading or writing:
-        while ready and ready[0][0] <= now + 1e-12:
+        while ready and ready[0].at <= now + 1e-12:
             waiting.append(ready.pop(0))
         while waiting:
-            promised = admits.take(int(waiting[0][2]), int(waiting[0][3]))
+            promised = admits.take(waiting[0].prompt, waiting[0].output)
             if promised is None:
                 break
-            held[waiting[0][1]] = promised
+            waiting[0].held = promised
             reading.append(waiting.pop(0))
         if not reading and not writing:
-            now = ready[0][0]
+            now = ready[0].at
             continue
         room, chunks, begun = limits.step_tokens - len(writing), [], 0
         for job in reading:
-            chunk = min(job[4], room)
+            chunk = min(job.prompt - job.read, room)
             if chunk <= 0:
                 break
-            begun += job[4] == job[2]
+            begun += job.read == 0
             room -= chunk
             chunks.append(chunk)
-        now += steps.seconds(len(writing), int(sum(chunks)), begun)
-        for job in writing:
-            job[3] -= 1
-            if job[3] == 0:
-                last[int(job[1])] = now
+        now += steps.seconds(len(writing), sum(chunks), begun)
         for job, chunk in zip(reading, chunks, strict=False):
-            job[4] -= chunk
-            if job[4] == 0:
-                first[int(job[1])] = now
-                job[3] -= 1
-                if job[3] == 0:
-                    last[int(job[1])] = now
-        writing = [job for job in [*writing, *(j for j in reading if j[4] == 0)] if job[3] > 0]
-        reading = [job for job in reading if job[4] > 0]
-        for number in list(held):
-            if number in last:
-                admits.give_back(held.pop(number))
-    return [(first.get(number), last.get(number)) for number in range(len(arrivals))]
+            job.read += chunk
+        done = [job for job in reading if job.read == job.prompt]
+        for job in [*writing, *done]:
+            job.written += 1
+            job.first = job.first or now
+            if job.written == job.output:
+                job.last = now
+                admits.give_back(job.held)
+        writing = [job for job in [*writing, *done] if not job.last]
+        reading = [job for job in reading if job.read < job.prompt]
+    return [(job.first, job.last) for job in jobs]
+
+
+@dataclass
+class _Slow:
+    at: float
+    prompt: int
+    output: int
+    read: int = 0
+    written: int = 0
+    held: int = 0
+    first: float = 0.0
+    last: float = 0.0
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_counting_many_steps_at_once_changes_nothing(seed: int) -> None:
     source = random.Random(seed)
-    steps = Steps(*(source.uniform(0.0005, 0.01) for _ in range(2)), 0.0002, 0.002)
+    steps = Steps(source.uniform(0.0005, 0.01), source.uniform(0.0005, 0.01), 0.0002, 0.002)
     limits = Limits(source.choice((2, 5)), source.choice((8, 20)), 32, source.choice((16, 64)))
     of = Server(steps, Front(0.003, source.choice((0.0, 0.02))), limits)
     arrivals: list[Arrival] = []
