@@ -64,11 +64,22 @@ def capacity(
         ),
     ] = None,
     time_to_first_token_ms: Annotated[
-        float, typer.Option(help="The longest wait.", rich_help_panel=_OBJECTIVE)
+        float,
+        typer.Option(
+            "--time-to-first-token-ms",
+            "--ttft-ms",
+            help="The longest wait.",
+            rich_help_panel=_OBJECTIVE,
+        ),
     ],
     inter_token_ms: Annotated[
         float,
-        typer.Option(help="The most for each token after the first.", rich_help_panel=_OBJECTIVE),
+        typer.Option(
+            "--inter-token-ms",
+            "--itl-ms",
+            help="The most for each token after the first.",
+            rich_help_panel=_OBJECTIVE,
+        ),
     ],
     percentile: Annotated[
         float,
