@@ -5,16 +5,16 @@
 
 Starts the real server of a build. Closed loops are what the simulation is fitted to; open loops, at
 shares of what the server finished in the widest of them, are what it has to foretell, and nothing
-is fitted to them. All are measured in turns in the same rounds, so what else the machine does hits
-all alike. The simulation gets the arrivals and lengths that the real server got. Prints a Markdown
-table of ratios, simulated over measured, and how they scatter when requests are drawn again.
+is fitted to them. All are measured in turns in the same rounds. The simulation gets the arrivals
+and lengths that the real server got, and in each round the pace that the machine had in the closed
+loops of that round, so what else the machine does hits both alike. Prints a Markdown table of
+ratios, simulated over measured, in pairs of a round, with 95 % intervals over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,20 +22,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.intervals import over_rounds
 from pipeline.bench.traffic import measure_load, write_samples
-from pipeline.bench.traffic.fleet import Server as Measured
+from pipeline.bench.traffic.fleet import Server as Address
 from pipeline.bench.traffic.lengths import parse_lengths
 from pipeline.bench.traffic.schedule import CLOSED, OPEN, Level, Sizes
 from pipeline.economics.capacity.build import limits_of, read_build
-from pipeline.economics.capacity.fit import Fit, fit
+from pipeline.economics.capacity.fit import WHILE_S, Fit, fit, paces
 from pipeline.economics.capacity.lines import load_words
 from pipeline.economics.capacity.loads import Load, Times, load_of
-from pipeline.economics.capacity.records import read_samples
+from pipeline.economics.capacity.records import Measured, read_samples
+from pipeline.economics.capacity.server import Pace
 from pipeline.errors import PipelineError
 from pipeline.serving import serving
+from pipeline.tables import number
 from pipeline.targets import get_target
 
-DRAWN_AGAIN = 200
+AGAIN = 5
 SHOWN: dict[str, Callable[[Times], float | None]] = {
     "tokens/s": lambda times: times.tokens_per_second,
     "first p50": lambda times: times.at("ttft", 50),
@@ -65,8 +68,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.5, 0.8, 0.95], help="rates of open loops"
     )
-    parser.add_argument("--seconds", type=float, default=40.0, help="measured at each load")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=36.0, help="measured at each load")
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--input-tokens", default="uniform:16,160")
     parser.add_argument("--output-tokens", default="uniform:16,96")
     parser.add_argument("--clients", type=int, default=1, help="processes that send")
@@ -89,7 +92,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     loads = [load_of(one) for one in levels]
     closed = [load for load in loads if load.level.kind == CLOSED]
     fitted = fit(closed, limits)
-    rows = [compare(load, fitted) for load in loads]
+    rows = [compare(one, closed, fitted) for one in levels]
     return {"loads": rows, "fit": described(fitted), "text": text(rows, fitted)}
 
 
@@ -102,7 +105,7 @@ def measure(arguments: argparse.Namespace, samples: Path, folder: Path) -> None:
     closed = [Level(CLOSED, streams) for streams in arguments.streams]
     repository = arguments.build / "repository"
     with serving(repository, folder / "server.log") as server:
-        servers = {"server": Measured(server.grpc_url)}
+        servers = {"server": Address(server.grpc_url)}
         options = {"clients": arguments.clients, "seed": arguments.seed}
         # The widest loop alone says which rates there are to be.
         trial, _ = measure_load(servers, closed[-1:], sizes, seconds=8.0, rounds=1, **options)
@@ -121,41 +124,35 @@ def measure(arguments: argparse.Namespace, samples: Path, folder: Path) -> None:
     write_samples(samples, iter(rows))
 
 
-def compare(load: Load, fitted: Fit) -> dict[str, Any]:
-    """One load: what was measured, and how many times as much is simulated."""
-    simulated, most = load.replay(fitted.server)
-    ratios = {name: ratio(of(simulated), of(load.times)) for name, of in SHOWN.items()}
-    closed = load.level.kind == CLOSED
+def compare(one: Measured, closed: Sequence[Load], fitted: Fit) -> dict[str, Any]:
+    """One load: what was measured, and how many times as much is simulated, in pairs of a round.
+
+    The machine is faster in one round than in another, so a round is simulated at the pace that the
+    closed loops had in the same round.
+    """
+    paces_of = [paces(load, fitted.server.steps) for load in closed]
+    load = load_of(one)
+    found: dict[str, list[float]] = {name: [] for name in SHOWN}
+    for place, made in enumerate(one.rounds):
+        played = [rounds[place] for rounds in paces_of if rounds[place]]
+        server = replace(fitted.server, pace=Pace(WHILE_S, played))
+        measured = load_of(Measured(one.level, [made], 0))
+        simulated, _ = measured.replay(server, AGAIN)
+        for name, of in SHOWN.items():
+            ours, theirs = of(simulated), of(measured.times)
+            if ours and theirs:
+                found[name].append(ours / theirs)
+    is_closed = load.level.kind == CLOSED
     return {
         "load": load.level.kind,
-        "concurrency": int(load.level.amount) if closed else None,
-        "rate": None if closed else load.level.amount,
+        "concurrency": int(load.level.amount) if is_closed else None,
+        "rate": None if is_closed else load.level.amount,
         "requests": load.requests,
         "failed": load.failed,
-        "running": most,
         "measured": {name: of(load.times) for name, of in SHOWN.items()},
-        "ratios": ratios,
-        "intervals": {name: drawn_again(load, simulated, of) for name, of in SHOWN.items()},
+        "by_round": found,
+        "ratios": {name: over_rounds(ratios).as_dict() for name, ratios in found.items()},
     }
-
-
-def ratio(simulated: float | None, measured: float | None) -> float | None:
-    return simulated / measured if simulated and measured else None
-
-
-def drawn_again(
-    load: Load, simulated: Times, of: Callable[[Times], float | None]
-) -> tuple[float, float] | None:
-    """A 95 % interval of a ratio by the bootstrap over measured requests."""
-    source = random.Random(1)
-    found = []
-    for _ in range(DRAWN_AGAIN):
-        pairs = source.choices(load.times.pairs, k=len(load.times.pairs))
-        one = ratio(of(simulated), of(replace(load.times, pairs=pairs)))
-        if one:
-            found.append(one)
-    found.sort()
-    return (found[len(found) // 40], found[-1 - len(found) // 40]) if found else None
 
 
 def described(fitted: Fit) -> dict[str, Any]:
@@ -177,14 +174,12 @@ def text(rows: Sequence[dict[str, Any]], fitted: Fit) -> str:
         "|---|---:|" + "---:|" * len(SHOWN),
     ]
     for row in rows:
-        cells = []
-        for name in SHOWN:
-            one, between = row["ratios"][name], row["intervals"][name]
-            known = one is not None and between is not None
-            spread = (
-                f" ({between[0]:.2f} to {between[1]:.2f})" if known and name != "tokens/s" else ""
-            )
-            cells.append("-" if one is None else f"{one:.2f}{spread}")
+        cells = [
+            f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+            if (one := row["ratios"][name])["low"] is not None
+            else number(one["value"], 3)
+            for name in SHOWN
+        ]
         fitted_to = ", fitted to" if row["load"] == CLOSED else ""
         lines.append(
             f"| {load_words(row)}{fitted_to} | {row['requests']} | " + " | ".join(cells) + " |"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.bench.stats import percentile
 from pipeline.bench.traffic.schedule import CLOSED
 from pipeline.bench.traffic.traces import TraceRow
 from pipeline.economics.capacity.fit import Fit, fit
@@ -148,11 +149,18 @@ def _fit_values(fitted: Fit) -> dict[str, Any]:
         "request_ms": steps.request * 1000,
         "front_delay_ms": front.delay * 1000,
         "front_serial_ms": front.serial * 1000,
+        "pace_p95": _slowest(fitted),
         "error": fitted.error,
         "held_out": fitted.held_out,
         "streams": fitted.streams,
         "prompt_tokens": list(fitted.prompts),
     }
+
+
+def _slowest(fitted: Fit) -> float | None:
+    """How many times as long everything took in the slowest twentieth of all whiles, or longer."""
+    pace = fitted.server.pace
+    return percentile([one for made in pace.rounds for one in made], 95) if pace else None
 
 
 def _checked(load: Load, fitted: Fit, objective: Objective) -> dict[str, Any]:

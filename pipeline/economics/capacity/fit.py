@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 
 from pipeline.economics.capacity.least_squares import non_negative
 from pipeline.economics.capacity.loads import Decoding, Load
-from pipeline.economics.capacity.server import Front, Limits, Server, Steps
+from pipeline.economics.capacity.server import Front, Limits, Pace, Server, Steps
 from pipeline.errors import UsageError
 
 _PERCENTS = (50, 95)
 _GRID = 8
 _REFINED = 8
+WHILE_S = 0.25
+"""Seconds in which the pace of a machine is taken not to change."""
+_KNOWN = 0.3
 _SAME_LENGTH = 0.1
 """Prompts whose lengths scatter less than this do not tell a token's time from a request's."""
 
@@ -61,7 +64,7 @@ def fit(loads: Sequence[Load], limits: Limits, prompt_token: float | None = None
     Raises:
         UsageError: There is nothing to fit to.
     """
-    if not any(half for load in loads for half in load.halves):
+    if not any(made for load in loads for made in load.happened):
         raise UsageError(
             "the load test tells nothing of the time between tokens",
             why="No request that counts has tokens after its first response",
@@ -71,7 +74,8 @@ def fit(loads: Sequence[Load], limits: Limits, prompt_token: float | None = None
     mean = sum(lengths) / len(lengths)
     apart = max(lengths) - min(lengths) > _SAME_LENGTH * mean
     steps, error, held_out = _fitted_steps(loads, apart, prompt_token)
-    rough = Server(steps, Front(), limits)
+    played = [made for load in loads for made in paces(load, steps) if made]
+    rough = Server(steps, Front(), limits, Pace(WHILE_S, played) if played else None)
     return Fit(
         server=replace(rough, front=_front(rough, loads)),
         error=error,
@@ -83,7 +87,7 @@ def fit(loads: Sequence[Load], limits: Limits, prompt_token: float | None = None
 
 
 def _together(load: Load) -> float:
-    happened = [one for half in load.halves for one in half]
+    happened = [one for made in load.happened for one in made]
     steps = sum(one.steps for one in happened)
     return sum(one.tokens for one in happened) / steps if steps else 0.0
 
@@ -91,21 +95,56 @@ def _together(load: Load) -> float:
 def _fitted_steps(
     loads: Sequence[Load], apart: bool, prompt_token: float | None
 ) -> tuple[Steps, float, bool]:
-    def solve(halves: Sequence[int]) -> Steps:
-        return _steps(
-            [[d for h in halves for d in load.halves[h]] for load in loads], apart, prompt_token
-        )
+    def of_half(load: Load, half: int) -> list[Decoding]:
+        return [one for made in load.happened[half::2] for one in made]
 
-    both = all(load.halves[0] and load.halves[1] for load in loads)
-    steps = solve((0, 1))
-    if both:
-        crossed = [(solve((0,)), 1), (solve((1,)), 0)]
-        errors = [
-            _error(made, one) for made, h in crossed for load in loads for one in load.halves[h]
-        ]
-    else:
-        errors = [_error(steps, one) for load in loads for half in load.halves for one in half]
-    return steps, sorted(errors)[len(errors) // 2], both
+    def solve(*halves: int) -> Steps:
+        levels = [[one for half in halves for one in of_half(load, half)] for load in loads]
+        return _steps(levels, apart, prompt_token)
+
+    steps = solve(0, 1)
+    held_out = all(of_half(load, 0) and of_half(load, 1) for load in loads)
+    judges = [(solve(1), 0), (solve(0), 1)] if held_out else [(steps, 0), (steps, 1)]
+    errors = [
+        abs(_said(judge, one) / one.seconds - 1)
+        for judge, half in judges
+        for load in loads
+        for one in of_half(load, half)
+    ]
+    return steps, sorted(errors)[len(errors) // 2], held_out
+
+
+def paces(load: Load, steps: Steps) -> list[list[float]]:
+    """Says how much longer or shorter than usual streams took for their tokens, while by while.
+
+    Args:
+        load: What was measured.
+        steps: What was fitted.
+
+    Returns:
+        A factor for each :data:`WHILE_S` of each round in which streams decoded. What all of the
+        load took longer or shorter is left out: that is the fit's error and no change of pace.
+    """
+    rounds = []
+    took_all = usual_all = 0.0
+    for made in load.happened:
+        took: dict[int, float] = {}
+        usual: dict[int, float] = {}
+        for one in made:
+            first, last = one.begin, one.begin + one.seconds
+            for place in range(int(first / WHILE_S), int(last / WHILE_S) + 1):
+                within = min(last, (place + 1) * WHILE_S) - max(first, place * WHILE_S)
+                took[place] = took.get(place, 0.0) + within
+                part = _said(steps, one) * within / one.seconds
+                usual[place] = usual.get(place, 0.0) + part
+        took_all += sum(took.values())
+        usual_all += sum(usual.values())
+        # What is known of a moment alone is not known of a while.
+        rounds.append(
+            [took[p] / usual[p] for p in sorted(took) if usual[p] and took[p] > _KNOWN * WHILE_S]
+        )
+    whole = took_all / usual_all if usual_all else 1.0
+    return [[factor / whole for factor in factors] for factors in rounds]
 
 
 def _steps(levels: Sequence[Sequence[Decoding]], apart: bool, prompt_token: float | None) -> Steps:
@@ -126,14 +165,14 @@ def _steps(levels: Sequence[Sequence[Decoding]], apart: bool, prompt_token: floa
     return Steps(fixed, sequence, token if prompt_token is None else prompt_token, request)
 
 
-def _error(steps: Steps, one: Decoding) -> float:
-    said = (
+def _said(steps: Steps, one: Decoding) -> float:
+    """Seconds that the steps take by the fit."""
+    return (
         steps.fixed * one.steps
         + steps.sequence * one.tokens
         + steps.prompt_token * one.prompt_tokens
         + steps.request * one.requests
     )
-    return abs(said / one.seconds - 1)
 
 
 def _front(server: Server, loads: Sequence[Load]) -> Front:

@@ -9,6 +9,7 @@ from pipeline.economics.cost import money
 from pipeline.tables import number, print_table, streams
 
 SIMULATION = "a simulation, not a measurement"
+_UNEVEN = 1.3
 
 
 def print_capacity(document: Mapping[str, Any]) -> None:
@@ -61,6 +62,12 @@ def sentences(document: Mapping[str, Any]) -> Iterator[str]:
         f"of the engine a request spends {_ms(fit['front_delay_ms'])}, and "
         f"{_ms(fit['front_serial_ms'])} one after the other."
     )
+    if fit["pace_p95"] and fit["pace_p95"] > _UNEVEN:
+        yield (
+            "The machine's pace was uneven: for a twentieth of the time everything took "
+            f"{number(fit['pace_p95'], 2)} times as long as usual, or longer. The simulation plays "
+            "that again, on each server at other times."
+        )
     yield from _extrapolation(document)
     yield from document["remarks"]
     for row in document["simulated"]:

@@ -26,6 +26,7 @@ class Decoding(NamedTuple):
         tokens: Tokens that all streams got meanwhile, its own among them.
         prompt_tokens: Tokens of the prompts that were read meanwhile.
         requests: How many prompts these were.
+        begin: Second of the round at which it began.
     """
 
     seconds: float
@@ -33,6 +34,7 @@ class Decoding(NamedTuple):
     tokens: float
     prompt_tokens: float
     requests: float
+    begin: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Load:
         level: The kind and amount.
         times: What was measured.
         failed: Requests that were not answered.
-        halves: What happened while streams decoded, in the one and the other half of the rounds.
+        happened: What happened in each round while streams decoded.
         rounds: What was sent in each round: second, tokens of prompt and answer.
         warmup: Seconds of a round that are left out.
         seconds: Seconds of a round that count.
@@ -85,7 +87,7 @@ class Load:
     level: Level
     times: Times
     failed: int
-    halves: tuple[Sequence[Decoding], Sequence[Decoding]]
+    happened: Sequence[Sequence[Decoding]]
     rounds: Sequence[Sequence[Arrival]]
     warmup: float = 0.0
     seconds: float = 0.0
@@ -100,23 +102,22 @@ class Load:
         """Returns tokens of prompt and answer of all that was sent."""
         return [(prompt, output) for made in self.rounds for _, prompt, output in made]
 
-    def replay(self, server: Server) -> tuple[Times, int]:
+    def replay(self, server: Server, again: int = 1) -> tuple[Times, int]:
         """Simulates the same load on a server.
+
+        Args:
+            server: The server.
+            again: How often, each time with another course of its pace.
 
         Returns:
             What it waits for, counted as it was measured, and the most sequences that ran together.
         """
-        if self.level.kind == CLOSED:
-            sizes = cycle(self.lengths())
-            streams, seconds = int(self.level.amount), self.warmup + self.seconds
-            made = [
-                run_closed(server, streams, sizes, math.inf, self.a_round)
-                if self.a_round
-                else run_closed(server, streams, sizes, seconds)
-                for _ in self.rounds
-            ]
-        else:
-            made = [run_open(server, 1, arrivals) for arrivals in self.rounds if arrivals]
+        made = [
+            self._run(server, arrivals, f"{number} {time}")
+            for time in range(again)
+            for number, arrivals in enumerate(self.rounds)
+            if arrivals
+        ]
         rounds = [list(self._seen(run)) for run in made]
         times = times_of(Measured(self.level, rounds, 0))
         if self.a_round:
@@ -124,6 +125,14 @@ class Load:
             tokens = sum(one.output for seen in rounds for one in seen)
             times = Times(times.pairs, tokens / spans)
         return times, max(run.most for run in made)
+
+    def _run(self, server: Server, arrivals: Sequence[Arrival], seed: str) -> Run:
+        if self.level.kind != CLOSED:
+            return run_open(server, 1, arrivals, seed)
+        streams, sizes = int(self.level.amount), cycle(self.lengths())
+        if self.a_round:
+            return run_closed(server, streams, sizes, math.inf, most=self.a_round, seed=seed)
+        return run_closed(server, streams, sizes, self.warmup + self.seconds, seed=seed)
 
     def _seen(self, run: Run) -> Iterator[Seen]:
         for job in run.jobs:
@@ -144,9 +153,6 @@ def times_of(measured: Measured) -> Times:
 
 def load_of(measured: Measured) -> Load:
     """Makes a load of the samples of a bench."""
-    halves: tuple[list[Decoding], list[Decoding]] = ([], [])
-    for number, made in enumerate(measured.rounds):
-        halves[number % 2].extend(_decodings(made))
     begins = [seen.planned for seen in measured.counted]
     ends = [seen.planned for made in measured.rounds for seen in made]
     warmup = math.floor(min(begins) * 1000) / 1000 if begins else 0.0
@@ -154,7 +160,7 @@ def load_of(measured: Measured) -> Load:
         measured.level,
         times_of(measured),
         measured.failed,
-        halves,
+        [list(_decodings(made)) for made in measured.rounds],
         [
             sorted((seen.planned, seen.prompt, seen.output) for seen in made)
             for made in measured.rounds
@@ -183,7 +189,7 @@ def _decodings(made: Sequence[Seen]) -> Iterator[Decoding]:
             if other.first > seen.first:
                 prompts += other.prompt
                 requests += 1
-        yield Decoding(seconds, seen.later, tokens, prompts, requests)
+        yield Decoding(seconds, seen.later, tokens, prompts, requests, seen.first)
 
 
 def loads_of_report(load: Mapping[str, Any]) -> list[Load]:

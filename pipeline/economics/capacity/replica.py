@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from pipeline.economics.capacity.server import Server
 
 INFINITE = math.inf
+_FORGOTTEN = 100
 
 
 class Job:
@@ -55,6 +56,7 @@ class Replica:
 
     Args:
         server: What it is.
+        seed: Decides how its pace changes.
 
     Attributes:
         due: The second at which something is to be done; infinite while it is idle.
@@ -64,7 +66,10 @@ class Replica:
         most: The most sequences that ran together.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, seed: str = "") -> None:
+        self._pace = server.pace
+        self._played = server.pace.play(seed) if server.pace else None
+        self._factor, self._until = 1.0, 0.0 if server.pace else INFINITE
         self._limits, self._front, self._of = server.limits, server.front, server.steps
         self._free_slots, self._free_blocks = server.limits.slots, server.limits.kv_blocks
         self._incoming: deque[tuple[float, Job]] = deque()
@@ -81,9 +86,12 @@ class Replica:
 
     def submit(self, job: Job, now: float) -> None:
         """Takes a request; the engine has it when it has passed the front."""
-        self._front_free = max(self._front_free, now) + self._front.serial
-        self.front_busy += self._front.serial
-        at = self._front_free + self._front.delay
+        if self.due == INFINITE:
+            self._keep_pace(now)
+        serial = self._front.serial * self._factor
+        self._front_free = max(self._front_free, now) + serial
+        self.front_busy += serial
+        at = self._front_free + self._front.delay * self._factor
         self._incoming.append((at, job))
         if self.due == INFINITE:
             self.now = now
@@ -149,23 +157,34 @@ class Replica:
             self._reading.append(job)
         self.most = max(self.most, limits.slots - self._free_slots)
 
+    def _keep_pace(self, now: float) -> None:
+        """Goes on to the while that a second lies in."""
+        if self._pace is None or self._played is None or now < self._until:
+            return
+        passed = int((now - self._until) / self._pace.seconds) + 1
+        # Where nothing was to be done for long, it does not matter where one goes on.
+        for _ in range(min(passed, _FORGOTTEN)):
+            self._factor = next(self._played)
+        self._until += passed * self._pace.seconds
+
     def _plan(self, now: float) -> None:
         """Decides what the next step is, and how often it repeats until something changes."""
+        self._keep_pace(now)
         running = len(self._writing)
         self._chunks = []
         if self._reading:
             tokens, begun = self._take_chunks(self._limits.step_tokens - running)
             if self._chunks or running:
                 self._length = 1
-                self._seconds = self._of.seconds(running, tokens, begun)
+                self._seconds = self._of.seconds(running, tokens, begun) * self._factor
                 self.due = now + self._seconds
                 return
         if running:
-            self._seconds = self._of.seconds(running)
+            self._seconds = self._of.seconds(running) * self._factor
             length = self._writing[0][0] - self._count
-            if self._incoming:
-                until = math.ceil((self._incoming[0][0] - now) / self._seconds - 1e-9)
-                length = min(length, max(1, until))
+            until = min(self._incoming[0][0] if self._incoming else INFINITE, self._until)
+            if until - now < length * self._seconds:
+                length = min(length, max(1, math.ceil((until - now) / self._seconds - 1e-9)))
             self._length = length
             self.due = now + length * self._seconds
             return

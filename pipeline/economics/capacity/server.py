@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -76,6 +78,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How much longer or shorter everything takes from one while to the next.
+
+    A machine has more to do than its server. What was measured of that is played again, a round of
+    the load test after the other, from a place that is drawn.
+
+    Attributes:
+        seconds: How long a while is.
+        rounds: For each round of the load test and each while of it, how many times as long as
+            usual everything took.
+    """
+
+    seconds: float
+    rounds: Sequence[Sequence[float]]
+
+    def play(self, seed: str) -> Iterator[float]:
+        """Yields one factor for each while, without an end."""
+        source = random.Random(seed)  # noqa: S311  a simulation, no secret
+        while True:
+            made = source.choice(self.rounds)
+            yield from made[source.randrange(len(made)) :]
+
+
+@dataclass(frozen=True)
 class Server:
     """One server.
 
@@ -83,8 +109,10 @@ class Server:
         steps: How long its steps take.
         front: What is before its engine.
         limits: What it admits.
+        pace: How that changes; None where it does not.
     """
 
     steps: Steps
     front: Front
     limits: Limits
+    pace: Pace | None = None

@@ -53,7 +53,7 @@ def poisson_traffic(
         yield at, inputs.draw(source), outputs.draw(source)
 
 
-def run_open(server: Server, replicas: int, arrivals: Iterable[Arrival]) -> Run:
+def run_open(server: Server, replicas: int, arrivals: Iterable[Arrival], seed: str = "") -> Run:
     """Simulates traffic that comes whatever the servers do, to the end of the last answer.
 
     Each request goes to the server with the fewest unfinished ones, as a gateway sends it that
@@ -63,8 +63,9 @@ def run_open(server: Server, replicas: int, arrivals: Iterable[Arrival]) -> Run:
         server: What each of them is.
         replicas: How many there are.
         arrivals: In order of time.
+        seed: Decides how each server's pace changes.
     """
-    farm = [Replica(server) for _ in range(replicas)]
+    farm = [Replica(server, f"{seed} {place}") for place in range(replicas)]
     loads = [0] * replicas
     events: list[tuple[float, int]] = []
     jobs: list[Job] = []
@@ -105,7 +106,9 @@ def run_closed(
     streams: int,
     sizes: Iterator[tuple[int, int]],
     seconds: float,
+    *,
     most: int | None = None,
+    seed: str = "",
 ) -> Run:
     """Simulates streams on one server, each of which sends when its last request has ended.
 
@@ -115,8 +118,9 @@ def run_closed(
         sizes: Tokens of prompt and answer, as many as are asked for.
         seconds: How long they send.
         most: How many requests they send at most, all together.
+        seed: Decides how the server's pace changes.
     """
-    replica = Replica(server)
+    replica = Replica(server, seed)
     jobs: list[Job] = []
 
     def send(at: float, stream: int) -> None:

@@ -186,7 +186,7 @@ def simulate(
     """
     count = min(MOST_REQUESTS, max(LEAST_REQUESTS, _PER_REPLICA * replicas))
     arrivals = traffic.arrivals(count, f"{seed} {traffic.rate:g}")
-    run = run_open(server, replicas, arrivals)
+    run = run_open(server, replicas, arrivals, seed)
     return _sized(run, replicas, traffic, objective)
 
 

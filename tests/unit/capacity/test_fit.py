@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench.traffic.schedule import CLOSED, Level
-from pipeline.economics.capacity.fit import fit
+from pipeline.economics.capacity.fit import fit, paces
 from pipeline.economics.capacity.least_squares import non_negative
 from pipeline.economics.capacity.loads import load_of, loads_of_report
 from pipeline.economics.capacity.records import Measured, Seen, read_samples
+from pipeline.economics.capacity.server import Steps
 from pipeline.errors import UsageError
 from tests.unit.capacity.support import KNOWN, LIMITS, samples
 
@@ -52,10 +53,10 @@ def test_what_happened_while_a_stream_decoded_by_hand() -> None:
         Seen(5.0, 5.0, 5.5, 6.0, 1, 30, 3, counted=False),
     ]
     load = load_of(Measured(Level(CLOSED, 2), [made], 0))
-    first, second = load.halves[0]
-    assert first == pytest.approx((4.0, 8, 8 + 6, 20, 1))
+    first, second = load.happened[0]
+    assert first == pytest.approx((4.0, 8, 8 + 6, 20, 1, 1.0))
     # Of the first one's 8 tokens 6 came behind 2 s, and the third one's two before 6 s.
-    assert second == pytest.approx((4.0, 8, 8 + 6 + 2, 30, 1))
+    assert second == pytest.approx((4.0, 8, 8 + 6 + 2, 30, 1, 2.0))
 
 
 def test_a_known_server_is_found_again(tmp_path: Path) -> None:
@@ -67,8 +68,10 @@ def test_a_known_server_is_found_again(tmp_path: Path) -> None:
     assert steps.seconds(16) == pytest.approx(known.seconds(16), rel=0.05)
     mixed = known.seconds(8, 110, 1)
     assert steps.seconds(8, 110, 1) == pytest.approx(mixed, rel=0.1)
+    # What a first token takes alone; how much of it is in front is told by streams that wait.
     front = found.server.front
-    assert front.delay + front.serial == pytest.approx(0.007, rel=0.15)
+    alone = front.delay + front.serial + steps.seconds(0, 110, 1)
+    assert alone == pytest.approx(0.007 + known.seconds(0, 110, 1), rel=0.1)
     assert found.held_out
     assert found.error < 0.05
     assert found.prompt_and_request
@@ -105,6 +108,23 @@ def test_the_error_of_a_fit_is_that_of_rounds_it_has_not_seen() -> None:
     assert found.error in (pytest.approx(4 / 14), pytest.approx(4 / 10))
 
 
+def test_a_while_in_which_everything_took_longer_by_hand() -> None:
+    # A stream alone: 50 tokens in the first quarter of a second, 25 in the second, 100 in the
+    # third; usual is the mean of all.
+    ends = (0.25, 0.5, 0.75)
+    streams = [
+        Seen(end - 0.25, end - 0.25, end - 0.25, end - 1e-9, 0, 1, tokens, counted=True)
+        for end, tokens in zip(ends, (50, 25, 100), strict=True)
+    ]
+    load = load_of(Measured(Level(CLOSED, 1), [streams], 0))
+    usual = Steps(0.75 / 175, 0.0, 0.0, 0.0)
+    (factors,) = paces(load, usual)
+    assert factors == pytest.approx([175 / 150, 175 / 75, 175 / 300], rel=1e-6)
+    # Where all of a load takes twice as long as the steps say, that is no change of pace.
+    (again,) = paces(load, Steps(0.75 / 350, 0.0, 0.0, 0.0))
+    assert again == pytest.approx(factors)
+
+
 def test_requests_of_one_token_tell_nothing(tmp_path: Path) -> None:
     made = [Seen(at, at, at + 1.0, at + 1.0, 1, 10, 1, counted=True) for at in range(3)]
     with pytest.raises(UsageError, match="tells nothing of the time between tokens"):
@@ -136,8 +156,8 @@ def test_a_report_gives_loads_of_its_rounds() -> None:
     assert found.requests == 4
     assert found.lengths() == [(10, 11)] * 4
     # The second stream's first token comes when the first one is done: nothing but its own.
-    first, second = found.halves[0]
-    assert first == pytest.approx((1.0, 10, 10, 0, 0))
-    assert second == pytest.approx((1.0, 10, 10, 0, 0))
+    first, second = found.happened[0]
+    assert first == pytest.approx((1.0, 10, 10, 0, 0, 1.0))
+    assert second == pytest.approx((1.0, 10, 10, 0, 0, 2.0))
     (gone,) = [loads_of_report({**load, "samples": []})]
     assert gone == []

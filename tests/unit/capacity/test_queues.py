@@ -13,7 +13,7 @@ import pytest
 from model_repo.tensorrt_llm.admission import Capacity
 from pipeline.bench.traffic.lengths import parse_lengths
 from pipeline.economics.capacity.replica import Job
-from pipeline.economics.capacity.server import Front, Limits, Server, Steps
+from pipeline.economics.capacity.server import Front, Limits, Pace, Server, Steps
 from pipeline.economics.capacity.simulation import (
     Arrival,
     poisson_traffic,
@@ -256,3 +256,32 @@ def test_counting_many_steps_at_once_changes_nothing(seed: int) -> None:
     for job, (first, last) in zip(jobs, _slowly(of, arrivals), strict=True):
         assert job.first == pytest.approx(first, abs=1e-6)
         assert job.ended == pytest.approx(last, abs=1e-6)
+
+
+def test_a_machine_of_half_the_pace_is_a_server_that_takes_twice_as_long() -> None:
+    steps = Steps(0.004, 0.0005, 0.0001, 0.001)
+    twice = Steps(0.008, 0.001, 0.0002, 0.002)
+    slow = Server(steps, Front(0.01, 0.02), ROOMY, Pace(0.25, [[2.0] * 7]))
+    arrivals = list(poisson_traffic(8.0, 400, *(parse_lengths(t, "") for t in ("50", "30")), "p"))
+    found = run_open(slow, 1, arrivals).jobs
+    expected = run_open(Server(twice, Front(0.02, 0.04), ROOMY), 1, arrivals).jobs
+    for one, other in zip(found, expected, strict=True):
+        assert (one.first, one.ended) == pytest.approx((other.first, other.ended))
+
+
+def test_the_pace_changes_from_one_while_to_the_next() -> None:
+    # The while in which a step begins counts for all of it.
+    pace = Pace(0.25, [[1.0, 1.0, 10.0, 1.0]])
+    of = Server(Steps(0.01, 0.0, 0.0, 0.0), Front(), ROOMY, pace)
+    (job,) = run_open(of, 1, [(0.0, 1, 60)], _from_its_start(pace)).jobs
+    # 50 tokens of 10 ms to 0.5 s, three of 100 ms to 0.8 s, and seven of 10 ms.
+    assert job.ended == pytest.approx(0.5 + 0.3 + 0.07)
+
+
+def _from_its_start(pace: Pace) -> str:
+    """A seed with which a pace begins at its first while; a server's place is added to it."""
+    for seed in range(1000):
+        played = pace.play(f"{seed} 0")
+        if [next(played) for _ in range(4)] == list(pace.rounds[0]):
+            return str(seed)
+    raise AssertionError
