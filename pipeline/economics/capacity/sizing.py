@@ -235,8 +235,8 @@ def _keeps(jobs: Sequence[Job], objective: Objective) -> bool:
 
 
 def most_per_second(server: Server, traffic: Traffic) -> float:
-    """Returns the requests per second that one server finishes at most."""
-    patient = replace(server, limits=replace(server.limits, queue=0))
+    """Returns the requests per second that one server finishes at most, at its usual pace."""
+    patient = replace(server, limits=replace(server.limits, queue=0), pace=None)
     count = _WAVES * server.limits.slots
     arrivals = [(0.0, prompt, output) for _, prompt, output in traffic.arrivals(count, "most")]
     run = run_open(patient, 1, arrivals[:count])

@@ -262,7 +262,8 @@ def test_a_machine_of_half_the_pace_is_a_server_that_takes_twice_as_long() -> No
     steps = Steps(0.004, 0.0005, 0.0001, 0.001)
     twice = Steps(0.008, 0.001, 0.0002, 0.002)
     slow = Server(steps, Front(0.01, 0.02), ROOMY, Pace(0.25, [[2.0] * 7]))
-    arrivals = list(poisson_traffic(8.0, 400, *(parse_lengths(t, "") for t in ("50", "30")), "p"))
+    prompts, answers = parse_lengths("50", ""), parse_lengths("30", "")
+    arrivals = list(poisson_traffic(8.0, 400, prompts, answers, "pace"))
     found = run_open(slow, 1, arrivals).jobs
     expected = run_open(Server(twice, Front(0.02, 0.04), ROOMY), 1, arrivals).jobs
     for one, other in zip(found, expected, strict=True):
