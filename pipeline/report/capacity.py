@@ -15,7 +15,7 @@ from pipeline.economics.capacity.lines import (
 from pipeline.economics.cost import cost_per_million, money
 from pipeline.report.blocks import Block, Paragraph, Table
 from pipeline.report.words import estimate, percent
-from pipeline.tables import number, streams
+from pipeline.tables import number
 
 
 def sixteen_bit_blocks(report: Mapping[str, Any]) -> list[Block]:
@@ -32,7 +32,7 @@ def sixteen_bit_blocks(report: Mapping[str, Any]) -> list[Block]:
     for level in found["levels"]:
         speeds = [level["tokens_per_second"], level["baseline_tokens_per_second"]]
         row = [
-            streams(level["concurrency"]),
+            number(level["concurrency"]),
             *(estimate(speed) for speed in speeds),
             estimate(level["ratio"]),
         ]
@@ -48,7 +48,7 @@ def sixteen_bit_blocks(report: Mapping[str, Any]) -> list[Block]:
             f" Prices are those of a machine that is busy {percent(cost['utilization'], 0)} of the "
             "time, at the throughput of so many streams."
         )
-    return [Paragraph(said), Table(columns, rows, frozenset(range(1, len(columns))))]
+    return [Paragraph(said), Table(columns, rows, frozenset(range(len(columns))))]
 
 
 def _stated(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -106,8 +106,9 @@ _RATIOS = {
 
 
 def _simulated(found: Mapping[str, Any], times: tuple[str, str]) -> Table:
-    cost = found["cost"]
-    columns = ["simulated", "build", "requests/s", "servers", "load", *times, "good"]
+    cost, named = found["cost"], found["baseline"] is not None
+    columns = ["simulated", *(["build"] if named else [])]
+    columns += ["requests/s", "servers", "load", *times, "good"]
     if cost:
         columns += [f"{cost['currency']} a day", f"{cost['currency']} a million tokens"]
     rows = []
@@ -115,13 +116,11 @@ def _simulated(found: Mapping[str, Any], times: tuple[str, str]) -> Table:
         for one in (row, row.get("baseline")):
             if one is None:
                 continue
-            cells = [
-                f"{row['multiply']:g}x",
-                str(one["name"]),
-                number(float(one["requests_per_second"]), 3),
-            ]
+            cells = [f"{row['multiply']:g}x", *([str(one["name"])] if named else [])]
+            cells.append(number(float(one["requests_per_second"]), 3))
             if one["replicas"] is None:
-                rows.append([*cells, "none is enough", *["-"] * (len(columns) - 4)])
+                cells.append("none is enough")
+                rows.append([*cells, *["-"] * (len(columns) - len(cells))])
                 continue
             cells += [
                 number(one["replicas"]),
@@ -130,7 +129,7 @@ def _simulated(found: Mapping[str, Any], times: tuple[str, str]) -> Table:
                 percent(one["good"], 1),
             ]
             rows.append([*cells, *([money(one[k]) for k in _PRICES] if cost else [])])
-    return Table(columns, rows, frozenset(range(2, len(columns))))
+    return Table(columns, rows, frozenset(range(1 + named, len(columns))))
 
 
 _PRICES = ("per_day", "per_million_tokens")

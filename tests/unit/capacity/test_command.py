@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.report import render_html, render_markdown
 from tests.conftest import PROJECT
 from tests.unit import report_sample
 from tests.unit.capacity.support import KNOWN, samples
+from tests.unit.ladder.support import est, level
 
 TRAFFIC = ["--requests-per-second", "20", "--input-tokens", "uniform:20,200"]
 TRAFFIC += ["--output-tokens", "uniform:10,80"]
@@ -177,6 +179,19 @@ def test_no_number_of_servers_is_told_with_its_reason(build: Path) -> None:
 
 
 def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> None:
+    sample = report_sample.report()
+    own = {
+        "name": "demo-int4_awq",
+        "format": "int4_awq",
+        "weight_bits": 4,
+        "checkpoint_bytes": sample["size"]["checkpoint_bytes"],
+        "perplexity": sample["quality"]["perplexity"],
+        "load": [level(8, 2000.0) | {"ratio": est(1.25, 1.2, 1.3)}],
+    }
+    plain = {"name": "demo-float16", "format": "float16", "weight_bits": 16}
+    plain |= {"checkpoint_bytes": 1, "perplexity": None, "load": [level(8, 1600.0)]}
+    beside = {"load": {"created": "2026-05-02T10:00:00Z"}, "baseline": plain["name"]}
+    (build / "compare.json").write_text(json.dumps({**beside, "rungs": [own, plain]}))
     document(
         str(build), *TRAFFIC, *OBJECTIVE, "--price-per-hour", "1.50", "--multiply", "2", "--report"
     )
@@ -187,6 +202,9 @@ def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> 
         assert "20 requests/s coming at random" in text
         assert "a simulation, not a measurement" in text
         assert "USD a day" in text
+        # 1.50 an hour at 2,000 and at 1,600 tokens/s, half of the time.
+        assert "Loaded in turns with float16 in one run of compare, on 2026-05-02" in text
+        assert {"0.42", "0.52"} <= set(re.findall(r"\d\.\d\d", text))
     assert (build / "report.html").read_text() == render_html(report)
     kept = kept_capacity(build, report)
     assert kept is not None
