@@ -97,9 +97,9 @@ def subjects(
     if samples is not None:
         found = read_samples(samples)
         made = [
-            Subject(name if not place else server, [load_of(one) for one in levels], limits)
+            Subject(name if not place else server, loads, limits)
             for place, (server, levels) in enumerate(found.items())
-            if any(one.counted for one in levels)
+            if (loads := [load_of(one) for one in levels if one.counted])
         ]
         if not made:
             raise UsageError(

@@ -80,7 +80,8 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """The time measured, over all rounds: from a round's first counted request to its last."""
+        """The time measured, over all rounds: from a round's first counted request to its last one,
+        or to its end where it is alone."""
         return sum(end - begin for begin, end in self._spans())
 
     @property
@@ -94,8 +95,14 @@ class Measured:
     def _spans(self) -> list[tuple[float, float]]:
         spans = []
         for made in self.rounds:
-            begins = [seen.planned for seen in made if seen.counted]
-            spans.append((min(begins), max(begins)) if len(begins) > 1 else (0.0, 0.0))
+            counted = [seen for seen in made if seen.counted]
+            begins = [seen.planned for seen in counted]
+            if not begins:
+                spans.append((0.0, 0.0))
+            elif max(begins) > min(begins):
+                spans.append((min(begins), max(begins)))
+            else:
+                spans.append((begins[0], max(seen.last for seen in counted)))
         return spans
 
 

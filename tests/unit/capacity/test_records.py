@@ -11,7 +11,7 @@ from pipeline.bench.stats import Timeline
 from pipeline.bench.traffic.rounds import Answer, Round
 from pipeline.bench.traffic.samples import sample_rows, write_samples
 from pipeline.bench.traffic.schedule import CLOSED, OPEN, Level, Request
-from pipeline.economics.capacity.records import read_samples
+from pipeline.economics.capacity.records import Measured, Seen, read_samples
 from pipeline.errors import UsageError
 
 
@@ -48,6 +48,21 @@ def test_what_bench_writes_is_read(tmp_path: Path) -> None:
     write_samples(tmp_path / "more.jsonl", sample_rows({("own", Level(CLOSED, 2)): [closed]}, None))
     (levels,) = read_samples(tmp_path).values()
     assert {one.level.amount for one in levels} == {0.5, 1, 2}
+
+
+def test_the_time_measured_goes_from_request_to_request() -> None:
+    # Requests from 1 to 5 s: 4 s, in which the first one's 9 tokens came, and of the second one's
+    # 11 its first and half of the others.
+    first = Seen(1.0, 1.0, 2.0, 4.0, 1, 5, 9, counted=True)
+    second = Seen(5.0, 5.0, 5.5, 6.0, 1, 5, 3, counted=True)
+    between = Seen(3.0, 3.0, 4.0, 6.0, 1, 5, 11, counted=True)
+    measured = Measured(Level(CLOSED, 2), [[first, second, between]], 0)
+    assert measured.seconds == 4.0
+    assert measured.tokens_per_second == pytest.approx((9 + 1 + 5) / 4)
+    # One that is alone counts to its end.
+    alone = Measured(Level(CLOSED, 2), [[first], []], 0)
+    assert alone.seconds == 3.0
+    assert alone.tokens_per_second == pytest.approx(9 / 3)
 
 
 @pytest.mark.parametrize(
