@@ -122,7 +122,7 @@ def capacity(
     from pipeline.cli.console import fitted, print_json, progress_for
     from pipeline.economics.capacity.answer import Asked, beside
     from pipeline.economics.capacity.answer import capacity as answer
-    from pipeline.economics.capacity.build import limits_of, read_build, subjects
+    from pipeline.economics.capacity.build import left_out, limits_of, read_build, subjects
     from pipeline.economics.capacity.lines import heading, print_capacity, sentences
     from pipeline.economics.interleaved import beside_16_bit
     from pipeline.targets import get_target
@@ -151,6 +151,7 @@ def capacity(
             source=source,
             on_step=on_step,
         )
+    document["remarks"] += left_out(recipe, kv_tokens)
     document["sixteen_bit"] = beside(beside_16_bit(build, found), price, recipe.cost.utilization)
     if report:
         from pipeline.economics.capacity.kept import keep_capacity

@@ -15,6 +15,7 @@ from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 
 REPORT = "report.json"
+_SIMULATED_POLICY = "guaranteed_no_evict"
 _FIX = "Name build/<recipe name> of a run that was finished"
 # What the bench stage asks of a long prompt (pipeline/stages/bench.py, pipeline/bench/visit.py).
 _LONGEST_PROMPT, _SHARE_OF_TARGET = 512, 0.9
@@ -73,6 +74,27 @@ def limits_of(recipe: Recipe, step_tokens: int, kv_tokens: int | None = None) ->
         queue=serve.max_queue_size,
         chunked=serve.enable_chunked_context,
     )
+
+
+def left_out(recipe: Recipe, kv_tokens: int | None) -> list[str]:
+    """Says what of a recipe's engine is simulated otherwise.
+
+    Args:
+        recipe: ``serve`` has its policy and the size of its KV cache.
+        kv_tokens: As of :func:`limits_of`.
+    """
+    serve, said = recipe.serve, []
+    if serve.batch_scheduler_policy != _SIMULATED_POLICY:
+        said.append(
+            f"The recipe says {serve.batch_scheduler_policy}, and {_SIMULATED_POLICY} is "
+            "simulated: requests start later than they would, and none is evicted."
+        )
+    if serve.max_tokens_in_paged_kv_cache is None and kv_tokens is None:
+        said.append(
+            f"The KV cache is taken to hold {recipe.compile.max_batch_size} sequences of "
+            f"{recipe.compile.max_seq_len} tokens; --kv-tokens says another size."
+        )
+    return said
 
 
 def subjects(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model_repo.tensorrt_llm.settings import TOKENS_PER_BLOCK, read_settings
-from pipeline.economics.capacity.build import limits_of
+from pipeline.economics.capacity.build import left_out, limits_of
 from pipeline.recipe.file import load_recipe
 from pipeline.targets import get_target
 from tests.conftest import PROJECT
@@ -63,3 +63,15 @@ def test_a_kv_cache_that_the_recipe_leaves_open_can_be_said(
     recipe = load_recipe(PROJECT / "configs" / "demo.yaml", [])
     assert limits_of(recipe, 256, kv_tokens=3200).kv_blocks == 100
     assert limits_of(recipe, 256).kv_blocks == 32 * 16
+    (said,) = left_out(recipe, None)
+    assert "taken to hold 32 sequences of 512 tokens" in said
+    assert left_out(recipe, 3200) == []
+
+
+def test_another_policy_than_the_simulated_one_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+    overrides = ["serve.batch_scheduler_policy=max_utilization"]
+    overrides.append("serve.max_tokens_in_paged_kv_cache=4096")
+    recipe = load_recipe(PROJECT / "configs" / "demo.yaml", overrides)
+    (said,) = left_out(recipe, None)
+    assert said.startswith("The recipe says max_utilization, and guaranteed_no_evict is simulated")
