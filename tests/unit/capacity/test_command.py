@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.economics.capacity.kept import NAME, kept_capacity
 from pipeline.errors import UsageError
 from pipeline.recipe.file import load_recipe
 from pipeline.report import render_html, render_markdown
+from pipeline.stages.report import finish
 from tests.conftest import PROJECT
 from tests.unit import report_sample
 from tests.unit.capacity.support import KNOWN, samples
@@ -192,6 +194,9 @@ def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> 
     plain |= {"checkpoint_bytes": 1, "perplexity": None, "load": [level(8, 1600.0)]}
     beside = {"load": {"created": "2026-05-02T10:00:00Z"}, "baseline": plain["name"]}
     (build / "compare.json").write_text(json.dumps({**beside, "rungs": [own, plain]}))
+    artifact = build.parent / "artifact"
+    artifact.mkdir()
+    shutil.copy(build / "report.json", artifact)
     document(
         str(build), *TRAFFIC, *OBJECTIVE, "--price-per-hour", "1.50", "--multiply", "2", "--report"
     )
@@ -206,6 +211,9 @@ def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> 
         assert "Loaded in turns with float16 in one run of compare, on 2026-05-02" in text
         assert {"0.42", "0.52"} <= set(re.findall(r"\d\.\d\d", text))
     assert (build / "report.html").read_text() == render_html(report)
+    # A run that finds everything cached writes the same page again.
+    again = finish(artifact, build)
+    assert again["report.html"] == (build / "report.html").read_bytes()
     kept = kept_capacity(build, report)
     assert kept is not None
     assert kept["simulated"][0]["per_day"] == 36.0 * kept["simulated"][0]["replicas"]
