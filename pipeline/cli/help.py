@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "compare build/tiny-llama-int4-awq build/tiny-llama-int8-sq",
         "compare --history build/tiny-llama-int4-awq",
     ),
+    "capacity": ("capacity build/NAME --trace FILE --ttft-ms 500 --itl-ms 50",),
     "lm-eval": (
         "lm-eval configs/demo.yaml --model checkpoint --tasks arc_easy",
         "lm-eval configs/demo.yaml --model localhost:8001 --tasks piqa",

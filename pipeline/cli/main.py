@@ -15,6 +15,7 @@ import typer
 from pipeline._version import __version__
 from pipeline.cli import (
     bench,
+    capacity,
     certificates,
     compare,
     doctor,
@@ -73,6 +74,7 @@ for command in (
     verify.verify,
     bench.bench,
     compare.compare,
+    capacity.capacity,
     lm_eval.lm_eval,
     manifests.manifests,
     certificates.certificates,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.economics.cost import money
 from pipeline.report.blocks import Tile
 from pipeline.report.prices import price_of
-from pipeline.report.serving import measured_on, money, speed_at
+from pipeline.report.serving import measured_on, speed_at
 from pipeline.report.siblings import as_point, quantized
 from pipeline.report.words import between, percent
 from pipeline.tables import number, size, streams

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.economics.cost import money
 from pipeline.report.blocks import Block, Cell, Figure, Figures, Paragraph, Section, Table
+from pipeline.report.capacity import capacity_blocks, sixteen_bit_blocks
 from pipeline.report.charts import Bar, bars, histogram
 from pipeline.report.plot import Point, pareto
 from pipeline.report.siblings import as_point
@@ -161,6 +163,8 @@ def cost_section(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{streams(best['concurrency'])}."
             )
         )
+    blocks += sixteen_bit_blocks(report)
+    blocks += capacity_blocks(report)
     if roofline := report.get("roofline"):
         blocks.append(
             Paragraph(
@@ -171,17 +175,16 @@ def cost_section(report: Mapping[str, Any]) -> Iterator[Section]:
             )
         )
     if blocks:
-        yield Section("Cost" if report["cost"] else "Roofline", tuple(blocks))
+        priced = report["cost"] or report.get("capacity") or report.get("sixteen_bit")
+        yield Section(
+            "Cost and capacity" if report.get("capacity") else "Cost" if priced else "Roofline",
+            tuple(blocks),
+        )
 
 
 def price(cost: Mapping[str, Any]) -> str:
     """Formats the price of a million tokens, with its interval and currency."""
     return f"{estimate(cost['per_million_tokens'], money)} {cost['currency']}"
-
-
-def money(amount: float) -> str:
-    """Formats an amount of money: two digits behind the point, more for less than a tenth."""
-    return f"{amount:,.2f}" if amount >= 0.1 else number(amount, 2)
 
 
 def _latencies(load: Mapping[str, Any]) -> Iterator[Figure]:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.reading.json_text import read_json
 from pipeline.stages.base import Deployment, Journal, Stage, StageContext
 from pipeline.store.artifact import Artifact
+from pipeline.store.files import write_atomically
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 
@@ -31,7 +32,8 @@ def _line(artifact: Artifact) -> dict[str, Any] | None:
 
 
 def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
-    """Adds the other builds of the model that lie beside the output folder.
+    """Adds what lies in and beside the output folder: other builds of the model, what ``compare``
+    measured of this one beside 16 bit, and what ``capacity --report`` computed.
 
     They are no part of the artifact, which is made of this run alone and stays cached whatever is
     built beside it.
@@ -41,13 +43,38 @@ def finish(artifact: Path, outputs: Path) -> Mapping[str, bytes]:
         outputs: Where its files go.
 
     Returns:
-        The files' contents by name; nothing where there is no other build.
+        The files' contents by name; nothing where there is none of these.
     """
+    report = read_json(artifact / JSON, finite=False)
+    added = _added(report, outputs)
+    return _files({**report, **added}) if added else {}
+
+
+def _added(report: Mapping[str, Any], outputs: Path) -> dict[str, Any]:
+    from pipeline.economics.capacity.kept import kept_capacity
+    from pipeline.economics.interleaved import beside_16_bit
     from pipeline.report.siblings import siblings_of
 
-    report = read_json(artifact / JSON, finite=False)
-    siblings = siblings_of(report, outputs)
-    return _files({**report, "siblings": siblings}) if siblings else {}
+    found = {
+        "siblings": siblings_of(report, outputs),
+        "sixteen_bit": beside_16_bit(outputs, report),
+        "capacity": kept_capacity(outputs, report),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def write_again(outputs: Path, report: Mapping[str, Any]) -> None:
+    """Writes a deployed report again, with what lies in and beside its folder by now.
+
+    Args:
+        outputs: The folder.
+        report: Its ``report.json``.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    for name, content in _files({**report, **_added(report, outputs)}).items():
+        write_atomically(outputs / name, content)
 
 
 def _files(report: Mapping[str, Any]) -> dict[str, bytes]:

@@ -282,6 +282,9 @@ class Target(Protocol):
             The room, with something to spare; None where the memory is not known.
         """
 
+    def step_tokens(self, recipe: Recipe) -> int:
+        """Returns how many tokens a step of the engine takes, of prompts and answers together."""
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns what :meth:`compile` reads of the recipe, as JSON values under its own names.
 

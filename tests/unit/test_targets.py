@@ -58,6 +58,9 @@ class ExportTarget:
     def room(self, *_: Any) -> None:
         return None
 
+    def step_tokens(self, recipe: Recipe) -> int:
+        return recipe.compile.max_num_tokens
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         return {"compile": recipe.section("compile")}
 

@@ -19,6 +19,8 @@ from pipeline.targets.base import Room
 from pipeline.targets.openvino.options import kv_cache_precision
 
 TOKENS_PER_BLOCK = 32
+SHORT_STEP_TOKENS = 256
+"""Tokens of a step at most, as the front of the engine has it (model_repo)."""
 _KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0}
 
 
@@ -113,6 +115,14 @@ def kv_cache_tokens(recipe: Recipe) -> int:
         return asked // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
     blocks = -(-recipe.compile.max_seq_len // TOKENS_PER_BLOCK)
     return recipe.compile.max_batch_size * blocks * TOKENS_PER_BLOCK
+
+
+def step_tokens(recipe: Recipe) -> int:
+    """Returns the tokens of a step, as the engine's front sets them."""
+    build = recipe.compile
+    chunked = recipe.serve.enable_chunked_context
+    most = min(SHORT_STEP_TOKENS, build.max_num_tokens) if chunked else build.max_seq_len
+    return max(most, build.max_batch_size)
 
 
 def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:

@@ -81,6 +81,12 @@ class OpenVinoTarget:
 
         return room(recipe, facts)
 
+    def step_tokens(self, recipe: Recipe) -> int:
+        """Returns what the engine's front takes in a step, which holds Python's lock."""
+        from pipeline.targets.openvino.memory import step_tokens
+
+        return step_tokens(recipe)
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns ``compile`` without other targets' options; the ranks are the checkpoint's."""
         section = recipe.compile.read_by(self.name)

@@ -99,6 +99,10 @@ class TensorRtTarget:
         ranks = preview.checkpoint.world_size
         return Room(memory.kv_pool // memory.kv_bytes_per_sequence, f"{ranks} x {gpu.name}")
 
+    def step_tokens(self, recipe: Recipe) -> int:
+        """Returns ``max_num_tokens``."""
+        return recipe.compile.max_num_tokens
+
     def section(self, recipe: Recipe) -> dict[str, Any]:
         """Returns what it reads of ``compile``, without ``workers``; and the two formats of
         ``quantize``, which decide FP8 attention.

@@ -1,0 +1,1 @@
+"""How many servers a traffic takes: a simulation of their queues, fitted to a load test."""
