@@ -86,6 +86,7 @@ kube-proof: $(STAMP)  ## Every manifest in helm and in the validators, with valu
 resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml
 	$(BIN)/python -m tests.faults.resume_proof --repository $(DEMO)/repository
+
 RAY := $(VENV)-ray
 ray-proof: $(STAMP)  ## Two Ray nodes here: scaled, a replica killed, updated, under load (installs Ray into .venv-ray)
 	scripts/install-ray $(PYTHON) $(RAY)
