@@ -117,7 +117,7 @@ def test_it_may_break_anywhere_and_often(inputs: dict[str, Any]) -> None:
     asked = Generation(PROMPT, 60, inputs)
     text = sampled_text(PROMPT, 60, 5) if inputs else greedy_text(PROMPT, 60)
     policy = replace(QUICK, resumes=20)
-    for _ in range(60):
+    for _ in range(30):
         breaks = [(draw.randrange(61), lost()) for _ in range(draw.randrange(1, 12))]
         chunk = draw.randrange(1, 9)
         with_fleet(expect(asked, text), failing(*breaks, chunk=chunk), policy)
@@ -271,8 +271,21 @@ def test_it_can_be_switched_off() -> None:
             await read(fleet.generate(ASKED))
         assert not fleet.counts.resumes
 
-    (engine,) = with_fleet(work, failing((20, lost())), replace(QUICK, resumes=0))
-    assert len(engine.asked) == 1
+        # Nor is a server waited for that is away.
+        await until(lambda: fleet.replicas()[0].ready)
+        made[0].is_ready = False
+        await until(lambda: not fleet.replicas()[0].ready)
+        with pytest.raises(ConnectionFailed, match="no server is ready"):
+            await read(fleet.generate(ASKED))
+
+    made: list[Scripted] = []
+
+    def make() -> list[Scripted]:
+        made.extend(failing((20, lost()))())
+        return made
+
+    with_fleet(work, lambda: list(make()), replace(QUICK, resumes=0))
+    assert len(made[0].asked) == 1
 
 
 def test_a_server_that_comes_back_is_waited_for() -> None:
