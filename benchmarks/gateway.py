@@ -12,7 +12,8 @@ One run on one machine, both ways in turns and again in every round, every other
 
 The clients are one more process on the same processor. Every request is generated to its full
 length, greedily. What decides is the ratio, paired by round: a machine that is busy elsewhere slows
-both down alike. ``cpu ms/token`` has the gateway's own share and the client's.
+both down alike. ``cpu`` is the same ratio of processor time per token, of all processes together,
+which a busy machine changes less; ``cpu ms/token`` says whose it was.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from pipeline.triton.tensors import ENGINE
 
 BARE, GATEWAY = "grpc", "gateway"
 HEADINGS = (
-    *("streams", "way", "tokens/s", "of grpc's", "first token ms", "itl ms"),
+    *("streams", "way", "tokens/s", "of grpc's", "cpu", "first token ms", "itl ms"),
     *("cpu ms/token of server, gateway, client", "tokens/message", "errors"),
 )
 PATIENCE_S = 60
@@ -169,6 +170,10 @@ def row(streams: int, name: str, found: Sequence[Sample], bare: Sequence[Sample]
             (one.tokens / one.seconds) / (base.tokens / base.seconds)
             for one, base in zip(found, bare, strict=True)
         ],
+        "cpu_ratios": [
+            ((base.cpu + base.client_cpu) / base.tokens) / ((one.cpu + one.client_cpu) / one.tokens)
+            for one, base in zip(found, bare, strict=True)
+        ],
         "first_token_ms": middle(lambda s: 1e3 * statistics.median(s.first)),
         "per_token_ms": middle(lambda s: 1e3 * statistics.median(s.per_token)),
         "server_cpu_ms_per_token": middle(lambda s: 1e3 * (s.cpu - s.cpu_of[GATEWAY]) / s.tokens),
@@ -193,7 +198,10 @@ def table(rows: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> s
             one["streams"],
             one["way"],
             f"{one['tokens_per_second']:.0f}",
-            span(one["speed_ratios"], ".3f") if one["way"] == GATEWAY else "-",
+            *(
+                span(one[ratio], ".3f") if one["way"] == GATEWAY else "-"
+                for ratio in ("speed_ratios", "cpu_ratios")
+            ),
             f"{one['first_token_ms']:.0f}",
             f"{one['per_token_ms']:.2f}",
             " ".join(f"{value:.3f}" for value in cpu),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.dependencies import require
 from pipeline.gateway.engine import Tokens
+from pipeline.gateway.histogram import RepeatedHistogram
 
 _FIRST_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 40, 60)
 _NEXT_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 5)
@@ -40,10 +41,10 @@ class Metrics:
             "llm_ttft_seconds", "From a request's prompt to its first token",
             buckets=_FIRST_S, registry=registry,
         )  # fmt: skip
-        self._next = Histogram(
-            "llm_itl_seconds", "Between two tokens of an answer",
-            buckets=_NEXT_S, registry=registry,
-        )  # fmt: skip
+        self._next = RepeatedHistogram(
+            "llm_itl_seconds", "Between two tokens of an answer", _NEXT_S
+        )
+        registry.register(self._next)
         self.inflight = Gauge("llm_inflight", "Requests that are being answered", registry=registry)
         self._waiting = Gauge(
             "llm_requests_waiting", "Answers that have no token yet", registry=registry
@@ -110,9 +111,7 @@ class Watch:
         metrics = self._metrics
         metrics._generated.inc(count)
         if self._began:
-            each = (now - self._last) / count
-            for _ in range(count):
-                metrics._next.observe(each)
+            metrics._next.observe((now - self._last) / count, count)
         else:
             self._began = True
             metrics._waiting.dec()
