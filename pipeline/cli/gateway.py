@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PORT = 9000
 RESUMES = Policy().resumes
+PATIENCE_S = 10.0
+"""Seconds that a start waits for a server; a gateway may come up before its servers."""
 CLIENTS = "Clients"
 _ASK = "--key-from NAME asks for a key"
 
@@ -253,6 +255,7 @@ def gateway(
         options,
         listen(host, port, "--port"),
         drain_s=drain,
+        patience_s=PATIENCE_S,
         say=(lambda _line: None) if output.quiet else say,
     )
     with running:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HTTP_PORT = 8000
 """Where HTTP is by itself, on targets that need it to know whether they are ready."""
 
+GATEWAY_S = 60.0
+"""Seconds that a gateway may take to see that the server, which is ready, is the right one."""
+
 ACCESS = "Who may connect"
 
 LONGEST_DRAIN_S = 86_400
@@ -279,6 +282,7 @@ def _gateway(
             Options(keys=(key,) if key else ()),
             opened,
             drain_s=server.patience_s,
+            patience_s=GATEWAY_S,
             say=lambda line: say(f"{timestamp()} {line}"),
         )
 

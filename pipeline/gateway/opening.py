@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trtllm_client import Tls
 
 LOOK_S = 0.05
-PATIENCE_S = 1.0
+TELL_S = 1.0
 """Seconds that a server may take to answer before somebody is told that it is waited for."""
 
 
@@ -63,6 +63,7 @@ def open_gateway(
     opened: socket.socket,
     *,
     drain_s: float,
+    patience_s: float = 0.0,
     say: Callable[[str], object],
 ) -> RunningGateway:
     """Makes a gateway, to be started with ``with``.
@@ -76,6 +77,7 @@ def open_gateway(
         options: How it is asked to run.
         opened: What it listens on.
         drain_s: Seconds that a stop waits for requests in flight.
+        patience_s: Seconds that a start waits for a server.
         say: Takes a line for the log.
     """
     engines: list[CheckedEngine] = []
@@ -99,7 +101,7 @@ def open_gateway(
 
     async def check(desk: Desk) -> None:
         loop = asyncio.get_running_loop()
-        tell_at = loop.time() + PATIENCE_S
+        tell_at = loop.time() + TELL_S
         while not any(engine.checked for engine in engines):
             if engines and all(engine.wrong for engine in engines):
                 assert engines[0].wrong
@@ -110,7 +112,7 @@ def open_gateway(
             await asyncio.sleep(LOOK_S)
         desk.trouble = None
 
-    return RunningGateway(opened, make, check, drain_s=drain_s)
+    return RunningGateway(opened, make, check, drain_s=drain_s, patience_s=patience_s)
 
 
 def keys_of(environment: Mapping[str, str], name: str | None) -> tuple[str, ...]:

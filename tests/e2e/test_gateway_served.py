@@ -114,7 +114,8 @@ def test_a_client_that_goes_frees_its_place_at_the_engine(
     before = counted("nv_llm_requests_total", "cancelled")
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
     with httpx2.stream("POST", f"{gateway.url}/v1/completions", json=body) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         assert response.status_code == 200
     # It did not come to its end: the engine was told.
     until(lambda: counted("nv_llm_requests_total", "cancelled") == before + 1)

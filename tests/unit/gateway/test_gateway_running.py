@@ -58,7 +58,12 @@ class Held:
 
 @contextmanager
 def listening(
-    engine: Any, options: Options | None = None, *, drain_s: float = PATIENCE_S, check: Any = None
+    engine: Any,
+    options: Options | None = None,
+    *,
+    drain_s: float = PATIENCE_S,
+    check: Any = None,
+    patience_s: float = 0,
 ) -> Iterator[tuple[RunningGateway, Desk]]:
     desks: list[Desk] = []
 
@@ -67,7 +72,7 @@ def listening(
         return desks[0]
 
     opened = listen("127.0.0.1", 0, "--port")
-    with RunningGateway(opened, make, check, drain_s=drain_s) as running:
+    with RunningGateway(opened, make, check, drain_s=drain_s, patience_s=patience_s) as running:
         yield running, desks[0]
 
 
@@ -80,8 +85,10 @@ def test_a_client_that_goes_ends_the_work_of_the_engine() -> None:
     held = Held()
     with listening(held.engine) as (running, desk), httpx2.Client(base_url=running.url) as client:
         with client.stream("POST", "/v1/completions", json=BODY) as response:
-            next(response.iter_lines())
-            assert desk.inflight == 1
+            # An iterator that nobody holds closes the connection.
+            lines = response.iter_lines()
+            first = next(lines)
+            assert (response.status_code, desk.inflight) == (200, 1), first
         until(lambda: held.engine.left == 1)
         until(lambda: desk.inflight == 0)
         # One that waits for its whole answer, too.
@@ -141,7 +148,8 @@ def test_a_second_stop_waits_for_nobody() -> None:
         listening(held.engine, drain_s=3600) as (running, _),
         httpx2.stream("POST", f"{running.url}/v1/completions", json=BODY) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         running.ask_to_stop()
         running.ask_to_stop()
         until(lambda: running.wait(0.01))
@@ -217,6 +225,30 @@ def test_requests_wait_for_the_server_to_be_looked_at_and_a_wrong_one_ends_the_g
         until(lambda: running.wait(0.01))
         with pytest.raises(UsageError, match="tokenizer is not the server's"):
             running.raise_for_error()
+
+
+def test_a_start_waits_for_the_server_to_be_looked_at_as_long_as_it_may() -> None:
+    seen: list[str | None] = []
+
+    async def check(desk: Desk) -> None:
+        desk.trouble = "The server was not looked at yet."
+        await asyncio.sleep(0.2)
+        desk.trouble = None
+        seen.append(desk.trouble)
+
+    with listening(ScriptedEngine(), check=check, patience_s=PATIENCE_S):
+        assert seen == [None]
+
+    # And a server that is the wrong one is told at the start.
+    async def refuse(_desk: Desk) -> None:
+        await asyncio.sleep(0)
+        raise UsageError("the gateway's tokenizer is not the server's")
+
+    with (
+        pytest.raises(UsageError, match="tokenizer is not the server's"),
+        listening(ScriptedEngine(), check=refuse, patience_s=PATIENCE_S),
+    ):
+        pass
 
 
 def test_a_port_that_is_taken_is_named_with_the_option_to_choose_another() -> None:
