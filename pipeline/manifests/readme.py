@@ -31,7 +31,8 @@ def _context(deployed: Deployed, *, helm: bool) -> dict[str, Any]:
         told = (
             f"{speed.tokens_per_second:,.0f} tokens/s at {speed.at} streams where it was measured"
         )
-    apply = f"kubectl apply {namespace}--filename ."
+    # By the client, apply would keep a copy of each object in an annotation, which has 256 KiB.
+    apply = f"kubectl apply --server-side {namespace}--filename ."
     if helm:
         apply = f"helm upgrade --install {deployed.name} . {namespace}".rstrip()
     return {

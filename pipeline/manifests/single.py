@@ -56,7 +56,7 @@ def _gateway(deployed: Deployed, server: Mapping[str, Any]) -> dict[str, Any]:
         "image": deployed.values.gateway.image,
         "command": [
             "gateway",
-            f"--url=grpc://triton:{GRPC}",
+            f"--url=grpc://triton:{GRPC}?metrics={METRICS}",
             f"--tokenizer={REPOSITORY}",
             f"--model-name={deployed.name}",
             "--host=0.0.0.0",
@@ -93,7 +93,7 @@ def systemd(deployed: Deployed) -> Mapping[str, str]:
     command = [
         *program(),
         "gateway",
-        f"--url=grpc://{LOOPBACK}:{GRPC}",
+        f"--url=grpc://{LOOPBACK}:{GRPC}?metrics={METRICS}",
         f"--tokenizer={repository.resolve()}",
         f"--model-name={deployed.name}",
         f"--host={LOOPBACK}",

@@ -92,8 +92,12 @@ def _container(deployed: Deployed) -> dict[str, Any]:
     shown: list[Any] = [
         "gateway",
         Why(
-            words("--url=grpc://", deployed.named(f"-servers:{parts.GRPC}")),
-            "One name for all servers; it is asked again as they come and go.",
+            words(
+                "--url=grpc://",
+                deployed.named(f"-servers:{parts.GRPC}?metrics={parts.METRICS}"),
+            ),
+            "One name for all servers; it is asked again every ten seconds. Their metrics say how "
+            "busy each is.",
         ),
         f"--tokenizer={REPOSITORY}",
         words("--model-name=", deployed.chosen("name")),

@@ -425,7 +425,8 @@ def _pre_stop(deployed: Deployed) -> Why:
     if deployed.contained.finishes:
         return Why(
             {"sleep": {"seconds": drain}},
-            "It answers as ever while gateways and proxies learn that it leaves; only then comes "
+            "It answers as ever while gateways learn that it leaves, who ask its name every ten "
+            "seconds; only then comes "
             "SIGTERM, after which it takes no new request and ends those it has. Kubernetes 1.30 "
             "and later.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -13,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from pipeline.cli.invocation import Invocation
+from pipeline.cli.main import app
 from pipeline.errors import UnsupportedError
+from pipeline.manifests.build import read_build
+from pipeline.manifests.deployed import describe
+from pipeline.manifests.values import Resources, Values
 from pipeline.recipe.file import load_recipe
 from tests.conftest import PROJECT
 
@@ -190,7 +197,7 @@ def test_gateways_reach_servers_and_nobody_else_does(builds: dict[str, Path]) ->
     (container,) = asking["spec"]["containers"]
     service = one(objects, "Service", "-servers")
     assert service["spec"]["clusterIP"] == "None"
-    assert f"--url=grpc://{service['metadata']['name']}:8001" in container["args"]
+    assert f"--url=grpc://{service['metadata']['name']}:8001?metrics=8002" in container["args"]
 
 
 def test_pods_keep_the_restricted_pod_security_standard(objects: list[dict[str, Any]]) -> None:
@@ -426,3 +433,56 @@ def test_an_engine_that_no_image_reads_is_refused(tmp_path: Path) -> None:
     write_manifest(repository / "tensorrt_llm/1/engine", bound)
     with pytest.raises(UnsupportedError, match="no container is known"):
         deployed(repository)
+
+
+def accepted(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of words; it refuses those that it does not know."""
+    program = typer.main.get_command(app)
+    with program.make_context("trtllm-pipeline", list(words), obj=Invocation()) as context:
+        assert isinstance(program, typer.core.TyperGroup)
+        _, command, rest = program.resolve_command(context, context._protected_args + context.args)
+        assert command
+        with command.make_context(words[0], rest, parent=context) as inner:
+            return dict(inner.params)
+
+
+@pytest.mark.parametrize("shape", ["cpu", "gpus"])
+def test_the_command_line_takes_what_containers_say(shape: str, builds: dict[str, Path]) -> None:
+    objects = objects_of(builds[shape], "gateway.keySecret=clients")
+    for end, command in (("-server", "serve"), ("-gateway", "gateway")):
+        template = one(objects, "Deployment", end)["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        if "args" not in container:
+            continue  # NVIDIA's image has tritonserver instead
+        given = {v["name"]: v.get("value") for v in container["env"]}
+        text = container["args"]
+        for name, value in given.items():
+            text = [word.replace(f"$({name})", str(value)) for word in text]
+        assert text[0] == command
+        found = accepted(text)
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        leaving = template["spec"]["terminationGracePeriodSeconds"]
+        assert found["host"] == "0.0.0.0"
+        assert found["drain"] + container["lifecycle"]["preStop"]["sleep"]["seconds"] < leaving
+        if command == "serve":
+            assert {name: found[f"{name}_port"] for name in ports} == ports
+        else:
+            assert found["port"] == ports["http"]
+            assert found["key_from"] in given
+
+
+def test_sizes_by_hand(builds: dict[str, Path]) -> None:
+    def settled(shape: str, size: int) -> Values:
+        build = dataclasses.replace(read_build(builds[shape]), bytes=size)
+        return describe(build, Values()).values
+
+    gib = 1 << 30
+    # Four repositories of 5 GiB and a byte; a server that took 400 MiB, with 1 GiB of /dev/shm.
+    cpu = settled("cpu", 5 * gib + 1)
+    assert cpu.repository.size == "21Gi"
+    assert cpu.resources == Resources(cpu="2", memory=f"{400 * 3 // 2 + 1024}Mi")
+    # 4 GPUs: 4 x 16 GiB, and 1.25 x 40 GiB of engine files that are read through memory.
+    gpus = settled("gpus", 40 * gib)
+    assert gpus.resources == Resources(cpu="16", memory="114Gi")
+    assert gpus.repository.size == "160Gi"
+    assert settled("cpu", 1).repository.size == "1Gi"
