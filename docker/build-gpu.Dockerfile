@@ -9,9 +9,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY model_repo model_repo
 COPY pipeline pipeline
+USER 0:0
 # The image has PyTorch, transformers and ModelOpt as its TensorRT-LLM wants them; no extra of this
-# project's may replace one of them.
-RUN pip install --no-cache-dir ./client .
+# project's may replace one of them. Its Python is the distribution's, which pip leaves alone unless told.
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 pip install --no-cache-dir ./client .
 
 ENV HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1

@@ -8,6 +8,8 @@ COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY client client
 COPY model_repo model_repo
 COPY pipeline pipeline
+# Without PyTorch's CPU index here the default build of torch brings gigabytes of CUDA along.
+ARG PIP_EXTRA_INDEX_URL
 RUN pip install --no-cache-dir --constraint constraints.txt ./client '.[quantize,cpu]'
 
 ENV HOME=/tmp \

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline._version import __version__
-from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.errors import RepositoryError, UnsupportedError, UsageError
 from pipeline.manifests.build import Build
 from pipeline.manifests.inputs import Inputs, inputs_of
 from pipeline.manifests.measured import CLEAR_UP_S, Measured, measured
@@ -131,12 +131,20 @@ def describe(build: Build, values: Values) -> Deployed:
 
     Raises:
         RepositoryError: The engine does not say its sizes.
+        UsageError: A choice is for engines of a GPU, and this one is none.
         UnsupportedError: No known image can read the engine, or its ranks cannot be spread over
             nodes of that many GPUs.
     """
     contained = get_target(build.target).contained(build.repository, f"$({EXIT_TIMEOUT})")
     sizes, mapping = _engine(build)
     layout = _layout(contained, mapping, values.gpu.per_node)
+    if not layout.gpus and (values.gpu.product or values.gpu.runtime_class):
+        raise UsageError(
+            "gpu.product and gpu.runtimeClass are for engines of a GPU",
+            where=str(build.repository),
+            why="This one runs on the CPU, and nothing would come of them",
+            fix="Leave them out; nodeSelector chooses nodes for either",
+        )
     speed = measured(build, sizes)
     inputs = inputs_of(build)
     open_ = Deployed(build, values, contained, speed, layout, inputs)

@@ -25,8 +25,10 @@ OBJECT = "^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL)]
 Namespace = Annotated[str, Field(pattern=NAMESPACE)]
 ObjectName = Annotated[str, Field(pattern=OBJECT)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Image = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][-a-zA-Z0-9._/:@]*$", max_length=512)]
+DIGEST = "^[0-9a-f]{64}$"
+Digest = Annotated[str, Field(pattern=DIGEST)]
+IMAGE = r"^[a-zA-Z0-9][-a-zA-Z0-9._/:@]*$"
+TEXT = r"^[^\x00-\x1f\x7f\"\\]+$"
 QUANTITY = "^[0-9]+([.][0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -42,7 +44,19 @@ Quantity = Annotated[
     BeforeValidator(_as_text),
     WithJsonSchema({"type": ["string", "number"], "pattern": QUANTITY}),
 ]
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f\"\\]+$", max_length=1000)]
+Image = Annotated[str, Field(pattern=IMAGE, max_length=512)]
+Text = Annotated[str, Field(pattern=TEXT, max_length=1000)]
+PATTERNS = {
+    DNS_LABEL: f"up to {LONGEST_NAME} lower-case letters, digits and '-', and a letter first",
+    NAMESPACE: "lower-case letters, digits and '-', and neither end is a '-'",
+    OBJECT: "lower-case letters, digits, '-' and '.', and both ends are letters or digits",
+    DIGEST: "64 hexadecimal digits, as artifact.json has them",
+    IMAGE: "a name such as registry/path/name:tag or name@sha256:digest",
+    TEXT: "one line without quotes and backslashes",
+    QUANTITY: "a number with or without a unit, such as 500m, 2 or 16Gi",
+}
+"""What each pattern asks for, in words."""
+
 Selector = dict[str, str]
 AnyObject = dict[str, Any]
 

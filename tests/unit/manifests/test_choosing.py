@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.manifests.choosing import read_values
 from pipeline.manifests.kinds import KINDS, kind_of, writer_of
-from pipeline.manifests.values import Values, documented
+from pipeline.manifests.values import PATTERNS, Values, documented
 from pipeline.recipe.section import Section, section_of
 from pipeline.recipe.tree import named_fields
+
+from .support import deployed
 
 
 @pytest.mark.parametrize(
@@ -37,11 +40,13 @@ def test_an_unknown_name_is_refused_with_a_tip(override: str, tip: str) -> None:
         ("replicas=many", "'many' is not allowed: input should be a valid integer"),
         ("replicas=0", "0 is not allowed"),
         ("replicas=true", "True is not allowed"),
-        ("name=Not_A_Name", "'Not_A_Name' does not match"),
-        ("image=two words", "'two words' does not match"),
+        ("name=Not_A_Name", "'Not_A_Name' is not up to 40 lower-case letters"),
+        ("image=two words", "'two words' is not a name such as registry/path/name:tag"),
         ("repository.accessMode=ReadOnlyMany", "'ReadWriteMany' or 'ReadWriteOnce'"),
-        ("resources.memory=lots", "'lots' does not match"),
-        ('canary.prompt="a\\"b"', "does not match"),
+        ("resources.memory=lots", "'lots' is not a number with or without a unit"),
+        ('canary.prompt="a\\"b"', "is not one line without quotes"),
+        ("canary=x", "'x' stands where keys of their own belong"),
+        ("nodeSelector={a: 1}", "1 is not text. Put it in quotes"),
         ("replicas", "not an assignment"),
         ("replicas=[", "the value is not valid YAML"),
         ("replicas.more=1", "replicas is wrong"),
@@ -99,3 +104,24 @@ def test_every_kind_has_a_writer() -> None:
     with pytest.raises(UsageError, match="there is no kind kubernets") as refused:
         kind_of("kubernets")
     assert "Did you mean kubernetes?" in str(refused.value)
+
+
+def test_each_pattern_is_said_in_words() -> None:
+    asked = set(_patterns(Values.model_json_schema()))
+    assert asked == set(PATTERNS)
+
+
+def _patterns(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        for inner in node.values():
+            yield from _patterns(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _patterns(inner)
+
+
+def test_choices_for_gpus_are_refused_for_the_cpu(builds: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="are for engines of a GPU"):
+        deployed(builds["cpu"], "gpu.product=NVIDIA-L40S")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -18,6 +19,9 @@ import typer
 from pipeline.cli.invocation import Invocation
 from pipeline.cli.main import app
 from pipeline.errors import UnsupportedError
+from pipeline.manifests.build import read_build
+from pipeline.manifests.deployed import describe
+from pipeline.manifests.values import Resources, Values
 from pipeline.recipe.file import load_recipe
 from tests.conftest import PROJECT
 
@@ -465,3 +469,20 @@ def test_the_command_line_takes_what_containers_say(shape: str, builds: dict[str
         else:
             assert found["port"] == ports["http"]
             assert found["key_from"] in given
+
+
+def test_sizes_by_hand(builds: dict[str, Path]) -> None:
+    def settled(shape: str, size: int) -> Values:
+        build = dataclasses.replace(read_build(builds[shape]), bytes=size)
+        return describe(build, Values()).values
+
+    gib = 1 << 30
+    # Four repositories of 5 GiB and a byte; a server that took 400 MiB, with 1 GiB of /dev/shm.
+    cpu = settled("cpu", 5 * gib + 1)
+    assert cpu.repository.size == "21Gi"
+    assert cpu.resources == Resources(cpu="2", memory=f"{400 * 3 // 2 + 1024}Mi")
+    # 4 GPUs: 4 x 16 GiB, and 1.25 x 40 GiB of engine files that are read through memory.
+    gpus = settled("gpus", 40 * gib)
+    assert gpus.resources == Resources(cpu="16", memory="114Gi")
+    assert gpus.repository.size == "160Gi"
+    assert settled("cpu", 1).repository.size == "1Gi"
