@@ -54,7 +54,7 @@ class Replica:
         self, repository: str, *, verify: bool = True, patience_s: float = PATIENCE_S
     ) -> None:
         self._held = ExitStack()
-        self._patience_s, self._down_since = patience_s, 0.0
+        self._patience_s, self._down_since, self._broke = patience_s, 0.0, False
         self._engine: Engine | None = None
         path = find_repository(Path(repository))
         if verify:
@@ -85,6 +85,7 @@ class Replica:
                 async for tokens in responses:
                     yield pack_tokens(tokens)
         except ClientError as error:
+            self._broke = self._broke or isinstance(error, ConnectionFailed)
             yield pack_error(error)
 
     async def check_health(self) -> None:
@@ -130,12 +131,21 @@ class Replica:
 
     async def _wait_until_up(self) -> None:
         until = time.monotonic() + self._patience_s
-        while (trouble := self._server.trouble) is not None:
+        while not await self._is_up():
             if time.monotonic() > until:
                 raise ConnectionFailed(
                     "the server did not come back",
                     where=self._server.grpc_url,
-                    why=trouble,
+                    why=self._server.trouble,
                     fix="The replica's log has the server's",
                 )
             await asyncio.sleep(POLL_S)
+
+    async def _is_up(self) -> bool:
+        if self._server.trouble is not None:
+            self._broke = True
+            return False
+        if self._broke:
+            # A connection that found nobody tries again when it likes, and fails until then.
+            self._broke = not await self._served().ready()
+        return not self._broke

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("build/ray-proof.json"))
     asked = parser.parse_args()
+    # So that nothing is left running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     wanted = asked.phases.split(",")
     report = {}
     for proxy in PROXIES if asked.proxy == "both" else (asked.proxy,):

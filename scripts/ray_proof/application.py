@@ -21,6 +21,7 @@ from scripts.ray_proof.cluster import Cluster
 
 REPLICAS, GATEWAY = "replicas", "gateway"
 READY_S = 300.0
+NODES = 2
 
 
 class ProofError(Exception):
@@ -44,6 +45,9 @@ class Application:
         self.cluster = cluster
         self.config: dict[str, Any] = yaml.safe_load(config.read_text())
         self.name = self.config["applications"][0]["name"]
+        self.wait(
+            lambda: sum(node["Alive"] for node in ray.nodes()) == NODES, "both nodes are there"
+        )
 
     def close(self) -> None:
         """Leaves the cluster."""
@@ -107,9 +111,7 @@ class Application:
         began = time.monotonic()
         while not wanted():
             if time.monotonic() - began > seconds:
-                raise ProofError(
-                    f"after {seconds:.0f} s it is not so that {what}; Ray says {self.status()}"
-                )
+                raise ProofError(f"after {seconds:.0f} s it is not so that {what}")
             time.sleep(0.25)
         return time.monotonic() - began
 

@@ -21,7 +21,7 @@ STORE_BYTES = 100 << 20
 """Of each node's object store, which the application does not use."""
 CPUS = 3
 """That each node says it has, so that exactly one replica fits on it, whatever the machine has."""
-START_S, STOP_S = 120.0, 30.0
+START_S, STOP_S = 240.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ def cluster(environment: Mapping[str, str]) -> Iterator[Cluster]:
         **os.environ,
         **environment,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Its half a minute is too little for a busy machine.
+        "RAY_raylet_start_wait_time_s": f"{START_S:.0f}",
         "RAY_PROOF": str(folder),
         # Ray's own warnings about the packages it imports.
         "PYTHONWARNINGS": "ignore",

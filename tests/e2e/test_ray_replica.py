@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import RepositoryError, ServerError
-from pipeline.gateway.engine import Generation, Tokens
+from pipeline.gateway.engine import Generation
 from pipeline.rayserve.replica import Replica
 from pipeline.rayserve.wire import pack_request, unpack
 from pipeline.triton.parameters import TOKENIZER_DIR
@@ -31,15 +31,16 @@ class Running:
     """A replica and the event loop that uses it."""
 
     def __init__(self, repository: Path) -> None:
-        self.replica = Replica(str(repository))
+        self.replica = Replica(str(repository), patience_s=WAIT_S)
         self.loop = asyncio.new_event_loop()
 
-    def ask(self, asked: Generation) -> list[Tokens]:
-        """All responses to a request."""
+    def ask(self, asked: Generation) -> list[int]:
+        """All tokens of an answer."""
         return self.loop.run_until_complete(self._ask(asked))
 
-    async def _ask(self, asked: Generation) -> list[Tokens]:
-        return [unpack(item) async for item in self.replica.generate(pack_request(asked))]
+    async def _ask(self, asked: Generation) -> list[int]:
+        responses = self.replica.generate(pack_request(asked))
+        return [id_ async for item in responses for id_ in unpack(item).ids]
 
     def health(self) -> None:
         """Asks as Ray does."""
@@ -91,7 +92,7 @@ def generation(tokenizer: Any, tokens: int, request_id: str = "") -> Generation:
 def test_it_hands_on_the_tokens_of_the_text_that_the_server_writes(
     running: Running, tokenizer: Any
 ) -> None:
-    ids = [id_ for tokens in running.ask(generation(tokenizer, 40)) for id_ in tokens.ids]
+    ids = running.ask(generation(tokenizer, 40))
     with Client(running.replica.address()) as client:
         text = client.generate(PROMPT, max_tokens=40).text
     whole = tokenizer.decode(tokenizer.encode(PROMPT).ids + ids)
