@@ -68,6 +68,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.5, 0.8, 0.95], help="rates of open loops"
     )
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="requests/s of open loops, instead of shares"
+    )
     parser.add_argument("--seconds", type=float, default=36.0, help="measured at each load")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--input-tokens", default="uniform:16,160")
@@ -107,11 +110,14 @@ def measure(arguments: argparse.Namespace, samples: Path, folder: Path) -> None:
     with serving(repository, folder / "server.log") as server:
         servers = {"server": Address(server.grpc_url)}
         options = {"clients": arguments.clients, "seed": arguments.seed}
-        # The widest loop alone says which rates there are to be.
-        trial, _ = measure_load(servers, closed[-1:], sizes, seconds=8.0, rounds=1, **options)
-        most = trial["measurements"][0]["requests_per_second"]
-        opened = [Level(OPEN, round(share * most, 2)) for share in arguments.shares]
-        print(f"trial: {most:g} requests/s", file=sys.stderr)
+        rates = arguments.rates
+        if rates is None:
+            # The widest loop alone says which there are to be.
+            trial, _ = measure_load(servers, closed[-1:], sizes, seconds=8.0, rounds=1, **options)
+            most = trial["measurements"][0]["requests_per_second"]
+            print(f"trial: {most:g} requests/s", file=sys.stderr)
+            rates = [round(share * most, 2) for share in arguments.shares]
+        opened = [Level(OPEN, rate) for rate in rates]
         _, rows = measure_load(
             servers,
             [*closed, *opened],

@@ -98,7 +98,9 @@ class Pace:
         source = random.Random(seed)  # noqa: S311  a simulation, no secret
         while True:
             made = source.choice(self.rounds)
-            yield from made[source.randrange(len(made)) :]
+            place = source.randrange(len(made))
+            # Whole, so that no while comes more often than another.
+            yield from (*made[place:], *made[:place])
 
 
 @dataclass(frozen=True)

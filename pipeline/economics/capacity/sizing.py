@@ -159,8 +159,15 @@ def size(
     low = max(1, least, math.ceil(traffic.rate / most_per_second(server, traffic) - 1e-9))
     failed, replicas, step = low - 1, low, max(1, low // 8)
     found = attempt(replicas)
+    # Servers that have next to nothing to do keep it, or none does.
+    most = 4 * low + 40
     while not found.kept:
-        failed, replicas, step = replicas, replicas + step, step * 2
+        if replicas >= most:
+            return Unreachable(
+                f"{replicas} servers do not keep it either, though they have little to do: "
+                f"{_times_words(found, objective)}"
+            )
+        failed, replicas, step = replicas, min(replicas + step, most), step * 2
         found = attempt(replicas)
     while found.replicas - failed > 1:
         middle = (failed + found.replicas) // 2
@@ -221,6 +228,12 @@ def _sized(run: Run, replicas: int, traffic: Traffic, objective: Objective) -> S
         most=run.most,
         kept=kept,
     )
+
+
+def _times_words(found: Sized, objective: Objective) -> str:
+    times = (("to the first token", found.ttft), ("for each after it", found.itl))
+    told = (f"{of[objective.percent] * 1000:.3g} ms {name}" for name, of in times if of)
+    return f"{' and '.join(told)} (percentile {objective.percent:g})"
 
 
 def _keeps(jobs: Sequence[Job], objective: Objective) -> bool:

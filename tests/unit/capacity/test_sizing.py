@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.bench.traffic.lengths import parse_lengths
 from pipeline.bench.traffic.traces import TraceRow
-from pipeline.economics.capacity.server import Front, Limits, Server, Steps
+from pipeline.economics.capacity import sizing
+from pipeline.economics.capacity.server import Front, Limits, Pace, Server, Steps
 from pipeline.economics.capacity.sizing import (
     Objective,
     Sized,
@@ -109,6 +110,22 @@ def test_an_objective_that_nobody_can_keep_is_said() -> None:
     found = size(small, traffic(1.0), Objective(1.0, 1.0, 95.0), "0")
     assert isinstance(found, Unreachable)
     assert "refuses 100 % of the requests" in found.why
+
+
+def test_luck_with_the_few_that_are_tried_alone_does_not_search_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A tenth of the time everything takes a hundred times as long, and 95 of 100 are to keep 10 ms.
+    halting = replace(SINGLE, pace=Pace(0.25, [[1.0] * 9 + [100.0]]))
+    asked, objective = traffic(2.0, "1"), Objective(0.01, 1.0, 95.0)
+    found = size(halting, asked, objective, "0")
+    assert isinstance(found, Unreachable)
+    assert "the first token takes 100 ms (percentile 95)" in found.why
+    monkeypatch.setattr(sizing, "_alone", lambda *_: None)
+    found = size(halting, asked, objective, "0")
+    assert isinstance(found, Unreachable)
+    assert "44 servers do not keep it either" in found.why
+    assert "100 ms to the first token (percentile 95)" in found.why
 
 
 def test_a_queue_that_grows_is_not_taken_for_one_that_keeps_the_objective() -> None:
