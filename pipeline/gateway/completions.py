@@ -125,6 +125,7 @@ def prepare(body: CompletionBody, model: Model, request_id: str) -> Prompts:
             max(limit, 1),
             inputs,
             f"{request_id}-{index}" if len(given) > 1 else request_id,
+            seed_is_free=body.seed is None,
         )
         found.append(Prompt(index, prompt if isinstance(prompt, str) else None, asked, limit))
     return Prompts(body, tuple(found))

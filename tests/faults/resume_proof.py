@@ -2,13 +2,14 @@
 
     python -m tests.faults.resume_proof --repository build/tiny-llama-int4-awq/repository
 
-Three parts, each with streams that are kept open over the gateway's fleet (no HTTP in between):
+Parts, each with streams that are kept open, over the gateway's fleet with no HTTP in between:
 
 * **ties**: every text is cut at many places and continued from there, with prompt and tokens so far
   as a new prompt, which computes at once what was computed token by token. How often it comes out
   otherwise says whether greedy texts can be resumed so.
 * **kills**: one server with its watchdog; its engine's stub and tritonserver itself are killed with
   SIGKILL in turns, at random moments.
+* **gateway**: the same, with OpenAI's own client over HTTP.
 * **loss**: two servers, one of which is killed for good, together with whatever would restart it.
 
 Texts are compared token by token with those of an undisturbed run. Fails, with exit code 1, where a
@@ -42,6 +43,7 @@ from pipeline.tables import print_table
 from pipeline.triton.watchdog import Backoff
 from trtllm_client import InvalidRequest
 
+from .over_http import OverHttp, gateway_of, resumes_over_http
 from .resuming import (
     MOST_S,
     Got,
@@ -50,6 +52,7 @@ from .resuming import (
     Wanted,
     fleet_at,
     judge,
+    resumes_of,
     undisturbed,
     wanted_texts,
 )
@@ -60,6 +63,7 @@ from .resuming import (
 CALM_S = 1.0
 ENGINE = "tensorrt_llm"
 CUT_EVERY = 16
+PARTS = ("kills of one server", "kills behind the gateway", "loss of one of two")
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,14 @@ def main() -> int:
     arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     _show(found)
     print(f"\nAs JSON: {arguments.output}")
-    parts = [found[part] for part in ("kills of one server", "loss of one of two")]
-    return int(any(part["errors"] or part["different"] for part in parts))
+    return int(any(found[part]["errors"] or found[part]["different"] for part in PARTS))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--gateway-kills", type=int, default=10)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=400, help="of each text")
     parser.add_argument("--seed", type=int)
@@ -134,9 +138,22 @@ def _work(
                 await fleet.close()
             found["victims"] = killer.victims
             found["seconds"] = killer.seconds
-            return judge(fleet, got, calm)
+            return judge(got, calm, resumes_of(fleet))
 
-        found["kills of one server"] = asyncio.run(kills()).as_dict()
+        found[PARTS[0]] = asyncio.run(kills()).as_dict()
+
+        async def behind(url: str, calm: Sequence[Got]) -> Verdict:
+            engine = OverHttp(url)
+            killer = _Killer(server, None, arguments.gateway_kills, draw)
+            try:
+                got = await Load(engine, texts, streams).run(killer.run)
+            finally:
+                await engine.close()
+            return judge(got, calm, resumes_over_http(url))
+
+        with gateway_of(repository, [server.grpc_url], policy) as url:
+            calm_there = asyncio.run(undisturbed(url, texts, streams, OverHttp))
+            found[PARTS[1]] = asyncio.run(behind(url, calm_there)).as_dict()
         with serving(repository, folder / "other.log", watchdog=False) as other:
 
             async def loss() -> Verdict:
@@ -154,9 +171,9 @@ def _work(
                     got = await Load(fleet, texts, streams).run(kill)
                 finally:
                     await fleet.close()
-                return judge(fleet, got, calm)
+                return judge(got, calm, resumes_of(fleet))
 
-            found["loss of one of two"] = asyncio.run(loss()).as_dict()
+            found[PARTS[2]] = asyncio.run(loss()).as_dict()
     return found
 
 
@@ -194,13 +211,13 @@ async def _ties(url: str, calm: Sequence[Got]) -> Ties:
 class _Killer:
     """Kills the engine's stub and tritonserver in turns."""
 
-    def __init__(self, server: Any, fleet: Fleet, kills: int, draw: random.Random) -> None:
+    def __init__(self, server: Any, fleet: Fleet | None, kills: int, draw: random.Random) -> None:
         self._server, self._fleet, self._kills, self._draw = server, fleet, kills, draw
         self.victims: dict[str, int] = {}
         self.seconds: list[dict[str, float]] = []
 
     async def run(self, load: Load) -> None:
-        killed = 0.0
+        killed, before = 0.0, self._server.health().restarts
         for number in range(self._kills):
             await load.flowing()
             if self.seconds:
@@ -212,14 +229,17 @@ class _Killer:
             self.victims[name] = self.victims.get(name, 0) + 1
             os.kill(pid, signal.SIGKILL)
             killed = time.monotonic()
-            await self._until(partial(self._is_back, number + 1))
+            await self._until(partial(self._is_back, before + number + 1))
             ready = time.monotonic() - killed
-            await self._until(lambda: self._fleet.replicas()[0].ready)
+            await self._until(self._is_seen)
             seen = time.monotonic() - killed
             self.seconds.append({"until it was ready": ready, "until that was seen": seen})
             print(f"\r{number + 1} of {self._kills} kills", end="", file=sys.stderr, flush=True)
         await load.flowing()
         print(file=sys.stderr)
+
+    def _is_seen(self) -> bool:
+        return self._fleet is None or self._fleet.replicas()[0].ready
 
     def _is_back(self, restarts: int) -> bool:
         return bool(self._server.health().restarts >= restarts)
@@ -249,7 +269,7 @@ def _show(found: dict[str, Any]) -> None:
     }
     print("; ".join(f"{what} {wait:.2f} s" for what, wait in waits.items()), "(medians)\n")
     rows = []
-    for part in ("kills of one server", "loss of one of two"):
+    for part in PARTS:
         verdict = found[part]
         resumes = "\n".join(f"{name}: {count}" for name, count in verdict["resumes"].items())
         rows.append(

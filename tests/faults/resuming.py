@@ -14,7 +14,6 @@ from pipeline.gateway.engine import Engine, Generation, Input
 from pipeline.gateway.fleet.fleet import Fleet
 from pipeline.gateway.fleet.policy import Policy
 from pipeline.gateway.served import ServedEngine
-from trtllm_client import ClientError
 
 from .asking import prompts
 
@@ -58,7 +57,7 @@ class Got:
     wanted: Wanted
     ids: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
-    error: ClientError | None = None
+    error: Exception | None = None
     longest_wait_s: float = 0.0
 
 
@@ -101,14 +100,19 @@ async def read(engine: Engine, wanted: Wanted, request_id: str, began: Callable[
             got.ids += tokens.ids
             got.scores += tokens.log_probs or ()
             began()
-    except ClientError as error:
+    except Exception as error:  # noqa: BLE001 - is what is asked for
         got.error = error
     return got
 
 
-async def undisturbed(url: str, texts: Sequence[Wanted], streams: int) -> list[Got]:
+async def undisturbed(
+    url: str,
+    texts: Sequence[Wanted],
+    streams: int,
+    connect: Callable[[str], Engine] = ServedEngine,
+) -> list[Got]:
     """Reads each text once, so many at a time, from a server that nothing happens to."""
-    engine, room = ServedEngine(url), asyncio.Semaphore(streams)
+    engine, room = connect(url), asyncio.Semaphore(streams)
 
     async def one(number: int, wanted: Wanted) -> Got:
         async with room:
@@ -125,7 +129,7 @@ class Load:
     """Streams that are kept open, one text after the other.
 
     Args:
-        fleet: Where from.
+        engine: Where from.
         texts: Taken in turns.
         streams: How many at a time.
 
@@ -133,7 +137,7 @@ class Load:
         got: What came, in the order of the ends.
     """
 
-    fleet: Fleet
+    engine: Engine
     texts: Sequence[Wanted]
     streams: int
     got: list[Got] = field(default_factory=list)
@@ -162,7 +166,7 @@ class Load:
         for turn in itertools.count():
             wanted = self.texts[(slot + turn * self.streams) % len(self.texts)]
             name = f"stream-{slot}-{turn}"
-            self.got.append(await read(self.fleet, wanted, name, lambda: self._flowing.add(slot)))
+            self.got.append(await read(self.engine, wanted, name, lambda: self._flowing.add(slot)))
             if self._stop:
                 return
 
@@ -176,7 +180,6 @@ class Verdict:
         errors: Of them, that ended with an error.
         different: Of them, that are not those of an undisturbed run.
         longest_stall_s: The longest time that a stream stood still.
-        mean_stall_s: The mean of those that went on.
         score_difference: The largest difference of a log probability.
         resumes: Attempts to go on by outcome and way.
         causes: What the errors said.
@@ -186,7 +189,6 @@ class Verdict:
     errors: int
     different: int
     longest_stall_s: float
-    mean_stall_s: float
     score_difference: float
     resumes: dict[str, int]
     causes: list[str]
@@ -196,13 +198,13 @@ class Verdict:
         return dict(vars(self))
 
 
-def judge(fleet: Fleet, got: Sequence[Got], calm: Sequence[Got]) -> Verdict:
+def judge(got: Sequence[Got], calm: Sequence[Got], resumes: Mapping[str, int]) -> Verdict:
     """Compares what came with an undisturbed run.
 
     Args:
-        fleet: That brought it.
         got: What came.
         calm: The same texts, undisturbed.
+        resumes: Attempts to go on by outcome and way.
     """
     right = {id(each.wanted): each for each in calm}
     whole = [each for each in got if each.error is None]
@@ -218,9 +220,8 @@ def judge(fleet: Fleet, got: Sequence[Got], calm: Sequence[Got]) -> Verdict:
         sum(each.error is not None for each in got),
         sum(each.ids != right[id(each.wanted)].ids for each in whole),
         max(each.longest_wait_s for each in got),
-        fleet.counts.stalled_s / max(1, fleet.counts.stalls),
         max(scores, default=0.0),
-        {f"{outcome}, {how}": count for (outcome, how), count in fleet.counts.resumes.items()},
+        dict(resumes),
         sorted({str(each.error) for each in got if each.error is not None}),
     )
 
@@ -231,3 +232,8 @@ def fleet_at(urls: Sequence[str], policy: Policy) -> Fleet:
     for url in urls:
         fleet.add(url, ServedEngine(url))
     return fleet
+
+
+def resumes_of(fleet: Fleet) -> dict[str, int]:
+    """Returns a fleet's attempts to go on by outcome and way."""
+    return {f"{outcome}, {how}": n for (outcome, how), n in fleet.counts.resumes.items()}

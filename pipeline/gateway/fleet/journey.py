@@ -191,7 +191,7 @@ class Journey:
             if now >= until or self._roster.is_closed:
                 if self._resumes:
                     self._counts.tried("given_up", "none")
-                raise self._error or _no_server(self._policy.wait_s)
+                raise self._error or _no_server(self._policy)
             soonest = min((self._avoided.get(r.name, math.inf) for r in usable), default=math.inf)
             await self._roster.changed(min(until, settles if free else soonest) - now)
 
@@ -204,11 +204,11 @@ class Journey:
         return min(since, self._roster.down_since() or since) + self._policy.wait_s
 
 
-def _no_server(waited_s: float) -> ConnectionFailed:
+def _no_server(policy: Policy) -> ConnectionFailed:
     return ConnectionFailed(
         "no server is ready",
-        why=f"none has been for {waited_s:g} s",
-        fix="Look at the servers' logs; a request waits for them so long as the gateway is told to",
+        why=f"none has been for {policy.wait_s:g} s" if policy.resumes else None,
+        fix="Look at the servers' logs, and ask again when one of them is ready",
     )
 
 
