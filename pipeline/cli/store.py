@@ -149,8 +149,8 @@ def publish(
         raise RepositoryError(
             "the repository is another one than expected",
             where=str(place),
-            why=f"{digest} was published, {expect} was expected; an engine that is built again on "
-            "a GPU is another one",
+            why=f"{digest} was published, {expect} was expected; another version of this program "
+            "builds another one, and so does a GPU each time",
             fix=f"Serve it with repository.digest={digest}, or write the manifests again from it",
             found=found,
         )
