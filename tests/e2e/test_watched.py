@@ -173,13 +173,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 def load(watched: Watched) -> Iterator[None]:
     """Clients that ask again and again, until the block ends."""
     done = threading.Event()
-    told = {"max_tokens": 200, "temperature": 0, "stream": False, "model": model_of(watched)}
+    told = {"temperature": 0, "stream": True, "model": model_of(watched)}
 
     def client(name: int) -> None:
         turn = 0
         while not done.is_set():
             turn += 1
-            body = {**told, "prompt": f"Once there were {name} girls and {turn} dogs"}
+            # Of different lengths, so that they do not all end at once.
+            length = {"max_tokens": 60 + 10 * name}
+            body = {**told, **length, "prompt": f"Once there were {name} girls and {turn} dogs"}
             request = urllib.request.Request(
                 watched.completions,
                 data=json.dumps(body).encode(),
@@ -238,6 +240,9 @@ def test_every_panel_has_numbers_under_load(watched: Watched) -> None:
             lambda: max(watched.values(wanted["Requests waiting", "A"][0]), default=0) > 0,
             "no request ever waits",
         )
+        # Only a stream that has given tokens is resumed; one that has not is asked again.
+        ended = wanted["Tokens", "B"][0]
+        until(lambda: max(watched.values(ended), default=0) > 0, "no answer ever ends")
         watched.restart()
         restarts = wanted["Restarts", "A"][0]
         until(lambda: max(watched.values(restarts), default=0) > 0, "no restart is seen")
