@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof ray-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof resume-proof ray-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -64,6 +64,18 @@ gate-proof: $(STAMP)  ## Damages what was written in many ways, and counts what 
 
 chat-proof: $(STAMP)  ## A chat model of each architecture and format, from init to an answer
 	TRTLLM_PIPELINE_CHAT_PROOF=1 $(BIN)/python -m pytest -s tests/e2e/test_first_hour.py
+
+# The official client of the major version before the one that is installed.
+OPENAI_1 := build/openai-1
+operate-proof: $(STAMP)  ## The gateway with the official OpenAI client, in two majors
+	$(BIN)/python -m pip install --quiet --target $(OPENAI_1) --upgrade --no-deps \
+	  openai==1.109.1 distro==1.9.0 httpx==0.28.1 sniffio==1.3.1 tqdm
+	$(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
+	PYTHONPATH=$(OPENAI_1) $(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
+
+resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	$(BIN)/python -m tests.faults.resume_proof --repository $(DEMO)/repository
 
 RAY := $(VENV)-ray
 ray-proof: $(STAMP)  ## Two Ray nodes here: scaled, a replica killed, updated, under load (installs Ray into .venv-ray)

@@ -36,6 +36,8 @@ PAGES = tuple(
 RUN = ("sh", "console", "python")
 DATA = ("text", "yaml", "json", "ini", "js", "html", "nginx")
 PORTS = {8000: "http", 8001: "grpc", 8002: "metrics"}
+OPENAI = (9000, "openai")
+"""The port of a gateway beside a server, where a command asks for one."""
 _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
 )
@@ -235,7 +237,12 @@ def typing_in(folder: Path, home: Path) -> Machine:
 @contextmanager
 def started(command: str, machine: Machine) -> Iterator[dict[str, int]]:
     """The ports, by name, of the server that ``trtllm-pipeline serve`` starts."""
-    ports = " ".join(f"--{name}-port 0" for name in PORTS.values())
+    names = [*PORTS.values()]
+    ports = " ".join(f"--{name}-port 0" for name in names)
+    port, name = OPENAI
+    if f"--{name}" in command:
+        command = command.replace(f"--{name} {port}", f"--{name} 0")
+        names.append(name)
     log = "" if "--log" in command else "--log served.log"
     typed = shlex.join(shlex.split(command, comments=True))
     with subprocess.Popen(
@@ -249,7 +256,7 @@ def started(command: str, machine: Machine) -> Iterator[dict[str, int]]:
             assert process.stdout
             # One document; what the server has to say later is not for here.
             addresses = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
-            yield {name: int(re.findall(r":(\d+)", addresses[name])[-1]) for name in PORTS.values()}
+            yield {name: int(re.findall(r":(\d+)", addresses[name])[-1]) for name in names}
         finally:
             process.terminate()
             assert process.wait(60) == 0

@@ -13,6 +13,7 @@ import typer
 
 from pipeline.cli.invocation import Invocation
 from pipeline.cli.options import SERVER, Output, served_path
+from pipeline.gateway.fleet.policy import Policy
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline.gateway.desk import Options
 
 PORT = 9000
+RESUMES = Policy().resumes
+PATIENCE_S = 10.0
+"""Seconds that a start waits for a server; a gateway may come up before its servers."""
 CLIENTS = "Clients"
 _ASK = "--key-from NAME asks for a key"
 
@@ -95,6 +99,7 @@ class ToServers:
         header: gRPC metadata, as NAME=VALUE.
         server_key_from: The environment variable with the key that they ask for.
         timeout: Seconds for one request.
+        resumes: How often one answer may go on.
     """
 
     tls_root: Annotated[
@@ -135,6 +140,14 @@ class ToServers:
     timeout: Annotated[
         float, typer.Option(help="Seconds for one request.", rich_help_panel=SERVER)
     ] = 600.0
+    resumes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often one answer may go on after its server was lost; 0 for never.",
+            rich_help_panel=SERVER,
+        ),
+    ] = RESUMES
 
 
 def gateway(
@@ -144,7 +157,8 @@ def gateway(
         list[str],
         typer.Option(
             "--url",
-            help="gRPC address of a running server, e.g. localhost:8001; repeatable.",
+            help="gRPC address of a running server, e.g. localhost:8001, with ?metrics=8002 behind "
+            "it where its metrics are; repeatable.",
             rich_help_panel=SERVER,
         ),
     ],
@@ -223,7 +237,13 @@ def gateway(
         default_max_tokens=limits.default_max_tokens,
         tool_calls=tool_calls,
     )
-    behind = Servers(tuple(url), credentials.tls, credentials.headers, servers.timeout)
+    behind = Servers.at(
+        url,
+        tls=credentials.tls,
+        headers=credentials.headers,
+        timeout=servers.timeout,
+        policy=Policy(resumes=servers.resumes),
+    )
     manager = notify.take_socket()
 
     def say(line: str) -> None:
@@ -235,6 +255,7 @@ def gateway(
         options,
         listen(host, port, "--port"),
         drain_s=drain,
+        patience_s=PATIENCE_S,
         say=(lambda _line: None) if output.quiet else say,
     )
     with running:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HTTP_PORT = 8000
 """Where HTTP is by itself, on targets that need it to know whether they are ready."""
 
+GATEWAY_S = 60.0
+"""Seconds that a gateway may take to see that the server, which is ready, is the right one."""
+
 ACCESS = "Who may connect"
 
 LONGEST_DRAIN_S = 86_400
@@ -271,11 +274,15 @@ def _gateway(
 
     def gateway(server: RunningServer) -> RunningGateway:
         return open_gateway(
-            Servers((server.grpc_url,), headers={KEY_HEADER: key} if key else {}),
+            Servers.at(
+                [f"{server.grpc_url}?metrics={server.metrics_port}"],
+                headers={KEY_HEADER: key} if key else {},
+            ),
             model,
             Options(keys=(key,) if key else ()),
             opened,
             drain_s=server.patience_s,
+            patience_s=GATEWAY_S,
             say=lambda line: say(f"{timestamp()} {line}"),
         )
 

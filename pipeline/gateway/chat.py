@@ -73,7 +73,8 @@ def prepare(body: ChatBody, model: Model, request_id: str) -> Chat:
     if plan.guide is not None:
         inputs |= plan.guide.inputs
     limit = model.room(len(prompt), body.limit, "messages")
-    return Chat(body, Generation(prompt, limit, inputs, request_id), plan, int(time.time()))
+    asked = Generation(prompt, limit, inputs, request_id, seed_is_free=body.seed is None)
+    return Chat(body, asked, plan, int(time.time()))
 
 
 class ChatAnswer:

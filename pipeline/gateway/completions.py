@@ -15,7 +15,7 @@ from pipeline.gateway.engine import Generation, Input, Tokens
 from pipeline.gateway.model import Model
 from pipeline.gateway.sampling import NO_END, end_inputs, is_greedy, sampling_inputs
 from pipeline.gateway.schema import CompletionBody
-from pipeline.gateway.stream import event
+from pipeline.gateway.stream import event, json_bytes
 from pipeline.gateway.text import Piece, Writer
 from pipeline.gateway.usage import usage
 from pipeline.triton.contract import SCORES_PROMPTS
@@ -125,6 +125,7 @@ def prepare(body: CompletionBody, model: Model, request_id: str) -> Prompts:
             max(limit, 1),
             inputs,
             f"{request_id}-{index}" if len(given) > 1 else request_id,
+            seed_is_free=body.seed is None,
         )
         found.append(Prompt(index, prompt if isinstance(prompt, str) else None, asked, limit))
     return Prompts(body, tuple(found))
@@ -175,10 +176,12 @@ class CompletionAnswer:
         """Yields the events of a stream."""
         counts = self._body.counts_tokens
         head = self._head()
-        more = {"usage": None} if counts else {}
+        # What is the same in all of them is written once.
+        begin = event({**head, "choices": []}).removesuffix(b"]}\n\n")
+        end = b'],"usage":null}\n\n' if counts else b"]}\n\n"
         async with aclosing(self._merged()) as parts:
             async for part in parts:
-                yield event({**head, "choices": [self._choice(part)], **more})
+                yield begin + json_bytes(self._choice(part)) + end
         if counts:
             yield event({**head, "choices": [], "usage": self._usage()})
 
@@ -247,7 +250,8 @@ class CompletionAnswer:
                     if piece.log_probs is not None:
                         scores = self._scores(piece.ids, piece.log_probs, place)
                     place += len(piece.text)
-                    yield Part(prompt.index, piece.text, scores, piece.finish_reason)
+                    if piece.text or scores or piece.finish_reason:
+                        yield Part(prompt.index, piece.text, scores, piece.finish_reason)
 
     def _scores(self, ids: Sequence[int], values: Sequence[float], place: int) -> Scores:
         texts = [self._desk.model.token(id_)[0] for id_ in ids]

@@ -153,7 +153,7 @@ class Desk:
                 await close()
 
     async def unless_gone(self, receive: Receive, work: Awaitable[Result]) -> Result:
-        """Does a part of an answer, unless the client goes meanwhile.
+        """Waits for a part of an answer, unless the client goes meanwhile.
 
         Args:
             receive: ASGI's, of the request, whose body has been read.

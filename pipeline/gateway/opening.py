@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from pipeline.gateway.checked import CheckedEngine
 from pipeline.gateway.desk import Desk, Options
+from pipeline.gateway.fleet.addresses import Address, read_address
+from pipeline.gateway.fleet.policy import Policy
 from pipeline.gateway.running import RunningGateway
 from pipeline.triton.access import key_of
 
 if TYPE_CHECKING:
     from pipeline.gateway.model import Model
-    from pipeline.gateway.served import ServedEngine
     from trtllm_client import Tls
 
-AGAIN_S = 1.0
-"""Seconds between two looks for a server that does not answer yet."""
+LOOK_S = 0.05
+TELL_S = 1.0
+"""Seconds that a server may take to answer before somebody is told that it is waited for."""
 
 
 @dataclass(frozen=True)
@@ -27,29 +29,31 @@ class Servers:
     """The servers behind a gateway, and how to talk to them.
 
     Attributes:
-        urls: Their gRPC addresses.
+        addresses: Where they are.
         tls: Certificates.
         headers: gRPC metadata of every call.
         timeout: Seconds for a whole request.
+        policy: Which of them answers, and what becomes of the answers of one that is lost.
     """
 
-    urls: tuple[str, ...]
+    addresses: tuple[Address, ...]
     tls: Tls | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
+    policy: Policy = field(default_factory=Policy)
 
-    def open(self) -> list[ServedEngine]:
-        """Opens a connection to each, inside the event loop.
+    @classmethod
+    def at(cls, urls: Sequence[str], **more: object) -> Servers:
+        """Reads addresses as they are typed.
+
+        Args:
+            urls: ``grpc://HOST:PORT``, where ``?metrics=PORT`` may follow.
+            more: The other fields.
 
         Raises:
-            InvalidRequest: An address is none, or a certificate cannot be used.
+            UsageError: One is no address.
         """
-        from pipeline.gateway.served import ServedEngine
-
-        return [
-            ServedEngine(url, tls=self.tls, headers=self.headers, timeout=self.timeout)
-            for url in self.urls
-        ]
+        return cls(tuple(map(read_address, urls)), **more)  # type: ignore[arg-type]
 
 
 def open_gateway(
@@ -59,9 +63,13 @@ def open_gateway(
     opened: socket.socket,
     *,
     drain_s: float,
+    patience_s: float = 0.0,
     say: Callable[[str], object],
 ) -> RunningGateway:
     """Makes a gateway, to be started with ``with``.
+
+    Until one of the servers has answered, and made the same tokens of texts, requests are refused.
+    One that makes others gets none; where all of them do, that ends the gateway.
 
     Args:
         servers: Behind it.
@@ -69,54 +77,42 @@ def open_gateway(
         options: How it is asked to run.
         opened: What it listens on.
         drain_s: Seconds that a stop waits for requests in flight.
+        patience_s: Seconds that a start waits for a server.
         say: Takes a line for the log.
-
-    Raises:
-        UsageError: There are several servers.
     """
-    if len(servers.urls) != 1:
-        raise UsageError(
-            "a gateway is for one server",
-            where=" ".join(f"--url {url}" for url in servers.urls),
-            fix="Give one --url",
-        )
-    engines: list[ServedEngine] = []
+    engines: list[CheckedEngine] = []
 
     def make() -> Desk:
-        engines.extend(servers.open())
-        desk = Desk(engines[0], model, options, say=say)
-        desk.trouble = "The server behind the gateway has not answered yet. Ask again."
+        from pipeline.gateway.fleet.metrics import FleetCollector
+        from pipeline.gateway.fleet.opening import engine_at, open_fleet
+
+        def open_engine(address: Address) -> CheckedEngine:
+            engine = engine_at(
+                address, tls=servers.tls, headers=servers.headers, timeout=servers.timeout
+            )
+            engines.append(CheckedEngine(engine, model, say))
+            return engines[-1]
+
+        fleet = open_fleet(servers.addresses, open_engine, servers.policy)
+        desk = Desk(fleet, model, options, say=say)
+        desk.metrics.registry.register(FleetCollector(fleet))
+        desk.trouble = "No server behind the gateway has answered yet. Ask again."
         return desk
 
     async def check(desk: Desk) -> None:
-        await asyncio.gather(*(_checked(engine, model, say) for engine in engines))
+        loop = asyncio.get_running_loop()
+        tell_at = loop.time() + TELL_S
+        while not any(engine.checked for engine in engines):
+            if engines and all(engine.wrong for engine in engines):
+                assert engines[0].wrong
+                raise engines[0].wrong
+            if loop.time() > tell_at:
+                tell_at = float("inf")
+                say(f"waiting for {', '.join(address.url for address in servers.addresses)}")
+            await asyncio.sleep(LOOK_S)
         desk.trouble = None
 
-    return RunningGateway(opened, make, check, drain_s=drain_s)
-
-
-async def _checked(engine: ServedEngine, model: Model, say: Callable[[str], object]) -> None:
-    """Compares the tokenizers, as soon as the server answers."""
-    from pipeline.gateway.check import check_tokenizer
-    from trtllm_client import ClientError, InvalidRequest
-
-    waits = False
-    while True:
-        try:
-            note = await check_tokenizer(engine.client, model)
-        except InvalidRequest as error:  # noqa: PERF203 -- it ends the loop
-            raise UsageError(error.what, where=error.where, why=error.why, fix=error.fix) from error
-        except ClientError as error:
-            if not waits:
-                say(f"waiting for {engine.url}: {error.what}")
-            waits = True
-            await asyncio.sleep(AGAIN_S)
-        else:
-            if note:
-                say(f"note: {engine.url}: {note}")
-            elif waits:
-                say(f"{engine.url} answers")
-            return
+    return RunningGateway(opened, make, check, drain_s=drain_s, patience_s=patience_s)
 
 
 def keys_of(environment: Mapping[str, str], name: str | None) -> tuple[str, ...]:

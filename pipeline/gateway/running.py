@@ -69,6 +69,8 @@ class RunningGateway:
             returned, requests are refused for ``trouble`` of the desk. What it raises ends the
             gateway.
         drain_s: Seconds that a stop waits for requests in flight.
+        patience_s: Seconds that a start waits for ``check``; it answers meanwhile, and goes on
+            where it takes longer.
 
     Attributes:
         url: Where clients find it.
@@ -81,9 +83,10 @@ class RunningGateway:
         check: Checks | None = None,
         *,
         drain_s: float,
+        patience_s: float = 0.0,
     ) -> None:
         self._opened, self._make, self._check = opened, make, check
-        self._drain_s = drain_s
+        self._drain_s, self._patience_s = drain_s, patience_s
         host, port = opened.getsockname()[:2]
         shown = local_address(host)
         self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
@@ -109,7 +112,7 @@ class RunningGateway:
         return self._stopping
 
     def start(self) -> Self:
-        """Starts it, and waits until it answers.
+        """Starts it, and waits until it answers, and for the server behind it as long as it may.
 
         Raises:
             PipelineError: It cannot.
@@ -175,13 +178,14 @@ class RunningGateway:
         server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[self._opened]))
         checking = asyncio.ensure_future(self._check(desk)) if self._check else None
+        patient_until = time.monotonic() + self._patience_s
         try:
             while not (self._stopping or serving.done()):
-                if server.started:
-                    self._ready.set()
                 if checking and checking.done():
                     checking.result()
                     checking = None
+                if server.started and (not checking or time.monotonic() > patient_until):
+                    self._ready.set()
                 await asyncio.sleep(LOOK_S)
             await self._drain(desk)
         finally:

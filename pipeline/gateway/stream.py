@@ -17,6 +17,7 @@ from trtllm_client import ClientError
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 DONE = b"data: [DONE]\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -32,8 +33,12 @@ def event(content: Any) -> bytes:
     Args:
         content: A JSON value.
     """
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    return b"data: " + json_bytes(content) + b"\n\n"
+
+
+def json_bytes(content: Any) -> bytes:
+    """Writes JSON as short as it gets, in UTF-8."""
+    return _ENCODER.encode(content).encode()
 
 
 class EventStream(Response):

@@ -28,6 +28,23 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
+@pytest.fixture(scope="session")
+def guided(cli: Cli) -> Path:
+    """The unquantized demo with guided decoding."""
+    recipe = ["--set", "name=guided", "--set", "serve.guided_decoding=xgrammar"]
+    cli.run("configs/demo-float16.yaml", *recipe, "--until", "repository")
+    return cli.build / "guided" / "repository.unverified"
+
+
+@pytest.fixture(scope="session")
+def guided_url(guided: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The gRPC address of a real server on it."""
+    from pipeline.serving import serving
+
+    with serving(guided, tmp_path_factory.mktemp("guided") / "triton.log") as server:
+        yield server.grpc_url
+
+
 LONGEST = 1024
 """Tokens that the demo model takes, and so does the server ``scored``."""
 

@@ -12,7 +12,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pipeline.serving import serving
 from trtllm_client import Client, InvalidRequest
 
 from .conftest import Cli
@@ -26,23 +25,9 @@ GUIDES = {
 }
 
 
-@pytest.fixture(scope="module")
-def guided(cli: Cli) -> Path:
-    """The unquantized demo with guided decoding."""
-    recipe = ["--set", "name=guided", "--set", "serve.guided_decoding=xgrammar"]
-    cli.run("configs/demo-float16.yaml", *recipe, "--until", "repository")
-    return cli.build / "guided" / "repository.unverified"
-
-
-@pytest.fixture(scope="module")
-def url(guided: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(guided, tmp_path_factory.mktemp("guided") / "triton.log") as server:
-        yield server.grpc_url
-
-
 @pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with Client(url, timeout=60) as client:
+def client(guided_url: str) -> Iterator[Client]:
+    with Client(guided_url, timeout=60) as client:
         yield client
 
 
@@ -112,10 +97,12 @@ def test_a_bad_guide_is_the_clients_fault_and_nobody_elses_trouble(
         assert [other.result().text for other in others] == [alone] * 4
 
 
-def test_the_command_line_takes_a_schema_from_a_file(cli: Cli, url: str, tmp_path: Path) -> None:
+def test_the_command_line_takes_a_schema_from_a_file(
+    cli: Cli, guided_url: str, tmp_path: Path
+) -> None:
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(SCHEMA))
-    done = cli("generate", "--url", url, "--json-schema", str(path), "--json", PROMPT)
+    done = cli("generate", "--url", guided_url, "--json-schema", str(path), "--json", PROMPT)
     jsonschema.validate(json.loads(json.loads(done.stdout)["text"]), SCHEMA)
 
 

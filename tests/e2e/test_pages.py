@@ -24,6 +24,7 @@ import pytest
 
 from ..conftest import DEMO_MODEL, PROJECT
 from ..pages import (
+    OPENAI,
     PAGES,
     PORTS,
     Block,
@@ -44,7 +45,8 @@ RUN = [
 DATA = PROJECT / "examples" / "tiny_llama" / "data"
 PROMPTS = "Once upon a time\nOne day, a small dog\nLily had a red ball.\n"
 DEMO_SERVER = "trtllm-pipeline serve build/tiny-llama-int4-awq/repository"
-PORT = re.compile(r"\b(localhost|127\.0\.0\.1):(800[012])\b")
+PORT = re.compile(r"\b(localhost|127\.0\.0\.1):(800[012]|9000)\b")
+NAMES = {**PORTS, OPENAI[0]: OPENAI[1]}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -62,6 +64,7 @@ class Servers:
         folder = machine.folder / next(word for word in words if not word.startswith("-"))
         folder = folder / "repository" if (folder / "repository").is_dir() else folder
         key = json.loads((folder / "artifact.json").read_text())["key"]
+        key += " with a gateway" * ("--openai" in words)
         if key not in self.running:
             self.running[key] = self.stack.enter_context(started(command, machine))
         return self.running[key]
@@ -108,11 +111,11 @@ def test_a_page_can_be_followed(page: str, machine: Machine, servers: Servers) -
         nonlocal ports
         if PORT.search(text) and not ports:
             ports = servers.ports(DEMO_SERVER, machine)
-        return PORT.sub(lambda match: f"{match[1]}:{ports[PORTS[int(match[2])]]}", text)
+        return PORT.sub(lambda match: f"{match[1]}:{ports[NAMES[int(match[2])]]}", text)
 
     def here(text: str) -> str:
         """A text with the ports that the page names."""
-        back = {str(ports[name]): str(shown) for shown, name in PORTS.items() if ports}
+        back = {str(ports[name]): str(shown) for shown, name in NAMES.items() if name in ports}
         return re.sub(r"\b\d{4,5}\b", lambda match: back.get(match[0], match[0]), text)
 
     for block in blocks(page):

@@ -114,6 +114,11 @@ class Service:
         return str(self._addresses["http"])
 
     @property
+    def metrics(self) -> str:
+        """URL of the metrics page."""
+        return str(self._addresses["metrics"])
+
+    @property
     def pid(self) -> int:
         """Of the supervisor, which gets the signals."""
         assert self._process
@@ -150,7 +155,7 @@ class Service:
     def gauge(self, name: str, **labels: str) -> float | None:
         """A number of the metrics page; None where there is none."""
         try:
-            with _DIRECT.open(str(self._addresses["metrics"]), timeout=5) as answer:
+            with _DIRECT.open(self.metrics, timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return None

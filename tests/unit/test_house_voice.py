@@ -26,7 +26,7 @@ ROOMS = (
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "checkpoint", "cli", "evaluation", "harness"),
+            *("bench", "checkpoint", "cli", "evaluation", "gateway", "harness"),
             *("models", "preflight", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
             *("ladder", "scaffold", "verdict"),

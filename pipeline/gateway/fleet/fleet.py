@@ -86,7 +86,7 @@ class Fleet:
         return bool(self._roster.usable())
 
     def before_close(self, chore: Callable[[], Awaitable[None]]) -> None:
-        """Has something called when the fleet is closed, once."""
+        """Keeps something to be called when the fleet is closed, once."""
         self._chores.append(chore)
 
     async def close(self) -> None:

@@ -2,19 +2,21 @@
 
 Two ways. A text is **continued** with the prompt and the tokens so far as a new prompt: one step
 computes all of them, so the wait does not grow with the text. It is what the engines do themselves
-with a request that they had to drop for want of memory. It is right for greedy texts alone, and
-where nothing of the request counts from the text's beginning. A text is **replayed** by asking for
-it anew, and leaving out what was given already: the engines draw from a generator of each
+with a request that they had to drop for want of memory. It is right for greedy texts, for sampled
+ones whose seed is nobody's wish (a token is drawn for what is before it, whatever was drawn how),
+and where nothing of the request counts from the text's beginning. A text is **replayed** by asking
+for it anew, and leaving out what was given already: the engines draw from a generator of each
 request's own, which begins with its seed, and neither its state nor that of a guide's grammar can
 be handed over.
 
-Either way tokens are compared. A replay has to make all that was given; a continuation makes the
-last few again. A server with other weights, or a tie of two tokens that is decided otherwise, would
-else go on with another text, and nobody could tell.
+What can be compared is. A replay has to make all that was given; a greedy continuation makes the
+last few tokens again. A server with other weights, or a tie of two tokens that is decided
+otherwise, would else go on with another text, and nobody could tell.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -116,8 +118,8 @@ def next_attempt(story: Story, number: int, *, may_continue: bool, overlap: int)
         story: The request and what there is of its text.
         number: Of the attempt, from 0. Its request id is the request's own and this number, since
             the server that was lost may still be busy with the one before.
-        may_continue: Whether greedy texts are continued.
-        overlap: Tokens that a continuation makes again; at least one.
+        may_continue: Whether texts are continued that can be.
+        overlap: Tokens that a greedy continuation makes again; at least one.
     """
     asked, given = story.asked, tuple(story.given)
     inputs = dict(asked.inputs)
@@ -127,9 +129,16 @@ def next_attempt(story: Story, number: int, *, may_continue: bool, overlap: int)
         asked = replace(asked, request_id=f"{asked.request_id}-{number}")
     if not given:
         return Attempt(replace(asked, inputs=inputs), "replayed" if number else "begun")
+    draws = not is_greedy(inputs)
+    if draws:
+        # Drawn anew, they would be others.
+        overlap = 0
+        may_continue = may_continue and asked.seed_is_free
     kept = len(given) - overlap
     if not may_continue or kept <= 0 or not can_continue(inputs, overlap):
         return Attempt(replace(asked, inputs=inputs), "replayed", given)
+    if draws:
+        inputs["seed"] = secrets.randbits(63)
     least = inputs.get("min_tokens")
     if isinstance(least, int):
         inputs["min_tokens"] = max(0, least - kept)
@@ -143,14 +152,14 @@ def next_attempt(story: Story, number: int, *, may_continue: bool, overlap: int)
 
 
 def can_continue(inputs: Mapping[str, Input], overlap: int) -> bool:
-    """Says whether the rest of a text can be asked for as a text of its own.
+    """Says whether the rest of a text can be asked for as a text of its own, but for its draws.
 
     Args:
         inputs: Of the request.
         overlap: Tokens before the border that are made again, so that a word of several tokens is
             found which lies across it.
     """
-    if not is_greedy(inputs) or any(name not in _SAME_FOR_THE_REST for name in inputs):
+    if any(name not in _SAME_FOR_THE_REST for name in inputs):
         return False
     longest = [_longest_word(inputs[name]) for name in _WORDS if name in inputs]
     return all(length is not None and length <= overlap + 1 for length in longest)

@@ -184,15 +184,16 @@ class Journey:
         while True:
             now, usable = _now(), self._roster.usable()
             free = [r for r in usable if self._avoided.get(r.name, -math.inf) <= now]
-            if free:
-                return self._roster.choose(self._chain, free)
             until = self._until()
+            settles = min(until, self._began + _FIRST_PROBE_S)
+            if free and (self._roster.is_settled() or now >= settles):
+                return self._roster.choose(self._chain, free)
             if now >= until or self._roster.is_closed:
                 if self._resumes:
                     self._counts.tried("given_up", "none")
-                raise self._error or _no_server(self._policy.wait_s)
-            soonest = min((self._avoided[r.name] for r in usable), default=math.inf)
-            await self._roster.changed(min(until, soonest) - now)
+                raise self._error or _no_server(self._policy)
+            soonest = min((self._avoided.get(r.name, math.inf) for r in usable), default=math.inf)
+            await self._roster.changed(min(until, settles if free else soonest) - now)
 
     def _until(self) -> float:
         """Until when a server is waited for, in the loop's seconds."""
@@ -203,11 +204,11 @@ class Journey:
         return min(since, self._roster.down_since() or since) + self._policy.wait_s
 
 
-def _no_server(waited_s: float) -> ConnectionFailed:
+def _no_server(policy: Policy) -> ConnectionFailed:
     return ConnectionFailed(
         "no server is ready",
-        why=f"none has been for {waited_s:g} s",
-        fix="Look at the servers' logs; a request waits for them so long as the gateway is told to",
+        why=f"none has been for {policy.wait_s:g} s" if policy.resumes else None,
+        fix="Look at the servers' logs, and ask again when one of them is ready",
     )
 
 

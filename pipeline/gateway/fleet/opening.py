@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.gateway.engine import Engine
 from pipeline.gateway.fleet.addresses import Address, Resolve, look_up
 from pipeline.gateway.fleet.discovery import Discovery
 from pipeline.gateway.fleet.fleet import Fleet
 from pipeline.gateway.fleet.policy import Policy
+from pipeline.gateway.served import ServedEngine
+
+if TYPE_CHECKING:
+    from trtllm_client import Tls
 
 
 def open_fleet(
@@ -23,8 +29,7 @@ def open_fleet(
 
     Args:
         addresses: From :func:`pipeline.gateway.fleet.addresses.read_address`.
-        open_engine: Makes what reaches a server. Where ``name`` is set, the server's certificate is
-            for that and not for the host.
+        open_engine: Makes what reaches a server, such as :func:`engine_at`.
         policy: How streams are placed and resumed.
         resolve: Looks names up.
     """
@@ -33,3 +38,30 @@ def open_fleet(
     fleet.before_close(discovery.close)
     discovery.start()
     return fleet
+
+
+def engine_at(
+    address: Address,
+    *,
+    tls: Tls | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> ServedEngine:
+    """Opens the connection to one server.
+
+    Args:
+        address: The server's. Where a name stood for it, its certificate is for that name.
+        tls: Certificates; a name in there comes first.
+        headers: gRPC metadata of every call.
+        timeout: Seconds for a whole request, anew each time that one goes on; None is no limit.
+
+    Raises:
+        InvalidRequest: A certificate cannot be used.
+    """
+    if address.name and address.scheme == "grpcs":
+        from trtllm_client import Tls
+
+        tls = tls or Tls()
+        if tls.server_name is None:
+            tls = dataclasses.replace(tls, server_name=address.name)
+    return ServedEngine(address.url, tls=tls, headers=headers, timeout=timeout)

@@ -16,10 +16,11 @@ class Policy:
             one. Where none has answered for so long already, it does not wait at all.
         pause_s: Seconds that a request does without a server that failed it and says that it is
             ready, at first; each time in a row twice as long, up to eight times.
-        greedy: How a greedy text goes on. ``continue``: the tokens so far become part of the
-            prompt, computed at once, whatever their number. ``replay``: all of them are made
-            again, as sampled ones are in any case.
-        overlap: Tokens that are made again, and compared, where a text is continued.
+        greedy: How a greedy text goes on, and one that is drawn with a seed of nobody's wish.
+            ``continue``: the tokens so far become part of the prompt, computed at once, whatever
+            their number. ``replay``: all of them are made again, as those with a seed are in any
+            case.
+        overlap: Tokens that are made again, and compared, where a greedy text is continued.
         silent_s: Seconds without a token after which a stream leaves a server that is not ready
             any more. A server that stops in good order is not ready either, and finishes what it
             has; one that was cut off says nothing.

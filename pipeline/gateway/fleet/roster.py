@@ -28,6 +28,7 @@ class Roster:
 
     def __init__(self, policy: Policy, counts: Counts) -> None:
         self.is_closed = self.expects_more = False
+        self._is_settled = False
         self._policy, self._counts = policy, counts
         self._replicas: dict[str, Replica] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -94,6 +95,14 @@ class Roster:
         return not self.expects_more and all(
             replica.ready is not None for replica in self._replicas.values()
         )
+
+    def is_settled(self) -> bool:
+        """Tells whether it is known which can be used, or has been once.
+
+        Else all streams of the first moment would go to the one that answered first.
+        """
+        self._is_settled = self._is_settled or self.is_known()
+        return self._is_settled
 
     def down_since(self) -> float | None:
         """Returns when the last one that answered was lost, in the loop's seconds.

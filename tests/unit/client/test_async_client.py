@@ -285,3 +285,24 @@ def test_a_loop_that_was_held_up_ends():
         check=False,
     )
     assert done.stdout == "ended\n", done.stderr
+
+
+def test_raw_responses_have_their_shapes_and_leaving_early_cancels():
+    async def use(client, server):
+        responses = client.responses(new_message("tensorrt_llm_bls"))
+        first = await anext(responses)
+        await responses.aclose()
+        return first, await asyncio.to_thread(server.cancelled.wait, 10)
+
+    first, cancelled = in_loop(endless, use)
+    assert first["text_output"].shape == (1,)
+    assert first["text_output"].values == (b"more ",)
+    assert cancelled
+
+    async def whole(client, _server):
+        return [tensors async for tensors in client.responses(new_message("tensorrt_llm_bls"))]
+
+    found = in_loop(lambda *_: [piece("Once"), empty_final()], whole)
+    assert [tensors["text_output"].values for tensors in found] == [(b"Once",)]
+    with pytest.raises(ServerFailed, match="oops"):
+        in_loop(lambda *_: [refusal("oops")], whole)

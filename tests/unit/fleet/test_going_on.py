@@ -89,3 +89,31 @@ def test_a_short_text_is_made_again() -> None:
 def test_what_is_greedy_on_both_targets(inputs: Any, greedy: bool) -> None:
     """The rows of docs/sampling.md about ``runtime_top_k``, ``runtime_top_p`` and neither."""
     assert is_greedy(inputs) is greedy
+
+
+def test_a_seed_of_nobodys_wish_may_be_another() -> None:
+    """What is drawn next depends on the tokens before it, not on how they were drawn."""
+    inputs = {"temperature": 0.7, "runtime_top_p": 0.9, "seed": 3, "min_tokens": 40}
+    asked = Generation((1, 2, 3), 64, inputs, "id", seed_is_free=True)
+    made = [
+        next_attempt(Story(asked, list(GIVEN)), 1, may_continue=True, overlap=8) for _ in range(4)
+    ]
+    assert {each.how for each in made} == {"continued"}
+    assert {each.asked.prompt for each in made} == {(1, 2, 3, *GIVEN)}
+    assert {each.asked.max_tokens for each in made} == {34}
+    assert {each.asked.inputs["min_tokens"] for each in made} == {10}
+    assert all(each.expected == () for each in made)
+    seeds = {each.asked.inputs["seed"] for each in made}
+    assert len(seeds) == 4
+    assert 3 not in seeds
+    # Where it has to begin anew, with what it began with.
+    again = next_attempt(Story(asked, list(GIVEN)), 2, may_continue=False, overlap=8)
+    assert (again.how, again.asked.inputs, again.expected) == ("replayed", inputs, tuple(GIVEN))
+
+
+def test_words_across_the_border_are_not_missed_where_nothing_is_made_again() -> None:
+    inputs = {"temperature": 0.7, "runtime_top_p": 0.9, "seed": 3}
+    for listed, how in ((words([7], [8]), "continued"), (words([7, 8]), "replayed")):
+        asked = Generation((1,), 64, {**inputs, "stop_words_list": listed}, seed_is_free=True)
+        made = next_attempt(Story(asked, list(GIVEN)), 1, may_continue=True, overlap=8)
+        assert made.how == how

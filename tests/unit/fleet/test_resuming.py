@@ -117,7 +117,7 @@ def test_it_may_break_anywhere_and_often(inputs: dict[str, Any]) -> None:
     asked = Generation(PROMPT, 60, inputs)
     text = sampled_text(PROMPT, 60, 5) if inputs else greedy_text(PROMPT, 60)
     policy = replace(QUICK, resumes=20)
-    for _ in range(60):
+    for _ in range(30):
         breaks = [(draw.randrange(61), lost()) for _ in range(draw.randrange(1, 12))]
         chunk = draw.randrange(1, 9)
         with_fleet(expect(asked, text), failing(*breaks, chunk=chunk), policy)
@@ -271,8 +271,21 @@ def test_it_can_be_switched_off() -> None:
             await read(fleet.generate(ASKED))
         assert not fleet.counts.resumes
 
-    (engine,) = with_fleet(work, failing((20, lost())), replace(QUICK, resumes=0))
-    assert len(engine.asked) == 1
+        # Nor is a server waited for that is away.
+        await until(lambda: fleet.replicas()[0].ready)
+        made[0].is_ready = False
+        await until(lambda: not fleet.replicas()[0].ready)
+        with pytest.raises(ConnectionFailed, match="no server is ready"):
+            await read(fleet.generate(ASKED))
+
+    made: list[Scripted] = []
+
+    def make() -> list[Scripted]:
+        made.extend(failing((20, lost()))())
+        return made
+
+    with_fleet(work, lambda: list(make()), replace(QUICK, resumes=0))
+    assert len(made[0].asked) == 1
 
 
 def test_a_server_that_comes_back_is_waited_for() -> None:
@@ -409,3 +422,53 @@ def test_scores_of_the_prompt_come_once() -> None:
 
     (engine,) = with_fleet(work, make)
     assert "return_prompt_log_probs" not in engine.asked[1].inputs
+
+
+def test_a_text_with_a_drawn_seed_goes_on_with_another_one() -> None:
+    asked = replace(ASKED, inputs=SAMPLED, seed_is_free=True)
+
+    async def work(fleet: Fleet) -> None:
+        got = await read(fleet.generate(asked))
+        second = made[0].asked[1]
+        assert second.prompt == PROMPT + tuple(got[:25])
+        seed = second.inputs["seed"]
+        assert isinstance(seed, int)
+        assert got[:25] == sampled_text(PROMPT, 40, 5)[:25]
+        assert got[25:] == sampled_text(second.prompt, 15, seed)
+        assert dict(fleet.counts.resumes) == {("resumed", "continued"): 1}
+
+    made: list[Scripted] = []
+
+    def make() -> list[Scripted]:
+        made.extend(failing((25, lost()))())
+        return made
+
+    with_fleet(work, lambda: list(make()))
+
+
+def test_a_text_that_is_too_long_for_a_prompt_is_made_again() -> None:
+    class Short(Scripted):
+        async def generate(self, asked: Generation) -> Any:
+            if len(asked.prompt) > 10:
+                self.asked.append(asked)
+                raise InvalidRequest("the prompt has more tokens than the engine takes")
+            async for tokens in super().generate(asked):
+                yield tokens
+
+    def make() -> list[Scripted]:
+        engine = Short()
+        engine.fails = [(25, lost())]
+        return [engine]
+
+    (engine,) = with_fleet(expect(ASKED, TEXT), make)
+    assert [len(asked.prompt) for asked in engine.asked] == [5, 22, 5]
+
+
+def test_a_server_that_is_not_itself_yet_is_asked_again() -> None:
+    """What was served before is no wrong request, such as that for a model which is not loaded."""
+    unknown = InvalidRequest("Request for unknown model")
+    (engine,) = with_fleet(
+        expect(replace(ASKED, inputs=SAMPLED), sampled_text(PROMPT, 40, 5)),
+        failing((25, lost()), (0, unknown), (0, unknown)),
+    )
+    assert len(engine.asked) == 4

@@ -253,6 +253,36 @@ def test_streams_of_a_lost_server_go_on_elsewhere_at_once_and_it_is_used_again()
     run(work())
 
 
+def test_the_first_streams_wait_until_each_server_has_been_asked() -> None:
+    async def work() -> None:
+        class Slow(Scripted):
+            async def ready(self) -> bool:
+                await answers.wait()
+                return True
+
+        answers = asyncio.Event()
+        fleet, engines = Fleet(QUICK), [Scripted(), Slow()]
+        for number, engine in enumerate(engines):
+            fleet.add(f"server-{number}", engine)
+        tasks = [
+            asyncio.create_task(read(fleet.generate(Generation((number,), 5))))
+            for number in range(6)
+        ]
+        await asyncio.sleep(0.01)
+        assert asks(engines) == [0, 0]
+        answers.set()
+        await asyncio.gather(*tasks)
+        assert asks(engines) == [3, 3]
+        # One that is added later holds nobody up.
+        answers.clear()
+        fleet.add("server-2", Slow())
+        await read(fleet.generate(Generation((1,), 5)))
+        answers.set()
+        await fleet.close()
+
+    run(work())
+
+
 def test_a_server_says_how_busy_it_is() -> None:
     async def work() -> None:
         async with fleet_of(2) as (fleet, engines):

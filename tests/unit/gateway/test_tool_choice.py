@@ -6,7 +6,6 @@ import copy
 import json
 from typing import Any
 
-import jsonschema
 import pytest
 
 from pipeline.gateway.tools.choice import (
@@ -18,6 +17,8 @@ from pipeline.gateway.tools.choice import (
 )
 from pipeline.gateway.tools.forms import FORMS
 from pipeline.gateway.tools.schemas import calls_schema
+
+jsonschema = pytest.importorskip("jsonschema")
 
 WEATHER: dict[str, Any] = {
     "type": "function",

@@ -1,0 +1,158 @@
+"""The gateway on a real server, beside what OpenAI's client asks (test_gateway_openai.py).
+
+Scored prompts are held against transformers, as lm-eval's ``local-completions`` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+import transformers
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.gateway.desk import Options
+from pipeline.gateway.model import open_model
+from pipeline.gateway.opening import Servers, open_gateway
+from pipeline.gateway.running import RunningGateway, listen
+
+from ..conftest import DEMO_MODEL
+from ..processes import started
+from .conftest import LONGEST
+
+PATIENCE_S = 60
+TEXT = "Once there was a gentle boy named Jack, and he lived by the sea. His favourite drawing was"
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def gateway(scored: Any) -> Iterator[RunningGateway]:
+    """A gateway in this process, in front of a server that scores prompts."""
+    model = open_model(DEMO_MODEL, context_length=LONGEST)
+    opened = listen("127.0.0.1", 0, "--port")
+    with open_gateway(
+        Servers.at([scored.grpc_url]), model, Options(), opened, drain_s=0, say=print
+    ) as running:
+        until(lambda: httpx2.get(f"{running.url}/health/ready").status_code == 200)
+        yield running
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.01)
+
+
+def test_prompts_are_scored_as_lm_eval_asks_for_it(gateway: RunningGateway) -> None:
+    """Two prompts of token ids in one request, with what lm-eval reads of the answer."""
+    source = transformers.AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+    prompts = [tokenizer(TEXT).input_ids, tokenizer(f"{TEXT} the xylophone of Zoë.").input_ids]
+    body = {
+        "model": DEMO_MODEL.name,
+        "prompt": prompts,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    answer = httpx2.post(f"{gateway.url}/v1/completions", json=body, timeout=PATIENCE_S)
+    assert answer.status_code == 200, answer.text
+    for choice, ids in zip(answer.json()["choices"], prompts, strict=True):
+        with torch.inference_mode():
+            scores = torch.log_softmax(source(torch.tensor([ids])).logits[0], -1)
+        theirs = scores[range(len(ids) - 1), ids[1:]].numpy()
+        ours = choice["logprobs"]["token_logprobs"]
+        assert ours[0] is None
+        assert len(ours) == len(ids) + 1
+        np.testing.assert_allclose(ours[1:-1], theirs, atol=2e-3)
+        assert ours[-1] == pytest.approx(float(scores[-1].max()), abs=2e-3)
+        # lm-eval: a token is the greedy one if its number is the largest at its place.
+        tops = choice["logprobs"]["top_logprobs"][1:-1]
+        greedy = [score == max(top.values()) for score, top in zip(ours[1:-1], tops, strict=True)]
+        assert greedy == (scores[:-1].argmax(-1) == torch.tensor(ids[1:])).tolist()
+        assert True in greedy
+        assert False in greedy
+
+
+def test_a_prompt_alone_is_scored_without_an_answer(gateway: RunningGateway) -> None:
+    body = {"prompt": TEXT, "max_tokens": 0, "echo": True, "logprobs": 0}
+    choice = httpx2.post(f"{gateway.url}/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"] == TEXT
+    assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["token_logprobs"])
+    for token, offset in list(
+        zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True)
+    )[2:]:
+        assert TEXT.startswith(token, offset)
+
+
+def test_a_client_that_goes_frees_its_place_at_the_engine(
+    gateway: RunningGateway, scored: Any
+) -> None:
+    def counted(name: str, kind: str) -> float:
+        with urllib.request.urlopen(scored.metrics_url, timeout=PATIENCE_S) as page:
+            families = list(text_string_to_metric_families(page.read().decode()))
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and kind in sample.labels.values()
+        )
+
+    before = counted("nv_llm_requests_total", "cancelled")
+    body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    with httpx2.stream("POST", f"{gateway.url}/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert response.status_code == 200
+    # It did not come to its end: the engine was told.
+    until(lambda: counted("nv_llm_requests_total", "cancelled") == before + 1)
+    until(lambda: counted("nv_trt_llm_request_metrics", "active") == 0)
+
+
+def test_another_tokenizer_than_the_server_s_is_refused(scored: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    shutil.copytree(DEMO_MODEL, folder, dirs_exist_ok=True)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    a, b = "a", "b"
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    path.chmod(0o644)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "gateway", "--url", scored.grpc_url]
+    command += ["--port", "0", "--tokenizer", str(folder), "--context-length", "64"]
+    with started(command, text=True, stderr=-1) as process:
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "the gateway's tokenizer is not the server's" in said
+    assert "--tokenizer" in said
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
+    model = open_model(DEMO_MODEL, context_length=LONGEST)
+    with listen("127.0.0.1", 0, "--port") as nobody:
+        url = f"127.0.0.1:{nobody.getsockname()[1]}"
+    lines: list[str] = []
+    opened = listen("127.0.0.1", 0, "--port")
+    with open_gateway(
+        Servers.at([url]), model, Options(), opened, drain_s=0, say=lines.append
+    ) as running:
+        until(lambda: bool(lines))
+        assert f"waiting for grpc://{url}" in lines[0]
+        got = httpx2.post(f"{running.url}/v1/completions", json={"prompt": "x"})
+        assert got.status_code == 503
+        assert httpx2.get(f"{running.url}/health/ready").status_code == 503
