@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof resume-proof ray-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof ray-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -67,11 +67,21 @@ chat-proof: $(STAMP)  ## A chat model of each architecture and format, from init
 
 # The official client of the major version before the one that is installed.
 OPENAI_1 := build/openai-1
-operate-proof: $(STAMP)  ## The gateway with the official OpenAI client, in two majors
+operate-proof: $(STAMP) watch-proof kube-proof  ## The gateway with the official OpenAI client, in two majors
 	$(BIN)/python -m pip install --quiet --target $(OPENAI_1) --upgrade --no-deps \
 	  openai==1.109.1 distro==1.9.0 httpx==0.28.1 sniffio==1.3.1 tqdm
 	$(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
 	PYTHONPATH=$(OPENAI_1) $(BIN)/python -m pytest tests/e2e/test_gateway_openai.py
+
+watch-proof: $(STAMP)  ## Rules and dashboard with Debian's Prometheus and Grafana's own types, under load, with a table
+	scripts/watch-tools build/operate
+	@$(BIN)/trtllm-pipeline run configs/demo.yaml
+	TRTLLM_PIPELINE_WATCHED=$(DEMO) $(BIN)/python -m pytest -s tests/unit/monitoring tests/e2e/test_watched.py \
+	  -m "proof or not proof"
+
+kube-proof: $(STAMP)  ## Every manifest in helm and in the validators, with values of all kinds (fetches helm)
+	scripts/kube-tools build/operate/helm
+	$(BIN)/python -m pytest tests/unit/manifests tests/unit/test_docker_files.py -m "proof or not proof"
 
 resume-proof: $(STAMP)  ## Kills the demo's server 50 times under 16 streams, and counts what clients see of it
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml

@@ -192,7 +192,11 @@ class EngineLoop:
         if self._shared is None:
             tokens = (g.request.prompt.size + max(0, len(g.generated) - 1) for g in running)
             return sum(map(blocks, tokens))
-        begun = (blocks(g.prompt().size) - g.reused for g in running if g.computes_prompt)
+        begun = (
+            blocks(g.prompt().size) - (g.held.reused if g.held else 0)
+            for g in running
+            if g.computes_prompt
+        )
         return min(self._shared.used + sum(begun), self._settings.num_kv_blocks)
 
     def close(self, timeout: float = 30.0) -> None:

@@ -65,9 +65,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "sign": ("sign build/tiny-llama-int4-awq --key private.pem",),
     "doctor": ("doctor", "doctor --json"),
     "schema": ("schema > recipe.schema.json", "schema --markdown"),
+    "manifests": (
+        "manifests build/tiny-llama-int4-awq",
+        "manifests build/tiny-llama-int4-awq --kind helm --output out",
+    ),
     "store": ("store list", "store prune --dry-run"),
     "store list": ("store list", "store list --build-dir /data/build --json"),
     "store verify": ("store verify",),
+    "store publish": ("store publish build/tiny-llama-int4-awq --to /mnt/repo",),
     "store prune": ("store prune --dry-run", "store prune --no-keep"),
 }
 """What one may type, by command; the program's name comes before each."""

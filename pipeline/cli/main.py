@@ -84,6 +84,7 @@ for command in (
 store_app.command("list", cls=Command)(grouped(store.list_))
 store_app.command("verify", cls=Command)(grouped(store.verify))
 store_app.command("prune", cls=Command)(grouped(store.prune))
+store_app.command("publish", cls=Command)(grouped(store.publish))
 app.add_typer(store_app, name="store")
 
 

@@ -146,19 +146,25 @@ def manifests(
 def _show(deployed: Deployed, files: Mapping[str, str], kind: str, folder: Path | None) -> None:
     """Prints what was written, or would be, and what it is made of."""
     from pipeline.cli.console import fitted
+    from pipeline.manifests.kinds import lines_of
     from pipeline.tables import print_table, size
 
     rows = [[name, size(len(text.encode()))] for name, text in files.items()]
     print_table([kind, "size"], rows, whole=(0,), right=(1,))
+    said = lines_of(kind)
+    lines = _started(deployed) if said is None else said(deployed)
+    lines.append(f"written: {folder}" if folder else "nothing is written without --output DIR")
+    print("\n".join(fitted(["", *lines], sys.stdout)))
+
+
+def _started(deployed: Deployed) -> list[str]:
+    """How servers start and stop."""
     speed = deployed.measured
     loading = "not measured" if speed.load_s is None else f"{speed.load_s:.1f} s"
     drain = deployed.values.drain
     stop = f"{drain.endpoints_seconds} s out of the traffic, then up to "
     stop += f"{drain.exit_timeout_seconds} s for requests in flight"
-    lines = [
-        "",
+    return [
         f"loading: {loading}, so {deployed.values.startup.failure_threshold} looks of 5 s",
         f"stop:    {stop}",
-        f"written: {folder}" if folder else "nothing is written without --output DIR",
     ]
-    print("\n".join(fitted(lines, sys.stdout)))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import BuildDirOption, Output
-from pipeline.errors import StoreError, UsageError
+from pipeline.cli.options import BuildDirOption, Output, served_path
+from pipeline.errors import RepositoryError, StoreError, UsageError
 
 SHORT = 12
 """Digits of a key that tell artifacts apart for people."""
@@ -113,6 +113,51 @@ def prune(
         for path in removed.paths:
             print(f"{verb} {path}")
     print(f"{count(len(removed.paths), 'artifact')}, {size(removed.freed)} {would}freed")
+
+
+def publish(
+    *,
+    repository: Annotated[
+        Path,
+        typer.Argument(help="build/NAME, or a repository by itself.", callback=served_path),
+    ],
+    to: Annotated[
+        Path,
+        typer.Option("--to", metavar="DIR", help="The folder of repositories, such as a volume."),
+    ],
+    expect: Annotated[
+        str | None,
+        typer.Option(metavar="DIGEST", help="Fail where the repository is another one."),
+    ] = None,
+    output: Output,
+) -> None:
+    """Copy a repository to DIR/DIGEST for servers to read, whole or not at all."""
+    from pipeline.cli.console import print_json, print_warning
+    from pipeline.serving import check_custody
+    from pipeline.store.publish import publish as copy
+
+    if not to.is_dir():
+        raise UsageError(
+            "there is no such folder", where=str(to), fix="Name one that exists, or mount it first"
+        )
+    print_warning(repository)
+    manifest = check_custody(repository)
+    place, copied = copy(repository, manifest, to)
+    digest = manifest["digest"]
+    found = {"digest": digest, "path": str(place), "copied": copied}
+    if expect not in (None, digest):
+        raise RepositoryError(
+            "the repository is another one than expected",
+            where=str(place),
+            why=f"{digest} was published, {expect} was expected; an engine that is built again on "
+            "a GPU is another one",
+            fix=f"Serve it with repository.digest={digest}, or write the manifests again from it",
+            found=found,
+        )
+    if output.json:
+        print_json(found)
+    elif not output.quiet:
+        print(f"{'published' if copied else 'there already'}: {place}")
 
 
 def _existing(build_dir: Path) -> BuildDir:

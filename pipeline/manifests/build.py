@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RepositoryError, StoreError
+from pipeline.errors import RepositoryError, StoreError, UsageError
+from pipeline.reading.files import is_folder, shortened
 from pipeline.reading.json_text import read_json
 from pipeline.serving import REPORT, target_of
 from pipeline.store.artifact import MANIFEST, read_manifest
@@ -55,8 +56,15 @@ def read_build(repository: Path) -> Build:
         repository: A repository, with ``report.json`` of its build beside it or without.
 
     Raises:
+        UsageError: It does not exist.
         RepositoryError: It has no manifest, or the report beside it cannot be read.
     """
+    if not is_folder(repository):
+        raise UsageError(
+            "there is no such repository",
+            where=shortened(repository),
+            fix="Name build/<name>, which trtllm-pipeline run RECIPE makes",
+        )
     target = target_of(repository)
     try:
         manifest = read_manifest(repository)

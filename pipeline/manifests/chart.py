@@ -63,9 +63,12 @@ def schema(deployed: Deployed) -> dict[str, Any]:
 
 
 def _left_out(deployed: Deployed) -> list[str]:
-    keys = [f"{section}.{key}" for section, key in _FIXED.items()]
-    if not deployed.layout.gpus:
-        keys = ["gpu"]
+    # Rules and autoscalers are kinds of their own and no part of the chart.
+    keys = ["autoscaling", "monitoring"]
+    if deployed.layout.gpus:
+        keys += [f"{section}.{key}" for section, key in _FIXED.items()]
+    else:
+        keys.append("gpu")
     if deployed.inputs.recipe is None:
         keys.append("build")
     return keys

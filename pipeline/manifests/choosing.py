@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import Mistake, UsageError
-from pipeline.manifests.values import Values
+from pipeline.manifests.values import PATTERNS, Values
 from pipeline.recipe.places import Place, place_of, places_in
 from pipeline.recipe.section import Section, section_of
 from pipeline.recipe.tree import every_key, named_fields
@@ -123,7 +123,9 @@ def _mistake(details: ErrorDetails, path: Path | None, places: Mapping[str, Plac
     said = details["msg"]
     value = reprlib.repr(details["input"])
     if details["type"] == "string_pattern_mismatch":
-        said = f"{value} does not match {details['ctx']['pattern']}"
+        said = f"{value} is not {PATTERNS[details['ctx']['pattern']]}"
+    elif details["type"] in ("model_type", "dict_type"):
+        said = f"{value} stands where keys of their own belong"
     elif details["type"] == "string_type":
         said, tip = f"{value} is not text", "Put it in quotes"
         return Mistake(f"{name} is wrong", where, name, said, tip)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline._version import __version__
-from pipeline.errors import RepositoryError, UnsupportedError
+from pipeline.errors import RepositoryError, UnsupportedError, UsageError
 from pipeline.manifests.build import Build
 from pipeline.manifests.inputs import Inputs, inputs_of
 from pipeline.manifests.measured import CLEAR_UP_S, Measured, measured
@@ -31,6 +31,9 @@ EXIT_TIMEOUT = "EXIT_TIMEOUT_SECONDS"
 """The variable of a server's container that says how long it waits for requests in flight."""
 
 GATEWAY_IMAGE = "trtllm-pipeline-gateway"
+GROUP_IMAGE = "trtllm-pipeline-multinode"
+GATEWAY_DOCKERFILE = "docker/gateway.Dockerfile"
+GROUP_DOCKERFILE = "docker/multinode.Dockerfile"
 GIB = 1 << 30
 KEPT = 4
 """Repositories that the volume has room for."""
@@ -128,12 +131,20 @@ def describe(build: Build, values: Values) -> Deployed:
 
     Raises:
         RepositoryError: The engine does not say its sizes.
+        UsageError: A choice is for engines of a GPU, and this one is none.
         UnsupportedError: No known image can read the engine, or its ranks cannot be spread over
             nodes of that many GPUs.
     """
     contained = get_target(build.target).contained(build.repository, f"$({EXIT_TIMEOUT})")
     sizes, mapping = _engine(build)
     layout = _layout(contained, mapping, values.gpu.per_node)
+    if not layout.gpus and (values.gpu.product or values.gpu.runtime_class):
+        raise UsageError(
+            "gpu.product and gpu.runtimeClass are for engines of a GPU",
+            where=str(build.repository),
+            why="This one runs on the CPU, and nothing would come of them",
+            fix="Leave them out; nodeSelector chooses nodes for either",
+        )
     speed = measured(build, sizes)
     inputs = inputs_of(build)
     open_ = Deployed(build, values, contained, speed, layout, inputs)
@@ -183,7 +194,7 @@ def _settled(deployed: Deployed) -> Values:
     return values.model_copy(
         update={
             "name": name,
-            "image": values.image or contained.image + (ours if contained.dockerfile else ""),
+            "image": values.image or _image(contained, layout, ours),
             "resources": _filled(values.resources, usual),
             "tolerations": values.tolerations or ([toleration] if layout.gpus else []),
             "repository": repository.model_copy(
@@ -229,6 +240,12 @@ def object_name(text: str) -> str:
     # What tells two long names apart is often their end.
     told = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{name[: LONGEST_NAME - 9].rstrip('-')}-{told}"
+
+
+def _image(contained: Contained, layout: Layout, ours: str) -> str:
+    if layout.pods > 1:
+        return f"{GROUP_IMAGE}{ours}"
+    return contained.image + (ours if contained.dockerfile else "")
 
 
 def builder_image(contained: Contained) -> str:

@@ -21,8 +21,9 @@ RECIPE = "recipe.yaml"
 INPUTS = "/inputs"
 """Where the Job finds what it was given on a volume of its own."""
 
-MOST_TEXT = 768 << 10
-"""Bytes of files that travel with the recipe; a ConfigMap has a mebibyte."""
+MOST_TEXT = 384 << 10
+"""Bytes of files that travel with the recipe. Helm keeps a release, chart and objects, in one
+Secret of a mebibyte at most, and base64 leaves little to compress."""
 
 
 @dataclass(frozen=True)

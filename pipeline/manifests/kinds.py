@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError
 
@@ -33,12 +33,17 @@ class Kind:
         name: What ``--kind`` calls it.
         sentence: What is written, for people who choose.
         writer: The function that writes it, as ``module:function``; it is a :data:`Writer`.
+        lines: The function that says what it is made of, in the same way, for a terminal; empty
+            tells how servers start and stop.
     """
 
     name: str
     sentence: str
     writer: str
+    lines: str = ""
 
+
+_LIMITS = "pipeline.monitoring.said:lines"
 
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
@@ -62,6 +67,30 @@ KINDS: Mapping[str, Kind] = {
             "systemd",
             "Two units for one machine: the server, and the gateway beside it.",
             "pipeline.manifests.single:systemd",
+        ),
+        Kind(
+            "prometheus",
+            "Rules that record and alert, by this build's own limits, and what scrapes it.",
+            "pipeline.monitoring.rules:write",
+            _LIMITS,
+        ),
+        Kind(
+            "grafana",
+            "A dashboard of the same queries, to import.",
+            "pipeline.monitoring.grafana:write",
+            _LIMITS,
+        ),
+        Kind(
+            "keda",
+            "A ScaledObject that asks Prometheus for waiting requests and KV cache use.",
+            "pipeline.monitoring.scaling:write_keda",
+            _LIMITS,
+        ),
+        Kind(
+            "hpa",
+            "The same as Kubernetes' own autoscaler, with prometheus-adapter's values.",
+            "pipeline.monitoring.scaling:write_hpa",
+            _LIMITS,
         ),
         Kind(
             "ray",
@@ -93,6 +122,21 @@ def writer_of(name: str) -> Writer:
     Raises:
         UsageError: There is no such kind.
     """
-    module, _, function = kind_of(name).writer.partition(":")
-    writer: Writer = getattr(import_module(module), function)
+    writer: Writer = _loaded(kind_of(name).writer)
     return writer
+
+
+def lines_of(name: str) -> Callable[[Deployed], list[str]] | None:
+    """Loads what says what a kind is made of; None where that is how servers start and stop.
+
+    Raises:
+        UsageError: There is no such kind.
+    """
+    place = kind_of(name).lines
+    lines: Callable[[Deployed], list[str]] | None = _loaded(place) if place else None
+    return lines
+
+
+def _loaded(place: str) -> Any:
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)

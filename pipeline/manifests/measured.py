@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.errors import RepositoryError
 from pipeline.manifests.build import Build
+from pipeline.serving import REPORT
 
 LOOK_EVERY_S = 5
 """Seconds between two looks at a server that is loading."""
@@ -83,7 +85,22 @@ def measured(build: Build, sizes: Mapping[str, Any]) -> Measured:
     Args:
         build: The build, whose report may be empty.
         sizes: ``build_config`` of its engine.
+
+    Raises:
+        RepositoryError: The report has something else in the place of its numbers.
     """
+    try:
+        return _measured(build, sizes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RepositoryError(
+            "the report beside the repository does not say what was measured",
+            where=str(build.repository.resolve().parent / REPORT),
+            why=f"{type(error).__name__}: {error}",
+            fix="Run the recipe again, which writes it anew",
+        ) from error
+
+
+def _measured(build: Build, sizes: Mapping[str, Any]) -> Measured:
     load = build.section("load")
     levels = [level for level in load.get("measurements") or () if isinstance(level, Mapping)]
     highest = max(levels, key=lambda level: level["concurrency"], default=None)
@@ -94,7 +111,10 @@ def measured(build: Build, sizes: Mapping[str, Any]) -> Measured:
         # One token at least is the prompt's.
         longest_answer=int(sizes["max_seq_len"]) - 1,
         full_batch=int(sizes["max_batch_size"]),
-        token_s=None if highest is None else highest["itl_ms"]["p95"] / 1000,
+        # A model that answers once tells no time between tokens.
+        token_s=None
+        if highest is None or not highest["itl_ms"]
+        else highest["itl_ms"]["p95"] / 1000,
         at=1 if highest is None else int(highest["concurrency"]),
         tokens_per_second=None if highest is None else highest["tokens_per_second"]["value"],
         memory=None if memory is None else int(memory),

@@ -6,11 +6,8 @@ import shlex
 from importlib.resources import files
 from typing import Any
 
-from pipeline.manifests.deployed import Deployed, grace_parts
+from pipeline.manifests.deployed import GATEWAY_DOCKERFILE, GROUP_DOCKERFILE, Deployed, grace_parts
 from pipeline.tables import memory_size
-
-GATEWAY_DOCKERFILE = "docker/gateway.Dockerfile"
-GROUP_DOCKERFILE = "docker/multinode.Dockerfile"
 
 
 def readme(deployed: Deployed, *, helm: bool) -> str:
@@ -34,7 +31,8 @@ def _context(deployed: Deployed, *, helm: bool) -> dict[str, Any]:
         told = (
             f"{speed.tokens_per_second:,.0f} tokens/s at {speed.at} streams where it was measured"
         )
-    apply = f"kubectl apply {namespace}--filename ."
+    # By the client, apply would keep a copy of each object in an annotation, which has 256 KiB.
+    apply = f"kubectl apply --server-side {namespace}--filename ."
     if helm:
         apply = f"helm upgrade --install {deployed.name} . {namespace}".rstrip()
     return {
@@ -50,22 +48,27 @@ def _context(deployed: Deployed, *, helm: bool) -> dict[str, Any]:
         "namespace": namespace,
         "workload": f"{'leaderworkerset' if deployed.group else 'deployment'}/"
         f"{deployed.name}-server",
+        # kubectl rollout knows Kubernetes' own kinds alone.
+        "wait": f"kubectl wait {namespace}--for=condition=Available"
+        if deployed.group
+        else f"kubectl rollout status {namespace}".rstrip(),
         "apply": apply,
-        "images": _images(deployed),
+        "images": images(deployed),
         "recipe_known": deployed.inputs.recipe is not None,
         "missing": [(here, there) for there, here in deployed.inputs.missing.values()],
         "source": shlex.quote(str(deployed.build.repository)),
     }
 
 
-def _images(deployed: Deployed) -> list[tuple[str, str | None]]:
-    """Each Dockerfile that is needed, and the name of the image that it makes."""
+def images(deployed: Deployed) -> list[tuple[str, str | None]]:
+    """Lists each Dockerfile that is needed and its arguments, with the name of its image."""
     values, contained = deployed.values, deployed.contained
     found = [(GATEWAY_DOCKERFILE, values.gateway.image)]
     if contained.dockerfile:
         found.append((contained.dockerfile, values.image))
+    stock = f" --build-arg TRITON_IMAGE={contained.image}" if contained.gpus else ""
     if deployed.group:
-        found.append((GROUP_DOCKERFILE, values.image))
+        found.append((GROUP_DOCKERFILE + stock, values.image))
     if values.build.enabled:
-        found.append((contained.builder, values.build.image))
+        found.append((contained.builder + stock, values.build.image))
     return found

@@ -7,6 +7,7 @@ are the same object.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import textwrap
@@ -163,6 +164,7 @@ def scalar(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+@functools.cache
 def _reads_as(text: str) -> bool:
     # Only as a key's value and in a list; there a plain text may not hold ": " or " #" either,
     # which reading it back in such a place shows.

@@ -25,8 +25,10 @@ OBJECT = "^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL)]
 Namespace = Annotated[str, Field(pattern=NAMESPACE)]
 ObjectName = Annotated[str, Field(pattern=OBJECT)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Image = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][-a-zA-Z0-9._/:@]*$", max_length=512)]
+DIGEST = "^[0-9a-f]{64}$"
+Digest = Annotated[str, Field(pattern=DIGEST)]
+IMAGE = r"^[a-zA-Z0-9][-a-zA-Z0-9._/:@]*$"
+TEXT = r"^[^\x00-\x1f\x7f\"\\]+$"
 QUANTITY = "^[0-9]+([.][0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 
 
@@ -42,7 +44,19 @@ Quantity = Annotated[
     BeforeValidator(_as_text),
     WithJsonSchema({"type": ["string", "number"], "pattern": QUANTITY}),
 ]
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f\"\\]+$", max_length=1000)]
+Image = Annotated[str, Field(pattern=IMAGE, max_length=512)]
+Text = Annotated[str, Field(pattern=TEXT, max_length=1000)]
+PATTERNS = {
+    DNS_LABEL: f"up to {LONGEST_NAME} lower-case letters, digits and '-', and a letter first",
+    NAMESPACE: "lower-case letters, digits and '-', and neither end is a '-'",
+    OBJECT: "lower-case letters, digits, '-' and '.', and both ends are letters or digits",
+    DIGEST: "64 hexadecimal digits, as artifact.json has them",
+    IMAGE: "a name such as registry/path/name:tag or name@sha256:digest",
+    TEXT: "one line without quotes and backslashes",
+    QUANTITY: "a number with or without a unit, such as 500m, 2 or 16Gi",
+}
+"""What each pattern asks for, in words."""
+
 Selector = dict[str, str]
 AnyObject = dict[str, Any]
 
@@ -52,9 +66,7 @@ _ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 class Group(Section):
     """A group of keys, which are written as Helm's are: ``storageClass``, not ``storage_class``."""
 
-    model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
-    )
+    model_config = ConfigDict(alias_generator=to_camel)
 
 
 class Resources(Group):
@@ -193,6 +205,43 @@ class BuildJob(Group):
     scratch: Quantity | None = None
 
 
+class Autoscaling(Group):
+    """How many servers there may be, for an autoscaler.
+
+    Attributes:
+        min_replicas: Servers that there are always; null takes replicas.
+        max_replicas: Servers that there may be; null is four times the fewest.
+    """
+
+    min_replicas: Positive | None = None
+    max_replicas: Positive | None = None
+
+
+class Monitoring(Group):
+    """What watches the deployment; its limits are computed from the load test.
+
+    Attributes:
+        load_test: A file that trtllm-pipeline bench --json wrote of this build's server; null takes
+            the load test of the run.
+        time_to_first_token_ms: What 95 of 100 first tokens must keep; null takes the recipe's
+            constraints, or computes it.
+        time_per_output_token_ms: What 95 of 100 requests must keep per token after the first; null
+            likewise.
+        price_per_hour: What one server costs for an hour; null takes the recipe's.
+        prometheus: Where KEDA asks Prometheus.
+        runbook: The page with the runbook, as alerts link to it.
+        labels: Labels of the objects, by which Prometheus' operator selects them.
+    """
+
+    load_test: Text | None = None
+    time_to_first_token_ms: Annotated[float, Field(gt=0)] | None = None
+    time_per_output_token_ms: Annotated[float, Field(gt=0)] | None = None
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    prometheus: Text = "http://prometheus-operated.monitoring.svc:9090"
+    runbook: Text = "docs/operate.md"
+    labels: Selector = {}  # noqa: RUF012
+
+
 class Values(Group):
     """All that can be chosen.
 
@@ -213,6 +262,8 @@ class Values(Group):
         gateway: The OpenAI gateway.
         network: Who may connect.
         build: The Job that builds.
+        autoscaling: How many servers there may be.
+        monitoring: What watches them.
     """
 
     name: Name | None = None
@@ -231,6 +282,8 @@ class Values(Group):
     gateway: Gateway = Gateway()
     network: Network = Network()
     build: BuildJob = BuildJob()
+    autoscaling: Autoscaling = Autoscaling()
+    monitoring: Monitoring = Monitoring()
 
 
 def documented(section: type[Section]) -> dict[str, str]:

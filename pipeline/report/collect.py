@@ -70,13 +70,19 @@ def collect(
         "load": load,
         "cost": _cost(recipe.cost, load),
         "roofline": _roofline(recipe, inputs, load),
-        "conformance": conformance,
+        "conformance": conformance and {**conformance, "ready_seconds": _ready(inputs)},
         "stages": stages,
         "seconds": sum(stage["seconds"] for stage in stages),
         "tools": _tools(recipe, inputs),
         # What other builds of the model there are is known where the report is put.
         "siblings": [],
     }
+
+
+def _ready(inputs: Mapping[str, Artifact]) -> float | None:
+    """Seconds until the server that was verified had loaded; None where nobody saw it start."""
+    seconds = inputs["verify"].facts.get("ready_seconds")
+    return None if seconds is None else float(seconds)
 
 
 def _roofline(

@@ -78,7 +78,7 @@ def printed(
     launch = serve_command(repository, **options)
     if form == "command":
         return {"command": list(launch.command), "image": launch.image, "text": launch.lines}
-    words = [*_program(), "serve", str(repository.resolve()), *_words(options)]
+    words = [*program(), "serve", str(repository.resolve()), *_words(options)]
     words += [f"--env={name}" for name in environment]
     if openai is not None:
         words.append(f"--openai={openai}")
@@ -98,7 +98,8 @@ def printed(
     }
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
+    """Returns how this command line is started from anywhere: its script, or its module."""
     script = Path(sys.executable).with_name("trtllm-pipeline")
     return [str(script)] if script.is_file() else [sys.executable, "-m", "pipeline"]
 

@@ -20,6 +20,9 @@ def unit_text(
     exit_timeout_s: float,
     container: bool,
     environment: Sequence[str] = (),
+    what: str = "Triton server",
+    ready: str = "every model is ready, and gives up by itself when one is not",
+    behind: str | None = None,
 ) -> str:
     """Writes the unit; keys as of systemd.unit(5), systemd.service(5) and systemd.exec(5).
 
@@ -30,27 +33,31 @@ def unit_text(
         exit_timeout_s: Seconds that the stopping server waits for requests in flight.
         container: Whether the command starts a container of Docker's.
         environment: Names of variables of the manager that the service is to have.
+        what: What it is, for its description.
+        ready: When it says that it is ready, for a comment.
+        behind: The unit of what it talks to, which starts with it and may end without it.
 
     Raises:
         UsageError: A word cannot stand in a unit.
     """
     words = " ".join(_quoted(word) for word in command)
-    after = "network-online.target" + (" docker.service" if container else "")
+    others = f" {behind}.service" if behind else ""
+    after = "network-online.target" + (" docker.service" if container else "") + others
     return "\n".join(
         [
             f"# /etc/systemd/system/{name}.service",
             f"#   systemctl daemon-reload && systemctl enable --now {name}",
             f"#   journalctl --unit {name} --follow",
             "[Unit]",
-            f"Description=Triton server of {_plain(str(repository))}",
-            "Wants=network-online.target",
+            f"Description={what} of {_plain(str(repository))}",
+            f"Wants=network-online.target{others}",
             f"After={after}",
             *(["Requires=docker.service"] if container else []),
             "StartLimitIntervalSec=10min",
             "StartLimitBurst=5",
             "",
             "[Service]",
-            "# It says itself when every model is ready, and gives up by itself when one is not.",
+            f"# It says itself when {ready}.",
             "Type=notify",
             "NotifyAccess=main",
             "TimeoutStartSec=infinity",

@@ -64,7 +64,7 @@ def _files(report: Mapping[str, Any]) -> dict[str, bytes]:
 
 STAGE = Stage(
     name="report",
-    version=9,
+    version=10,
     title="write the report",
     inputs=(
         *("source", "quantize", "evaluate", "compile", "fidelity"),

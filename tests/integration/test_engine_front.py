@@ -316,6 +316,32 @@ def test_an_engine_that_fails_while_it_is_closed_is_just_closed(engine_dir: Path
         engine.pipeline.step()
 
 
+def test_a_request_that_computes_its_prompt_is_counted_with_all_its_blocks(
+    engine_dir: Path,
+) -> None:
+    class Looking(Stubborn):
+        """Looks at what there is before each step."""
+
+        def step(self) -> None:
+            seen.append(made.loop.levels())
+            super().step()
+
+    seen: list[Any] = []
+    limits = settings(engine_dir, max_batch_size=2)
+    engine = Engine(limits)
+    made = Front(engine, limits, Looking(engine.pipeline, steps=10_000))
+    prompt = prompts(1, length=100)[0]
+    firsts = []
+    for _ in range(2):
+        seen.clear()
+        made.run(prompt, 3)
+        firsts.append(seen[0])
+        made.idle()
+    made.loop.close()
+    # 100 tokens are four blocks of 32; the second time three of them are there already.
+    assert [(first.context, first.used_blocks) for first in firsts] == [(1, 4), (1, 4)]
+
+
 def test_closing_fails_what_is_unfinished_and_frees_the_engine(engine_dir: Path) -> None:
     with front(engine_dir, max_batch_size=2) as made:
         listeners = [made.submit(prompt, 400)[1] for prompt in prompts(4)]

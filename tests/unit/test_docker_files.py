@@ -57,7 +57,8 @@ def objection(command: list[str]) -> str | None:
 
 
 def test_every_pin_is_the_toolchains() -> None:
-    for path in (DOCKER / name for name in ("Dockerfile", "compose.yaml", ".env.example")):
+    stock = ("Dockerfile", "build-gpu.Dockerfile", "multinode.Dockerfile")
+    for path in (DOCKER / name for name in (*stock, "compose.yaml", ".env.example")):
         images = set(re.findall(r"nvcr\.io/[\w./:-]+", path.read_text()))
         assert images == {DEFAULT_CONTAINER.image}, path.name
 
@@ -146,10 +147,29 @@ def test_compose_itself_accepts_the_file() -> None:
     assert objection(command) is None
 
 
-def test_hadolint_accepts_the_dockerfile() -> None:
-    if not shutil.which("hadolint"):
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCKER.glob("*Dockerfile")))
+def test_hadolint_accepts_each_dockerfile(name: str, tmp_path: Path) -> None:
+    # Installed beside the interpreter, which need not be on the PATH.
+    program = shutil.which("hadolint", path=Path(sys.executable).parent) or shutil.which("hadolint")
+    if not program:
         pytest.skip("hadolint is not installed")
-    assert objection(["hadolint", str(DOCKER / "Dockerfile")]) is None
+    assert objection([program, str(DOCKER / name)]) is None
+    worse = tmp_path / "Dockerfile"
+    worse.write_text((DOCKER / name).read_text() + "RUN cd /tmp && sudo true\n")
+    assert "DL3004" in str(objection([program, str(worse)]))
+
+
+def test_each_dockerfile_gets_what_it_copies_and_no_root() -> None:
+    for path in DOCKER.glob("*Dockerfile"):
+        ignored = path.with_name(f"{path.name}.dockerignore").read_text().splitlines()
+        assert "*" in ignored
+        text = path.read_text().replace("\\\n", " ")
+        for words in (line.split() for line in text.splitlines() if line.startswith("COPY")):
+            sources = [word for word in words[1:-1] if not word.startswith("--")]
+            assert {f"!{source}" for source in sources} <= set(ignored), path.name
+            assert all((PROJECT / source).exists() for source in sources)
+        users = [line for line in text.splitlines() if line.startswith("USER")]
+        assert users[-1] == f"USER {USER}", path.name
 
 
 def test_the_compose_schema_accepts_the_file() -> None:

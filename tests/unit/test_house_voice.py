@@ -29,7 +29,7 @@ ROOMS = (
             *("bench", "checkpoint", "cli", "evaluation", "gateway", "harness"),
             *("models", "preflight", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
-            *("ladder", "scaffold", "verdict"),
+            *("ladder", "manifests", "monitoring", "scaffold", "verdict"),
         )
     ),
     "client/trtllm_client/*.py",

@@ -49,6 +49,7 @@ KNOWN = {
         "jq",
         "journalctl",
         "kill",
+        "kubectl",
         "ls",
         "mkdir",
         "node",

@@ -94,6 +94,9 @@ class ExportTarget:
     def compose(self, *_: Any) -> Any:
         raise AssertionError
 
+    def contained(self, *_: Any) -> Any:
+        raise AssertionError
+
     def findings(self) -> list[Diagnosis]:
         return []
 

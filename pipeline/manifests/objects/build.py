@@ -24,15 +24,23 @@ from pipeline.manifests.tree import Chosen, Raw, When, Why, words
 VOLUME, WORK, RECIPES = "/repo", "/work", "/recipe"
 DIGEST, NAME = "REPOSITORY_DIGEST", "BUILD_NAME"
 
-STEPS = f"""\
+
+def steps(*, verified: bool) -> str:
+    """Writes what the Job's container runs.
+
+    Args:
+        verified: Whether it has the GPUs to serve what it built, and so to verify it.
+    """
+    until, found = ("", "") if verified else (" --until repository", "/repository.unverified")
+    return f"""\
 # Whoever applies the manifests again gets a Job that has nothing to do.
 if [ -e "{VOLUME}/${DIGEST}/artifact.json" ]; then
     echo "{VOLUME}/${DIGEST} is there"
     exit 0
 fi
-trtllm-pipeline run {RECIPES}/{RECIPE} --build-dir {WORK}/build
+trtllm-pipeline run {RECIPES}/{RECIPE} --build-dir {WORK}/build{until}
 # Copied beside, compared, and renamed: no server ever sees a part of it.
-exec trtllm-pipeline store publish "{WORK}/build/${NAME}" --to {VOLUME} --expect "${DIGEST}"
+exec trtllm-pipeline store publish "{WORK}/build/${NAME}{found}" --to {VOLUME} --expect "${DIGEST}"
 """
 
 
@@ -140,7 +148,7 @@ def _pod(deployed: Deployed) -> dict[str, Any]:
 
 def _container(deployed: Deployed) -> dict[str, Any]:
     claim, token = deployed.chosen("build.inputs_claim"), deployed.chosen("build.token_secret")
-    gpus = deployed.layout.gpus * deployed.layout.pods
+    gpus = deployed.layout.gpus
     return {
         "name": BUILD,
         "image": Why(
@@ -152,7 +160,7 @@ def _container(deployed: Deployed) -> dict[str, Any]:
                 else ""
             ),
         ),
-        "command": ["/bin/sh", "-ec", Raw(STEPS)],
+        "command": ["/bin/sh", "-ec", Raw(steps(verified=not deployed.group))],
         "env": [
             {"name": DIGEST, "value": deployed.chosen("repository.digest")},
             {"name": NAME, "value": str(deployed.build.recipe["name"])},
@@ -172,7 +180,8 @@ def _container(deployed: Deployed) -> dict[str, Any]:
             deployed,
             "build.resources",
             gpus,
-            "Memory: three times the model in 16 bit, which is read, quantized and compared.",
+            "Memory: three times the model in 16 bit, which is read, quantized and compared."
+            + (" No pod has all GPUs, so nothing is verified here." if deployed.group else ""),
         ),
         "securityContext": powerless(),
         "volumeMounts": [

@@ -29,23 +29,6 @@ def documents(deployed: Deployed) -> Iterator[Document]:
     yield Document("gateway", _service(deployed))
 
 
-def arguments(url: str, *, key: bool) -> list[str]:
-    """Returns the words of the gateway's command behind ``trtllm-pipeline``.
-
-    Args:
-        url: Where the servers are, after ``grpc://``.
-        key: Whether :data:`KEY` holds a key that clients have to send.
-    """
-    return [
-        "gateway",
-        f"--url=grpc://{url}",
-        f"--repository={REPOSITORY}",
-        "--host=0.0.0.0",
-        f"--port={GATEWAY}",
-        *([f"--key-from={KEY}"] if key else []),
-    ]
-
-
 def _deployment(deployed: Deployed) -> dict[str, Any]:
     return {
         "apiVersion": "apps/v1",
@@ -106,13 +89,23 @@ def _pod(deployed: Deployed) -> dict[str, Any]:
 
 def _container(deployed: Deployed) -> dict[str, Any]:
     secret = deployed.chosen("gateway.key_secret")
-    name = deployed.named(f"-servers:{parts.GRPC}")
-    said = arguments("", key=True)
     shown: list[Any] = [
-        words("--url=grpc://", name) if word.startswith("--url=") else word for word in said
+        "gateway",
+        Why(
+            words(
+                "--url=grpc://",
+                deployed.named(f"-servers:{parts.GRPC}?metrics={parts.METRICS}"),
+            ),
+            "One name for all servers; it is asked again every ten seconds. Their metrics say how "
+            "busy each is.",
+        ),
+        f"--tokenizer={REPOSITORY}",
+        words("--model-name=", deployed.chosen("name")),
+        "--host=0.0.0.0",
+        f"--port={GATEWAY}",
+        words("--drain=", deployed.chosen("drain.exit_timeout_seconds")),
+        When(secret.value is not None, secret.expression, f"--key-from={KEY}"),
     ]
-    shown[1] = Why(shown[1], "One name for all servers; it is asked again as they come and go.")
-    shown[-1] = When(secret.value is not None, secret.expression, shown[-1])
     return {
         "name": GATEWAY_PART,
         "image": Why(

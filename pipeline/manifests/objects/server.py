@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.manifests import deployed as parts
-from pipeline.manifests.deployed import EXIT_TIMEOUT, SERVER, Deployed
+from pipeline.manifests.deployed import EXIT_TIMEOUT, GROUP_DOCKERFILE, SERVER, Deployed
 from pipeline.manifests.measured import (
     CLEAR_UP_S,
     FEWEST_LOOKS,
@@ -267,10 +267,9 @@ def affinity(product: Chosen) -> Why:
 def _container(deployed: Deployed, *, leads: bool) -> dict[str, Any]:
     contained, layout = deployed.contained, deployed.layout
     image = deployed.chosen("image")
-    if contained.dockerfile:
-        shown: Any = Why(
-            image, f"Made by {contained.dockerfile}; nobody publishes it. Name it by its digest."
-        )
+    file = GROUP_DOCKERFILE if deployed.group else contained.dockerfile
+    if file:
+        shown: Any = Why(image, f"Made by {file}; nobody publishes it. Name it by its digest.")
     else:
         shown = Why(
             image, "The one image that can read the engine: an engine runs with its own TensorRT."
@@ -278,7 +277,9 @@ def _container(deployed: Deployed, *, leads: bool) -> dict[str, Any]:
     running: dict[str, Any] = {}
     if deployed.group:
         assert contained.spread
-        running["command"] = [f"{SCRIPTS}/{GROUP}", str(layout.gpus), *contained.spread]
+        # Whoever does not lead waits to be told what to run.
+        told = [str(layout.gpus), *contained.spread] if leads else []
+        running["command"] = [f"{SCRIPTS}/{GROUP}", *told]
     else:
         if contained.command:
             running["command"] = list(contained.command)
@@ -424,7 +425,8 @@ def _pre_stop(deployed: Deployed) -> Why:
     if deployed.contained.finishes:
         return Why(
             {"sleep": {"seconds": drain}},
-            "It answers as ever while gateways and proxies learn that it leaves; only then comes "
+            "It answers as ever while gateways learn that it leaves, who ask its name every ten "
+            "seconds; only then comes "
             "SIGTERM, after which it takes no new request and ends those it has. Kubernetes 1.30 "
             "and later.",
         )

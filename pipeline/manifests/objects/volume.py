@@ -23,6 +23,7 @@ def documents(deployed: Deployed) -> Iterator[Document]:
             ),
         },
     )
+    taken = memory_size(deployed.build.bytes).strip()
     create = deployed.chosen("repository.create")
     storage = deployed.chosen("repository.storage_class")
     yield Document(
@@ -52,9 +53,8 @@ def documents(deployed: Deployed) -> Iterator[Document]:
                     "requests": {
                         "storage": Why(
                             deployed.chosen("repository.size"),
-                            f"This repository has {memory_size(deployed.build.bytes).strip()}. Room for "
-                            "four: the one before, to go back to it, and one that is being written "
-                            "among them.",
+                            f"This repository has {taken}. Room for four: the one before, to go "
+                            "back to it, and one that is being written among them.",
                         )
                     }
                 },

@@ -1,7 +1,8 @@
 """Asks a server that is starting for one token; exits with 0 once it has given one.
 
-    canary.py PROMPT
+    canary.py PROMPT [URL]
 
+The server is that of this container unless a URL says otherwise.
 Standard library only: it runs in the server's own container.
 """
 
@@ -20,15 +21,16 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def main() -> int:
     """Returns 0 for an answer, and says on standard error why there is none."""
+    server = sys.argv[2] if len(sys.argv) > 2 else SERVER
     asked = {"text_input": sys.argv[1], "max_tokens": 1}
     request = urllib.request.Request(  # noqa: S310  it is always http
-        f"{SERVER}/v2/models/{MODEL}/generate_stream",
+        f"{server}/v2/models/{MODEL}/generate_stream",
         json.dumps(asked).encode(),
         {"Content-Type": "application/json"},
     )
     try:
         # Without this a model that is loading would be asked, and counted as a failed request.
-        OPENER.open(f"{SERVER}/v2/health/ready", timeout=3).close()
+        OPENER.open(f"{server}/v2/health/ready", timeout=3).close()
         with OPENER.open(request, timeout=15) as answer:
             events = [line[5:] for line in answer if line.startswith(b"data:")]
         answers = [json.loads(event) for event in events]

@@ -1,0 +1,1 @@
+"""What watches and scales a model that is served: queries, rules, a dashboard, autoscalers."""
