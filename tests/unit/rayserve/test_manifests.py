@@ -13,6 +13,7 @@ import yaml
 from pipeline.errors import UnsupportedError
 from pipeline.manifests.choosing import read_values
 from pipeline.manifests.deployed import Deployed, Layout, describe
+from pipeline.manifests.values import Gpu
 from pipeline.rayserve.deployments import GATEWAY, REPLICAS
 from pipeline.rayserve.kuberay import number
 from pipeline.rayserve.manifests import write
@@ -171,13 +172,15 @@ def test_policies_select_the_pods_and_leave_rays_ports_to_ray(files: Mapping[str
 
 
 def test_on_a_gpu_each_replica_takes_its_engines(tmp_path: Path) -> None:
-    plain = describe_with(tmp_path / "repository", "gpu.product=NVIDIA-L40S")
+    plain = describe_with(tmp_path / "repository")
     contained = replace(plain.contained, gpus=2, command=["tritonserver"], image="nvidia/one")
     deployed = replace(
         plain,
         contained=contained,
         layout=Layout(2, 1, pods=1, gpus=2),
-        values=plain.values.model_copy(update={"image": "nvidia/one"}),
+        values=plain.values.model_copy(
+            update={"image": "nvidia/one", "gpu": Gpu(product="NVIDIA-L40S")}
+        ),
     )
     files = write(deployed)
     config = yaml.safe_load(files["serve.yaml"])
