@@ -96,6 +96,7 @@ KINDS: Mapping[str, Kind] = {
             "ray",
             "Ray Serve's config of the application, and a RayService for KubeRay.",
             "pipeline.rayserve.manifests:write",
+            "pipeline.rayserve.manifests:lines",
         ),
     )
 }

@@ -13,6 +13,7 @@ from pipeline.manifests.objects.gateway import KEY
 from pipeline.manifests.tree import comment, manifest
 from pipeline.rayserve import kuberay
 from pipeline.rayserve.config import EVERYWHERE, serve_config
+from pipeline.rayserve.deployments import gateway_options, replica_options
 from pipeline.rayserve.options import Options
 from pipeline.rayserve.sizing import Size, size_of
 
@@ -57,6 +58,30 @@ def write(deployed: Deployed) -> Mapping[str, str]:
         + _text(config),
         **{path: said + "---\n".join(texts) for path, texts in found.items()},
     }
+
+
+def lines(deployed: Deployed) -> list[str]:
+    """Returns what a terminal is told of scaling and stopping.
+
+    Args:
+        deployed: What is deployed.
+
+    Raises:
+        RepositoryError: The engine does not say its sizes.
+        UnsupportedError: No known image can read the engine.
+    """
+    size = size_of(deployed.build)
+    options = _options(deployed, size, str(deployed.build.repository))
+    replicas, gateway = replica_options(options, size), gateway_options(options, size)
+    bounds = f"{options.min_replicas} to {options.max_replicas} replicas"
+    busy = f"{size.target:g} of {size.sequences} requests each"
+    key = "graceful_shutdown_timeout_s"
+    known = "measured" if deployed.measured.token_s is not None else "not measured"
+    return [
+        f"scaling: {bounds}, another one at {busy}",
+        f"stop:    {replicas[key]} s for what a replica has, {gateway[key]} s for a gateway",
+        f"longest: {_longest(deployed, size)} s for one stream ({known})",
+    ]
 
 
 def _options(deployed: Deployed, size: Size, repository: str) -> Options:

@@ -42,7 +42,7 @@ class Application:
             import ray
 
         ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
-        self.cluster = cluster
+        self.cluster, self._asking = cluster, threading.Lock()
         self.config: dict[str, Any] = yaml.safe_load(config.read_text())
         self.name = self.config["applications"][0]["name"]
         self.wait(
@@ -86,9 +86,7 @@ class Application:
 
     def states(self, deployment: str) -> dict[str, int]:
         """How many replicas of a deployment are in which state."""
-        from ray import serve
-
-        found = serve.status().applications.get(self.name)
+        found = self._found()
         row = found.deployments.get(deployment) if found else None
         return (
             {
@@ -101,10 +99,15 @@ class Application:
 
     def status(self) -> str:
         """What Ray says of the application."""
+        found = self._found()
+        return f"{found.status.value}: {found.message}" if found else "NOT_STARTED"
+
+    def _found(self) -> Any:
         from ray import serve
 
-        found = serve.status().applications.get(self.name)
-        return f"{found.status.value}: {found.message}" if found else "NOT_STARTED"
+        # Ray's client is not made for several threads.
+        with self._asking:
+            return serve.status().applications.get(self.name)
 
     def wait(self, wanted: Callable[[], bool], what: str, seconds: float = READY_S) -> float:
         """Waits for a condition and returns the seconds that it took."""

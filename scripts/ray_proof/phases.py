@@ -211,18 +211,24 @@ class Run:
         with self._phase(f"{name}, surge {surge} %" if surge else name, self.streams) as phase:
             self.traffic.run(self.streams)
             time.sleep(SETTLED_S)
-            before = self._pids()
+            before = self._pids() | self._gateways()
             self._at = 1 - self._at
             self.deploy(replicas, replicas, surge=surge)
             began = time.monotonic()
             self.application.wait(
-                lambda: self.application.runs(replicas) and not before & self._pids(),
-                "all replicas are new",
+                lambda: (
+                    self.application.runs(replicas)
+                    and not before & (self._pids() | self._gateways())
+                ),
+                "all replicas and gateways are new",
             )
             phase.notes["took (s)"] = round(time.monotonic() - began, 1)
             time.sleep(SETTLED_S)
             phase.saw = summarize(self.traffic.stop(), self.expected, since=began)
         return phase
+
+    def _gateways(self) -> set[int]:
+        return {process.pid for process in self.application.cluster.named(":gateway")}
 
     def _pids(self) -> set[int]:
         return {process.pid for process in self.actors()}

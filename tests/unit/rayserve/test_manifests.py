@@ -16,7 +16,7 @@ from pipeline.manifests.deployed import Deployed, Layout, describe
 from pipeline.manifests.values import Gpu
 from pipeline.rayserve.deployments import GATEWAY, REPLICAS
 from pipeline.rayserve.kuberay import number
-from pipeline.rayserve.manifests import write
+from pipeline.rayserve.manifests import lines, write
 from tests.unit.rayserve.builds import write_build
 
 # From ray-operator/apis/ray/v1 of ray-project/kuberay: rayservice_types.go, raycluster_types.go.
@@ -218,6 +218,15 @@ def test_what_the_operator_chose_is_in_both(tmp_path: Path) -> None:
     (group,) = one(files, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert group["template"]["spec"]["containers"][0]["image"] == "mine/ray:1"
     assert group["template"]["spec"]["terminationGracePeriodSeconds"] > 500
+
+
+def test_a_terminal_is_told_what_the_config_says(tmp_path: Path) -> None:
+    deployed = describe_with(tmp_path / "repository", "replicas=3")
+    replicas = deployments(yaml.safe_load(write(deployed)["serve.yaml"]))[REPLICAS]
+    scaling, stopping, _ = lines(deployed)
+    # 0.7 of a batch of 32.
+    assert scaling == "scaling: 3 to 6 replicas, another one at 22.4 of 32 requests each"
+    assert f"{replicas['graceful_shutdown_timeout_s']} s for what a replica has" in stopping
 
 
 @pytest.mark.parametrize(
