@@ -36,7 +36,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "gateway": (
         "gateway --url localhost:8001 --tokenizer build/tiny-llama-int4-awq",
-        "gateway --url gpu1:8001 --tokenizer MODEL_DIR --context-length 8192",
+        "gateway --url gpu1:8001 --tokenizer DIR --context-length 8192",
     ),
     "generate": (
         'generate --url localhost:8001 "Once there was"',
