@@ -35,7 +35,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "serve build/tiny-llama-int4-awq --http-port 9000",
     ),
     "gateway": (
-        "gateway --url localhost:8001 --tokenizer build/tiny-llama-int4-awq",
+        "gateway --url gpu1:8001 --url gpu2:8001 --tokenizer MODEL_DIR",
         "gateway --url gpu1:8001 --tokenizer DIR --context-length 8192",
     ),
     "generate": (
