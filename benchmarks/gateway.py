@@ -24,7 +24,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -36,7 +35,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from serving import (
-    TICK,
     Arrivals,
     Clients,
     Sample,
@@ -44,7 +42,8 @@ from serving import (
     ask,
     child,
     cpu_seconds,
-    sample_of,
+    gather,
+    process_seconds,
     span,
     text_of,
 )
@@ -96,10 +95,10 @@ def open_ways(repository: Path, stack: ExitStack) -> dict[str, Way]:
         def run(prompts: Sequence[str], tokens: int) -> Sample:
             pid = server.health().pid
             assert pid is not None, "the server is down"
-            before, started = cpu_seconds(pid), cpu_of(gateway)
+            before, started = cpu_seconds(pid), process_seconds(gateway)
             sample: Sample = ask(clients, (name, prompts, tokens))
             cpu = {part: spent - before[part] for part, spent in cpu_seconds(pid).items()}
-            cpu |= {GATEWAY: cpu_of(gateway) - started}
+            cpu |= {GATEWAY: process_seconds(gateway) - started}
             return replace(sample, cpu=sum(cpu.values()), cpu_of=cpu)
 
         return run
@@ -123,12 +122,6 @@ def started_gateway(repository: Path, grpc_url: str) -> Iterator[tuple[int, int]
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def cpu_of(pid: int) -> float:
-    """Seconds of processor of one process."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 def measure(ways: Mapping[str, Way], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -240,16 +233,7 @@ class EventClients:
 
     async def load(self, prompts: Sequence[str], tokens: int) -> Sample:
         """Asks for so many tokens behind each prompt."""
-        started, cpu = time.perf_counter(), time.process_time()
-        streams = [Arrivals(started) for _ in prompts]
-        await asyncio.gather(
-            *(
-                self._one(prompt, tokens, stream)
-                for prompt, stream in zip(prompts, streams, strict=True)
-            )
-        )
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        return sample_of(streams, seconds, cpu=0.0, client_cpu=cpu)
+        return await gather(self._one, prompts, tokens)
 
     async def _one(self, prompt: str, tokens: int, stream: Arrivals) -> None:
         body = json.dumps(

@@ -12,7 +12,7 @@ length, greedily, and no prompt is like another.
 Both take turns in every round, every other round the other way about. What decides is the ratio,
 paired by round, here with its lowest and highest: a machine that is busy elsewhere slows both down
 alike. ``cpu`` is the processor time of the server for each token; the rest is as in
-``serving.py``, which this is a comparison for.
+``serving.py``. With ``--gateway`` a third way is the OpenAI gateway, HTTP against HTTP.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 import llama_server
 import random_llama
+from gateway import GATEWAY, EventClients, started_gateway
 from serving import (
     Arrivals,
     Sample,
@@ -41,6 +42,7 @@ from serving import (
     ask,
     ask_served,
     child,
+    cpu_seconds,
     gather,
     process_seconds,
     serve_clients,
@@ -72,7 +74,7 @@ def main() -> None:
         repository = random_llama.build(build, form, arguments.dynamic_quantization)
         weights = llama_server.quantized(tools, build / random_llama.NAME, SAME_WEIGHTS[form])
         with ExitStack() as stack:
-            ways = open_ways(repository, tools, weights, stack)
+            ways = open_ways(repository, tools, weights, stack, with_gateway=arguments.gateway)
             found = compare(form, ways, text_of(repository, arguments.input - 4), arguments)
         print(table(form, found, arguments), flush=True)
         rows += found
@@ -92,6 +94,11 @@ def parse() -> argparse.Namespace:
         help="our activations in INT8 too, so many input features to a scale, as llama.cpp has them"
         " by 32 (compile.dynamic_quantization_group_size)",
     )
+    parser.add_argument(
+        "--gateway",
+        action="store_true",
+        help="also by the OpenAI gateway, over HTTP as llama.cpp",
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--input", type=int, default=128, help="tokens of a prompt, about")
     parser.add_argument("--tokens", type=int, default=128, help="generated per request")
@@ -106,7 +113,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_ways(repository: Path, tools: Path, weights: Path, stack: ExitStack) -> dict[str, Way]:
+def open_ways(
+    repository: Path, tools: Path, weights: Path, stack: ExitStack, *, with_gateway: bool
+) -> dict[str, Way]:
     """Starts both servers, with room for as many requests and tokens, and their clients."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     server = stack.enter_context(serving(repository, folder / "triton.log"))
@@ -129,7 +138,24 @@ def open_ways(repository: Path, tools: Path, weights: Path, stack: ExitStack) ->
         sample: Sample = ask(theirs, (prompts, tokens))
         return replace(sample, cpu=process_seconds(pid) - before)
 
-    return {THEIRS: llama_cpp, BLS: ask_served(server, ours, BLS)}
+    ways = {THEIRS: llama_cpp, BLS: ask_served(server, ours, BLS)}
+    if not with_gateway:
+        return ways
+    gateway, port = stack.enter_context(started_gateway(repository, server.grpc_url))
+    clients = stack.enter_context(child(serve_event_clients, port))
+
+    def through_gateway(prompts: Sequence[str], tokens: int) -> Sample:
+        main_process = server.health().pid
+        assert main_process is not None, "the server is down"
+
+        def spent() -> float:
+            return sum(cpu_seconds(main_process).values()) + process_seconds(gateway)
+
+        before = spent()
+        sample: Sample = ask(clients, (prompts, tokens))
+        return replace(sample, cpu=spent() - before)
+
+    return {**ways, GATEWAY: through_gateway}
 
 
 def check_prompts(repository: Path, address: str) -> None:
@@ -227,6 +253,12 @@ def serve_readers(connection: Any, address: str) -> None:
             stream.add(new)
 
     answer_all(connection, lambda prompts, tokens: asyncio.run(gather(one, prompts, tokens)))
+
+
+def serve_event_clients(connection: Any, port: int) -> None:
+    """The process of the gateway's clients: (prompts, tokens) in, a :class:`Sample` out."""
+    clients = EventClients(port)
+    answer_all(connection, lambda *question: asyncio.run(clients.load(*question)))
 
 
 async def completion(address: str, prompt: str, tokens: int) -> AsyncGenerator[int]:
