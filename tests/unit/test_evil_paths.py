@@ -78,6 +78,10 @@ NEEDED = {
     "generate": ["--url", "127.0.0.1:1", "Hi"],
     "verify": ["--url", "127.0.0.1:1"],
     "bench": ["--url", "127.0.0.1:1"],
+    "gateway": ["--url", "127.0.0.1:1", "--tokenizer", "{folder}"],
+    "capacity": ["{folder}", "--ttft-ms", "100", "--itl-ms", "50", "--requests-per-second", "1"],
+    "manifests": ["{folder}", "--kind", "kubernetes"],
+    "store publish": ["{folder}", "--to", "{folder}/volume"],
 }
 
 
@@ -128,8 +132,13 @@ def _line(words: tuple[str, ...], parameter: Any, evil: str, folder: Path) -> li
     option = next((name for name in parameter.opts if name.startswith("--")), None)
     if option is None:
         return [*words, evil, *needed[1:]]
+    if option in needed:
+        needed[needed.index(option) + 1] = evil
+        return [*words, *needed]
     if option == "--repository":
         needed = needed[2:]  # in place of the --url
+    elif option == "--trace":
+        needed = needed[:-2]  # in place of the rate
     return [*words, *needed, option, evil]
 
 

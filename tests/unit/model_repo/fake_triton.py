@@ -73,10 +73,14 @@ class Sender:
         self.sent: list[tuple[InferenceResponse | None, bool]] = []
         self.done = threading.Event()
         self.cancelled = False
+        self.gone_after: int | None = None
+        """Responses that the client stays for."""
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
         assert not self.done.is_set(), "a response after the final one"
         self.sent.append((response, flags == FINAL))
+        if len(self.sent) == self.gone_after:
+            self.cancelled = True
         if flags == FINAL:
             self.done.set()
 

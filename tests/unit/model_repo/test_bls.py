@@ -188,7 +188,7 @@ def test_a_client_that_goes_away_stops_the_engine(model: TritonPythonModel) -> N
     engine = use(Engine("one ", "two "))
     engine.pause_after = 0
     sent = request(**STREAM)
-    sent.sender.cancelled = True
+    sent.sender.gone_after = 1
     model.execute([sent])
     assert texts(sent)[0] == "one "
     assert set(engine.stopped) == {engine.calls[0].request_id}
