@@ -132,7 +132,9 @@ def test_every_request_is_a_sample() -> None:
         assert found["concurrency"] == level
         assert len(found["ttft_ms"]) == len(found["itl_ms"]) == 4
         assert min(found["ttft_ms"]) >= 10
-        assert min(found["itl_ms"]) >= 5
+        # A first token that is read late makes the way to the last one shorter, but not the whole.
+        whole = [a + 2 * b for a, b in zip(found["ttft_ms"], found["itl_ms"], strict=True)]
+        assert min(whole) >= 20
     row = results["measurements"][0]
     assert row["itl_ms"]["max"] == max(results["samples"][0]["itl_ms"])
 
