@@ -40,8 +40,10 @@ def all_begin_alike(texts: list[str]) -> bool:
     """Whether each text begins with the one before and they grow; two at least are needed to tell.
 
     A last replacement character may stand for a character that is only complete in the next text.
-    Texts that are all the same are new ones: a model may say one word over and over.
+    Texts that are all the same are new ones: a model may say one word over and over. Empty ones
+    begin everything and say nothing.
     """
-    return len(set(texts)) > 1 and all(
-        later.startswith(earlier.rstrip(REPLACEMENT)) for earlier, later in pairwise(texts)
+    spoken = [text for text in texts if text]
+    return len(set(spoken)) > 1 and all(
+        later.startswith(earlier.rstrip(REPLACEMENT)) for earlier, later in pairwise(spoken)
     )

