@@ -23,7 +23,7 @@ def test_streams_of_one_piece_were_open_together_where_the_server_says_so() -> N
     one_piece = [stream("ab", places=[n], first=10 + n, last=90 + n) for n in range(3)]
     assert _most_open(one_piece) == 3
     in_a_row = [
-        stream("a", "b", places=[n, 5 + n], first=10 * n, last=10 * n + 5) for n in range(3)
+        stream("a", "b", places=[n, 5 + n], first=10 * n + 1, last=10 * n + 5) for n in range(3)
     ]
     assert _most_open(in_a_row) == 1
 
