@@ -48,7 +48,8 @@ compile:
   max_batch_size: 32
   max_input_len: 384
   max_seq_len: 512
-  dynamic_quantization_group_size: {group}
+  openvino:
+    dynamic_quantization_group_size: {group}
 serve:
   max_queue_size: 256
 """
