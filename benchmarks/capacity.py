@@ -27,6 +27,7 @@ from pipeline.bench.traffic import measure_load, write_samples
 from pipeline.bench.traffic.fleet import Server as Address
 from pipeline.bench.traffic.lengths import parse_lengths
 from pipeline.bench.traffic.schedule import CLOSED, OPEN, Level, Sizes
+from pipeline.economics.capacity.answer import fit_values
 from pipeline.economics.capacity.build import limits_of, read_build
 from pipeline.economics.capacity.fit import WHILE_S, Fit, fit, paces
 from pipeline.economics.capacity.lines import load_words
@@ -96,7 +97,7 @@ def check(arguments: argparse.Namespace) -> dict[str, Any]:
     closed = [load for load in loads if load.level.kind == CLOSED]
     fitted = fit(closed, limits)
     rows = [compare(one, closed, fitted) for one in levels]
-    return {"loads": rows, "fit": described(fitted), "text": text(rows, fitted)}
+    return {"loads": rows, "fit": fit_values(fitted), "text": text(rows, fitted)}
 
 
 def measure(arguments: argparse.Namespace, samples: Path, folder: Path) -> None:
@@ -158,19 +159,6 @@ def compare(one: Measured, closed: Sequence[Load], fitted: Fit) -> dict[str, Any
         "measured": {name: of(load.times) for name, of in SHOWN.items()},
         "by_round": found,
         "ratios": {name: over_rounds(ratios).as_dict() for name, ratios in found.items()},
-    }
-
-
-def described(fitted: Fit) -> dict[str, Any]:
-    steps, front = fitted.server.steps, fitted.server.front
-    return {
-        "step_ms": steps.fixed * 1000,
-        "sequence_ms": steps.sequence * 1000,
-        "prompt_token_ms": steps.prompt_token * 1000,
-        "request_ms": steps.request * 1000,
-        "front_delay_ms": front.delay * 1000,
-        "front_serial_ms": front.serial * 1000,
-        "error": fitted.error,
     }
 
 

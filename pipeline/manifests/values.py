@@ -7,14 +7,12 @@ or nothing is written for it.
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from pipeline.recipe.section import Positive, Section
+from pipeline.recipe.section import Positive, Section, attributes
 
 LONGEST_NAME = 40
 DNS_LABEL = f"^[a-z]([-a-z0-9]{{0,{LONGEST_NAME - 2}}}[a-z0-9])?$"
@@ -59,8 +57,6 @@ PATTERNS = {
 
 Selector = dict[str, str]
 AnyObject = dict[str, Any]
-
-_ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 
 
 class Group(Section):
@@ -288,13 +284,4 @@ class Values(Group):
 
 def documented(section: type[Section]) -> dict[str, str]:
     """Returns what each key of a section means, by its name in a values file."""
-    text = inspect.getdoc(section) or ""
-    meanings: dict[str, str] = {}
-    last = ""
-    for line in text.partition("Attributes:")[2].splitlines():
-        if found := _ATTRIBUTE.fullmatch(line):
-            last = to_camel(found[1])
-            meanings[last] = found[2]
-        elif last and line.strip():
-            meanings[last] += f" {line.strip()}"
-    return meanings
+    return {to_camel(name): meaning for name, meaning in attributes(section).items()}

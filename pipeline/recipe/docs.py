@@ -8,7 +8,6 @@ that read it are :class:`~pipeline.recipe.section.Unit` and
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,12 +17,19 @@ from typing import Any, TypeVar
 from pydantic.fields import FieldInfo
 
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.section import ReadBy, Section, Unit, elements_of, section_of
+from pipeline.recipe.section import (
+    ReadBy,
+    Section,
+    Unit,
+    attributes,
+    docstring,
+    elements_of,
+    section_of,
+)
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TITLE = "A recipe of trtllm-pipeline"
 
-_ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 # What docstrings call by Python's names and YAML by others.
 _YAML_NAMES = {"None": "null", "True": "true", "False": "false"}
 # Keys that a page beside this one tells more of, by its place.
@@ -170,19 +176,7 @@ def page_text() -> str:
 
 def summary(model: type[Section]) -> str:
     """Takes what a model's docstring says before its attributes, as one paragraph."""
-    return _in_yaml(" ".join(_docstring(model).partition("\nAttributes:\n")[0].split()))
-
-
-def attributes(model: type[Section]) -> dict[str, str]:
-    """Reads the ``Attributes`` section of a model's docstring, by field name."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in _docstring(model).partition("\nAttributes:\n")[2].splitlines():
-        if match := _ATTRIBUTE.fullmatch(line):
-            name, found[match[1]] = match[1], match[2]
-        elif line.strip():
-            found[name] += f" {line.strip()}"
-    return found
+    return _in_yaml(" ".join(docstring(model).partition("\nAttributes:\n")[0].split()))
 
 
 def _keys(
@@ -286,10 +280,6 @@ def _definition(schema: Mapping[str, Any], model: type[Section]) -> Any:
 
 def _mark(field: FieldInfo, kind: type[Mark]) -> Mark | None:
     return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
-
-
-def _docstring(model: type[Section]) -> str:
-    return inspect.cleandoc(model.__doc__ or "")
 
 
 def _in_yaml(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
+
+_ATTRIBUTE = re.compile(r" {4}(\w+): (.+)")
 
 
 def _whole_number(value: object) -> object:
@@ -147,6 +150,23 @@ class Section(BaseModel):
             )
         }
         return self.model_dump(mode="json", exclude=others)
+
+
+def docstring(model: type[Section]) -> str:
+    """Returns a model's docstring without its indentation."""
+    return inspect.cleandoc(model.__doc__ or "")
+
+
+def attributes(model: type[Section]) -> dict[str, str]:
+    """Reads the ``Attributes`` section of a model's docstring, by field name."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in docstring(model).partition("\nAttributes:\n")[2].splitlines():
+        if match := _ATTRIBUTE.fullmatch(line):
+            name, found[match[1]] = match[1], match[2]
+        elif line.strip():
+            found[name] += f" {line.strip()}"
+    return found
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

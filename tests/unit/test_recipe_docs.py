@@ -11,10 +11,10 @@ import yaml
 
 from pipeline.errors import RecipeError
 from pipeline.recipe.compile import CompileSection
-from pipeline.recipe.docs import attributes, page_text, recipe_keys, recipe_schema, schema_text
+from pipeline.recipe.docs import page_text, recipe_keys, recipe_schema, schema_text
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.section import ReadBy
+from pipeline.recipe.section import ReadBy, attributes
 from pipeline.recipe.tensorrt import DraftSection
 from pipeline.targets import TARGETS, get_target
 

@@ -128,7 +128,7 @@ def capacity(
         else {"currency": asked.currency, "price_per_hour": asked.price_per_hour},
         "headroom": asked.headroom,
         "limits": asdict(own.limits),
-        "fit": _fit_values(fitted),
+        "fit": fit_values(fitted),
         "measured": [_checked(load, fitted, asked.objective) for load in own.loads],
         "simulated": rows,
     }
@@ -140,7 +140,8 @@ def _fit(subject: Subject, on_step: Callable[[str], None]) -> Fit:
     return fit(subject.loads, subject.limits, subject.prompt_token)
 
 
-def _fit_values(fitted: Fit) -> dict[str, Any]:
+def fit_values(fitted: Fit) -> dict[str, Any]:
+    """Returns what a server was fitted to be, as JSON values; times in milliseconds."""
     steps, front = fitted.server.steps, fitted.server.front
     return {
         "step_ms": steps.fixed * 1000,
