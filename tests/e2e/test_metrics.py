@@ -201,9 +201,11 @@ def test_a_full_batch_makes_requests_wait_and_clients_that_leave_are_counted(ser
         async with AsyncClient(server.grpc_url) as client:
 
             async def stream(number: int) -> None:
-                async with client.stream(f"{number} girls", max_tokens=400, end_id=-1) as pieces:
-                    async for _ in pieces:
-                        pass
+                while True:  # until it is cancelled: on a busy machine the page comes late
+                    words = f"{number} girls"
+                    async with client.stream(words, max_tokens=400, end_id=-1) as pieces:
+                        async for _ in pieces:
+                            pass
 
             tasks = [asyncio.create_task(stream(number)) for number in range(streams)]
             try:
@@ -229,7 +231,7 @@ def test_a_full_batch_makes_requests_wait_and_clients_that_leave_are_counted(ser
     }
     assert ended["cancelled"] > 0
     assert ended["refused"] == ended["failed"] == 0
-    assert sum(ended.values()) <= streams
+    assert ended["cancelled"] <= streams
 
 
 def test_a_request_that_is_refused_is_counted_as_such_alone(server: Any) -> None:

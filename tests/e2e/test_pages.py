@@ -71,13 +71,11 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def build(cli: Cli, demo: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished demo, which pages may change."""
-    build = tmp_path_factory.mktemp("pages") / "build"
-    build.mkdir()
-    for folder in (cli.build / "store", Path(demo["outputs"])):
-        subprocess.run(["cp", "-a", str(folder), str(build)], check=True)
-    return build
+def store(cli: Cli, demo: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the store that made the demo, which pages may add to."""
+    store = tmp_path_factory.mktemp("pages") / "store"
+    subprocess.run(["cp", "-a", str(cli.build / "store"), str(store)], check=True)
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +86,18 @@ def servers() -> Iterator[Servers]:
 
 
 @pytest.fixture
-def machine(build: Path, tmp_path: Path) -> Machine:
-    """A checkout with a finished demo, as its owner has it in front of them."""
+def machine(store: Path, demo: dict[str, Any], tmp_path: Path) -> Machine:
+    """A checkout with a finished demo, as its owner has it in front of them.
+
+    The demo is the page's own: what one page makes of it is no other page's beginning.
+    """
     folder = tmp_path / "checkout"
-    folder.mkdir()
+    (folder / "build").mkdir(parents=True)
+    (folder / "build" / "store").symlink_to(store)
+    outputs = Path(demo["outputs"])
+    subprocess.run(["cp", "-a", str(outputs), str(folder / "build" / outputs.name)], check=True)
     for name in ("configs", "examples", "benchmarks", "client", "docker", "Makefile"):
         (folder / name).symlink_to(PROJECT / name)
-    (folder / "build").symlink_to(build)
     shutil.copytree(DEMO_MODEL, folder / "MODEL_DIR")
     shutil.copy(DATA / "calibration.jsonl", folder / "mine.jsonl")
     (folder / "my-prompts.txt").write_text(PROMPTS)
