@@ -312,6 +312,17 @@ class Target(Protocol):
             CompileError: The engine could not be built.
         """
 
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:
+        """Writes what is done next with an engine that is not served here, as lines of shell.
+
+        A run shows them last, and README.md of the deployed folder has them. A target that is
+        served returns none.
+
+        Args:
+            recipe: The recipe; ``compile`` is the section that counts.
+            folder: Where the engine directory lies for whoever reads the lines.
+        """
+
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:
         """Writes a shell script that builds the engine elsewhere, from a copy of the checkpoint.
 

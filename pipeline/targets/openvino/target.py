@@ -124,6 +124,10 @@ class OpenVinoTarget:
 
         return write_engine(checkpoint, recipe, output, progress)
 
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
+        """Returns none: the engine is served from its repository."""
+        return ()
+
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
         """Refuses: every machine that serves such an engine can compile it.
 

@@ -144,6 +144,10 @@ class TensorRtTarget:
         generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
 
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
+        """Returns none: the engine is served from its repository."""
+        return ()
+
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:
         """Writes a bash script for a machine with the GPU, and TensorRT-LLM or Docker.
 
