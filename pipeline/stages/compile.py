@@ -41,7 +41,14 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     target = get_target(context.recipe.compile.target)
     checkpoint = context.inputs["quantize"].path
-    facts = target.compile(checkpoint, context.recipe, context.output, context.progress)
+    source = context.inputs.get("source")
+    facts = target.compile(
+        checkpoint,
+        context.recipe,
+        context.output,
+        context.progress,
+        source.path if source else None,
+    )
     readme = context.output / README
     if (steps := target.next_steps(context.recipe, Path())) and not readme.exists():
         readme.write_text(_readme(context.recipe, steps), encoding="utf-8")
@@ -128,8 +135,15 @@ def adopting(given: GivenEngine) -> Stage:
 def exported(stage: Stage, after: str | None) -> Stage:
     """Makes the stage put its engine directory into the build's folder, where nothing serves it.
 
+    Such an engine directory is all that its program gets, so the stage has the source as well: its
+    tokenizer, chat template and licence go along.
+
     Args:
         stage: This stage, or the one that takes in an engine.
         after: The stage that measures the engine and has to pass before; None where none does.
     """
-    return replace(stage, deployment=Deployment(folder=EXPORT, after=after))
+    return replace(
+        stage,
+        inputs=("source", *stage.inputs),
+        deployment=Deployment(folder=EXPORT, after=after),
+    )

@@ -74,7 +74,12 @@ class ExportedTarget(ABC):
 
     @abstractmethod
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,
     ) -> dict[str, Any]:
         """Writes the engine directory; see :meth:`pipeline.targets.base.Target.compile`."""
 

@@ -98,7 +98,12 @@ class OpenVinoTarget:
         return {"graph": GRAPH_VERSION, **versions(PACKAGES)}
 
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Writes ``openvino_model.xml``, ``openvino_model.bin`` and ``config.json``.
 
@@ -109,6 +114,7 @@ class OpenVinoTarget:
             recipe: ``compile`` gives limits and execution options.
             output: An empty directory.
             progress: Where the layers are counted.
+            source: Is not read.
 
         Returns:
             ``target``, ``quant_algo``, ``engine_bytes``, ``max_batch_size``, ``max_seq_len`` and

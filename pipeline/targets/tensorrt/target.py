@@ -117,7 +117,12 @@ class TensorRtTarget:
         return engine_tools()
 
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Writes ``rankN.engine``, ``config.json`` and the engine's own manifest, and tries them.
 
@@ -126,6 +131,7 @@ class TensorRtTarget:
             recipe: ``compile`` gives sizes and options.
             output: An empty directory.
             progress: Where the build reports.
+            source: Is not read.
 
         Returns:
             See :func:`pipeline.targets.tensorrt.build.build.build_engine`; and ``smoke``, the
