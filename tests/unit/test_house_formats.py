@@ -39,7 +39,16 @@ def _place(words: str, reason: str) -> Place:
     return Place(frozenset(words.split()), reason)
 
 
+_FOREIGN = "W4A16_AWQ W8A8_SQ_PER_CHANNEL FP8 NF4 INT8_WO nf4 awq gptq"
 PLACES = {
+    "pipeline/models/quantized.py": _place(
+        _FOREIGN, "says which quantized folder of another library becomes which checkpoint"
+    ),
+    "pipeline/source/quantized.py": _place(_FOREIGN, "lists the tensors that each library writes"),
+    **{
+        f"pipeline/checkpoint/sources/{name}.py": _place(_FOREIGN, "reads what a library wrote")
+        for name in ("folder", "gptq", "awq", "compressed", "bitsandbytes", "modelopt")
+    },
     "pipeline/checkpoint/dequantize.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
     ),
