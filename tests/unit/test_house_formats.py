@@ -39,16 +39,22 @@ def _place(words: str, reason: str) -> Place:
     return Place(frozenset(words.split()), reason)
 
 
-_FOREIGN = "W4A16_AWQ W8A8_SQ_PER_CHANNEL FP8 NF4 INT8_WO nf4 awq gptq"
 PLACES = {
+    # Foreign folders, by the names that their libraries have for them.
     "pipeline/models/quantized.py": _place(
-        _FOREIGN, "says which quantized folder of another library becomes which checkpoint"
+        "FP8 INT8_WO W4A16_AWQ W8A8_SQ_PER_CHANNEL awq gptq",
+        "says which folder of another library becomes which checkpoint",
     ),
-    "pipeline/source/quantized.py": _place(_FOREIGN, "lists the tensors that each library writes"),
-    **{
-        f"pipeline/checkpoint/sources/{name}.py": _place(_FOREIGN, "reads what a library wrote")
-        for name in ("folder", "gptq", "awq", "compressed", "bitsandbytes", "modelopt")
-    },
+    "pipeline/source/quantized.py": _place(
+        "FP8 W4A16_AWQ awq gptq", "lists the tensors that each library writes"
+    ),
+    "pipeline/checkpoint/sources/compressed.py": _place(
+        "W4A16_AWQ", "reads what the library wrote"
+    ),
+    "pipeline/checkpoint/sources/folder.py": _place("awq gptq", "reads what the library wrote"),
+    "pipeline/checkpoint/sources/modelopt.py": _place(
+        "FP8 W4A16_AWQ", "reads what the library wrote"
+    ),
     "pipeline/checkpoint/dequantize.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
     ),
