@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline.recipe.section import FileName, Fraction, Section
+from pipeline.recipe.section import FileName, Fraction, Section, Unit
 
 LayoutName = Literal["compressed-tensors", "gptq", "modelopt"]
 
@@ -22,5 +22,5 @@ class VllmSection(Section):
     """
 
     layout: LayoutName | None = None
-    gpu_memory_utilization: Fraction = 0.9
+    gpu_memory_utilization: Annotated[Fraction, Unit("share of GPU memory")] = 0.9
     python: FileName | None = None

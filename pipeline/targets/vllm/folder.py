@@ -123,6 +123,7 @@ def _layer(
     for name, reason in folded.left.items():
         raise CompileError(
             f"{prefix}{name} has pre-quant scales that no folder for vLLM has a place for",
+            where=str(checkpoint.directory),
             why=reason,
             fix=PORTABLE,
         )

@@ -150,12 +150,11 @@ def _gptq(matrix: Matrix, dtype: str) -> dict[str, Array]:  # noqa: ARG001
 
 
 def _scheme(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    static = {"symmetric": True, "dynamic": False}
     return {
         "targets": ["Linear"],
-        "weights": {"symmetric": True, "dynamic": False, **weights},
-        "input_activations": None
-        if inputs is None
-        else {"symmetric": True, "dynamic": False} | inputs,
+        "weights": {**static, **weights},
+        "input_activations": None if inputs is None else {**static, **inputs},
         "output_activations": None,
     }
 

@@ -14,7 +14,7 @@ from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import EngineEvaluation, NotMeasured
 from pipeline.targets.vllm.commands import FOLDER, Served
-from pipeline.targets.vllm.elsewhere import INSTALL, find_vllm, run_vllm
+from pipeline.targets.vllm.elsewhere import find_vllm, run_vllm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ def evaluation(recipe: Recipe) -> EngineEvaluation | NotMeasured:
     python = recipe.compile.vllm.python
     if python is None:
         return NotMeasured(
-            "vLLM needs an environment of its own, and the recipe names none", INSTALL
+            "vLLM needs an environment of its own, and the recipe names none",
+            "Name its Python in compile.vllm.python; docs/vllm.md says how to make one",
         )
     version, served = find_vllm(python), Served.of(recipe)
     # One token is generated behind each window.
@@ -96,13 +97,14 @@ class MeasuredElsewhere:
 
         prompts = [list(window[:PROMPT_TOKENS]) for window in windows[:PROMPTS]]
         arguments = {"model": str((engine / FOLDER).resolve()), **self.served.arguments()}
+        new_tokens = min(NEW_TOKENS, self.longest_window + 1 - PROMPT_TOKENS)
+        if new_tokens < 1:
+            prompts = []
         job = {
             "windows": [list(window) for window in windows],
             "prompts": prompts,
-            "new_tokens": min(NEW_TOKENS, self.longest_window + 1 - PROMPT_TOKENS),
+            "new_tokens": new_tokens,
         }
-        if job["new_tokens"] < 1:
-            job["prompts"] = prompts = []
         total = sum(len(window) - 1 for window in windows)
         with progress.task(f"scoring {total} tokens in vLLM {self.version}", total) as task:
             found = run_vllm(self.python, arguments, job)

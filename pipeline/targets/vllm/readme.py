@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.formats import NO_QUANT, W8A8_SQ_PER_CHANNEL
+from pipeline.formats import ALGOS, NO_QUANT
 from pipeline.targets.vllm.commands import (
     FOLDER,
     IMAGE,
@@ -38,7 +38,7 @@ def notes(algo: str, *, gated: bool = False) -> list[str]:
         algo: The checkpoint's ``quant_algo``.
         gated: Whether the FP8 scales of gate and up differ in a layer.
     """
-    return [*([AMX] if algo == W8A8_SQ_PER_CHANNEL else []), *([GATED] if gated else [])]
+    return [*([AMX] if ALGOS[algo].activations == "int8" else []), *([GATED] if gated else [])]
 
 
 def readme(served: Served, algo: str, layout: str | None, said: list[str]) -> str:

@@ -81,8 +81,8 @@ def _check_kv_cache(recipe: Recipe) -> None:
             f"an {cache} KV cache with calibrated scales is not written for vLLM",
             where=recipe.place("quantize.kv_cache"),
             why="vLLM's quantized caches have scales of their own layout, and none is INT8",
-            fix="Set quantize.kv_cache to null; vllm serve --kv-cache-dtype fp8 quantizes the "
-            "cache without calibration",
+            fix="Set quantize.kv_cache to null; vllm serve --kv-cache-dtype quantizes the cache "
+            "without calibration",
         )
 
 

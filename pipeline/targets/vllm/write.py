@@ -9,7 +9,7 @@ from typing import Any
 from pipeline._version import __version__
 from pipeline.checkpoint import Checkpoint, open_checkpoint
 from pipeline.errors import CompileError
-from pipeline.formats import FP8
+from pipeline.formats import ALGOS
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.vllm.commands import FOLDER, Served, write_compose, write_repository
@@ -63,7 +63,7 @@ def write_export(
 
 def _gate_differs(checkpoint: Checkpoint) -> bool:
     """Whether FP8 matrices that vLLM makes one of have scales of their own."""
-    if checkpoint.config.quantization.algo != FP8:
+    if ALGOS[checkpoint.config.quantization.algo].scales != "tensor":
         return False
     return any(
         gate.weights_scaling_factor != up.weights_scaling_factor
