@@ -23,6 +23,24 @@ GgufType = Literal[
     "q4_0",
 ]
 
+TYPE_BITS: dict[GgufType, int | None] = {
+    "stored": None,
+    "f32": None,
+    "f16": None,
+    "bf16": None,
+    "q8_0": 8,
+    "q6_k": 6,
+    "q5_k_m": 5,
+    "q5_k_s": 5,
+    "q5_1": 5,
+    "q5_0": 5,
+    "q4_k_m": 4,
+    "q4_k_s": 4,
+    "q4_1": 4,
+    "q4_0": 4,
+}
+"""Bits of most weights of a type that rounds a checkpoint; None where none are rounded so."""
+
 
 class LlamaCppSection(Section):
     """How the weights of linears are stored in the GGUF file.

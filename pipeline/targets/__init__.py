@@ -14,6 +14,7 @@ TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
     "llamacpp": "pipeline.targets.llamacpp.target:LlamaCppTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+    "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -20,7 +19,7 @@ from pipeline.targets.llamacpp.names import FAMILIES
 from pipeline.targets.llamacpp.rope import add_rope
 from pipeline.targets.llamacpp.tensors import Tensor, tensors
 from pipeline.targets.llamacpp.types import MIXTURES, row_bytes
-from pipeline.targets.llamacpp.vocabulary import add_vocabulary
+from pipeline.targets.llamacpp.vocabulary import Tokens, add_vocabulary
 
 _NUMPY = {Type.F32: np.float32, Type.F16: np.float16}
 """Types that are written as numbers; all others are bytes."""
@@ -31,23 +30,6 @@ _STORED = {
     Type.Q8_0: FileType.MOSTLY_Q8_0,
     Type.Q4_0: FileType.MOSTLY_Q4_0,
 }
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a file says of texts.
-
-    Attributes:
-        tokenizer: The content of ``tokenizer.json``.
-        bos: The token that begins a text.
-        ends: The tokens that end one.
-        template: The chat template.
-    """
-
-    tokenizer: dict[str, Any]
-    bos: int | None
-    ends: list[int]
-    template: str | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +49,9 @@ def write_gguf(
     checkpoint: Path,
     path: Path,
     wanted: str,
-    name: str,
     tokens: Tokens,
+    *,
+    name: str,
     advance: Callable[[], None] = lambda: None,
 ) -> Written:
     """Writes the file; a tensor at a time is in memory.
@@ -77,8 +60,8 @@ def write_gguf(
         checkpoint: A TensorRT-LLM checkpoint of any tensor and pipeline parallelism.
         path: The file.
         wanted: ``compile.llamacpp.type``.
-        name: ``general.name``.
         tokens: The tokenizer.
+        name: ``general.name``.
         advance: Called after each layer.
 
     Raises:
@@ -94,9 +77,7 @@ def write_gguf(
         described = list(tensors(weights, facts, dtype, wanted))
         _add_sizes(writer, facts, _file_type(wanted, described))
         add_rope(writer, facts)
-        add_vocabulary(
-            writer, tokens.tokenizer, facts.vocab_size, tokens.bos, tokens.ends, tokens.template
-        )
+        add_vocabulary(writer, tokens, facts.vocab_size)
         types: Counter[str] = Counter()
         changes: Counter[str] = Counter()
         for tensor in described:

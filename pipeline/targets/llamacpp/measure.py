@@ -32,10 +32,12 @@ class ReadBack:
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window that the model takes.
         method: What is run.
+        rounded_to: Bits of a weight of a type that rounds; None of one that does not.
     """
 
     material: Mapping[str, Any]
     longest_window: int
+    rounded_to: int | None
     method: str = METHOD
 
     @contextmanager

@@ -105,7 +105,7 @@ def _layer(number: int, found: Mapping[str, Floats], facts: ModelFacts) -> Layer
             rows = to_halves(rows, getattr(facts, ROTATED[ours]))
         return rows
 
-    linears = {}
+    linears: dict[str, Any] = {}
     for shape in facts.linears:
         names = [name for name, _ in shape.source]
         bias = None
@@ -114,7 +114,7 @@ def _layer(number: int, found: Mapping[str, Floats], facts: ModelFacts) -> Layer
         weight = np.concatenate([part(name, "weight") for name in names])
         place = f"transformer.layers.{number}.{shape.name}"
         linears[shape.name.rpartition(".")[2]] = Linear(place, NO_QUANT, weight, bias=bias)
-    norms = {
+    norms: dict[str, Any] = {
         norm.checkpoint.rpartition(".")[2]: found[block(number, NORMS[norm.source])]
         for norm in facts.family.norms
     }

@@ -92,8 +92,8 @@ def _check_stored(recipe: Recipe, row: Format) -> None:
         f"{row.name} has no place in a GGUF file",
         where=recipe.place("quantize.format"),
         why=why,
-        fix=f"Set quantize.format to {_exact()}; or to {_floats()} with {_TYPE}: q8_0, whose weights "
-        "have 8 bits as well",
+        fix=f"Set quantize.format to {_exact()}; or to {_floats()} with {_TYPE}: q8_0, which has 8 "
+        "bits as well",
     )
 
 

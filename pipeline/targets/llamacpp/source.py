@@ -10,7 +10,7 @@ from pipeline.progress import Progress
 from pipeline.source.end_ids import read_end_ids
 from pipeline.source.runtime import offline_and_quiet
 from pipeline.source.tokenizer import open_tokenizer, served_file
-from pipeline.targets.llamacpp.gguf_file import Tokens
+from pipeline.targets.llamacpp.vocabulary import Tokens
 from trtllm_client import ChatTemplate, InvalidRequest
 
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")

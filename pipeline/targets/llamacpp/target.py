@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import Requirements, require, versions
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
+from pipeline.recipe.llamacpp import TYPE_BITS
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import Diagnosis, EngineEvaluation, Target, look_for
 from pipeline.targets.exported import ExportedTarget
@@ -25,8 +26,8 @@ PACKAGES = ("gguf", "xllamacpp", "numpy")
 class LlamaCppTarget(ExportedTarget):
     """Writes a GGUF file."""
 
-    name: ClassVar[str] = "llamacpp"
-    program: ClassVar[str] = "llama.cpp"
+    name = "llamacpp"
+    program = "llama.cpp"
     rounds_activations = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
@@ -87,9 +88,9 @@ class LlamaCppTarget(ExportedTarget):
                 checkpoint,
                 path,
                 recipe.compile.llamacpp.type,
-                recipe.name,
                 tokens,
-                task.advance,
+                name=recipe.name,
+                advance=task.advance,
             )
         config = {
             "version": __version__,
@@ -122,16 +123,14 @@ class LlamaCppTarget(ExportedTarget):
     def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:
         """Writes the command of llama.cpp's own server."""
         slots, length = recipe.compile.max_batch_size, recipe.compile.max_seq_len
-        return [
-            f"llama-server --model {folder / FILE} --host 127.0.0.1 --parallel {slots} "
-            f"--ctx-size {slots * length}"
-        ]
+        place = f"--host 127.0.0.1 --parallel {slots} --ctx-size {slots * length}"
+        return [f"llama-server --model {folder / FILE} {place}"]
 
     def evaluation(self, recipe: Recipe) -> EngineEvaluation:
         """Measures the file that was written, on every machine."""
         longest = recipe.compile.max_seq_len
         decided = {"tools": self.tools(), "longest_window": longest}
-        return ReadBack(decided, longest)
+        return ReadBack(decided, longest, TYPE_BITS[recipe.compile.llamacpp.type])
 
     def findings(self) -> list[Diagnosis]:
         """Says whether GGUF files can be written and run here."""

@@ -181,7 +181,7 @@ def _stored(
         return replace(_floats(name, codes, Type.Q8_0, values), change=change)
     scales, exact = halves
     change = "" if exact else "Scales rounded to float16, by 2^-11 at most"
-    four = ALGOS[matrix.algo].weight_bits == 4  # noqa: PLR2004
+    four = ALGOS[matrix.algo].weight_bits == 4
     pack = q4_0 if four else q8_0
     return Tensor(
         name,

@@ -69,9 +69,9 @@ class Mixture:
 
     def _gets_more(self, name: str, layer: int, layers: int) -> bool:
         if self.more_bits == "first":
-            return layer < 4 if name == "attn_v" else layer < layers // 8  # noqa: PLR2004
+            return layer < 4 if name == "attn_v" else layer < layers // 8
         eighth = layers // 8
-        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2  # noqa: PLR2004
+        return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
     def head(self, columns: int) -> Type:
         """Returns the type of the language-model head, or of the embedding that is one."""

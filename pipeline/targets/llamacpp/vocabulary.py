@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gguf import TokenType
@@ -31,32 +32,38 @@ GPT_2 = "gpt-2"
 _NO_MERGE = -1e6
 
 
-def add_vocabulary(
-    writer: Any,
-    tokenizer: Mapping[str, Any],
-    vocab_size: int,
-    bos: int | None,
-    ends: list[int],
-    template: str | None,
-) -> None:
+@dataclass(frozen=True)
+class Tokens:
+    """What a file says of texts.
+
+    Attributes:
+        tokenizer: The content of ``tokenizer.json``.
+        bos: The token that begins a text.
+        ends: The tokens that end one; llama.cpp stops at the first two.
+        template: The chat template.
+    """
+
+    tokenizer: dict[str, Any]
+    bos: int | None
+    ends: list[int]
+    template: str | None
+
+
+def add_vocabulary(writer: Any, given: Tokens, vocab_size: int) -> None:
     """Adds the tokenizer's keys to a file.
 
     Args:
         writer: A ``gguf.GGUFWriter``.
-        tokenizer: The content of ``tokenizer.json``.
+        given: What the file says of texts.
         vocab_size: Rows of the embedding.
-        bos: The token that begins a text.
-        ends: The tokens that end one; the first two are what llama.cpp stops at.
-        template: The chat template.
 
     Raises:
         CompileError: llama.cpp has no tokenizer like it.
     """
+    tokenizer, bos, ends = given.tokenizer, given.bos, given.ends
     model = tokenizer["model"]
     if model.get("type") != "BPE":
-        raise _refused(
-            f"its model is {model.get('type')}, and only BPE is written",
-        )
+        raise _refused(f"its model is {model.get('type')}, and only BPE is written")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     tokens, kinds = _tokens(tokenizer, vocab_size)
     if model.get("byte_fallback"):
@@ -75,8 +82,8 @@ def add_vocabulary(
         writer.add_eot_token_id(ends[1])
     writer.add_add_bos_token(bos is not None and _begins_with(tokenizer, tokens[bos]))
     writer.add_add_eos_token(False)
-    if template:
-        writer.add_chat_template(template)
+    if given.template:
+        writer.add_chat_template(given.template)
 
 
 def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
@@ -121,7 +128,7 @@ def _tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], l
             kinds.append(TokenType.CONTROL if special else TokenType.USER_DEFINED)
         elif number in texts:
             text = texts[number]
-            is_byte = model.get("byte_fallback") and text.startswith("<0x") and len(text) == 6  # noqa: PLR2004
+            is_byte = model.get("byte_fallback") and text.startswith("<0x") and len(text) == 6
             tokens.append(text)
             kinds.append(TokenType.BYTE if is_byte else TokenType.NORMAL)
         else:
