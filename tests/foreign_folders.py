@@ -205,7 +205,9 @@ def compressed_int4(path: Path, *, symmetric: bool = True, channel: bool = False
             zeros = random.integers(-8, 8, (rows, groups)).astype(np.int8)
             state["weight_zero_point"] = torch.from_numpy(zeros)
         packed = PackedQuantizationCompressor.compress(state, scheme)
-        weight = PackedQuantizationCompressor.decompress(packed, scheme)["weight"].numpy()
+        # It multiplies in the dtype of the scales: in float32 nothing is rounded twice.
+        exact = {**packed, "weight_scale": packed["weight_scale"].float()}
+        weight = PackedQuantizationCompressor.decompress(exact, scheme)["weight"].numpy()
         return {key: tensor.numpy() for key, tensor in packed.items()}, weight
 
     return write(path, _compressed_config("pack-quantized", weights, None), linear)
