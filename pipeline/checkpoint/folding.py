@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.checkpoint.dequantize import unpack_int4
+from pipeline.checkpoint.dequantize import offsets, unpack_int4
 from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Layer, Linear
 from pipeline.checkpoint.loading import as_loaded
 from pipeline.errors import UnsupportedError
@@ -32,7 +32,7 @@ GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 @dataclass(frozen=True)
 class Matrix:
-    """One linear of transformers' layer, y = (weight * scale) @ (x * prequant) + bias.
+    """One linear of transformers' layer, y = ((weight + offsets) * scale) @ (x * prequant) + bias.
 
     Attributes:
         name: Its name in transformers' layer, such as ``self_attn.q_proj``.
@@ -44,6 +44,10 @@ class Matrix:
         prequant: float32 [K], what could not be moved; None where nothing is left.
         activation_scale: The step of x * prequant for formats that quantize it.
         bias: [N] as stored, or float32 where a scale went into it.
+        offsets: int8 [N, groups], 8 minus the zero point of INT4 codes that have one, from -8 to 8;
+            None where every one is 0.
+        order: int32 [K], the input that each column of the weight belongs to (GPTQ's act-order);
+            None is the ordinary order.
     """
 
     name: str
@@ -53,12 +57,21 @@ class Matrix:
     prequant: Floats | None = None
     activation_scale: float | None = None
     bias: Array | None = None
+    offsets: npt.NDArray[np.int8] | None = None
+    order: npt.NDArray[np.int32] | None = None
 
     def values(self) -> Floats:
         """Computes the float32 [N, K] that acts on x, what is left of the scales included."""
         values = self.weight.astype(np.float32)
         if self.scale is not None:
-            values *= np.repeat(self.scale, values.shape[1] // self.scale.shape[1], axis=1)
+            columns = values.shape[1] // self.scale.shape[1]
+            if self.offsets is not None:
+                values += np.repeat(self.offsets, columns, axis=1)
+            values *= np.repeat(self.scale, columns, axis=1)
+        if self.order is not None:
+            ordered = np.empty_like(values)
+            ordered[:, self.order] = values
+            values = ordered
         return values if self.prequant is None else values * self.prequant
 
 
@@ -123,6 +136,7 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
         )
     weight = unpack_int4(linear.weight) if linear.algo in PACKED_ALGOS else linear.weight
     scale, prequant = _scale(linear), linear.prequant_scaling_factor
+    added = None if linear.zero is None else offsets(linear)
     smoothing = None if prequant is None else prequant.astype(np.float32)
     if smoothing is not None and (smoothing == 1).all():
         smoothing = None
@@ -138,6 +152,8 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
                 prequant=smoothing,
                 activation_scale=linear.activation_scaling_factor,
                 bias=None if linear.bias is None else linear.bias[part],
+                offsets=None if added is None else added[part],
+                order=linear.input_order,
             )
         )
         start += rows

@@ -188,7 +188,13 @@ def test_scales_that_fold_without_rounding_do(tmp_path: Path, value: dict[str, A
 def test_what_serves_it_lies_beside_it(tmp_path: Path) -> None:
     source = write_model(tmp_path / "model")
     ranks = {"tensor_parallel": 2, "max_batch_size": 16, "max_num_tokens": 64}
-    output = export(source, tmp_path, compile=ranks, vllm={"gpu_memory_utilization": 0.5})
+    output = export(
+        source,
+        tmp_path,
+        compile=ranks,
+        quantize={"group_size": 64},
+        vllm={"gpu_memory_utilization": 0.5},
+    )
     arguments = {
         "dtype": "float16",
         "max_model_len": 64,
