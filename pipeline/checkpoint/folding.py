@@ -92,7 +92,7 @@ class FoldedLayer:
     left: Mapping[str, str]
 
 
-def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
+def fold(layer: Layer, facts: ModelFacts, *, codes_alone: bool = True) -> FoldedLayer:
     """Splits the fused linears of a layer and moves their pre-quant scales to what is before them.
 
     Products are float32, so that codes stay and no scale is rounded to 16 bits; whether the float32
@@ -101,16 +101,17 @@ def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
     Args:
         layer: Of a merged checkpoint.
         facts: The model it is of.
+        codes_alone: Refuses zero points and groups out of order, for whoever looks at codes and
+            scales only; otherwise matrices have them as ``offsets`` and ``order``.
 
     Raises:
         UnsupportedError: The format divides its pre-quant scales, so that they belong to the FP8
-            codes of activations and to nothing else; or a linear has zero points, or groups out of
-            order.
+            codes of activations and to nothing else; or see ``codes_alone``.
     """
     linears = {
         matrix.name: matrix
         for shape in facts.linears
-        for matrix in _split(layer.linear(shape.name), shape.source)
+        for matrix in _split(layer.linear(shape.name), shape.source, codes_alone=codes_alone)
     }
     norms = {norm.source: layer.norm(norm.checkpoint) for norm in facts.family.norms}
     left: dict[str, str] = {}
@@ -126,7 +127,9 @@ def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
     return FoldedLayer(linears, norms, left)
 
 
-def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
+def _split(
+    linear: Linear, source: tuple[tuple[str, int], ...], *, codes_alone: bool
+) -> list[Matrix]:
     algo = ALGOS[linear.algo]
     if algo.divides_prequant:
         raise UnsupportedError(
@@ -135,7 +138,7 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
             why="They are divided by the activation scale, as one factor of the FP8 codes",
             fix="Quantize to a format without FP8 activations",
         )
-    if linear.zero is not None or linear.input_order is not None:
+    if codes_alone and (linear.zero is not None or linear.input_order is not None):
         what = "zero points" if linear.zero is not None else "groups out of order"
         raise UnsupportedError(
             f"{what} are not folded",

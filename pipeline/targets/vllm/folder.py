@@ -135,7 +135,8 @@ def _layer(
 ) -> Iterator[tuple[str, Array]]:
     from pipeline.checkpoint.folding import fold
 
-    folded, prefix = fold(layer, checkpoint.facts), f"model.layers.{number}."
+    folded = fold(layer, checkpoint.facts, codes_alone=False)
+    prefix = f"model.layers.{number}."
     for name, reason in folded.left.items():
         raise CompileError(
             f"{prefix}{name} has pre-quant scales that no folder for vLLM has a place for",
