@@ -95,10 +95,16 @@ class Quantization:
             )
         if row.group_sizes:
             _check_groups(section, row, where)
+        if row.block and section.get("group_size") != row.block:
+            raise CheckpointError(
+                f"group_size is {section.get('group_size')!r}, and {algo} has blocks of {row.block}",
+                where=where,
+                fix="Export the checkpoint again with trtllm-pipeline run",
+            )
         return cls(
             algo=algo,
             kv_cache_algo=kv_cache_algo,
-            group_size=int(section["group_size"]) if row.group_sizes else None,
+            group_size=int(section["group_size"]) if row.scales == "group" else None,
             exclude_modules=DEFAULT_EXCLUDES if excludes is None else tuple(excludes),
         )
 

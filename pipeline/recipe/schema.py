@@ -28,6 +28,7 @@ from pipeline.formats import (
     FormatName,
     GroupSize,
     KvCacheName,
+    Precision,
     canonical_format,
 )
 from pipeline.recipe.compile import CompileSection
@@ -65,8 +66,8 @@ class ModelSection(Section):
             recipe, or a Hub id such as ``Qwen/Qwen2.5-7B-Instruct``.
         revision: A branch, tag or commit hash on the Hub; a commit hash pins the model. None is the
             main branch.
-        dtype: The precision of everything that is not quantized; the formats ``float16`` and
-            ``bfloat16`` imply it.
+        dtype: The precision of everything that is not quantized; the formats ``float16``,
+            ``bfloat16`` and ``float32`` imply it.
         trust_remote_code: Whether Python code of the Hub repository is run; ``revision`` must then
             be a commit hash.
     """
@@ -142,9 +143,9 @@ class QuantizeSection(Section):
 
     Attributes:
         format: The format of weights and activations. Names from ``fp16`` on are other spellings of
-            the first six.
+            those before.
         group_size: Input features that share one INT4 scale (``int4_awq``; ``w4a8_awq`` has groups
-            of 128 alone).
+            of 128 alone). ``nf4`` has blocks of 64, whatever this key says.
         smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
             to all (1); ``int8_sq`` alone reads it. TensorRT-LLM's own examples take 0.5.
         search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq``, by
@@ -154,8 +155,8 @@ class QuantizeSection(Section):
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
             device.
-        calibration: The text to calibrate on. Formats other than ``float16`` and ``bfloat16`` need
-            it.
+        calibration: The text to calibrate on. ``int8_sq``, ``int4_awq``, ``fp8`` and ``w4a8_awq``
+            need it.
     """
 
     format: Annotated[
@@ -182,10 +183,16 @@ class QuantizeSection(Section):
             )
             raise ValueError(msg)
         row = FORMATS[self.format]
+        if self.kv_cache and row.own:
+            msg = (
+                f"kv_cache needs a format that is calibrated; {self.format} is rounded without a "
+                "text. Leave kv_cache out"
+            )
+            raise ValueError(msg)
         if self.kv_cache and not row.quantizes:
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
             # loads without the scales.
-            msg = "kv_cache needs a quantized format; float16 and bfloat16 keep their own KV cache"
+            msg = "kv_cache needs a quantized format; floating point keeps its own KV cache"
             raise ValueError(msg)
         if row.group_sizes and self.group_size not in row.group_sizes:
             sizes = " or ".join(map(str, row.group_sizes))
@@ -432,7 +439,7 @@ class Recipe(Section):
         return self
 
     @property
-    def dtype(self) -> Dtype:
+    def dtype(self) -> Precision:
         """The precision of what is not quantized; an unquantized format is that precision."""
         return FORMATS[self.quantize.format].dtype or self.model.dtype
 
