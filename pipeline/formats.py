@@ -17,6 +17,7 @@ FormatName = Literal[
     "bfloat16",
     "int8_sq",
     "int4_awq",
+    "int4_gptq",
     "fp8",
     "w4a8_awq",
     "nf4",
@@ -37,10 +38,10 @@ Searched = Literal["smoothquant_alpha", "group_size"]
 KvCacheName = Literal["int8", "fp8"]
 """What ``quantize.kv_cache`` may be; each has a row in :data:`KV_CACHES`."""
 
-Number = Literal["float", "int8", "int4", "fp8", "nf4", "float32"]
-"""``float`` is whatever the model is in, float16 or bfloat16; ``nf4`` one of 16 levels that are
+Number = Literal["float", "int8", "int4", "fp8", "nf4"]
+"""``float`` is whatever the model is in, 16 bits or float32; ``nf4`` one of 16 levels that are
 quantiles of a normal distribution."""
-_BITS: dict[Number, int] = {"float": 16, "int8": 8, "int4": 4, "fp8": 8, "nf4": 4, "float32": 32}
+_BITS: dict[Number, int] = {"float": 16, "int8": 8, "int4": 4, "fp8": 8, "nf4": 4}
 
 NO_QUANT = "NO_QUANT"
 """TensorRT-LLM's ``quant_algo`` of linears in floating point; ``config.json`` may say null."""
@@ -71,8 +72,9 @@ class Format:
         dtype: The precision of the whole model for a format that is nothing else; None for one
             that quantizes.
         preset: The attribute of ``modelopt.torch.quantization`` that it starts from.
-        calibration: ModelOpt's ``algorithm.method``, which says how often and for what the
-            calibration text is read; None reads none.
+        calibration: How scales and codes are found, which says how often and for what the
+            calibration text is read; None reads none. ``hessian`` is our own rounding
+            (:mod:`pipeline.quantize.gptq`), the others are ModelOpt's ``algorithm.method``.
         scales: What shares one scale of a weight: a group of input features, a row of the matrix
             or the whole tensor.
         group_sizes: The input features that may share one scale, ascending, of a format whose
@@ -95,7 +97,7 @@ class Format:
     near: tuple[str, ...] = ()
     dtype: Precision | None = None
     preset: str | None = None
-    calibration: Literal["max", "smoothquant", "awq_lite"] | None = None
+    calibration: Literal["max", "smoothquant", "awq_lite", "hessian"] | None = None
     scales: Literal["group", "row", "tensor"] | None = None
     group_sizes: tuple[GroupSize, ...] = ()
     block: int | None = None
@@ -125,12 +127,15 @@ class Format:
     @property
     def weight_bits(self) -> int:
         """Bits of one weight, without scales."""
-        return _BITS[self.weights]
+        return self._bits(self.weights)
 
     @property
     def activation_bits(self) -> int:
         """Bits of one value that goes into a matrix multiplication."""
-        return _BITS[self.activations]
+        return self._bits(self.activations)
+
+    def _bits(self, number: Number) -> int:
+        return 32 if number == "float" and self.dtype == "float32" else _BITS[number]
 
     @property
     def integer_weights(self) -> bool:
@@ -148,11 +153,6 @@ class Format:
         return self.weight_bits == 4
 
     @property
-    def prequant(self) -> bool:
-        """Whether a linear has a scale for each input feature, multiplied onto its input."""
-        return self.scales in ("group", "row") and not self.own
-
-    @property
     def needs_fp8(self) -> bool:
         """Whether its linears compute in FP8, which takes hardware that can."""
         return self.activations == "fp8"
@@ -161,6 +161,16 @@ class Format:
     def divides_prequant(self) -> bool:
         """Whether TensorRT-LLM divides pre-quant scales by the activation scale on loading."""
         return self.scales == "group" and self.needs_fp8
+
+    @property
+    def smooths(self) -> bool:
+        """Whether calibration finds pre-quant scales; those of the others are one, or none."""
+        return self.calibration in ("smoothquant", "awq_lite")
+
+    @property
+    def rounds_by_hessian(self) -> bool:
+        """Whether weights are rounded one after another, each making up for those before it."""
+        return self.calibration == "hessian"
 
     @property
     def searched(self) -> Searched | None:
@@ -215,6 +225,22 @@ FORMATS: dict[FormatName, Format] = {
             scales="group",
             group_sizes=(64, 128),
             # TensorRT-LLM pads a layer that breaks it, and the export then no longer fits.
+            multiple=64,
+            remedies=("quantize.group_size: 64", "format int8_sq"),
+            instead=("int8_sq", "fp8"),
+        ),
+        Format(
+            "int4_gptq",
+            # Symmetric GPTQ is an AWQ checkpoint with pre-quant scales of one: same codes, same
+            # kernels. W4A16_GPTQ of a rank file has weights interleaved for one GPU.
+            W4A16_AWQ,
+            "int4",
+            "float",
+            aliases=("gptq", "w4a16_gptq"),
+            preset="INT4_AWQ_CFG",
+            calibration="hessian",
+            scales="group",
+            group_sizes=(64, 128),
             multiple=64,
             remedies=("quantize.group_size: 64", "format int8_sq"),
             instead=("int8_sq", "fp8"),
@@ -275,8 +301,8 @@ FORMATS: dict[FormatName, Format] = {
         Format(
             "float32",
             NO_QUANT,
-            "float32",
-            "float32",
+            "float",
+            "float",
             aliases=("fp32",),
             near=("f32", "single"),
             dtype="float32",

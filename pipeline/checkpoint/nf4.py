@@ -1,8 +1,8 @@
 """NF4: 4-bit codes of 16 levels, which are quantiles of a normal distribution.
 
-The levels, and how a weight finds its own, are those of bitsandbytes (``create_normal_map`` and
-``quantize_4bit`` of its ``functional.py``; appendix E of QLoRA, arXiv 2305.14314): a block of weights
-is divided by its largest magnitude, and each takes the level that is nearest.
+Levels, and how a weight finds its own, are those of bitsandbytes (``create_normal_map`` and
+``quantize_4bit`` of its ``functional.py``; appendix E of QLoRA, arXiv 2305.14314): a block of
+weights is divided by its largest magnitude, and each takes the level that is nearest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def pack_rows(codes: Array) -> npt.NDArray[np.uint8]:
         uint8 [N/2, K]; row 2i in the low nibble, row 2i + 1 in the high one.
     """
     narrow = codes.astype(np.uint8)
-    packed: npt.NDArray[np.uint8] = narrow[0::2] | (narrow[1::2] << 4)
+    packed: npt.NDArray[np.uint8] = narrow[0::2] | np.left_shift(narrow[1::2], 4, dtype=np.uint8)
     return packed
 
 

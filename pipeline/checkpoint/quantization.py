@@ -95,9 +95,10 @@ class Quantization:
             )
         if row.group_sizes:
             _check_groups(section, row, where)
-        if row.block and section.get("group_size") != row.block:
+        size = section.get("group_size")
+        if row.block and size != row.block:
             raise CheckpointError(
-                f"group_size is {section.get('group_size')!r}, and {algo} has blocks of {row.block}",
+                f"group_size is {size!r}, and {algo} has blocks of {row.block}",
                 where=where,
                 fix="Export the checkpoint again with trtllm-pipeline run",
             )

@@ -41,16 +41,18 @@ def _place(words: str, reason: str) -> Place:
 
 PLACES = {
     "pipeline/checkpoint/dequantize.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8 INT8_WO",
+        "turns the weights of each back into numbers",
     ),
     "pipeline/checkpoint/expected.py": _place(
         "W8A8_SQ_PER_CHANNEL FP8", "lists the tensors that a linear of each has"
     ),
     "pipeline/targets/openvino/linears.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "builds the graph of each that the CPU executes"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO", "builds the graph of each that the CPU executes"
     ),
     "pipeline/targets/openvino/refusals.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "says which have such a graph, without importing OpenVINO"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO",
+        "says which have such a graph, without importing OpenVINO",
     ),
     "model_repo/tensorrt_llm/settings.py": _place(
         "W8A8", "multiplies INT8 by INT8; a Triton model imports nothing from the pipeline"

@@ -146,7 +146,7 @@ def nibbles_along_rows(packed: Array) -> Array:
     """Repacks 4-bit pairs of neighbouring rows into pairs of neighbouring columns.
 
     Args:
-        packed: int8 or uint8 [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high nibble.
+        packed: 8-bit [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high one.
 
     Returns:
         uint8 [N, K/2]; column 2j in the low nibble.
