@@ -33,22 +33,8 @@ LEVELS: tuple[float, ...] = (
 """What each code stands for, in float32."""
 
 
-def pack_rows(codes: Array) -> npt.NDArray[np.uint8]:
-    """Puts the codes of two neighbouring rows into one byte, as INT4 weights of a checkpoint are.
-
-    Args:
-        codes: 0 to 15, [N, K]; N is even.
-
-    Returns:
-        uint8 [N/2, K]; row 2i in the low nibble, row 2i + 1 in the high one.
-    """
-    narrow = codes.astype(np.uint8)
-    packed: npt.NDArray[np.uint8] = narrow[0::2] | np.left_shift(narrow[1::2], 4, dtype=np.uint8)
-    return packed
-
-
 def unpack_rows(packed: Array) -> npt.NDArray[np.uint8]:
-    """Undoes :func:`pack_rows`.
+    """Undoes :func:`pipeline.checkpoint.cut.packed_rows` for codes without a sign.
 
     Args:
         packed: uint8 [N/2, K].
@@ -66,7 +52,7 @@ def values_of(packed: Array) -> npt.NDArray[np.float32]:
     """Looks up the levels of packed codes.
 
     Args:
-        packed: uint8 [N/2, K]; see :func:`pack_rows`.
+        packed: uint8 [N/2, K], row 2i in the low nibble.
 
     Returns:
         float32 [N, K], from -1 to 1.

@@ -21,11 +21,8 @@ from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import vocabulary_rows
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
-from pipeline.quantize.own import round_linears
 from pipeline.recipe.schema import Recipe
 
-OWN = "trtllm-pipeline over modelopt"
-"""The producer of what ModelOpt cut and we rounded."""
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 
 
@@ -47,36 +44,36 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
     save_file = require("safetensors.torch", "quantize").save_file
     tp_size, pp_size = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
     dtype = getattr(torch, checkpoint_dtype(recipe))
-    row = FORMATS[recipe.quantize.format]
-    # What we round ourselves is cut as it was loaded, so that nothing is rounded twice.
-    cut = model.dtype if row.own else dtype
     try:
         with torch.inference_mode():
             ranks = modelopt.torch_to_tensorrt_llm_checkpoint(
-                model, facts.family.decoder_type, cut, tp_size, pp_size
+                model, facts.family.decoder_type, dtype, tp_size, pp_size
             )
             for exported, weights, _ in ranks:
                 _check_label(exported["quantization"], recipe)
                 tensors = _unpad_vocabulary(weights, exported["rank"] % tp_size, model, tp_size)
                 tensors = _bound_prequant(tensors, recipe)
-                if row.own:
-                    tensors = round_linears(tensors, facts, row, dtype)
                 save_file(tensors, rank_path(output, exported["rank"]))
         config = checkpoint_config(facts, recipe, require("modelopt", "quantize").__version__)
         text = json.dumps(config, indent=2) + "\n"
         (output / "config.json").write_text(text, encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
-        raise StageError(
-            "the checkpoint cannot be written",
-            where=str(output),
-            why=str(error),
-            fix="Free space on the disk, or keep the store on another one",
-        ) from error
+        raise not_written(output, error) from error
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not export {recipe.quantize.format}",
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def not_written(output: Path, error: Exception) -> StageError:
+    """Makes the error of a checkpoint whose files cannot be written."""
+    return StageError(
+        "the checkpoint cannot be written",
+        where=str(output),
+        why=str(error),
+        fix="Free space on the disk, or keep the store on another one",
+    )
 
 
 def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:
@@ -86,9 +83,8 @@ def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) 
     ModelOpt would write float16, in which close logits tie.
     """
     tp_size, pp_size = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-    own = FORMATS[recipe.quantize.format].own
     config: dict[str, Any] = {
-        "producer": {"name": OWN if own else "modelopt", "version": producer_version},
+        "producer": {"name": "modelopt", "version": producer_version},
         "architecture": facts.architecture,
         "dtype": checkpoint_dtype(recipe),
         "logits_dtype": "float32",
@@ -124,8 +120,6 @@ def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) 
 
 def _check_label(exported: Mapping[str, Any], recipe: Recipe) -> None:
     """Refuses an export that is not what was asked for, such as one that lost its KV scales."""
-    if FORMATS[recipe.quantize.format].own:
-        return  # what was cut is in floating point
     wanted = quantization_section(recipe.quantize)
     for key in ("quant_algo", "kv_cache_quant_algo", "group_size"):
         if exported.get(key) != wanted.get(key):

@@ -10,8 +10,9 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from pipeline.checkpoint.cut import packed_rows
 from pipeline.checkpoint.layout import Linear
-from pipeline.checkpoint.nf4 import LEVELS, pack_rows
+from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.errors import CompileError
 from pipeline.formats import ALGOS
 from pipeline.targets.openvino.linears import Linears, fused, nibbles_along_rows
@@ -189,7 +190,7 @@ def test_nf4_is_multiplied_packed() -> None:
     random = np.random.default_rng(8)
     codes = random.integers(0, 16, (64, 256))
     scales = random.uniform(0.01, 2, (64, 4)).astype(np.float32)
-    linear = Linear("fc", "NF4", pack_rows(codes), scales)
+    linear = Linear("fc", "NF4", packed_rows(codes.astype(np.uint8)), scales)
     x = draw(7, 256)
     weight = np.array(LEVELS)[codes] * np.repeat(scales.astype(np.float64), 64, axis=1)
     expected = x.astype(np.float64) @ weight.T
