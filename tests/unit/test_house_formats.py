@@ -40,6 +40,21 @@ def _place(words: str, reason: str) -> Place:
 
 
 PLACES = {
+    # Foreign folders, by the names that their libraries have for them.
+    "pipeline/models/quantized.py": _place(
+        "FP8 INT8_WO W4A16_AWQ W8A8_SQ_PER_CHANNEL awq gptq",
+        "says which folder of another library becomes which checkpoint",
+    ),
+    "pipeline/source/quantized.py": _place(
+        "FP8 W4A16_AWQ awq gptq", "lists the tensors that each library writes"
+    ),
+    "pipeline/checkpoint/sources/compressed.py": _place(
+        "W4A16_AWQ", "reads what the library wrote"
+    ),
+    "pipeline/checkpoint/sources/folder.py": _place("awq gptq", "reads what the library wrote"),
+    "pipeline/checkpoint/sources/modelopt.py": _place(
+        "FP8 W4A16_AWQ", "reads what the library wrote"
+    ),
     "pipeline/checkpoint/dequantize.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8 INT8_WO",
         "turns the weights of each back into numbers",
@@ -67,6 +82,10 @@ PLACES = {
     "pipeline/targets/tensorrt/build/failures.py": _place(
         "fp8", "the KV cache that is called so, in an advice"
     ),
+    "pipeline/targets/vllm/layouts.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ FP8 gptq", "writes the tensors of each as vLLM reads them"
+    ),
+    "pipeline/recipe/vllm.py": _place("gptq", "the quant_method of a folder that is called so"),
     "pipeline/targets/tensorrt/toolchain.py": _place(
         "int8_sq", "the format that another product of NVIDIA does not have"
     ),
@@ -86,7 +105,7 @@ WORDS = {name for name in _names() if name.isalnum() and name != "fp8"}
 # Longest first, so that what is found is the whole name.
 SPELLED = sorted(set(_names()) - WORDS, key=len, reverse=True)
 # A kind of number too where it stands alone: the weights of a row, for one.
-KINDS = {"int4"}
+KINDS = {"int4", "nf4"}
 IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(SPELLED)}|W\d+A\d+\w*)(?![A-Za-z0-9_])")
 IN_NAME = re.compile(
     rf"(?<![a-z0-9])(?:{'|'.join(name.lower() for name in SPELLED if name != 'fp8')}|w\d+a\d+\w*)"
