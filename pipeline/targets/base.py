@@ -136,6 +136,11 @@ class EngineEvaluation(Protocol):
     def longest_window(self) -> int:
         """Tokens of the longest window that the engine takes."""
 
+    @property
+    def rounded_to(self) -> int | None:
+        """Bits of a weight where compiling itself rounds them, so that the engine cannot be the
+        checkpoint; None where it should be."""
+
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.
 
