@@ -120,9 +120,7 @@ def test_more_servers_than_are_simulated_are_not_searched_for() -> None:
     ):
         assert isinstance(found, Unreachable)
         assert "servers by their throughput alone, and no more than 2,000 are" in found.why
-    assert "it takes 1e+05 servers" in size(
-        SINGLE, traffic(1e6), Objective(10.0, 1.0, 95.0), "0"
-    ).why  # type: ignore[union-attr]
+        assert found.why.startswith(("it takes 1e+05 servers", "it takes 1e+30 servers"))
 
 
 def test_luck_with_the_few_that_are_tried_alone_does_not_search_for_ever(
