@@ -30,6 +30,7 @@ from pipeline.formats import (
     KvCacheName,
     canonical_format,
 )
+from pipeline.models.quantized import Method
 from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.evaluate import EvaluateSection
 from pipeline.recipe.section import (
@@ -142,14 +143,25 @@ class QuantizeSection(Section):
 
     Attributes:
         format: The format of weights and activations. Names from ``fp16`` on are other spellings of
-            the first six.
-        group_size: Input features that share one INT4 scale (``int4_awq``; ``w4a8_awq`` has groups
-            of 128 alone).
+            the first seven.
+        group_size: Input features that share one INT4 scale (``int4_awq`` and ``int4_gptq``;
+            ``w4a8_awq`` has groups of 128 alone).
+        act_order: Whether ``int4_gptq`` rounds the input features of the largest activations first,
+            instead of from left to right. The groups stay as they are, so that every target runs
+            it. No other format reads it.
+        portable: Whether the checkpoint has pre-quant scales of one, for targets that know none:
+            they are moved into the norms and linears before, ahead of the rounding. ``int8_sq`` and
+            ``int4_awq`` read it; the other formats have none, but for ``w4a8_awq``, which is
+            refused.
         smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
             to all (1); ``int8_sq`` alone reads it. TensorRT-LLM's own examples take 0.5.
-        search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq``, by
-            the smallest KL divergence from the source model, whatever that key says; ``{}`` does so
-            with the defaults below. None takes the key as it is.
+        search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq`` and
+            ``int4_gptq``, by the smallest KL divergence from the source model, whatever that key
+            says; ``{}`` does so with the defaults below. None takes the key as it is.
+        stored: What wrote the model's files, where their weights are quantized already: then codes
+            and scales are taken over as they are, and nothing is calibrated. A model on this
+            machine says it itself, with ``format`` and ``group_size``, which may then be left out;
+            the key is for models of the Hub. None quantizes a model in floating point.
         kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
@@ -162,8 +174,11 @@ class QuantizeSection(Section):
         FormatName, BeforeValidator(canonical_format), Field(json_schema_extra=_with_aliases)
     ]
     group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
+    act_order: bool = False
+    portable: bool = False
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     search: SearchSection | None = None
+    stored: Method | None = None
     kv_cache: KvCacheName | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     calibration: Calibration | None = None
@@ -171,7 +186,8 @@ class QuantizeSection(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether a forward pass over text decides any tensor of the checkpoint."""
-        return FORMATS[self.format].calibration is not None or self.kv_cache is not None
+        calibrated = FORMATS[self.format].calibration is not None or self.kv_cache is not None
+        return calibrated and self.stored is None
 
     @model_validator(mode="after")
     def _complete(self) -> QuantizeSection:
@@ -182,6 +198,13 @@ class QuantizeSection(Section):
             )
             raise ValueError(msg)
         row = FORMATS[self.format]
+        for key in ("search", "kv_cache", "act_order", "portable"):
+            if self.stored and getattr(self, key):
+                msg = (
+                    f"{key} is decided when weights are quantized, and those of this model are "
+                    f"already, by {self.stored}; leave quantize.{key} out"
+                )
+                raise ValueError(msg)
         if self.kv_cache and not row.quantizes:
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
             # loads without the scales.
@@ -190,6 +213,12 @@ class QuantizeSection(Section):
         if row.group_sizes and self.group_size not in row.group_sizes:
             sizes = " or ".join(map(str, row.group_sizes))
             msg = f"format {self.format} has groups of {sizes}, not group_size {self.group_size}"
+            raise ValueError(msg)
+        if self.portable and row.divides_prequant:
+            msg = (
+                f"format {self.format} cannot be portable: its pre-quant scales are part of the "
+                "FP8 activations, which no other target has; remove portable"
+            )
             raise ValueError(msg)
         if self.search:
             self._check_search(self.search)

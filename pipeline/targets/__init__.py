@@ -12,7 +12,9 @@ __all__ = ["TARGETS", "Target", "get_target"]
 
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
+    "llamacpp": "pipeline.targets.llamacpp.target:LlamaCppTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+    "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
 
