@@ -158,7 +158,8 @@ def q4_0(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16]) -> Bytes:
     d = np.repeat(scales, columns // BLOCK // scales.shape[1], axis=1).reshape(rows, -1, 1)
     nibbles = (codes.astype(np.int16) + 8).astype(np.uint8).reshape(rows, -1, 2, 16)
     packed = nibbles[:, :, 0] | (nibbles[:, :, 1] << 4)
-    return np.concatenate([d.view(np.uint8), packed], axis=-1).reshape(rows, -1)
+    blocks: Bytes = np.concatenate([d.view(np.uint8), packed], axis=-1)
+    return blocks.reshape(rows, -1)
 
 
 def q8_0(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16]) -> Bytes:
@@ -174,7 +175,8 @@ def q8_0(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16]) -> Bytes:
     rows, columns = codes.shape
     d = np.repeat(scales, columns // BLOCK // scales.shape[1], axis=1).reshape(rows, -1, 1)
     blocks = np.ascontiguousarray(codes, np.int8).reshape(rows, -1, BLOCK).view(np.uint8)
-    return np.concatenate([d.view(np.uint8), blocks], axis=-1).reshape(rows, -1)
+    scaled: Bytes = np.concatenate([d.view(np.uint8), blocks], axis=-1)
+    return scaled.reshape(rows, -1)
 
 
 def half_scales(scales: Floats) -> tuple[npt.NDArray[np.float16], bool] | None:
