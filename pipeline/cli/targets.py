@@ -91,12 +91,12 @@ def _print(
     from pipeline.tables import COLOURS, print_table
 
     names = [cell.target for cell in rows[0]]
-    table = [
-        [_row_name(labels, cells), *(cell.words for cell in cells)]
-        for labels, cells in folded(rows)
-    ]
+    table = [[_row_name(labels), *(cell.words for cell in cells)] for labels, cells in folded(rows)]
     styles = {"no": COLOURS["bad"], "yes": COLOURS["good"]}
-    print_table(["format", *names], table, title=f"formats and targets for {words}", styles=styles)
+    title = f"formats and targets for {words}"
+    print_table(["format", *names], table, title=title, styles=styles, whole=range(len(names) + 1))
+    if any(cell.needs for row in rows for cell in row):
+        print("portable: with quantize.portable: true")
     for reason, cells in refused:
         print()
         print(_places(cells))
@@ -104,11 +104,8 @@ def _print(
             print(line)
 
 
-def _row_name(labels: Sequence[str], cells: Sequence[Cell]) -> str:
-    if len(labels) == 1:
-        return labels[0]
-    owner = next((cell.target for cell in cells if cell.taken), cells[0].target)
-    return f"{labels[0]} and {len(labels) - 1} more of {owner}"
+def _row_name(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{labels[0]}, {len(labels) - 1} more"
 
 
 def _places(cells: Sequence[Cell]) -> str:
@@ -141,8 +138,14 @@ def markdown_lines(rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
             shown.append(f"no ({number})" if number else cell.words)
         yield f"| {', '.join(labels)} | " + " | ".join(shown) + " |"
     yield ""
+    yield "`portable` is `quantize.portable: true` in the recipe."
+    yield ""
+    yield "<details><summary>Why not</summary>"
+    yield ""
     for number, (reason, _) in enumerate(reasons, 1):
         yield f"{number}. {reason}"
+    yield ""
+    yield "</details>"
 
 
 def _put(page: Path, table: str) -> None:
@@ -157,4 +160,4 @@ def _put(page: Path, table: str) -> None:
             where=str(page),
             fix=f"Write {BEGIN} and {END} on lines of their own",
         )
-    write_atomically(page, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    write_atomically(page, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}".encode())
