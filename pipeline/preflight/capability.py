@@ -7,7 +7,7 @@ the table of targets, and a cell is what the pre-flight says of a recipe with th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,8 +17,7 @@ from pipeline.formats import FORMATS, KV_CACHES, Format
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import check_facts
 from pipeline.recipe.schema import Recipe
-from pipeline.targets import TARGETS, own_types
-from pipeline.targets.base import OwnType
+from pipeline.targets import TARGETS, get_target, own_types
 
 ANY = "any"
 """Stands for a model and a text that nothing here depends on."""
@@ -121,11 +120,9 @@ def capability(recipe: Recipe, facts: ModelFacts) -> list[list[Cell]]:
         [_format_cell(recipe, facts, row, target) for target in TARGETS] for row in FORMATS.values()
     ]
     rows += [[_cache_cell(recipe, facts, name, target) for target in TARGETS] for name in KV_CACHES]
-    for name, (owner, own) in own_types().items():
-        theirs = _type_cell(recipe, facts, name, owner, own)
-        fix = f"Set compile.target to {owner}"
-        other = Cell(name, "", False, {}, f"{name} is a type of {owner}'s own", None, fix)
-        rows.append([theirs if t == owner else replace(other, target=t) for t in TARGETS])
+    rows += [
+        [_type_cell(recipe, facts, name, target) for target in TARGETS] for name in own_types()
+    ]
     return rows
 
 
@@ -155,7 +152,12 @@ def _cache_cell(recipe: Recipe, facts: ModelFacts, name: str, target: str) -> Ce
     return Cell(label, target, False, {}, found.what, found.why, found.fix)
 
 
-def _type_cell(recipe: Recipe, facts: ModelFacts, name: str, target: str, own: OwnType) -> Cell:
+def _type_cell(recipe: Recipe, facts: ModelFacts, name: str, target: str) -> Cell:
+    own = get_target(target).own_types.get(name)
+    if own is None:
+        owner, _ = own_types()[name]
+        fix = f"Set compile.target to {owner}"
+        return Cell(name, target, False, {}, f"{name} is a type of {owner}'s own", None, fix)
     plain = recipe.dtype if FORMATS[recipe.dtype].weight_bits == 16 else recipe.model.dtype
     asked = {"quantize.format": plain, "compile.target": target, **own.values}
     found = _asked(recipe, facts, asked)
@@ -212,7 +214,10 @@ def notes(rows: Sequence[Sequence[Cell]]) -> list[tuple[str, list[Cell]]]:
     found: dict[str, list[Cell]] = {}
     for row in rows:
         for cell in row:
-            if not cell.taken and own.get(cell.format, (cell.target,))[0] == cell.target:
+            own_to_others = (
+                cell.format in own and cell.format not in get_target(cell.target).own_types
+            )
+            if not cell.taken and not own_to_others:
                 found.setdefault(cell.reason, []).append(cell)
     return list(found.items())
 
