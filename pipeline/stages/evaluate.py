@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pipeline.formats import FORMATS
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
@@ -25,7 +26,14 @@ KEYS = {"tokens", "sequence_length", "stride", "dtype"}
 
 def section(recipe: Recipe) -> dict[str, Any]:
     """Returns what decides the measurement."""
-    return scored.section(recipe, KEYS)
+    # Parts are then compared by what is between them, and not as they are.
+    moved = {"portable": True} if has_moved_scales(recipe) else {}
+    return moved | scored.section(recipe, KEYS)
+
+
+def has_moved_scales(recipe: Recipe) -> bool:
+    """Whether norms and linears of the checkpoint differ from the source's by moved scales."""
+    return recipe.quantize.portable and FORMATS[recipe.quantize.format].smooths
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def run(context: StageContext) -> dict[str, Any]:
         text = _text(context)
         models = load_models(context)
         scores, measured = _measure(context, text, models)
-        noise = _noise(text, models)
+        noise = _noise(context.recipe, text, models)
     # What is allowed depends on the sizes of the model.
     summary = {
         "parameters": parameters,
@@ -127,13 +135,18 @@ def _measure(
     }
 
 
-def _noise(text: ScoredText, models: Models) -> dict[str, Any]:
+def _noise(recipe: Recipe, text: ScoredText, models: Models) -> dict[str, Any]:
+    from pipeline.evaluation.moved import moved_factors
     from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
 
     # To a scorer every window begins a text.
     rows = [window.ids for window in text.windows]
     both = models.source, models.written, models.scorers()[0], rows
-    linears, others = (signal_to_noise(*both, chosen) for chosen in (is_linear, is_other))
+    moved = has_moved_scales(recipe)
+    factors = moved_factors(models.source, models.written) if moved else None
+    linears, others = (
+        signal_to_noise(*both, chosen, factors=factors) for chosen in (is_linear, is_other)
+    )
     return {
         "signal_to_noise": [linear.as_dict() for linear in linears],
         "signal_to_noise_of_others": [

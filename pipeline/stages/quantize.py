@@ -134,9 +134,21 @@ def _write(
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import load_model
 
+    quantize, progress = recipe.quantize, context.progress
     model = load_model(context.inputs["source"].path, recipe)
-    if batches:
-        calibrate(model, recipe.quantize, batches, context.progress, statistics)
+    row = FORMATS[quantize.format]
+    if row.rounds_by_hessian:
+        from pipeline.quantize.hessians import keep_scales, round_decoder
+
+        scales = round_decoder(model, facts, recipe, batches, progress)
+        calibrate(model, quantize, batches, progress)
+        keep_scales(model, scales)
+    elif batches:
+        calibrate(model, quantize, batches, progress, statistics)
+    if row.smooths and quantize.portable:
+        from pipeline.quantize.portable import make_portable
+
+        make_portable(model, facts, recipe, batches, progress)
     export(model, facts, recipe, output)
 
 
