@@ -26,6 +26,9 @@ from pipeline.source.tokens import Rows
 
 VALUES, OUTPUT = "self_attn.v_proj", "self_attn.o_proj"
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
+# What the calibration text hardly moves gets scales of up to 10^4, of which no more is moved: should
+# other text move it, its values are still far from the largest float16.
+LARGEST = 256.0
 
 
 def make_portable(
@@ -86,7 +89,7 @@ def _hand_on(linears: Sequence[Any], before: Any | None, dtype: Any) -> None:
     scale = linears[0].input_quantizer.pre_quant_scale.float().clone()
     moved = torch.ones_like(scale)
     if before is not None:
-        moved = torch.minimum(scale, torch.finfo(dtype).max / _largest(before))
+        moved = torch.minimum(scale, torch.finfo(dtype).max / _largest(before)).clamp(max=LARGEST)
         for parameter in before.parameters(recurse=False):
             factor = moved.to(parameter)
             parameter.mul_(factor[:, None] if parameter.dim() == 2 else factor)
