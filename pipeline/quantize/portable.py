@@ -26,8 +26,8 @@ from pipeline.source.tokens import Rows
 
 VALUES, OUTPUT = "self_attn.v_proj", "self_attn.o_proj"
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
-# What the calibration text hardly moves gets scales of up to 10^4, of which no more is moved: should
-# other text move it, its values are still far from the largest float16.
+# What the calibration text hardly moves gets scales of up to 10^4, of which no more is moved:
+# should other text move it, its values are still far from the largest float16.
 LARGEST = 256.0
 
 

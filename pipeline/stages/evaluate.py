@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pipeline.formats import FORMATS
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.scored import Models, ScoredText, load_models, read_text, settings_of
+from pipeline.stages.scored import (
+    MOVED_SCALES,
+    Models,
+    ScoredText,
+    load_models,
+    read_text,
+    settings_of,
+)
 from pipeline.verdict.checks import check_checkpoint
 from pipeline.verdict.gates import beyond_range
 
@@ -26,14 +32,7 @@ KEYS = {"tokens", "sequence_length", "stride", "dtype"}
 
 def section(recipe: Recipe) -> dict[str, Any]:
     """Returns what decides the measurement."""
-    # Parts are then compared by what is between them, and not as they are.
-    moved = {"portable": True} if has_moved_scales(recipe) else {}
-    return moved | scored.section(recipe, KEYS)
-
-
-def has_moved_scales(recipe: Recipe) -> bool:
-    """Whether norms and linears of the checkpoint differ from the source's by moved scales."""
-    return recipe.quantize.portable and FORMATS[recipe.quantize.format].smooths
+    return scored.section(recipe, KEYS)
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -54,7 +53,8 @@ def run(context: StageContext) -> dict[str, Any]:
         text = _text(context)
         models = load_models(context)
         scores, measured = _measure(context, text, models)
-        noise = _noise(context.recipe, text, models)
+        moved = bool(context.inputs["quantize"].facts.get(MOVED_SCALES))
+        noise = _noise(text, models, moved=moved)
     # What is allowed depends on the sizes of the model.
     summary = {
         "parameters": parameters,
@@ -135,14 +135,13 @@ def _measure(
     }
 
 
-def _noise(recipe: Recipe, text: ScoredText, models: Models) -> dict[str, Any]:
+def _noise(text: ScoredText, models: Models, *, moved: bool) -> dict[str, Any]:
     from pipeline.evaluation.moved import moved_factors
     from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
 
     # To a scorer every window begins a text.
     rows = [window.ids for window in text.windows]
     both = models.source, models.written, models.scorers()[0], rows
-    moved = has_moved_scales(recipe)
     factors = moved_factors(models.source, models.written) if moved else None
     linears, others = (
         signal_to_noise(*both, chosen, factors=factors) for chosen in (is_linear, is_other)

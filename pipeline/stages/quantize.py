@@ -14,6 +14,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import facts_of
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.scored import MOVED_SCALES
 
 if TYPE_CHECKING:
     from pipeline.quantize.search import Found
@@ -123,6 +124,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "calibration_texts": len(texts),
         "calibration_tokens": sum(len(row) for batch in batches for row in batch),
         **({"search": found.as_dict()} if found else {}),
+        **({MOVED_SCALES: True} if _moves_scales(recipe) else {}),
     }
 
 
@@ -150,6 +152,10 @@ def _facts_of(checkpoint: Path) -> dict[str, Any]:
     }
 
 
+def _moves_scales(recipe: Recipe) -> bool:
+    return FORMATS[recipe.quantize.format].smooths and recipe.quantize.portable
+
+
 def _write(
     context: StageContext,
     recipe: Recipe,
@@ -175,7 +181,7 @@ def _write(
         keep_scales(model, scales)
     elif batches:
         calibrate(model, quantize, batches, progress, statistics)
-    if row.smooths and quantize.portable:
+    if _moves_scales(recipe):
         from pipeline.quantize.portable import make_portable
 
         make_portable(model, facts, recipe, batches, progress)

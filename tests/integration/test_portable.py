@@ -1,4 +1,4 @@
-"""Checkpoints with pre-quant scales of one: the same model, and nothing left that a target lacks."""
+"""Checkpoints with pre-quant scales of one: the same model, with nothing left to move."""
 
 from __future__ import annotations
 
