@@ -166,6 +166,7 @@ def _write(
     statistics: Statistics | None = None,
 ) -> None:
     """Writes the checkpoint of a recipe that searches for nothing."""
+    from pipeline.quantize import own
     from pipeline.quantize.calibrate import calibrate
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import load_model
@@ -173,6 +174,9 @@ def _write(
     quantize, progress = recipe.quantize, context.progress
     model = load_model(context.inputs["source"].path, recipe)
     row = FORMATS[quantize.format]
+    if own.writes(row):
+        own.write(model, facts, recipe, output, progress)
+        return
     if row.rounds_by_hessian:
         from pipeline.quantize.hessians import keep_scales, round_decoder
 

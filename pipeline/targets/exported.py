@@ -50,11 +50,16 @@ class ExportedTarget(ABC):
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        takes_zero_points: Whether its files have INT4 zero points; a subclass that writes them says
+            so.
+        takes_input_order: Whether they have groups that take inputs out of order, likewise.
     """
 
     name: str
     program: str
     rounds_activations: bool = True
+    takes_zero_points: bool = False
+    takes_input_order: bool = False
 
     @abstractmethod
     def needs(self, recipe: Recipe) -> Requirements:
