@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,21 @@ class Closing:
         return repository if failed and not replaced and repository.is_dir() else None
 
     def print(
-        self, outputs: Path, repository: Path | None = None, *, verdict_alone: bool = False
+        self,
+        outputs: Path,
+        repository: Path | None = None,
+        *,
+        export: Path | None = None,
+        steps: Sequence[str] = (),
+        verdict_alone: bool = False,
     ) -> bool:
         """Prints the last lines to stdout, in colour on a terminal.
 
         Args:
             outputs: The recipe's output folder, where the report was put.
             repository: What may be served; None where there is nothing.
+            export: What another program runs; None where there is nothing.
+            steps: How it is run, as lines of shell.
             verdict_alone: Prints the first line only.
 
         Returns:
@@ -68,12 +76,14 @@ class Closing:
         if self.report is None:
             return False
         if self.report["verdict"]["status"] != "passed":
-            repository = None
+            repository, steps = None, ()
         lines = closing_lines(
             self.report,
             page=outputs / PAGE,
             repository=repository,
             earlier=self._earlier(outputs / REPOSITORY),
+            export=export,
+            steps=steps,
         )
         if verdict_alone:
             lines = lines[:1]
@@ -98,7 +108,7 @@ def _print_on_terminal(lines: list[str], verdict: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False)
     for index, line in enumerate(lines):
-        name = line.partition(":")[0]
+        name = line[:LABEL].partition(":")[0].strip()
         # A path or a command is left to the terminal, so that it can be copied whole.
         parts = [line] if name in WHOLE else fitted([line], sys.stdout, LABEL)
         shown = Text("\n".join(parts))

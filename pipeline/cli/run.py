@@ -71,8 +71,9 @@ def run(
     from pipeline.cli.console import fitted, open_recipe, print_json, progress_for
     from pipeline.cli.run_junit import junit_of_run
     from pipeline.cli.stage_lines import RESULT, stage_dict, stage_line
-    from pipeline.running.planner import PlannedStage, stages_for
+    from pipeline.running.planner import PlannedStage
     from pipeline.store.build_dir import BuildDir
+    from pipeline.targets import get_target
 
     loaded = open_recipe(recipe, overrides, directory, quiet=output.quiet)
     stages = []
@@ -105,6 +106,8 @@ def run(
         else:
             closing.print(BuildDir(build_dir).outputs(loaded), verdict_alone=output.quiet)
         raise
+    export = result.deployed.get("compile")
+    steps = list(get_target(loaded.compile.target).next_steps(loaded, export)) if export else []
     if output.json:
         deployed = {name: str(path) for name, path in result.deployed.items()}
         print_json(
@@ -113,21 +116,18 @@ def run(
                 "outputs": str(result.outputs),
                 "deployed": deployed,
                 "stages": stages,
+                **({"next_steps": steps} if steps else {}),
                 **closing.values(),
             }
         )
         return
     told = closing.print(
-        result.outputs, result.deployed.get("repository"), verdict_alone=output.quiet
+        result.outputs,
+        result.deployed.get("repository"),
+        export=export,
+        steps=steps,
+        verdict_alone=output.quiet,
     )
-    if output.quiet:
-        return
-    served = any(stage.name == "repository" for stage in stages_for(loaded))
-    if not served and "compile" in result.stages:
-        # An export is all that such a target has to show, and it lies in the store.
-        compiled = result.stages["compile"].artifact
-        if compiled:
-            print(f"{'engine:':<13}{compiled.path}")
-    if not told:
+    if not (output.quiet or told):
         for name, path in result.deployed.items():
             print(f"{name + ':':<13}{path}")

@@ -80,13 +80,18 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
     left_out: set[str] = set() if recipe.evaluate else {"evaluate", "fidelity"}
     if engine_not_measured(recipe):
         left_out.add("fidelity")
-    if get_target(recipe.compile.target).triton_model is None:
+    exported = get_target(recipe.compile.target).triton_model is None
+    if exported:
         left_out |= SERVED
-    stages = tuple(stage for stage in STAGES if stage.name not in left_out)
-    if engine is None:
-        return stages
-    taken_in = compile_stage.adopting(engine)
-    return tuple(taken_in if stage.name == taken_in.name else stage for stage in stages)
+    measured = None if "fidelity" in left_out else "fidelity"
+
+    def own(stage: Stage) -> Stage:
+        if stage.name != compile_stage.STAGE.name:
+            return stage
+        compiling = stage if engine is None else compile_stage.adopting(engine)
+        return compile_stage.exported(compiling, measured) if exported else compiling
+
+    return tuple(own(stage) for stage in STAGES if stage.name not in left_out)
 
 
 def key_material(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CompileError, UsageError
 from pipeline.recipe.schema import Recipe
-from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.base import Deployment, Stage, StageContext
+from pipeline.store.deployed import EXPORT, README
 from pipeline.targets import get_target
 from pipeline.targets.base import GivenEngine
 
@@ -40,7 +41,33 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     target = get_target(context.recipe.compile.target)
     checkpoint = context.inputs["quantize"].path
-    return target.compile(checkpoint, context.recipe, context.output, context.progress)
+    source = context.inputs.get("source")
+    facts = target.compile(
+        checkpoint,
+        context.recipe,
+        context.output,
+        context.progress,
+        source.path if source else None,
+    )
+    readme = context.output / README
+    if (steps := target.next_steps(context.recipe, Path())) and not readme.exists():
+        readme.write_text(_readme(context.recipe, steps), encoding="utf-8")
+    return facts
+
+
+def _readme(recipe: Recipe, steps: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            f"# {recipe.name} for {recipe.compile.target}",
+            "",
+            "Written by trtllm-pipeline. It is run like this, from this folder:",
+            "",
+            "```sh",
+            *steps,
+            "```",
+            "",
+        ]
+    )
 
 
 STAGE = Stage(
@@ -102,4 +129,21 @@ def adopting(given: GivenEngine) -> Stage:
         title="take in the engine that was built elsewhere",
         run=adopt,
         material=lambda _recipe: {"engine": dict(given.files)},
+    )
+
+
+def exported(stage: Stage, after: str | None) -> Stage:
+    """Makes the stage put its engine directory into the build's folder, where nothing serves it.
+
+    Such an engine directory is all that its program gets, so the stage has the source as well: its
+    tokenizer, chat template and licence go along.
+
+    Args:
+        stage: This stage, or the one that takes in an engine.
+        after: The stage that measures the engine and has to pass before; None where none does.
+    """
+    return replace(
+        stage,
+        inputs=("source", *stage.inputs),
+        deployment=Deployment(folder=EXPORT, after=after),
     )

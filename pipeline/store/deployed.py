@@ -8,6 +8,10 @@ from pipeline.errors import UsageError
 from pipeline.store.artifact import MANIFEST
 
 FOLDER = "repository"
+EXPORT = "export"
+"""What is for another program to run, in a build's folder."""
+README = "README.md"
+"""How such files are run, beside them."""
 _ASIDE = {
     "failed": "its repository failed verification",
     "unverified": "its repository was not verified",
@@ -24,7 +28,8 @@ def find_repository(given: Path) -> Path:
         The repository; the path as it is where it is neither, which whoever reads it refuses.
 
     Raises:
-        UsageError: The build has none that passed, only one that was put aside.
+        UsageError: The build has none that passed, only one that was put aside; or it is for
+            another program to run.
     """
     if (given / MANIFEST).exists() or not given.is_dir():
         return given
@@ -40,6 +45,13 @@ def find_repository(given: Path) -> Path:
                 fix=f"Run the recipe again, or name it by its own path to take it nevertheless: "
                 f"{kept}",
             )
+    if (given / EXPORT / MANIFEST).exists():
+        raise UsageError(
+            "this build is for another program to run, so it has no repository",
+            where=str(given),
+            why="Its compile target writes files that are not served here",
+            fix=f"Run it as {given / EXPORT / README} says",
+        )
     return given
 
 

@@ -298,7 +298,12 @@ class Target(Protocol):
         """
 
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,
     ) -> dict[str, Any]:
         """Writes an engine directory with ``config.json`` and returns facts about it.
 
@@ -307,9 +312,22 @@ class Target(Protocol):
             recipe: The recipe; ``compile`` is the section that counts.
             output: An empty directory.
             progress: Where it reports.
+            source: The snapshot that the checkpoint was made of, for a target that only exports:
+                what it writes has a tokenizer and more of it. None for any other target.
 
         Raises:
             CompileError: The engine could not be built.
+        """
+
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:
+        """Writes what is done next with an engine that is not served here, as lines of shell.
+
+        A run shows them last, and README.md of the deployed folder has them. A target that is
+        served returns none.
+
+        Args:
+            recipe: The recipe; ``compile`` is the section that counts.
+            folder: Where the engine directory lies for whoever reads the lines.
         """
 
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:

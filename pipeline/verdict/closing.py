@@ -16,8 +16,8 @@ from pipeline.verdict.words import MEASURES, interval, measured_words, size_word
 _ALWAYS = ("perplexity_increase", "top1_agreement")
 LABEL = 13
 """Columns of a line's name, with the space behind it."""
-REPORT, NEXT = "report", "next"
-WHOLE = (REPORT, NEXT)
+REPORT, NEXT, EXPORTED = "report", "next", "export"
+WHOLE = (REPORT, NEXT, EXPORTED, "")
 """The lines with something to copy, which are never broken."""
 
 
@@ -27,6 +27,8 @@ def closing_lines(
     page: Path | None = None,
     repository: Path | None = None,
     earlier: Path | None = None,
+    export: Path | None = None,
+    steps: Sequence[str] = (),
 ) -> list[str]:
     """Sums a report up in about six lines, the verdict first.
 
@@ -35,6 +37,8 @@ def closing_lines(
         page: Where the report lies for people; None leaves the line out.
         repository: Where what may be served lies; None names no next command.
         earlier: Where what an earlier run deployed still lies; None says nothing of it.
+        export: Where what another program runs lies; None where the build is served.
+        steps: How it is run, as lines of shell.
     """
     rows = [
         ("verdict", report["verdict"]["headline"]),
@@ -46,18 +50,24 @@ def closing_lines(
     if any(gate["subject"] == "engine" for gate in report.get("gates") or ()):
         rows.append(("compiled", _quality(report, "engine", report.get("fidelity"))))
     served = report.get("conformance")
+    if export is None:
+        rows += [
+            ("conformance", tally(served) if served else "not reached"),
+            ("speed", _speed(report.get("load"))),
+        ]
     rows += [
-        ("conformance", tally(served) if served else "not reached"),
-        ("speed", _speed(report.get("load"))),
         ("time", f"{report['seconds']:.1f} s of work in {len(report['stages'])} stages"),
     ]
     if page:
         rows.append((REPORT, str(page)))
+    if export:
+        rows.append((EXPORTED, str(export)))
+    rows += [(NEXT if not index else "", step) for index, step in enumerate(steps)]
     if repository:
         rows.append((NEXT, f"trtllm-pipeline serve {shlex.quote(str(repository))}"))
     if earlier:
         rows.append(("repository", f"{earlier} is that of an earlier run"))
-    return [f"{name + ':':<{LABEL}}{text}" for name, text in rows]
+    return [f"{name + ':' if name else '':<{LABEL}}{text}" for name, text in rows]
 
 
 def _size(size: Mapping[str, Any] | None) -> str:

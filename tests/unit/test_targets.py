@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ import pytest
 from pipeline import api, targets
 from pipeline.cli.main import app
 from pipeline.dependencies import Requirements
-from pipeline.errors import UnsupportedError, UsageError
+from pipeline.errors import QualityGateError, UnsupportedError, UsageError
 from pipeline.ladder.climb import finished
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress, Silent
@@ -28,38 +28,29 @@ from pipeline.running.planner import build_plan, stages_for
 from pipeline.running.runner import run_recipe
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.build_dir import BuildDir
+from pipeline.store.deployed import find_repository
 from pipeline.store.lock import read_lock
 from pipeline.targets import get_target
-from pipeline.targets.base import Diagnosis, NotMeasured, Target
+from pipeline.targets.base import GivenEngine, NotMeasured, Target
+from pipeline.targets.exported import ExportedTarget
+from pipeline.triton.running import ServerOptions
 from tests.conftest import DEMO_MODEL, PROJECT
 
 SERVED = ["repository", "verify", "bench"]
 
 
-class ExportTarget:
+class ExportTarget(ExportedTarget):
     """Writes one file that another program runs; Triton has no part in it."""
 
     name = "export"
+    program = "Abacus"
     rounds_activations = False
-    triton_model = None
 
-    def needs(self, _recipe: Recipe) -> Requirements:
+    def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         return ()
 
-    def check(self, _recipe: Recipe, _facts: ModelFacts) -> None:
+    def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         pass
-
-    def explain(self, _recipe: Recipe, _facts: ModelFacts) -> None:
-        return None
-
-    def setting(self, *_: Any) -> None:
-        return None
-
-    def room(self, *_: Any) -> None:
-        return None
-
-    def step_tokens(self, recipe: Recipe) -> int:
-        return recipe.compile.max_num_tokens
 
     def section(self, recipe: Recipe) -> dict[str, Any]:
         return {"compile": recipe.section("compile")}
@@ -68,40 +59,20 @@ class ExportTarget:
         return {"exporter": "7"}
 
     def compile(
-        self, _checkpoint: Path, _recipe: Recipe, output: Path, _progress: Progress
+        self,
+        checkpoint: Path,  # noqa: ARG002
+        recipe: Recipe,  # noqa: ARG002
+        output: Path,
+        progress: Progress,  # noqa: ARG002
+        source: Path | None = None,
     ) -> dict[str, Any]:
+        assert source is not None, "whoever exports gets the tokenizer and more"
+        assert (source / "tokenizer.json").is_file()
         (output / "model.export").write_bytes(b"x" * 1000)
         return {"files": 1}
 
-    def build_script(self, *_: Any) -> str:
-        raise UnsupportedError("an export is written here")
-
-    def given_files(self, _directory: Path) -> list[str]:
-        raise UnsupportedError("an export is written here")
-
-    def adopt(self, *_: Any) -> dict[str, Any]:
-        raise AssertionError
-
-    def evaluation(self, _recipe: Recipe) -> NotMeasured:
-        return NotMeasured("An export does not run here", "Measure it in its own program")
-
-    def engine_problems(self, *_: Any) -> Iterator[str]:
-        raise AssertionError
-
-    def server(self, *_: Any) -> Any:
-        raise AssertionError
-
-    def serve_command(self, *_: Any) -> Any:
-        raise AssertionError
-
-    def compose(self, *_: Any) -> Any:
-        raise AssertionError
-
-    def contained(self, *_: Any) -> Any:
-        raise AssertionError
-
-    def findings(self) -> list[Diagnosis]:
-        return []
+    def next_steps(self, recipe: Recipe, folder: Path) -> list[str]:  # noqa: ARG002
+        return [f"abacus load {folder / 'model.export'}", "abacus count"]
 
 
 def quantize(context: StageContext) -> dict[str, Any]:
@@ -194,10 +165,13 @@ def test_an_engine_that_is_not_measured_here_is_said_so(
     assert "fidelity" not in names(stages_for(measured))
     (finding,) = api.plan(measured, tmp_path).findings
     assert "the compiled engine is not measured on this machine" in finding.what
-    assert (finding.why, finding.severity) == ("An export does not run here", "note")
+    assert (finding.why, finding.severity) == (
+        "It is for Abacus, which the pipeline does not run",
+        "note",
+    )
     progress = Notes()
     run_recipe(measured, BuildDir(tmp_path), progress, until="source")
-    assert any("An export does not run here. Measure it in" in note for note in progress.notes)
+    assert any("does not run. Measure it in Abacus" in note for note in progress.notes)
     # Without held-out text nothing is measured, which the recipe says itself.
     assert api.plan(recipe, tmp_path).findings == ()
     progress = Notes()
@@ -210,6 +184,7 @@ def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -
     result = run_recipe(recipe, build, Silent())
     assert list(result.stages) == ["source", "quantize", "compile", "report"]
     assert sorted(path.name for path in result.outputs.iterdir()) == [
+        "export",
         "history.jsonl",
         "lock.json",
         "report.html",
@@ -237,7 +212,7 @@ def test_a_run_of_an_export_ends_with_a_report(recipe: Recipe, tmp_path: Path) -
     ]
 
 
-def test_the_command_says_where_the_export_is(
+def test_the_command_says_where_the_export_is_and_how_it_is_run(
     recipe: Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -245,10 +220,23 @@ def test_the_command_says_where_the_export_is(
 ) -> None:
     monkeypatch.setattr(api, "load_recipe", lambda _path, _overrides: recipe)
     app(["run", "recipe.yaml", f"--build-dir={tmp_path}"], standalone_mode=False)
-    place = next(
-        line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:7] == "engine:"
-    )
-    assert (Path(place) / "model.export").stat().st_size == 1000
+    last = capsys.readouterr().out.splitlines()[-3:]
+    place = tmp_path / "t" / "export"
+    assert last == [
+        f"export:      {place}",
+        f"next:        abacus load {place}/model.export",
+        "             abacus count",
+    ]
+    assert (place / "model.export").stat().st_size == 1000
+    # In the folder, which may be moved, the same without a place.
+    assert "\nabacus load model.export\nabacus count\n" in (place / "README.md").read_text()
+    for page in (tmp_path / "t" / "report.md", tmp_path / "t" / "report.html"):
+        assert "not served here" in page.read_text()
+
+    app(["run", "recipe.yaml", f"--build-dir={tmp_path}", "--json"], standalone_mode=False)
+    said = json.loads(capsys.readouterr().out)
+    assert said["deployed"]["compile"] == str(place)
+    assert said["next_steps"] == [f"abacus load {place}/model.export", "abacus count"]
 
     app(["plan", "recipe.yaml", f"--build-dir={tmp_path}"], standalone_mode=False)
     lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
@@ -256,6 +244,74 @@ def test_the_command_says_where_the_export_is(
 
     with pytest.raises(UsageError, match=r"no stage verify\. Stages: source, quantize, compile"):
         app(["run", "recipe.yaml", "--until=verify"], standalone_mode=False)
+
+
+def test_an_export_that_its_own_numbers_speak_against_is_put_aside(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured by its target, it goes into the build's folder behind the gates alone."""
+
+    def refused(_recipe: Recipe, _artifact: Any) -> None:
+        raise QualityGateError("the engine does not follow its checkpoint")
+
+    def measured(context: StageContext) -> dict[str, Any]:
+        (context.output / "fidelity.json").write_text("{}")
+        return {}
+
+    stages = tuple(
+        replace(
+            stage,
+            run=measured,
+            inputs=("compile",),
+            check=refused,
+            needs=lambda _recipe: (),
+            section=lambda _recipe: {},
+            material=lambda _recipe: {},
+        )
+        if stage.name == "fidelity"
+        else stage
+        for stage in planner.STAGES
+        if stage.name != "evaluate"
+    )
+    monkeypatch.setattr(planner, "STAGES", stages)
+    monkeypatch.setattr(planner, "engine_not_measured", lambda _recipe: None)
+    evaluate = EvaluateSection(text=str(DEMO_MODEL.parent / "data" / "heldout.jsonl"))
+    wanted = recipe.model_copy(update={"evaluate": evaluate})
+    with pytest.raises(QualityGateError, match="does not follow"):
+        run_recipe(wanted, BuildDir(tmp_path), Silent())
+    assert (tmp_path / "t" / "export.failed" / "model.export").is_file()
+    assert not (tmp_path / "t" / "export").exists()
+
+
+def test_what_an_export_refuses(recipe: Recipe, tmp_path: Path) -> None:
+    target = ExportTarget()
+    given = GivenEngine(tmp_path, {})
+    with pytest.raises(UnsupportedError, match=r"no build script for the files that Abacus runs"):
+        target.build_script(None, recipe)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match=r"that Abacus runs cannot be taken in"):
+        target.given_files(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"cannot be taken in.*Leave --engine out"):
+        target.adopt(given, tmp_path, recipe, tmp_path, Silent())
+    for ask in (
+        lambda: target.server(tmp_path, tmp_path / "log", ServerOptions()),
+        lambda: target.serve_command(tmp_path, ServerOptions()),
+        lambda: target.compose(tmp_path, ServerOptions()),
+        lambda: target.contained(tmp_path, "30"),
+    ):
+        with pytest.raises(UnsupportedError, match=r"is for Abacus, and .* does not serve it"):
+            ask()
+    (problem,) = target.engine_problems(None, tmp_path, {})  # type: ignore[arg-type]
+    assert "files for Abacus" in problem
+    found = target.evaluation(recipe)
+    assert isinstance(found, NotMeasured)
+    assert "It is for Abacus" in found.why
+    assert "tensor_parallel" not in ExportedTarget.section(target, recipe)["compile"]
+
+
+def test_serving_an_export_says_how_it_is_run(recipe: Recipe, tmp_path: Path) -> None:
+    result = run_recipe(recipe, BuildDir(tmp_path), Silent())
+    with pytest.raises(UsageError, match=r"for another program to run.*export/README\.md says"):
+        find_repository(result.outputs)
 
 
 def test_a_target_is_imported_when_it_is_asked_for() -> None:

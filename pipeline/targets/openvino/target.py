@@ -98,7 +98,12 @@ class OpenVinoTarget:
         return {"graph": GRAPH_VERSION, **versions(PACKAGES)}
 
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Writes ``openvino_model.xml``, ``openvino_model.bin`` and ``config.json``.
 
@@ -109,6 +114,7 @@ class OpenVinoTarget:
             recipe: ``compile`` gives limits and execution options.
             output: An empty directory.
             progress: Where the layers are counted.
+            source: Is not read.
 
         Returns:
             ``target``, ``quant_algo``, ``engine_bytes``, ``max_batch_size``, ``max_seq_len`` and
@@ -123,6 +129,10 @@ class OpenVinoTarget:
         from pipeline.targets.openvino.engine import write_engine
 
         return write_engine(checkpoint, recipe, output, progress)
+
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
+        """Returns none: the engine is served from its repository."""
+        return ()
 
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
         """Refuses: every machine that serves such an engine can compile it.

@@ -117,7 +117,12 @@ class TensorRtTarget:
         return engine_tools()
 
     def compile(
-        self, checkpoint: Path, recipe: Recipe, output: Path, progress: Progress
+        self,
+        checkpoint: Path,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        source: Path | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Writes ``rankN.engine``, ``config.json`` and the engine's own manifest, and tries them.
 
@@ -126,6 +131,7 @@ class TensorRtTarget:
             recipe: ``compile`` gives sizes and options.
             output: An empty directory.
             progress: Where the build reports.
+            source: Is not read.
 
         Returns:
             See :func:`pipeline.targets.tensorrt.build.build.build_engine`; and ``smoke``, the
@@ -143,6 +149,10 @@ class TensorRtTarget:
         facts = build_engine(checkpoint, recipe, output, progress)
         generated = try_engine(output, progress, recipe.compile.tensorrt.lookahead)
         return facts if generated is None else {**facts, "smoke": generated}
+
+    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
+        """Returns none: the engine is served from its repository."""
+        return ()
 
     def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:
         """Writes a bash script for a machine with the GPU, and TensorRT-LLM or Docker.
