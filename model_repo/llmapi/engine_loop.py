@@ -281,11 +281,10 @@ class EngineLoop:
 
     async def _listen(self) -> None:
         """Keeps what the LLM says of itself, where ``enable_iter_perf_stats`` lets it."""
+        pause = self._settings.stats_check_period
         while True:
             try:
-                async for told in self._llm.get_stats_async(
-                    timeout=self._settings.stats_check_period
-                ):
+                async for told in self._llm.get_stats_async(timeout=pause):
                     self._told = told
                     self._count(told)
             except (asyncio.TimeoutError, TimeoutError):

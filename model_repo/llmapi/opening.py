@@ -11,11 +11,13 @@ from .engine_loop import EngineLoop
 from .settings import EngineSettings
 
 MODEL_YAML = "model.yaml"
+"""Beside the engine's folder, where NVIDIA's own model looks for it."""
 CHECKPOINT = "checkpoint"
-"""The Hugging Face folder beside it."""
+"""The Hugging Face folder in the engine's."""
 
 TRITON_KEY = "triton_config"
 """The part of model.yaml that is not for the engine."""
+TOKENIZER = "tokenizer"
 
 _FOREIGN = ("OMPI_", "PMIX_", "PMI_")
 """What mpirun leaves in the environment of a server that it started. With it the LLM's workers
@@ -35,8 +37,8 @@ def open_engine(settings: EngineSettings) -> OpenedEngine:
 def read_arguments(engine_dir: Path) -> dict[str, Any]:
     """Reads the keyword arguments of ``tensorrt_llm.LLM`` from model.yaml.
 
-    The model is the folder beside it wherever the repository lies, and the tokenizer is left out:
-    this front speaks in tokens.
+    The model is the folder in the engine's wherever the repository lies, and the tokenizer is left
+    out: this front speaks in tokens.
 
     Raises:
         OSError: It cannot be read.
@@ -44,12 +46,12 @@ def read_arguments(engine_dir: Path) -> dict[str, Any]:
     """
     import yaml
 
-    path = engine_dir / MODEL_YAML
+    path = engine_dir.parent / MODEL_YAML
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: it must be a mapping of the LLM's arguments")
-    content.pop(TRITON_KEY, None)
-    return {**content, "model": str(engine_dir / CHECKPOINT), "skip_tokenizer_init": True}
+    own = {name: value for name, value in content.items() if name not in (TRITON_KEY, TOKENIZER)}
+    return {**own, "model": str(engine_dir / CHECKPOINT), "skip_tokenizer_init": True}
 
 
 class OpenedEngine:

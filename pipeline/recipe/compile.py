@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
+from pipeline.recipe.llmapi import LlmApiSection
 from pipeline.recipe.openvino import OpenVinoSection
 from pipeline.recipe.section import Positive, ReadBy, Section, Unit, Whole
 from pipeline.recipe.tensorrt import TensorRtSection
@@ -32,10 +33,11 @@ class CompileSection(Section):
         gpu: The GPU the engine is for, such as ``H100-80GB``; pre-flight and memory plan need it.
             None is the GPU of the machine that builds.
         openvino: Execution options of the CPU target.
+        llmapi: Options of TensorRT-LLM's LLM API.
         tensorrt: Options of ``trtllm-build``.
     """
 
-    target: Literal["openvino", "tensorrt"] = "openvino"
+    target: Literal["openvino", "tensorrt", "llmapi", "edgellm"] = "openvino"
     max_batch_size: Annotated[Positive, Unit("sequences")] = 32
     max_input_len: Annotated[Positive, Unit("tokens")] = 1024
     max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
@@ -44,8 +46,9 @@ class CompileSection(Section):
     tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole, Unit("tokens")] = 32
     tensor_parallel: Annotated[Positive, Unit("ranks")] = 1
     pipeline_parallel: Annotated[Positive, Unit("ranks")] = 1
-    gpu: Annotated[str | None, ReadBy("tensorrt")] = None
+    gpu: Annotated[str | None, ReadBy("tensorrt", "llmapi", "edgellm")] = None
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
+    llmapi: Annotated[LlmApiSection, ReadBy("llmapi")] = LlmApiSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
 
     @model_validator(mode="after")

@@ -13,6 +13,8 @@ __all__ = ["TARGETS", "Target", "get_target"]
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+    "llmapi": "pipeline.targets.llmapi.target:LlmApiTarget",
+    "edgellm": "pipeline.targets.edgellm.target:EdgeLlmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
 

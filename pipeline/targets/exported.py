@@ -50,11 +50,14 @@ class ExportedTarget(ABC):
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        reads_source: Such a folder is all that its program gets, so tokenizer, chat template and
+            licence of the source go along.
     """
 
     name: ClassVar[str]
     program: ClassVar[str]
     rounds_activations: bool = True
+    reads_source: bool = True
 
     @abstractmethod
     def needs(self, recipe: Recipe) -> Requirements:
