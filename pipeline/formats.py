@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-FormatName = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "fp8", "w4a8_awq"]
+FormatName = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "int4_gptq", "fp8", "w4a8_awq"]
 """What ``quantize.format`` may be; every name has a row in :data:`FORMATS`."""
 Dtype = Literal["float16", "bfloat16"]
 GroupSize = Literal[64, 128]
@@ -54,8 +54,9 @@ class Format:
         dtype: The precision of the whole model for a format that is nothing else; None for one
             that quantizes.
         preset: The attribute of ``modelopt.torch.quantization`` that it starts from.
-        calibration: ModelOpt's ``algorithm.method``, which says how often and for what the
-            calibration text is read; None reads none.
+        calibration: How scales and codes are found, which says how often and for what the
+            calibration text is read; None reads none. ``hessian`` is our own rounding
+            (:mod:`pipeline.quantize.gptq`), the others are ModelOpt's ``algorithm.method``.
         scales: What shares one scale of a weight: a group of input features, a row of the matrix
             or the whole tensor.
         group_sizes: The input features that may share one scale, ascending.
@@ -74,7 +75,7 @@ class Format:
     near: tuple[str, ...] = ()
     dtype: Dtype | None = None
     preset: str | None = None
-    calibration: Literal["max", "smoothquant", "awq_lite"] | None = None
+    calibration: Literal["max", "smoothquant", "awq_lite", "hessian"] | None = None
     scales: Literal["group", "row", "tensor"] | None = None
     group_sizes: tuple[GroupSize, ...] = ()
     multiple: int = 1
@@ -130,6 +131,16 @@ class Format:
         return self.scales == "group" and self.needs_fp8
 
     @property
+    def smooths(self) -> bool:
+        """Whether calibration finds pre-quant scales; those of the others are one, or none."""
+        return self.calibration in ("smoothquant", "awq_lite")
+
+    @property
+    def rounds_by_hessian(self) -> bool:
+        """Whether weights are rounded one after another, each making up for those before it."""
+        return self.calibration == "hessian"
+
+    @property
     def searched(self) -> Searched | None:
         """The key that ``quantize.search`` chooses the value of; None where nothing varies."""
         if self.calibration == "smoothquant":
@@ -182,6 +193,22 @@ FORMATS: dict[FormatName, Format] = {
             scales="group",
             group_sizes=(64, 128),
             # TensorRT-LLM pads a layer that breaks it, and the export then no longer fits.
+            multiple=64,
+            remedies=("quantize.group_size: 64", "format int8_sq"),
+            instead=("int8_sq", "fp8"),
+        ),
+        Format(
+            "int4_gptq",
+            # Symmetric GPTQ is an AWQ checkpoint with pre-quant scales of one: same codes, same
+            # kernels. W4A16_GPTQ of a rank file has weights interleaved for one GPU.
+            W4A16_AWQ,
+            "int4",
+            "float",
+            aliases=("gptq", "w4a16_gptq"),
+            preset="INT4_AWQ_CFG",
+            calibration="hessian",
+            scales="group",
+            group_sizes=(64, 128),
             multiple=64,
             remedies=("quantize.group_size: 64", "format int8_sq"),
             instead=("int8_sq", "fp8"),

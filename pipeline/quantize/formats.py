@@ -71,6 +71,9 @@ def modelopt_config(section: QuantizeSection) -> dict[str, Any]:
             why="quant_cfg became a list in 0.44",
             fix=f"Install the pinned one: pip install nvidia-modelopt=={MODELOPT}",
         )
+    if row.rounds_by_hessian:
+        # The weights are rounded already; what is left to find are ranges, of a KV cache say.
+        config["algorithm"] = "max"
     if row.calibration == "smoothquant":
         config["algorithm"] = {"method": "smoothquant", "alpha": section.smoothquant_alpha}
     if row.group_sizes:

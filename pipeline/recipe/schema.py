@@ -142,14 +142,21 @@ class QuantizeSection(Section):
 
     Attributes:
         format: The format of weights and activations. Names from ``fp16`` on are other spellings of
-            the first six.
-        group_size: Input features that share one INT4 scale (``int4_awq``; ``w4a8_awq`` has groups
-            of 128 alone).
+            the first seven.
+        group_size: Input features that share one INT4 scale (``int4_awq`` and ``int4_gptq``;
+            ``w4a8_awq`` has groups of 128 alone).
+        act_order: Whether ``int4_gptq`` rounds the input features of the largest activations first,
+            instead of from left to right. The groups stay as they are, so that every target runs
+            it. No other format reads it.
+        portable: Whether the checkpoint has pre-quant scales of one, for targets that know none:
+            they are moved into the norms and linears before, ahead of the rounding. ``int8_sq`` and
+            ``int4_awq`` read it; the other formats have none, but for ``w4a8_awq``, which is
+            refused.
         smoothquant_alpha: How much of the activations' range moves into the weights, from none (0)
             to all (1); ``int8_sq`` alone reads it. TensorRT-LLM's own examples take 0.5.
-        search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq``, by
-            the smallest KL divergence from the source model, whatever that key says; ``{}`` does so
-            with the defaults below. None takes the key as it is.
+        search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq`` and
+            ``int4_gptq``, by the smallest KL divergence from the source model, whatever that key
+            says; ``{}`` does so with the defaults below. None takes the key as it is.
         kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
@@ -162,6 +169,8 @@ class QuantizeSection(Section):
         FormatName, BeforeValidator(canonical_format), Field(json_schema_extra=_with_aliases)
     ]
     group_size: Annotated[GroupSize, Whole, Unit("input features")] = DEFAULT_GROUP_SIZE
+    act_order: bool = False
+    portable: bool = False
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     search: SearchSection | None = None
     kv_cache: KvCacheName | None = None
@@ -190,6 +199,12 @@ class QuantizeSection(Section):
         if row.group_sizes and self.group_size not in row.group_sizes:
             sizes = " or ".join(map(str, row.group_sizes))
             msg = f"format {self.format} has groups of {sizes}, not group_size {self.group_size}"
+            raise ValueError(msg)
+        if self.portable and row.divides_prequant:
+            msg = (
+                f"format {self.format} cannot be portable: its pre-quant scales are part of the "
+                "FP8 activations, which no other target has; remove portable"
+            )
             raise ValueError(msg)
         if self.search:
             self._check_search(self.search)

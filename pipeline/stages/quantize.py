@@ -50,6 +50,11 @@ def section(recipe: Recipe) -> dict[str, Any]:
     own = {"group_size"} if row.group_sizes else set()
     if row.calibration == "smoothquant":
         own.add("smoothquant_alpha")
+    # Only where they say anything, so that checkpoints of recipes without them stay cached.
+    if row.rounds_by_hessian and quantize.act_order:
+        own.add("act_order")
+    if row.smooths and quantize.portable:
+        own.add("portable")
     if quantize.search and row.searched:
         # Which group sizes the model's shapes allow follows from the source.
         swept = list(row.group_sizes if row.searched == "group_size" else ALPHAS)

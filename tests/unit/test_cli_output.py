@@ -216,7 +216,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["run", "configs/demo-"], ["configs/demo-float16.yaml", "configs/demo-int8-sq.yaml"]),
         (["run", "x", "--until", "re"], ["repository", "report"]),
         (["verify", "--only", "log_probs,bor"], ["log_probs,border"]),
-        (["compare", "x", "--formats", "fp8,int"], ["fp8,int8_sq", "fp8,int4_awq"]),
+        (
+            ["compare", "x", "--formats", "fp8,int"],
+            ["fp8,int8_sq", "fp8,int4_awq", "fp8,int4_gptq"],
+        ),
         (["init", "--target", ""], list(TARGETS)),
         (["store", "li"], ["list"]),
         (["-q", "do"], ["doctor"]),

@@ -101,7 +101,7 @@ def test_two_devices_halve_the_time() -> None:
 def test_what_the_machine_cannot_compute_is_left_out_and_what_is_not_known_is_not() -> None:
     setting = Setting(A100, kv_bytes_per_token=1000)
     names = [row.format for row in roofline(_recipe(), _llama(), setting).formats]
-    assert names == ["float32", "float16", "int4_awq"]
+    assert names == ["float32", "float16", "int4_awq", "int4_gptq"]
     unknown = replace(A100, operations={"float16": 312e12, "int8": None})
     found = roofline(_recipe(), _llama(), replace(setting, hardware=unknown))
     assert "int8_sq" in [row.format for row in found.formats]

@@ -144,6 +144,11 @@ def test_a_rung_that_cannot_be_says_why(tmp_path: Path) -> None:
 
 
 def test_every_format_is_those_that_the_target_takes() -> None:
-    assert every_format(DEMO, (), load_recipe(DEMO)) == ["float16", "int8_sq", "int4_awq"]
+    assert every_format(DEMO, (), load_recipe(DEMO)) == [
+        "float16",
+        "int8_sq",
+        "int4_awq",
+        "int4_gptq",
+    ]
     gpu = ["compile.target=tensorrt", "compile.gpu=H100-80GB"]
     assert "fp8" in every_format(DEMO, gpu, load_recipe(DEMO, gpu))
