@@ -119,12 +119,12 @@ class EngineLoop:
                 if client_id := generation.request.client_id:
                     self._by_client_id.setdefault(client_id, []).append(generation)
         for generation in generations:
-            self._loop.call_soon_threadsafe(self._begin, generation)
+            self._soon(self._begin, generation)
         return generations
 
     def cancel(self, generation: Generation) -> None:
         """Ends a request early; its sink gets an empty last response. Harmless when it is over."""
-        self._loop.call_soon_threadsafe(self._drop, generation)
+        self._soon(self._drop, generation)
 
     def cancel_client_id(self, client_id: str) -> int:
         """Ends every request that a client gave this id; returns how many there were."""
@@ -160,7 +160,7 @@ class EngineLoop:
         with self._lock:
             self._closing = True
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._soon(self._loop.stop)
             self._thread.join(timeout)
 
     def _run(self) -> None:
@@ -169,12 +169,22 @@ class EngineLoop:
             self._llm, self._make = self._open_llm()
         except BaseException as error:
             self._refused = error
+            self._loop.close()
             return
         finally:
             self._opened.set()
         self._spawn(self._listen())
         self._loop.run_forever()
         self._shut_down()
+        self._loop.close()
+
+    def _soon(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Does something in the loop's thread; nothing any more once that has ended."""
+        try:
+            self._loop.call_soon_threadsafe(work, *arguments)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -305,6 +315,9 @@ class EngineLoop:
         for generation in self._unfinished():
             self._fail(generation, RequestError("the engine is shutting down", "UNAVAILABLE"))
         self._after_step(0.0)
+        for task in self._tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
         self._llm.shutdown()
 
     def _break(self, error: Exception) -> None:

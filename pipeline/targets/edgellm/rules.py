@@ -97,7 +97,8 @@ def refuse_unsupported(recipe: Recipe) -> None:
 def _refuse_format(recipe: Recipe, row: Format) -> None:
     place = recipe.place("quantize.format")
     if row.quant_algo not in EXECUTED:
-        runs = either(r for r in FORMATS.values() if r.quant_algo in EXECUTED)
+        rows = (r for r in FORMATS.values() if r.quant_algo in EXECUTED)
+        runs = either(r for r in rows if r.dtype in (None, DTYPE))
         raise UnsupportedError(
             f"TensorRT Edge-LLM does not compile {row.name}",
             where=place,

@@ -64,13 +64,6 @@ def _lost(recipe: Recipe) -> Iterator[Change]:
             "gate_proj and up_proj are one linear there: the codes of the one with the smaller "
             "scale are rounded again to the larger one, by at most half a step of FP8.",
         )
-    if row.weights == "int4":
-        yield Change(
-            "lost",
-            "scales in the norms",
-            "Pre-quant scales of q, k, v, gate and up that are not one go into the norm in front, "
-            "which is rounded once; codes and group scales stay as they are.",
-        )
     if recipe.compile.llmapi.sampler == "TorchSampler":
         yield Change(
             "lost",

@@ -38,9 +38,18 @@ EXECUTED: dict[str, Generations] = {
     NO_QUANT: Generations(MIN_SM, None, "Ampere and later"),
     FP8: Generations(89, None, "Ada, Hopper and Blackwell"),
     W4A16_AWQ: Generations(MIN_SM, 90, "Ampere, Ada and Hopper, not Blackwell"),
+    # Of a checkpoint that was smoothed for it; our own calibration gives two scales.
     W4A8_AWQ: Generations(89, 90, "Ada and Hopper"),
 }
 """By ``quant_algo``: where the backend has kernels for it."""
+
+
+OURS = [
+    row
+    for row in FORMATS.values()
+    if row.quant_algo in EXECUTED and not (row.smooths and row.divides_prequant)
+]
+"""The formats of a recipe that fit; those that smooth have to be portable."""
 
 
 def refuse_unsupported(recipe: Recipe) -> Gpu | None:
@@ -84,22 +93,23 @@ def refuse_unsupported(recipe: Recipe) -> Gpu | None:
 def _refuse_format(recipe: Recipe, row: Format) -> None:
     place = recipe.place("quantize.format")
     if row.quant_algo not in EXECUTED:
-        runs = either(r for r in FORMATS.values() if r.quant_algo in EXECUTED)
         raise UnsupportedError(
             f"TensorRT-LLM's PyTorch backend does not run {row.name}",
             where=place,
             why=f"Its linears have no method for {row.quant_algo}: they end in 'unsupported quant "
             "mode'",
-            fix=f"Choose {runs}, or compile.target: tensorrt (engines of TensorRT-LLM 1.2.1) or "
+            fix=f"Choose {either(OURS)}, or compile.target: tensorrt (engines of TensorRT-LLM 1.2.1) or "
             "edgellm, where they run it",
         )
-    if row.calibration == "awq_lite" and not getattr(recipe.quantize, "portable", False):
+    if row.smooths and not recipe.quantize.portable:
+        others = [other for other in OURS if not other.smooths]
+        portable = "" if row.divides_prequant else "Set quantize.portable: true, or choose "
         raise UnsupportedError(
             f"{row.name} as it is calibrated does not fit TensorRT-LLM's PyTorch backend",
             where=place,
             why="gate_proj and up_proj get pre-quant scales of their own, and the backend computes "
             "them as one linear, which has room for one",
-            fix="Set quantize.portable: true, which moves those scales away before rounding",
+            fix=f"{portable or 'Choose '}{either(others)}",
         )
 
 
@@ -107,8 +117,7 @@ def _refuse_gpu(recipe: Recipe, row: Format, gpu: Gpu) -> None:
     runs = EXECUTED[row.quant_algo]
     if runs.has(gpu.sm):
         return
-    others = [r for r in FORMATS.values() if r.quant_algo in EXECUTED]
-    fitting = [r for r in others if EXECUTED[r.quant_algo].has(gpu.sm)]
+    fitting = [other for other in OURS if EXECUTED[other.quant_algo].has(gpu.sm)]
     remedy = f"Choose {either(fitting)}, or another GPU" if fitting else "Choose another GPU"
     raise UnsupportedError(
         f"TensorRT-LLM's PyTorch backend does not run {row.name} on {gpu.name} (SM {gpu.sm})",

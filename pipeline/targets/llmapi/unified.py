@@ -41,6 +41,8 @@ COPIED = (
 """Files of the source that go along as they are, where it has them."""
 
 SHARD_BYTES = 4 << 30
+FUSED = (QKV, "mlp.fc", "mlp.gate")
+"""What TensorRT-LLM computes as one linear each: q, k and v; gate and up."""
 Tensors = dict[str, Array]
 
 
@@ -61,27 +63,25 @@ def write_unified(
         output: An empty directory.
         progress: Where the layers are counted.
         fused: Whether the reader has one linear for q, k and v and one for gate and up, as
-            TensorRT-LLM has; it then reads no pre-quant scale there for weight-only INT4.
+            TensorRT-LLM has; it reads no pre-quant scale there for weight-only INT4, and one for
+            both of them otherwise.
         shard_bytes: The largest file of weights.
 
     Returns:
-        ``quant_algo``, ``bytes`` of the weights, ``files`` of them, and ``folded``, the linears of
-        a layer whose pre-quant scales went into the norm in front.
+        ``quant_algo``, ``bytes`` of the weights, and ``files`` of them.
 
     Raises:
         CheckpointError: The checkpoint is not complete.
-        CompileError: Linears that the reader fuses have pre-quant scales of their own.
+        CompileError: Linears that the reader fuses have scales that it does not read.
     """
     opened = open_checkpoint(checkpoint)
     shards = _Shards(output, shard_bytes)
     weights = opened.weights()
-    folded: set[str] = set()
     with progress.task("writing the layers", len(weights.layers)) as task:
         shards.add({"model.embed_tokens.weight": weights.vocab_embedding})
         for number, layer in enumerate(weights.layers):
             prefix = f"model.layers.{number}."
-            tensors, moved = _layer(opened, layer, fused=fused, where=checkpoint)
-            folded |= moved
+            tensors = _layer(opened, layer, fused=fused, where=checkpoint)
             shards.add({f"{prefix}{name}": value for name, value in tensors.items()})
             task.advance()
         shards.add({"model.norm.weight": weights.ln_f})
@@ -96,7 +96,6 @@ def write_unified(
         "quant_algo": opened.config.quantization.algo,
         "bytes": sum((output / name).stat().st_size for name in names),
         "files": len(names),
-        "folded": sorted(folded),
     }
 
 
@@ -119,71 +118,53 @@ def quantization_section(opened: Checkpoint) -> dict[str, Any] | None:
     return {**section, "exclude_modules": list(quantization.exclude_modules) or ["lm_head"]}
 
 
-def _layer(
-    opened: Checkpoint, layer: Layer, *, fused: bool, where: Path
-) -> tuple[Tensors, set[str]]:
-    """The tensors of a layer by Hugging Face's names, and the linears whose scales were folded."""
-    shapes = {shape.name: shape for shape in opened.facts.linears}
-    folding = fused and layer.qkv.algo == W4A16_AWQ
+def _layer(opened: Checkpoint, layer: Layer, *, fused: bool, where: Path) -> Tensors:
+    """The tensors of a layer by Hugging Face's names."""
+    if fused:
+        _refuse_own_scales(layer, where)
     norms = {row.source: layer.norm(row.checkpoint) for row in opened.facts.family.norms}
-    moved: set[str] = set()
-    if fused and layer.fc.algo in (W4A16_AWQ, W4A8_AWQ):
-        _refuse_two_scales(layer, where)
-    if folding:
-        for norm, linears in (
-            ("input_layernorm", (layer.qkv,)),
-            ("post_attention_layernorm", (layer.fc, layer.gate)),
-        ):
-            scale = linears[0].prequant_scaling_factor
-            if scale is not None and not (scale == 1).all():
-                norms[norm] = _scaled(norms[norm], scale)
-                moved |= {
-                    linear.name.partition(".layers.")[2].partition(".")[2] for linear in linears
-                }
     tensors: Tensors = {f"{name}.weight": value for name, value in norms.items()}
-    for name, shape in shapes.items():
-        linear, start = layer.linear(name), 0
-        keeps = not (folding and len(_group(name)) > 1)
+    for shape in opened.facts.linears:
+        linear, start = layer.linear(shape.name), 0
+        unread = fused and linear.algo == W4A16_AWQ and shape.name in FUSED
         for part, rows in shape.source:
             cut = _rows(linear, start, start + rows)
-            for key, value in _tensors(cut, keeps_prequant=keeps).items():
+            for key, value in _tensors(cut, keeps_prequant=not unread).items():
                 tensors[f"{part}.{key}"] = value
             start += rows
     if layer.kv_cache_scaling_factor is not None:
         shared = np.asarray(layer.kv_cache_scaling_factor, np.float32)
         tensors["self_attn.k_proj.k_scale"] = tensors["self_attn.v_proj.v_scale"] = shared
-    return tensors, moved
+    return tensors
 
 
-def _group(name: str) -> tuple[str, ...]:
-    """The linears that read what a linear reads, and that TensorRT-LLM computes as one."""
-    if name == QKV:
-        return ("q", "k", "v")
-    return ("mlp.fc", "mlp.gate") if name in ("mlp.fc", "mlp.gate") else (name,)
-
-
-def _refuse_two_scales(layer: Layer, where: Path) -> None:
-    """Refuses gate and up that do not share what a fused linear has once."""
+def _refuse_own_scales(layer: Layer, where: Path) -> None:
+    """Refuses scales for which linears that are computed as one have no room."""
     fc, gate = layer.fc, layer.gate
+    for linear in (layer.qkv, fc, gate):
+        scale = linear.prequant_scaling_factor
+        if linear.algo == W4A16_AWQ and scale is not None and not (scale == 1).all():
+            raise CompileError(
+                f"{linear.name} has pre-quant scales",
+                where=str(where),
+                why="TensorRT-LLM's PyTorch backend reads none for weight-only INT4 where it "
+                "computes several linears as one",
+                fix="Quantize with quantize.portable: true, which moves them away",
+            )
     pairs: Mapping[str, tuple[Any, Any]] = {
         "pre-quant scales": (fc.prequant_scaling_factor, gate.prequant_scaling_factor),
         "activation scales": (fc.activation_scaling_factor, gate.activation_scaling_factor),
         "scales of the float8 stage": (fc.weights_scaling_factor_2, gate.weights_scaling_factor_2),
     }
     for what, (left, right) in pairs.items():
-        if not np.array_equal(np.asarray(left, object), np.asarray(right, object)):
+        if fc.algo == W4A8_AWQ and not np.array_equal(left, right):
             raise CompileError(
-                f"gate_proj and up_proj have {what} of their own",
+                f"{fc.name} and {gate.name} have {what} of their own",
                 where=str(where),
-                why=f"{fc.name} and {gate.name} are one linear in TensorRT-LLM's PyTorch backend, "
-                "which has room for one",
-                fix="Quantize with quantize.portable: true, which gives them one scale",
+                why="TensorRT-LLM's PyTorch backend computes them as one linear, which has room "
+                "for one",
+                fix="Choose another format, or serve compile.target: tensorrt",
             )
-
-
-def _scaled(norm: Array, scale: Array) -> Array:
-    """A norm with the pre-quant scale of what reads it; rounded once to the norm's own dtype."""
-    return (norm.astype(np.float32) * scale.astype(np.float32)).astype(norm.dtype)
 
 
 def _rows(linear: Linear, start: int, stop: int) -> Linear:
@@ -229,6 +210,8 @@ def _tensors(linear: Linear, *, keeps_prequant: bool) -> Tensors:
 def _write_config(opened: Checkpoint, source: Path, output: Path) -> None:
     config = dict(read_config(source, CompileError, "The source has config.json"))
     config.pop("quantization_config", None)
+    # What it is called since transformers 4.56, whose files TensorRT-LLM's reads either way.
+    config.pop("dtype", None)
     config["torch_dtype"] = opened.config.dtype
     section = quantization_section(opened)
     if section is not None:
@@ -288,11 +271,12 @@ class _Shards:
         from safetensors.numpy import save_file
 
         path = self._output / f"part-{len(self._written)}.safetensors"
-        # save_file writes a view that is not contiguous in the order of its memory.
-        save_file(
-            {name: np.ascontiguousarray(value) for name, value in self._tensors.items()},
-            path,
-            {"format": "pt"},
-        )
+        # save_file writes a view that is not contiguous in the order of its memory. A scalar would
+        # become an array of one by it.
+        whole = {
+            name: np.ascontiguousarray(value) if value.ndim else value
+            for name, value in self._tensors.items()
+        }
+        save_file(whole, path, {"format": "pt"})
         self._written.append((path, list(self._tensors)))
         self._tensors, self._size = {}, 0
