@@ -14,6 +14,7 @@ from pipeline.recipe.llmapi import LlmApiSection
 from pipeline.recipe.openvino import OpenVinoSection
 from pipeline.recipe.section import Positive, ReadBy, Section, Unit, Whole
 from pipeline.recipe.tensorrt import TensorRtSection
+from pipeline.recipe.vllm import VllmSection
 
 
 class CompileSection(Section):
@@ -35,9 +36,10 @@ class CompileSection(Section):
         openvino: Execution options of the CPU target.
         llmapi: Options of TensorRT-LLM's LLM API.
         tensorrt: Options of ``trtllm-build``.
+        vllm: How the folder for vLLM is written and measured.
     """
 
-    target: Literal["openvino", "tensorrt", "llmapi", "edgellm"] = "openvino"
+    target: Literal["openvino", "tensorrt", "vllm", "llmapi", "edgellm"] = "openvino"
     max_batch_size: Annotated[Positive, Unit("sequences")] = 32
     max_input_len: Annotated[Positive, Unit("tokens")] = 1024
     max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
@@ -50,6 +52,7 @@ class CompileSection(Section):
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
     llmapi: Annotated[LlmApiSection, ReadBy("llmapi")] = LlmApiSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
+    vllm: Annotated[VllmSection, ReadBy("vllm")] = VllmSection()
 
     @model_validator(mode="after")
     def _sizes(self) -> CompileSection:

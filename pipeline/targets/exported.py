@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.dependencies import Requirements
 from pipeline.economics.hardware import Setting
@@ -54,8 +54,8 @@ class ExportedTarget(ABC):
             licence of the source go along.
     """
 
-    name: ClassVar[str]
-    program: ClassVar[str]
+    name: str
+    program: str
     rounds_activations: bool = True
     reads_source: bool = True
 
