@@ -63,6 +63,10 @@ class EdgeLlmTarget(ExportedTarget):
         ]
         return Explanation(lines, {"commands": list(commands), "not_run": NOT_RUN})
 
+    def section(self, recipe: Recipe) -> dict[str, Any]:
+        """Returns ``compile`` without other targets' options; the commands have its ranks."""
+        return {"compile": recipe.compile.read_by(self.name)}
+
     def tools(self) -> Mapping[str, str]:
         """Returns the versions of what writes the folder."""
         return {"layout": LAYOUT_VERSION, **versions(("numpy", "safetensors"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from pipeline.targets.llmapi.rules import EXECUTED
 from pipeline.targets.tensorrt.toolchain import CONTAINERS, TENSORRT_LLM
 
 FILE_NAME = "MIGRATION.md"
+WIDTH = 100
 Kind = Literal["lost", "gained", "same"]
 _TITLES: dict[Kind, str] = {
     "lost": "Lost, or not as it was",
@@ -143,7 +145,10 @@ def migration_lines(recipe: Recipe) -> list[str]:
     """Writes the report for a terminal."""
     lines = ["from TensorRT engines to the LLM API:"]
     marks = {"lost": "-", "gained": "+", "same": "="}
-    return [*lines, *(f"  {marks[c.kind]} {c.what}: {c.detail}" for c in changes(recipe))]
+    for change in changes(recipe):
+        text = f"{marks[change.kind]} {change.what}: {change.detail}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return lines
 
 
 def migration_values(recipe: Recipe) -> list[dict[str, str]]:
