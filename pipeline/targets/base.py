@@ -136,6 +136,11 @@ class EngineEvaluation(Protocol):
     def longest_window(self) -> int:
         """Tokens of the longest window that the engine takes."""
 
+    @property
+    def rounded_to(self) -> int | None:
+        """Bits of a weight where compiling itself rounds them, so that the engine cannot be the
+        checkpoint; None where it should be."""
+
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.
 
@@ -242,6 +247,10 @@ class Target(Protocol):
     reads_source: bool
     """Whether :meth:`compile` reads the snapshot besides the checkpoint, for config.json or the
     tokenizer that go along with what it writes."""
+    takes_zero_points: bool
+    """Whether it computes INT4 weights whose codes are counted from zero points."""
+    takes_input_order: bool
+    """Whether it computes INT4 weights whose groups take inputs out of order (act-order)."""
 
     def needs(self, recipe: Recipe) -> Requirements:
         """Names the optional packages that it compiles and serves with in this Python."""

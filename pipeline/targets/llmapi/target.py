@@ -45,6 +45,8 @@ class LlmApiTarget:
     name = "llmapi"
     rounds_activations = True
     reads_source = True
+    takes_zero_points = False
+    takes_input_order = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Names the packages that write the folder: those that quantize have all of them."""

@@ -1,0 +1,1 @@
+"""llama.cpp: a GGUF file made of the stored checkpoint."""
