@@ -34,14 +34,16 @@ class CompileSection(Section):
         pipeline_parallel: How many ranks share the layers among them; likewise.
         gpu: The GPU the engine is for, such as ``H100-80GB``; pre-flight and memory plan need it.
             None is the GPU of the machine that builds.
-        llamacpp: The GGUF file of llama.cpp.
+        llamacpp: The GGUF file of llama.cpp and Ollama.
         openvino: Execution options of the CPU target.
         llmapi: Options of TensorRT-LLM's LLM API.
         tensorrt: Options of ``trtllm-build``.
         vllm: How the folder for vLLM is written and measured.
     """
 
-    target: Literal["openvino", "tensorrt", "llamacpp", "vllm", "llmapi", "edgellm"] = "openvino"
+    target: Literal["openvino", "tensorrt", "llamacpp", "ollama", "vllm", "llmapi", "edgellm"] = (
+        "openvino"
+    )
     max_batch_size: Annotated[Positive, Unit("sequences")] = 32
     max_input_len: Annotated[Positive, Unit("tokens")] = 1024
     max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
@@ -51,7 +53,7 @@ class CompileSection(Section):
     tensor_parallel: Annotated[Positive, Unit("ranks")] = 1
     pipeline_parallel: Annotated[Positive, Unit("ranks")] = 1
     gpu: Annotated[str | None, ReadBy("tensorrt", "llmapi", "edgellm")] = None
-    llamacpp: Annotated[LlamaCppSection, ReadBy("llamacpp")] = LlamaCppSection()
+    llamacpp: Annotated[LlamaCppSection, ReadBy("llamacpp", "ollama")] = LlamaCppSection()
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
     llmapi: Annotated[LlmApiSection, ReadBy("llmapi")] = LlmApiSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
