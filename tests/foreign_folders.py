@@ -295,8 +295,11 @@ def nf4(path: Path, *, double: bool = False) -> Made:
         _name: str, rows: int, columns: int, random: np.random.Generator
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         weight = torch.from_numpy(random.normal(scale=0.05, size=(rows, columns))).float()
-        packed, state = quantize_4bit(weight, 64, compress_statistics=double, quant_type="nf4")
-        found = {f"weight.{end}": array.numpy() for end, array in state.as_dict(packed=True).items()}
+        packed, state = quantize_4bit(
+            weight, blocksize=64, compress_statistics=double, quant_type="nf4"
+        )
+        described = state.as_dict(packed=True)
+        found = {f"weight.{end}": array.numpy() for end, array in described.items()}
         plain = dequantize_4bit(packed, state).numpy()
         return {"weight": packed.numpy(), **found}, plain
 
