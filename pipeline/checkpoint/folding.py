@@ -91,7 +91,8 @@ def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
 
     Raises:
         UnsupportedError: The format divides its pre-quant scales, so that they belong to the FP8
-            codes of activations and to nothing else.
+            codes of activations and to nothing else; or a linear has zero points, or groups out of
+            order.
     """
     linears = {
         matrix.name: matrix
@@ -120,6 +121,14 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
             where=linear.name,
             why="They are divided by the activation scale, as one factor of the FP8 codes",
             fix="Quantize to a format without FP8 activations",
+        )
+    if linear.zero is not None or linear.input_order is not None:
+        what = "zero points" if linear.zero is not None else "groups out of order"
+        raise UnsupportedError(
+            f"{what} are not folded",
+            where=linear.name,
+            why="The code of a weight alone would then be another number",
+            fix="Compile for a target that has them; trtllm-pipeline plan names those",
         )
     weight = unpack_int4(linear.weight) if linear.algo in PACKED_ALGOS else linear.weight
     scale, prequant = _scale(linear), linear.prequant_scaling_factor

@@ -198,3 +198,18 @@ def test_a_divided_scale_is_refused() -> None:
     given = replace(layer(int4), qkv=replace(layer(int4).qkv, algo="W4A8_AWQ"))
     with pytest.raises(UnsupportedError, match="W4A8_AWQ cannot be moved"):
         fold(given, facts())
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [("zero", "zero points"), ("input_order", "groups out of order")]
+)
+def test_what_codes_alone_do_not_say_is_refused(field: str, what: str) -> None:
+    made = layer(int4)
+    columns = made.fc.in_features
+    values = {
+        "zero": np.zeros((columns // GROUP, made.fc.out_features), np.float16),
+        "input_order": np.arange(columns, dtype=np.int32),
+    }
+    other = replace(made, fc=replace(made.fc, **{field: values[field]}))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match=f"{what} are not folded"):
+        fold(other, facts())
