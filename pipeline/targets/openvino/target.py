@@ -45,6 +45,7 @@ class OpenVinoTarget:
 
     name = "openvino"
     rounds_activations = False
+    reads_source = False
     takes_zero_points = True
     takes_input_order = True
 

@@ -41,6 +41,7 @@ class TensorRtTarget:
 
     name = "tensorrt"
     rounds_activations = True
+    reads_source = False
     takes_zero_points = True
     # "GPTQ with desc_act=True is not implemented!" (examples/qwen/convert_checkpoint.py), nor is it
     # in the layer that its checkpoints are loaded into.
