@@ -52,6 +52,8 @@ class ExportedTarget(ABC):
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        reads_source: Such a folder is all that its program gets, so tokenizer, chat template and
+            licence of the source go along.
         takes_zero_points: Whether its files have INT4 zero points; a subclass that writes them says
             so.
         takes_input_order: Whether they have groups that take inputs out of order, likewise.
@@ -61,6 +63,7 @@ class ExportedTarget(ABC):
     program: str
     own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations: bool = True
+    reads_source: bool = True
     takes_zero_points: bool = False
     takes_input_order: bool = False
 
