@@ -1,7 +1,7 @@
 """The real vLLM of another environment, whose Python ``TRTLLM_PIPELINE_VLLM_PYTHON`` names.
 
-Such an environment is of several gigabytes and takes minutes to make (docs/vllm.md), so that without
-the variable nothing of this runs.
+Such an environment is of several gigabytes and takes minutes to make (docs/vllm.md), so that
+without the variable nothing of this runs.
 """
 
 from __future__ import annotations
