@@ -13,6 +13,7 @@ __all__ = ["TARGETS", "Target", "get_target"]
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
     "llamacpp": "pipeline.targets.llamacpp.target:LlamaCppTarget",
+    "ollama": "pipeline.targets.ollama.target:OllamaTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
     "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
