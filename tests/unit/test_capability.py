@@ -110,8 +110,8 @@ PROOFS: dict[str, dict[str, str]] = {
 UNIFIED = "E tests/integration/test_unified_folder.py::"
 PROOFS |= {
     "llmapi": {
-        "float16": f"{UNIFIED}test_large_models_are_cut_into_files",
-        "bfloat16": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "float16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "bfloat16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
         "int8_sq": "R no method for W8A8_SQ_PER_CHANNEL",
         "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
         "int4_gptq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
@@ -119,14 +119,14 @@ PROOFS |= {
         "w4a8_awq": "R gate_proj and up_proj get pre-quant scales of their own",
         "nf4": "R no method for NF4",
         "int8_wo": "R no method for INT8_WO",
-        "float32": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "float32": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
         "int8 KV cache": "R has no INT8 KV cache",
         "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
         "q8_0": THEIRS,
         "q4_k_m": THEIRS,
     },
     "edgellm": {
-        "float16": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "float16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
         "bfloat16": "R computes in float16 alone",
         "int8_sq": f"{UNIFIED}test_layout_is_modelopts",
         "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
