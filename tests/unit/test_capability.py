@@ -106,9 +106,45 @@ PROOFS: dict[str, dict[str, str]] = {
         "q4_k_m": THEIRS,
     },
 }
+# ModelOpt's folder of the checkpoint, for programs that nobody here can run.
+UNIFIED = "E tests/integration/test_unified_folder.py::"
+PROOFS |= {
+    "llmapi": {
+        "float16": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "bfloat16": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "int8_sq": "R no method for W8A8_SQ_PER_CHANNEL",
+        "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "int4_gptq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "fp8": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "w4a8_awq": "R gate_proj and up_proj get pre-quant scales of their own",
+        "nf4": "R no method for NF4",
+        "int8_wo": "R no method for INT8_WO",
+        "float32": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "int8 KV cache": "R has no INT8 KV cache",
+        "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "q8_0": THEIRS,
+        "q4_k_m": THEIRS,
+    },
+    "edgellm": {
+        "float16": f"{UNIFIED}test_large_models_are_cut_into_files",
+        "bfloat16": "R computes in float16 alone",
+        "int8_sq": f"{UNIFIED}test_layout_is_modelopts",
+        "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "int4_gptq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "fp8": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "w4a8_awq": "R no linear for W4A8_AWQ",
+        "nf4": "R no linear for NF4",
+        "int8_wo": "R no linear for INT8_WO",
+        "float32": "R computes in float16 alone",
+        "int8 KV cache": "R has no INT8 KV cache",
+        "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "q8_0": THEIRS,
+        "q4_k_m": THEIRS,
+    },
+}
 # The same file with a Modelfile beside it.
 PROOFS["ollama"] = PROOFS["llamacpp"]
-NEED_PORTABLE = {("int8_sq", "vllm"), ("int4_awq", "vllm")}
+NEED_PORTABLE = {("int8_sq", "vllm"), ("int4_awq", "vllm"), ("int4_awq", "llmapi")}
 CELLS = [(target, name) for target, column in PROOFS.items() for name in column]
 
 
