@@ -31,7 +31,7 @@ BUILT = f"E {BUILD}::test_what_the_quantize_stage_writes_is_loaded_and_built"
 FILE = f"E {GGUF}::test_every_family_computes_what_transformers_does"
 Q4_0 = f"E {GGUF}::test_int4_codes_without_prequant_scales_are_q4_0_as_they_are"
 TYPES = f"A {GGUF}::test_types_are_ggufs_own"
-PLAIN = f"E {VLLM}::test_sixteen_bits_are_the_checkpoint"
+PLAIN = f"E {VLLM}::test_formats_without_groups_are_the_checkpoint"
 PACKED = f"E {VLLM}::test_int4_is_the_checkpoint_to_the_last_bit"
 STATIC = f"E {VLLM}::test_formats_that_round_activations"
 NO_FLOAT8 = "R the CPU has no float8 arithmetic"
@@ -98,7 +98,7 @@ PROOFS: dict[str, dict[str, str]] = {
         "fp8": STATIC,
         "w4a8_awq": "R vLLM reads no checkpoint with weights in int4 and inputs in fp8",
         "nf4": "R vLLM reads no checkpoint with weights in nf4",
-        "int8_wo": "R vLLM reads no checkpoint with weights in int8",
+        "int8_wo": PLAIN,
         "float32": PLAIN,
         "int8 KV cache": NO_CACHE,
         "fp8 KV cache": NO_CACHE,
