@@ -26,6 +26,8 @@ TOKENIZER = "tokenizer.json"
 GUIDED = "guided_decoding_backend"
 """The parameter of ``tensorrt_llm`` that is empty where it does not guide decoding."""
 TOO_LONG = "context_length_exceeded"
+_RENDERED = ("self", "messages", "tools", "add_generation_prompt")
+"""What a template is rendered with, whatever a request has among its variables."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -236,6 +238,10 @@ class Model:
                 "messages",
                 "no_chat_template",
             )
+        for name in _RENDERED:
+            if name in (variables or {}):
+                param = f"chat_template_kwargs.{name}"
+                raise refused(f"{param} is the gateway's to set: leave it out.", param)
         try:
             return self.template.render(
                 messages,
