@@ -80,7 +80,8 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
     left_out: set[str] = set() if recipe.evaluate else {"evaluate", "fidelity"}
     if engine_not_measured(recipe):
         left_out.add("fidelity")
-    exported = get_target(recipe.compile.target).triton_model is None
+    target = get_target(recipe.compile.target)
+    exported = target.triton_model is None
     if exported:
         left_out |= SERVED
     measured = None if "fidelity" in left_out else "fidelity"
@@ -89,6 +90,8 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
         if stage.name != compile_stage.STAGE.name:
             return stage
         compiling = stage if engine is None else compile_stage.adopting(engine)
+        if target.reads_source:
+            compiling = compile_stage.with_source(compiling)
         return compile_stage.exported(compiling, measured) if exported else compiling
 
     return tuple(own(stage) for stage in STAGES if stage.name not in left_out)

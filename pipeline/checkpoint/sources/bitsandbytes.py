@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.checkpoint.sources.linear import SourceLinear
 from pipeline.errors import SourceError
-from pipeline.models.quantized import NF4, StoredQuantization
+from pipeline.formats import NF4
+from pipeline.models.quantized import StoredQuantization
 from pipeline.source.quantized import NESTED_BLOCK, NF4_BLOCK, NF4_STATE
 
 # Its own constant, 1 / 127 in float32: int8_vectorwise_dequant of bitsandbytes.
@@ -38,6 +40,12 @@ def _nf4(tensor: Callable[[str], Array | None]) -> SourceLinear:
     assert levels is not None
     assert raw is not None
     state = _state(raw)
+    if not np.array_equal(levels.astype(np.float32), np.array(LEVELS, np.float32)):
+        raise SourceError(
+            "quant_map has other levels than nf4",
+            why="A checkpoint has codes alone, whose levels every target knows",
+            fix="Quantize the model again with the quant_type nf4",
+        )
     flat = packed.reshape(-1)
     # The first of two values is in the high half.
     codes = np.stack([flat >> 4, flat & 0xF], axis=1).reshape(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
@@ -20,6 +21,7 @@ from pipeline.targets.base import (
     EngineEvaluation,
     Explanation,
     GivenEngine,
+    OwnType,
     Room,
     ServeCommand,
     Target,
@@ -44,7 +46,9 @@ class OpenVinoTarget:
     """Compiles for the CPU with OpenVINO."""
 
     name = "openvino"
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = False
+    reads_source = False
     takes_zero_points = True
     takes_input_order = True
 
@@ -75,7 +79,7 @@ class OpenVinoTarget:
         hardware = processor(remembered, machine_memory())
         per_token = kv_bytes_per_token(facts, kv_cache_precision(recipe))
         # Weights of 16 and 4 bits are multiplied in float32.
-        return Setting(hardware, per_token, computes="float32") if hardware else None
+        return Setting(hardware, per_token, computes="float32", own=True) if hardware else None
 
     def room(self, recipe: Recipe, facts: ModelFacts) -> Room | None:
         """Says what fits into half of this machine's memory."""

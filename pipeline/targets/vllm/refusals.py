@@ -42,7 +42,7 @@ def _numbers(recipe: Recipe) -> str:
     """What a format is made of, as the reason why nothing reads it."""
     row = FORMATS[recipe.quantize.format]
     inputs = "" if row.activations == "float" else f" and inputs in {row.activations}"
-    return f"weights in {row.weights}{inputs} as TensorRT-LLM's {row.quant_algo} has them"
+    return f"weights in {row.weights}{inputs}"
 
 
 def _check_layout(recipe: Recipe) -> None:

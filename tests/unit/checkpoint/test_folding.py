@@ -213,3 +213,28 @@ def test_what_codes_alone_do_not_say_is_refused(field: str, what: str) -> None:
     other = replace(made, fc=replace(made.fc, **{field: values[field]}))  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match=f"{what} are not folded"):
         fold(other, facts())
+
+
+def test_zero_points_and_order_go_along_for_who_asks() -> None:
+    """The values are W[n, k] = (code - zero point) * scale of the group that input k is in."""
+    random = np.random.default_rng(8)
+    made = layer(int4)
+    codes = random.integers(0, 16, (INNER, HIDDEN))
+    zeros = random.integers(1, 16, (INNER, HIDDEN // GROUP))
+    order = random.permutation(HIDDEN).astype(np.int32)
+    step = np.full(zeros.shape, 0.5, np.float16)
+    stored = replace(
+        made.fc,
+        weight=pack((codes - 8).astype(np.int8)),
+        weights_scaling_factor=step,
+        zero=((8 - zeros) * step).T.astype(np.float16),
+        input_order=order,
+        prequant_scaling_factor=np.ones(HIDDEN, np.float16),
+    )
+    other = replace(made.gate, prequant_scaling_factor=np.ones(HIDDEN, np.float16))
+    folded = fold(replace(made, fc=stored, gate=other), facts(), codes_alone=False)
+    found = folded.linears["mlp.gate_proj"].values()
+    for column, feature in enumerate(order):
+        group = column // GROUP
+        expected = (codes[:, column] - zeros[:, group]) * 0.5
+        np.testing.assert_array_equal(found[:, feature], expected)
