@@ -143,6 +143,11 @@ class RunningServer(ABC):
         """
 
     @property
+    def url(self) -> str:
+        """The address that clients are given, for ``pipeline.engine_client.connect``."""
+        return self.grpc_url
+
+    @property
     def grpc_url(self) -> str:
         """``host:port`` for gRPC clients on this machine; TLS is for them to know."""
         return f"{local_address(self.host)}:{self.grpc_port}"

@@ -1,0 +1,1 @@
+"""The target llamacpp: a GGUF file, and llama.cpp's own server."""
