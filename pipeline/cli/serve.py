@@ -173,6 +173,7 @@ def serve(
     tls, key = _tls(tls_cert, tls_key, tls_client_ca), key_of(os.environ, key_from)
     if openai is not None:
         _check_openai(openai, ports, tls)
+        _check_gateway(repository)
     options: dict[str, Any] = {
         "host": host,
         "http_port": HTTP_PORT,
@@ -256,6 +257,20 @@ def _check_openai(port: int, ports: Mapping[str, int], tls: ServerTls | None) ->
             fix="Start trtllm-pipeline gateway --url grpcs://... with them beside the server",
         )
     check_installed(REQUIREMENTS)
+
+
+def _check_gateway(repository: Path) -> None:
+    """Refuses a gateway in front of a server that answers OpenAI's API itself."""
+    from pipeline.serving import target_of
+    from pipeline.store.artifact import MANIFEST
+    from pipeline.targets import get_target
+
+    if (repository / MANIFEST).is_file() and get_target(target_of(repository)).own_server:
+        raise UsageError(
+            "--openai is for Triton's models; this build's server answers OpenAI's API itself",
+            where=str(repository),
+            fix="Leave --openai out, and choose its port with --http-port",
+        )
 
 
 def _gateway(

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from pipeline.engine_client.openai_answer import (
     object_of,
 )
 from pipeline.engine_client.openai_client import closed, encoded
-from pipeline.engine_client.openai_request import body_of, with_fields
+from pipeline.engine_client.openai_request import as_it_is, body_of, text_of, with_fields
 from pipeline.engine_client.openai_settings import (
     COMPLETIONS,
     INFO_TIMEOUT_S,
     MODELS,
     PROPS,
+    TOKENIZE,
     Served,
     Settings,
     checked,
@@ -63,7 +65,7 @@ class AsyncOpenAiClient:
         import httpx
 
         self.url, self.model = self._settings.url, model or ""
-        self._wanted = model
+        self._begin: str | None = None
         self._http = httpx.AsyncClient(
             base_url=self.url,
             headers=dict(self._settings.headers),
@@ -84,7 +86,7 @@ class AsyncOpenAiClient:
     ) -> Completion:
         """Returns the whole answer in one response."""
         asked = _named(with_fields(request, sampling))
-        body = body_of(asked, model=model or self.model, stream=False)
+        body = await self._whole(asked, body_of(asked, model=model or self.model, stream=False))
         limit = self._settings.read_timeout(timeout, stream=False)
         content = await self._send("POST", COMPLETIONS, encoded(body), limit)
         answer = _answer(asked, self.url)
@@ -111,7 +113,7 @@ class AsyncOpenAiClient:
         body = body_of(asked, model=model or self.model, stream=True)
         stream = AsyncOpenAiStream(
             self._http,
-            body,
+            partial(self._whole, asked, body),
             asked.request_id or "",
             _answer(asked, self.url),
             self.url,
@@ -128,14 +130,7 @@ class AsyncOpenAiClient:
             InvalidRequest: There is no such model.
             ClientError: The server does not answer.
         """
-        models = object_of(await self._send("GET", MODELS, None, INFO_TIMEOUT_S), self.url)
-        try:
-            props = object_of(await self._send("GET", PROPS, None, INFO_TIMEOUT_S), self.url)
-        except InvalidRequest:  # not llama.cpp's
-            props = None
-        served = Served.read(models, props, model or self.model or None, self.url)
-        self.model = self.model or served.name
-        return served.model_metadata()
+        return (await self._served(model)).model_metadata()
 
     async def cancel(self, request_id: str) -> None:
         """Does nothing: such a server knows no ids, and closing a stream ends its request."""
@@ -146,6 +141,27 @@ class AsyncOpenAiClient:
         for stream in tuple(self._streams):
             stream.cancel()
         await self._http.aclose()
+
+    async def _served(self, model: str | None = None) -> Served:
+        models = object_of(await self._send("GET", MODELS, None, INFO_TIMEOUT_S), self.url)
+        try:
+            props = object_of(await self._send("GET", PROPS, None, INFO_TIMEOUT_S), self.url)
+        except InvalidRequest:  # not llama.cpp's
+            props = None
+        served = Served.read(models, props, model or self.model or None, self.url)
+        self.model = self.model or served.name
+        self._begin = served.begin
+        return served
+
+    async def _whole(self, request: GenerateRequest, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with the prompt as token ids, where nothing is to be put around it."""
+        if self._begin is None:
+            await self._served()
+        if not as_it_is(request, self._begin or ""):
+            return body
+        asked = {"content": text_of(request), "add_special": False, "parse_special": True}
+        answer = await self._send("POST", TOKENIZE, encoded(asked), INFO_TIMEOUT_S)
+        return {**body, "prompt": object_of(answer, self.url).get("tokens")}
 
     async def _send(
         self, method: str, path: str, content: bytes | None, limit: float | None
@@ -185,7 +201,7 @@ class AsyncOpenAiStream:
     def __init__(
         self,
         http: Any,
-        body: Mapping[str, Any],
+        body: Callable[[], Awaitable[dict[str, Any]]],
         request_id: str,
         answer: Answer,
         address: str,
@@ -264,7 +280,7 @@ class AsyncOpenAiStream:
 async def _pump(
     http: Any,
     *,
-    body: Mapping[str, Any],
+    body: Callable[[], Awaitable[dict[str, Any]]],
     answer: Answer,
     address: str,
     pieces: asyncio.Queue[Piece],
@@ -277,7 +293,7 @@ async def _pump(
     loop = asyncio.get_running_loop()
     received = 0
     try:
-        content = encoded(body)
+        content = encoded(await body())
         async with http.stream(
             "POST", COMPLETIONS, content=content, timeout=read_timeout
         ) as response:
@@ -307,11 +323,6 @@ async def _pump(
 
 
 def _named(request: GenerateRequest) -> GenerateRequest:
-    if request.add_special_tokens is False:
-        raise InvalidRequest(
-            "add_special_tokens false is for the synchronous client",
-            why="The text has to become token ids first, which is another call",
-        )
     return dataclasses.replace(request, request_id=request.request_id or uuid.uuid4().hex)
 
 

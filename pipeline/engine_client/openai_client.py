@@ -19,7 +19,7 @@ from pipeline.engine_client.openai_answer import (
     event_of,
     object_of,
 )
-from pipeline.engine_client.openai_request import body_of, with_fields
+from pipeline.engine_client.openai_request import as_it_is, body_of, text_of, with_fields
 from pipeline.engine_client.openai_settings import (
     COMPLETIONS,
     DETOKENIZE,
@@ -262,11 +262,9 @@ class OpenAiClient:
 
     def _prompt(self, request: GenerateRequest) -> dict[str, Any]:
         """The prompt as token ids, where nothing is to be put around it."""
-        if request.add_special_tokens is not False:
+        if not as_it_is(request, self._served(None).begin):
             return {}
-        prompt = request.prompt
-        text = prompt.decode() if isinstance(prompt, bytes) else prompt
-        return {"prompt": self.tokenize(text, add_special_tokens=False)}
+        return {"prompt": self.tokenize(text_of(request), add_special_tokens=False)}
 
     def _get(self, path: str) -> bytes:
         return self._send("GET", path, None, INFO_TIMEOUT_S)

@@ -52,6 +52,27 @@ def with_fields(request: GenerateRequest | str | bytes, sampling: Mapping[str, A
     return made
 
 
+def text_of(request: GenerateRequest) -> str:
+    """Returns the prompt; it is checked already."""
+    prompt = request.prompt
+    return prompt.decode() if isinstance(prompt, bytes) else prompt
+
+
+def as_it_is(request: GenerateRequest, begin: str) -> bool:
+    """Says whether nothing is to be put around the prompt's tokens.
+
+    Not asked, a text is given no second one of the token that begins every text, as by this
+    project's Triton models; llama.cpp's server would give it one.
+
+    Args:
+        request: Checked.
+        begin: The text of that token; empty where there is none.
+    """
+    if request.add_special_tokens is None:
+        return bool(begin) and text_of(request).startswith(begin)
+    return not request.add_special_tokens
+
+
 def body_of(request: GenerateRequest, *, model: str, stream: bool) -> dict[str, Any]:
     """Writes the body of ``POST /v1/completions``.
 
@@ -64,10 +85,9 @@ def body_of(request: GenerateRequest, *, model: str, stream: bool) -> dict[str, 
         InvalidRequest: The request asks for what the server has no word for.
     """
     _refuse_unknown(request)
-    prompt = request.prompt
     return {
         "model": model,
-        "prompt": prompt.decode() if isinstance(prompt, bytes) else prompt,
+        "prompt": text_of(request),
         "max_tokens": request.max_tokens,
         "stream": stream,
         **({"stream_options": {"include_usage": True}} if stream else {}),

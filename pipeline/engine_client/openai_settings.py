@@ -202,6 +202,11 @@ class Served:
     template: str
     tokens: Mapping[str, str]
 
+    @property
+    def begin(self) -> str:
+        """The text of the token that begins every text; empty where that is not known."""
+        return self.tokens.get("bos_token", "")
+
     @classmethod
     def read(
         cls, models: Mapping[str, Any], props: Mapping[str, Any] | None, model: str | None, url: str

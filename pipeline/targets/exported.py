@@ -49,11 +49,13 @@ class ExportedTarget(ABC):
     Attributes:
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
+        own_server: Whether the program is started here to serve; see ``self_served.py``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
     """
 
     name: ClassVar[str]
     program: ClassVar[str]
+    own_server: bool = False
     rounds_activations: bool = True
 
     @abstractmethod

@@ -148,6 +148,18 @@ class RunningServer(ABC):
         return self.grpc_url
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Where it answers, by protocol, for people and their clients."""
+        scheme = "grpcs://" if self.encrypted else ""
+        found = {"grpc": f"{scheme}{self.grpc_url}"}
+        return {**found, "http": self.http_url} if self.http else found
+
+    @property
+    def metrics_headers(self) -> dict[str, str]:
+        """What has to be sent for the metrics."""
+        return {}
+
+    @property
     def grpc_url(self) -> str:
         """``host:port`` for gRPC clients on this machine; TLS is for them to know."""
         return f"{local_address(self.host)}:{self.grpc_port}"

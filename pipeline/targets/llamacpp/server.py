@@ -100,6 +100,17 @@ class LlamaCppServer(SupervisedServer):
         return self.http_url
 
     @property
+    def addresses(self) -> dict[str, str]:
+        """Where it answers."""
+        return {"openai": f"{self.http_url}/v1"}
+
+    @property
+    def metrics_headers(self) -> dict[str, str]:
+        """What has to be sent for the metrics."""
+        key = self._settings.key
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    @property
     def metrics_url(self) -> str:
         """URL of the Prometheus metrics; a server with a key asks for it there too."""
         return f"{self.http_url}{METRICS}"

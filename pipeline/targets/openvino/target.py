@@ -45,6 +45,7 @@ class OpenVinoTarget:
 
     name = "openvino"
     rounds_activations = False
+    own_server = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Lists the packages for OpenVINO and the wheel that holds tritonserver."""

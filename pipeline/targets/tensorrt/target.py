@@ -41,6 +41,7 @@ class TensorRtTarget:
 
     name = "tensorrt"
     rounds_activations = True
+    own_server = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Names none: it builds and serves in place or in a container, and says itself what is
