@@ -30,7 +30,7 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     if linear.algo == W8A8_SQ_PER_CHANNEL:
         return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
     if linear.algo == W4A16_AWQ:
-        return unpack_int4(linear.weight) * _spread(as_loaded(scale, _dtype(linear)), linear)
+        return _dequantize_int4(linear, as_loaded(scale, _dtype(linear)))
     if linear.algo == W4A8_AWQ:
         # The INT4 weight is rounded once more, to the float8 that the product is made in.
         scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
@@ -38,6 +38,34 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
         scaled = unpack_int4(linear.weight) * _spread(loaded, linear)
         return scaled.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * scale_2
     raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
+
+
+def _dequantize_int4(linear: Linear, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    codes = unpack_int4(linear.weight)
+    if linear.zero is not None:
+        codes = codes + np.repeat(offsets(linear), linear.in_features // scale.shape[1], axis=1)
+    weight: npt.NDArray[np.float32] = codes * _spread(scale, linear)
+    if linear.input_order is None:
+        return weight
+    ordered = np.empty_like(weight)
+    ordered[:, linear.input_order] = weight
+    return ordered
+
+
+def offsets(linear: Linear) -> npt.NDArray[np.int8]:
+    """Finds what is added to the codes of each group: 8 minus the zero point, -8 to 8.
+
+    ``zero`` is that integer times the scale, rounded to the model's dtype. It is whole again, since
+    rounding moves it by a fiftieth of a scale at most: so weights keep the bits of their source.
+
+    Returns:
+        int8 [N, K/g].
+    """
+    assert linear.zero is not None
+    assert linear.weights_scaling_factor is not None
+    scale = as_loaded(linear.weights_scaling_factor, _dtype(linear))
+    whole: npt.NDArray[np.int8] = np.rint(linear.zero.astype(np.float32).T / scale).astype(np.int8)
+    return whole
 
 
 def unpack_int4(packed: Array) -> npt.NDArray[np.int8]:

@@ -40,6 +40,7 @@ class ExpectedTensor:
         required: False for a tensor that may be absent.
         loaded: How TensorRT-LLM casts and divides it when it loads it; None leaves it as it is.
         beside: A tensor that must be there too where this one is.
+        is_order: Whether it must name each of its places once.
     """
 
     dtypes: tuple[str, ...]
@@ -48,6 +49,7 @@ class ExpectedTensor:
     required: bool = True
     loaded: Loading | None = None
     beside: str | None = None
+    is_order: bool = False
 
 
 def expected_tensors(config: CheckpointConfig, rank: int) -> dict[str, ExpectedTensor]:
@@ -159,6 +161,10 @@ def _linear(
         # uint8 would be loaded without the interleaving that the kernels need.
         yield f"{name}.weight", ExpectedTensor(("int8",), (rows // 2, columns))
         yield f"{name}.weights_scaling_factor", scales
+        if config.quantization.zero_points:
+            yield f"{name}.zero", ExpectedTensor(floats, (columns // group, rows))
+        if config.quantization.input_order:
+            yield f"{name}.input_order", ExpectedTensor(("int32",), (columns,), is_order=True)
     if divided:
         yield f"{name}.activation_scaling_factor", scalar
         yield f"{name}.weights_scaling_factor_2", scalar

@@ -33,6 +33,11 @@ class Linear:
         activation_scaling_factor: amax / 127 (W8A8) or amax / 448 (FP8, W4A8) of x after pre-quant.
         weights_scaling_factor_2: W4A8: float32 [1], the scale of the float8 stage.
         bias: [N].
+        zero: ``W4A16_AWQ`` with zero points: float [K/g, N], (8 - zero point) * scale, which is
+            added to each product of code and scale. :func:`pipeline.checkpoint.dequantize.offsets`
+            makes integers of it.
+        input_order: ``W4A16_AWQ`` with groups out of order (GPTQ's act-order): int32 [K], the input
+            that each column of the weight belongs to; None is the ordinary order.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Linear:
     activation_scaling_factor: float | None = None
     weights_scaling_factor_2: float | None = None
     bias: Array | None = None
+    zero: Array | None = None
+    input_order: Array | None = None
 
     @property
     def out_features(self) -> int:

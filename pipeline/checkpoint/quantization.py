@@ -25,6 +25,9 @@ QUANTIZATION_KEYS = frozenset(
         "mamba_ssm_cache_dtype",
     )
 )
+INPUT_ORDER = "input_order"
+"""A key of our own, true where the columns of weights are in another order than their inputs.
+TensorRT-LLM has no kernel for that, and its constructor raises on the key, as it should."""
 # What QuantConfig leaves unquantized when exclude_modules is null.
 DEFAULT_EXCLUDES = (
     "*lm_head",
@@ -45,12 +48,16 @@ class Quantization:
         kv_cache_algo: ``INT8``, ``FP8`` or None.
         group_size: Input features per INT4 scale; None for formats without groups.
         exclude_modules: fnmatch patterns of modules that stay in floating point.
+        zero_points: ``has_zero_point``: whether INT4 linears have a tensor ``zero``.
+        input_order: Whether INT4 linears have a tensor ``input_order``.
     """
 
     algo: str
     kv_cache_algo: str | None
     group_size: int | None
     exclude_modules: tuple[str, ...]
+    zero_points: bool = False
+    input_order: bool = False
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any], where: str) -> Quantization:
@@ -61,7 +68,7 @@ class Quantization:
                 would load it silently wrong.
             UnsupportedError: The format is not one of ours.
         """
-        unknown = sorted(set(section) - QUANTIZATION_KEYS)
+        unknown = sorted(set(section) - QUANTIZATION_KEYS - {INPUT_ORDER})
         if unknown:
             raise CheckpointError(
                 f"unknown quantization key {', '.join(unknown)}",
@@ -100,6 +107,8 @@ class Quantization:
             kv_cache_algo=kv_cache_algo,
             group_size=int(section["group_size"]) if row.group_sizes else None,
             exclude_modules=DEFAULT_EXCLUDES if excludes is None else tuple(excludes),
+            zero_points=bool(row.group_sizes) and section["has_zero_point"],
+            input_order=bool(row.group_sizes) and section.get(INPUT_ORDER) is True,
         )
 
     def algo_of(self, module: str) -> str:
@@ -118,8 +127,9 @@ def _check_groups(section: Mapping[str, Any], row: Format, where: str) -> None:
     if section.get("group_size") not in row.group_sizes:
         sizes = " or ".join(map(str, row.group_sizes))
         problems.append(f"group_size is {section.get('group_size')!r}, not {sizes}")
-    if section.get("has_zero_point") is not False:
-        problems.append("has_zero_point is not false")
+    zero_points = section.get("has_zero_point")
+    if zero_points is not False and not (zero_points is True and not row.needs_fp8):
+        problems.append(f"has_zero_point is {zero_points!r}")
     if section.get("pre_quant_scale") is not True:
         problems.append("pre_quant_scale is not true, so the pre-quant scales would be ignored")
     if problems:

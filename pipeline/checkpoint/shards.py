@@ -128,7 +128,7 @@ class _Stage:
         if self.has(scales):
             per_row = self._files[0].tensors[scales].shape != (1,)
             if column and per_row:
-                scaling = self._rows(scales, shape)
+                scaling = self._rows(self.parts(scales), shape)
             elif ALGOS[algo].scales == "group":
                 scaling = _join(self.parts(scales), 1)
             else:
@@ -138,7 +138,7 @@ class _Stage:
             smoothing = self.shared(prequant) if column else _join(self.parts(prequant), 0)
         weight_name, bias = f"{name}.weight", f"{name}.bias"
         weight = (
-            self._rows(weight_name, shape, 2 if algo in PACKED_ALGOS else 1)
+            self._rows(self.parts(weight_name), shape, 2 if algo in PACKED_ALGOS else 1)
             if column
             else _join(self.parts(weight_name), 1)
         )
@@ -152,12 +152,21 @@ class _Stage:
             prequant_scaling_factor=smoothing,
             activation_scaling_factor=self._scalar(f"{name}.activation_scaling_factor"),
             weights_scaling_factor_2=self._scalar(f"{name}.weights_scaling_factor_2"),
-            bias=self._rows(bias, shape) if self.has(bias) else None,
+            bias=self._rows(self.parts(bias), shape) if self.has(bias) else None,
+            zero=self._zero(f"{name}.zero", shape),
+            input_order=self._optional(f"{name}.input_order"),
         )
 
-    def _rows(self, name: str, shape: LinearShape, rows_per_entry: int = 1) -> Array:
+    def _zero(self, name: str, shape: LinearShape) -> Array | None:
+        """Joins what is stored with its rows as columns."""
+        if not self.has(name):
+            return None
+        if shape.split != "column":
+            return _join(self.parts(name), 0)
+        return self._rows([part.T for part in self.parts(name)], shape).T
+
+    def _rows(self, parts: list[Array], shape: LinearShape, rows_per_entry: int = 1) -> Array:
         """Joins row-cut parts; ``rows_per_entry`` is 2 for packed INT4 weights."""
-        parts = self.parts(name)
         if shape.name != "attention.qkv" or len(parts) == 1:
             return _join(parts, 0)
         share = self._config.share

@@ -116,6 +116,8 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
     values = file.read(name)
     if wanted.dtypes[0] == FLOAT8 and values.dtype == np.int8:
         values = values.view(numpy_dtype(FLOAT8))
+    if wanted.is_order and not np.array_equal(np.sort(values), np.arange(values.size)):
+        yield f"{name} does not name every input once"
     if values.dtype.kind in "iub":
         return
     flat = values.reshape(-1)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine_client.openai_answer import (
     Answer,
+    Lines,
     completion_of,
     error_of,
     event_of,
     object_of,
 )
-from pipeline.engine_client.openai_client import closed, encoded
+from pipeline.engine_client.openai_client import closed, encoded, hang_up
 from pipeline.engine_client.openai_request import as_it_is, body_of, text_of, with_fields
 from pipeline.engine_client.openai_settings import (
     COMPLETIONS,
@@ -68,10 +69,11 @@ class AsyncOpenAiClient:
         self._begin: str | None = None
         self._http = httpx.AsyncClient(
             base_url=self.url,
-            headers=dict(self._settings.headers),
+            headers={"accept-encoding": "identity", **self._settings.headers},
             verify=self._settings.verify,
             trust_env=False,
-            limits=httpx.Limits(max_connections=None),
+            # A connection that the server is just closing would break the request that takes it.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self._streams: weakref.WeakSet[AsyncOpenAiStream] = weakref.WeakSet()
         self._closed = False
@@ -89,7 +91,7 @@ class AsyncOpenAiClient:
         body = await self._whole(asked, body_of(asked, model=model or self.model, stream=False))
         limit = self._settings.read_timeout(timeout, stream=False)
         content = await self._send("POST", COMPLETIONS, encoded(body), limit)
-        answer = _answer(asked, self.url)
+        answer = _answer(asked, self.url, whole=True)
         chunk = answer.feed(object_of(content, self.url))
         answer.end()
         return completion_of([chunk], asked.request_id or "")
@@ -115,7 +117,7 @@ class AsyncOpenAiClient:
             self._http,
             partial(self._whole, asked, body),
             asked.request_id or "",
-            _answer(asked, self.url),
+            _answer(asked, self.url, whole=False),
             self.url,
             read_timeout=self._settings.read_timeout(timeout, stream=True),
             deadline=self._settings.deadline(timeout),
@@ -299,13 +301,19 @@ async def _pump(
         ) as response:
             if response.status_code >= 400:
                 raise error_of(response.status_code, await response.aread(), address)
-            async for line in response.aiter_lines():
-                if loop.time() >= deadline:
-                    raise late(address, received)
-                event = event_of(line, address)
-                if event is not None:
-                    received += 1
-                    pieces.put_nowait(answer.feed(event))
+            lines = Lines()
+            try:
+                async for some in response.aiter_raw():
+                    if loop.time() >= deadline:
+                        raise late(address, received)
+                    for line in lines.feed(some):
+                        if (event := event_of(line, address)) is not None:
+                            received += 1
+                            pieces.put_nowait(answer.feed(event))
+            except asyncio.CancelledError:
+                # At once, whatever is still to be read: the server sees it with its next piece.
+                hang_up(response)
+                raise
         answer.end()
     except (httpx.HTTPError, httpx.StreamError) as error:
         failed = loop.time() >= deadline
@@ -326,5 +334,6 @@ def _named(request: GenerateRequest) -> GenerateRequest:
     return dataclasses.replace(request, request_id=request.request_id or uuid.uuid4().hex)
 
 
-def _answer(request: GenerateRequest, url: str) -> Answer:
-    return Answer(url, counts=request.return_num_tokens, scores=request.return_log_probs)
+def _answer(request: GenerateRequest, url: str, *, whole: bool) -> Answer:
+    counts, scores = request.return_num_tokens, request.return_log_probs
+    return Answer(url, counts=counts, scores=scores, whole=whole)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine_client.openai_answer import (
     Answer,
+    Lines,
     completion_of,
     error_of,
     event_of,
@@ -91,10 +92,11 @@ class OpenAiClient:
         # Proxies of the environment are for other addresses than a server of one's own.
         self._http = httpx.Client(
             base_url=self.url,
-            headers=dict(self._settings.headers),
+            headers={"accept-encoding": "identity", **self._settings.headers},
             verify=self._settings.verify,
             trust_env=False,
-            limits=httpx.Limits(max_connections=None),
+            # A connection that the server is just closing would break the request that takes it.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self._known: Served | None = None
         self._asking = Lock()
@@ -112,7 +114,7 @@ class OpenAiClient:
         body = {**body_of(asked, model=self._name(model), stream=False), **self._prompt(asked)}
         limit = self._settings.read_timeout(timeout, stream=False)
         content = object_of(self._post(COMPLETIONS, body, limit), self.url)
-        answer = _answer(asked, self.url)
+        answer = _answer(asked, self.url, whole=True)
         chunk = answer.feed(content)
         answer.end()
         return completion_of([chunk], asked.request_id or "")
@@ -132,7 +134,7 @@ class OpenAiClient:
             self._http,
             body,
             asked.request_id or "",
-            _answer(asked, self.url),
+            _answer(asked, self.url, whole=False),
             self.url,
             read_timeout=self._settings.read_timeout(timeout, stream=True),
             deadline=self._settings.deadline(timeout),
@@ -354,7 +356,8 @@ class OpenAiStream:
     def cancel(self) -> None:
         """Ends the request; a thread that waits for a chunk gets :class:`Cancelled`."""
         self._cancelled = True
-        self._hang_up()
+        if self._response is not None:
+            hang_up(self._response)
 
     def close(self) -> None:
         """Ends the request if it is still running."""
@@ -396,18 +399,8 @@ class OpenAiStream:
         if self._response.status_code >= 400:
             text = self._response.read()
             raise error_of(self._response.status_code, text, self._address)
-        self._lines = iter(self._response.iter_lines())
+        self._lines = _lines(self._response)
         return self._lines
-
-    def _hang_up(self) -> None:
-        """Ends the connection under a thread that reads from it, which closing would not wake."""
-        if self._response is None:
-            return
-        stream = self._response.extensions.get("network_stream")
-        sock = stream.get_extra_info("socket") if stream else None
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> OpenAiStream:
         return self
@@ -419,6 +412,21 @@ class OpenAiStream:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def hang_up(response: Any) -> None:
+    """Ends the connection of an answer under whoever reads it, which closing would not wake."""
+    stream = response.extensions.get("network_stream")
+    sock = stream.get_extra_info("socket") if stream else None
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+def _lines(response: Any) -> Iterator[str]:
+    cut = Lines()
+    for some in response.iter_raw():
+        yield from cut.feed(some)
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:
@@ -444,5 +452,6 @@ def closed(address: str) -> InvalidRequest:
     )
 
 
-def _answer(request: GenerateRequest, url: str) -> Answer:
-    return Answer(url, counts=request.return_num_tokens, scores=request.return_log_probs)
+def _answer(request: GenerateRequest, url: str, *, whole: bool) -> Answer:
+    counts, scores = request.return_num_tokens, request.return_log_probs
+    return Answer(url, counts=counts, scores=scores, whole=whole)

@@ -20,6 +20,7 @@ from pipeline.models.architectures import (
 )
 from pipeline.models.config_json import ConfigValues, read_config
 from pipeline.models.config_keys import refuse_other_arithmetic
+from pipeline.models.quantized import StoredQuantization, read_quantization
 
 ORIGINAL_POSITIONS = "original_max_position_embeddings"
 # The rope types whose frequencies TensorRT-LLM and our graph compute from config.json alone, and
@@ -65,6 +66,7 @@ class ModelFacts:
         sliding_window: Tokens each position attends to; None for full attention.
         dtype: What ``config.json`` says that the weights are, such as ``bfloat16``; None where it
             does not say.
+        quantized: How the weights are quantized already; None where they are floating point.
     """
 
     architecture: str
@@ -86,6 +88,7 @@ class ModelFacts:
     tie_word_embeddings: bool
     sliding_window: int | None
     dtype: str | None = None
+    quantized: StoredQuantization | None = None
 
     @property
     def family(self) -> Architecture:
@@ -132,12 +135,15 @@ class ModelFacts:
         return int(int(unscaled) * float(scaling["factor"]))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], where: str) -> ModelFacts:
+    def from_config(
+        cls, config: dict[str, Any], where: str, directory: Path | None = None
+    ) -> ModelFacts:
         """Reads a Hugging Face ``config.json``, of transformers 4 or 5.
 
         Args:
             config: The parsed file.
             where: Its path, for error messages.
+            directory: Its folder, where another file may say how the weights are quantized.
 
         Raises:
             SourceError: A required key is missing, or a value is not what its key means.
@@ -146,7 +152,7 @@ class ModelFacts:
         architecture = _architecture(ConfigValues(config, where, SourceError), where)
         refuse_other_arithmetic(architecture, config, where)
         values = ConfigValues({**architecture.defaults, **config}, where, SourceError)
-        _refuse_quantized(values, where)
+        quantized = read_quantization(config, directory, where)
         hidden = values.positive_int("hidden_size")
         heads = values.positive_int("num_attention_heads")
         base, scaling = _rope(values, where)
@@ -172,6 +178,7 @@ class ModelFacts:
             if architecture.windows == "all"
             else None,
             dtype=_dtype(config),
+            quantized=quantized,
         )
         _refuse_unsupported_features(facts, architecture, where)
         if architecture.windows == "some":
@@ -192,7 +199,7 @@ class ModelFacts:
             "A Hugging Face checkpoint is a directory with config.json and *.safetensors",
             "Point model.source at such a directory or at a Hub id",
         )
-        return cls.from_config(config, str(directory / "config.json"))
+        return cls.from_config(config, str(directory / "config.json"), directory)
 
 
 def _architecture(values: ConfigValues, where: str) -> Architecture:
@@ -204,19 +211,6 @@ def _architecture(values: ConfigValues, where: str) -> Architecture:
             fix=f"Supported architectures: {', '.join(sorted(ARCHITECTURES))}",
         )
     return ARCHITECTURES[names[0]]
-
-
-def _refuse_quantized(values: ConfigValues, where: str) -> None:
-    quantization = values.values.get("quantization_config")
-    if quantization:
-        named = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise UnsupportedError(
-            f"the model is quantized already, by {named or 'a method it does not name'}",
-            where=where,
-            why="quantization_config says so, and the pipeline quantizes unquantized checkpoints "
-            "only",
-            fix="Set model.source to the checkpoint that this one was made from",
-        )
 
 
 def _rope(values: ConfigValues, where: str) -> tuple[float, dict[str, Any] | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.formats import Format
+from pipeline.formats import FORMATS, Format
 from pipeline.models.facts import ModelFacts
 
 
@@ -48,6 +48,13 @@ def layer_bytes(facts: ModelFacts, row: Format, value_bytes: int, group_size: in
 def table_bytes(facts: ModelFacts, value_bytes: int) -> int:
     """Computes the bytes of the embedding, which is as large as the language-model head."""
     return facts.vocab_size * facts.hidden_size * value_bytes
+
+
+def parameters(facts: ModelFacts) -> int:
+    """Counts the parameters of a model in floating point, a tied head once."""
+    plain = next(row for row in FORMATS.values() if not row.quantizes)
+    tables = table_bytes(facts, 1) * (1 if facts.tie_word_embeddings else 2)
+    return layer_bytes(facts, plain, 1, None) + tables + facts.hidden_size
 
 
 def multiplications(facts: ModelFacts) -> int:

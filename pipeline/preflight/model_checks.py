@@ -12,9 +12,11 @@ from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import Side, split_problem
 from pipeline.preflight.candidates import candidates, misfits
+from pipeline.preflight.stored import refuse_other_quantization, refuse_other_reference
 from pipeline.recipe.schema import Recipe
 from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
+from pipeline.source.snapshot import facts_of
 from pipeline.targets import get_target
 from pipeline.targets.base import Explanation
 
@@ -37,8 +39,10 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
         SourceError: ``config.json`` is missing or incomplete.
         UnsupportedError: The combination cannot work; file, line, key, reason and remedy are named.
     """
-    facts = ModelFacts.from_directory(directory)
+    facts = facts_of(directory)
     _refuse_own_code(recipe, directory)
+    refuse_other_quantization(recipe, facts)
+    refuse_other_reference(recipe, facts)
     for problem in _parallelism(recipe, facts):
         raise problem
     for problem in _quantization(recipe, facts):

@@ -9,6 +9,7 @@ from pipeline.errors import SourceError
 from pipeline.models.config_json import read_config
 from pipeline.models.config_keys import unread_keys
 from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
+from pipeline.preflight.stored import check_stored
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import main_dtype, stored_tensors
 from pipeline.targets import get_target
@@ -34,6 +35,7 @@ def remarks(recipe: Recipe, facts: ModelFacts, directory: Path | None) -> tuple[
     found = [
         *check_dtype(recipe, dtype),
         *_check_linear_rope(recipe, facts),
+        *check_stored(recipe, facts),
         *_list_unread_keys(directory),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))

@@ -8,6 +8,8 @@ from typing import Any
 
 from pipeline.dependencies import require
 from pipeline.errors import UnsupportedError
+from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import parameters
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe.schema import Recipe
 from pipeline.source.loading import load_causal_lm
@@ -71,9 +73,14 @@ def choose_device(recipe: Recipe) -> Any:
 def count_parameters(directory: Path) -> int:
     """Counts the elements of all tensors of a snapshot, from the files' headers.
 
+    What is quantized counts as what it was made from.
+
     Raises:
         SourceError: A file is damaged.
     """
+    facts = ModelFacts.from_directory(directory)
+    if facts.quantized is not None:
+        return parameters(facts)
     return sum(
         math.prod(tensor.shape)
         for path in weight_files(directory)

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from pipeline.recipe.openvino import OpenVinoSection
 from pipeline.recipe.section import Positive, ReadBy, Section, Unit, Whole
 from pipeline.recipe.tensorrt import TensorRtSection
+from pipeline.recipe.vllm import VllmSection
 
 
 class CompileSection(Section):
@@ -33,9 +34,10 @@ class CompileSection(Section):
             None is the GPU of the machine that builds.
         openvino: Execution options of the CPU target.
         tensorrt: Options of ``trtllm-build``.
+        vllm: How the folder for vLLM is written and measured.
     """
 
-    target: Literal["openvino", "tensorrt"] = "openvino"
+    target: Literal["openvino", "tensorrt", "vllm"] = "openvino"
     max_batch_size: Annotated[Positive, Unit("sequences")] = 32
     max_input_len: Annotated[Positive, Unit("tokens")] = 1024
     max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
@@ -47,6 +49,7 @@ class CompileSection(Section):
     gpu: Annotated[str | None, ReadBy("tensorrt")] = None
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
+    vllm: Annotated[VllmSection, ReadBy("vllm")] = VllmSection()
 
     @model_validator(mode="after")
     def _sizes(self) -> CompileSection:

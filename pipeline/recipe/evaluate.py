@@ -107,6 +107,10 @@ class EvaluateSection(Section):
             token is computed by the source model and the written one too.
         dtype: ``float32`` computes the checkpoint in it; ``model`` rounds every activation to the
             checkpoint's own dtype, as a GPU does.
+        reference: The model in floating point that a quantized ``model.source`` was made from, a
+            directory relative to the recipe. What is lost is then measured against it; None
+            compares the checkpoint with the source's own quantized weights, which shows that they
+            were taken over, and not what they lost.
         tasks: Multiple-choice questions that both models answer.
         gates: The limits.
     """
@@ -117,6 +121,7 @@ class EvaluateSection(Section):
     stride: Annotated[Positive | None, Unit("tokens")] = None
     engine_tokens: Annotated[Positive, Unit("tokens")] = 4000
     dtype: Literal["float32", "model"] = "float32"
+    reference: FileName | None = None
     tasks: list[TaskSection] = Field(default=[])
     gates: Gates = Gates()
 

@@ -20,6 +20,7 @@ from pipeline.recipe.overrides import apply_overrides, problem
 from pipeline.recipe.paths import PathResolver
 from pipeline.recipe.places import places_in
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.stored import with_stored_format
 
 MAX_BYTES = 1 << 20
 # Levels and values of a recipe, its aliases unfolded; no recipe has a tenth of either.
@@ -143,7 +144,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     places = places_in(tree, path)
     misused, notices = apply_overrides(data, overrides, places, lambda text: _parse(text)[1])
     paths = PathResolver(path, places)
-    resolved = paths.resolve(data)
+    resolved = with_stored_format(paths.resolve(data))
     cause: Exception | None = None
     try:
         recipe = Recipe.model_validate(resolved)

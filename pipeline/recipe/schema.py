@@ -30,6 +30,7 @@ from pipeline.formats import (
     KvCacheName,
     canonical_format,
 )
+from pipeline.models.quantized import Method
 from pipeline.recipe.compile import CompileSection
 from pipeline.recipe.evaluate import EvaluateSection
 from pipeline.recipe.section import (
@@ -157,6 +158,10 @@ class QuantizeSection(Section):
         search: Chooses ``smoothquant_alpha`` of ``int8_sq``, or ``group_size`` of ``int4_awq`` and
             ``int4_gptq``, by the smallest KL divergence from the source model, whatever that key
             says; ``{}`` does so with the defaults below. None takes the key as it is.
+        stored: What wrote the model's files, where their weights are quantized already: then codes
+            and scales are taken over as they are, and nothing is calibrated. A model on this
+            machine says it itself, with ``format`` and ``group_size``, which may then be left out;
+            the key is for models of the Hub. None quantizes a model in floating point.
         kv_cache: The format of the KV cache; None keeps it in the model's dtype. It needs a
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
@@ -173,6 +178,7 @@ class QuantizeSection(Section):
     portable: bool = False
     smoothquant_alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     search: SearchSection | None = None
+    stored: Method | None = None
     kv_cache: KvCacheName | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     calibration: Calibration | None = None
@@ -180,7 +186,8 @@ class QuantizeSection(Section):
     @property
     def needs_calibration(self) -> bool:
         """Whether a forward pass over text decides any tensor of the checkpoint."""
-        return FORMATS[self.format].calibration is not None or self.kv_cache is not None
+        calibrated = FORMATS[self.format].calibration is not None or self.kv_cache is not None
+        return calibrated and self.stored is None
 
     @model_validator(mode="after")
     def _complete(self) -> QuantizeSection:
@@ -191,6 +198,13 @@ class QuantizeSection(Section):
             )
             raise ValueError(msg)
         row = FORMATS[self.format]
+        for key in ("search", "kv_cache", "act_order", "portable"):
+            if self.stored and getattr(self, key):
+                msg = (
+                    f"{key} is decided when weights are quantized, and those of this model are "
+                    f"already, by {self.stored}; leave quantize.{key} out"
+                )
+                raise ValueError(msg)
         if self.kv_cache and not row.quantizes:
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
             # loads without the scales.

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
-from pipeline.models.sizes import layer_bytes, table_bytes
+from pipeline.models.sizes import parameters
 from pipeline.preflight.model_checks import check_model
 from pipeline.preflight.remarks import source_dtype
 from pipeline.recipe.docs import recipe_keys, schema_text
@@ -132,13 +132,6 @@ def draft(
         choices,
         _planned(choices, local or asked.model, directory),
     )
-
-
-def parameters(facts: ModelFacts) -> int:
-    """Counts the parameters of a model, a tied head once."""
-    plain = next(row for row in FORMATS.values() if not row.quantizes)
-    tables = table_bytes(facts, 1) * (1 if facts.tie_word_embeddings else 2)
-    return layer_bytes(facts, plain, 1, None) + tables + facts.hidden_size
 
 
 def _planned(choices: Choices, source: Path | str, directory: Path) -> Recipe:

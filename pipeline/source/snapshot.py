@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
+from pipeline.models.quantized import BESIDE
 from pipeline.reading.json_text import read_json
+from pipeline.source.quantized import looked_at, without_quantized
 from pipeline.source.safetensors_header import BrokenHeaderError, StoredTensor, read_header
 from pipeline.source.tokenizer import without_tokenizer_json
 
@@ -27,6 +29,7 @@ ADAPTER = "adapter_config.json"
 COMPANIONS = (
     "config.json",
     "generation_config.json",
+    *BESIDE,
     INDEX,
     "tokenizer.json",
     "tokenizer.model",
@@ -90,6 +93,18 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
         # Nobody reads an index beside it, and some programs would believe a left-over one.
         found.discard(directory / INDEX)
     return sorted(found | set(weight_files(directory)))
+
+
+def file_marks(directory: Path, *, code: bool = False) -> dict[str, list[int]]:
+    """Tells a snapshot by size and times of its files, without reading them.
+
+    The change time is there because a copy can keep the other two.
+    """
+    marks = {}
+    for path in snapshot_files(directory, code=code):
+        stat = path.stat()
+        marks[path.name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return marks
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -241,6 +256,28 @@ def check_snapshot(directory: Path, facts: ModelFacts, place: str) -> Contents:
     )
 
 
+def facts_of(directory: Path, place: str | None = None) -> ModelFacts:
+    """Reads the facts of a model, and of a quantized one what only its values tell.
+
+    Args:
+        directory: A snapshot, or config.json alone: then what that says has to do.
+        place: Its name in error messages; None is the directory.
+
+    Raises:
+        SourceError: config.json or a weight file is missing or damaged.
+        UnsupportedError: The model is none that can be taken.
+    """
+    facts, name = ModelFacts.from_directory(directory), place or str(directory)
+    if facts.quantized is None:
+        return facts
+    files = {
+        tensor: (path, stored)
+        for path in weight_files(directory)
+        for tensor, stored in read_weights(path, f"{name}/{path.name}").items()
+    }
+    return replace(facts, quantized=looked_at(facts.quantized, files, name))
+
+
 def stored_tensors(directory: Path, place: str) -> dict[str, StoredTensor]:
     """Reads every tensor of the weight files, by name, from their headers.
 
@@ -316,6 +353,8 @@ def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
 
 def _check_tensors(tensors: Mapping[str, StoredTensor], facts: ModelFacts, place: str) -> None:
     expected = expected_tensors(facts)
+    if facts.quantized is not None:
+        tensors, expected = without_quantized(tensors, expected, facts, place)
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise SourceError(

@@ -11,6 +11,7 @@ from pipeline.models.facts import ModelFacts
 from pipeline.preflight.candidates import ALPHAS, candidates
 from pipeline.preflight.remarks import check_dtype, source_dtype
 from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import facts_of
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
 
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 # Everything that decides the checkpoint's bytes.
 TOOLS = ("nvidia-modelopt", "transformers", "torch")
+# Raised when other bytes are written of a model that is quantized already.
+CONVERSION = 1
 PACKAGES = ("torch", "transformers", "modelopt", "ml_dtypes")
+# What a model that is quantized already takes.
+TAKING_OVER = ("numpy", "ml_dtypes", "safetensors")
 CALIBRATION_TEXT = "quantize.calibration.text"
 
 
@@ -45,6 +50,9 @@ def section(recipe: Recipe) -> dict[str, Any]:
             "calibration": calibration,
         }
     row = FORMATS[quantize.format]
+    if quantize.stored:
+        groups = {"group_size": quantize.group_size} if row.group_sizes else {}
+        return keys | {"stored": quantize.stored, "conversion": CONVERSION} | groups
     if row.export > 1:
         keys["export"] = row.export
     own = {"group_size"} if row.group_sizes else set()
@@ -86,16 +94,19 @@ def run(context: StageContext) -> dict[str, Any]:
         CheckpointError: What was exported breaks the checkpoint's contract.
         UsageError: The calibration text is not usable.
     """
-    for module in ("numpy", "ml_dtypes", "torch"):
+    for module in TAKING_OVER:
         require(module, "quantize")
-    from pipeline.checkpoint import validate
-    from pipeline.quantize.loading import count_parameters
     from pipeline.source.runtime import deterministic, offline_and_quiet
 
     recipe, source = context.recipe, context.inputs["source"].path
-    facts = ModelFacts.from_directory(source)
+    facts = facts_of(source)
     for finding in check_dtype(recipe, source_dtype(facts, source)):
         context.progress.note(f"{finding.severity}: {finding.what}. {finding.why}")
+    if facts.quantized is not None:
+        return _take_over(context, facts)
+    require("torch", "quantize")
+    from pipeline.quantize.loading import count_parameters
+
     texts = _calibration_texts(context)
     batches: list[Rows] = []
     found: Found | None = None
@@ -107,16 +118,35 @@ def run(context: StageContext) -> dict[str, Any]:
             found = _search(context, texts, batches, facts)
         else:
             _write(context, recipe, batches, facts, output=context.output)
-    config = validate(context.output)
+    return {
+        **_facts_of(context.output),
+        "calibration_texts": len(texts),
+        "calibration_tokens": sum(len(row) for batch in batches for row in batch),
+        **({"search": found.as_dict()} if found else {}),
+    }
+
+
+def _take_over(context: StageContext, facts: ModelFacts) -> dict[str, Any]:
+    """Converts a model that is quantized already."""
+    from pipeline.quantize.convert import convert
+
+    assert facts.quantized is not None
+    source = context.inputs["source"].path
+    convert(source, context.recipe, context.output, context.progress)
+    return {**_facts_of(context.output), "taken_over": facts.quantized.words()}
+
+
+def _facts_of(checkpoint: Path) -> dict[str, Any]:
+    """Checks what was written, and describes it."""
+    from pipeline.checkpoint import validate
+
+    config = validate(checkpoint)
     return {
         "quant_algo": config.quantization.algo,
         "kv_cache_quant_algo": config.quantization.kv_cache_algo,
         "group_size": config.quantization.group_size,
         "ranks": config.world_size,
-        "bytes": sum(path.stat().st_size for path in context.output.iterdir()),
-        "calibration_texts": len(texts),
-        "calibration_tokens": sum(len(row) for batch in batches for row in batch),
-        **({"search": found.as_dict()} if found else {}),
+        "bytes": sum(path.stat().st_size for path in checkpoint.iterdir()),
     }
 
 
@@ -269,5 +299,7 @@ STAGE = Stage(
     run=run,
     section=section,
     material=material,
-    needs=lambda _recipe: [(name, "quantize") for name in PACKAGES],
+    needs=lambda recipe: [
+        (name, "quantize") for name in (TAKING_OVER if recipe.quantize.stored else PACKAGES)
+    ],
 )

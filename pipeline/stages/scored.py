@@ -13,6 +13,7 @@ from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.evaluate import EvaluateSection
 from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import file_marks
 from pipeline.source.texts import text_digest
 from pipeline.source.tokens import TextTokenizer
 from pipeline.stages.base import StageContext
@@ -89,10 +90,13 @@ def section(recipe: Recipe, keys: set[str]) -> dict[str, Any]:
         keys: Those of the section that count, besides its tasks.
     """
     # Raised when the reference computes other numbers of checkpoints whose bytes stay the same.
+    settings = settings_of(recipe)
+    measured = {} if settings.reference is None else {"reference": True}
     divided = {"scales": 2} if FORMATS[recipe.quantize.format].divides_prequant else {}
     return {
         **divided,
-        **settings_of(recipe).model_dump(mode="json", include=keys),
+        **measured,
+        **settings.model_dump(mode="json", include=keys),
         "tasks": tasks_section(recipe),
         "trust_remote_code": recipe.model.trust_remote_code,
         "device": recipe.quantize.device,
@@ -105,7 +109,10 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: A file cannot be read.
     """
+    reference = settings_of(recipe).reference
     return {
+        # Known by the stat of its files, as a source is.
+        **({} if reference is None else {"reference": file_marks(Path(reference))}),
         "text": text_digest(recipe, TEXT_KEY),
         "tasks": tasks_material(recipe),
         "tools": versions(TOOLS),
@@ -144,7 +151,7 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
 
 
 def load_models(context: StageContext) -> Models:
-    """Loads the source and the reference of its checkpoint.
+    """Loads the source, or the model that it was made from, and the reference of its checkpoint.
 
     Raises:
         SourceError: The source model cannot be loaded.
@@ -155,6 +162,9 @@ def load_models(context: StageContext) -> Models:
 
     recipe = context.recipe
     source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
+    if (reference := settings_of(recipe).reference) is not None:
+        context.progress.note(f"measuring against {reference}")
+        source = Path(reference)
     with context.progress.task("loading both models", 2) as task:
         original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
         task.advance()

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import SourceError
 from pipeline.models.config_json import read_config
 from pipeline.models.config_keys import unread_keys
-from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import parameters
 from pipeline.preflight.model_checks import check_hub_model, check_model
 from pipeline.recipe.schema import Recipe
 from pipeline.source.end_ids import read_end_ids
@@ -16,6 +16,8 @@ from pipeline.source.hub import hub_commit, hub_snapshot
 from pipeline.source.local import local_directory
 from pipeline.source.snapshot import (
     check_snapshot,
+    facts_of,
+    file_marks,
     left_out,
     refuse_ambiguous_weights,
     refuse_without_safetensors,
@@ -38,8 +40,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
 
     A snapshot of the Hub is known by its commit, a local directory by the stat of its files: a
     touched file makes this stage run again, and when its bytes turn out equal every later stage is
-    still cached, because later keys hold the digest of the contents. The change time is there
-    because a copy can keep the other two.
+    still cached, because later keys hold the digest of the contents.
 
     Raises:
         RecipeError: The source is neither a directory nor a Hub id.
@@ -48,10 +49,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     directory = local_directory(recipe)
     if directory is None:
         return {"hub": recipe.model.source, "commit": hub_commit(recipe)}
-    marks = {}
-    for path in snapshot_files(directory, code=recipe.model.trust_remote_code):
-        stat = path.stat()
-        marks[path.name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    marks = file_marks(directory, code=recipe.model.trust_remote_code)
     return {"directory": str(directory.resolve()), "files": marks}
 
 
@@ -81,7 +79,7 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"fetching {recipe.model.source} from the Hub")
         directory = hub_snapshot(recipe)
     refuse_without_safetensors(directory, place)
-    facts = ModelFacts.from_directory(directory)
+    facts = facts_of(directory, place)
     refuse_ambiguous_weights(directory, place)
     contents = check_snapshot(directory, facts, place)
     end_ids = read_end_ids(directory, place)
@@ -115,7 +113,7 @@ def run(context: StageContext) -> dict[str, Any]:
         )
     return {
         "architecture": facts.architecture,
-        "parameters": contents.parameters,
+        "parameters": parameters(facts) if facts.quantized else contents.parameters,
         "bytes": size,
         "dtypes": list(contents.dtypes),
         "dtype": contents.dtype,

@@ -13,6 +13,7 @@ __all__ = ["TARGETS", "Target", "get_target"]
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+    "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
 

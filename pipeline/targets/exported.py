@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.dependencies import Requirements
 from pipeline.economics.hardware import Setting
@@ -53,8 +53,8 @@ class ExportedTarget(ABC):
         rounds_activations: Whether the program computes in the checkpoint's dtype.
     """
 
-    name: ClassVar[str]
-    program: ClassVar[str]
+    name: str
+    program: str
     own_server: bool = False
     rounds_activations: bool = True
 

@@ -268,7 +268,8 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
 
 def _notice_s(context: Context) -> float:
     """Seconds within which the engine has to notice a cancellation: twice its period of looking."""
-    declared = context.declared("cancellation_check_period_ms", ENGINE) or ""
+    name = "cancellation_check_period_ms"
+    declared = (context.declared(name, ENGINE) if context.has(ENGINE) else None) or ""
     period = int(declared) if declared.isdecimal() else _CANCELLATION_PERIOD_MS
     return 2 * period / 1000
 

@@ -40,6 +40,21 @@ def _place(words: str, reason: str) -> Place:
 
 
 PLACES = {
+    # Foreign folders, by the names that their libraries have for them.
+    "pipeline/models/quantized.py": _place(
+        "FP8 INT8_WO W4A16_AWQ W8A8_SQ_PER_CHANNEL awq gptq",
+        "says which folder of another library becomes which checkpoint",
+    ),
+    "pipeline/source/quantized.py": _place(
+        "FP8 W4A16_AWQ awq gptq", "lists the tensors that each library writes"
+    ),
+    "pipeline/checkpoint/sources/compressed.py": _place(
+        "W4A16_AWQ", "reads what the library wrote"
+    ),
+    "pipeline/checkpoint/sources/folder.py": _place("awq gptq", "reads what the library wrote"),
+    "pipeline/checkpoint/sources/modelopt.py": _place(
+        "FP8 W4A16_AWQ", "reads what the library wrote"
+    ),
     "pipeline/checkpoint/dequantize.py": _place(
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
     ),
@@ -65,6 +80,10 @@ PLACES = {
     "pipeline/targets/tensorrt/build/failures.py": _place(
         "fp8", "the KV cache that is called so, in an advice"
     ),
+    "pipeline/targets/vllm/layouts.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ FP8 gptq", "writes the tensors of each as vLLM reads them"
+    ),
+    "pipeline/recipe/vllm.py": _place("gptq", "the quant_method of a folder that is called so"),
     "pipeline/targets/tensorrt/toolchain.py": _place(
         "int8_sq", "the format that another product of NVIDIA does not have"
     ),

@@ -215,7 +215,7 @@ def test_a_target_alone_leaves_the_gpu_open() -> None:
             (),
             "Phi3ForCausalLM is not",
         ),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, (), "already, by gptq"),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, (), "already, by hqq"),
         (None, ("adapter_config.json", "adapter_model.safetensors"), "is a LoRA adapter"),
         (None, ("model.Q4_K_M.gguf",), "is a model of llama.cpp"),
         ({}, ("model.safetensors",), "safetensors file is damaged"),

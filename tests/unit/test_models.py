@@ -125,8 +125,8 @@ def test_architectures(name: str, bias: bool, norms: bool, qwen_type: str | None
             "attention_bias is false, but the architecture always has",
         ),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "quantized already, by gptq.*Set model.source to the checkpoint that this one",
+            {"quantization_config": {"quant_method": "hqq", "bits": 4}},
+            "quantized already, by hqq.*Set model.source to the checkpoint that this one",
         ),
         ({"quantization_config": {"load_in_4bit": True}}, "by a method it does not name"),
         ({"quantization_config": "int4"}, "quantized already"),

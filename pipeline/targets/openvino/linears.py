@@ -16,13 +16,14 @@ from pipeline.errors import CompileError
 from pipeline.formats import NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
 from pipeline.targets.openvino.ops import Node, as_float32, floats, integers, stored, stored_int4
 from pipeline.targets.openvino.refusals import EXECUTED_FORMATS
+from pipeline.targets.openvino.zero_points import in_order, uint4_weight
 
 
 class Linears:
     """Adds linears to a graph; linears that read the same quantized input share its quantizer."""
 
     def __init__(self) -> None:
-        self._inputs: dict[tuple[str, bytes, float | None], Node] = {}
+        self._inputs: dict[tuple[str, bytes, float | None, bytes], Node] = {}
 
     def __call__(self, x: Node, linear: Linear) -> Node:
         """y = x @ W.T + bias.
@@ -44,11 +45,14 @@ class Linears:
     def _input(self, x: Node, linear: Linear) -> Node:
         scale = linear.prequant_scaling_factor
         step = linear.activation_scaling_factor
-        if scale is None and step is None:
+        order = linear.input_order
+        if scale is None and step is None and order is None:
             return x
-        key = (x.get_friendly_name(), b"" if scale is None else scale.tobytes(), step)
+        parts = [b"" if part is None else part.tobytes() for part in (scale, order)]
+        key = (x.get_friendly_name(), parts[0], step, parts[1])
         if key not in self._inputs:
             y = x if scale is None else op.multiply(x, floats(scale, 3))
+            y = y if order is None else in_order(y, order)
             self._inputs[key] = y if step is None else _quantized(y, step)
         return self._inputs[key]
 
@@ -114,6 +118,8 @@ def _int4_weight(linear: Linear, name: str) -> Node:
     assert prequant is not None
     # TensorRT-LLM casts group scales to the model's dtype, which the pre-quant scale is stored in.
     steps = steps.astype(prequant.dtype).astype(np.float32)
+    if linear.zero is not None:
+        return uint4_weight(nibbles_along_rows(linear.weight), linear, steps, name)
     rows, columns = linear.out_features, linear.in_features
     groups = steps.shape[1]
     shape = (rows, groups, columns // groups)

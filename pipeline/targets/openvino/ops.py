@@ -47,6 +47,13 @@ def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
     return constant
 
 
+def stored_uint4(packed: Array, shape: Sequence[int], name: str) -> Node:
+    """Makes a named u4 constant from bytes of two consecutive elements, the low nibble first."""
+    constant = _from_bytes(packed, ov.Type.u4, shape)
+    constant.set_friendly_name(name)
+    return constant
+
+
 def _from_bytes(array: Array, element_type: ov.Type, shape: Sequence[int]) -> Node:
     tensor = ov.Tensor(element_type, ov.Shape(list(shape)))
     tensor.data.reshape(-1).view(np.uint8)[:] = (

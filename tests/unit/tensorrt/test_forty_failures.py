@@ -386,7 +386,7 @@ ROWS = (
         "llm#10735",
         "a model that is quantized already",
         "prevented",
-        "plan refuses it by the method that its config.json names",
+        "plan takes over what it can, and refuses the rest by the method that config.json names",
         (PLAN,),
     ),
     Row(
@@ -493,9 +493,9 @@ QUESTIONS = (
     Question(
         38,
         "error",
-        "the model is quantized already, by awq",
+        "the model is quantized already, by hqq",
         (),
-        changes={"quantization_config": {"quant_method": "awq"}},
+        changes={"quantization_config": {"quant_method": "hqq"}},
     ),
 )
 

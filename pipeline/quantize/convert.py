@@ -1,0 +1,273 @@
+"""Writes the checkpoint of a model that is quantized already: its codes and scales as they are.
+
+What Hugging Face's layers have in several linears TensorRT-LLM has in one, and it cuts them over
+ranks; both move values and change none. Where several linears cannot be one without changing a
+value, the model is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.checkpoint.cut import RankCut
+from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.loading import as_loaded
+from pipeline.checkpoint.quantization import INPUT_ORDER
+from pipeline.checkpoint.reader import numpy_dtype
+from pipeline.checkpoint.sources import QuantizedFolder, SourceLinear
+from pipeline.checkpoint.validate import rank_path
+from pipeline.dependencies import require
+from pipeline.errors import SourceError, StageError, UnsupportedError
+from pipeline.formats import ALGOS
+from pipeline.models.facts import LinearShape, ModelFacts
+from pipeline.progress import Progress
+from pipeline.quantize.export import EMBEDDING, HEAD, checkpoint_config
+from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.recipe.schema import Recipe
+
+_ORIGINAL = "Set model.source to the checkpoint that this one was made from"
+Tensors = dict[str, Array]
+
+
+def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -> None:
+    """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
+
+    Args:
+        directory: A quantized snapshot.
+        recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
+        output: An existing directory.
+        progress: Gets one task over all layers of all ranks.
+
+    Raises:
+        SourceError: Tensors of the folder contradict each other.
+        UnsupportedError: Linears that are one in a checkpoint differ in what it has once, or scales
+            do not fit the recipe's dtype.
+        StageError: The files cannot be written.
+    """
+    save_file = require("safetensors.numpy", "quantize").save_file
+    conversion = _Conversion(QuantizedFolder(directory), recipe, str(directory))
+    ranks = recipe.compile.tensor_parallel * recipe.compile.pipeline_parallel
+    total = ranks * conversion.layers_per_rank
+    try:
+        with progress.task("taking over the quantized weights", total) as task:
+            for rank in range(ranks):
+                tensors = conversion.outer(rank)
+                for local in range(conversion.layers_per_rank):
+                    tensors |= conversion.layer(rank, local)
+                    task.advance()
+                contiguous = {name: np.ascontiguousarray(a) for name, a in tensors.items()}
+                save_file(contiguous, rank_path(output, rank))
+        text = json.dumps(conversion.config(), indent=2) + "\n"
+        (output / "config.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            "the checkpoint cannot be written",
+            where=str(output),
+            why=str(error),
+            fix="Free space on the disk, or keep the store on another one",
+        ) from error
+
+
+class _Conversion:
+    """One folder on its way into rank files."""
+
+    def __init__(self, folder: QuantizedFolder, recipe: Recipe, place: str) -> None:
+        self._folder, self._recipe, self._place = folder, recipe, place
+        self._facts: ModelFacts = folder.facts
+        self._stored = folder.stored
+        self._dtype = checkpoint_dtype(recipe)
+        self._tp = recipe.compile.tensor_parallel
+        self._pp = recipe.compile.pipeline_parallel
+        self.layers_per_rank = self._facts.num_hidden_layers // self._pp
+        self._excluded = self._excluded_linears()
+
+    def config(self) -> dict[str, Any]:
+        """Builds ``config.json``, which says who converted what."""
+        from pipeline._version import __version__
+
+        config = checkpoint_config(self._facts, self._recipe, __version__)
+        config["producer"] = {"name": "trtllm-pipeline", "version": __version__}
+        section = config["quantization"]
+        section["exclude_modules"] = ["lm_head", *self._excluded]
+        if ALGOS[self._stored.quant_algo].group_sizes:
+            section["has_zero_point"] = self._stored.zero_points
+            if self._stored.ordered:
+                section[INPUT_ORDER] = True
+        return config
+
+    def _excluded_linears(self) -> list[str]:
+        """Fused linears that are in floating point, by the names that rank files have for them."""
+        plain = [
+            {linear.name for linear in self._facts.linears if not self._quantized(index, linear)}
+            for index in range(self._facts.num_hidden_layers)
+        ]
+        if self._pp > 1 and any(names != plain[0] for names in plain):
+            raise UnsupportedError(
+                "some layers have linears in floating point that others have quantized",
+                where=self._recipe.place("compile.pipeline_parallel"),
+                why="Rank files number their layers from 0, so that exclude_modules cannot tell "
+                "the layers of several pipeline ranks apart",
+                fix="Set compile.pipeline_parallel to 1",
+            )
+        return [
+            f"transformer.layers.{index}.{linear.name}"
+            for index in range(self.layers_per_rank)
+            for linear in self._facts.linears
+            if linear.name in plain[index]
+        ]
+
+    def _quantized(self, index: int, linear: LinearShape) -> bool:
+        return self._folder.is_quantized(f"model.layers.{index}.{linear.source[0][0]}")
+
+    def outer(self, rank: int) -> Tensors:
+        """What a rank has beside its layers."""
+        cut, pp_rank = RankCut(self._facts, self._tp, rank % self._tp), rank // self._tp
+        tensors: Tensors = {}
+        embedding = self._plain("model.embed_tokens.weight")
+        if pp_rank == 0:
+            tensors[EMBEDDING] = cut.vocabulary(embedding)
+        if pp_rank == self._pp - 1:
+            head = self._folder.tensor("lm_head.weight")
+            tied = self._facts.tie_word_embeddings or head is None
+            tensors[HEAD] = cut.vocabulary(embedding if tied else self._plain("lm_head.weight"))
+            tensors["transformer.ln_f.weight"] = self._plain("model.norm.weight")
+        return tensors
+
+    def layer(self, rank: int, local: int) -> Tensors:
+        """One layer of a rank, by the names of its file."""
+        cut = RankCut(self._facts, self._tp, rank % self._tp)
+        index = rank // self._tp * self.layers_per_rank + local
+        source, prefix = f"model.layers.{index}.", f"transformer.layers.{local}."
+        tensors = {
+            f"{prefix}{norm.checkpoint}.weight": self._plain(f"{source}{norm.source}.weight")
+            for norm in self._facts.family.norms
+        }
+        for linear in self._facts.linears:
+            names = [f"{source}{name}" for name, _ in linear.source]
+            if self._quantized(index, linear):
+                found = self._whole(linear, names)
+                rows = cut.quantized(found, linear, self._stored.quant_algo)
+            else:
+                weight = np.concatenate([self._plain(f"{name}.weight") for name in names])
+                rows = {"weight": cut.rows_and_columns(weight, linear)}
+            if bias := self._bias(names):
+                rows["bias"] = cut.rows(np.concatenate(bias), linear)
+            tensors |= {f"{prefix}{linear.name}.{name}": array for name, array in rows.items()}
+        return tensors
+
+    def _plain(self, name: str) -> Array:
+        tensor = self._folder.tensor(name)
+        assert tensor is not None, name
+        with np.errstate(over="ignore"):  # validation tells of what became infinite
+            return tensor.astype(numpy_dtype(self._dtype))
+
+    def _bias(self, names: Sequence[str]) -> list[Array]:
+        """Biases where the architecture has them; what else a tool wrote must be zero."""
+        own = self._facts.attention_bias and names[0].endswith("q_proj")
+        found = [f"{name}.bias" for name in names]
+        if own:
+            return [self._plain(name) for name in found]
+        for name in found:
+            values = self._folder.tensor(name)
+            if values is not None and values.astype(np.float32).any():
+                raise SourceError(
+                    f"{name} is not zero",
+                    where=self._place,
+                    why=f"A {self._facts.architecture} has no bias there, so it would be lost",
+                    fix=_ORIGINAL,
+                )
+        return []
+
+    def _whole(self, linear: LinearShape, names: Sequence[str]) -> Tensors:
+        """Joins the linears of the folder that are one in the checkpoint; codes are not packed."""
+        parts = [self._folder.linear(name) for name in names]
+        self._check_scales(parts, names)
+        row, first = ALGOS[self._stored.quant_algo], parts[0]
+        whole: Tensors = {"weight": np.concatenate([part.codes for part in parts])}
+        scales = [part.scales.astype(np.float32) for part in parts]
+        if row.scales == "tensor":
+            whole["weights_scaling_factor"] = self._one(scales, "weight scale", linear)
+        else:
+            whole["weights_scaling_factor"] = np.concatenate(scales)
+        if row.group_sizes:
+            self._regroup(whole, parts, linear)
+        if row.calibration is not None and row.scales != "tensor":
+            smoothing = [
+                np.ones(linear.in_features) if part.smoothing is None else part.smoothing
+                for part in parts
+            ]
+            one = self._one(smoothing, "pre-quant scale", linear)
+            whole["prequant_scaling_factor"] = one.astype(numpy_dtype(self._dtype))
+        if first.step is not None:
+            steps = [np.array([part.step], np.float32) for part in parts]
+            whole["activation_scaling_factor"] = self._one(steps, "activation scale", linear)
+        return whole
+
+    def _regroup(self, whole: Tensors, parts: list[SourceLinear], linear: LinearShape) -> None:
+        """Repeats scales of larger groups, and sorts inputs that are out of order."""
+        scales = whole["weights_scaling_factor"]
+        times = linear.in_features // self._recipe.quantize.group_size // scales.shape[1]
+        if self._stored.zero_points:
+            zeros = np.zeros(scales.shape, np.int8)
+            offsets = [part.offsets for part in parts]
+            if all(one is not None for one in offsets):
+                zeros = np.concatenate([one for one in offsets if one is not None])
+            # As TensorRT-LLM's layer takes them, transposed, in the model's dtype.
+            loaded = as_loaded(scales, self._dtype) * zeros
+            whole["zero"] = np.repeat(loaded, times, axis=1).astype(numpy_dtype(self._dtype))
+        whole["weights_scaling_factor"] = np.repeat(scales, times, axis=1)
+        if not self._stored.ordered:
+            return
+        ordinary = np.arange(linear.in_features) // (linear.in_features // scales.shape[1])
+        groups = [ordinary if part.groups is None else part.groups for part in parts]
+        one = self._one(groups, "order of inputs", linear)
+        if (np.bincount(one, minlength=scales.shape[1]) * scales.shape[1] != one.size).any():
+            raise SourceError(
+                f"the groups of {linear.name} are not of one size",
+                where=self._place,
+                why="g_idx gives some groups more inputs than others",
+                fix="Use the directory that the quantizing tool wrote, unchanged",
+            )
+        order = np.argsort(one, kind="stable").astype(np.int32)
+        whole["input_order"], whole["weight"] = order, whole["weight"][:, order]
+
+    def _one(self, values: Sequence[Array], what: str, linear: LinearShape) -> Array:
+        """The value that all parts share."""
+        first, *others = values
+        if any(not np.array_equal(first, other) for other in others):
+            names = ", ".join(name.rpartition(".")[2] for name, _ in linear.source)
+            raise UnsupportedError(
+                f"{names} have each a {what} of their own",
+                where=self._place,
+                why=f"They are one linear in the checkpoint ({linear.name}), which has one {what}; "
+                "making one of them would change codes",
+                fix="Quantize the model again with one for all of them, or "
+                f"{_ORIGINAL[0].lower()}{_ORIGINAL[1:]}",
+            )
+        return first
+
+    def _check_scales(self, parts: Sequence[SourceLinear], names: Sequence[str]) -> None:
+        """Refuses scales of 16 bits that another 16 bits cannot hold; wider ones are rounded once.
+
+        TensorRT-LLM casts group scales to the model's dtype when it loads them.
+        """
+        if not ALGOS[self._stored.quant_algo].group_sizes:
+            return
+        for part, name in zip(parts, names, strict=True):
+            own = part.scales.dtype
+            if own.itemsize > 2 or own == numpy_dtype(self._dtype):
+                continue
+            exact = part.scales.astype(np.float32)
+            changed = int((as_loaded(part.scales, self._dtype) != exact).sum())
+            if changed:
+                raise UnsupportedError(
+                    f"{changed} scales of {name} are {own.name}, which {self._dtype} cannot hold",
+                    where=self._recipe.place("model.dtype"),
+                    why="Scales are loaded in the model's dtype, and would be rounded",
+                    fix=f"Set model.dtype to {own.name}",
+                )

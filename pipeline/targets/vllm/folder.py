@@ -1,0 +1,219 @@
+"""Writes a checkpoint as the Hugging Face folder that vLLM and transformers read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.checkpoint.checkpoint import Checkpoint
+from pipeline.errors import CompileError, SourceError
+from pipeline.formats import NO_QUANT
+from pipeline.models.config_json import read_config
+from pipeline.progress import Progress
+from pipeline.source.snapshot import COMPANIONS, INDEX, SINGLE
+from pipeline.targets.vllm.layouts import HEAD, LAYOUTS, PORTABLE, Layout, exactly
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint.folding import Matrix
+    from pipeline.checkpoint.layout import Array, Layer, Weights
+
+SHARD_BYTES = 4 << 30
+"""The most of one weight file, tensors that are larger alone excepted."""
+_NOT_COPIED = frozenset({"config.json", INDEX})
+# What config.json says of the source's own files: its code, its place and its quantization.
+_OF_THE_SOURCE = ("auto_map", "_name_or_path", "quantization_config", "transformers_weights")
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+
+
+def write_folder(
+    checkpoint: Checkpoint,
+    source: Path,
+    output: Path,
+    layout: str | None,
+    progress: Progress,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Writes weights, ``config.json``, tokenizer, generation config, chat template and licence.
+
+    Args:
+        checkpoint: Of any tensor and pipeline parallelism.
+        source: The snapshot that it was made of.
+        output: An empty directory.
+        layout: The name of one of :data:`LAYOUTS`; None for a checkpoint in floating point.
+        progress: Where the layers are counted.
+        shard_bytes: The most of one weight file.
+
+    Returns:
+        The bytes of the weight files.
+
+    Raises:
+        CompileError: A linear does not fit the layout, or a file cannot be written.
+        SourceError: The snapshot's ``config.json`` cannot be read.
+    """
+    weights = checkpoint.weights()
+    tied = _is_tied(checkpoint, weights)
+    chosen = None if layout is None else LAYOUTS[checkpoint.config.quantization.algo][layout]
+    config = _config(checkpoint, source, chosen, tied=tied)
+    try:
+        with progress.task("writing the folder", len(weights.layers)) as task:
+            shards = _Shards(output, shard_bytes)
+            for name, tensor in _ends(weights, tied=tied):
+                shards.add(name, tensor)
+            for number, layer in enumerate(weights.layers):
+                for name, tensor in _layer(number, layer, checkpoint, chosen):
+                    shards.add(name, tensor)
+                task.advance()
+            size = shards.close()
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (output / "config.json").write_text(f"{text}\n", encoding="utf-8")
+        _copy_companions(source, output)
+    except OSError as error:
+        raise CompileError(
+            "the folder for vLLM cannot be written",
+            where=str(output),
+            why=error.strerror,
+            fix="Make sure that the disk has room for a folder as large as the checkpoint",
+        ) from error
+    return size
+
+
+def _is_tied(checkpoint: Checkpoint, weights: Weights) -> bool:
+    """Whether the head is the embedding, so that the folder needs no tensor of it."""
+    import numpy as np
+
+    if not checkpoint.facts.tie_word_embeddings:
+        return False
+    ours, theirs = weights.lm_head.weight, weights.vocab_embedding
+    return ours.shape == theirs.shape and np.array_equal(ours, theirs)
+
+
+def _config(
+    checkpoint: Checkpoint, source: Path, layout: Layout | None, *, tied: bool
+) -> dict[str, Any]:
+    config = read_config(source, SourceError, "A Hugging Face checkpoint has one")
+    for key in _OF_THE_SOURCE:
+        config.pop(key, None)
+    for key in [key for key in _DTYPE_KEYS if key in config] or _DTYPE_KEYS[:1]:
+        config[key] = checkpoint.config.dtype
+    config["tie_word_embeddings"] = tied
+    if layout is not None:
+        group_size = checkpoint.config.quantization.group_size
+        config["quantization_config"] = layout.configuration(group_size)
+    return config
+
+
+def _ends(weights: Weights, *, tied: bool) -> Iterator[tuple[str, Array]]:
+    yield "model.embed_tokens.weight", weights.vocab_embedding
+    yield "model.norm.weight", weights.ln_f
+    if not tied:
+        yield f"{HEAD}.weight", weights.lm_head.weight
+
+
+def _layer(
+    number: int, layer: Layer, checkpoint: Checkpoint, layout: Layout | None
+) -> Iterator[tuple[str, Array]]:
+    from pipeline.checkpoint.folding import fold
+
+    folded, prefix = fold(layer, checkpoint.facts), f"model.layers.{number}."
+    for name, reason in folded.left.items():
+        raise CompileError(
+            f"{prefix}{name} has pre-quant scales that no folder for vLLM has a place for",
+            where=str(checkpoint.directory),
+            why=reason,
+            fix=PORTABLE,
+        )
+    dtype = checkpoint.config.dtype
+    for name, norm in folded.norms.items():
+        yield f"{prefix}{name}.weight", exactly(norm, dtype, f"{prefix}{name}", PORTABLE)
+    for name, matrix in folded.linears.items():
+        named = replace(matrix, name=f"{prefix}{name}")
+        for last, tensor in _linear(named, dtype, layout).items():
+            yield f"{prefix}{name}.{last}", tensor
+        if matrix.bias is not None:
+            bias = exactly(matrix.bias, dtype, f"{prefix}{name}.bias", PORTABLE)
+            yield f"{prefix}{name}.bias", bias
+
+
+def _linear(matrix: Matrix, dtype: str, layout: Layout | None) -> dict[str, Array]:
+    if layout is not None and matrix.algo != NO_QUANT:
+        return layout.tensors(matrix, dtype)
+    if layout is None and matrix.algo == NO_QUANT:
+        return {"weight": matrix.weight}
+    raise CompileError(
+        f"{matrix.name} is {matrix.algo}, unlike the linears beside it",
+        why="vLLM makes one matrix of some of them, which has one format",
+        fix="Quantize again with trtllm-pipeline run, which leaves no linear of a layer out",
+    )
+
+
+def _copy_companions(source: Path, output: Path) -> None:
+    for pattern in COMPANIONS:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and path.name not in _NOT_COPIED:
+                shutil.copyfile(path, output / path.name)
+
+
+class _Shards:
+    """Weight files that are written one after another, so that memory holds one at a time.
+
+    Args:
+        directory: Where they go.
+        most: The bytes of one, unless a tensor is larger.
+    """
+
+    def __init__(self, directory: Path, most: int) -> None:
+        self._directory, self._most = directory, most
+        self._held: dict[str, Array] = {}
+        self._held_bytes = 0
+        self._written: list[list[str]] = []
+        self._size = 0
+
+    def add(self, name: str, tensor: Array) -> None:
+        """Takes a tensor, and writes those before it where there is no room for one more."""
+        import numpy as np
+
+        if self._held and self._held_bytes + tensor.nbytes > self._most:
+            self._write()
+        # A transposed view would be written in the order of its memory, with the right shape.
+        self._held[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
+        self._held_bytes += tensor.nbytes
+
+    def close(self) -> int:
+        """Writes the rest and gives the files their names; returns the bytes of all tensors."""
+        self._write()
+        count = len(self._written)
+        if count == 1:
+            self._place(0).rename(self._directory / SINGLE)
+            return self._size
+        files = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
+        for index, file in enumerate(files):
+            self._place(index).rename(self._directory / file)
+        index_of = {
+            name: file for file, names in zip(files, self._written, strict=True) for name in names
+        }
+        content = {"metadata": {"total_size": self._size}, "weight_map": index_of}
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (self._directory / INDEX).write_text(f"{text}\n", encoding="utf-8")
+        return self._size
+
+    def _place(self, index: int) -> Path:
+        return self._directory / f".part-{index}"
+
+    def _write(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        place = self._place(len(self._written))
+        try:
+            # Readers of PyTorch's files look for this word.
+            save_file(self._held, place, {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(0, str(error)) from error
+        self._written.append(list(self._held))
+        self._size += self._held_bytes
+        self._held, self._held_bytes = {}, 0
