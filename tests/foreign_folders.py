@@ -138,10 +138,7 @@ def gptq(
         scales = random.uniform(0.004, 0.02, (rows, groups)).astype(np.float16)
         index = np.arange(columns) // size
         if act_order:
-            prefix, _, short = name.rpartition("layers.")
-            layer, _, kind = short.partition(".")
-            key = f"{prefix}{layer}.{SHARED.get(kind, kind)}"
-            index = orders.setdefault(key, random.permutation(index))
+            index = _order(orders, name, random, index)
         weight = (codes - zeros[:, index]).astype(np.float32) * scales[:, index].astype(np.float32)
         return {
             "qweight": _down(codes),
@@ -184,3 +181,106 @@ def awq(path: Path, *, zero_points: bool = True) -> Made:
 
     settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
     return write(path, settings | {"zero_point": zero_points}, linear)
+
+
+def compressed_int4(path: Path, *, symmetric: bool = True, channel: bool = False) -> Made:
+    """W4A16 by compressed-tensors' own ``pack-quantized`` compressor, and what it decompresses."""
+    import torch
+    from compressed_tensors.compressors import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    strategy = {"strategy": "channel"} if channel else {"strategy": "group", "group_size": GROUP}
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "dynamic": False, **strategy}
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
+
+    def linear(
+        _name: str, rows: int, columns: int, random: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        groups = 1 if channel else columns // GROUP
+        state = {
+            "weight": torch.from_numpy(random.normal(scale=0.03, size=(rows, columns))).half(),
+            "weight_scale": torch.from_numpy(random.uniform(0.004, 0.02, (rows, groups))).half(),
+        }
+        if not symmetric:
+            zeros = random.integers(-8, 8, (rows, groups)).astype(np.int8)
+            state["weight_zero_point"] = torch.from_numpy(zeros)
+        packed = PackedQuantizationCompressor.compress(state, scheme)
+        # It multiplies in the dtype of the scales: in float32 nothing is rounded twice.
+        exact = {**packed, "weight_scale": packed["weight_scale"].float()}
+        weight = PackedQuantizationCompressor.decompress(exact, scheme)["weight"].numpy()
+        return {key: tensor.numpy() for key, tensor in packed.items()}, weight
+
+    return write(path, _compressed_config("pack-quantized", weights, None), linear)
+
+
+def compressed_in_order(path: Path) -> Made:
+    """Act-order as older releases of compressed-tensors wrote it, which the library reads no more.
+
+    Codes stay in the order of the inputs; ``weight_g_idx`` says the group of each.
+    """
+    orders: dict[str, np.ndarray] = {}
+
+    def linear(
+        name: str, rows: int, columns: int, random: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        codes = random.integers(-8, 8, (rows, columns))
+        scales = random.uniform(0.004, 0.02, (rows, columns // GROUP)).astype(np.float16)
+        index = _order(orders, name, random, np.arange(columns) // GROUP)
+        return {
+            "weight_packed": words_of(codes + 8),
+            "weight_scale": scales,
+            "weight_shape": np.array([rows, columns], np.int64),
+            "weight_g_idx": index.astype(np.int32),
+        }, codes.astype(np.float32) * scales[:, index].astype(np.float32)
+
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group"}
+    weights |= {"group_size": GROUP, "actorder": "group", "dynamic": False}
+    return write(path, _compressed_config("pack-quantized", weights, None), linear)
+
+
+def _order(
+    orders: dict[str, np.ndarray], name: str, random: np.random.Generator, index: np.ndarray
+) -> np.ndarray:
+    """An order of inputs, one for all linears that read the same."""
+    layer, _, kind = name.removeprefix("model.layers.").partition(".")
+    return orders.setdefault(f"{layer}.{SHARED.get(kind, kind)}", random.permutation(index))
+
+
+def compressed_int8(path: Path, *, each_its_own: bool = False, **inputs: Any) -> Made:
+    """W8A8 with static activations, by compressed-tensors' ``int-quantized`` compressor."""
+    import torch
+    from compressed_tensors.compressors import IntQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    static = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "tensor"}
+    static |= {"dynamic": False, **inputs}
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
+
+    def linear(
+        name: str, rows: int, columns: int, random: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        weight = torch.from_numpy(random.normal(scale=0.05, size=(rows, columns))).half()
+        scale = weight.float().abs().amax(1, keepdim=True) / 127
+        state = {"weight": weight, "weight_scale": scale}
+        packed = IntQuantizationCompressor.compress(state, scheme)
+        plain = IntQuantizationCompressor.decompress(dict(packed), scheme)["weight"].numpy()
+        step = 0.02 + (0.001 * len(name) if each_its_own and "k_proj" in name else 0)
+        found = {key: tensor.numpy() for key, tensor in packed.items()}
+        return found | {"input_scale": np.array([step], np.float32)}, plain
+
+    return write(path, _compressed_config("int-quantized", weights, static), linear)
+
+
+def _compressed_config(
+    layout: str, weights: dict[str, Any], inputs: dict[str, Any] | None
+) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {**group, "output_activations": None}},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": None,
+    }

@@ -43,7 +43,7 @@ def connect(
 
     Raises:
         InvalidRequest: The address, a limit or a certificate is not usable.
-        MissingDependencyError: httpx is not installed, which OpenAI's API is asked with.
+        MissingDependencyError: httpx2 is not installed, which OpenAI's API is asked with.
     """
     if speaks_openai(url):
         from pipeline.engine_client.openai_client import OpenAiClient

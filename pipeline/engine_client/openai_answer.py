@@ -73,7 +73,7 @@ def _message(text: str) -> str:
 
 
 class Lines:
-    """Cuts the bytes of a stream into lines; httpx's own way takes longer than the server does."""
+    """Cuts the bytes of a stream into lines; httpx2's own way takes longer than the server does."""
 
     def __init__(self) -> None:
         self._rest = b""

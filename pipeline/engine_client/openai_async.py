@@ -63,17 +63,17 @@ class AsyncOpenAiClient:
         self._settings = Settings.build(
             url, timeout=timeout, stall_timeout=stall_timeout, tls=tls, headers=headers
         )
-        import httpx
+        import httpx2
 
         self.url, self.model = self._settings.url, model or ""
         self._begin: str | None = None
-        self._http = httpx.AsyncClient(
+        self._http = httpx2.AsyncClient(
             base_url=self.url,
             headers={"accept-encoding": "identity", **self._settings.headers},
             verify=self._settings.verify,
             trust_env=False,
             # A connection that the server is just closing would break the request that takes it.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self._streams: weakref.WeakSet[AsyncOpenAiStream] = weakref.WeakSet()
         self._closed = False
@@ -168,13 +168,13 @@ class AsyncOpenAiClient:
     async def _send(
         self, method: str, path: str, content: bytes | None, limit: float | None
     ) -> bytes:
-        import httpx
+        import httpx2
 
         try:
             response = await self._http.request(method, path, content=content, timeout=limit)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise transport_error(error, self.url) from error
-        except RuntimeError as error:  # so says httpx of a closed client
+        except RuntimeError as error:  # so says httpx2 of a closed client
             raise closed(self.url) from error
         return checked(response.status_code, response.content, self.url)
 
@@ -290,7 +290,7 @@ async def _pump(
     deadline: float,
 ) -> None:
     """Reads an answer into a queue: its chunks, and then None or an error."""
-    import httpx
+    import httpx2
 
     loop = asyncio.get_running_loop()
     received = 0
@@ -315,7 +315,7 @@ async def _pump(
                 hang_up(response)
                 raise
         answer.end()
-    except (httpx.HTTPError, httpx.StreamError) as error:
+    except (httpx2.HTTPError, httpx2.StreamError) as error:
         failed = loop.time() >= deadline
         pieces.put_nowait(
             late(address, received)
@@ -324,7 +324,7 @@ async def _pump(
         )
     except ClientError as error:
         pieces.put_nowait(error)
-    except RuntimeError:  # so says httpx of a closed client
+    except RuntimeError:  # so says httpx2 of a closed client
         pieces.put_nowait(closed(address))
     else:
         pieces.put_nowait(None)

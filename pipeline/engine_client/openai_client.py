@@ -69,7 +69,7 @@ class OpenAiClient:
 
     Raises:
         InvalidRequest: The address, a limit or a certificate is not usable.
-        MissingDependencyError: httpx is not installed.
+        MissingDependencyError: httpx2 is not installed.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class OpenAiClient:
         self._settings = Settings.build(
             url, timeout=timeout, stall_timeout=stall_timeout, tls=tls, headers=headers
         )
-        import httpx
+        import httpx2
 
         self.url, self.model = self._settings.url, model or ""
         self._wanted = model
         # Proxies of the environment are for other addresses than a server of one's own.
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             base_url=self.url,
             headers={"accept-encoding": "identity", **self._settings.headers},
             verify=self._settings.verify,
             trust_env=False,
             # A connection that the server is just closing would break the request that takes it.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self._known: Served | None = None
         self._asking = Lock()
@@ -275,13 +275,13 @@ class OpenAiClient:
         return self._send("POST", path, encoded(body), limit)
 
     def _send(self, method: str, path: str, content: bytes | None, limit: float | None) -> bytes:
-        import httpx
+        import httpx2
 
         try:
             response = self._http.request(method, path, content=content, timeout=limit)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise transport_error(error, self.url) from error
-        except RuntimeError as error:  # so says httpx of a closed client
+        except RuntimeError as error:  # so says httpx2 of a closed client
             raise closed(self.url) from error
         return checked(response.status_code, response.content, self.url)
 
@@ -365,7 +365,7 @@ class OpenAiStream:
         self._open.close()
 
     def _read(self) -> Chunk:
-        import httpx
+        import httpx2
 
         try:
             if self._cancelled:
@@ -378,13 +378,13 @@ class OpenAiStream:
                 if event is not None:
                     self._received += 1
                     return self._answer.feed(event)
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
             if self._cancelled:
                 raise Cancelled("the request was cancelled", where=self._address) from error
             if time.monotonic() >= self._deadline:
                 raise late(self._address, self._received) from error
             raise transport_error(error, self._address, received=self._received) from error
-        except RuntimeError as error:  # so says httpx of a closed client
+        except RuntimeError as error:  # so says httpx2 of a closed client
             raise closed(self._address) from error
         if self._cancelled:
             raise Cancelled("the request was cancelled", where=self._address)

@@ -50,7 +50,7 @@ class Settings:
         timeout: Seconds for a whole request; None is no limit.
         stall_timeout: Seconds between two pieces of a stream; None is no limit.
         headers: Sent with every request.
-        verify: What httpx trusts: its own list, or certificates.
+        verify: What httpx2 trusts: its own list, or certificates.
     """
 
     url: str
@@ -73,9 +73,9 @@ class Settings:
 
         Raises:
             InvalidRequest: One is not usable.
-            MissingDependencyError: httpx is not installed.
+            MissingDependencyError: httpx2 is not installed.
         """
-        require("httpx", "llamacpp")
+        require("httpx2", "llamacpp")
         place = url.rstrip("/").removesuffix("/v1")
         try:
             parts = urlsplit(place)
@@ -138,24 +138,24 @@ def _trust(tls: Tls | None) -> ssl.SSLContext | bool:
 
 
 def transport_error(error: Exception, address: str, *, received: int = 0) -> ClientError:
-    """Makes the client's error of one of httpx.
+    """Makes the client's error of one of httpx2.
 
     Args:
-        error: What httpx raised.
+        error: What httpx2 raised.
         address: The server's.
         received: Pieces of the answer that had arrived.
     """
-    import httpx
+    import httpx2
 
     arrived = f"{received} responses had arrived" if received else None
-    if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
         return ConnectionFailed(
             "no server answers",
             where=address,
             why=str(error) or None,
             fix="Check the address, and that the server runs",
         )
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx2.TimeoutException):
         return DeadlineExceeded(
             "no further answer in time" if received else "no answer in time",
             where=address,

@@ -12,7 +12,11 @@ from pipeline.models.config_json import read_config
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import Side, split_problem
 from pipeline.preflight.candidates import candidates, misfits
-from pipeline.preflight.stored import refuse_other_quantization, refuse_other_reference
+from pipeline.preflight.stored import (
+    refuse_other_quantization,
+    refuse_other_reference,
+    refuse_unexecuted,
+)
 from pipeline.recipe.schema import Recipe
 from pipeline.source.hub import hub_config
 from pipeline.source.local import local_directory
@@ -47,7 +51,9 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
         raise problem
     for problem in _quantization(recipe, facts):
         raise problem
-    get_target(recipe.compile.target).check(recipe, facts)
+    target = get_target(recipe.compile.target)
+    refuse_unexecuted(recipe, facts, target)
+    target.check(recipe, facts)
     return facts
 
 

@@ -10,6 +10,7 @@ from pipeline.models.facts import ModelFacts
 from pipeline.models.quantized import StoredQuantization
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import check_snapshot
+from pipeline.targets import TARGETS, Target, get_target
 from pipeline.targets.findings import Finding
 
 ORIGINAL = "set model.source to the checkpoint that this one was made from"
@@ -56,6 +57,40 @@ def refuse_other_quantization(recipe: Recipe, facts: ModelFacts) -> None:
             why="A rank would need inputs of another one",
             fix="Set compile.tensor_parallel to 1",
         )
+
+
+def refuse_unexecuted(recipe: Recipe, facts: ModelFacts, target: Target) -> None:
+    """Refuses weights that a target has no place for, or no kernel.
+
+    Raises:
+        UnsupportedError: Naming the targets that have.
+    """
+    stored = facts.quantized
+    if stored is None:
+        return
+    for has, taken, what, why in (
+        (
+            stored.zero_points,
+            "takes_zero_points",
+            "zero points",
+            "Its weights are counted from the middle of their range, and symmetric ones only",
+        ),
+        (
+            stored.ordered,
+            "takes_input_order",
+            "groups that take inputs out of order (act-order)",
+            "It has no kernel that reorders inputs, so that weights would take scales of others",
+        ),
+    ):
+        if has and not getattr(target, taken):
+            others = [name for name in TARGETS if getattr(get_target(name), taken)]
+            raise UnsupportedError(
+                f"the target {target.name} does not take {what}, which the model has "
+                f"({stored.words()})",
+                where=recipe.place("compile.target"),
+                why=why,
+                fix=f"Set compile.target to {' or '.join(others)}, or {ORIGINAL} and quantize that",
+            )
 
 
 def _refuse_groups(recipe: Recipe, stored: StoredQuantization) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import SourceError, UnsupportedError
+from pipeline.errors import SourceError
 from pipeline.models.config_json import read_config
 from pipeline.models.quantized import StoredQuantization, read_quantization
 
@@ -14,14 +14,14 @@ from pipeline.models.quantized import StoredQuantization, read_quantization
 def with_stored_format(data: Mapping[str, Any]) -> dict[str, Any]:
     """Adds ``quantize.stored``, ``format`` and ``group_size`` of a model that is quantized already.
 
-    What the recipe says itself stays; where it contradicts the model, pre-flight refuses it. A
-    model that cannot be read is left for the stage that reads it, which says why.
+    What the recipe says itself stays; where it contradicts the model, pre-flight refuses it.
 
     Args:
         data: The values of a recipe, paths resolved; nothing is validated.
 
     Raises:
-        UnsupportedError: The recipe leaves the format to a model whose quantization is not taken.
+        SourceError: The recipe leaves the format to a model that cannot be read.
+        UnsupportedError: The model's quantization is one that is not taken.
     """
     whole, model, section = dict(data), data.get("model"), data.get("quantize")
     source = model.get("source") if isinstance(model, dict) else None
@@ -30,8 +30,6 @@ def with_stored_format(data: Mapping[str, Any]) -> dict[str, Any]:
     try:
         stored = _stored(Path(source))
     except SourceError:
-        return whole
-    except UnsupportedError:
         if section and "format" in section:
             return whole
         raise

@@ -286,9 +286,11 @@ def looked_at(
     """
     ordered, found = False, set[int]()
     for name, (path, tensor) in files.items():
+        if tensor.dtype not in ("I32", "I64"):
+            continue
         if name.endswith("g_idx"):
             ordered |= _out_of_order(_bytes(path, tensor), tensor, stored, name, place)
-        elif name.endswith(".qzeros") and len(found) < 2:
+        elif name.endswith(".qzeros") and tensor.dtype == "I32" and len(found) < 2:
             values = _bytes(path, tensor)
             # Two zero points in a byte; equal ones make bytes of 0x77 or 0x88.
             found |= {values[0]} if values.count(values[:1]) == len(values) else {*values, -1}

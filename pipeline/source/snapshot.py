@@ -29,7 +29,6 @@ ADAPTER = "adapter_config.json"
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    *BESIDE,
     INDEX,
     "tokenizer.json",
     "tokenizer.model",
@@ -74,7 +73,7 @@ class Contents:
 
 def patterns(*, code: bool) -> list[str]:
     """Lists glob patterns of the files that are taken; Python only where it was asked for."""
-    return [WEIGHTS, *COMPANIONS, *([CODE] if code else [])]
+    return [WEIGHTS, *COMPANIONS, *BESIDE, *([CODE] if code else [])]
 
 
 def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
@@ -85,7 +84,7 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
     """
     found = {
         path
-        for pattern in (*COMPANIONS, *([CODE] if code else []))
+        for pattern in (*COMPANIONS, *BESIDE, *([CODE] if code else []))
         for path in directory.glob(pattern)
         if path.is_file()
     }

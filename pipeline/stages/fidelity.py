@@ -88,6 +88,7 @@ def run(context: StageContext) -> dict[str, Any]:
             "engine": quant_algo_of(engine),
             "checkpoint": quant_algo_of(context.inputs["quantize"].path),
         },
+        "rounded_to": evaluation.rounded_to,
         # What is allowed depends on the size of the model.
         "parameters": parameters,
         **summarize_engine(text.documents, text.windows, scores),
@@ -175,7 +176,7 @@ def _needs(recipe: Recipe) -> Requirements:
 
 STAGE = Stage(
     name="fidelity",
-    version=4,
+    version=5,
     title="measure the compiled engine",
     inputs=("source", "quantize", "compile"),
     run=run,

@@ -12,6 +12,7 @@ __all__ = ["TARGETS", "Target", "get_target"]
 
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
+    "llamacpp": "pipeline.targets.llamacpp.target:LlamaCppTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
     "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }

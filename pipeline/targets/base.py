@@ -136,6 +136,11 @@ class EngineEvaluation(Protocol):
     def longest_window(self) -> int:
         """Tokens of the longest window that the engine takes."""
 
+    @property
+    def rounded_to(self) -> int | None:
+        """Bits of a weight where compiling itself rounds them, so that the engine cannot be the
+        checkpoint; None where it should be."""
+
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.
 
@@ -239,6 +244,10 @@ class Target(Protocol):
     rounds_activations: bool
     """Whether activations have the checkpoint's dtype, so that those beyond its range become
     infinite; otherwise they are float32."""
+    takes_zero_points: bool
+    """Whether it computes INT4 weights whose codes are counted from zero points."""
+    takes_input_order: bool
+    """Whether it computes INT4 weights whose groups take inputs out of order (act-order)."""
 
     def needs(self, recipe: Recipe) -> Requirements:
         """Names the optional packages that it compiles and serves with in this Python."""

@@ -51,12 +51,17 @@ class ExportedTarget(ABC):
         program: What runs the files, as people call it, such as ``vLLM``.
         own_server: Whether the program is started here to serve; see ``self_served.py``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        takes_zero_points: Whether its files have INT4 zero points; a subclass that writes them says
+            so.
+        takes_input_order: Whether they have groups that take inputs out of order, likewise.
     """
 
     name: str
     program: str
     own_server: bool = False
     rounds_activations: bool = True
+    takes_zero_points: bool = False
+    takes_input_order: bool = False
 
     @abstractmethod
     def needs(self, recipe: Recipe) -> Requirements:

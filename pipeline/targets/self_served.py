@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RepositoryError, UnsupportedError, UsageError
 from pipeline.reading.json_text import read_json
-from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import Contained, ServeCommand
 from pipeline.targets.exported import ExportedTarget
 
@@ -63,10 +62,6 @@ class SelfServedTarget(ExportedTarget):
     """
 
     own_server = True
-
-    def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
-        """Returns none: the engine is served from its repository."""
-        return ()
 
     @abstractmethod
     def server(self, repository: Path, log: LogPlace, options: ServerOptions) -> RunningServer:

@@ -99,11 +99,13 @@ def _origin(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
     if gate.name == "source_perplexity":
         size = measured["vocabulary"]
         return f". The recipe leaves this limit to the vocabulary, of {size:,} tokens"
-    bits = FORMATS[recipe.quantize.format].weight_bits
-    row = row_of(gate.name, measured["parameters"], bits)
-    if gate.limit != row.limits[gate.name]:
+    name, bits = gate.name, FORMATS[recipe.quantize.format].weight_bits
+    if rounded := measured.get("rounded_to"):
+        name, bits = name.removeprefix("engine_"), rounded
+    row = row_of(name, measured["parameters"], bits)
+    if gate.limit != row.limits[name]:
         # Of a part that no format rounds.
-        bits, row = 16, row_of(gate.name, measured["parameters"], 16)
+        bits, row = 16, row_of(name, measured["parameters"], 16)
     return (
         f". The recipe leaves this limit to the size of the model and its {bits} bits: {row.source}"
     )

@@ -157,7 +157,9 @@ _LINEARS = (
 )
 
 
-def limit_of(gates: Gates, name: str, parameters: int, bits: int) -> float | None:
+def limit_of(
+    gates: Gates, name: str, parameters: int, bits: int, *, rounds: bool = False
+) -> float | None:
     """Looks up the limit of a gate for one model; None where the recipe does not check it.
 
     Args:
@@ -165,9 +167,12 @@ def limit_of(gates: Gates, name: str, parameters: int, bits: int) -> float | Non
         name: A key of it that has a limit.
         parameters: Of the source model.
         bits: Of a weight in the checkpoint, without its scales.
+        rounds: Whether the engine has been rounded to so many bits, and not the checkpoint: it is
+            then held to the checkpoint as a checkpoint would be to the source.
     """
     limit: float | str | None = getattr(gates, name)
     if isinstance(limit, str):
+        name = name.removeprefix("engine_") if rounds else name
         return row_of(name, parameters, bits).limits[name]
     return limit
 

@@ -32,6 +32,7 @@ MOST_MORE = 100
 POWER_MARGIN = 0.8416 / 1.9600
 """What a half-width is lengthened by, so that text settles a gate four times of five: the normal
 quantiles of 0.8 and 0.975. TensorRT-LLM's accuracy suite takes the same chance (beta = 0.2)."""
+_CHANGED = "compilation changed the model"
 _BY_TOKENS = ("perplexity_increase", "top1_agreement", "kl_divergence")
 _OF_LOGITS = ("top1_agreement", "kl_divergence")
 
@@ -70,20 +71,24 @@ def engine_gates(
         bits: See there.
     """
     against = measured.get("against_checkpoint") or {}
+    # Such an engine is held to what a checkpoint of as many bits would be.
+    rounded = measured.get("rounded_to")
+    bits = rounded or bits
     compiled = []
     for name in _BY_TOKENS:
-        limit = limit_of(gates, f"engine_{name}", parameters, bits)
+        limit = limit_of(gates, f"engine_{name}", parameters, bits, rounds=rounded is not None)
         result = _judge(
             f"engine_{name}", ENGINE, against.get(name), limit=limit, count=measured["tokens"]
         )
         if result:
             compiled.append(result)
+    changed = f"compiling rounds its weights to {rounded} bits" if rounded else _CHANGED
     broke = [result for result in compiled if result.verdict != "ACCEPT"]
     follows = not broke and {f"engine_{name}" for name in _OF_LOGITS} <= {
         result.name for result in compiled
     }
     compiled = [
-        replace(result, evidence=f"{result.evidence}; compilation changed the model")
+        replace(result, evidence=f"{result.evidence}; {changed}")
         if result.verdict in ("REGRESSION", "ANOMALOUS")
         else result
         for result in compiled

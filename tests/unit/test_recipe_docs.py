@@ -105,6 +105,8 @@ def test_no_meaning_is_left_of_a_key_that_is_gone() -> None:
 # Every target's, although the engine's bytes do not depend on them: the checkpoint is cut for the
 # ranks, workers only says how many are built at a time, and python only what measures the folder.
 NOT_IN_THE_KEY = {
+    ("llamacpp", "compile.tensor_parallel"),
+    ("llamacpp", "compile.pipeline_parallel"),
     ("openvino", "compile.tensor_parallel"),
     ("openvino", "compile.pipeline_parallel"),
     ("tensorrt", "compile.tensorrt.workers"),

@@ -45,6 +45,8 @@ class ExportTarget(ExportedTarget):
     name = "export"
     program = "Abacus"
     rounds_activations = False
+    takes_zero_points = False
+    takes_input_order = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         return ()

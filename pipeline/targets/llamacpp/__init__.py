@@ -1,1 +1,1 @@
-"""The target llamacpp: a GGUF file, and llama.cpp's own server."""
+"""llama.cpp: a GGUF file made of the stored checkpoint, and its own server."""

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dependencies import Requirements
-from pipeline.recipe.schema import Recipe
+from pipeline.targets.llamacpp.measure import FILE
 from pipeline.targets.self_served import (
     ENGINE,
     SelfServedTarget,
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from pipeline.triton.log import LogPlace
     from pipeline.triton.running import ServerOptions
 
-MODEL = "model.gguf"
-"""The file, in the engine directory."""
-
 
 class ServedByLlamaCpp(SelfServedTarget):
     """Serves ``engine/model.gguf`` of a repository.
@@ -34,10 +30,6 @@ class ServedByLlamaCpp(SelfServedTarget):
 
     program = "llama.cpp"
     rounds_activations = False
-
-    def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
-        """Lists what writes the file, serves it, and asks the server."""
-        return [(name, "llamacpp") for name in ("gguf", "xllamacpp", "httpx")]
 
     def server(self, repository: Path, log: LogPlace, options: ServerOptions) -> LlamaCppServer:
         """Makes llama.cpp's server, which answers OpenAI's API on the HTTP port.
@@ -56,7 +48,7 @@ class ServedByLlamaCpp(SelfServedTarget):
         grace = EXIT_TIMEOUT_S if options.exit_timeout_s is None else options.exit_timeout_s
         return LlamaCppServer(
             Settings(
-                model=str((repository / ENGINE / MODEL).absolute()),
+                model=str((repository / ENGINE / FILE).absolute()),
                 name=built.name,
                 host=options.host,
                 port=options.http_port,

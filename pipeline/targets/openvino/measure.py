@@ -36,11 +36,13 @@ class MeasuredHere:
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window that the engine takes.
         method: What is run.
+        rounded_to: None: the engine has the checkpoint's own weights.
     """
 
     material: Mapping[str, Any]
     longest_window: int
     method: str = METHOD
+    rounded_to: int | None = None
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

@@ -46,6 +46,8 @@ class OpenVinoTarget:
     name = "openvino"
     rounds_activations = False
     own_server = False
+    takes_zero_points = True
+    takes_input_order = True
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Lists the packages for OpenVINO and the wheel that holds tritonserver."""

@@ -42,6 +42,10 @@ class TensorRtTarget:
     name = "tensorrt"
     rounds_activations = True
     own_server = False
+    takes_zero_points = True
+    # "GPTQ with desc_act=True is not implemented!" (examples/qwen/convert_checkpoint.py), nor is it
+    # in the layer that its checkpoints are loaded into.
+    takes_input_order = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Names none: it builds and serves in place or in a container, and says itself what is

@@ -56,6 +56,7 @@ class MeasuredElsewhere:
         served: The engine's arguments.
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window.
+        rounded_to: None: the folder has the checkpoint's own weights.
     """
 
     python: str
@@ -63,6 +64,7 @@ class MeasuredElsewhere:
     served: Served
     material: Mapping[str, Any]
     longest_window: int
+    rounded_to: int | None = None
 
     @property
     def method(self) -> str:

@@ -39,6 +39,7 @@ class MeasuredHere:
 
     recipe: Recipe
     method: str = METHOD
+    rounded_to: int | None = None
 
     @property
     def material(self) -> Mapping[str, Any]:

@@ -1,0 +1,122 @@
+"""Folders that other libraries quantized, through the checkpoint onto the CPU.
+
+The logits are held against transformers: running the same folder with its own library, or a model
+in float32 with the weights that the folder's layout says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.reference import load_reference
+from pipeline.reference.source import load_source
+from tests import foreign_folders as foreign
+from tests.foreign_folders import Made
+from tests.integration.openvino_support import compile_engine, executed_nodes, logits, open_engine
+from tests.unit.test_quantized_folders import BY_THE_LIBRARY, WRITTEN_OUT, converted
+
+# Of logits whose largest is about 40: what float32 sums in another order leave.
+CLOSE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def token_ids() -> np.ndarray:
+    """Two texts of random words."""
+    return np.random.default_rng(0).integers(1, foreign.VOCAB, (2, 24))
+
+
+def in_float(made: Made) -> Any:
+    """transformers' own model, with the weights that were written out."""
+    import transformers
+
+    config = transformers.LlamaConfig(**foreign.CONFIG)
+    model = transformers.LlamaForCausalLM(config).float()
+    state = {
+        name: torch.from_numpy(made.tensors[name].astype(np.float32))
+        for name in made.tensors
+        if name.endswith(("norm.weight", "embed_tokens.weight", "lm_head.weight"))
+    }
+    for name, weight in made.weights.items():
+        state[f"{name}.weight"] = torch.from_numpy(weight.astype(np.float32))
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def by_its_library(made: Made) -> Any:
+    """transformers on the folder, with the library that its config.json names."""
+    import transformers
+
+    factory: Any = transformers.AutoModelForCausalLM
+    return factory.from_pretrained(made.path, dtype=torch.float32).eval()
+
+
+def computed(model: Any) -> np.ndarray:
+    """Logits of :func:`token_ids`."""
+    with torch.inference_mode():
+        found: np.ndarray = model(input_ids=torch.from_numpy(token_ids())).logits.float().numpy()
+    return found
+
+
+def engine_of(made: Made, checkpoint: Path) -> Any:
+    """The compiled graph of a checkpoint."""
+    return open_engine(compile_engine(checkpoint, made.path.parent / "engine"))
+
+
+@pytest.mark.parametrize(
+    "name", ["gptq", "gptq asym", "gptq act-order asym", "awq", "compressed act-order"]
+)
+def test_a_written_out_folder_is_computed_as_its_layout_says(name: str, tmp_path: Path) -> None:
+    made = WRITTEN_OUT[name](tmp_path / "model")
+    expected = computed(in_float(made))
+    checkpoint = converted(made)
+    assert np.abs(computed(load_reference(checkpoint)) - expected).max() < CLOSE
+    assert np.abs(computed(load_source(made.path)) - expected).max() < CLOSE
+    found = logits(engine_of(made, checkpoint), token_ids(), 16)
+    assert np.abs(found - expected).max() < CLOSE
+
+
+def test_zero_points_stay_packed(tmp_path: Path) -> None:
+    made = foreign.gptq(tmp_path / "model", sym=False)
+    nodes = executed_nodes(engine_of(made, converted(made)))
+    products = [node for node in nodes if node["type"] == "FullyConnected"]
+    packed = [node for node in products if node["inputs"][1] == "u4"]
+    assert len(packed) == 5 * foreign.LAYERS
+    assert [node["name"] for node in products if node not in packed] == ["lm_head"]
+
+
+@pytest.mark.parametrize("name", ["int4", "int4 asym"])
+def test_compressed_tensors_is_computed_as_transformers_does(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    made = BY_THE_LIBRARY[name](tmp_path / "model")
+    # transformers 4.57 cannot load packed zero points; the library's own weights then have to do.
+    model = in_float(made) if name == "int4 asym" else by_its_library(made)
+    expected = computed(model)
+    checkpoint = converted(made)
+    assert np.abs(computed(load_reference(checkpoint)) - expected).max() < CLOSE
+    found = logits(engine_of(made, checkpoint), token_ids(), 16)
+    assert np.abs(found - expected).max() < CLOSE
+
+
+def test_static_int8_activations_are_those_of_the_folder(tmp_path: Path) -> None:
+    """Rounded values differ by a step where float32 sums fall on either side of a half."""
+    pytest.importorskip("compressed_tensors")
+    made = foreign.compressed_int8(tmp_path / "model")
+    expected = computed(by_its_library(made))
+    checkpoint = converted(made)
+    plain = computed(in_float(made))
+    rounding = np.abs(plain - expected).mean()
+    for found in (
+        computed(load_reference(checkpoint)),
+        logits(engine_of(made, checkpoint), token_ids(), 24),
+    ):
+        # A tenth of what the rounding of activations does to this model.
+        assert np.abs(found - expected).mean() < rounding / 10
