@@ -12,9 +12,23 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-FormatName = Literal["float16", "bfloat16", "int8_sq", "int4_awq", "int4_gptq", "fp8", "w4a8_awq"]
+FormatName = Literal[
+    "float16",
+    "bfloat16",
+    "int8_sq",
+    "int4_awq",
+    "int4_gptq",
+    "fp8",
+    "w4a8_awq",
+    "nf4",
+    "int8_wo",
+    "float32",
+]
 """What ``quantize.format`` may be; every name has a row in :data:`FORMATS`."""
 Dtype = Literal["float16", "bfloat16"]
+"""What ``model.dtype`` may be: the precision beside quantized linears."""
+Precision = Literal["float16", "bfloat16", "float32"]
+"""What a whole model may be in."""
 GroupSize = Literal[64, 128]
 """What ``quantize.group_size`` may be; which of them a format has is in its row."""
 DEFAULT_GROUP_SIZE: GroupSize = 128
@@ -24,9 +38,10 @@ Searched = Literal["smoothquant_alpha", "group_size"]
 KvCacheName = Literal["int8", "fp8"]
 """What ``quantize.kv_cache`` may be; each has a row in :data:`KV_CACHES`."""
 
-Number = Literal["float", "int8", "int4", "fp8"]
-"""``float`` is whatever the model is in, float16 or bfloat16."""
-_BITS: dict[Number, int] = {"float": 16, "int8": 8, "int4": 4, "fp8": 8}
+Number = Literal["float", "int8", "int4", "fp8", "nf4"]
+"""``float`` is whatever the model is in, 16 bits or float32; ``nf4`` one of 16 levels that are
+quantiles of a normal distribution."""
+_BITS: dict[Number, int] = {"float": 16, "int8": 8, "int4": 4, "fp8": 8, "nf4": 4}
 
 NO_QUANT = "NO_QUANT"
 """TensorRT-LLM's ``quant_algo`` of linears in floating point; ``config.json`` may say null."""
@@ -34,6 +49,9 @@ W8A8_SQ_PER_CHANNEL = "W8A8_SQ_PER_CHANNEL"
 W4A16_AWQ = "W4A16_AWQ"
 W4A8_AWQ = "W4A8_AWQ"
 FP8 = "FP8"
+NF4, INT8_WO = "NF4", "INT8_WO"
+"""Names of our own: TensorRT-LLM has none for these, and must not take a checkpoint of them for
+one of its formats."""
 
 INT8_KV_CACHE, FP8_KV_CACHE = "INT8", "FP8"
 """TensorRT-LLM's ``kv_cache_quant_algo``."""
@@ -59,7 +77,11 @@ class Format:
             (:mod:`pipeline.quantize.gptq`), the others are ModelOpt's ``algorithm.method``.
         scales: What shares one scale of a weight: a group of input features, a row of the matrix
             or the whole tensor.
-        group_sizes: The input features that may share one scale, ascending.
+        group_sizes: The input features that may share one scale, ascending, of a format whose
+            recipe chooses among them.
+        block: The input features that share one scale where the format itself says how many.
+        own: Whether this project rounds the weights itself, as they are: without a text, without
+            pre-quant scales, and under a name that TensorRT-LLM does not have.
         multiple: The sides of a linear on each rank, and groups too, must be multiples of it.
         export: Raised when the export writes other bytes of this format for the same model.
         repeats_kv_heads: Whether its export gives copies of a KV head to several ranks.
@@ -73,11 +95,13 @@ class Format:
     activations: Number
     aliases: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
-    dtype: Dtype | None = None
+    dtype: Precision | None = None
     preset: str | None = None
     calibration: Literal["max", "smoothquant", "awq_lite", "hessian"] | None = None
     scales: Literal["group", "row", "tensor"] | None = None
     group_sizes: tuple[GroupSize, ...] = ()
+    block: int | None = None
+    own: bool = False
     multiple: int = 1
     export: int = 1
     repeats_kv_heads: bool = True
@@ -103,12 +127,15 @@ class Format:
     @property
     def weight_bits(self) -> int:
         """Bits of one weight, without scales."""
-        return _BITS[self.weights]
+        return self._bits(self.weights)
 
     @property
     def activation_bits(self) -> int:
         """Bits of one value that goes into a matrix multiplication."""
-        return _BITS[self.activations]
+        return self._bits(self.activations)
+
+    def _bits(self, number: Number) -> int:
+        return 32 if number == "float" and self.dtype == "float32" else _BITS[number]
 
     @property
     def integer_weights(self) -> bool:
@@ -119,6 +146,11 @@ class Format:
     def fp8_weights(self) -> bool:
         """Whether weights are FP8."""
         return self.weights == "fp8"
+
+    @property
+    def packed(self) -> bool:
+        """Whether a byte of the checkpoint holds the weights of two rows."""
+        return self.weight_bits == 4
 
     @property
     def needs_fp8(self) -> bool:
@@ -241,6 +273,40 @@ FORMATS: dict[FormatName, Format] = {
             remedies=("format fp8",),
             instead=("int8_sq", "fp8"),
         ),
+        Format(
+            "nf4",
+            NF4,
+            "nf4",
+            "float",
+            aliases=("bnb_nf4", "normal_float4"),
+            near=("bitsandbytes", "bnb", "qlora"),
+            scales="group",
+            # The block of bitsandbytes, along the inputs.
+            block=64,
+            own=True,
+            multiple=64,
+            remedies=("format int8_wo", "format int4_awq"),
+            instead=("int8_wo", "int8_sq"),
+        ),
+        Format(
+            "int8_wo",
+            INT8_WO,
+            "int8",
+            "float",
+            aliases=("int8_weight_only",),
+            near=("llm_int8", "weight_only", "w8a16"),
+            scales="row",
+            own=True,
+        ),
+        Format(
+            "float32",
+            NO_QUANT,
+            "float",
+            "float",
+            aliases=("fp32",),
+            near=("f32", "single"),
+            dtype="float32",
+        ),
     )
 }
 
@@ -262,10 +328,6 @@ class Refused:
 
 
 REFUSED = (
-    Refused(
-        ("int8_wo", "int8_weight_only"),
-        f"ModelOpt labels its weight-only INT8 export {W8A8_SQ_PER_CHANNEL}",
-    ),
     Refused(
         ("int4_wo", "int4"),
         f"ModelOpt labels its round-to-nearest INT4 {W4A16_AWQ}, without pre-quant scales",

@@ -7,9 +7,18 @@ import numpy.typing as npt
 
 from pipeline.checkpoint.layout import Array, Linear
 from pipeline.checkpoint.loading import DIVIDED_SCALES, as_loaded
+from pipeline.checkpoint.nf4 import values_of
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.errors import UnsupportedError
-from pipeline.formats import FP8, NO_QUANT, W4A8_AWQ, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
+from pipeline.formats import (
+    FP8,
+    INT8_WO,
+    NF4,
+    NO_QUANT,
+    W4A8_AWQ,
+    W4A16_AWQ,
+    W8A8_SQ_PER_CHANNEL,
+)
 
 
 def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
@@ -27,8 +36,10 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     assert scale is not None
     if linear.algo == FP8:
         return linear.weight.astype(np.float32) * np.float32(scale.reshape(-1)[0])
-    if linear.algo == W8A8_SQ_PER_CHANNEL:
+    if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
         return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
+    if linear.algo == NF4:
+        return values_of(linear.weight) * _spread(scale.astype(np.float32), linear)
     if linear.algo == W4A16_AWQ:
         return _dequantize_int4(linear, as_loaded(scale, _dtype(linear)))
     if linear.algo == W4A8_AWQ:

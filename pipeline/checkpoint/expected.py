@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.loading import DIVIDED_SCALES
-from pipeline.formats import ALGOS, FP8, NO_QUANT, W8A8_SQ_PER_CHANNEL
+from pipeline.formats import ALGOS, FP8, NO_QUANT, W8A8_SQ_PER_CHANNEL, Format
 from pipeline.models.facts import LinearShape
 
 
@@ -132,6 +132,9 @@ def _linear(
         yield f"{name}.weights_scaling_factor", scalar
         yield f"{name}.activation_scaling_factor", scalar
         return
+    if ALGOS[algo].own:
+        yield from _own_linear(config, name, rows, columns, ALGOS[algo])
+        return
     divided = ALGOS[algo].divides_prequant
     prequant = ExpectedTensor(
         floats,
@@ -168,3 +171,15 @@ def _linear(
     if divided:
         yield f"{name}.activation_scaling_factor", scalar
         yield f"{name}.weights_scaling_factor_2", scalar
+
+
+def _own_linear(
+    config: CheckpointConfig, name: str, rows: int, columns: int, row: Format
+) -> Iterator[tuple[str, ExpectedTensor]]:
+    """A linear of a format that TensorRT-LLM does not have: codes, and scales in float32."""
+    group = config.quantization.group_size
+    # Codes of a table have no sign.
+    weight = ("uint8", (rows // 2, columns)) if row.packed else ("int8", (rows, columns))
+    scales = (rows, columns // group) if group else (rows,)
+    yield f"{name}.weight", ExpectedTensor((weight[0],), weight[1])
+    yield f"{name}.weights_scaling_factor", ExpectedTensor(("float32",), scales, is_scale=True)

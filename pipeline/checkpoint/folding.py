@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.checkpoint.dequantize import unpack_int4
+from pipeline.checkpoint.dequantize import offsets, unpack_int4
 from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Layer, Linear
 from pipeline.checkpoint.loading import as_loaded
 from pipeline.errors import UnsupportedError
@@ -32,7 +32,7 @@ GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
 
 @dataclass(frozen=True)
 class Matrix:
-    """One linear of transformers' layer, y = (weight * scale) @ (x * prequant) + bias.
+    """One linear of transformers' layer, y = ((weight + offsets) * scale) @ (x * prequant) + bias.
 
     Attributes:
         name: Its name in transformers' layer, such as ``self_attn.q_proj``.
@@ -44,6 +44,10 @@ class Matrix:
         prequant: float32 [K], what could not be moved; None where nothing is left.
         activation_scale: The step of x * prequant for formats that quantize it.
         bias: [N] as stored, or float32 where a scale went into it.
+        offsets: int8 [N, groups], 8 minus the zero point of INT4 codes that have one, from -8 to 8;
+            None where every one is 0.
+        order: int32 [K], the input that each column of the weight belongs to (GPTQ's act-order);
+            None is the ordinary order.
     """
 
     name: str
@@ -53,12 +57,21 @@ class Matrix:
     prequant: Floats | None = None
     activation_scale: float | None = None
     bias: Array | None = None
+    offsets: npt.NDArray[np.int8] | None = None
+    order: npt.NDArray[np.int32] | None = None
 
     def values(self) -> Floats:
         """Computes the float32 [N, K] that acts on x, what is left of the scales included."""
         values = self.weight.astype(np.float32)
         if self.scale is not None:
-            values *= np.repeat(self.scale, values.shape[1] // self.scale.shape[1], axis=1)
+            columns = values.shape[1] // self.scale.shape[1]
+            if self.offsets is not None:
+                values += np.repeat(self.offsets, columns, axis=1)
+            values *= np.repeat(self.scale, columns, axis=1)
+        if self.order is not None:
+            ordered = np.empty_like(values)
+            ordered[:, self.order] = values
+            values = ordered
         return values if self.prequant is None else values * self.prequant
 
 
@@ -79,7 +92,7 @@ class FoldedLayer:
     left: Mapping[str, str]
 
 
-def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
+def fold(layer: Layer, facts: ModelFacts, *, codes_alone: bool = True) -> FoldedLayer:
     """Splits the fused linears of a layer and moves their pre-quant scales to what is before them.
 
     Products are float32, so that codes stay and no scale is rounded to 16 bits; whether the float32
@@ -88,15 +101,17 @@ def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
     Args:
         layer: Of a merged checkpoint.
         facts: The model it is of.
+        codes_alone: Refuses zero points and groups out of order, for whoever looks at codes and
+            scales only; otherwise matrices have them as ``offsets`` and ``order``.
 
     Raises:
         UnsupportedError: The format divides its pre-quant scales, so that they belong to the FP8
-            codes of activations and to nothing else.
+            codes of activations and to nothing else; or see ``codes_alone``.
     """
     linears = {
         matrix.name: matrix
         for shape in facts.linears
-        for matrix in _split(layer.linear(shape.name), shape.source)
+        for matrix in _split(layer.linear(shape.name), shape.source, codes_alone=codes_alone)
     }
     norms = {norm.source: layer.norm(norm.checkpoint) for norm in facts.family.norms}
     left: dict[str, str] = {}
@@ -112,7 +127,9 @@ def fold(layer: Layer, facts: ModelFacts) -> FoldedLayer:
     return FoldedLayer(linears, norms, left)
 
 
-def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
+def _split(
+    linear: Linear, source: tuple[tuple[str, int], ...], *, codes_alone: bool
+) -> list[Matrix]:
     algo = ALGOS[linear.algo]
     if algo.divides_prequant:
         raise UnsupportedError(
@@ -121,8 +138,17 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
             why="They are divided by the activation scale, as one factor of the FP8 codes",
             fix="Quantize to a format without FP8 activations",
         )
+    if codes_alone and (linear.zero is not None or linear.input_order is not None):
+        what = "zero points" if linear.zero is not None else "groups out of order"
+        raise UnsupportedError(
+            f"{what} are not folded",
+            where=linear.name,
+            why="The code of a weight alone would then be another number",
+            fix="Compile for a target that has them; trtllm-pipeline plan names those",
+        )
     weight = unpack_int4(linear.weight) if linear.algo in PACKED_ALGOS else linear.weight
     scale, prequant = _scale(linear), linear.prequant_scaling_factor
+    added = None if linear.zero is None else offsets(linear)
     smoothing = None if prequant is None else prequant.astype(np.float32)
     if smoothing is not None and (smoothing == 1).all():
         smoothing = None
@@ -138,6 +164,8 @@ def _split(linear: Linear, source: tuple[tuple[str, int], ...]) -> list[Matrix]:
                 prequant=smoothing,
                 activation_scale=linear.activation_scaling_factor,
                 bias=None if linear.bias is None else linear.bias[part],
+                offsets=None if added is None else added[part],
+                order=linear.input_order,
             )
         )
         start += rows

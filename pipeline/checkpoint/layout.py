@@ -14,7 +14,7 @@ from pipeline.formats import ALGOS
 
 Array = npt.NDArray[Any]
 
-PACKED_ALGOS = frozenset(algo for algo, row in ALGOS.items() if row.weights == "int4")
+PACKED_ALGOS = frozenset(algo for algo, row in ALGOS.items() if row.packed)
 """Those whose weights hold two rows in one."""
 
 
@@ -26,9 +26,11 @@ class Linear:
         name: ``transformer.layers.3.attention.qkv`` (layer numbers count over all pipeline ranks).
         algo: The checkpoint's ``quant_algo``; ``NO_QUANT`` for a floating-point linear.
         weight: ``NO_QUANT``: float [N, K]. ``W8A8_SQ_PER_CHANNEL``: int8 [N, K].
-            ``W4A16_AWQ`` and ``W4A8_AWQ``: int8 [N/2, K], row 2i in the low nibble.
+            ``W4A16_AWQ`` and ``W4A8_AWQ``: int8 [N/2, K], row 2i in the low nibble; ``NF4``: uint8
+            of the same order. ``INT8_WO``: int8 [N, K].
             ``FP8``: float8_e4m3fn [N, K].
-        weights_scaling_factor: W8A8: float32 [N]. AWQ: float [N, K/g]. FP8: float32 [1].
+        weights_scaling_factor: W8A8: float32 [N]. AWQ and NF4: float [N, K/g].
+            FP8: float32 [1]. INT8_WO: float32 [N].
         prequant_scaling_factor: [K], multiplied onto x; W8A8 and AWQ.
         activation_scaling_factor: amax / 127 (W8A8) or amax / 448 (FP8, W4A8) of x after pre-quant.
         weights_scaling_factor_2: W4A8: float32 [1], the scale of the float8 stage.

@@ -102,10 +102,17 @@ class Quantization:
             )
         if row.group_sizes:
             _check_groups(section, row, where)
+        size = section.get("group_size")
+        if row.block and size != row.block:
+            raise CheckpointError(
+                f"group_size is {size!r}, and {algo} has blocks of {row.block}",
+                where=where,
+                fix="Export the checkpoint again with trtllm-pipeline run",
+            )
         return cls(
             algo=algo,
             kv_cache_algo=kv_cache_algo,
-            group_size=int(section["group_size"]) if row.group_sizes else None,
+            group_size=int(section["group_size"]) if row.scales == "group" else None,
             exclude_modules=DEFAULT_EXCLUDES if excludes is None else tuple(excludes),
             zero_points=bool(row.group_sizes) and section["has_zero_point"],
             input_order=bool(row.group_sizes) and section.get(INPUT_ORDER) is True,

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import CostSection
 
 _TRAFFIC, _OBJECTIVE = "Traffic", "Objective"
+MOST = 1e9
+"""Of requests or tokens a second, or of a price."""
 
 
 def capacity(
@@ -107,6 +109,7 @@ def capacity(
     kv_tokens: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Tokens that the KV cache holds, where the recipe does not say; by default "
             "max_batch_size sequences of max_seq_len.",
             show_default=False,
@@ -185,8 +188,8 @@ def _traffic(
             fix="Give one of them",
         )
     for name, value in (("--requests-per-second", requests), ("--tokens-per-second", tokens)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UsageError(f"{name} must be above 0, not {value:g}")
+        if value is not None:
+            _check_amount(name, value)
     if trace is not None:
         if inputs is not None or outputs is not None:
             raise UsageError(
@@ -243,6 +246,11 @@ def _factors(given: list[str] | None) -> list[float]:
 def _price(given: float | None, cost: CostSection) -> float | None:
     if given is None:
         return cost.price_per_hour
-    if not (math.isfinite(given) and given > 0):
-        raise UsageError(f"--price-per-hour must be above 0, not {given:g}")
-    return given
+    return _check_amount("--price-per-hour", given)
+
+
+def _check_amount(name: str, value: float) -> float:
+    # The upper end keeps sums of it finite, and is beyond what anybody has.
+    if not 0 < value <= MOST:
+        raise UsageError(f"{name} must be above 0 and at most {MOST:g}, not {value:g}")
+    return value

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.gateway.desk import Options
 
 PORT = 9000
-RESUMES = Policy().resumes
+RESUMES, WAIT_S = Policy().resumes, Policy().wait_s
 PATIENCE_S = 10.0
 """Seconds that a start waits for a server; a gateway may come up before its servers."""
 CLIENTS = "Clients"
@@ -100,6 +100,7 @@ class ToServers:
         server_key_from: The environment variable with the key that they ask for.
         timeout: Seconds for one request.
         resumes: How often one answer may go on.
+        wait: Seconds that it waits for a server.
     """
 
     tls_root: Annotated[
@@ -138,7 +139,11 @@ class ToServers:
         ),
     ] = None
     timeout: Annotated[
-        float, typer.Option(help="Seconds for one request.", rich_help_panel=SERVER)
+        float,
+        typer.Option(
+            help="Seconds for one request, with all that it waits for servers.",
+            rich_help_panel=SERVER,
+        ),
     ] = 600.0
     resumes: Annotated[
         int,
@@ -148,6 +153,15 @@ class ToServers:
             rich_help_panel=SERVER,
         ),
     ] = RESUMES
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long an answer waits for a server, each time that it needs one.",
+            rich_help_panel=SERVER,
+        ),
+    ] = WAIT_S
 
 
 def gateway(
@@ -242,7 +256,7 @@ def gateway(
         tls=credentials.tls,
         headers=credentials.headers,
         timeout=servers.timeout,
-        policy=Policy(resumes=servers.resumes),
+        policy=Policy(resumes=servers.resumes, wait_s=servers.wait),
     )
     manager = notify.take_socket()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import Output, served_path
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,6 +111,11 @@ def manifests(
     from pipeline.tables import print_table
 
     if kind is None:
+        if folder is not None:
+            raise UsageError(
+                "--output needs the kind of what is to be written",
+                fix=f"Give --kind with one of {', '.join(KINDS)}",
+            )
         if output.json:
             print_json({row.name: row.sentence for row in KINDS.values()})
         else:

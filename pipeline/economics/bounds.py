@@ -101,13 +101,14 @@ def roofline(recipe: Recipe, facts: ModelFacts, setting: Setting) -> Roofline:
     unquantized = next(row for row in FORMATS.values() if not row.quantizes)
     loads = {FLOAT32: float32_load(facts, setting.kv_bytes_per_token, unquantized)}
     for name, row in FORMATS.items():
-        loads[name] = _load(recipe, facts, row, setting)
+        if row.dtype != FLOAT32 and (setting.own or not row.own):
+            loads[name] = _load(recipe, facts, row, setting)
     possible = {
         name: load
         for name, load in loads.items()
         if load.arithmetic in setting.hardware.operations
         # float16 and bfloat16 are alike here; the recipe's is the one that people look for.
-        and (FORMATS[name].dtype in (None, recipe.dtype) if name in FORMATS else True)
+        and (name not in FORMATS or FORMATS[name].dtype in (None, FLOAT32, recipe.dtype))
     }
     return Roofline(
         setting,

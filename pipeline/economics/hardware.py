@@ -43,6 +43,7 @@ class Setting:
         reserved: Bytes on all devices that are neither weights nor KV cache.
         kv_share: The share of what is left that the KV cache may take.
         computes: What the target multiplies activations in, where that is not their own format.
+        own: Whether the target runs the formats that this project rounds itself.
     """
 
     hardware: Hardware
@@ -50,3 +51,4 @@ class Setting:
     reserved: int = 0
     kv_share: float = 1.0
     computes: Arithmetic | None = None
+    own: bool = False

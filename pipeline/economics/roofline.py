@@ -48,7 +48,8 @@ class Load:
 
 
 def load_of(facts: ModelFacts, row: Format, kv_bytes: int, group_size: int | None = None) -> Load:
-    """Describes a model in one of the recipe's formats; what is not quantized has 16 bits.
+    """Describes a model in one of the recipe's formats; what is not quantized has 16 bits,
+    or 32 in float32.
 
     Args:
         facts: The model's facts.
@@ -56,12 +57,14 @@ def load_of(facts: ModelFacts, row: Format, kv_bytes: int, group_size: int | Non
         kv_bytes: Keys and values of one token.
         group_size: Input features that share one scale; None for formats without groups.
     """
+    if row.dtype == "float32":
+        return float32_load(facts, kv_bytes, row)
     layers = layer_bytes(facts, row, 2, group_size)
     return _load(facts, layers, 2, _arithmetic(row), kv_bytes)
 
 
 def float32_load(facts: ModelFacts, kv_bytes: int, unquantized: Format) -> Load:
-    """Describes a model in float32, which no engine here has: what people compare with.
+    """Describes a model in float32, with which people compare.
 
     Args:
         facts: The model's facts.

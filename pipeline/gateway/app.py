@@ -27,6 +27,9 @@ Body = TypeVar("Body", bound=Sampling)
 INLINE_BYTES = 8192
 """A body up to this size is made tokens of in the event loop; a larger one would hold it up."""
 
+BODY_S, SLOWEST = 30.0, 65_536
+"""A request's body may take so many seconds, and one more for so many bytes that it may have."""
+
 
 def make_app(desk: Desk) -> FastAPI:
     """Makes the application of a gateway.
@@ -56,7 +59,13 @@ def make_app(desk: Desk) -> FastAPI:
             await desk.engine.close()
 
     # No pages of its own: they load scripts from elsewhere.
-    app = FastAPI(title="trtllm-pipeline gateway", openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="trtllm-pipeline gateway",
+        openapi_url=None,
+        lifespan=lifespan,
+        # A redirect would lead to whatever the client calls this host.
+        redirect_slashes=False,
+    )
     app.add_middleware(Front, desk=desk)
     app.state.desk = desk
 
@@ -194,14 +203,32 @@ async def _read(request: Request, most_bytes: int) -> bytes:
             "application/json'.",
             code="unsupported_media_type",
         )
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most_bytes:
-            raise too_large(most_bytes)
-        parts.append(part)
-    if not size:
+    limit_s = BODY_S + most_bytes / SLOWEST
+    try:
+        content = await asyncio.wait_for(_body(request, most_bytes), limit_s)
+    except asyncio.TimeoutError:
+        raise ApiError(
+            408,
+            f"The body was not complete after {limit_s:.0f} s.",
+            code="request_timeout",
+        ) from None
+    if not content:
         raise refused("The body is empty: send a JSON object.")
+    return content
+
+
+async def _body(request: Request, most_bytes: int) -> bytes:
+    from starlette.requests import ClientDisconnect
+
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most_bytes:
+                raise too_large(most_bytes)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise ClientGone from error
     return b"".join(parts)
 
 

@@ -10,11 +10,30 @@ from pipeline.gateway.errors import ApiError
 from pipeline.gateway.model import GUIDED
 from pipeline.source.probes import TEXTS
 from pipeline.triton.contract import ADD_SPECIAL_TOKENS, ENGINE, PREPROCESSING
+from pipeline.triton.parameters import MODEL_DIGEST
 from trtllm_client import CallRestricted, ChatTemplate, InvalidRequest, add_input, new_message
 
 if TYPE_CHECKING:
     from pipeline.gateway.model import Model
     from trtllm_client import AsyncClient
+
+
+async def build_of(client: AsyncClient) -> str | None:
+    """Returns what tells the server's model from others; None where it does not say.
+
+    Args:
+        client: Of the server.
+
+    Raises:
+        ClientError: The server does not answer.
+    """
+    try:
+        metadata = await client.model_metadata(PREPROCESSING)
+    except CallRestricted:
+        raise
+    except InvalidRequest:
+        return None
+    return dict(metadata.parameters).get(MODEL_DIGEST)
 
 
 async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:

@@ -30,6 +30,7 @@ class Generation:
             ``runtime_top_p``, ``seed``, ``return_log_probs``, ``guided_decoding_guide`` and
             ``end_id``. One that is not named is the server's to choose.
         request_id: The id that the request runs under at the server; unique among those running.
+        timeout_s: Seconds that it may take; None is the engine's own limit.
         seed_is_free: Whether its seed is nobody's wish, but drawn: a text whose server was lost may
             go on with another one.
     """
@@ -38,6 +39,7 @@ class Generation:
     max_tokens: int
     inputs: Mapping[str, Input] = field(default_factory=dict)
     request_id: str = ""
+    timeout_s: float | None = None
     seed_is_free: bool = False
 
 

@@ -101,6 +101,9 @@ class ApiError(Exception):
             headers["retry-after"] = str(self.retry_after)
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
+        if self.status == 408:
+            # What is left of the body may come for ever.
+            headers["connection"] = "close"
         return headers
 
 

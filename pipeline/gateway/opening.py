@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.gateway.checked import CheckedEngine
@@ -32,7 +32,7 @@ class Servers:
         addresses: Where they are.
         tls: Certificates.
         headers: gRPC metadata of every call.
-        timeout: Seconds for a whole request.
+        timeout: Seconds for a whole request, however often it goes on.
         policy: Which of them answers, and what becomes of the answers of one that is lost.
     """
 
@@ -93,7 +93,8 @@ def open_gateway(
             engines.append(CheckedEngine(engine, model, say))
             return engines[-1]
 
-        fleet = open_fleet(servers.addresses, open_engine, servers.policy)
+        policy = replace(servers.policy, timeout_s=servers.timeout)
+        fleet = open_fleet(servers.addresses, open_engine, policy)
         desk = Desk(fleet, model, options, say=say)
         desk.metrics.registry.register(FleetCollector(fleet))
         desk.trouble = "No server behind the gateway has answered yet. Ask again."

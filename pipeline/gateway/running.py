@@ -164,10 +164,12 @@ class RunningGateway:
         import uvicorn
 
         from pipeline.gateway.app import make_app
+        from pipeline.gateway.connections import bounded
 
         self._desk = desk = self._make()
         config = uvicorn.Config(
             make_app(desk),
+            http=bounded(),
             log_config=None,
             access_log=False,
             server_header=False,

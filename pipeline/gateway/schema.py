@@ -1,14 +1,14 @@
 """The bodies of requests, as OpenAI's clients send them.
 
 Fields that are not known are ignored, as OpenAI's own server does with those of its clients'
-libraries. Fields that are known and would change the answer are refused by name where they ask for
-something that no engine here does.
+libraries. Fields that would change the answer, also those of other servers, are refused by name
+where they ask for something that no engine here does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -29,6 +29,52 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
 
+# Fields of other servers, and of the other endpoint, that would change an answer; with the values
+# that change nothing. Most are vLLM's (its SamplingParams, and its OpenAI protocol, as of 0.11).
+_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+_UNLESS_FALSE = (None, True)
+_CHANGES: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        (
+            "allowed_token_ids",
+            "bad_words",
+            "chat_template",
+            "documents",
+            "grammar",
+            "guided_choice",
+            "guided_grammar",
+            "guided_json",
+            "guided_regex",
+            "include_stop_str_in_output",
+            "json_schema",
+            "logits_processors",
+            "mirostat",
+            "prompt_logprobs",
+            "return_token_ids",
+            "return_tokens_as_token_ids",
+            "stop_token_ids",
+            "structural_tag",
+            "structured_outputs",
+            "truncate_prompt_tokens",
+            "use_beam_search",
+        ),
+        _NOTHING,
+    ),
+    "add_generation_prompt": _UNLESS_FALSE,
+    "length_penalty": (None, 1),
+    "min_p": (None, 0),
+    "skip_special_tokens": _UNLESS_FALSE,
+    "spaces_between_special_tokens": _UNLESS_FALSE,
+    "typical_p": (None, 1),
+}
+_OF_CHAT = dict.fromkeys(
+    ("messages", "tools", "tool_choice", "functions", "function_call", "max_completion_tokens"),
+    _NOTHING,
+)
+# In the place of a text, where it says no more than that one is wanted.
+_TEXT = (*_NOTHING, {"type": "text"})
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -45,6 +91,8 @@ class StreamOptions(_Strict):
 
 class Sampling(_Strict):
     """What both kinds of requests have.
+
+    Whatever else a request has is kept, so that what would change the answer can be refused.
 
     Attributes:
         model: Name of the model; None is the one that there is.
@@ -66,6 +114,8 @@ class Sampling(_Strict):
         user: Ignored.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     model: Text | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -83,6 +133,8 @@ class Sampling(_Strict):
     n: int | None = None
     logit_bias: dict[str, float] | None = None
     user: Any = None
+
+    _unknown: ClassVar[Mapping[str, tuple[Any, ...]]] = _CHANGES
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -102,6 +154,11 @@ class Sampling(_Strict):
         Raises:
             ApiError: Naming the field.
         """
+        for name, value in (self.model_extra or {}).items():
+            if name in self._unknown and value not in self._unknown[name]:
+                # Of all of them this one is meant most often.
+                other = "send max_tokens" if name == "max_completion_tokens" else "leave it out"
+                raise refused(f"{name} is not supported here: {other}.", name)
         if self.n not in (None, 1):
             raise refused("n must be 1: send the request once per answer.", "n")
         if self.logit_bias:
@@ -145,6 +202,11 @@ class ChatBody(Sampling):
     audio: Any = None
     web_search_options: Any = None
     continue_final_message: bool | None = None
+
+    _unknown: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_CHANGES,
+        **dict.fromkeys(("prompt", "echo", "suffix", "add_special_tokens"), _NOTHING),
+    }
 
     def check(self) -> None:
         """Refuses what no engine here does; see :meth:`Sampling.check`."""
@@ -205,6 +267,12 @@ class CompletionBody(Sampling):
     best_of: int | None = None
     suffix: Text | None = None
     add_special_tokens: bool | None = None
+
+    _unknown: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **_CHANGES,
+        **_OF_CHAT,
+        "response_format": _TEXT,
+    }
 
     def check(self) -> None:
         """Refuses what no engine here does; see :meth:`Sampling.check`."""

@@ -76,7 +76,7 @@ class ServedEngine:
         """
         message = message_for(asked, streaming=await self._can_stream())
         counted = 0
-        async with aclosing(self._client.responses(message)) as responses:
+        async with aclosing(self._client.responses(message, timeout=asked.timeout_s)) as responses:
             async for tensors in responses:
                 tokens = read_tokens(tensors, counted)
                 counted += len(tokens.ids)

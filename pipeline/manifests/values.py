@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
-from pipeline.recipe.section import Positive, Section, attributes
+from pipeline.recipe.section import Section, attributes
 
 LONGEST_NAME = 40
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+"""A number of Kubernetes' objects, which are of 32 bits."""
 DNS_LABEL = f"^[a-z]([-a-z0-9]{{0,{LONGEST_NAME - 2}}}[a-z0-9])?$"
 """A name of objects, with room for what is put behind it within the 63 characters of a label."""
 NAMESPACE = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"

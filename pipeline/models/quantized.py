@@ -17,6 +17,8 @@ from pipeline.formats import (
     ALGOS,
     FORMATS,
     FP8,
+    INT8_WO,
+    NF4,
     W4A16_AWQ,
     W8A8_SQ_PER_CHANNEL,
     Format,
@@ -35,8 +37,6 @@ BESIDE = {
     "hf_quant_config.json": "modelopt",
 }
 """Files that older folders, and ModelOpt's, have instead of the key, and who writes them."""
-# Algorithms of our own, which TensorRT-LLM has no name for: formats.py has their rows.
-NF4, INT8_WO = "NF4", "INT8_WO"
 _ORIGINAL = "Set model.source to the checkpoint that this one was made from"
 _LABELS: dict[Method, str] = {
     "gptq": "GPTQ",

@@ -26,6 +26,9 @@ def linear_bytes(
     if row.scales == "tensor":
         # A scale of the weights and one of the input.
         return weights + 8
+    if row.own:
+        # Scales in float32, and none of the input.
+        return weights + rows * (columns // row.block if row.block else 1) * 4
     # Those with finer scales have a pre-quant scale for each input feature.
     weights += columns * value_bytes
     if row.scales == "row":

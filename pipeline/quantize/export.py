@@ -58,17 +58,22 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
         text = json.dumps(config, indent=2) + "\n"
         (output / "config.json").write_text(text, encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
-        raise StageError(
-            "the checkpoint cannot be written",
-            where=str(output),
-            why=str(error),
-            fix="Free space on the disk, or keep the store on another one",
-        ) from error
+        raise not_written(output, error) from error
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not export {recipe.quantize.format}",
             why=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def not_written(output: Path, error: Exception) -> StageError:
+    """Makes the error of a checkpoint whose files cannot be written."""
+    return StageError(
+        "the checkpoint cannot be written",
+        where=str(output),
+        why=str(error),
+        fix="Free space on the disk, or keep the store on another one",
+    )
 
 
 def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:

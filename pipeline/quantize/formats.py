@@ -45,6 +45,8 @@ def quantization_section(section: QuantizeSection) -> dict[str, Any]:
             "has_zero_point": False,
             "pre_quant_scale": True,
         }
+    if row.block:
+        quantization["group_size"] = row.block
     if row.quantizes:
         quantization["exclude_modules"] = ["lm_head"]
     return quantization

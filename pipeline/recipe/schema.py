@@ -28,6 +28,7 @@ from pipeline.formats import (
     FormatName,
     GroupSize,
     KvCacheName,
+    Precision,
     canonical_format,
 )
 from pipeline.models.quantized import Method
@@ -66,8 +67,8 @@ class ModelSection(Section):
             recipe, or a Hub id such as ``Qwen/Qwen2.5-7B-Instruct``.
         revision: A branch, tag or commit hash on the Hub; a commit hash pins the model. None is the
             main branch.
-        dtype: The precision of everything that is not quantized; the formats ``float16`` and
-            ``bfloat16`` imply it.
+        dtype: The precision of everything that is not quantized; the formats ``float16``,
+            ``bfloat16`` and ``float32`` imply it.
         trust_remote_code: Whether Python code of the Hub repository is run; ``revision`` must then
             be a commit hash.
     """
@@ -143,9 +144,9 @@ class QuantizeSection(Section):
 
     Attributes:
         format: The format of weights and activations. Names from ``fp16`` on are other spellings of
-            the first seven.
+            those before.
         group_size: Input features that share one INT4 scale (``int4_awq`` and ``int4_gptq``;
-            ``w4a8_awq`` has groups of 128 alone).
+            ``w4a8_awq`` has groups of 128 alone). ``nf4`` has blocks of 64, whatever this key says.
         act_order: Whether ``int4_gptq`` rounds the input features of the largest activations first,
             instead of from left to right. The groups stay as they are, so that every target runs
             it. No other format reads it.
@@ -166,8 +167,8 @@ class QuantizeSection(Section):
             quantized ``format``.
         device: Where the model is calibrated and measured; ``auto`` is CUDA where there is a
             device.
-        calibration: The text to calibrate on. Formats other than ``float16`` and ``bfloat16`` need
-            it.
+        calibration: The text to calibrate on. All formats need it but ``float16``, ``bfloat16``,
+            ``float32``, ``nf4`` and ``int8_wo``, which measure nothing.
     """
 
     format: Annotated[
@@ -198,6 +199,12 @@ class QuantizeSection(Section):
             )
             raise ValueError(msg)
         row = FORMATS[self.format]
+        if self.kv_cache and row.own:
+            msg = (
+                f"kv_cache needs a format that is calibrated; {self.format} is rounded without a "
+                "text. Leave kv_cache out"
+            )
+            raise ValueError(msg)
         for key in ("search", "kv_cache", "act_order", "portable"):
             if self.stored and getattr(self, key):
                 msg = (
@@ -208,7 +215,7 @@ class QuantizeSection(Section):
         if self.kv_cache and not row.quantizes:
             # ModelOpt exports a KV-only quantization with quant_algo null, which TensorRT-LLM then
             # loads without the scales.
-            msg = "kv_cache needs a quantized format; float16 and bfloat16 keep their own KV cache"
+            msg = "kv_cache needs a quantized format; floating point keeps its own KV cache"
             raise ValueError(msg)
         if row.group_sizes and self.group_size not in row.group_sizes:
             sizes = " or ".join(map(str, row.group_sizes))
@@ -461,7 +468,7 @@ class Recipe(Section):
         return self
 
     @property
-    def dtype(self) -> Dtype:
+    def dtype(self) -> Precision:
         """The precision of what is not quantized; an unquantized format is that precision."""
         return FORMATS[self.quantize.format].dtype or self.model.dtype
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnsupportedError
-from pipeline.formats import FORMATS, Dtype, Format, FormatName
+from pipeline.formats import FORMATS, Dtype, Format, FormatName, Precision
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import MOST_RANKS, check_model
 from pipeline.recipe.compile import CompileSection
@@ -125,7 +125,7 @@ def choose(asked: Asked, facts: ModelFacts, directory: Path, stored: str | None)
     declined: dict[FormatName, UnsupportedError] = {}
     for row in _rows(asked, dtype):
         for sizes in _attempts(row, facts, asked):
-            recipe = _trial(asked, row.dtype or dtype, sizes)
+            recipe = _trial(asked, row, dtype, sizes)
             try:
                 check_model(recipe, directory)
                 room = get_target(asked.target).room(recipe, facts)
@@ -135,6 +135,8 @@ def choose(asked: Asked, facts: ModelFacts, directory: Path, stored: str | None)
             if room is None or room.sequences >= sizes.batch:
                 found = _choices(facts, recipe, sizes, room)
                 found.set("model.dtype", recipe.dtype, _dtype_reason(recipe.dtype, stored, row))
+                if row.weight_bits == 32:
+                    del found.values["model.dtype"]  # which it never is
                 found.set("quantize.format", row.name, _format_reason(asked, sizes, declined))
                 return found
             declined.setdefault(row.name, _too_small(recipe, row, room))
@@ -188,11 +190,12 @@ def _halvings(most: int, least: int) -> list[int]:
     return found
 
 
-def _trial(asked: Asked, dtype: Dtype, sizes: _Sizes) -> Recipe:
+def _trial(asked: Asked, row: Format, dtype: Dtype, sizes: _Sizes) -> Recipe:
     trial = Choices()
     trial.set("name", "new")
     trial.set("model.source", asked.model)
-    trial.set("model.dtype", dtype)
+    if row.dtype is None:
+        trial.set("model.dtype", dtype)
     trial.set("quantize.format", sizes.row.name)
     if sizes.group_size is not None:
         trial.set("quantize.group_size", sizes.group_size)
@@ -254,7 +257,7 @@ def _choices(facts: ModelFacts, recipe: Recipe, sizes: _Sizes, room: Room | None
     return found
 
 
-def _dtype_reason(dtype: Dtype, stored: str | None, row: Format) -> str:
+def _dtype_reason(dtype: Precision, stored: str | None, row: Format) -> str:
     if row.dtype is not None and dtype != stored:
         return f"the format implies it; the checkpoint is {stored or 'of a dtype it does not say'}"
     if dtype == stored:

@@ -171,6 +171,7 @@ def _left_out(choices: Choices, local: bool) -> frozenset[str]:
     row = FORMATS[choices.values["quantize.format"]]
     absent = {
         "model.revision": local,
+        "model.dtype": "model.dtype" not in choices.values,
         "quantize.group_size": not row.group_sizes,
         "quantize.smoothquant_alpha": row.searched != "smoothquant_alpha",
         "quantize.calibration": row.calibration is None,

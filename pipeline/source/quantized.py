@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.formats import FP8, W4A16_AWQ
+from pipeline.formats import FP8, NF4, W4A16_AWQ
 from pipeline.models.facts import ModelFacts
-from pipeline.models.quantized import KEY, NF4, StoredQuantization
+from pipeline.models.quantized import KEY, StoredQuantization
 from pipeline.source.safetensors_header import StoredTensor
 
 FLOATS = ("F16", "BF16", "F32")

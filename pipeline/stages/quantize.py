@@ -160,11 +160,15 @@ def _write(
     statistics: Statistics | None = None,
 ) -> None:
     """Writes the checkpoint of a recipe that searches for nothing."""
+    from pipeline.quantize import own
     from pipeline.quantize.calibrate import calibrate
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import load_model
 
     model = load_model(context.inputs["source"].path, recipe)
+    if own.writes(FORMATS[recipe.quantize.format]):
+        own.write(model, facts, recipe, output, context.progress)
+        return
     if batches:
         calibrate(model, recipe.quantize, batches, context.progress, statistics)
     export(model, facts, recipe, output)

@@ -144,7 +144,9 @@ def run(context: StageContext) -> dict[str, Any]:
     assert target.triton_model is not None
     engine = target.triton_model(recipe, engine_config)
     tokenizer, template = _open_tokenizer(context)
-    configs = render_configs(recipe, engine_config, engine, template)
+    # The checkpoint, and not the engine: that is another one on each GPU.
+    weights = context.ancestors.get("quantize", {}).get("digest")
+    configs = render_configs(recipe, engine_config, engine, template, weights)
     for model, text in configs.items():
         (output / model / "1").mkdir(parents=True)
         (output / model / "config.pbtxt").write_text(text, encoding="utf-8")

@@ -36,6 +36,7 @@ def render_configs(
     engine: Mapping[str, Any],
     native: EngineModel,
     template: ChatTemplate | None = None,
+    model_digest: str | None = None,
 ) -> dict[str, str]:
     """Renders config.pbtxt for the models of a repository, by model name.
 
@@ -45,6 +46,7 @@ def render_configs(
             model, because the engine cannot hold more sequences than it was built for.
         native: How Triton runs that engine.
         template: The model's chat template, which clients read from there; None where it has none.
+        model_digest: What tells clients which weights are served; None where it is not known.
 
     Raises:
         RepositoryError: The engine's config.json lacks ``build_config.max_batch_size``.
@@ -60,7 +62,7 @@ def render_configs(
         BLS_UNARY: serve.bls_instance_count,
     }
     backend = dict.fromkeys(instances, "python") | dict.fromkeys((ENGINE, DRAFT), native.backend)
-    parameters = model_parameters(recipe, native, template)
+    parameters = model_parameters(recipe, native, template, model_digest)
     texts = {}
     models = served_models(serve.decoupled, draft=native.draft is not None)
     for name, contract in models.items():

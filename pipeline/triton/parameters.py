@@ -28,6 +28,9 @@ DRAFT_ENGINE_DIR = f"{DRAFT}/1/engine"
 CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS = "chat_template", "chat_template_tokens"
 """Parameters of ``preprocessing`` for clients: the Jinja source, and the special tokens' texts as a
 JSON object; no model reads them."""
+MODEL_DIGEST = "model_digest"
+"""The parameter of ``preprocessing`` that tells clients which weights are served: the digest of the
+checkpoint that the engine was compiled from. No model reads it."""
 MOUNT = PurePosixPath("/models")
 """Where the repository is inside a container."""
 
@@ -101,7 +104,10 @@ def chat_parameters(template: ChatTemplate | None) -> dict[str, str]:
 
 
 def model_parameters(
-    recipe: Recipe, engine: EngineModel, template: ChatTemplate | None = None
+    recipe: Recipe,
+    engine: EngineModel,
+    template: ChatTemplate | None = None,
+    model_digest: str | None = None,
 ) -> dict[str, Mapping[str, str]]:
     """Returns the parameters of every model that has some, by model name.
 
@@ -109,6 +115,7 @@ def model_parameters(
         recipe: ``serve`` and ``compile`` are read.
         engine: How Triton runs the engine.
         template: The model's chat template; None where it has none.
+        model_digest: Of the checkpoint; None where it is not known.
     """
     added = recipe.serve.add_special_tokens
     return {
@@ -117,6 +124,7 @@ def model_parameters(
             "tokenizer_dir": TOKENIZER_DIR,
             ADD_SPECIAL_TOKENS: added if isinstance(added, str) else _flag(added),
             **chat_parameters(template),
+            **({MODEL_DIGEST: model_digest} if model_digest else {}),
         },
         ENGINE: engine.parameters,
         POSTPROCESSING: {"tokenizer_dir": TOKENIZER_DIR, "skip_special_tokens": "true"},

@@ -5,6 +5,8 @@ Scored prompts are held against transformers, as lm-eval's ``local-completions``
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import shutil
 import sys
@@ -21,10 +23,13 @@ import torch
 import transformers
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.gateway.checked import CheckedEngine
 from pipeline.gateway.desk import Options
 from pipeline.gateway.model import open_model
 from pipeline.gateway.opening import Servers, open_gateway
 from pipeline.gateway.running import RunningGateway, listen
+from pipeline.gateway.served import ServedEngine
+from pipeline.store.artifact import MANIFEST
 
 from ..conftest import DEMO_MODEL
 from ..processes import started
@@ -156,3 +161,81 @@ def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
         got = httpx2.post(f"{running.url}/v1/completions", json={"prompt": "x"})
         assert got.status_code == 503
         assert httpx2.get(f"{running.url}/health/ready").status_code == 503
+
+
+class Relay:
+    """One address, behind which now one server is and now another.
+
+    Attributes:
+        to: Port of the server.
+        port: Where it listens.
+    """
+
+    def __init__(self, to: int) -> None:
+        self.to = to
+        self._taken: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Relay:
+        self._server = await asyncio.start_server(self._hand_on, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.breaks()
+
+    def breaks(self) -> None:
+        """Ends all connections, as a server does that is lost."""
+        for writer in self._taken:
+            writer.transport.abort()
+        self._taken.clear()
+
+    async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self.to)
+        self._taken += (writer, back)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65_536):
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+
+
+def test_another_model_at_the_same_address_is_noticed(
+    server: Any, scored: Any, repository: Path
+) -> None:
+    """The tokenizers are the same, so nothing but what the servers say tells them apart."""
+    model = open_model(DEMO_MODEL, context_length=LONGEST)
+    lines: list[str] = []
+
+    def port(url: str) -> int:
+        return int(url.rpartition(":")[2])
+
+    async def run() -> None:
+        async with Relay(port(server.grpc_url)) as relay:
+            checked = CheckedEngine(ServedEngine(f"127.0.0.1:{relay.port}"), model, lines.append)
+
+            async def becomes_ready() -> str | None:
+                end = time.monotonic() + PATIENCE_S
+                while not await checked.ready():
+                    assert time.monotonic() < end, "it did not become ready"
+                    await asyncio.sleep(0.01)
+                return checked.build
+
+            first = await becomes_ready()
+            relay.breaks()
+            assert await becomes_ready() == first
+            relay.to = port(scored.grpc_url)
+            relay.breaks()
+            second = await becomes_ready()
+            await checked.close()
+        manifest = json.loads((repository / MANIFEST).read_text())
+        assert first == manifest["chain"]["quantize"]["digest"]
+        assert second is not None
+        assert second != first
+
+    asyncio.run(run())
+    assert lines == []

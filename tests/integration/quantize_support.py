@@ -98,7 +98,7 @@ def recipe(source: Path, **changes: Any) -> Recipe:
     if not text.exists():
         text.write_text(calibration_words())
     dtype, tp, pp = (changes.pop(key, value) for key, value in _DEFAULTS.items())
-    unquantized = changes.get("format") in ("float16", "bfloat16")
+    unquantized = changes.get("format") in ("float16", "bfloat16", "float32")
     calibration = {
         "text": str(text),
         "samples": changes.pop("samples", 24),

@@ -13,7 +13,7 @@ from pipeline.source.runtime import offline_and_quiet
 
 # ModelOpt's num_bits: bits of an integer, or of exponent and mantissa.
 NUM_BITS = {"int8": 8, "int4": 4, "fp8": (4, 3)}
-QUANTIZING = [row for row in FORMATS.values() if row.quantizes]
+QUANTIZING = [row for row in FORMATS.values() if row.quantizes and not row.own]
 
 
 @pytest.fixture(scope="module")

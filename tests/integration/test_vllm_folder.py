@@ -101,9 +101,10 @@ def test_formats_that_round_activations(
     reference, read = both(source("Llama"), wanted, tmp_path)
     expected, found = logits(reference), logits(read)
     assert_same_weights(reference, read)
-    # Products are added in another order; a rounding step of an input would be a thousand times it.
-    assert torch.allclose(expected, found, atol=1e-4, rtol=0)
+    # Products are added in another order, and that is all.
+    apart = (expected - found).abs().max()
+    assert apart < 1e-5
     for module in reference.modules():
         if isinstance(module, CheckpointLinear):
             module.step = None
-    assert not torch.allclose(logits(reference), found, atol=1e-2, rtol=0)
+    assert (logits(reference) - found).abs().max() > 10 * apart

@@ -218,7 +218,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["verify", "--only", "log_probs,bor"], ["log_probs,border"]),
         (
             ["compare", "x", "--formats", "fp8,int"],
-            ["fp8,int8_sq", "fp8,int4_awq", "fp8,int4_gptq"],
+            ["fp8,int8_sq", "fp8,int4_awq", "fp8,int4_gptq", "fp8,int8_wo"],
         ),
         (["init", "--target", ""], list(TARGETS)),
         (["store", "li"], ["list"]),

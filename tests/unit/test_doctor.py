@@ -76,7 +76,9 @@ def test_doctor_says_how_int8_is_multiplied_here(
     finding = _named(diagnose(CPU))["INT8 products"]
     assert finding.ok or not finding.needed
     assert (finding.value, finding.ok) == (value, ok)
-    assert ("int4_awq or int4_gptq needs none" in finding.advice) == (vnni is not None)
+    assert ("int4_awq, int4_gptq, nf4 or int8_wo needs none" in finding.advice) == (
+        vnni is not None
+    )
 
 
 def test_doctor_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,13 @@ def test_the_numbers_are_those_that_nvidias_name_says(row: Format) -> None:
     # W4A16: weights of 4 bits, activations of 16.
     said = re.match(r"W(\d+)A(\d+)", row.quant_algo)
     if said is None:
-        assert row.quant_algo in ("NO_QUANT", "FP8")
-        said = re.match(r"(\d+) (\d+)", "8 8" if row.quantizes else "16 16")
+        # Ours and FP8 have no such name; what each is stands in its own.
+        said = re.match(
+            r"(\d+) (\d+)",
+            {"FP8": "8 8", "NF4": "4 16", "INT8_WO": "8 16"}.get(
+                row.quant_algo, "32 32" if row.name == "float32" else "16 16"
+            ),
+        )
     assert said is not None
     assert (row.weight_bits, row.activation_bits) == (int(said[1]), int(said[2]))
 
@@ -85,10 +90,12 @@ def test_the_numbers_are_those_that_nvidias_name_says(row: Format) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
 def test_a_row_is_whole(row: Format) -> None:
     assert (row.dtype is None) == row.quantizes
-    assert (row.preset is not None) == row.quantizes
-    assert (row.calibration is not None) == row.quantizes
+    calibrated = row.quantizes and not row.own
+    assert (row.preset is not None) == calibrated
+    assert (row.calibration is not None) == calibrated
     assert (row.scales is not None) == row.quantizes
-    assert bool(row.group_sizes) == (row.scales == "group")
+    assert (bool(row.group_sizes) or row.block is not None) == (row.scales == "group")
+    assert not (row.group_sizes and row.block)
     assert row.group_sizes == () or DEFAULT_GROUP_SIZE in row.group_sizes
     assert list(row.group_sizes) == sorted(row.group_sizes)
     needs_another = row.multiple > 1 or not row.repeats_kv_heads
@@ -168,6 +175,38 @@ def test_the_engine_front_knows_which_formats_multiply_integers() -> None:
     (prefix,) = re.findall(r'startswith\("(W\w+)"\)', Path(settings_file).read_text())
     integers = {row.quant_algo for row in ROWS if row.activations == "int8"}
     assert {algo for algo in ALGOS if algo.startswith(prefix)} == integers
+
+
+def test_a_name_of_our_own_is_none_of_nvidias() -> None:
+    """TensorRT-LLM 1.2's ``QuantAlgo`` (tensorrt_llm/quantization/mode.py), all of it."""
+    upstream = [
+        "W8A16",
+        "W4A16",
+        "W4A16_AWQ",
+        "W4A8_AWQ",
+        "W8A16_GPTQ",
+        "W4A16_GPTQ",
+        "W8A8_SQ_PER_CHANNEL",
+        "W8A8_SQ_PER_TENSOR_PLUGIN",
+        "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN",
+        "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN",
+        "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN",
+        "W4A8_QSERVE_PER_GROUP",
+        "W4A8_QSERVE_PER_CHANNEL",
+        "FP8",
+        "FP8_PER_CHANNEL_PER_TOKEN",
+        "FP8_BLOCK_SCALES",
+        "INT8",
+        "MIXED_PRECISION",
+        "NVFP4",
+        "W4A8_NVFP4_FP8",
+        "W4A8_MXFP4_FP8",
+        "W4A8_MXFP4_MXFP8",
+        "W4A16_MXFP4",
+        "NO_QUANT",
+    ]
+    for row in ROWS:
+        assert (row.quant_algo in upstream) != row.own
 
 
 def test_formats_are_listed_as_a_sentence_does() -> None:

@@ -56,16 +56,18 @@ PLACES = {
         "FP8 W4A16_AWQ", "reads what the library wrote"
     ),
     "pipeline/checkpoint/dequantize.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8", "turns the weights of each back into numbers"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8 INT8_WO",
+        "turns the weights of each back into numbers",
     ),
     "pipeline/checkpoint/expected.py": _place(
         "W8A8_SQ_PER_CHANNEL FP8", "lists the tensors that a linear of each has"
     ),
     "pipeline/targets/openvino/linears.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "builds the graph of each that the CPU executes"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO", "builds the graph of each that the CPU executes"
     ),
     "pipeline/targets/openvino/refusals.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ", "says which have such a graph, without importing OpenVINO"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO",
+        "says which have such a graph, without importing OpenVINO",
     ),
     "model_repo/tensorrt_llm/settings.py": _place(
         "W8A8", "multiplies INT8 by INT8; a Triton model imports nothing from the pipeline"
@@ -103,7 +105,7 @@ WORDS = {name for name in _names() if name.isalnum() and name != "fp8"}
 # Longest first, so that what is found is the whole name.
 SPELLED = sorted(set(_names()) - WORDS, key=len, reverse=True)
 # A kind of number too where it stands alone: the weights of a row, for one.
-KINDS = {"int4"}
+KINDS = {"int4", "nf4"}
 IN_TEXT = re.compile(rf"(?<![A-Za-z0-9_])(?:{'|'.join(SPELLED)}|W\d+A\d+\w*)(?![A-Za-z0-9_])")
 IN_NAME = re.compile(
     rf"(?<![a-z0-9])(?:{'|'.join(name.lower() for name in SPELLED if name != 'fp8')}|w\d+a\d+\w*)"

@@ -57,7 +57,8 @@ wrong.yaml:6:3: model.dtype is wrong. 'fp16' is not one of 'float16' or 'bfloat1
 float16?
 wrong.yaml:7:1: unknown key group_size. Did you mean quantize.group_size?
 wrong.yaml:9:3: quantize.format is wrong. 'int4-awq' is not one of 'float16', 'bfloat16', \
-'int8_sq', 'int4_awq', 'int4_gptq', 'fp8' or 'w4a8_awq'. Did you mean int4_awq?
+'int8_sq', 'int4_awq', 'int4_gptq', 'fp8', 'w4a8_awq', 'nf4', 'int8_wo' or 'float32'. Did you \
+mean int4_awq?
 wrong.yaml:10:3: unknown key quantize.group_sise. Did you mean group_size?
 wrong.yaml:11:3: quantize.smoothquant_alpha is wrong. '2%' is not a number. Write 0.02: shares \
 are numbers here.

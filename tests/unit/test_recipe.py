@@ -60,7 +60,7 @@ def test_defaults_and_values_are_read(recipe_path: Path) -> None:
         ),
         ("max_seq_len: 200", "max_seq_len: 0", r"recipe\.yaml:12:\d+: .*greater than 0"),
         ("max_seq_len: 200", "max_seq_len: true", r"recipe\.yaml:12:\d+: .*not a whole number"),
-        ("format: int4_awq", "format: int8_wo", r"recipe\.yaml:6:\d+: .*int8_wo is refused"),
+        ("format: int4_awq", "format: int4_wo", r"recipe\.yaml:6:\d+: .*int4_wo is refused"),
         ("format: int4_awq", "format: int3", r"recipe\.yaml:6:\d+: .*'int3' is not one of"),
         (
             "max_seq_len: 200",

@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.sources.linear import SourceLinear
 from pipeline.errors import SourceError
-from pipeline.models.quantized import NF4, StoredQuantization
+from pipeline.formats import NF4
+from pipeline.models.quantized import StoredQuantization
 from pipeline.source.quantized import NESTED_BLOCK, NF4_BLOCK, NF4_STATE
 
 # Its own constant, 1 / 127 in float32: int8_vectorwise_dequant of bitsandbytes.

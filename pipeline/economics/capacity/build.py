@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pipeline.economics.capacity.answer import Subject
 from pipeline.economics.capacity.loads import load_of, loads_of_report
 from pipeline.economics.capacity.records import read_samples
@@ -47,10 +49,18 @@ def read_build(folder: Path) -> tuple[dict[str, Any], Recipe]:
         raise UsageError(
             "this is not the report of a build",
             where=str(path),
-            why=" ".join(str(error).split())[:200] or type(error).__name__,
+            why=_in_words(error),
             fix=_FIX,
         ) from error
     return report, recipe
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, ("recipe", *first["loc"])))
+        return f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def limits_of(recipe: Recipe, step_tokens: int, kv_tokens: int | None = None) -> Limits:

@@ -70,6 +70,14 @@ def fit(loads: Sequence[Load], limits: Limits, prompt_token: float | None = None
             why="No request that counts has tokens after its first response",
             fix="Measure with more --output-tokens",
         )
+    longest = max(prompt + output for load in loads for prompt, output in load.lengths())
+    room = limits.kv_blocks * limits.block_tokens
+    if longest > room:
+        raise UsageError(
+            f"a KV cache of {room:,} tokens has no room for what was measured",
+            why=f"A request of the load test has {longest:,} tokens, prompt and answer together",
+            fix="Give --kv-tokens with what the measured server had",
+        )
     lengths = [prompt for load in loads for prompt, _ in load.lengths()]
     mean = sum(lengths) / len(lengths)
     apart = max(lengths) - min(lengths) > _SAME_LENGTH * mean

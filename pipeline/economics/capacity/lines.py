@@ -74,7 +74,7 @@ def sentences(document: Mapping[str, Any]) -> Iterator[str]:
         for one in (row, row.get("baseline")):
             if one and one["replicas"] is None:
                 yield (
-                    f"No number of servers is enough for {one['name']} at "
+                    f"No number of servers was found for {one['name']} at "
                     f"{number(float(one['requests_per_second']), 3)} requests/s: {one['why']}."
                 )
     if document["cost"] is None:

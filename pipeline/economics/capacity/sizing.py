@@ -16,6 +16,8 @@ from pipeline.economics.capacity.server import Server
 from pipeline.economics.capacity.simulation import Arrival, Run, poisson_traffic, run_open
 
 LEAST_REQUESTS, MOST_REQUESTS = 6_000, 100_000
+MOST_SERVERS = 2_000
+"""With more, :data:`MOST_REQUESTS` are too few for each of them to say anything."""
 _PER_REPLICA = 1_000
 _WARMUP = 0.1
 _DRAWN = 4_000
@@ -156,11 +158,17 @@ def size(
         return simulate(server, replicas, traffic, objective, seed)
 
     # Fewer cannot finish what comes.
-    low = max(1, least, math.ceil(traffic.rate / most_per_second(server, traffic) - 1e-9))
+    needed = max(1.0, least, traffic.rate / most_per_second(server, traffic) - 1e-9)
+    if needed > MOST_SERVERS:
+        return Unreachable(
+            f"it takes {needed:.3g} servers by their throughput alone, and no more than "
+            f"{MOST_SERVERS:,} are simulated"
+        )
+    low = math.ceil(needed)
     failed, replicas, step = low - 1, low, max(1, low // 8)
     found = attempt(replicas)
     # Servers that have next to nothing to do keep it, or none does.
-    most = 4 * low + 40
+    most = min(4 * low + 40, MOST_SERVERS)
     while not found.kept:
         if replicas >= most:
             return Unreachable(

@@ -74,6 +74,10 @@ class OtherTokensError(Exception):
         super().__init__(f"token {place} differs")
 
 
+class OtherBuildError(Exception):
+    """There are servers, and all of them have another build than the one that began the text."""
+
+
 @dataclass
 class Story:
     """A request and what has been given of its text.

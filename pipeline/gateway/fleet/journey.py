@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 from pipeline.gateway.engine import Generation, Tokens
 from pipeline.gateway.fleet.counts import Counts
 from pipeline.gateway.fleet.going_on import (
     Attempt,
     Border,
+    OtherBuildError,
     OtherTokensError,
     Story,
     next_attempt,
@@ -22,6 +24,7 @@ from trtllm_client import (
     Cancelled,
     ClientError,
     ConnectionFailed,
+    DeadlineExceeded,
     InvalidRequest,
     ServerBusy,
     ServerFailed,
@@ -29,6 +32,7 @@ from trtllm_client import (
 
 _LONGEST_PAUSE = 8
 _FIRST_PROBE_S = 5.0
+_LEAST_S = 0.001
 # Of the server, or of the way to it. What else there is belongs to the request.
 _LOST = (ConnectionFailed, ServerFailed, Cancelled, SilentError)
 
@@ -52,6 +56,9 @@ class Journey:
         self._may_continue = policy.greedy == "continue"
         self._resumes = 0
         self._began = _now()
+        self._deadline = self._began + (policy.timeout_s or math.inf)
+        # Which build began the text; None until one has, and where the server does not say.
+        self._build: str | None = None
         self._broke_at: float | None = None
         self._error: ClientError | None = None
         # Servers that it does without: until when, and for how long the next time.
@@ -72,7 +79,12 @@ class Journey:
             overlap=self._policy.overlap,
         )
         self._border = Border(self._attempt, self._story)
-        return replica.begin(self._attempt.asked)
+        asked = self._attempt.asked
+        if self._deadline < math.inf:
+            asked = replace(asked, timeout_s=max(self._deadline - _now(), _LEAST_S))
+        flow = replica.begin(asked)
+        self._build = flow.build if not self._story.given else self._build
+        return flow
 
     def take(self, tokens: Tokens | None) -> Tokens | None:
         """Returns what is new of a response; None where nothing is.
@@ -102,7 +114,7 @@ class Journey:
         Raises:
             ClientError: The request cannot go on.
         """
-        self._error = self._as_client_error(flow, error)
+        self._error = self._as_client_error(flow.server, error)
         if isinstance(error, ServerBusy):
             self._wait_for_a_place(flow)
             return True
@@ -146,11 +158,19 @@ class Journey:
         could_not = isinstance(error, OtherTokensError | InvalidRequest)
         return could_not and self._attempt.how == "continued"
 
-    def _as_client_error(self, flow: Flow, error: Exception) -> ClientError:
+    def _as_client_error(self, server: str, error: Exception) -> ClientError:
+        if isinstance(error, OtherBuildError):
+            return ServerFailed(
+                "the text cannot go on as it began",
+                where=server,
+                why=f"its server was lost after {len(self._story.given)} tokens, and all servers "
+                "have another build by now",
+                fix="Ask again",
+            )
         if isinstance(error, OtherTokensError):
             return ServerFailed(
                 "the text cannot go on as it began",
-                where=flow.server,
+                where=server,
                 why=f"its server was lost after {len(self._story.given)} tokens, and what this "
                 f"one makes of the same request differs from token {error.place} on",
                 fix="Ask again; if it happens often, see that all servers serve the same build",
@@ -158,7 +178,7 @@ class Journey:
         if isinstance(error, SilentError):
             return ConnectionFailed(
                 "the server is not ready and says nothing any more",
-                where=flow.server,
+                where=server,
                 fix="Look at the server and the way to it",
             )
         assert isinstance(error, ClientError)
@@ -183,17 +203,29 @@ class Journey:
     async def _free(self) -> Replica:
         while True:
             now, usable = _now(), self._roster.usable()
-            free = [r for r in usable if self._avoided.get(r.name, -math.inf) <= now]
-            until = self._until()
+            fitting = [r for r in usable if self._fits(r)]
+            free = [r for r in fitting if self._avoided.get(r.name, -math.inf) <= now]
+            if usable and not fitting and self._roster.is_whole():
+                self._counts.tried("given_up", "none")
+                raise self._as_client_error(usable[0].name, OtherBuildError())
+            until = min(self._until(), self._deadline)
             settles = min(until, self._began + _FIRST_PROBE_S)
             if free and (self._roster.is_settled() or now >= settles):
                 return self._roster.choose(self._chain, free)
             if now >= until or self._roster.is_closed:
                 if self._resumes:
                     self._counts.tried("given_up", "none")
+                if now >= self._deadline:
+                    raise _too_late(self._policy) from self._error
                 raise self._error or _no_server(self._policy)
-            soonest = min((self._avoided.get(r.name, math.inf) for r in usable), default=math.inf)
+            soonest = min((self._avoided.get(r.name, math.inf) for r in fitting), default=math.inf)
             await self._roster.changed(min(until, settles if free else soonest) - now)
+
+    def _fits(self, replica: Replica) -> bool:
+        """Whether it may go on with the text: no other build than the one that began it."""
+        if not self._story.given or self._build is None:
+            return True
+        return replica.build in (None, self._build)
 
     def _until(self) -> float:
         """Until when a server is waited for, in the loop's seconds."""
@@ -202,6 +234,13 @@ class Journey:
             return since + (0.0 if self._roster.is_known() else _FIRST_PROBE_S)
         # Who comes long after the last server was lost need not wait for it all over again.
         return min(since, self._roster.down_since() or since) + self._policy.wait_s
+
+
+def _too_late(policy: Policy) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the request was not answered within {policy.timeout_s:g} s",
+        why="No server was ready in what was left of the time",
+    )
 
 
 def _no_server(policy: Policy) -> ConnectionFailed:

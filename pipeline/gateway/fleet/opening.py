@@ -53,7 +53,7 @@ def engine_at(
         address: The server's. Where a name stood for it, its certificate is for that name.
         tls: Certificates; a name in there comes first.
         headers: gRPC metadata of every call.
-        timeout: Seconds for a whole request, anew each time that one goes on; None is no limit.
+        timeout: Seconds for a request that says none itself; None is no limit.
 
     Raises:
         InvalidRequest: A certificate cannot be used.

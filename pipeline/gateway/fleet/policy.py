@@ -14,6 +14,7 @@ class Policy:
         resumes: How often one request may go on after its server was lost; 0 for never.
         wait_s: Seconds that a request waits for a server that answers, each time that it needs
             one. Where none has answered for so long already, it does not wait at all.
+        timeout_s: Seconds for a whole request, with what it waits for servers; None is no limit.
         pause_s: Seconds that a request does without a server that failed it and says that it is
             ready, at first; each time in a row twice as long, up to eight times.
         greedy: How a greedy text goes on, and one that is drawn with a seed of nobody's wish.
@@ -36,6 +37,7 @@ class Policy:
 
     resumes: int = 5
     wait_s: float = 120.0
+    timeout_s: float | None = None
     pause_s: float = 0.25
     greedy: Literal["continue", "replay"] = "continue"
     overlap: int = 8

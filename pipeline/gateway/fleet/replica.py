@@ -62,6 +62,12 @@ class Replica:
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
+    def build(self) -> str | None:
+        """What tells its model from others, where the engine says it."""
+        found = getattr(self.engine, "build", None)
+        return found if isinstance(found, str) else None
+
+    @property
     def streams(self) -> int:
         """Streams that this fleet has there."""
         return len(self._flows)
@@ -169,6 +175,7 @@ class Flow:
 
     Attributes:
         began: When, in the loop's seconds.
+        build: The server's, as it was when the stream began.
         waits_since: Since when it waits for tokens; None while it does not.
     """
 
@@ -179,6 +186,7 @@ class Flow:
         self._task: asyncio.Task[Any] | None = None
         self._is_moved = False
         self.began = self._loop.time()
+        self.build = replica.build
         self.waits_since: float | None = None
 
     async def next(self) -> Tokens | None:

@@ -96,6 +96,10 @@ class Roster:
             replica.ready is not None for replica in self._replicas.values()
         )
 
+    def is_whole(self) -> bool:
+        """Tells whether none is missing that could still come: all are there, and ready."""
+        return not self.expects_more and all(replica.ready for replica in self._replicas.values())
+
     def is_settled(self) -> bool:
         """Tells whether it is known which can be used, or has been once.
 

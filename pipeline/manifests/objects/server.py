@@ -443,7 +443,7 @@ def _resource_reason(deployed: Deployed) -> str:
     speed, layout = deployed.measured, deployed.layout
     if layout.gpus:
         return (
-            f"A GPU for each of its {layout.gpus} rank(s). Processors and memory were not "
+            f"A GPU for each of its ranks, {layout.gpus} in all. Processors and memory were not "
             "measured: 4 of them and 16 GiB for each GPU, and the engine's file, which is read "
             "through memory."
         )

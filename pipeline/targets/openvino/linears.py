@@ -1,11 +1,13 @@
 """Linears of a TensorRT-LLM checkpoint as OpenVINO operations, weights kept as they are stored.
 
 The patterns are the ones the CPU plugin recognizes, so that no float copy of a quantized weight
-exists at run time: INT4 is unpacked inside the matrix multiplication, INT8 is multiplied as INT8.
+exists at run time: INT4 and NF4 are unpacked inside the matrix multiplication, INT8 is multiplied
+as INT8 where its input is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +15,16 @@ from openvino import opset13 as op
 
 from pipeline.checkpoint.layout import Array, Linear
 from pipeline.errors import CompileError
-from pipeline.formats import NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
-from pipeline.targets.openvino.ops import Node, as_float32, floats, integers, stored, stored_int4
+from pipeline.formats import INT8_WO, NF4, NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
+from pipeline.targets.openvino.ops import (
+    Node,
+    as_float32,
+    floats,
+    integers,
+    stored,
+    stored_int4,
+    stored_nf4,
+)
 from pipeline.targets.openvino.refusals import EXECUTED_FORMATS
 from pipeline.targets.openvino.zero_points import in_order, uint4_weight
 
@@ -30,7 +40,7 @@ class Linears:
 
         Args:
             x: float32 [batch, length, K].
-            linear: Floating point, ``W4A16_AWQ`` or ``W8A8_SQ_PER_CHANNEL``.
+            linear: Floating point, ``W4A16_AWQ``, ``NF4``, ``W8A8_SQ_PER_CHANNEL`` or ``INT8_WO``.
 
         Returns:
             float32 [batch, length, N]; its matrix multiplication carries the linear's name.
@@ -99,12 +109,15 @@ def _weight(linear: Linear) -> Node:
     name = f"{linear.name}.weight"
     if linear.algo == NO_QUANT:
         return as_float32(stored(linear.weight, name))
-    if linear.algo == W8A8_SQ_PER_CHANNEL:
+    if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
         assert linear.weights_scaling_factor is not None
         steps = floats(linear.weights_scaling_factor.reshape(-1, 1))
         return op.multiply(as_float32(stored(linear.weight, name)), steps)
     if linear.algo == W4A16_AWQ:
         return _int4_weight(linear, name)
+    if linear.algo == NF4:
+        assert linear.weights_scaling_factor is not None
+        return _in_groups(linear, linear.weights_scaling_factor, stored_nf4, name)
     raise CompileError(
         f"the CPU target does not execute {linear.algo}",
         where=linear.name,
@@ -120,19 +133,26 @@ def _int4_weight(linear: Linear, name: str) -> Node:
     steps = steps.astype(prequant.dtype).astype(np.float32)
     if linear.zero is not None:
         return uint4_weight(nibbles_along_rows(linear.weight), linear, steps, name)
+    return _in_groups(linear, steps, stored_int4, name)
+
+
+def _in_groups(
+    linear: Linear, steps: Array, store: Callable[[Array, Sequence[int], str], Node], name: str
+) -> Node:
+    """Four-bit weights times the step of their group; ``steps`` is float32 [N, K/g]."""
     rows, columns = linear.out_features, linear.in_features
     groups = steps.shape[1]
     shape = (rows, groups, columns // groups)
-    nibbles = stored_int4(nibbles_along_rows(linear.weight), shape, name)
+    nibbles = store(nibbles_along_rows(linear.weight), shape, name)
     weight = op.multiply(as_float32(nibbles), floats(steps.reshape(rows, groups, 1)))
     return op.reshape(weight, integers(rows, columns), False)
 
 
 def nibbles_along_rows(packed: Array) -> Array:
-    """Repacks INT4 pairs of neighbouring rows into pairs of neighbouring columns.
+    """Repacks 4-bit pairs of neighbouring rows into pairs of neighbouring columns.
 
     Args:
-        packed: int8 [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high nibble.
+        packed: 8-bit [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high one.
 
     Returns:
         uint8 [N, K/2]; column 2j in the low nibble.

@@ -129,8 +129,10 @@ def weight_bytes(facts: ModelFacts, recipe: Recipe) -> int:
     """Computes the bytes of the weights as they are stored; in memory they take at least that."""
     linears = sum(linear.out_features * linear.in_features for linear in facts.linears)
     tables = 2 * facts.vocab_size * facts.hidden_size
-    bits = FORMATS[recipe.quantize.format].weight_bits
-    return round(facts.num_hidden_layers * linears * bits / 8 + 2 * tables)
+    row = FORMATS[recipe.quantize.format]
+    # What no format rounds is in the precision of the model.
+    value = row.weight_bits // 8 if row.dtype else 2
+    return round(facts.num_hidden_layers * linears * row.weight_bits / 8 + value * tables)
 
 
 def machine_memory(root: Path = Path("/")) -> int | None:

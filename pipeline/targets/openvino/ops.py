@@ -47,6 +47,16 @@ def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
     return constant
 
 
+def stored_nf4(packed: Array, shape: Sequence[int], name: str) -> Node:
+    """Makes a named nf4 constant from bytes of two consecutive elements, the low nibble first.
+
+    OpenVINO's 16 levels are those of bitsandbytes; the constant stays packed at run time.
+    """
+    constant = _from_bytes(packed, ov.Type.nf4, shape)
+    constant.set_friendly_name(name)
+    return constant
+
+
 def stored_uint4(packed: Array, shape: Sequence[int], name: str) -> Node:
     """Makes a named u4 constant from bytes of two consecutive elements, the low nibble first."""
     constant = _from_bytes(packed, ov.Type.u4, shape)

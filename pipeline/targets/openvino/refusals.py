@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pipeline.errors import UnsupportedError
-from pipeline.formats import FORMATS, NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL, either
+from pipeline.formats import (
+    FORMATS,
+    INT8_WO,
+    NF4,
+    NO_QUANT,
+    W4A16_AWQ,
+    W8A8_SQ_PER_CHANNEL,
+    either,
+)
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.openvino.memory import TOKENS_PER_BLOCK, plan_memory
 from pipeline.targets.openvino.options import kv_cache_precision
 
-EXECUTED_ALGOS = (NO_QUANT, W8A8_SQ_PER_CHANNEL, W4A16_AWQ)
+EXECUTED_ALGOS = (NO_QUANT, W8A8_SQ_PER_CHANNEL, W4A16_AWQ, NF4, INT8_WO)
 EXECUTED_FORMATS = either(row for row in FORMATS.values() if row.quant_algo in EXECUTED_ALGOS)
 # What the CPU plugin's paged attention accepts with each arithmetic; it throws on the others.
 KV_CACHE_PRECISIONS = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "f16", "u8")}

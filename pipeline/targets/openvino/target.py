@@ -76,7 +76,7 @@ class OpenVinoTarget:
         hardware = processor(remembered, machine_memory())
         per_token = kv_bytes_per_token(facts, kv_cache_precision(recipe))
         # Weights of 16 and 4 bits are multiplied in float32.
-        return Setting(hardware, per_token, computes="float32") if hardware else None
+        return Setting(hardware, per_token, computes="float32", own=True) if hardware else None
 
     def room(self, recipe: Recipe, facts: ModelFacts) -> Room | None:
         """Says what fits into half of this machine's memory."""

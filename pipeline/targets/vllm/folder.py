@@ -15,7 +15,15 @@ from pipeline.formats import NO_QUANT
 from pipeline.models.config_json import read_config
 from pipeline.progress import Progress
 from pipeline.source.snapshot import COMPANIONS, INDEX, SINGLE
-from pipeline.targets.vllm.layouts import HEAD, LAYOUTS, PORTABLE, Layout, exactly
+from pipeline.targets.vllm.layouts import (
+    COMPRESSED,
+    HEAD,
+    LAYOUTS,
+    PORTABLE,
+    Layout,
+    Whole,
+    exactly,
+)
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.folding import Matrix
@@ -58,7 +66,8 @@ def write_folder(
     weights = checkpoint.weights()
     tied = _is_tied(checkpoint, weights)
     chosen = None if layout is None else LAYOUTS[checkpoint.config.quantization.algo][layout]
-    config = _config(checkpoint, source, chosen, tied=tied)
+    plain = () if chosen is None else _plain(checkpoint, weights, chosen)
+    config = _config(checkpoint, source, chosen, plain=plain, tied=tied)
     try:
         with progress.task("writing the folder", len(weights.layers)) as task:
             shards = _Shards(output, shard_bytes)
@@ -93,7 +102,12 @@ def _is_tied(checkpoint: Checkpoint, weights: Weights) -> bool:
 
 
 def _config(
-    checkpoint: Checkpoint, source: Path, layout: Layout | None, *, tied: bool
+    checkpoint: Checkpoint,
+    source: Path,
+    layout: Layout | None,
+    *,
+    plain: tuple[str, ...],
+    tied: bool,
 ) -> dict[str, Any]:
     config = read_config(source, SourceError, "A Hugging Face checkpoint has one")
     for key in _OF_THE_SOURCE:
@@ -102,8 +116,10 @@ def _config(
         config[key] = checkpoint.config.dtype
     config["tie_word_embeddings"] = tied
     if layout is not None:
-        group_size = checkpoint.config.quantization.group_size
-        config["quantization_config"] = layout.configuration(group_size)
+        stored = checkpoint.config.quantization
+        config["quantization_config"] = layout.configuration(
+            Whole(stored.group_size, stored.zero_points, stored.input_order, plain)
+        )
     return config
 
 
@@ -119,7 +135,8 @@ def _layer(
 ) -> Iterator[tuple[str, Array]]:
     from pipeline.checkpoint.folding import fold
 
-    folded, prefix = fold(layer, checkpoint.facts), f"model.layers.{number}."
+    folded = fold(layer, checkpoint.facts, codes_alone=False)
+    prefix = f"model.layers.{number}."
     for name, reason in folded.left.items():
         raise CompileError(
             f"{prefix}{name} has pre-quant scales that no folder for vLLM has a place for",
@@ -142,13 +159,35 @@ def _layer(
 def _linear(matrix: Matrix, dtype: str, layout: Layout | None) -> dict[str, Array]:
     if layout is not None and matrix.algo != NO_QUANT:
         return layout.tensors(matrix, dtype)
-    if layout is None and matrix.algo == NO_QUANT:
-        return {"weight": matrix.weight}
-    raise CompileError(
-        f"{matrix.name} is {matrix.algo}, unlike the linears beside it",
-        why="vLLM makes one matrix of some of them, which has one format",
-        fix="Quantize again with trtllm-pipeline run, which leaves no linear of a layer out",
-    )
+    return {"weight": exactly(matrix.weight, dtype, f"{matrix.name}.weight", PORTABLE)}
+
+
+def _plain(checkpoint: Checkpoint, weights: Weights, layout: Layout) -> tuple[str, ...]:
+    """The linears of a quantized checkpoint that are in floating point, by transformers' names.
+
+    Raises:
+        CompileError: The layout has no place for them, or vLLM makes one matrix of one and another
+            that is quantized.
+    """
+    found: list[str] = []
+    for number, layer in enumerate(weights.layers):
+        for shape in checkpoint.facts.linears:
+            if layer.linear(shape.name).algo == NO_QUANT:
+                found += [f"model.layers.{number}.{name}" for name, _ in shape.source]
+        if (layer.fc.algo == NO_QUANT) != (layer.gate.algo == NO_QUANT):
+            raise CompileError(
+                f"one of gate_proj and up_proj of layer {number} is quantized, the other is not",
+                where=str(checkpoint.directory),
+                why="vLLM makes one matrix of both, which has one format",
+                fix="Quantize both or neither, or take another compile.target",
+            )
+    if found and not layout.mixed:
+        raise CompileError(
+            f"{found[0]} is in floating point, and the layout says of no linear that it is",
+            where="compile.vllm.layout",
+            fix=COMPRESSED,
+        )
+    return tuple(found)
 
 
 def _copy_companions(source: Path, output: Path) -> None:

@@ -30,16 +30,35 @@ _ZERO = 8
 
 
 @dataclass(frozen=True)
+class Whole:
+    """What is the same for all quantized linears of a folder.
+
+    Attributes:
+        group_size: Input features that share a scale; None without groups.
+        zero_points: Whether codes are counted from zero points of their own.
+        ordered: Whether groups take inputs out of order (GPTQ's act-order).
+        plain: Linears in floating point among them, by transformers' names.
+    """
+
+    group_size: int | None = None
+    zero_points: bool = False
+    ordered: bool = False
+    plain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way to store a quantized linear.
 
     Attributes:
         tensors: Makes the tensors of a linear by their last names, from it and the model's dtype.
-        configuration: Makes ``quantization_config``, from the group size, None without groups.
+        configuration: Makes ``quantization_config``.
+        mixed: Whether some linears may be in floating point.
     """
 
     tensors: Callable[[Matrix, str], dict[str, Array]]
-    configuration: Callable[[int | None], dict[str, Any]]
+    configuration: Callable[[Whole], dict[str, Any]]
+    mixed: bool = True
 
 
 def pack_int32(codes: Array, axis: int) -> Array:
@@ -89,14 +108,70 @@ def _group_scales(matrix: Matrix, dtype: str, fix: str) -> Array:
     return exactly(matrix.scale, dtype, f"{matrix.name}.weight_scale", fix)
 
 
+def _by_input(matrix: Matrix) -> tuple[Array, Array]:
+    """The codes with their columns in the order of the inputs, and the group of each input.
+
+    Returns:
+        int8 [N, K] from 0 to 15, and int32 [K].
+    """
+    import numpy as np
+
+    assert matrix.scale is not None
+    codes, columns = matrix.weight + _ZERO, matrix.weight.shape[1]
+    groups = (np.arange(columns) // (columns // matrix.scale.shape[1])).astype(np.int32)
+    if matrix.order is None:
+        return codes, groups
+    by_input, group_of = np.empty_like(codes), np.empty_like(groups)
+    by_input[:, matrix.order], group_of[matrix.order] = codes, groups
+    return by_input, group_of
+
+
+def _zero_points(matrix: Matrix, *, lowest: int, fix: str) -> Array:
+    """The zero point of each group, int64 [N, groups], from ``lowest`` to ``lowest`` + 15.
+
+    Raises:
+        CompileError: One is no number of four bits where the layout counts like this.
+    """
+    import numpy as np
+
+    assert matrix.scale is not None
+    if matrix.offsets is None:
+        return np.full(matrix.scale.shape, _ZERO)
+    zeros: Array = _ZERO - matrix.offsets.astype(np.int64)
+    if zeros.min() < lowest or zeros.max() > lowest + 15:
+        raise CompileError(
+            f"{matrix.name} has zero points that this layout has not",
+            where="compile.vllm.layout",
+            why=f"It has those from {lowest} to {lowest + 15}, and the checkpoint {zeros.min()} "
+            f"to {zeros.max()}",
+            fix=fix,
+        )
+    return zeros
+
+
 def _pack_quantized(matrix: Matrix, dtype: str) -> dict[str, Array]:
     import numpy as np
 
-    return {
-        "weight_packed": pack_int32(matrix.weight + _ZERO, 1),
+    codes, group_of = _by_input(matrix)
+    tensors = {
+        "weight_packed": pack_int32(codes, 1),
         "weight_scale": _group_scales(matrix, dtype, PORTABLE),
-        "weight_shape": np.array(matrix.weight.shape, np.int64),
+        "weight_shape": np.array(codes.shape, np.int64),
     }
+    if matrix.offsets is not None:
+        fix = "Set compile.vllm.layout to gptq, which has a zero point of 16"
+        zeros = _zero_points(matrix, lowest=0, fix=fix)
+        tensors["weight_zero_point"] = pack_int32(_padded(zeros), 0)
+    if matrix.order is not None:
+        tensors["weight_g_idx"] = group_of
+    return tensors
+
+
+def _padded(rows: Array) -> Array:
+    """Adds rows of zeros up to a multiple of what a word holds."""
+    import numpy as np
+
+    return np.pad(rows, ((0, -rows.shape[0] % PER_WORD), (0, 0)))
 
 
 def _int_quantized(matrix: Matrix, dtype: str) -> dict[str, Array]:  # noqa: ARG001
@@ -134,18 +209,15 @@ def _fp8(matrix: Matrix, shape: tuple[int, ...]) -> dict[str, Array]:
 
 
 def _gptq(matrix: Matrix, dtype: str) -> dict[str, Array]:  # noqa: ARG001
-    import numpy as np
-
     # Codes, zero points and groups: all along the inputs, which come first here.
-    scales = _group_scales(matrix, "float16", COMPRESSED).T
-    groups, rows = scales.shape
-    columns = matrix.weight.shape[1]
+    codes, group_of = _by_input(matrix)
+    # No code is counted from 0 in this layout, which stores zero points less one.
+    zeros = _zero_points(matrix, lowest=1, fix=COMPRESSED)
     return {
-        "qweight": pack_int32((matrix.weight + _ZERO).T, 0),
-        # The zero point of every symmetric code, stored less one.
-        "qzeros": pack_int32(np.full((groups, rows), _ZERO - 1), 1),
-        "scales": scales,
-        "g_idx": (np.arange(columns) // (columns // groups)).astype(np.int32),
+        "qweight": pack_int32(codes.T, 0),
+        "qzeros": pack_int32(_padded(zeros - 1).T, 1),
+        "scales": _group_scales(matrix, "float16", COMPRESSED).T,
+        "g_idx": group_of,
     }
 
 
@@ -160,7 +232,7 @@ def _scheme(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dic
 
 
 def _compressed(
-    form: str, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None
+    form: str, whole: Whole, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors",
@@ -168,48 +240,51 @@ def _compressed(
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
-        "ignore": [HEAD],
+        "ignore": [HEAD, *whole.plain],
         "config_groups": {"group_0": _scheme(weights, inputs)},
     }
 
 
-def _int4_groups(group_size: int | None) -> dict[str, Any]:
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size}
-    return _compressed("pack-quantized", weights, None)
+def _int4_groups(whole: Whole) -> dict[str, Any]:
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": whole.group_size}
+    weights["symmetric"] = not whole.zero_points
+    if whole.ordered:
+        weights["actorder"] = "group"
+    return _compressed("pack-quantized", whole, weights, None)
 
 
-def _int8_rows(group_size: int | None) -> dict[str, Any]:  # noqa: ARG001
+def _int8_rows(whole: Whole) -> dict[str, Any]:
     eight = {"num_bits": 8, "type": "int"}
     return _compressed(
-        "int-quantized", {**eight, "strategy": "channel"}, {**eight, "strategy": "tensor"}
+        "int-quantized", whole, {**eight, "strategy": "channel"}, {**eight, "strategy": "tensor"}
     )
 
 
-def _fp8_tensors(group_size: int | None) -> dict[str, Any]:  # noqa: ARG001
-    whole = {"num_bits": 8, "type": "float", "strategy": "tensor"}
-    return _compressed("float-quantized", whole, whole)
+def _fp8_tensors(whole: Whole) -> dict[str, Any]:
+    eight = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    return _compressed("float-quantized", whole, eight, eight)
 
 
-def _gptq_configuration(group_size: int | None) -> dict[str, Any]:
+def _gptq_configuration(whole: Whole) -> dict[str, Any]:
     return {
         "quant_method": "gptq",
         "bits": 4,
-        "group_size": group_size,
-        "desc_act": False,
-        "sym": True,
+        "group_size": whole.group_size,
+        "desc_act": whole.ordered,
+        "sym": not whole.zero_points,
         "checkpoint_format": "gptq",
         HEAD: False,
     }
 
 
-def _modelopt_configuration(group_size: int | None) -> dict[str, Any]:  # noqa: ARG001
-    whole = {"num_bits": 8, "type": "float", "dynamic": False}
+def _modelopt_configuration(whole: Whole) -> dict[str, Any]:
+    eight = {"num_bits": 8, "type": "float", "dynamic": False}
     return {
         "quant_method": "modelopt",
         "quant_algo": FP8,
-        "ignore": [HEAD],
+        "ignore": [HEAD, *whole.plain],
         "config_groups": {
-            "group_0": {"targets": ["Linear"], "weights": whole, "input_activations": whole}
+            "group_0": {"targets": ["Linear"], "weights": eight, "input_activations": eight}
         },
     }
 
@@ -217,7 +292,7 @@ def _modelopt_configuration(group_size: int | None) -> dict[str, Any]:  # noqa: 
 LAYOUTS: Mapping[str, Mapping[str, Layout]] = {
     W4A16_AWQ: {
         "compressed-tensors": Layout(_pack_quantized, _int4_groups),
-        "gptq": Layout(_gptq, _gptq_configuration),
+        "gptq": Layout(_gptq, _gptq_configuration, mixed=False),
     },
     W8A8_SQ_PER_CHANNEL: {"compressed-tensors": Layout(_int_quantized, _int8_rows)},
     FP8: {

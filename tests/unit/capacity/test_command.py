@@ -177,7 +177,7 @@ def test_no_number_of_servers_is_told_with_its_reason(build: Path) -> None:
     limits = ["--time-to-first-token-ms", "0.01", "--inter-token-ms", "8"]
     printed = here(str(build), *TRAFFIC, *limits, "--price", "1", "--multiply", "10")
     said = " ".join(printed.split())
-    assert "No number of servers is enough for demo at 20 requests/s: the first token takes" in said
+    assert "No number of servers was found for demo at 20 requests/s: the first token takes" in said
 
 
 def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> None:
@@ -233,6 +233,10 @@ def test_a_report_has_what_was_asked_for_until_it_is_built_anew(build: Path) -> 
         ([*TRAFFIC, "--percentile", "100"], "must be above 0 and below 100"),
         ([*TRAFFIC, "--multiply", "10,many"], "is no list of numbers"),
         ([*TRAFFIC, "--price", "0"], "--price-per-hour must be above 0"),
+        ([*TRAFFIC, "--price", "1e308"], "--price-per-hour must be above 0 and at most 1e"),
+        ([*TRAFFIC[:1], "1e308", *TRAFFIC[2:]], "--requests-per-second must be above 0 and at"),
+        ([*TRAFFIC[:1], "nan", *TRAFFIC[2:]], "--requests-per-second must be above 0 and at"),
+        ([*TRAFFIC, "--kv-tokens", "32"], "a KV cache of 32 tokens has no room for what was"),
         ([*TRAFFIC, "--trace", "x.jsonl"], "--trace excludes"),
         ([*TRAFFIC, "--headroom", "1"], "--headroom must be"),
     ],
@@ -248,6 +252,15 @@ def test_what_is_no_build_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"name": "x"}')
     with pytest.raises(UsageError, match="this is not the report of a build"):
         here(str(tmp_path), *TRAFFIC, *OBJECTIVE)
+
+
+def test_a_recipe_in_a_report_that_is_wrong_is_told_in_words(build: Path) -> None:
+    report = json.loads((build / "report.json").read_text())
+    report["recipe"]["quantize"]["device"] = "tpu"
+    (build / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UsageError, match="not the report of a build") as told:
+        here(str(build), *TRAFFIC, *OBJECTIVE)
+    assert told.value.why == "recipe.quantize.device: input should be 'auto', 'cpu' or 'cuda'"
 
 
 def test_nothing_heavy_is_imported(build: Path) -> None:

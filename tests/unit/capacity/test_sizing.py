@@ -112,6 +112,17 @@ def test_an_objective_that_nobody_can_keep_is_said() -> None:
     assert "refuses 100 % of the requests" in found.why
 
 
+def test_more_servers_than_are_simulated_are_not_searched_for() -> None:
+    # Each of them gives 10 requests/s.
+    for found in (
+        size(SINGLE, traffic(1e6), Objective(10.0, 1.0, 95.0), "0"),
+        size(SINGLE, traffic(1.0), Objective(10.0, 1.0, 95.0), "0", least=10**30),
+    ):
+        assert isinstance(found, Unreachable)
+        assert "servers by their throughput alone, and no more than 2,000 are" in found.why
+        assert found.why.startswith(("it takes 1e+05 servers", "it takes 1e+30 servers"))
+
+
 def test_luck_with_the_few_that_are_tried_alone_does_not_search_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

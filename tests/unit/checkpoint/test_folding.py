@@ -198,3 +198,43 @@ def test_a_divided_scale_is_refused() -> None:
     given = replace(layer(int4), qkv=replace(layer(int4).qkv, algo="W4A8_AWQ"))
     with pytest.raises(UnsupportedError, match="W4A8_AWQ cannot be moved"):
         fold(given, facts())
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [("zero", "zero points"), ("input_order", "groups out of order")]
+)
+def test_what_codes_alone_do_not_say_is_refused(field: str, what: str) -> None:
+    made = layer(int4)
+    columns = made.fc.in_features
+    values = {
+        "zero": np.zeros((columns // GROUP, made.fc.out_features), np.float16),
+        "input_order": np.arange(columns, dtype=np.int32),
+    }
+    other = replace(made, fc=replace(made.fc, **{field: values[field]}))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match=f"{what} are not folded"):
+        fold(other, facts())
+
+
+def test_zero_points_and_order_go_along_for_who_asks() -> None:
+    """The values are W[n, k] = (code - zero point) * scale of the group that input k is in."""
+    random = np.random.default_rng(8)
+    made = layer(int4)
+    codes = random.integers(0, 16, (INNER, HIDDEN))
+    zeros = random.integers(1, 16, (INNER, HIDDEN // GROUP))
+    order = random.permutation(HIDDEN).astype(np.int32)
+    step = np.full(zeros.shape, 0.5, np.float16)
+    stored = replace(
+        made.fc,
+        weight=pack((codes - 8).astype(np.int8)),
+        weights_scaling_factor=step,
+        zero=((8 - zeros) * step).T.astype(np.float16),
+        input_order=order,
+        prequant_scaling_factor=np.ones(HIDDEN, np.float16),
+    )
+    other = replace(made.gate, prequant_scaling_factor=np.ones(HIDDEN, np.float16))
+    folded = fold(replace(made, fc=stored, gate=other), facts(), codes_alone=False)
+    found = folded.linears["mlp.gate_proj"].values()
+    for column, feature in enumerate(order):
+        group = column // GROUP
+        expected = (codes[:, column] - zeros[:, group]) * 0.5
+        np.testing.assert_array_equal(found[:, feature], expected)

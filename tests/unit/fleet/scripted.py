@@ -55,6 +55,7 @@ class Scripted:
         hold: Requests wait here before each response, while it is not set.
         open: Requests that run.
         closed: Whether it was closed.
+        build: What tells its model from others, where it says so.
         dies_at_failure: Whether it is not ready after one.
         prefill_differs: Changes what it makes of long prompts, as a tie does that is decided
             otherwise where many tokens are computed at once.
@@ -69,6 +70,7 @@ class Scripted:
         self.hold.set()
         self.open = 0
         self.closed = False
+        self.build: str | None = None
         self.dies_at_failure = False
         self.prefill_differs = 0
         self._generation = 0

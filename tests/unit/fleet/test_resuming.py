@@ -472,3 +472,75 @@ def test_a_server_that_is_not_itself_yet_is_asked_again() -> None:
         failing((25, lost()), (0, unknown), (0, unknown)),
     )
     assert len(engine.asked) == 4
+
+
+DRAWN = {**ASKED.__dict__, "inputs": SAMPLED, "seed_is_free": True}
+
+
+@pytest.mark.parametrize(
+    "asked", [ASKED, Generation(**DRAWN)], ids=["greedy", "drawn with another seed"]
+)
+def test_a_text_goes_on_with_the_build_that_began_it_and_no_other(asked: Generation) -> None:
+    """The texts of both builds are the same here, so that nothing else could tell them apart."""
+    one, other, same = Scripted(), Scripted(ready=False), Scripted(ready=False)
+    one.build, other.build, same.build = "a", "b", "a"
+    one.fails, one.dies_at_failure = [(25, lost())], True
+
+    async def work(fleet: Fleet) -> None:
+        task = asyncio.create_task(read(fleet.generate(asked)))
+        await until(lambda: fleet.replicas()[0].ready is False and one.asked)
+        other.is_ready = True
+        await until(lambda: fleet.replicas()[1].ready)
+        # A new text may have that one, and this one waits.
+        await read(fleet.generate(replace(ASKED, request_id="new")))
+        assert [request.request_id for request in other.asked] == ["new"]
+        assert not task.done()
+        same.is_ready = True
+        assert len(await task) == 40
+        assert len(same.asked) == 1
+
+    with_fleet(work, lambda: [one, other, same])
+
+
+def test_a_text_whose_server_comes_back_with_another_build_ends_at_once() -> None:
+    class Other(Scripted):
+        """Another build is there once its server was lost."""
+
+        async def ready(self) -> bool:
+            self.build = f"build {self.fails == []}"
+            return True
+
+    engine = Other()
+    engine.fails = [(25, lost())]
+
+    async def work(fleet: Fleet) -> None:
+        with pytest.raises(ServerFailed, match="cannot go on as it began") as told:
+            await read(fleet.generate(Generation(**DRAWN)))
+        assert told.value.why is not None
+        assert "lost after 25 tokens, and all servers have another build" in told.value.why
+        assert dict(fleet.counts.resumes) == {("given_up", "none"): 1}
+        assert await read(fleet.generate(ASKED)) == TEXT
+
+    with_fleet(work, lambda: [engine])
+
+
+def test_the_time_of_a_request_goes_on_over_all_its_servers() -> None:
+    engine = Scripted()
+    engine.fails = [(5, lost()), (5, lost())]
+
+    async def work(fleet: Fleet) -> None:
+        assert await read(fleet.generate(ASKED)) == TEXT
+
+    with_fleet(work, lambda: [engine], replace(QUICK, timeout_s=100.0))
+    given = [asked.timeout_s for asked in engine.asked]
+    assert len(given) == 3
+    assert 100.0 >= given[0] > given[1] > given[2] > 0  # type: ignore[operator]
+
+
+def test_a_request_waits_for_no_server_beyond_its_own_time() -> None:
+    async def work(fleet: Fleet) -> None:
+        with pytest.raises(DeadlineExceeded, match=r"not answered within 0\.05 s"):
+            await read(fleet.generate(ASKED))
+
+    engine = failing((25, lost()), dies_at_failure=True)
+    with_fleet(work, engine, replace(QUICK, timeout_s=0.05))

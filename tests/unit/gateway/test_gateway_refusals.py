@@ -31,6 +31,15 @@ CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     (CHAT, {"n": 2}, "n", "must be 1"),
     (CHAT, {"logit_bias": {"5": 1.0}}, "logit_bias", "not supported"),
+    # What other servers know, or the other path, would change the answer here as well.
+    (CHAT, {"min_p": 0.1}, "min_p", "not supported"),
+    (CHAT, {"skip_special_tokens": False}, "skip_special_tokens", "not supported"),
+    (CHAT, {"guided_json": {"type": "object"}}, "guided_json", "not supported"),
+    (CHAT, {"stop_token_ids": [5]}, "stop_token_ids", "not supported"),
+    (CHAT, {"add_special_tokens": True}, "add_special_tokens", "not supported"),
+    (PLAIN, {"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (PLAIN, {"tools": [{}]}, "tools", "not supported"),
+    (PLAIN, {"max_completion_tokens": 5}, "max_completion_tokens", "send max_tokens"),
     (CHAT, {"logprobs": True, "top_logprobs": 3}, "top_logprobs", "must be 0"),
     (CHAT, {"stop": list("abcde")}, "stop", "at most 4"),
     (CHAT, {"stop": ""}, "stop", "none of them empty"),
@@ -107,6 +116,9 @@ def test_what_nobody_knows_and_what_changes_nothing_is_ignored() -> None:
                 "metadata": {"a": "b"}, "service_tier": "auto", "unheard_of": {"x": [1]},
                 "parallel_tool_calls": None, "presence_penalty": 0, "stop": [], "tools": None,
                 "response_format": {"type": "text"}, "modalities": ["text"],
+                "min_p": 0.0, "length_penalty": 1.0, "skip_special_tokens": True,
+                "use_beam_search": False, "stop_token_ids": [], "guided_json": None,
+                "check": 1, "stops": 2, "model_extra": {}, "echo": False,
             }  # fmt: skip
             got = await gateway.http.post(CHAT, json=body)
             assert got.status_code == 200, got.text

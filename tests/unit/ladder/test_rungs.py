@@ -49,7 +49,7 @@ def test_formats_in_every_spelling(text: str, formats: list[str]) -> None:
         ("float16,int4_agw", r"'int4_agw' is no format\. Did you mean int4_awq\? Formats: float16"),
         ("int8", r"'int8' is no format\. Did you mean int8_sq\?"),
         ("zzz", r"'zzz' is no format\. Formats: float16, bfloat16"),
-        ("int8-wo", r"int8-wo is not taken\. ModelOpt labels its weight-only INT8"),
+        ("int4-wo", r"int4-wo is not taken\. ModelOpt labels its round-to-nearest INT4"),
         (" , ", r"--formats names no format"),
     ],
 )
@@ -149,6 +149,8 @@ def test_every_format_is_those_that_the_target_takes() -> None:
         "int8_sq",
         "int4_awq",
         "int4_gptq",
+        "nf4",
+        "int8_wo",
     ]
     gpu = ["compile.target=tensorrt", "compile.gpu=H100-80GB"]
     assert "fp8" in every_format(DEMO, gpu, load_recipe(DEMO, gpu))

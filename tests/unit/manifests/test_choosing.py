@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from pipeline.cli.invocation import Invocation
+from pipeline.cli.main import app
 from pipeline.errors import UsageError
 from pipeline.manifests.choosing import read_values
 from pipeline.manifests.kinds import KINDS, kind_of, writer_of
@@ -40,6 +43,8 @@ def test_an_unknown_name_is_refused_with_a_tip(override: str, tip: str) -> None:
         ("replicas=many", "'many' is not allowed: input should be a valid integer"),
         ("replicas=0", "0 is not allowed"),
         ("replicas=true", "True is not allowed"),
+        ("replicas=2147483648", "2147483648 is not allowed"),
+        ("monitoring.pricePerHour=.inf", "input should be a finite number"),
         ("name=Not_A_Name", "'Not_A_Name' is not up to 40 lower-case letters"),
         ("image=two words", "'two words' is not a name such as registry/path/name:tag"),
         ("repository.accessMode=ReadOnlyMany", "'ReadWriteMany' or 'ReadWriteOnce'"),
@@ -125,3 +130,15 @@ def _patterns(node: object) -> Iterator[str]:
 def test_choices_for_gpus_are_refused_for_the_cpu(builds: dict[str, Path]) -> None:
     with pytest.raises(UsageError, match="are for engines of a GPU"):
         deployed(builds["cpu"], "gpu.product=NVIDIA-L40S")
+
+
+def test_a_folder_without_a_kind_is_not_taken_for_a_list(
+    builds: dict[str, Path], tmp_path: Path
+) -> None:
+    command = get_command(app)
+    with pytest.raises(UsageError, match="--output needs the kind of what is to be written"):
+        command.main(
+            ["manifests", str(builds["cpu"]), "--output", str(tmp_path / "out")],
+            obj=Invocation(),
+            standalone_mode=False,
+        )

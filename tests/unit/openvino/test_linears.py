@@ -10,11 +10,14 @@ import openvino as ov
 import pytest
 from openvino import opset13 as op
 
+from pipeline.checkpoint.cut import packed_rows
 from pipeline.checkpoint.layout import Linear
+from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.errors import CompileError
 from pipeline.formats import ALGOS
 from pipeline.targets.openvino.linears import Linears, fused, nibbles_along_rows
 from pipeline.targets.openvino.refusals import EXECUTED_ALGOS
+from tests.integration.openvino_support import executed_nodes
 from tests.unit.checkpoint.test_dequantize import pack
 
 EXACT = {
@@ -168,7 +171,7 @@ def test_a_format_without_an_execution_is_named() -> None:
 @pytest.mark.parametrize("algo", ALGOS)
 def test_what_the_pre_flight_lets_pass_has_a_graph(algo: str) -> None:
     row = ALGOS[algo]
-    codes = np.ones((32 if row.weights == "int4" else 64, 128), np.int8)
+    codes = np.ones((32 if row.packed else 64, 128), np.int8)
     linear = Linear(
         "dense",
         algo,
@@ -181,3 +184,30 @@ def test_what_the_pre_flight_lets_pass_has_a_graph(algo: str) -> None:
     else:
         with pytest.raises(CompileError, match=f"does not execute {algo}"):
             compiled(linear)
+
+
+def test_nf4_is_multiplied_packed() -> None:
+    random = np.random.default_rng(8)
+    codes = random.integers(0, 16, (64, 256))
+    scales = random.uniform(0.01, 2, (64, 4)).astype(np.float32)
+    linear = Linear("fc", "NF4", packed_rows(codes.astype(np.uint8)), scales)
+    x = draw(7, 256)
+    weight = np.array(LEVELS)[codes] * np.repeat(scales.astype(np.float64), 64, axis=1)
+    expected = x.astype(np.float64) @ weight.T
+    found = run(linear, x)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-6
+    (node,) = [n for n in executed_nodes(compiled(linear)) if n["type"] == "FullyConnected"]
+    assert node["inputs"][1] == "nf4"
+
+
+def test_int8_weights_of_float_inputs_stay_int8() -> None:
+    random = np.random.default_rng(9)
+    codes = random.integers(-127, 128, (64, 256)).astype(np.int8)
+    scales = random.uniform(0.01, 2, 64).astype(np.float32)
+    linear = Linear("fc", "INT8_WO", codes, scales)
+    x = draw(7, 256)
+    expected = x.astype(np.float64) @ (codes * scales.astype(np.float64)[:, None]).T
+    found = run(linear, x)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-6
+    (node,) = [n for n in executed_nodes(compiled(linear)) if n["type"] == "FullyConnected"]
+    assert (node["inputs"][0], node["inputs"][1]) == ("f32", "i8")

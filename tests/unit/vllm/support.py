@@ -14,9 +14,21 @@ from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.expected import ExpectedTensor, expected_tensors
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.models.facts import ModelFacts
+from pipeline.progress import Silent
 from pipeline.quantize.export import checkpoint_config
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.vllm.write import write_export
+from tests.conftest import DEMO_MODEL
 
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 64,
+}
 # Every rank has these as they are; its own part of all others.
 SHARED = ("norm.weight", "ln_f.weight", "activation_scaling_factor", "prequant_scaling_factor")
 
@@ -83,3 +95,33 @@ def _draw(name: str, rank: int, tensor: ExpectedTensor, values: dict[str, Any]) 
     if name.endswith(("norm.weight", "ln_f.weight")):
         return random.uniform(0.5, 1.5, shape).astype(dtype)
     return random.normal(scale=0.1 if tensor.shape[-1:] else 1.0, size=shape).astype(dtype)
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """A snapshot without weights, which an export does not read."""
+    folder.mkdir()
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **SIZES, **changes}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "LICENSE.txt").write_text("Anybody may.")
+    (folder / "modeling_custom.py").write_text("raise SystemExit")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return folder
+
+
+def export(source: Path, folder: Path, name: str = "int4_awq", **changes: Any) -> Path:
+    """The export of a checkpoint, which lies beside it.
+
+    Args:
+        changes: Of :func:`recipe`; and ``values`` of :func:`write_checkpoint`.
+    """
+    values = changes.pop("values", {})
+    wanted = recipe(source, name, **changes)
+    checkpoint = write_checkpoint(source, wanted, folder / "checkpoint", **values)
+    output = folder / "export"
+    output.mkdir()
+    write_export(checkpoint, source, wanted, output, Silent())
+    return output

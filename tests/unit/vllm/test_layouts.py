@@ -11,7 +11,7 @@ from pipeline.checkpoint.folding import Matrix
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.errors import CompileError
 from pipeline.formats import FP8, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
-from pipeline.targets.vllm.layouts import LAYOUTS, pack_int32
+from pipeline.targets.vllm.layouts import LAYOUTS, Whole, pack_int32
 
 # Eight rows of sixteen inputs in two groups: row r has the codes r - 8 to r - 1, twice.
 CODES = (np.arange(8)[:, None] + np.arange(16) % 8 - 8).astype(np.int8)
@@ -78,7 +78,7 @@ def test_gptq_is_the_first_format_written_out() -> None:
 
 
 def test_gptq_says_what_it_is() -> None:
-    assert LAYOUTS[W4A16_AWQ]["gptq"].configuration(128) == {
+    assert LAYOUTS[W4A16_AWQ]["gptq"].configuration(Whole(128)) == {
         "quant_method": "gptq",
         "bits": 4,
         "group_size": 128,
@@ -138,7 +138,7 @@ def test_fp8_is_the_same_in_both_of_its_layouts() -> None:
 
 def test_modelopt_says_what_vllm_looks_for() -> None:
     """``quant_algo`` beside ``quant_method``, and ``ignore`` for what is not quantized."""
-    said = LAYOUTS[FP8]["modelopt"].configuration(None)
+    said = LAYOUTS[FP8]["modelopt"].configuration(Whole())
     assert (said["quant_method"], said["quant_algo"], said["ignore"]) == (
         "modelopt",
         "FP8",
@@ -158,9 +158,10 @@ def test_compressed_tensors_takes_the_configuration(algo: str, form: str) -> Non
     pytest.importorskip("compressed_tensors", reason="compressed-tensors needs Python 3.11")
     from compressed_tensors.quantization import QuantizationConfig
 
-    said = LAYOUTS[algo]["compressed-tensors"].configuration(64)
+    said = LAYOUTS[algo]["compressed-tensors"].configuration(Whole(64, plain=("m.q",)))
     read = QuantizationConfig.model_validate(said)
     assert read.format == form
+    assert read.ignore == ["lm_head", "m.q"]
     scheme = read.config_groups["group_0"]
     assert scheme.weights.group_size == (64 if form == "pack-quantized" else None)
     assert (scheme.input_activations is None) == (form == "pack-quantized")

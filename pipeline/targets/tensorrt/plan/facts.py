@@ -13,13 +13,19 @@ from pipeline.recipe.schema import Recipe
 if TYPE_CHECKING:
     from pipeline.checkpoint.config import CheckpointConfig
 
-FP8_FORMATS = either(row for row in FORMATS.values() if row.fp8_weights)
+BUILT = tuple(row for row in FORMATS.values() if not row.own and row.dtype != "float32")
+"""The formats that engines are built of."""
+BUILT_FORMATS = either(BUILT)
+"""Those to name in a remedy."""
+WEIGHT_ONLY_FORMATS = either(row for row in BUILT if row.quantizes and row.activations == "float")
+"""Formats to name in a remedy: weights alone are quantized."""
+PLAIN_FORMATS = either(row for row in BUILT if not row.quantizes)
+"""Formats to name in a remedy: 16 bit."""
+FP8_FORMATS = either(row for row in BUILT if row.fp8_weights)
 """Formats to name in a remedy: weights in FP8."""
-NO_FP8_FORMATS = either(row for row in FORMATS.values() if row.quantizes and not row.needs_fp8)
+NO_FP8_FORMATS = either(row for row in BUILT if row.quantizes and not row.needs_fp8)
 """Formats to name in a remedy: those of GPUs that compute no FP8."""
-NO_INTEGER_FORMATS = either(
-    row for row in FORMATS.values() if row.quantizes and not row.integer_weights
-)
+NO_INTEGER_FORMATS = either(row for row in BUILT if row.quantizes and not row.integer_weights)
 """Formats to name in a remedy: those of GPUs whose kernels take no integer weights."""
 
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.formats import FORMATS, INT8_KV_CACHE, either
+from pipeline.formats import INT8_KV_CACHE, either
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
-from pipeline.targets.tensorrt.plan.facts import CheckpointFacts
+from pipeline.targets.tensorrt.plan.facts import BUILT, CheckpointFacts
 from pipeline.targets.tensorrt.plan.memory import MemoryPlan
 
 LOOKAHEAD = "compile.tensorrt.lookahead"
-SPECULATING_FORMATS = either(
-    row for row in FORMATS.values() if row.fp8_weights or not row.quantizes
-)
+SPECULATING_FORMATS = either(row for row in BUILT if row.fp8_weights or not row.quantizes)
 """Formats to name in a remedy."""
 TRIED_HEAD_SIZE = 128
 """Of Vicuna 7B, the model of examples/lookahead."""

@@ -108,6 +108,7 @@ def predict_build(config: BuildConfig, checkpoint: CheckpointFacts, gpu: Gpu | N
     """
     effective, overridden = apply_overrides(config, checkpoint, gpu)
     findings = [
+        *rules.check_format(checkpoint),
         *rules.check_gpu(checkpoint, gpu),
         *rules.check_plugins(config, checkpoint, gpu),
         *rules.check_inflight_batching(config),

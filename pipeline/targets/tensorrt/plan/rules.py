@@ -15,8 +15,11 @@ from pipeline.targets.findings import Finding
 from pipeline.targets.tensorrt.gpus import MIN_SM, Gpu
 from pipeline.targets.tensorrt.plan.build_config import BuildConfig
 from pipeline.targets.tensorrt.plan.facts import (
+    BUILT_FORMATS,
     NO_FP8_FORMATS,
     NO_INTEGER_FORMATS,
+    PLAIN_FORMATS,
+    WEIGHT_ONLY_FORMATS,
     CheckpointFacts,
 )
 from pipeline.targets.tensorrt.plan.overrides import MIN_FP8_SM, PLUGINS
@@ -29,6 +32,37 @@ HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
 attention plugin refuses any other as soon as it is set up, in common/attentionOp.cpp."""
 SWIGLU_PLUGINS = ("gemm_swiglu_plugin", "low_latency_gemm_swiglu_plugin")
 FP8_PLUGINS = (*SWIGLU_PLUGINS, "low_latency_gemm_plugin")
+
+
+def check_format(checkpoint: CheckpointFacts) -> Iterator[Finding]:
+    """Finds formats that TensorRT-LLM does not have.
+
+    ``QuantAlgo`` of tensorrt_llm/quantization/mode.py has neither of our own; its attention leaves
+    the fused kernels for float32 (``AttentionOp::initialize`` of common/attentionOp.cpp), and with
+    them paged context attention, which KV reuse and chunked context are.
+    """
+    row = checkpoint.format
+    if row.own:
+        instead = WEIGHT_ONLY_FORMATS if row.packed else BUILT_FORMATS
+        yield Finding(
+            "error",
+            "quantize.format",
+            f"{row.name} is not executed by TensorRT-LLM",
+            f"Its QuantAlgo has no {row.quant_algo}, so there are no kernels for such a checkpoint"
+            if row.packed
+            else "TensorRT-LLM takes no checkpoint of such weights: it rounds them itself while it "
+            "loads 16 bit, which nobody would have measured",
+            f"Set quantize.format to {instead}, or compile.target to openvino",
+        )
+    if checkpoint.dtype == "float32":
+        yield Finding(
+            "error",
+            "quantize.format",
+            "a float32 engine is not built",
+            "TensorRT-LLM has no fused attention in float32, so neither KV reuse nor chunked "
+            "context would work, and weights and KV cache take twice the memory of 16 bit",
+            f"Set quantize.format to {PLAIN_FORMATS}, or compile.target to openvino",
+        )
 
 
 def check_gpu(checkpoint: CheckpointFacts, gpu: Gpu | None) -> Iterator[Finding]:
