@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof ray-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof ray-proof formats-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -64,6 +64,12 @@ gate-proof: $(STAMP)  ## Damages what was written in many ways, and counts what 
 
 chat-proof: $(STAMP)  ## A chat model of each architecture and format, from init to an answer
 	TRTLLM_PIPELINE_CHAT_PROOF=1 $(BIN)/python -m pytest -s tests/e2e/test_first_hour.py
+
+# llama.cpp's own quantizer, as an npm package has it.
+LLAMA := build/llama-library
+formats-proof: $(STAMP)  ## Files for llama.cpp byte by byte against its own quantizer, and further cases of formats
+	mkdir -p $(LLAMA) && cd $(LLAMA) && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 && tar xzf *.tgz
+	TRTLLM_PIPELINE_LLAMA_LIBRARY=$(abspath $(LLAMA)) $(BIN)/python -m pytest -m proof tests/integration/test_gguf_quantizer.py
 
 # The official client of the major version before the one that is installed.
 OPENAI_1 := build/openai-1

@@ -284,3 +284,43 @@ def _compressed_config(
         "ignore": ["lm_head"],
         "kv_cache_scheme": None,
     }
+
+
+def nf4(path: Path, *, double: bool = False) -> Made:
+    """NF4 by bitsandbytes' own functions, and what they dequantize."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    def linear(
+        _name: str, rows: int, columns: int, random: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        weight = torch.from_numpy(random.normal(scale=0.05, size=(rows, columns))).float()
+        packed, state = quantize_4bit(
+            weight, blocksize=64, compress_statistics=double, quant_type="nf4"
+        )
+        described = state.as_dict(packed=True)
+        found = {f"weight.{end}": array.numpy() for end, array in described.items()}
+        plain = dequantize_4bit(packed, state).numpy()
+        return {"weight": packed.numpy(), **found}, plain
+
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}
+    settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double}
+    settings |= {"bnb_4bit_quant_storage": "uint8", "bnb_4bit_compute_dtype": "float32"}
+    return write(path, settings, linear)
+
+
+def llm_int8(path: Path) -> Made:
+    """LLM.int8 by bitsandbytes' own functions, and what they dequantize."""
+    import torch
+    from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
+
+    def linear(
+        _name: str, rows: int, columns: int, random: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        weight = torch.from_numpy(random.normal(scale=0.05, size=(rows, columns))).half()
+        codes, largest, _ = int8_vectorwise_quant(weight)
+        plain = int8_vectorwise_dequant(codes, largest).float().numpy()
+        found = {"weight": codes.numpy(), "SCB": largest.numpy()}
+        return found | {"weight_format": np.array(0, np.uint8)}, plain
+
+    return write(path, {"quant_method": "bitsandbytes", "load_in_8bit": True}, linear)

@@ -160,7 +160,10 @@ def serve(
     ] = False,
     output: Output,
 ) -> None:
-    """Serve a repository with Triton until interrupted, after checking every file of it."""
+    """Serve a repository until interrupted, after checking every file of it.
+
+    With Triton, or with the engine's own server where its target has one.
+    """
     from pipeline.cli.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers
     from pipeline.triton.access import key_of

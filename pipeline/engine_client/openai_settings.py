@@ -75,7 +75,7 @@ class Settings:
             InvalidRequest: One is not usable.
             MissingDependencyError: httpx2 is not installed.
         """
-        require("httpx2", "llamacpp")
+        require("httpx2", "http")
         place = url.rstrip("/").removesuffix("/v1")
         try:
             parts = urlsplit(place)

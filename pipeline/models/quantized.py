@@ -93,6 +93,9 @@ class StoredQuantization:
         parts = [_LABELS[self.method], f"{self.row.weight_bits} bits"]
         if self.row.group_sizes:
             parts.append(f"groups of {self.group}" if self.group else "a scale for each row")
+        if self.row.block:
+            double = ", scales quantized too" if self.double else ""
+            parts.append(f"blocks of {self.row.block}{double}")
         if self.zero_points:
             parts.append("zero points")
         if self.ordered:
@@ -309,7 +312,7 @@ def _bitsandbytes(values: ConfigValues, where: str) -> StoredQuantization:
     if not four and not eight:
         raise _refused("bitsandbytes says neither 4 nor 8 bits", where, "load_in_4bit is not true")
     if not four:
-        return _own("bitsandbytes", INT8_WO, where)
+        return StoredQuantization("bitsandbytes", INT8_WO)
     kind = values.values.get("bnb_4bit_quant_type") or "fp4"
     storage = values.values.get("bnb_4bit_quant_storage") or "uint8"
     if kind != "nf4" or storage != "uint8":
@@ -319,15 +322,7 @@ def _bitsandbytes(values: ConfigValues, where: str) -> StoredQuantization:
             "Read is nf4 in uint8; no target has the levels of another kind",
         )
     double = bool(values.values.get("bnb_4bit_use_double_quant"))
-    return _own("bitsandbytes", NF4, where, double=double)
-
-
-def _own(method: Method, algo: str, where: str, *, double: bool = False) -> StoredQuantization:
-    if algo not in ALGOS:
-        raise _refused(
-            f"the model is quantized already, to {algo}", where, "No target here executes it"
-        )
-    return StoredQuantization(method, algo, double=double)
+    return StoredQuantization("bitsandbytes", NF4, double=double)
 
 
 def _modelopt(values: ConfigValues, where: str) -> StoredQuantization:

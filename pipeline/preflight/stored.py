@@ -83,13 +83,14 @@ def refuse_unexecuted(recipe: Recipe, facts: ModelFacts, target: Target) -> None
         ),
     ):
         if has and not getattr(target, taken):
-            others = [name for name in TARGETS if getattr(get_target(name), taken)]
+            *first, last = [name for name in TARGETS if getattr(get_target(name), taken)]
+            others = f"{', '.join(first)} or {last}" if first else last
             raise UnsupportedError(
                 f"the target {target.name} does not take {what}, which the model has "
                 f"({stored.words()})",
                 where=recipe.place("compile.target"),
                 why=why,
-                fix=f"Set compile.target to {' or '.join(others)}, or {ORIGINAL} and quantize that",
+                fix=f"Set compile.target to {others}, or {ORIGINAL} and quantize that",
             )
 
 

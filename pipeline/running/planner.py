@@ -98,9 +98,9 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
         if stage.name != compile_stage.STAGE.name:
             return stage
         compiling = stage if engine is None else compile_stage.adopting(engine)
-        if exported:
-            return compile_stage.exported(compiling, measured)
-        return compile_stage.with_source(compiling) if target.own_server else compiling
+        if target.reads_source:
+            compiling = compile_stage.with_source(compiling)
+        return compile_stage.exported(compiling, measured) if exported else compiling
 
     return tuple(own(stage) for stage in STAGES if stage.name not in left_out)
 

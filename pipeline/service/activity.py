@@ -17,7 +17,8 @@ TIMEOUT_S = 2.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
-_OWN = re.compile(r"^llamacpp:(\w+) (\S+)$", re.MULTILINE)
+# Of servers without labels, which have their own name in front, as llama.cpp's has.
+_OWN = re.compile(r"^\w+:(\w+) (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -52,7 +53,7 @@ def read_counters(text: str) -> Counters:
     as they come.
     """
     if own := dict(_OWN.findall(text)):
-        return _of_llama_cpp(own)
+        return _of_own_server(own)
     requests = failed = cancelled = 0.0
     others: dict[str, float] = {}
     for name, labels, value in samples(text):
@@ -76,7 +77,7 @@ def read_counters(text: str) -> Counters:
     )
 
 
-def _of_llama_cpp(values: Mapping[str, str]) -> Counters:
+def _of_own_server(values: Mapping[str, str]) -> Counters:
     """Those of llama.cpp's own server, which does not count requests."""
     running, deferred = (
         float(values.get(f"requests_{which}", 0)) for which in ("processing", "deferred")

@@ -133,10 +133,7 @@ def adopting(given: GivenEngine) -> Stage:
 
 
 def with_source(stage: Stage) -> Stage:
-    """Makes the stage have the source as well as the checkpoint.
-
-    What another program runs is all that the program gets, so the model's tokenizer, chat template
-    and licence go along.
+    """Makes the stage depend on the source as well, for a target that reads it.
 
     Args:
         stage: This stage, or the one that takes in an engine.
@@ -151,4 +148,4 @@ def exported(stage: Stage, after: str | None) -> Stage:
         stage: This stage, or the one that takes in an engine.
         after: The stage that measures the engine and has to pass before; None where none does.
     """
-    return replace(with_source(stage), deployment=Deployment(folder=EXPORT, after=after))
+    return replace(stage, deployment=Deployment(folder=EXPORT, after=after))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import install, versions
@@ -34,6 +35,9 @@ from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.triton.sources import model_sources
 from trtllm_client import ChatTemplate, InvalidRequest
+
+if TYPE_CHECKING:
+    from pipeline.triton.parameters import EngineModel
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -132,7 +136,6 @@ def run(context: StageContext) -> dict[str, Any]:
             fix=install("cpu"),
         ) from error
     from pipeline.triton.parameters import ENGINE_DIR, ENGINE_FILES, TOKENIZER_DIR
-    from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
@@ -153,9 +156,8 @@ def run(context: StageContext) -> dict[str, Any]:
     sources = model_sources()
     for name in python_files(sources):
         source = Path(name).parts[0]
-        for model in (source, *TWINS.get(source, ())):
-            native = model == ENGINE and engine.backend != "python"
-            if model in configs and not native:
+        for model in _served_from(source, engine):
+            if model in configs:
                 copy = output / model / "1" / Path(name).relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sources / name, copy)
@@ -215,6 +217,15 @@ def _self_served(context: StageContext) -> dict[str, Any]:
         "target": recipe.compile.target,
         "tokenizer": written,
     }
+
+
+def _served_from(source: str, engine: EngineModel) -> Sequence[str]:
+    """Which models have the Python files of a folder of the sources."""
+    from pipeline.triton.tensors import ENGINE, TWINS
+
+    if engine.backend == "python" and source == engine.front:
+        return (ENGINE,)
+    return () if source == ENGINE else (source, *TWINS.get(source, ()))
 
 
 def _write_provenance(context: StageContext) -> None:

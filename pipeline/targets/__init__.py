@@ -13,7 +13,10 @@ __all__ = ["TARGETS", "Target", "get_target"]
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
     "llamacpp": "pipeline.targets.llamacpp.target:LlamaCppTarget",
+    "ollama": "pipeline.targets.ollama.target:OllamaTarget",
     "tensorrt": "pipeline.targets.tensorrt.target:TensorRtTarget",
+    "llmapi": "pipeline.targets.llmapi.target:LlmApiTarget",
+    "edgellm": "pipeline.targets.edgellm.target:EdgeLlmTarget",
     "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""

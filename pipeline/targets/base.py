@@ -244,6 +244,9 @@ class Target(Protocol):
     rounds_activations: bool
     """Whether activations have the checkpoint's dtype, so that those beyond its range become
     infinite; otherwise they are float32."""
+    reads_source: bool
+    """Whether :meth:`compile` reads the snapshot besides the checkpoint, for config.json or the
+    tokenizer that go along with what it writes."""
     takes_zero_points: bool
     """Whether it computes INT4 weights whose codes are counted from zero points."""
     takes_input_order: bool
@@ -321,8 +324,8 @@ class Target(Protocol):
             recipe: The recipe; ``compile`` is the section that counts.
             output: An empty directory.
             progress: Where it reports.
-            source: The snapshot that the checkpoint was made of, for a target that only exports:
-                what it writes has a tokenizer and more of it. None for any other target.
+            source: The snapshot that the checkpoint was made of, for a target with
+                :attr:`reads_source`; None for any other.
 
         Raises:
             CompileError: The engine could not be built.

@@ -51,6 +51,8 @@ class ExportedTarget(ABC):
         program: What runs the files, as people call it, such as ``vLLM``.
         own_server: Whether the program is started here to serve; see ``self_served.py``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        reads_source: Such a folder is all that its program gets, so tokenizer, chat template and
+            licence of the source go along.
         takes_zero_points: Whether its files have INT4 zero points; a subclass that writes them says
             so.
         takes_input_order: Whether they have groups that take inputs out of order, likewise.
@@ -60,6 +62,7 @@ class ExportedTarget(ABC):
     program: str
     own_server: bool = False
     rounds_activations: bool = True
+    reads_source: bool = True
     takes_zero_points: bool = False
     takes_input_order: bool = False
 

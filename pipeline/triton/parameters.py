@@ -78,6 +78,8 @@ class EngineModel:
         draft: What guesses tokens for it; None guesses none.
         scores_prompts: Whether a request may ask for the log-probabilities of its prompt.
         gives_tickets: Whether it can be told that a client of the ensemble has gone.
+        front: The folder of our models' sources with its ``model.py``, where its backend is
+            ``python``.
     """
 
     backend: str
@@ -89,6 +91,7 @@ class EngineModel:
     draft: DraftModel | None = None
     scores_prompts: bool = False
     gives_tickets: bool = False
+    front: str = ENGINE
 
 
 def chat_parameters(template: ChatTemplate | None) -> dict[str, str]:

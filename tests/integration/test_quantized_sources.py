@@ -18,7 +18,12 @@ from pipeline.reference.source import load_source
 from tests import foreign_folders as foreign
 from tests.foreign_folders import Made
 from tests.integration.openvino_support import compile_engine, executed_nodes, logits, open_engine
-from tests.unit.test_quantized_folders import BY_THE_LIBRARY, WRITTEN_OUT, converted
+from tests.unit.test_quantized_folders import (
+    BITSANDBYTES,
+    BY_THE_LIBRARY,
+    WRITTEN_OUT,
+    converted,
+)
 
 # Of logits whose largest is about 40: what float32 sums in another order leave.
 CLOSE = 1e-4
@@ -104,6 +109,22 @@ def test_compressed_tensors_is_computed_as_transformers_does(name: str, tmp_path
     assert np.abs(computed(load_reference(checkpoint)) - expected).max() < CLOSE
     found = logits(engine_of(made, checkpoint), token_ids(), 16)
     assert np.abs(found - expected).max() < CLOSE
+
+
+@pytest.mark.parametrize("name", [*BITSANDBYTES, "int8"])
+def test_bitsandbytes_is_computed_as_it_dequantizes(name: str, tmp_path: Path) -> None:
+    """On the CPU the library itself rounds block scales to bfloat16 before it multiplies."""
+    pytest.importorskip("bitsandbytes")
+    make = {**BITSANDBYTES, "int8": foreign.llm_int8}[name]
+    made = make(tmp_path / "model")
+    expected = computed(in_float(made))
+    checkpoint = converted(made)
+    assert np.abs(computed(load_reference(checkpoint)) - expected).max() < CLOSE
+    engine = engine_of(made, checkpoint)
+    assert np.abs(logits(engine, token_ids(), 16) - expected).max() < CLOSE
+    products = [node for node in executed_nodes(engine) if node["type"] == "FullyConnected"]
+    stored = "i8" if name == "int8" else "nf4"
+    assert sum(node["inputs"][1] == stored for node in products) == 5 * foreign.LAYERS
 
 
 def test_static_int8_activations_are_those_of_the_folder(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the library itself.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,12 @@ BY_THE_LIBRARY: dict[str, Make] = {
     "int4 asym": lambda path: foreign.compressed_int4(path, symmetric=False),
     "int4 channel": lambda path: foreign.compressed_int4(path, channel=True),
     "int8": foreign.compressed_int8,
+}
+
+
+BITSANDBYTES: dict[str, Make] = {
+    "plain scales": foreign.nf4,
+    "scales quantized too": lambda path: foreign.nf4(path, double=True),
 }
 
 
@@ -114,6 +121,30 @@ def test_compressed_tensors_is_read_as_the_library_reads_it(name: str, tmp_path:
     assert_same(converted(made), made.weights)
 
 
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_nf4_is_read_as_bitsandbytes_reads_it(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the library that says what is right")
+    made = BITSANDBYTES[name](tmp_path / "model")
+    folder = QuantizedFolder(made.path)
+    for linear, weight in made.weights.items():
+        assert np.array_equal(folder.linear(linear).weight(), weight), linear
+    assert_same(converted(made), made.weights)
+
+
+def test_int8_is_that_of_bitsandbytes_but_for_one_rounding(tmp_path: Path) -> None:
+    """It multiplies a code by the largest value and then by 1/127; a checkpoint has one scale."""
+    pytest.importorskip("bitsandbytes", reason="the library that says what is right")
+    made = foreign.llm_int8(tmp_path / "model")
+    layers = open_checkpoint(converted(made)).weights().layers
+    for index, layer in enumerate(layers):
+        wanted = made.weights[f"model.layers.{index}.mlp.down_proj"]
+        found = dequantize(layer.proj)
+        assert (np.abs(found - wanted) <= np.spacing(np.abs(wanted))).all()
+        assert np.array_equal(
+            layer.proj.weight, made.tensors[f"model.layers.{index}.mlp.down_proj.weight"]
+        )
+
+
 def test_autoawq_is_read_as_compressed_tensors_converts_it(tmp_path: Path) -> None:
     """Its converter knows AutoAWQ's order of nibbles by itself."""
     pytest.importorskip("compressed_tensors", reason="the library that says what is right")
@@ -177,7 +208,7 @@ def test_older_folders_say_it_in_a_file_beside(tmp_path: Path) -> None:
     settings = made.config.pop("quantization_config")
     del settings["quant_method"]
     made.write()
-    (made.path / "quantize_config.json").write_text(foreign.json.dumps(settings))
+    (made.path / "quantize_config.json").write_text(json.dumps(settings))
     assert_same(converted(made), made.weights)
 
 
@@ -302,6 +333,59 @@ def test_a_damaged_folder_is_refused_in_one_paragraph(
     assert "\n" not in str(caught.value)
 
 
+def _state(change: Callable[[dict[str, Any]], None]) -> Callable[[np.ndarray], np.ndarray]:
+    def changed(raw: np.ndarray) -> np.ndarray:
+        state = json.loads(raw.tobytes())
+        change(state)
+        return np.frombuffer(json.dumps(state).encode(), np.uint8)
+
+    return changed
+
+
+NF4_STATE = f"{Q}.weight.quant_state.bitsandbytes__nf4"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_without(f"{Q}.weight.nested_absmax"), "nested_absmax is missing"),
+        (_without(f"{Q}.weight.absmax"), r"q_proj\.weight\.absmax is missing"),
+        (_without(NF4_STATE), "quant_state.bitsandbytes__nf4 is missing"),
+        (_with(NF4_STATE, lambda a: a[:9]), "bitsandbytes__nf4 cannot be used. JSONDecodeError"),
+        (_with(NF4_STATE, _state(lambda s: s.pop("shape"))), "cannot be used. KeyError: 'shape'"),
+        (
+            _with(NF4_STATE, _state(lambda s: s.update(blocksize=128))),
+            "it is not nf4 of two dimensions in blocks of 64",
+        ),
+        (_with(NF4_STATE, _state(lambda s: s.update(shape=[64, 64]))), "says 64 x 64, and there"),
+        (
+            _with(f"{Q}.weight.quant_map", lambda a: a[::-1]),
+            "quant_map has other levels than nf4",
+        ),
+        (_with(f"{Q}.weight", lambda a: a[:-1]), r"q_proj\.weight has shape"),
+    ],
+)
+def test_a_damaged_folder_of_bitsandbytes_is_refused(
+    damage: Callable[[Made], None], words: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    made = foreign.nf4(tmp_path / "model", double=True)
+    damage(made)
+    made.write()
+    with pytest.raises(SourceError, match=words) as caught:
+        converted(made)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_forms_of_rows_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    made = foreign.llm_int8(tmp_path / "model")
+    made.tensors[f"{Q}.weight_format"] = np.array(1, np.uint8)
+    made.write()
+    with pytest.raises(SourceError, match="weight_format is not row"):
+        converted(made)
+
+
 # What the values alone tell, while they are taken over.
 @pytest.mark.parametrize(
     ("damage", "words"),
@@ -360,12 +444,12 @@ def test_scales_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
         (
             lambda path: foreign.gptq(path, act_order=True),
             ("compile.target=tensorrt",),
-            r"tensorrt does not take groups that take inputs out of order.*target to openvino",
+            "does not take groups that take inputs out of order.*target to openvino or vllm",
         ),
         (
             lambda path: foreign.gptq(path, sym=False),
-            ("compile.target=vllm",),
-            r"vllm does not take zero points.*Set compile\.target to openvino or tensorrt",
+            ("compile.target=llamacpp",),
+            "llamacpp does not take zero points.*target to openvino, tensorrt or vllm",
         ),
         (
             lambda path: foreign.gptq(path, act_order=True),

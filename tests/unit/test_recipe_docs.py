@@ -107,6 +107,8 @@ def test_no_meaning_is_left_of_a_key_that_is_gone() -> None:
 NOT_IN_THE_KEY = {
     ("llamacpp", "compile.tensor_parallel"),
     ("llamacpp", "compile.pipeline_parallel"),
+    ("ollama", "compile.tensor_parallel"),
+    ("ollama", "compile.pipeline_parallel"),
     ("openvino", "compile.tensor_parallel"),
     ("openvino", "compile.pipeline_parallel"),
     ("tensorrt", "compile.tensorrt.workers"),

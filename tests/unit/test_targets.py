@@ -122,7 +122,8 @@ def test_the_recipe_lists_the_targets_of_the_table() -> None:
         section = section_of(fields[name])
         assert section is not None
         assert section.__module__ == f"pipeline.recipe.{name}"
-        assert ReadBy(name) in fields[name].metadata
+        (read,) = (one for one in fields[name].metadata if isinstance(one, ReadBy))
+        assert name in read.targets
 
 
 def test_a_target_that_does_not_exist() -> None:

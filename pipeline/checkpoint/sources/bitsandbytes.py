@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.checkpoint.sources.linear import SourceLinear
 from pipeline.errors import SourceError
 from pipeline.formats import NF4
@@ -39,6 +40,12 @@ def _nf4(tensor: Callable[[str], Array | None]) -> SourceLinear:
     assert levels is not None
     assert raw is not None
     state = _state(raw)
+    if not np.array_equal(levels.astype(np.float32), np.array(LEVELS, np.float32)):
+        raise SourceError(
+            "quant_map has other levels than nf4",
+            why="A checkpoint has codes alone, whose levels every target knows",
+            fix="Quantize the model again with the quant_type nf4",
+        )
     flat = packed.reshape(-1)
     # The first of two values is in the high half.
     codes = np.stack([flat >> 4, flat & 0xF], axis=1).reshape(-1)

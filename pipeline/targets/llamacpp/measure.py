@@ -47,7 +47,7 @@ class ReadBack:
         Raises:
             StageError: The file cannot be read.
         """
-        yield _scorer(engine)
+        yield _scorer(engine)[0]
 
     def losses(
         self,
@@ -64,19 +64,23 @@ class ReadBack:
         """
         import torch
 
-        scorer = _scorer(engine)
+        from pipeline.evaluation.scoring import batches, padded
+
+        scorer, vocabulary = _scorer(engine)
         total = sum(len(window) - 1 for window in windows)
-        found = []
+        found: dict[int, NDArray[np.float32]] = {}
         with progress.task(f"scoring {total} tokens on the file", total) as task:
-            for window in windows:
-                ids = torch.tensor([list(window)])
-                likely = torch.log_softmax(scorer(ids)[0, :-1], dim=-1)
-                found.append(-likely.gather(-1, ids[0, 1:, None])[:, 0].numpy())
-                task.advance(len(window) - 1)
-        return found
+            for batch in batches(windows, vocabulary):
+                ids = padded([windows[index] for index in batch])
+                likely = torch.log_softmax(scorer(ids)[:, :-1], dim=-1)
+                losses = -likely.gather(-1, ids[:, 1:, None])[..., 0]
+                for row, index in enumerate(batch):
+                    found[index] = losses[row, : len(windows[index]) - 1].numpy()
+                    task.advance(len(found[index]))
+        return [found[index] for index in range(len(windows))]
 
 
-def _scorer(engine: Path) -> Scorer:
+def _scorer(engine: Path) -> tuple[Scorer, int]:
     import torch
 
     from pipeline.checkpoint.config import CheckpointConfig
@@ -86,4 +90,5 @@ def _scorer(engine: Path) -> Scorer:
 
     config = read_json(engine / "config.json")["pretrained_config"]
     facts = CheckpointConfig.from_dict(config, str(engine / "config.json")).facts
-    return scorer_of(reference_model(*read_gguf(engine / FILE, facts)), torch.device("cpu"))
+    model = reference_model(*read_gguf(engine / FILE, facts))
+    return scorer_of(model, torch.device("cpu")), facts.vocab_size

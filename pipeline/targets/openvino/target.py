@@ -46,6 +46,7 @@ class OpenVinoTarget:
     name = "openvino"
     rounds_activations = False
     own_server = False
+    reads_source = False
     takes_zero_points = True
     takes_input_order = True
 

@@ -42,6 +42,7 @@ class TensorRtTarget:
     name = "tensorrt"
     rounds_activations = True
     own_server = False
+    reads_source = False
     takes_zero_points = True
     # "GPTQ with desc_act=True is not implemented!" (examples/qwen/convert_checkpoint.py), nor is it
     # in the layer that its checkpoints are loaded into.

@@ -24,6 +24,8 @@ class VllmTarget(ExportedTarget):
 
     name = "vllm"
     program = "vLLM"
+    takes_zero_points = True
+    takes_input_order = True
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Lists what the folder is written with; vLLM is not among it."""
