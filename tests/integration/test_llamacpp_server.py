@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ from trtllm_client import (
 from ..conftest import DEMO_MODEL
 
 PROMPTS = ("Once there was a", "One rainy day, the hen", "Mia had seven buns.", "In the evening")
-TOKENS = 24
+TOKENS = 16
 KEY = "a-key-that-only-clients-know"
 PATIENCE_S = 120.0
 
@@ -78,8 +79,9 @@ def weights() -> dict[str, Any]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in float32, as a GGUF file."""
     folder = tmp_path_factory.mktemp("gguf")
-    wanted = recipe(DEMO_MODEL, "float16")
-    checkpoint = write_checkpoint(DEMO_MODEL, wanted, folder / "checkpoint", **weights())
+    source = Path(shutil.copytree(DEMO_MODEL, folder / "source"))
+    wanted = recipe(source, "float16")
+    checkpoint = write_checkpoint(source, wanted, folder / "checkpoint", **weights())
     path = folder / "model.gguf"
     write_gguf(checkpoint, path, "f32", read_tokens(DEMO_MODEL, Silent()), name="demo")
     return path
