@@ -238,7 +238,8 @@ class Connection:
         str | None,
         typer.Option(
             "--url",
-            help="gRPC address of a running server, e.g. localhost:8001.",
+            help="gRPC address of a running server, e.g. localhost:8001; http://HOST:PORT of one "
+            "with OpenAI's API.",
             rich_help_panel=SERVER,
         ),
     ] = None
