@@ -48,7 +48,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True)
 def fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told of a simulation does not depend on how long it is; test_sizing.py has long ones."""
+    """What is told does not depend on how long a simulation is; test_sizing.py has long ones."""
     monkeypatch.setattr(sizing, "LEAST_REQUESTS", 1_500)
 
 
