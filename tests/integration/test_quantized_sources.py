@@ -13,8 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.progress import Silent
+from pipeline.recipe.evaluate import Gates
+from pipeline.recipe.file import load_recipe
 from pipeline.reference import load_reference
 from pipeline.reference.source import load_source
+from pipeline.running.runner import run_recipe
+from pipeline.store.build_dir import BuildDir
 from tests import foreign_folders as foreign
 from tests.foreign_folders import Made
 from tests.integration.openvino_support import compile_engine, executed_nodes, logits, open_engine
@@ -141,3 +146,58 @@ def test_static_int8_activations_are_those_of_the_folder(tmp_path: Path) -> None
     ):
         # A tenth of what the rounding of activations does to this model.
         assert np.abs(found - expected).mean() < rounding / 10
+
+
+def original_of(made: Made, folder: Path) -> Path:
+    """A model in floating point that is a little off everywhere, as one before rounding is."""
+    import shutil
+
+    random = np.random.default_rng(5)
+    kept = ("norm.weight", "embed_tokens.weight", "lm_head.weight")
+    tensors = {name: array for name, array in made.tensors.items() if name.endswith(kept)}
+    for name, weight in made.weights.items():
+        noise = random.normal(scale=0.002, size=weight.shape)
+        tensors[f"{name}.weight"] = (weight + noise).astype(np.float16)
+    shutil.copytree(made.path, folder)
+    Made(folder, {}, tensors, foreign.CONFIG).write()
+    return folder
+
+
+def test_a_run_measures_against_the_model_before_it_was_quantized(tmp_path: Path) -> None:
+    """With ``evaluate.reference`` numbers are those of two models in transformers."""
+    made = foreign.gptq(tmp_path / "model", sym=False, act_order=True)
+    original = original_of(made, tmp_path / "original")
+    random = np.random.default_rng(1)
+    texts = [random.integers(1, foreign.VOCAB, 40) for _ in range(6)]
+    lines = "\n\n".join(" ".join(f"w{word}" for word in text) for text in texts)
+    (tmp_path / "text.txt").write_text(lines)
+    (tmp_path / "recipe.yaml").write_text(
+        "name: taken\nmodel: {source: model}\n"
+        "evaluate: {text: text.txt, sequence_length: 64, gates: {completions: false}}\n"
+        "compile: {max_input_len: 32, max_seq_len: 64}\n"
+    )
+    gates = [f"evaluate.gates.{name}=null" for name in Gates.model_fields if name != "completions"]
+
+    def kl(*settings: str) -> float:
+        recipe = load_recipe(tmp_path / "recipe.yaml", [*gates, *settings])
+        run = run_recipe(recipe, BuildDir(tmp_path / "build"), Silent(), until="evaluate")
+        artifact = run.stages["evaluate"].artifact
+        assert artifact is not None
+        return float(artifact.facts["kl_divergence"]["value"])
+
+    assert kl() < 1e-9
+    found = kl(f"evaluate.reference={original}")
+    plain = Made(original, {}, {}, {})
+    one, other = by_its_library(plain), in_float(made)
+    total = count = 0.0
+    for text in texts:
+        ids = torch.from_numpy(text)[None]
+        with torch.inference_mode():
+            before, after = (
+                model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+                for model in (one, other)
+            )
+        total += float((before.exp() * (before - after)).sum())
+        count += len(text) - 1
+    assert found == pytest.approx(total / count, rel=1e-3)
+    assert found > 1e-4
