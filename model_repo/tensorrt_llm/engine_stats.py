@@ -32,6 +32,8 @@ class Levels:
         paused: Requests that had begun and are left out for want of KV blocks, in the batch or not.
         used_blocks: KV blocks that running requests hold, shared ones once.
         reserved_blocks: KV blocks promised to them, which nobody else gets.
+        gpu_bytes: Memory of GPUs that the engine has; 0 on a CPU.
+        pinned_bytes: Memory of the host that is pinned for them.
     """
 
     running: int = 0
@@ -40,6 +42,8 @@ class Levels:
     paused: int = 0
     used_blocks: int = 0
     reserved_blocks: int = 0
+    gpu_bytes: int = 0
+    pinned_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,11 @@ class EngineMetrics:
                 "context": levels.context,
                 "waiting": levels.waiting,
             },
-            "nv_trt_llm_runtime_memory_metrics": {"cpu": _own_memory(), "gpu": 0, "pinned": 0},
+            "nv_trt_llm_runtime_memory_metrics": {
+                "cpu": _own_memory(),
+                "gpu": levels.gpu_bytes,
+                "pinned": levels.pinned_bytes,
+            },
             "nv_trt_llm_kv_cache_block_metrics": {
                 "max": stats.max_blocks,
                 "free": stats.max_blocks - levels.used_blocks,

@@ -1,7 +1,7 @@
-"""``tensorrt_llm`` on a CPU: NVIDIA's tensors in front of OpenVINO's continuous batching.
+"""``tensorrt_llm`` in Python: NVIDIA's tensors in front of an engine that batches in flight.
 
 ``execute`` only queues requests; the engine's thread (engine_loop.py) batches them in flight and
-the responder's thread (responder.py) sends what comes out.
+the responder's thread (responder.py) sends what comes out. Which engine it is, opening.py knows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import triton_python_backend_utils as pb_utils
 
 from .admission import check_stream
 from .ending import end_process
-from .engine import Engine
-from .engine_loop import EngineLoop
 from .failures import NOT_TEXT, id_of, unexpected
 from .generation import Generation
-from .guide_checker import GuideChecker
 from .hold import Hold
 from .lane_frames import PARAMETER
 from .lanes import LaneCall, Lanes
 from .metrics import EngineMetrics
+from .opening import open_engine
 from .orphan import end_with_parent
 from .parameters import read_parameters
 from .receipts import Book
@@ -38,7 +36,7 @@ from .responses import (
     of_ensemble,
     send_error,
 )
-from .settings import EngineSettings, read_settings
+from .settings import read_settings
 from .statuses import asks
 from .tensors import Inputs, check_outputs, check_policy, is_stop, read_answer, read_request
 
@@ -61,22 +59,7 @@ class TritonPythonModel:
                 json.loads(args["model_config"])
             ),
         )
-        self._guides = _guide_checker(self._settings)
-        try:
-            engine = Engine(self._settings)
-            engine.warm_up(self._settings)
-            if self._guides is not None:
-                self._guides.wait_ready()
-        except BaseException:
-            # Triton does not call finalize() on a model that did not come up.
-            if self._guides is not None:
-                self._guides.close()
-            raise
-        if engine.saturates:
-            pb_utils.Logger.log_warn(
-                "INT8 products saturate on this processor (it has no VNNI), so they are computed "
-                "in float32: exactly, and more slowly"
-            )
+        self._engine = open_engine(self._settings)
         self._open: dict[ResponseStream, Generation] = {}
         self._book = Book()
         self._lanes = _open_lanes(args["model_name"])
@@ -87,14 +70,8 @@ class TritonPythonModel:
             ],
             Hold(self._settings.max_token_hold, len(os.sched_getaffinity(0))),
         )
-        self._loop = EngineLoop(
-            engine.pipeline,
-            engine.genai,
-            engine.tensor,
-            self._settings,
+        self._loop = self._engine.loop(
             after_step=self._responder.publish,
-            textless=engine.textless,
-            **({"check_guide": self._guides.check} if self._guides is not None else {}),
             broken=lambda error: end_process(error, self._responder.close),
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
@@ -114,8 +91,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Ends the threads; unfinished requests get an error."""
-        if self._guides is not None:
-            self._guides.close()
+        self._engine.close()
         self._loop.close()
         self._responder.close()
         if self._lanes is not None:
@@ -211,10 +187,3 @@ def _open_lanes(model: str) -> Lanes | None:
     except OSError as error:
         pb_utils.Logger.log_warn(f"tokens go from model to model by Triton alone: {error}")
         return None
-
-
-def _guide_checker(settings: EngineSettings) -> GuideChecker | None:
-    """Starts the trials before the engine is opened, so that the two load side by side."""
-    if not settings.guided_decoding or settings.tokenizer is None or not settings.end_ids:
-        return None  # the engine says what is missing
-    return GuideChecker(settings.tokenizer, settings.vocab_size, settings.end_ids)

@@ -1,4 +1,4 @@
-"""Reads a Triton request on ``tensorrt_llm``; refuses by name what the CPU engine cannot do."""
+"""Reads a Triton request on ``tensorrt_llm``; refuses by name what the engine cannot do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .abilities import ENGINE, WHY
 from .answer import Answer
 from .guides import GUIDE, KIND, GuideError, not_beside, not_served, read_guide
 from .request import GenerationRequest, Guide, RequestError
@@ -46,17 +47,8 @@ _UNSUPPORTED = {
     "runtime_top_p_decay": "decaying top_p",
     "runtime_top_p_reset_ids": "decaying top_p",
 }
-# Each of them was tried with openvino_genai 2026.4 (docs/features.md).
-_WHY = {
-    "LoRA": "OpenVINO GenAI has one set of adapters for all its requests and ignores those of a "
-    "single one; merge the adapter into the model, or serve the tensorrt target",
-    "draft tokens": "OpenVINO GenAI takes none from a client, and its own draft models answer "
-    "sampled requests wrongly; leave it out",
-    "lookahead decoding": "OpenVINO GenAI does not do it, and it would not change the text; leave "
-    "it out, or serve the tensorrt target",
-}
 _ONE_SEQUENCE = (
-    "the CPU engine has no several sequences per request, and 1 is no safe way to say so: "
+    f"{ENGINE} has no several sequences per request, and 1 is no safe way to say so: "
     "TensorRT-LLM 1.2.1 behind Triton takes the number for no_repeat_ngram_size, which at 1 "
     "forbids every token that came before; leave it out (tensorrt_llm_bls takes 1)"
 )
@@ -170,7 +162,7 @@ def read_request(inputs: Inputs, client_id: str, settings: EngineSettings) -> Ge
         settings: The engine's limits.
 
     Raises:
-        RequestError: A value is wrong, or the CPU engine cannot do what is asked.
+        RequestError: A value is wrong, or the engine cannot do what is asked.
     """
     ids = inputs.required("input_ids")
     _refuse_unsupported(inputs)
@@ -373,16 +365,16 @@ def _refuse_unsupported(inputs: Inputs) -> None:
     if inputs.array("early_stopping") is not None:
         raise RequestError(_EARLY_STOPPING, "UNSUPPORTED")
     if word_list(inputs.array("bad_words_list"), "bad_words_list"):
-        raise RequestError("bad_words_list: the CPU engine has no bad words", "UNSUPPORTED")
+        raise RequestError(f"bad_words_list: {ENGINE} has no bad words", "UNSUPPORTED")
     for name, what in _UNSUPPORTED.items():
         array = inputs.array(name)
         if array is not None and array.size:
-            why = f": {_WHY[what]}" if what in _WHY else ""
-            raise RequestError(f"{name}: the CPU engine has no {what}{why}", "UNSUPPORTED")
+            why = f": {WHY[what]}" if what in WHY else ""
+            raise RequestError(f"{name}: {ENGINE} has no {what}{why}", "UNSUPPORTED")
     for name, what in _UNSUPPORTED_FLAGS.items():
         if inputs.scalar(name):
-            raise RequestError(f"{name}: the CPU engine has no {what}", "UNSUPPORTED")
+            raise RequestError(f"{name}: {ENGINE} has no {what}", "UNSUPPORTED")
     for name, (harmless, what) in _UNSUPPORTED_NUMBERS.items():
         value = inputs.scalar(name)
         if value is not None and value not in harmless:
-            raise RequestError(f"{name} {value}: the CPU engine has no {what}", "UNSUPPORTED")
+            raise RequestError(f"{name} {value}: {ENGINE} has no {what}", "UNSUPPORTED")

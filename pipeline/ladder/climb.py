@@ -22,6 +22,7 @@ from pipeline.ladder.load import Loaded, Settings, measured_again, measured_befo
 from pipeline.ladder.recommend import deciding_level, recommend
 from pipeline.ladder.row import (
     REPORT,
+    as_rung,
     broken,
     read_report,
     refused,
@@ -34,7 +35,7 @@ from pipeline.preflight.streams import check_levels
 from pipeline.progress import Progress
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.running.planner import PlannedStage
+from pipeline.running.planner import SERVED, PlannedStage
 from pipeline.running.runner import run_recipe
 from pipeline.stages import report as report_stage
 from pipeline.stages import repository as repository_stage
@@ -59,6 +60,7 @@ class Wishes:
         again: Whether the load is measured also where the same servers were measured before.
         price: Instead of ``cost.price_per_hour``.
         utilization: Instead of ``cost.utilization``.
+        quality: Whether quality and size are all that is compared, so that nothing is served.
     """
 
     formats: str | None
@@ -66,6 +68,7 @@ class Wishes:
     again: bool = False
     price: float | None = None
     utilization: float | None = None
+    quality: bool = False
 
 
 def climb(
@@ -120,11 +123,11 @@ def climb(
         raise UnsupportedError(
             "none of the formats can be built",
             where=str(path),
-            why="; ".join(f"{rung.format.name}: {rung.refusal}" for rung in rungs),
+            why="; ".join(f"{rung.label}: {rung.refusal}" for rung in rungs),
         )
     rows, repositories = [], {}
     for rung in rungs:
-        row, repository = _build(rung, build, progress, on_stage)
+        row, repository = _build(rung, build, progress, on_stage, quality=wishes.quality)
         rows.append(row)
         if repository:
             repositories[rung.name] = repository
@@ -146,24 +149,33 @@ def _build(
     build: BuildDir,
     progress: Progress,
     on_stage: Callable[[str, PlannedStage, float], None],
+    *,
+    quality: bool,
 ) -> tuple[dict[str, Any], Artifact | None]:
     """The row of a rung, and its repository where there is one to be loaded."""
     if rung.recipe is None:
-        progress.note(f"{rung.format.name}: refused. {rung.refusal}")
+        progress.note(f"{rung.label}: refused. {rung.refusal}")
         return refused(rung), None
     made: dict[str, Artifact] = {}
 
     def remember(planned: PlannedStage, seconds: float) -> None:
         if planned.artifact:
             made[planned.stage.name] = planned.artifact
-        on_stage(rung.format.name, planned, seconds)
+        on_stage(rung.label, planned, seconds)
 
     try:
-        run_recipe(rung.recipe, build, progress, on_stage=remember, past_checks=True)
+        run_recipe(
+            rung.recipe,
+            build,
+            progress,
+            on_stage=remember,
+            past_checks=True,
+            without=SERVED if quality else (),
+        )
     except NOT_THE_RUNG:
         raise
     except PipelineError as error:
-        progress.note(f"{rung.format.name}: {error}")
+        progress.note(f"{rung.label}: {error}")
         # What it came to before is in the report that such a run leaves, if it left one.
         got_to = _reported(rung, made) or broken(rung)
         ended = {"verdict": UNFINISHED, "headline": str(error), "reasons": [error.what]}
@@ -178,7 +190,7 @@ def _build(
 def _reported(rung: Rung, made: Mapping[str, Artifact]) -> dict[str, Any] | None:
     """The row of the report that a run made of a rung."""
     written = made.get(report_stage.STAGE.name)
-    return {**row_of(read_report(written.path / REPORT)), "name": rung.name} if written else None
+    return as_rung(read_report(written.path / REPORT), rung) if written else None
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], served: Mapping[str, Artifact]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import model_validator
 
 from pipeline.recipe.llamacpp import LlamaCppSection
+from pipeline.recipe.llmapi import LlmApiSection
 from pipeline.recipe.openvino import OpenVinoSection
 from pipeline.recipe.section import Positive, ReadBy, Section, Unit, Whole
 from pipeline.recipe.tensorrt import TensorRtSection
@@ -35,11 +36,14 @@ class CompileSection(Section):
             None is the GPU of the machine that builds.
         llamacpp: The GGUF file of llama.cpp and Ollama.
         openvino: Execution options of the CPU target.
+        llmapi: Options of TensorRT-LLM's LLM API.
         tensorrt: Options of ``trtllm-build``.
         vllm: How the folder for vLLM is written and measured.
     """
 
-    target: Literal["openvino", "tensorrt", "llamacpp", "ollama", "vllm"] = "openvino"
+    target: Literal["openvino", "tensorrt", "llamacpp", "ollama", "vllm", "llmapi", "edgellm"] = (
+        "openvino"
+    )
     max_batch_size: Annotated[Positive, Unit("sequences")] = 32
     max_input_len: Annotated[Positive, Unit("tokens")] = 1024
     max_seq_len: Annotated[Positive, Unit("tokens")] = 2048
@@ -48,9 +52,10 @@ class CompileSection(Section):
     tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole, Unit("tokens")] = 32
     tensor_parallel: Annotated[Positive, Unit("ranks")] = 1
     pipeline_parallel: Annotated[Positive, Unit("ranks")] = 1
-    gpu: Annotated[str | None, ReadBy("tensorrt")] = None
+    gpu: Annotated[str | None, ReadBy("tensorrt", "llmapi", "edgellm")] = None
     llamacpp: Annotated[LlamaCppSection, ReadBy("llamacpp", "ollama")] = LlamaCppSection()
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
+    llmapi: Annotated[LlmApiSection, ReadBy("llmapi")] = LlmApiSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
     vllm: Annotated[VllmSection, ReadBy("vllm")] = VllmSection()
 

@@ -316,10 +316,10 @@ class ServeSection(Section):
     max_queue_size: Annotated[int, Field(ge=0), Unit("requests")] = 256
     max_tokens_in_paged_kv_cache: Annotated[Positive | None, Unit("tokens")] = None
     kv_cache_free_gpu_mem_fraction: Annotated[
-        Fraction, Unit("share of free GPU memory"), ReadBy("tensorrt")
+        Fraction, Unit("share of free GPU memory"), ReadBy("tensorrt", "llmapi")
     ] = 0.9
     kv_cache_host_memory: Annotated[
-        Annotated[float, Field(gt=0.0)] | None, Unit("GiB"), ReadBy("tensorrt")
+        Annotated[float, Field(gt=0.0)] | None, Unit("GiB"), ReadBy("tensorrt", "llmapi")
     ] = None
     enable_kv_cache_reuse: bool = True
     enable_chunked_context: bool = True
@@ -336,7 +336,7 @@ class ServeSection(Section):
     ] = 300
     decoupled: bool | Literal["both"] = True
     guided_decoding: Literal["xgrammar"] | None = None
-    cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt")] = 0
+    cuda_graphs: Annotated[int, Field(ge=0), Unit("graphs"), ReadBy("tensorrt", "llmapi")] = 0
     lora_adapters: Annotated[list[FileName], ReadBy("tensorrt")] = Field(default=[])
     draft_repository: Annotated[FileName | None, ReadBy("tensorrt")] = None
     preprocessing_instance_count: Annotated[Positive, Unit("processes")] = 1

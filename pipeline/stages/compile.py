@@ -132,18 +132,20 @@ def adopting(given: GivenEngine) -> Stage:
     )
 
 
+def with_source(stage: Stage) -> Stage:
+    """Makes the stage depend on the source as well, for a target that reads it.
+
+    Args:
+        stage: This stage, or the one that takes in an engine.
+    """
+    return replace(stage, inputs=("source", *stage.inputs))
+
+
 def exported(stage: Stage, after: str | None) -> Stage:
     """Makes the stage put its engine directory into the build's folder, where nothing serves it.
-
-    Such an engine directory is all that its program gets, so the stage has the source as well: its
-    tokenizer, chat template and licence go along.
 
     Args:
         stage: This stage, or the one that takes in an engine.
         after: The stage that measures the engine and has to pass before; None where none does.
     """
-    return replace(
-        stage,
-        inputs=("source", *stage.inputs),
-        deployment=Deployment(folder=EXPORT, after=after),
-    )
+    return replace(stage, deployment=Deployment(folder=EXPORT, after=after))

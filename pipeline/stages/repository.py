@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline._version import __version__
 from pipeline.dependencies import install, versions
@@ -34,6 +35,9 @@ from pipeline.targets import get_target
 from pipeline.targets.base import LOG_NAME
 from pipeline.triton.sources import model_sources
 from trtllm_client import ChatTemplate, InvalidRequest
+
+if TYPE_CHECKING:
+    from pipeline.triton.parameters import EngineModel
 
 # What a tokenizer needs at run time; the tokenizer itself is written by _write_tokenizer.
 TOKENIZER_FILES = (
@@ -132,13 +136,14 @@ def run(context: StageContext) -> dict[str, Any]:
             fix=install("cpu"),
         ) from error
     from pipeline.triton.parameters import ENGINE_DIR, ENGINE_FILES, TOKENIZER_DIR
-    from pipeline.triton.tensors import ENGINE, TWINS
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
     target = get_target(recipe.compile.target)
-    # plan.stages_for leaves this stage out for a target that is not served by Triton.
+    if target.own_server:
+        return _self_served(context)
+    # planner.stages_for leaves this stage out for a target that is served by nobody.
     assert target.triton_model is not None
     engine = target.triton_model(recipe, engine_config)
     tokenizer, template = _open_tokenizer(context)
@@ -151,9 +156,8 @@ def run(context: StageContext) -> dict[str, Any]:
     sources = model_sources()
     for name in python_files(sources):
         source = Path(name).parts[0]
-        for model in (source, *TWINS.get(source, ())):
-            native = model == ENGINE and engine.backend != "python"
-            if model in configs and not native:
+        for model in _served_from(source, engine):
+            if model in configs:
                 copy = output / model / "1" / Path(name).relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(sources / name, copy)
@@ -186,6 +190,42 @@ def run(context: StageContext) -> dict[str, Any]:
         "tokenizer": written,
         **switched_off,
     }
+
+
+def _self_served(context: StageContext) -> dict[str, Any]:
+    """Fills the repository of an engine that has a server of its own."""
+    from pipeline.targets import self_served
+
+    output, recipe = context.output, context.recipe
+    source, engine = context.inputs["source"].path, context.inputs["compile"].path
+    tokenizer, template = _open_tokenizer(context)
+    folder = output / self_served.TOKENIZER
+    _deliver_tokenizer(source, folder)
+    _deliver_generation_config(source, folder)
+    written = _write_tokenizer(context, tokenizer, template, folder)
+    for name in files_below(engine):
+        if name not in (MANIFEST, LOG_NAME):
+            link_or_copy(engine / name, output / self_served.ENGINE / name)
+    built_for = get_target(recipe.compile.target).section(recipe)["compile"]
+    _write_json(output / self_served.SETTINGS, {"name": recipe.name, "compile": built_for})
+    _write_provenance(context)
+    files = files_below(output)
+    return {
+        "models": [recipe.name],
+        "files": len(files),
+        "bytes": sum((output / name).stat().st_size for name in files),
+        "target": recipe.compile.target,
+        "tokenizer": written,
+    }
+
+
+def _served_from(source: str, engine: EngineModel) -> Sequence[str]:
+    """Which models have the Python files of a folder of the sources."""
+    from pipeline.triton.tensors import ENGINE, TWINS
+
+    if engine.backend == "python" and source == engine.front:
+        return (ENGINE,)
+    return () if source == ENGINE else (source, *TWINS.get(source, ()))
 
 
 def _write_provenance(context: StageContext) -> None:

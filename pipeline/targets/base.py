@@ -82,6 +82,19 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class OwnType:
+    """A number format that a target's program has and no checkpoint: compiling rounds to it.
+
+    Attributes:
+        values: What a recipe says for it, by dotted key, beside a checkpoint in floating point.
+        weight_bits: Bits of most of its weights, without scales.
+    """
+
+    values: Mapping[str, str]
+    weight_bits: int
+
+
+@dataclass(frozen=True)
 class Room:
     """How much of the memory of a recipe's machine is left for sequences.
 
@@ -241,9 +254,14 @@ class Target(Protocol):
     """
 
     name: str
+    own_types: Mapping[str, OwnType]
+    """Formats that compiling rounds to, by the names that the program has for them."""
     rounds_activations: bool
     """Whether activations have the checkpoint's dtype, so that those beyond its range become
     infinite; otherwise they are float32."""
+    reads_source: bool
+    """Whether :meth:`compile` reads the snapshot besides the checkpoint, for config.json or the
+    tokenizer that go along with what it writes."""
     takes_zero_points: bool
     """Whether it computes INT4 weights whose codes are counted from zero points."""
     takes_input_order: bool
@@ -321,8 +339,8 @@ class Target(Protocol):
             recipe: The recipe; ``compile`` is the section that counts.
             output: An empty directory.
             progress: Where it reports.
-            source: The snapshot that the checkpoint was made of, for a target that only exports:
-                what it writes has a tokenizer and more of it. None for any other target.
+            source: The snapshot that the checkpoint was made of, for a target with
+                :attr:`reads_source`; None for any other.
 
         Raises:
             CompileError: The engine could not be built.
@@ -396,7 +414,15 @@ class Target(Protocol):
     @property
     def triton_model(self) -> TritonModel | None:
         """How Triton runs an engine. A target that only exports has None here: its chain of stages
-        ends at ``compile``, and the methods below that concern a repository are never called.
+        ends at ``compile``, and the methods below that concern a repository are never called;
+        unless it has a server of its own.
+        """
+
+    @property
+    def own_server(self) -> bool:
+        """Whether an engine is served by a server of its own, with OpenAI's API, and not by Triton.
+
+        Its repository is made of ``targets/self_served.py``.
         """
 
     def engine_problems(

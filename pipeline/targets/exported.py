@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.dependencies import Requirements
@@ -25,6 +26,7 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    OwnType,
     Room,
     ServeCommand,
 )
@@ -49,7 +51,10 @@ class ExportedTarget(ABC):
     Attributes:
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
+        own_server: Whether the program is started here to serve; see ``self_served.py``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
+        reads_source: Such a folder is all that its program gets, so tokenizer, chat template and
+            licence of the source go along.
         takes_zero_points: Whether its files have INT4 zero points; a subclass that writes them says
             so.
         takes_input_order: Whether they have groups that take inputs out of order, likewise.
@@ -57,7 +62,10 @@ class ExportedTarget(ABC):
 
     name: str
     program: str
+    own_server: bool = False
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations: bool = True
+    reads_source: bool = True
     takes_zero_points: bool = False
     takes_input_order: bool = False
 

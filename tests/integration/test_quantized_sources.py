@@ -46,6 +46,11 @@ from tests.unit.test_quantized_folders import (
 CLOSE = 1e-4
 
 
+def further(name: str) -> Any:
+    """A case that shows what others show."""
+    return pytest.param(name, marks=pytest.mark.proof)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -94,7 +99,11 @@ def engine_of(made: Made, checkpoint: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["gptq", "gptq asym", "gptq act-order asym", "awq", "compressed act-order"]
+    "name",
+    [
+        *("gptq act-order asym", "awq"),
+        *(further(name) for name in ("gptq", "gptq asym", "compressed act-order")),
+    ],
 )
 def test_a_written_out_folder_is_computed_as_its_layout_says(name: str, tmp_path: Path) -> None:
     made = WRITTEN_OUT[name](tmp_path / "model")
@@ -115,7 +124,7 @@ def test_zero_points_stay_packed(tmp_path: Path) -> None:
     assert [node["name"] for node in products if node not in packed] == ["lm_head"]
 
 
-@pytest.mark.parametrize("name", ["int4", "int4 asym"])
+@pytest.mark.parametrize("name", ["int4", further("int4 asym")])
 def test_compressed_tensors_is_computed_as_transformers_does(name: str, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     made = BY_THE_LIBRARY[name](tmp_path / "model")
@@ -128,7 +137,7 @@ def test_compressed_tensors_is_computed_as_transformers_does(name: str, tmp_path
     assert np.abs(found - expected).max() < CLOSE
 
 
-@pytest.mark.parametrize("name", [*BITSANDBYTES, "int8"])
+@pytest.mark.parametrize("name", ["plain scales", further("scales quantized too"), "int8"])
 def test_bitsandbytes_is_computed_as_it_dequantizes(name: str, tmp_path: Path) -> None:
     """On the CPU the library itself rounds block scales to bfloat16 before it multiplies."""
     pytest.importorskip("bitsandbytes")
@@ -218,7 +227,11 @@ def test_a_run_measures_against_the_model_before_it_was_quantized(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize(
     ("name", "settings", "most"),
-    [("int4_awq", {"group_size": 64}, 0.35), ("int8_sq", {}, 0.14), ("fp8", {}, 0.0)],
+    [
+        ("int4_awq", {"group_size": 64}, 0.35),
+        pytest.param("int8_sq", {}, 0.14, marks=pytest.mark.proof),
+        pytest.param("fp8", {}, 0.0, marks=pytest.mark.proof),
+    ],
 )
 def test_modelopts_unified_checkpoint_is_the_model_that_it_was_made_of(
     name: str, settings: dict[str, Any], most: float, tmp_path: Path

@@ -83,9 +83,21 @@ PLACES = {
         "fp8", "the KV cache that is called so, in an advice"
     ),
     "pipeline/targets/vllm/layouts.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ FP8 gptq", "writes the tensors of each as vLLM reads them"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO FP8 gptq",
+        "writes the tensors of each as vLLM reads them",
     ),
     "pipeline/recipe/vllm.py": _place("gptq", "the quant_method of a folder that is called so"),
+    "model_repo/llmapi/settings.py": _place("W8A8", "is the one of model_repo/tensorrt_llm"),
+    "pipeline/targets/llmapi/rules.py": _place(
+        "FP8 W4A16_AWQ W4A8_AWQ fp8", "says which the PyTorch backend has linears for, and where"
+    ),
+    "pipeline/targets/llmapi/migration.py": _place("FP8", "says what becomes of its scales there"),
+    "pipeline/targets/llmapi/unified.py": _place(
+        "W4A16_AWQ W4A8_AWQ", "refuses the scales of each that one linear has no room for"
+    ),
+    "pipeline/targets/edgellm/rules.py": _place(
+        "FP8 W4A16_AWQ W8A8_SQ_PER_CHANNEL fp8", "says which another compiler has linears for"
+    ),
     "pipeline/targets/tensorrt/toolchain.py": _place(
         "int8_sq", "the format that another product of NVIDIA does not have"
     ),

@@ -12,8 +12,12 @@ from ..conftest import PROJECT
 # NVIDIA's image has these for its own preprocessing and postprocessing models; Triton makes the
 # last one.
 ANYWHERE = frozenset(("numpy", "tokenizers", "triton_python_backend_utils"))
-# The CPU engine's model is not in the repository for a GPU.
-MORE = {"tensorrt_llm": frozenset(("openvino", "openvino_genai"))}
+# Each of the engines' fronts is in the repositories of its own target alone; TensorRT-LLM itself
+# needs yaml.
+MORE = {
+    "tensorrt_llm": frozenset(("openvino", "openvino_genai")),
+    "llmapi": frozenset(("tensorrt_llm", "yaml")),
+}
 MODELS = sorted(path.name for path in (PROJECT / "model_repo").iterdir() if path.is_dir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, installed
@@ -19,6 +20,7 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    OwnType,
     Room,
     ServeCommand,
     Target,
@@ -40,7 +42,10 @@ class TensorRtTarget:
     """Compiles for an NVIDIA GPU with TensorRT-LLM."""
 
     name = "tensorrt"
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = True
+    own_server = False
+    reads_source = False
     takes_zero_points = True
     # "GPTQ with desc_act=True is not implemented!" (examples/qwen/convert_checkpoint.py), nor is it
     # in the layer that its checkpoints are loaded into.

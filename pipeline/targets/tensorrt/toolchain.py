@@ -17,8 +17,8 @@ TENSORRT = "10.14.1.48"
 # The first pre-release whose package no longer depends on TensorRT.
 ENGINE_FLOW_REMOVED = "1.3.0rc22"
 WAY_OUT = (
-    "Later targets would be the LLM-API model of Triton (not for int8_sq) and TensorRT Edge-LLM; "
-    "the checkpoint and everything before it stay as they are"
+    "The ways on are compile.target: llmapi, the LLM-API (not for int8_sq), and edgellm, TensorRT "
+    "Edge-LLM; the checkpoint and everything before it stay as they are"
 )
 
 # NVIDIA's CUDA compatibility guide: the oldest driver branch that runs any minor version.

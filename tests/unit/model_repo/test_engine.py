@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model_repo.tensorrt_llm import exactness, model
+from model_repo.tensorrt_llm import exactness, model, opening
 from model_repo.tensorrt_llm.engine import Engine
 from model_repo.tensorrt_llm.settings import EngineSettings
 from pipeline.triton.guardian import children
@@ -62,7 +62,7 @@ def test_an_engine_that_does_not_open_leaves_no_process_behind(
 
     broken = SimpleNamespace(warm_up=fail)
     monkeypatch.setattr(model, "read_settings", lambda *_, **__: settings)
-    monkeypatch.setattr(model, "Engine", fail if failing == "Engine" else lambda _: broken)
+    monkeypatch.setattr(opening, "Engine", fail if failing == "Engine" else lambda _: broken)
     before, interval = children(os.getpid()), sys.getswitchinterval()
     try:
         with pytest.raises(RuntimeError, match="the engine is broken"):

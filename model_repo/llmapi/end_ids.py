@@ -1,0 +1,1 @@
+../common/end_ids.py

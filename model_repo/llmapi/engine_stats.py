@@ -1,0 +1,1 @@
+../tensorrt_llm/engine_stats.py

@@ -1,0 +1,1 @@
+../common/lane_frames.py

@@ -1,0 +1,1 @@
+../common/request_parameters.py
