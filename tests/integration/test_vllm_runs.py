@@ -95,6 +95,7 @@ def test_triton_s_arguments_are_vllm_s_own(source: Path, tmp_path: Path) -> None
     """``model.json`` is taken as keywords of AsyncEngineArgs, which refuses any other."""
     exported(source, tmp_path, "float16")
     model = json.loads((tmp_path / "export/triton/vllm_model/1/model.json").read_text())
+    model["model"] = str(tmp_path / "export/model")  # it looks whether the folder is there
     code = (
         "import json, sys; from vllm.engine.arg_utils import AsyncEngineArgs as A; "
         "print(A(**json.loads(sys.argv[1])).max_model_len)"
@@ -117,7 +118,7 @@ def test_vllm_serve_takes_the_command_line(source: Path, tmp_path: Path) -> None
     (line,) = (line for line in lines if line.startswith("vllm serve "))
     code = (
         "import sys; from vllm.utils.argparse_utils import FlexibleArgumentParser as P; "
-        "from vllm.entrypoints.openai.cli_args import make_arg_parser as m; "
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser as m; "
         "a = m(P()).parse_args(sys.argv[1:]); print(a.model_tag, a.host, a.port, a.max_num_seqs)"
     )
     done = subprocess.run(
