@@ -110,10 +110,11 @@ format: $(STAMP)  ## Formats the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP)  ## Writes docs/recipe.md, docs/recipe.schema.json and docs/conformance.md from the code
+docs: $(STAMP)  ## Writes docs/recipe.md, docs/recipe.schema.json, docs/conformance.md and the table of README.md from the code
 	$(BIN)/trtllm-pipeline schema > docs/recipe.schema.json
 	$(BIN)/trtllm-pipeline schema --markdown > docs/recipe.md
 	$(BIN)/trtllm-pipeline verify --list --markdown > docs/conformance.md
+	$(BIN)/trtllm-pipeline targets --into README.md
 
 clean:  ## Removes outputs, not the environment
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

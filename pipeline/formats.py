@@ -226,7 +226,7 @@ FORMATS: dict[FormatName, Format] = {
             group_sizes=(64, 128),
             # TensorRT-LLM pads a layer that breaks it, and the export then no longer fits.
             multiple=64,
-            remedies=("quantize.group_size: 64", "format int8_sq"),
+            remedies=("quantize.group_size: 64", "format int4_gptq", "format int8_sq"),
             instead=("int8_sq", "fp8"),
         ),
         Format(
@@ -242,7 +242,7 @@ FORMATS: dict[FormatName, Format] = {
             scales="group",
             group_sizes=(64, 128),
             multiple=64,
-            remedies=("quantize.group_size: 64", "format int8_sq"),
+            remedies=("quantize.act_order: true", "quantize.group_size: 64", "format int8_sq"),
             instead=("int8_sq", "fp8"),
         ),
         Format(

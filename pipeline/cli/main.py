@@ -30,6 +30,7 @@ from pipeline.cli import (
     serve,
     sign,
     store,
+    targets,
     verify,
 )
 from pipeline.cli.groups import grouped
@@ -79,6 +80,7 @@ for command in (
     manifests.manifests,
     certificates.certificates,
     sign.sign,
+    targets.targets,
     doctor.doctor,
     schema.schema,
 ):

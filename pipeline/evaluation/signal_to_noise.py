@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pipeline.evaluation.moved import Factors
 from pipeline.evaluation.scoring import Scorer
 
 # Of text that all linears see; the ratio of two sums over so many rows and columns moves little.
@@ -56,6 +57,8 @@ def signal_to_noise(
     score: Scorer,
     rows: Sequence[Sequence[int]],
     chosen: Callable[[Any], bool] = is_linear,
+    *,
+    factors: Mapping[str, Factors] | None = None,
 ) -> list[SignalToNoise]:
     """Measures the linears, or other parts, that two models have under the same name.
 
@@ -67,6 +70,8 @@ def signal_to_noise(
         score: The source's scorer.
         rows: Token ids of texts from their beginnings; of these about :data:`TOKENS` are used.
         chosen: Which modules are measured; each has one tensor as input and one as output.
+        factors: Between the inputs and outputs of the two, of a checkpoint whose pre-quant scales
+            were moved; None where every part is to be the source's.
 
     Returns:
         Every such module, the worst first: what is not finite before them, what is exact last.
@@ -77,7 +82,9 @@ def signal_to_noise(
     for name, module in source.named_modules():
         if chosen(module) and name in others:
             powers[name] = [0.0, 0.0]
-            handles.append(module.register_forward_hook(_hook(others[name], powers[name])))
+            between = (factors or {}).get(name)
+            hook = _hook(others[name], powers[name], between)
+            handles.append(module.register_forward_hook(hook))
     try:
         left = TOKENS
         for row in rows:
@@ -93,10 +100,14 @@ def signal_to_noise(
     return sorted(found, key=lambda item: -math.inf if math.isnan(item.db) else item.db)
 
 
-def _hook(other: Any, power: list[float]) -> Callable[..., None]:
+def _hook(other: Any, power: list[float], between: Factors | None) -> Callable[..., None]:
     def hook(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         power[0] += _power(output)
-        power[1] += _power(other(inputs[0]) - output)
+        if between is None:
+            theirs = other(inputs[0])
+        else:
+            theirs = other(inputs[0] * between.inputs) / between.outputs
+        power[1] += _power(theirs - output)
 
     return hook
 

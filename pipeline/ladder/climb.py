@@ -22,6 +22,7 @@ from pipeline.ladder.load import Loaded, Settings, measured_again, measured_befo
 from pipeline.ladder.recommend import deciding_level, recommend
 from pipeline.ladder.row import (
     REPORT,
+    as_rung,
     broken,
     read_report,
     refused,
@@ -120,7 +121,7 @@ def climb(
         raise UnsupportedError(
             "none of the formats can be built",
             where=str(path),
-            why="; ".join(f"{rung.format.name}: {rung.refusal}" for rung in rungs),
+            why="; ".join(f"{rung.label}: {rung.refusal}" for rung in rungs),
         )
     rows, repositories = [], {}
     for rung in rungs:
@@ -149,21 +150,21 @@ def _build(
 ) -> tuple[dict[str, Any], Artifact | None]:
     """The row of a rung, and its repository where there is one to be loaded."""
     if rung.recipe is None:
-        progress.note(f"{rung.format.name}: refused. {rung.refusal}")
+        progress.note(f"{rung.label}: refused. {rung.refusal}")
         return refused(rung), None
     made: dict[str, Artifact] = {}
 
     def remember(planned: PlannedStage, seconds: float) -> None:
         if planned.artifact:
             made[planned.stage.name] = planned.artifact
-        on_stage(rung.format.name, planned, seconds)
+        on_stage(rung.label, planned, seconds)
 
     try:
         run_recipe(rung.recipe, build, progress, on_stage=remember, past_checks=True)
     except NOT_THE_RUNG:
         raise
     except PipelineError as error:
-        progress.note(f"{rung.format.name}: {error}")
+        progress.note(f"{rung.label}: {error}")
         # What it came to before is in the report that such a run leaves, if it left one.
         got_to = _reported(rung, made) or broken(rung)
         ended = {"verdict": UNFINISHED, "headline": str(error), "reasons": [error.what]}
@@ -178,7 +179,7 @@ def _build(
 def _reported(rung: Rung, made: Mapping[str, Artifact]) -> dict[str, Any] | None:
     """The row of the report that a run made of a rung."""
     written = made.get(report_stage.STAGE.name)
-    return {**row_of(read_report(written.path / REPORT)), "name": rung.name} if written else None
+    return as_rung(read_report(written.path / REPORT), rung) if written else None
 
 
 def _baseline(rows: Sequence[Mapping[str, Any]], served: Mapping[str, Artifact]) -> str | None:

@@ -65,12 +65,48 @@ def _no_report(path: Path, why: str) -> UsageError:
 
 def refused(rung: Rung) -> dict[str, Any]:
     """Makes the row of a rung that there cannot be."""
-    return {**_empty(rung.name, rung.format.name), "verdict": REFUSED, "headline": rung.refusal}
+    return {**broken(rung), "verdict": REFUSED, "headline": rung.refusal}
 
 
 def broken(rung: Rung) -> dict[str, Any]:
     """Makes the row of a rung that did not get far enough to leave a report."""
-    return _empty(rung.name, rung.format.name)
+    return {**_empty(rung.name, rung.format.name), **_called(rung)}
+
+
+def as_rung(report: Mapping[str, Any], rung: Rung) -> dict[str, Any]:
+    """Makes the row of a rung of a ladder.
+
+    Where the target rounds to a type of its own, the engine is what is compared: its numbers are
+    those of the stage that measured it, its size is that of the file that is served.
+
+    Args:
+        report: From :func:`read_report`.
+        rung: The rung.
+    """
+    row = row_of(report)
+    if rung.own is not None:
+        row |= _of_the_engine(report, row)
+    return {**row, **_called(rung)}
+
+
+def _called(rung: Rung) -> dict[str, Any]:
+    bits = {} if rung.own is None else {"weight_bits": rung.own.weight_bits}
+    return {"name": rung.name, "format": rung.label, "engine": rung.engine, **bits}
+
+
+def _of_the_engine(report: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    fidelity, size = report["fidelity"] or {}, row["engine_bytes"]
+    whole, checkpoint = row["share_of_16bit"], row["checkpoint_bytes"]
+    parameters = (report["model"] or {}).get("parameters")
+    return {
+        **{name: fidelity.get(name) for name in _QUALITY},
+        "source_perplexity": row["source_perplexity"],
+        "tasks": fidelity.get("tasks") or [],
+        "checkpoint_bytes": size,
+        "share_of_16bit": size / checkpoint * whole if size and checkpoint and whole else None,
+        "bits_per_parameter": size * BITS / parameters if size and parameters else None,
+        "engine_perplexity_increase": None,
+    }
 
 
 def row_of(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +123,7 @@ def row_of(report: Mapping[str, Any]) -> dict[str, Any]:
     against = fidelity.get("against_checkpoint") or {}
     return {
         **_empty(report["name"], report["recipe"]["quantize"]["format"]),
+        "engine": report["recipe"].get("compile", {}).get("target"),
         "verdict": verdict["verdict"],
         "headline": verdict["headline"],
         "reasons": verdict["reasons"],
@@ -150,6 +187,7 @@ def _empty(name: str, format_name: str) -> dict[str, Any]:
     return {
         "name": name,
         "format": format_name,
+        "engine": None,
         "weight_bits": row.weight_bits,
         "activation_bits": row.activation_bits,
         "verdict": None,

@@ -157,6 +157,7 @@ def estimate(
 def _size(rungs: Rungs) -> list[tuple[str, list[str]]]:
     return [
         ("verdict", [rung["verdict"] or DASH for rung in rungs]),
+        ("engine of", [rung["engine"] or DASH for rung in rungs]),
         ("bits of a weight", [str(rung["weight_bits"]) for rung in rungs]),
         ("bits of an activation", [str(rung["activation_bits"]) for rung in rungs]),
         ("bits on disk, a weight", _numbers(rungs, "bits_per_parameter", 3)),

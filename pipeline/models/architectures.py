@@ -105,6 +105,9 @@ PROJECTIONS = (
     Projection("mlp.gate", (("mlp.up_proj", "inner"),), "hidden", "column"),
     Projection("mlp.proj", (("mlp.down_proj", "hidden"),), "inner", "row"),
 )
+SHARED_INPUTS = ((QKV,), ("attention.dense",), ("mlp.fc", "mlp.gate"), ("mlp.proj",))
+"""The linears of a layer in the order in which they are computed; those of one line read the same
+input."""
 
 
 @dataclass(frozen=True)

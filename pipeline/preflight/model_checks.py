@@ -45,6 +45,16 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     """
     facts = facts_of(directory)
     _refuse_own_code(recipe, directory)
+    check_facts(recipe, facts)
+    return facts
+
+
+def check_facts(recipe: Recipe, facts: ModelFacts) -> None:
+    """Checks a recipe against what ``config.json`` of its model says.
+
+    Raises:
+        UnsupportedError: The combination cannot work; file, line, key, reason and remedy are named.
+    """
     refuse_other_quantization(recipe, facts)
     refuse_other_reference(recipe, facts)
     for problem in _parallelism(recipe, facts):
@@ -54,7 +64,6 @@ def check_model(recipe: Recipe, directory: Path) -> ModelFacts:
     target = get_target(recipe.compile.target)
     refuse_unexecuted(recipe, facts, target)
     target.check(recipe, facts)
-    return facts
 
 
 def explain_engine(recipe: Recipe, facts: ModelFacts) -> Explanation | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.dependencies import require
@@ -37,27 +38,60 @@ def calibrate(
     Raises:
         StageError: ModelOpt failed, or memory ran out.
     """
-    torch = require("torch", "quantize")
     mtq = require("modelopt.torch.quantization", "quantize")
     costs = pass_costs(section)
     rows = sum(len(batch) for batch in batches)
-    with progress.task(f"calibrating {section.format}", rows * sum(costs)) as task:
-        passes = _Passes(batches, costs, task, statistics)
-        try:
-            with torch.inference_mode():
-                mtq.quantize(model, modelopt_config(section), forward_loop=passes)
-        except torch.OutOfMemoryError as error:
-            raise StageError(
-                "memory ran out during calibration",
-                why=str(error).partition("\n")[0],
-                fix="Lower quantize.calibration.batch_size or sequence_length",
-            ) from error
-        except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
-            raise StageError(
-                f"ModelOpt could not calibrate {section.format}",
-                why=f"{type(error).__name__}: {error}",
-            ) from error
+    inference_mode = require("torch", "quantize").inference_mode
+    with explained(section.format):
+        if not costs:
+            with inference_mode():
+                mtq.quantize(model, modelopt_config(section))
+            return model
+        with (
+            progress.task(f"calibrating {section.format}", rows * sum(costs)) as task,
+            inference_mode(),
+        ):
+            passes = _Passes(batches, costs, task, statistics)
+            mtq.quantize(model, modelopt_config(section), forward_loop=passes)
     return model
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turns what torch and ModelOpt raise while a format is calibrated into errors of the stage.
+
+    Args:
+        name: The recipe's ``quantize.format``.
+
+    Raises:
+        StageError: ModelOpt failed, or memory ran out.
+    """
+    try:
+        with bounded():
+            yield
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        raise StageError(
+            f"ModelOpt could not calibrate {name}",
+            why=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Says what to do where memory runs out during calibration.
+
+    Raises:
+        StageError: It did.
+    """
+    torch = require("torch", "quantize")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StageError(
+            "memory ran out during calibration",
+            why=str(error).partition("\n")[0],
+            fix="Lower quantize.calibration.batch_size or sequence_length",
+        ) from error
 
 
 class _Passes:
@@ -81,15 +115,24 @@ class _Passes:
             kept.give_to(model)
             self._task.advance(cost * sum(map(len, self._batches)))
             return
-        self._forward(model, cost)
+        forward(model, self._batches, self._task, cost)
         if kept is not None:
             kept.take_from(model)
 
-    def _forward(self, model: Any, cost: float) -> None:
-        import torch
 
-        for batch in self._batches:
-            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-            # Only the decoder is calibrated; the logits of every position would cost gigabytes.
-            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-            self._task.advance(cost * len(batch))
+def forward(model: Any, batches: Sequence[Rows], task: Task, cost: float) -> None:
+    """Runs the decoder over every batch, and nothing for what it would say next.
+
+    Args:
+        model: A transformers ``*ForCausalLM``.
+        batches: Token ids [batch][length].
+        task: Is advanced by ``cost`` for each row.
+        cost: Of a row.
+    """
+    import torch
+
+    for batch in batches:
+        tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+        # Only the decoder is calibrated; the logits of every position would cost gigabytes.
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        task.advance(cost * len(batch))

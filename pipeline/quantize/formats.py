@@ -28,7 +28,9 @@ def checkpoint_dtype(recipe: Recipe) -> str:
 
 
 def pass_costs(section: QuantizeSection) -> tuple[float, ...]:
-    """Returns what each pass over the calibration text costs, in plain forward passes."""
+    """Returns what each of ModelOpt's passes over the text costs, in plain forward passes."""
+    if FORMATS[section.format].rounds_by_hessian and section.kv_cache is None:
+        return ()
     return AWQ_PASS_COSTS if is_awq(section) else (1.0,)
 
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.scored import Models, ScoredText, load_models, read_text, settings_of
+from pipeline.stages.scored import (
+    MOVED_SCALES,
+    Models,
+    ScoredText,
+    load_models,
+    read_text,
+    settings_of,
+)
 from pipeline.verdict.checks import check_checkpoint
 from pipeline.verdict.gates import beyond_range
 
@@ -46,7 +53,8 @@ def run(context: StageContext) -> dict[str, Any]:
         text = _text(context)
         models = load_models(context)
         scores, measured = _measure(context, text, models)
-        noise = _noise(text, models)
+        moved = bool(context.inputs["quantize"].facts.get(MOVED_SCALES))
+        noise = _noise(text, models, moved=moved)
     # What is allowed depends on the sizes of the model.
     summary = {
         "parameters": parameters,
@@ -127,13 +135,17 @@ def _measure(
     }
 
 
-def _noise(text: ScoredText, models: Models) -> dict[str, Any]:
+def _noise(text: ScoredText, models: Models, *, moved: bool) -> dict[str, Any]:
+    from pipeline.evaluation.moved import moved_factors
     from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
 
     # To a scorer every window begins a text.
     rows = [window.ids for window in text.windows]
     both = models.source, models.written, models.scorers()[0], rows
-    linears, others = (signal_to_noise(*both, chosen) for chosen in (is_linear, is_other))
+    factors = moved_factors(models.source, models.written) if moved else None
+    linears, others = (
+        signal_to_noise(*both, chosen, factors=factors) for chosen in (is_linear, is_other)
+    )
     return {
         "signal_to_noise": [linear.as_dict() for linear in linears],
         "signal_to_noise_of_others": [

@@ -14,6 +14,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import facts_of
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.scored import MOVED_SCALES
 
 if TYPE_CHECKING:
     from pipeline.quantize.search import Found
@@ -123,6 +124,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "calibration_texts": len(texts),
         "calibration_tokens": sum(len(row) for batch in batches for row in batch),
         **({"search": found.as_dict()} if found else {}),
+        **({MOVED_SCALES: True} if _moves_scales(recipe) else {}),
     }
 
 
@@ -150,6 +152,10 @@ def _facts_of(checkpoint: Path) -> dict[str, Any]:
     }
 
 
+def _moves_scales(recipe: Recipe) -> bool:
+    return FORMATS[recipe.quantize.format].smooths and recipe.quantize.portable
+
+
 def _write(
     context: StageContext,
     recipe: Recipe,
@@ -165,12 +171,24 @@ def _write(
     from pipeline.quantize.export import export
     from pipeline.quantize.loading import load_model
 
+    quantize, progress = recipe.quantize, context.progress
     model = load_model(context.inputs["source"].path, recipe)
-    if own.writes(FORMATS[recipe.quantize.format]):
-        own.write(model, facts, recipe, output, context.progress)
+    row = FORMATS[quantize.format]
+    if own.writes(row):
+        own.write(model, facts, recipe, output, progress)
         return
-    if batches:
-        calibrate(model, recipe.quantize, batches, context.progress, statistics)
+    if row.rounds_by_hessian:
+        from pipeline.quantize.hessians import keep_scales, round_decoder
+
+        scales = round_decoder(model, facts, recipe, batches, progress)
+        calibrate(model, quantize, batches, progress)
+        keep_scales(model, scales)
+    elif batches:
+        calibrate(model, quantize, batches, progress, statistics)
+    if _moves_scales(recipe):
+        from pipeline.quantize.portable import make_portable
+
+        make_portable(model, facts, recipe, batches, progress)
     export(model, facts, recipe, output)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.evaluation.windows import Document, Window
 
 TEXT_KEY = "evaluate.text"
+MOVED_SCALES = "moved_scales"
+"""A fact of a checkpoint whose norms and linears differ from the source's by moved scales."""
 TOOLS = ("torch", "transformers", "numpy")
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from importlib import import_module
 
 from pipeline.errors import UnsupportedError
-from pipeline.targets.base import Target
+from pipeline.targets.base import OwnType, Target
 
-__all__ = ["TARGETS", "Target", "get_target"]
+__all__ = ["TARGETS", "Target", "get_target", "own_types"]
 
 TARGETS: Mapping[str, str] = {
     "openvino": "pipeline.targets.openvino.target:OpenVinoTarget",
@@ -20,6 +20,18 @@ TARGETS: Mapping[str, str] = {
     "vllm": "pipeline.targets.vllm.target:VllmTarget",
 }
 """Where each target's class is. It is imported when it is asked for, so a start stays cheap."""
+
+
+def own_types() -> dict[str, tuple[str, OwnType]]:
+    """Lists the formats that targets round to themselves, with the name of the first that does.
+
+    Every target's class is imported for it.
+    """
+    found: dict[str, tuple[str, OwnType]] = {}
+    for target in TARGETS:
+        for name, own in get_target(target).own_types.items():
+            found.setdefault(name, (target, own))
+    return found
 
 
 def get_target(name: str) -> Target:

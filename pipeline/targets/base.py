@@ -82,6 +82,19 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class OwnType:
+    """A number format that a target's program has and no checkpoint: compiling rounds to it.
+
+    Attributes:
+        values: What a recipe says for it, by dotted key, beside a checkpoint in floating point.
+        weight_bits: Bits of most of its weights, without scales.
+    """
+
+    values: Mapping[str, str]
+    weight_bits: int
+
+
+@dataclass(frozen=True)
 class Room:
     """How much of the memory of a recipe's machine is left for sequences.
 
@@ -241,6 +254,8 @@ class Target(Protocol):
     """
 
     name: str
+    own_types: Mapping[str, OwnType]
+    """Formats that compiling rounds to, by the names that the program has for them."""
     rounds_activations: bool
     """Whether activations have the checkpoint's dtype, so that those beyond its range become
     infinite; otherwise they are float32."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.dependencies import Requirements
@@ -25,6 +26,7 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    OwnType,
     Room,
     ServeCommand,
 )
@@ -59,6 +61,7 @@ class ExportedTarget(ABC):
 
     name: str
     program: str
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations: bool = True
     reads_source: bool = True
     takes_zero_points: bool = False

@@ -131,6 +131,8 @@ def _remedy(recipe: Recipe, gate: GateResult, measured: Mapping[str, Any]) -> st
     has = {f"quantize.group_size: {recipe.quantize.group_size}"}
     if recipe.quantize.search is not None:
         has.add("quantize.search: {}")
+    if recipe.quantize.act_order:
+        has.add("quantize.act_order: true")
     first = FORMATS[recipe.quantize.format].remedy(without=has)
     return f"{first}, calibrate on more text, or loosen the gate"
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 import transformers
 
-from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint import dequantize, open_checkpoint
+from pipeline.progress import Silent
+from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
+from tests.conftest import DEMO_MODEL
 from tests.integration.openvino_support import (
     compile_engine,
     executed_nodes,
@@ -93,3 +96,30 @@ def test_float32_is_the_source_itself(source: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(reference, expected, rtol=1e-5, atol=1e-5)
     engine = open_engine(compile_engine(checkpoint, tmp_path / "engine"))
     assert relative_rms(logits(engine, ids(), prefill=20), expected) < 1e-5
+
+
+@torch.inference_mode()
+def test_weight_only_int8_is_q8_0_with_its_codes(tmp_path: Path) -> None:
+    """The codes stay; the scale of a row becomes float16, so within 2^-11 of it."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("xllamacpp")
+    from pipeline.targets.llamacpp.gguf_file import write_gguf
+    from pipeline.targets.llamacpp.source import read_tokens
+
+    wanted = Recipe.model_validate(
+        {
+            "name": "t",
+            "model": {"source": str(DEMO_MODEL)},
+            "quantize": {"format": "int8_wo", "device": "cpu"},
+        }
+    )
+    checkpoint = tmp_path / "checkpoint"
+    run_stage(wanted, DEMO_MODEL, checkpoint)
+    path = tmp_path / "model.gguf"
+    write_gguf(checkpoint, path, "stored", read_tokens(DEMO_MODEL, Silent()), name="t")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    down = tensors["blk.0.ffn_down.weight"]
+    assert down.tensor_type == gguf.GGMLQuantizationType.Q8_0
+    found = gguf.quants.dequantize(down.data, down.tensor_type)
+    expected = dequantize(open_checkpoint(checkpoint).weights().layers[0].proj)
+    np.testing.assert_allclose(found, expected, rtol=2**-11)

@@ -164,8 +164,8 @@ def test_shapes_and_positions_decide(
 @pytest.mark.parametrize(
     ("intermediate_size", "advice"),
     [
-        (14336, "try quantize.group_size: 64 or format int8_sq"),
-        (14336 - 64, "try format int8_sq"),  # its groups are of 64 already
+        (14336, "try quantize.group_size: 64 or format int4_gptq or format int8_sq"),
+        (14336 - 64, "try format int4_gptq or format int8_sq"),  # its groups are of 64 already
         (14336 - 16, "try quantize.search: {}"),  # int4_awq does not go with it
     ],
 )

@@ -13,7 +13,7 @@ from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.llamacpp import TYPE_BITS
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import Diagnosis, EngineEvaluation, Target, look_for
+from pipeline.targets.base import Diagnosis, EngineEvaluation, OwnType, Target, look_for
 from pipeline.targets.exported import ExportedTarget
 from pipeline.targets.llamacpp.measure import FILE, ReadBack
 from pipeline.targets.llamacpp.refusals import refuse_unsupported
@@ -28,6 +28,11 @@ class LlamaCppTarget(ExportedTarget):
 
     name = "llamacpp"
     program = "llama.cpp"
+    own_types: Mapping[str, OwnType] = {
+        name: OwnType({"compile.llamacpp.type": name}, bits)
+        for name, bits in TYPE_BITS.items()
+        if bits is not None
+    }
     rounds_activations = False
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002

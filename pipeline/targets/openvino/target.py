@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
@@ -20,6 +21,7 @@ from pipeline.targets.base import (
     EngineEvaluation,
     Explanation,
     GivenEngine,
+    OwnType,
     Room,
     ServeCommand,
     Target,
@@ -44,6 +46,7 @@ class OpenVinoTarget:
     """Compiles for the CPU with OpenVINO."""
 
     name = "openvino"
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = False
     reads_source = False
     takes_zero_points = True

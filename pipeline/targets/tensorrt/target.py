@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, installed
@@ -19,6 +20,7 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    OwnType,
     Room,
     ServeCommand,
     Target,
@@ -40,6 +42,7 @@ class TensorRtTarget:
     """Compiles for an NVIDIA GPU with TensorRT-LLM."""
 
     name = "tensorrt"
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = True
     reads_source = False
     takes_zero_points = True

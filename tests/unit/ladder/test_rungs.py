@@ -154,3 +154,36 @@ def test_every_format_is_those_that_the_target_takes() -> None:
     ]
     gpu = ["compile.target=tensorrt", "compile.gpu=H100-80GB"]
     assert "fp8" in every_format(DEMO, gpu, load_recipe(DEMO, gpu))
+
+
+def test_a_rung_may_be_a_type_that_a_target_rounds_to() -> None:
+    recipe = load_recipe(DEMO)
+    names, notes = parse_formats("fp32,fp16,nf4,q8-0,Q4_K_M", recipe)
+    assert (names, notes) == (["float32", "float16", "nf4", "q8_0", "q4_k_m"], [])
+    rung = make_rung("q4_k_m", DEMO, (), recipe)
+    assert rung.recipe
+    assert (rung.label, rung.engine, rung.name) == (
+        "q4_k_m",
+        "llamacpp",
+        "tiny-llama-int4-awq-q4_k_m",
+    )
+    made = rung.recipe
+    assert (made.quantize.format, made.compile.target, made.compile.llamacpp.type) == (
+        "float16",
+        "llamacpp",
+        "q4_k_m",
+    )
+    # The engine is measured on what the checkpoints of the other rungs are measured on.
+    assert made.evaluate
+    assert made.evaluate.engine_tokens == made.evaluate.tokens == 20000
+    assert rung.own
+    assert rung.own.weight_bits == 4
+
+
+def test_float32_is_a_rung_and_no_baseline() -> None:
+    recipe = load_recipe(DEMO)
+    rung = make_rung("float32", DEMO, (), recipe)
+    assert rung.recipe
+    assert rung.recipe.dtype == "float32"
+    # 16 bit stays what the recipe's dtype is.
+    assert parse_formats("float32,bf16", recipe)[0] == ["float32", "float16"]

@@ -59,7 +59,7 @@ def test_a_regression_has_the_formats_remedy(recipe: Recipe, tmp_path: Path) -> 
         f"{tmp_path}/recipe.yaml:9 (evaluate.gates.perplexity_increase): the checkpoint is worse "
         "than the recipe allows: perplexity +5.00 % [+4.00 %, +6.00 %] of at most 2 %. Every "
         "number is in store/measured/key/evaluation.json. Try quantize.group_size: 64 or format "
-        "int8_sq, calibrate on more text, or loosen the gate."
+        "int4_gptq or format int8_sq, calibrate on more text, or loosen the gate."
     )
     assert error.found["verdict"] == "REGRESSION"
     assert error.found["gates"] == [gate.as_dict() for gate in gates_of(recipe, measured)]
@@ -69,7 +69,8 @@ def test_a_regression_has_the_formats_remedy(recipe: Recipe, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("quantize", "remedy"),
     [
-        ("format: int4_awq, group_size: 64, ", "Try format int8_sq, calibrate"),
+        ("format: int4_awq, group_size: 64, ", "Try format int4_gptq or format int8_sq, calibrate"),
+        ("format: int4_gptq, act_order: true, ", "Try quantize.group_size: 64 or format int8_sq, "),
         ("format: int8_sq, ", "Try quantize.search: {} or format int4_awq, calibrate"),
         ("format: int8_sq, search: {}, ", "Try format int4_awq, calibrate"),
     ],
