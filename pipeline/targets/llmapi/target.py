@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipeline._version import __version__
@@ -22,6 +23,7 @@ from pipeline.targets.base import (
     Explanation,
     GivenEngine,
     NotMeasured,
+    OwnType,
     Room,
     ServeCommand,
     Target,
@@ -43,6 +45,7 @@ class LlmApiTarget:
     """Writes what TensorRT-LLM's LLM API serves behind Triton, without building anything."""
 
     name = "llmapi"
+    own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = True
     reads_source = True
     takes_zero_points = False
