@@ -264,7 +264,7 @@ class Addresses:
     """Where a server answers.
 
     Attributes:
-        grpc: ``host:port`` of gRPC.
+        grpc: ``host:port`` of gRPC; of a server with OpenAI's API its URL.
         http: URL of HTTP; empty where it is not known.
         metrics: URL of its metrics; empty where it is not known.
     """
@@ -299,7 +299,7 @@ def reachable(url: str | None, repository: Path | None) -> Iterator[Addresses]:
         )
     # Inside, so that a request which failed keeps the log as well.
     with serving_with_own_log(repository) as server, client_errors():
-        yield Addresses(server.grpc_url, server.http_url if server.http else "", server.metrics_url)
+        yield Addresses(server.url, server.http_url if server.http else "", server.metrics_url)
 
 
 @contextmanager

@@ -171,6 +171,8 @@ class Chunk:
         num_input_tokens: Tokens of the prompt, if asked for.
         num_output_tokens: Tokens new with this piece, if asked for.
         perf_metrics: What the request has cost by now, if asked for.
+        finish_reason: Why the text ended, with the last piece of a server that says it; Triton's
+            models do not.
     """
 
     text: str
@@ -181,6 +183,7 @@ class Chunk:
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
     perf_metrics: PerfMetrics | None = None
+    finish_reason: Literal["stop", "length"] | None = None
 
 
 @dataclass(frozen=True)

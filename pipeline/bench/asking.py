@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from pipeline.bench.stats import Timeline
-from trtllm_client import AsyncClient, ServerFailed
+from pipeline.engine_client.interface import AsyncTextClient
+from trtllm_client import ServerFailed
 
 NO_END = -1
 """Streams end at the wished length, so that every request costs the same."""
@@ -14,7 +15,7 @@ NO_END = -1
 now = time.perf_counter
 
 
-async def streamed(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
+async def streamed(client: AsyncTextClient, prompt: str, tokens: int) -> Timeline:
     """Asks for an answer in pieces.
 
     Args:
@@ -37,7 +38,7 @@ async def streamed(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
     return Timeline(sent_at, tuple(arrivals), input_tokens)
 
 
-async def whole(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
+async def whole(client: AsyncTextClient, prompt: str, tokens: int) -> Timeline:
     """Asks for an answer in one response; nobody knows when its first token was there.
 
     Args:
@@ -56,7 +57,7 @@ async def whole(client: AsyncClient, prompt: str, tokens: int) -> Timeline:
     return Timeline(sent_at, (arrival,), answer.num_input_tokens or 0, streamed=False)
 
 
-def _uncounted(client: AsyncClient) -> ServerFailed:
+def _uncounted(client: AsyncTextClient) -> ServerFailed:
     return ServerFailed(
         "the server does not count tokens, so its speed cannot be measured",
         where=client.url,

@@ -14,10 +14,10 @@ from pipeline.bench.load import INPUT_TOKENS, alone, check_numbers, measurement,
 from pipeline.bench.prompts import PROMPTS, Prompts
 from pipeline.bench.visit import Visit, Visitor
 from pipeline.client_errors import client_errors
+from pipeline.engine_client.connect import connect_async
 from pipeline.errors import PipelineError, ServerError, UsageError
 from pipeline.triton.contract import BLS
 from pipeline.verdict.estimate import Estimate
-from trtllm_client import AsyncClient
 
 SECONDS = 30.0
 WANTED_ROUNDS = 10
@@ -101,7 +101,7 @@ def measure_interleaved(
         async with AsyncExitStack() as stack:
             for name, url in servers.items():
                 with _named(name):
-                    client = AsyncClient(url, model=model, timeout=timeout)
+                    client = connect_async(url, model=model, timeout=timeout)
                     await stack.enter_async_context(client)
                     visitors[name] = visitor = Visitor(client, Prompts(prompts), output_tokens)
                     for level in levels:

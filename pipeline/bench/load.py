@@ -11,11 +11,12 @@ from pipeline.bench.intervals import estimate_text, over_rounds, significant
 from pipeline.bench.prompts import PROMPTS, Prompts
 from pipeline.bench.stats import summary_ms
 from pipeline.bench.visit import Visit, Visitor
+from pipeline.engine_client.connect import connect_async
 from pipeline.errors import UsageError
 from pipeline.tables import streams
 from pipeline.triton.contract import BLS
 from pipeline.verdict.estimate import Estimate
-from trtllm_client import AsyncClient, Tls
+from trtllm_client import Tls
 
 ROUNDS = 5
 REQUESTS = 40
@@ -125,7 +126,7 @@ def measure(
     visits: dict[int, list[Visit]] = {level: [] for level in levels}
 
     async def load() -> None:
-        async with AsyncClient(
+        async with connect_async(
             url, model=model, timeout=timeout, tls=tls, headers=headers
         ) as client:
             visitor = Visitor(client, Prompts(prompts), output_tokens)

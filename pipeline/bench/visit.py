@@ -10,8 +10,9 @@ from functools import partial
 from pipeline.bench.asking import streamed, whole
 from pipeline.bench.prompts import Prompts
 from pipeline.bench.stats import Timeline
+from pipeline.engine_client.interface import AsyncTextClient
 from pipeline.triton.contract import answering_model
-from trtllm_client import AsyncClient, InvalidRequest
+from trtllm_client import InvalidRequest
 
 _LEAST_OF_ONE_TOKEN = 2
 """Requests for one token of a visit, which are too short to be judged by one alone."""
@@ -94,7 +95,7 @@ class Visitor:
         long_words: Words of the prompts that prefill is measured with; None measures none.
     """
 
-    def __init__(self, client: AsyncClient, prompts: Prompts, output_tokens: int) -> None:
+    def __init__(self, client: AsyncTextClient, prompts: Prompts, output_tokens: int) -> None:
         self._client, self._prompts, self._output_tokens = client, prompts, output_tokens
         self._streams = True
         self.long_words: int | None = None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.reading import Reading
 
 if TYPE_CHECKING:
-    from trtllm_client import ChatTemplate, Chunk, Client, Stream
+    from pipeline.engine_client.interface import TextClient, TextStream
+    from trtllm_client import ChatTemplate, Chunk
     from trtllm_client._request import SamplingOptions
 
 Prompt = str | bytes | Sequence[Mapping[str, str]]
@@ -52,13 +53,15 @@ class Answer:
         return counts[-1] if counts else None
 
     def finish_reason(self, max_tokens: int) -> str | None:
-        """Returns ``length``, ``stop``, or None where the server does not count tokens.
+        """Returns ``length``, ``stop``, or None where the server neither says it nor counts tokens.
 
         Args:
             max_tokens: The limit it ran under.
         """
         from trtllm_client import finish_reason
 
+        if self.pieces and (said := self.pieces[-1].finish_reason) is not None:
+            return said
         return finish_reason(self.tokens, max_tokens)
 
     def as_dict(self, max_tokens: int) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Asking:
 
     def __init__(
         self,
-        client: Client,
+        client: TextClient,
         sampling: SamplingOptions,
         template: ChatTemplate | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -129,18 +132,22 @@ class Asking:
         answer.ended = time.monotonic()
 
     def _answers_in_pieces(self) -> bool:
+        from pipeline.engine_client.connect import speaks_openai
         from pipeline.triton.contract import answering_model
         from trtllm_client import CallRestricted
 
         if self._streams is None:
             client = self._client
+            if speaks_openai(client.url):
+                self._streams = True
+                return True
             try:
                 self._streams = client.model_metadata(answering_model(client.model)).decoupled
             except CallRestricted:
                 self._streams = True  # as models of this kind do unless told otherwise
         return self._streams
 
-    def _opened(self, prompt: Prompt) -> Stream:
+    def _opened(self, prompt: Prompt) -> TextStream:
         # Of a model that answers once it is a stream of one piece.
         self._streams = self._answers_in_pieces()
         if isinstance(prompt, str | bytes):

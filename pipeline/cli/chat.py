@@ -14,7 +14,8 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.cli.answers import Asking
-    from trtllm_client import ChatTemplate, Client
+    from pipeline.engine_client.interface import TextClient
+    from trtllm_client import ChatTemplate
 
 PROMPT = "> "
 PANEL = "Chat"
@@ -123,7 +124,7 @@ class ChatOptions:
         return ChatTemplate.from_directory(self.tokenizer) if self.tokenizer else None
 
 
-def template_of(client: Client) -> ChatTemplate:
+def template_of(client: TextClient) -> ChatTemplate:
     """Asks the server for its template.
 
     Raises:

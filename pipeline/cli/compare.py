@@ -33,8 +33,9 @@ def compare(
         str | None,
         typer.Option(
             metavar="F,F,...",
-            help=f"Formats for the recipe, with commas between them: {', '.join(FORMATS)}; by "
-            "default every one that model and target take.",
+            help=f"Formats for the recipe, with commas between them: {', '.join(FORMATS)}, or "
+            "what a target rounds to itself, such as q4_k_m; by default every format that model "
+            "and target take.",
             autocompletion=complete.several_formats,
         ),
     ] = None,
@@ -49,6 +50,10 @@ def compare(
     ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Measure the load anew, whatever was measured before.")
+    ] = False,
+    quality: Annotated[
+        bool,
+        typer.Option("--quality", help="Compare quality and size alone; nothing is served."),
     ] = False,
     price: PriceOption = None,
     utilization: UtilizationOption = None,
@@ -73,6 +78,7 @@ def compare(
         "--concurrency": concurrency,
         "--seconds": seconds,
         "--again": again or None,
+        "--quality": quality or None,
         "--price": price,
         "--utilization": utilization,
     }
@@ -89,6 +95,7 @@ def compare(
         concurrency=concurrency,
         seconds=seconds,
         again=again,
+        quality=quality,
         price=price,
         utilization=utilization,
     )

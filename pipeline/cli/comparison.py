@@ -85,6 +85,7 @@ def wishes(
     concurrency: str | None,
     seconds: float | None,
     again: bool,
+    quality: bool,
     price: float | None,
     utilization: float | None,
 ) -> Wishes:
@@ -111,7 +112,7 @@ def wishes(
             f"--utilization is a share above 0 and at most 1, not {utilization:g}",
             fix="Write 0.5 for half of the time",
         )
-    return Wishes(formats, settings, again, price, utilization)
+    return Wishes(formats, settings, again, price, utilization, quality)
 
 
 def show_ladder(

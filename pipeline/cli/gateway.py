@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.invocation import Invocation
-from pipeline.cli.options import SERVER, Output, served_path
+from pipeline.cli.options import SERVER, Certificates, Output, served_path
 from pipeline.gateway.fleet.policy import Policy
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ RESUMES, WAIT_S = Policy().resumes, Policy().wait_s
 PATIENCE_S = 10.0
 """Seconds that a start waits for a server; a gateway may come up before its servers."""
 CLIENTS = "Clients"
+_NONE = Certificates()
 _ASK = "--key-from NAME asks for a key"
 
 
@@ -92,42 +93,14 @@ class ToServers:
     """How the gateway talks to the servers behind it.
 
     Attributes:
-        tls_root: The authority to trust.
-        tls_cert: The gateway's certificate for them.
-        tls_key: Its key.
-        tls_name: The name in their certificates.
-        header: gRPC metadata, as NAME=VALUE.
+        certificates: The options about TLS and headers.
         server_key_from: The environment variable with the key that they ask for.
         timeout: Seconds for one request.
         resumes: How often one answer may go on.
         wait: Seconds that it waits for a server.
     """
 
-    tls_root: Annotated[
-        Path | None, typer.Option(help="PEM of the authority to trust.", rich_help_panel=SERVER)
-    ] = None
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(help="PEM of the gateway's certificate for servers.", rich_help_panel=SERVER),
-    ] = None
-    tls_key: Annotated[
-        Path | None, typer.Option(help="PEM of that certificate's key.", rich_help_panel=SERVER)
-    ] = None
-    tls_name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name in the servers' certificates, if not their host.", rich_help_panel=SERVER
-        ),
-    ] = None
-    header: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--header",
-            metavar="NAME=VALUE",
-            help="gRPC metadata; repeatable.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None
+    certificates: Certificates = _NONE
     server_key_from: Annotated[
         str | None,
         typer.Option(
@@ -224,7 +197,6 @@ def gateway(
 ) -> None:
     """Answer OpenAI's API for a served model until interrupted; repeat --url for more servers."""
     from pipeline.cli.console import print_json, show
-    from pipeline.cli.options import Credentials
     from pipeline.dependencies import check_installed
     from pipeline.gateway.model import open_model
     from pipeline.gateway.opening import Servers, keys_of, open_gateway
@@ -235,14 +207,6 @@ def gateway(
     from pipeline.triton.ports import is_loopback
 
     check_installed(REQUIREMENTS)
-    credentials = Credentials(
-        tls_root=servers.tls_root,
-        tls_cert=servers.tls_cert,
-        tls_key=servers.tls_key,
-        tls_name=servers.tls_name,
-        header=servers.header,
-        key_from=servers.server_key_from,
-    )
     options = limits.options(keys_of(os.environ, key_from))
     model = open_model(
         tokenizer,
@@ -253,8 +217,8 @@ def gateway(
     )
     behind = Servers.at(
         url,
-        tls=credentials.tls,
-        headers=credentials.headers,
+        tls=servers.certificates.tls,
+        headers=servers.certificates.metadata(servers.server_key_from),
         timeout=servers.timeout,
         policy=Policy(resumes=servers.resumes, wait_s=servers.wait),
     )

@@ -68,7 +68,8 @@ def generate(
     from pipeline.cli.answers import Answer, Asking
     from pipeline.cli.chat import Conversation, converse, template_of
     from pipeline.cli.console import print_answer, print_json, show
-    from trtllm_client import Client, GenerateRequest
+    from pipeline.engine_client.connect import connect
+    from trtllm_client import GenerateRequest
 
     chat.check()
     kind, guide = read_guide(
@@ -95,7 +96,7 @@ def generate(
     answer = Answer()
     with (
         server.address() as address,
-        Client(
+        connect(
             address,
             model=server.model,
             timeout=server.timeout,

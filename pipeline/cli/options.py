@@ -144,8 +144,8 @@ SERVER = "Server"
 
 
 @dataclass(frozen=True)
-class Credentials:
-    """How to talk to a server.
+class Certificates:
+    """How to talk to a server, but for its key.
 
     Attributes:
         tls_root: The authority to trust.
@@ -153,7 +153,6 @@ class Credentials:
         tls_key: The client's key.
         tls_name: The name in the server's certificate.
         header: gRPC metadata, as NAME=VALUE.
-        key_from: The environment variable with the key that the server asks for.
     """
 
     tls_root: Annotated[
@@ -183,15 +182,6 @@ class Credentials:
             rich_help_panel=SERVER,
         ),
     ] = None
-    key_from: Annotated[
-        str | None,
-        typer.Option(
-            "--key-from",
-            metavar="NAME",
-            help="Send the key that this environment variable holds, as serve --key-from asks.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None
 
     @property
     def tls(self) -> Tls | None:
@@ -201,9 +191,11 @@ class Credentials:
         given = (self.tls_root, self.tls_cert, self.tls_key, self.tls_name)
         return Tls(*given) if any(given) else None
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """gRPC metadata by name, the key among them.
+    def metadata(self, key_from: str | None) -> dict[str, str]:
+        """Returns gRPC metadata by name, the key among them.
+
+        Args:
+            key_from: The environment variable with the key that the server asks for, if it does.
 
         Raises:
             UsageError: One has no ``=``, or the variable with the key is not set.
@@ -215,11 +207,39 @@ class Credentials:
                 raise UsageError("--header needs NAME=VALUE", fix="Write --header name=value")
             del name
         given = {name: value for name, _, value in pairs}
-        if self.key_from is not None:
+        if key_from is not None:
             from pipeline.triton.access import KEY_HEADER, key_of
 
-            given[KEY_HEADER] = key_of(os.environ, self.key_from) or ""
+            given[KEY_HEADER] = key_of(os.environ, key_from) or ""
         return given
+
+
+@dataclass(frozen=True)
+class Credentials(Certificates):
+    """How to talk to a server.
+
+    Attributes:
+        key_from: The environment variable with the key that the server asks for.
+    """
+
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            "--key-from",
+            metavar="NAME",
+            help="Send the key that this environment variable holds, as serve --key-from asks.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """gRPC metadata by name, the key among them.
+
+        Raises:
+            UsageError: One has no ``=``, or the variable with the key is not set.
+        """
+        return self.metadata(self.key_from)
 
 
 @dataclass(frozen=True)
@@ -238,7 +258,8 @@ class Connection:
         str | None,
         typer.Option(
             "--url",
-            help="gRPC address of a running server, e.g. localhost:8001.",
+            help="gRPC address of a running server, e.g. localhost:8001; http://HOST:PORT of one "
+            "with OpenAI's API.",
             rich_help_panel=SERVER,
         ),
     ] = None

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trtllm_client import Chunk, Stream
+    from pipeline.engine_client.interface import TextStream
+    from trtllm_client import Chunk
 
 # How long a stop waits until the server was told: by far longer than it takes, and still no wait
 # for a server that says nothing.
@@ -38,9 +39,9 @@ class Reading:
         stopped: Called with the request's id when it was ended early.
     """
 
-    def __init__(self, start: Callable[[], Stream], stopped: Callable[[str], object]) -> None:
+    def __init__(self, start: Callable[[], TextStream], stopped: Callable[[str], object]) -> None:
         self._start, self._stopped = start, stopped
-        self._stream: Stream | None = None
+        self._stream: TextStream | None = None
         self._stop = False
         # Of C, so that an interrupt leaves it in order.
         self._read: SimpleQueue[Chunk | BaseException | None] = SimpleQueue()

@@ -160,7 +160,10 @@ def serve(
     ] = False,
     output: Output,
 ) -> None:
-    """Serve a repository with Triton until interrupted, after checking every file of it."""
+    """Serve a repository until interrupted, after checking every file of it.
+
+    With Triton, or with the engine's own server where its target has one.
+    """
     from pipeline.cli.console import print_json, print_warning
     from pipeline.serving import check_ports, device_numbers
     from pipeline.triton.access import key_of
@@ -173,6 +176,7 @@ def serve(
     tls, key = _tls(tls_cert, tls_key, tls_client_ca), key_of(os.environ, key_from)
     if openai is not None:
         _check_openai(openai, ports, tls)
+        _check_gateway(repository)
     options: dict[str, Any] = {
         "host": host,
         "http_port": HTTP_PORT,
@@ -256,6 +260,20 @@ def _check_openai(port: int, ports: Mapping[str, int], tls: ServerTls | None) ->
             fix="Start trtllm-pipeline gateway --url grpcs://... with them beside the server",
         )
     check_installed(REQUIREMENTS)
+
+
+def _check_gateway(repository: Path) -> None:
+    """Refuses a gateway in front of a server that answers OpenAI's API itself."""
+    from pipeline.serving import target_of
+    from pipeline.store.artifact import MANIFEST
+    from pipeline.targets import get_target
+
+    if (repository / MANIFEST).is_file() and get_target(target_of(repository)).own_server:
+        raise UsageError(
+            "--openai is for Triton's models; this build's server answers OpenAI's API itself",
+            where=str(repository),
+            fix="Leave --openai out, and choose its port with --http-port",
+        )
 
 
 def _gateway(

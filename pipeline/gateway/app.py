@@ -119,7 +119,7 @@ def make_app(desk: Desk) -> FastAPI:
             return failed(request, error)
 
     async def models(_: Request) -> Response:
-        names = (desk.model.name, *desk.model.aliases)
+        names = (desk.model.name, *desk.model.aliases, *desk.model.adapters)
         return JSONResponse({"object": "list", "data": [_model(desk, name) for name in names]})
 
     async def one_model(request: Request) -> Response:
@@ -177,6 +177,7 @@ def _model(desk: Desk, name: str) -> dict[str, Any]:
         "owned_by": "trtllm-pipeline",
         # Where vLLM says it, and clients look for it.
         "max_model_len": desk.model.limits.sequence,
+        **({"parent": desk.model.name} if name in desk.model.adapters else {}),
     }
 
 

@@ -21,7 +21,7 @@ from pipeline.gateway.tools.choice import AnswerPlan, plan_answer
 from pipeline.gateway.tools.history import with_calls
 from pipeline.gateway.tools.markers import special_markers
 from pipeline.gateway.tools.parts import Content, Part, delta_of, message_of
-from pipeline.gateway.usage import usage
+from pipeline.gateway.usage import counting_inputs, usage
 
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 
@@ -67,6 +67,8 @@ def prepare(body: ChatBody, model: Model, request_id: str) -> Chat:
     inputs: dict[str, Input] = {
         **sampling_inputs(body),
         **end_inputs(model.end_ids, ignored=bool(body.ignore_eos)),
+        **counting_inputs(body, model.limits.block),
+        **model.adapter_inputs(body.model),
     }
     if body.logprobs:
         inputs["return_log_probs"] = True
@@ -168,7 +170,8 @@ class ChatAnswer:
         }
 
     def _usage(self) -> dict[str, Any]:
-        return usage(len(self._chat.asked.prompt), self._writer.tokens)
+        writer, block = self._writer, self._desk.model.limits.block
+        return usage(len(self._chat.asked.prompt), writer.tokens, writer.reused_blocks, block)
 
     def _scores(self, piece: Piece) -> list[dict[str, Any]]:
         if piece.log_probs is None:

@@ -10,7 +10,8 @@ from pipeline.gateway.errors import ApiError
 from pipeline.gateway.model import GUIDED
 from pipeline.source.probes import TEXTS
 from pipeline.triton.contract import ADD_SPECIAL_TOKENS, ENGINE, PREPROCESSING
-from pipeline.triton.parameters import MODEL_DIGEST
+from pipeline.triton.parameters import ADAPTERS, MODEL_DIGEST
+from pipeline.triton.tensors import BLS
 from trtllm_client import CallRestricted, ChatTemplate, InvalidRequest, add_input, new_message
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ async def build_of(client: AsyncClient) -> str | None:
 async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:
     """Compares the gateway's tokenizer with the server's, by texts that tell tokenizers apart.
 
-    Whether the engine guides decoding is the server's to say. A model without a chat template takes
-    that of the server, where it says one.
+    Whether the engine guides decoding, and which LoRA adapters it has, is the server's to say. A
+    model without a chat template takes that of the server, where it says one.
 
     Args:
         client: Of the server.
@@ -55,6 +56,7 @@ async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:
     """
     engine = dict((await client.model_metadata(ENGINE)).parameters)
     model.guided = bool(engine.get(GUIDED))
+    model.takes_adapters(await _adapters(client))
     try:
         metadata = await client.model_metadata(PREPROCESSING)
     except CallRestricted:
@@ -76,6 +78,14 @@ async def check_tokenizer(client: AsyncClient, model: Model) -> str | None:
                 fix="Give --tokenizer with the repository that is served, or build/NAME of it",
             )
     return None
+
+
+async def _adapters(client: AsyncClient) -> list[int]:
+    try:
+        metadata = await client.model_metadata(BLS)
+    except InvalidRequest:
+        return []
+    return [int(id_) for id_ in dict(metadata.parameters).get(ADAPTERS, "").split(",") if id_]
 
 
 async def _asked(client: AsyncClient, text: str, *, chooses: bool) -> list[int] | None:

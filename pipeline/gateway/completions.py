@@ -17,7 +17,7 @@ from pipeline.gateway.sampling import NO_END, end_inputs, is_greedy, sampling_in
 from pipeline.gateway.schema import CompletionBody
 from pipeline.gateway.stream import event, json_bytes
 from pipeline.gateway.text import Piece, Writer
-from pipeline.gateway.usage import usage
+from pipeline.gateway.usage import counting_inputs, usage
 from pipeline.triton.contract import SCORES_PROMPTS
 from trtllm_client import ServerFailed
 
@@ -104,6 +104,8 @@ def prepare(body: CompletionBody, model: Model, request_id: str) -> Prompts:
     inputs: dict[str, Input] = {
         **sampling_inputs(body),
         **end_inputs(model.end_ids, ignored=bool(body.ignore_eos)),
+        **counting_inputs(body, model.limits.block),
+        **model.adapter_inputs(body.model),
     }
     if body.logprobs is not None:
         inputs["return_log_probs"] = True
@@ -147,6 +149,7 @@ class CompletionAnswer:
         self._id, self._created = f"cmpl-{record.request_id}", int(time.time())
         at_once = desk.model.limits.requests or AT_ONCE
         self._room, self._asking = asyncio.Semaphore(at_once), asyncio.Semaphore(at_once)
+        self._reused: list[int | None] = [None for _ in prompts.items]
         self._top = bool(body.logprobs) and (is_greedy(body) or body.max_tokens == 0)
         record.prompt_tokens = sum(len(prompt.asked.prompt) for prompt in prompts.items)
 
@@ -246,6 +249,7 @@ class CompletionAnswer:
                 async for piece in _chained(first, pieces):
                     self._record.generated += writer.tokens - before
                     before = writer.tokens
+                    self._reused[prompt.index] = writer.reused_blocks
                     scores = None
                     if piece.log_probs is not None:
                         scores = self._scores(piece.ids, piece.log_probs, place)
@@ -343,7 +347,13 @@ class CompletionAnswer:
         }
 
     def _usage(self) -> dict[str, Any]:
-        return usage(self._record.prompt_tokens, self._record.generated)
+        reused = [blocks for blocks in self._reused if blocks is not None]
+        return usage(
+            self._record.prompt_tokens,
+            self._record.generated,
+            sum(reused) if reused else None,
+            self._desk.model.limits.block,
+        )
 
 
 def _offsets(model: Model, ids: Sequence[int]) -> tuple[str, list[int]]:

@@ -20,8 +20,11 @@ STALL_S = 60.0
 """Seconds that a client may leave unread what is sent to it."""
 MOST_CONNECTIONS = 10_000
 """That are open at a time, where the process may open as many files."""
-_OWN_FILES = 200
-"""Open files that are kept for what else the process opens."""
+MOST_AT_ONCE = 32
+"""Connections that are taken in one round of the loop, those that are closed at once among them."""
+_OWN_FILES = 100 + 6 * MOST_AT_ONCE
+"""Open files that are kept for what else the process opens, and for those: what was taken in one
+round of the loop is closed some rounds later."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"

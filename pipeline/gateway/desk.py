@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.gateway.engine import Engine, Generation, Tokens
-from pipeline.gateway.errors import draining
+from pipeline.gateway.errors import cut_off
 from pipeline.gateway.metrics import Metrics, Watch
 from pipeline.gateway.text import Piece, Writer
 
@@ -168,12 +168,12 @@ class Desk:
         self._works.add(task)
         try:
             if self._given_up:
-                raise draining()
+                raise cut_off()
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise ClientGone
             if task.cancelled() and self._given_up:
-                raise draining()
+                raise cut_off()
             return task.result()
         finally:
             self._works.discard(task)

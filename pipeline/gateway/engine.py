@@ -53,11 +53,14 @@ class Tokens:
             it.
         prompt_log_probs: Natural log probability of each token of the prompt but the first, where
             ``return_prompt_log_probs`` asked for it; with the first response.
+        reused_blocks: KV blocks of the prompt that were in the cache, where ``return_perf_metrics``
+            asked for it.
     """
 
     ids: tuple[int, ...]
     log_probs: tuple[float, ...] | None = None
     prompt_log_probs: tuple[float, ...] | None = None
+    reused_blocks: int | None = None
 
 
 class Engine(Protocol):

@@ -129,6 +129,17 @@ def draining() -> ApiError:
     )
 
 
+def cut_off() -> ApiError:
+    """Makes the error for an answer that the gateway does not wait for any more (503)."""
+    return ApiError(
+        503,
+        "The gateway stopped before the answer was complete. Ask again.",
+        kind=SERVER,
+        code="draining",
+        retry_after=RETRY_AFTER_S,
+    )
+
+
 def busy(message: str) -> ApiError:
     """Makes the error for a request that there is no room for (429).
 

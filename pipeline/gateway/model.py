@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.dependencies import require
 from pipeline.errors import UsageError
+from pipeline.gateway.engine import Input
 from pipeline.gateway.errors import refused
 from pipeline.gateway.tools.choice import Offers
 from pipeline.gateway.tools.forms import FORMS, form_of
@@ -25,6 +26,8 @@ TOKENIZER = "tokenizer.json"
 GUIDED = "guided_decoding_backend"
 """The parameter of ``tensorrt_llm`` that is empty where it does not guide decoding."""
 TOO_LONG = "context_length_exceeded"
+_RENDERED = ("self", "messages", "tools", "add_generation_prompt")
+"""What a template is rendered with, whatever a request has among its variables."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -38,12 +41,15 @@ class Limits:
         requests: Requests in one batch; 0 where that is not known.
         answer: Tokens of an answer where a request does not say; None is all that the context
             leaves.
+        block: Tokens of a KV block, where prompts may find theirs in the engine's cache; None where
+            they do not, or that is not known.
     """
 
     sequence: int
     prompt: int
     requests: int = 0
     answer: int | None = None
+    block: int | None = None
 
 
 class Model:
@@ -63,6 +69,10 @@ class Model:
             looks which one its template teaches.
         fingerprint: What tells this build from others, for ``system_fingerprint``.
         created: When it was built, in seconds since 1970.
+
+    Attributes:
+        adapters: Ids of the LoRA adapters that the server has loaded, by what clients call the
+            model with them. The server says which there are.
     """
 
     def __init__(
@@ -87,6 +97,7 @@ class Model:
         prompt = load_module(models, PREPROCESSING, "prompt")
         engine_limits = load_module(models, PREPROCESSING, "engine_limits")
         self.name, self.aliases = name, tuple(aliases)
+        self.adapters: Mapping[str, int] = {}
         self.limits, self.template, self.guided = limits, template, guided
         self._tool_calls = tool_calls
         self.fingerprint, self.created = fingerprint, created
@@ -122,7 +133,20 @@ class Model:
 
     def answers_to(self, name: str) -> bool:
         """Says whether clients may call it so."""
-        return name == self.name or name in self.aliases
+        return name == self.name or name in self.aliases or name in self.adapters
+
+    def takes_adapters(self, ids: Sequence[int]) -> None:
+        """Notes which LoRA adapters there are; each is a model of its own, ``NAME:ID``."""
+        self.adapters = {f"{self.name}:{id_}": id_ for id_ in ids}
+
+    def adapter_inputs(self, name: str | None) -> dict[str, Input]:
+        """Returns the inputs that choose the adapter of a request.
+
+        Args:
+            name: What it calls the model.
+        """
+        id_ = self.adapters.get(name) if name is not None else None
+        return {} if id_ is None else {"lora_task_id": id_}
 
     def encode(self, text: str, param: str, *, add_special_tokens: bool | None = None) -> list[int]:
         """Returns the token ids of a text, as the served models encode it.
@@ -214,6 +238,10 @@ class Model:
                 "messages",
                 "no_chat_template",
             )
+        for name in _RENDERED:
+            if name in (variables or {}):
+                param = f"chat_template_kwargs.{name}"
+                raise refused(f"{param} is the gateway's to set: leave it out.", param)
         try:
             return self.template.render(
                 messages,
@@ -335,6 +363,7 @@ def _of_repository(
             int(build.get("max_input_len") or longest),
             int(build.get("max_batch_size") or 0),
             default_max_tokens,
+            _block(repository, build),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
@@ -363,6 +392,15 @@ def _of_repository(
         tool_calls=tool_calls,
         fingerprint=fingerprint,
         created=created,
+    )
+
+
+def _block(repository: Path, build: Mapping[str, Any]) -> int | None:
+    if _parameters(repository, ENGINE).get("enable_kv_cache_reuse") != "true":
+        return None
+    # TensorRT-LLM has it among its plugins' settings.
+    return build.get("tokens_per_block") or (build.get("plugin_config") or {}).get(
+        "tokens_per_block"
     )
 
 

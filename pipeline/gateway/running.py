@@ -17,6 +17,8 @@ from pipeline.gateway.desk import Desk
 from pipeline.triton.ports import local_address
 
 LOOK_S = 0.05
+QUEUE = 1024
+"""Connections that wait in the kernel to be taken."""
 LAST_WORDS_S = 2.0
 """Seconds that connections get for an error event at the end of a drain."""
 KEEP_ALIVE_S = 75
@@ -42,7 +44,7 @@ def listen(host: str, port: int, option: str) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
-        opened.listen(1024)
+        opened.listen(QUEUE)
     except (OSError, OverflowError) as error:
         opened.close()
         in_use = getattr(error, "errno", None) == errno.EADDRINUSE
@@ -164,12 +166,13 @@ class RunningGateway:
         import uvicorn
 
         from pipeline.gateway.app import make_app
-        from pipeline.gateway.connections import bounded
+        from pipeline.gateway.connections import MOST_AT_ONCE, bounded
 
         self._desk = desk = self._make()
         config = uvicorn.Config(
             make_app(desk),
             http=bounded(),
+            backlog=MOST_AT_ONCE,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -180,12 +183,17 @@ class RunningGateway:
         server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[self._opened]))
         checking = asyncio.ensure_future(self._check(desk)) if self._check else None
+        queues = False
         patient_until = time.monotonic() + self._patience_s
         try:
             while not (self._stopping or serving.done()):
                 if checking and checking.done():
                     checking.result()
                     checking = None
+                if server.started and not queues:
+                    # uvicorn has made it as short as what it takes at a time.
+                    queues = True
+                    self._opened.listen(QUEUE)
                 if server.started and (not checking or time.monotonic() > patient_until):
                     self._ready.set()
                 await asyncio.sleep(LOOK_S)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from pipeline.gateway.engine import Generation, Input, Tokens, Value
+from pipeline.gateway.usage import COUNTS_REUSE
 from pipeline.triton.contract import ENGINE, KNOWN, SCORES_PROMPTS, scoring_prompts
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _TYPES: Mapping[str, str] = {
 }
 _WORD_LISTS = ("stop_words_list", "bad_words_list")
 _ALWAYS = ("output_ids", "sequence_length")
+_REUSED = "kv_cache_reused_blocks"
 
 
 class ServedEngine:
@@ -121,6 +123,8 @@ def message_for(asked: Generation, *, streaming: bool) -> Any:
         outputs.append("output_log_probs")
     if asked.inputs.get(SCORES_PROMPTS):
         outputs.append("prompt_log_probs")
+    if asked.inputs.get(COUNTS_REUSE):
+        outputs.append(_REUSED)
     message = new_message(ENGINE, request_id=asked.request_id, outputs=outputs)
     given: dict[str, Input] = {
         "input_ids": asked.prompt,
@@ -155,6 +159,7 @@ def read_tokens(tensors: Tensors, counted: int) -> Tokens:
         ids,
         None if scores is None else scores[counted : counted + len(ids)],
         _floats(tensors, "prompt_log_probs"),
+        None if (found := tensors.get(_REUSED)) is None else int(found.values[0]),
     )
 
 

@@ -50,6 +50,7 @@ class Writer:
 
     Attributes:
         tokens: Tokens of the answer so far.
+        reused_blocks: KV blocks of the prompt that the first server had; None where it did not say.
         stopped: Whether a stop word ended the text, so that the engine's work is no longer needed.
     """
 
@@ -76,6 +77,7 @@ class Writer:
         self._end_ids = frozenset(end_ids)
         self._ended = False
         self.tokens = 0
+        self.reused_blocks: int | None = None
 
     @property
     def stopped(self) -> bool:
@@ -89,6 +91,8 @@ class Writer:
         one, so it does not count.
         """
         ids = new.ids
+        if self.reused_blocks is None:
+            self.reused_blocks = new.reused_blocks
         if ids and ids[-1] in self._end_ids:
             self._ended, ids = True, ids[:-1]
         text = ""

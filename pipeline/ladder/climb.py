@@ -35,7 +35,7 @@ from pipeline.preflight.streams import check_levels
 from pipeline.progress import Progress
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
-from pipeline.running.planner import PlannedStage
+from pipeline.running.planner import SERVED, PlannedStage
 from pipeline.running.runner import run_recipe
 from pipeline.stages import report as report_stage
 from pipeline.stages import repository as repository_stage
@@ -60,6 +60,7 @@ class Wishes:
         again: Whether the load is measured also where the same servers were measured before.
         price: Instead of ``cost.price_per_hour``.
         utilization: Instead of ``cost.utilization``.
+        quality: Whether quality and size are all that is compared, so that nothing is served.
     """
 
     formats: str | None
@@ -67,6 +68,7 @@ class Wishes:
     again: bool = False
     price: float | None = None
     utilization: float | None = None
+    quality: bool = False
 
 
 def climb(
@@ -125,7 +127,7 @@ def climb(
         )
     rows, repositories = [], {}
     for rung in rungs:
-        row, repository = _build(rung, build, progress, on_stage)
+        row, repository = _build(rung, build, progress, on_stage, quality=wishes.quality)
         rows.append(row)
         if repository:
             repositories[rung.name] = repository
@@ -147,6 +149,8 @@ def _build(
     build: BuildDir,
     progress: Progress,
     on_stage: Callable[[str, PlannedStage, float], None],
+    *,
+    quality: bool,
 ) -> tuple[dict[str, Any], Artifact | None]:
     """The row of a rung, and its repository where there is one to be loaded."""
     if rung.recipe is None:
@@ -160,7 +164,14 @@ def _build(
         on_stage(rung.label, planned, seconds)
 
     try:
-        run_recipe(rung.recipe, build, progress, on_stage=remember, past_checks=True)
+        run_recipe(
+            rung.recipe,
+            build,
+            progress,
+            on_stage=remember,
+            past_checks=True,
+            without=SERVED if quality else (),
+        )
     except NOT_THE_RUNG:
         raise
     except PipelineError as error:

@@ -166,7 +166,7 @@ def measured_again(
             server = open_server(
                 artifact.path, logs / f"{name}.log", target=str(artifact.facts["target"])
             )
-            urls[name] = stack.enter_context(server).grpc_url
+            urls[name] = stack.enter_context(server).url
         words = f"load test of {len(urls)} servers in turns"
         task = stack.enter_context(progress.task(words, 1.0))
         done = 0.0

@@ -128,8 +128,9 @@ def read_quantization(
     if not section:
         return None
     named = section.get("quant_method") if isinstance(section, dict) else None
-    if named == "modelopt" and directory is not None and "quant_algo" not in section:
-        section = {**(_flattened(_beside(directory / "hf_quant_config.json") or {})), **section}
+    if named == "modelopt" and directory is not None:
+        # The groups are in this file alone.
+        section = {**_flattened(_beside(directory / "hf_quant_config.json") or {}), **section}
     if not isinstance(section, dict) or named not in METHODS:
         raise UnsupportedError(
             f"the model is quantized already, by {named or 'a method it does not name'}",

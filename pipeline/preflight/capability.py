@@ -21,7 +21,6 @@ from pipeline.targets import TARGETS, get_target, own_types
 
 ANY = "any"
 """Stands for a model and a text that nothing here depends on."""
-USUAL_GPU = "H100-80GB"
 USUAL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 1024,
@@ -100,7 +99,6 @@ def usual_recipe() -> Recipe:
             "name": ANY,
             "model": {"source": ANY},
             "quantize": {"format": "float16"},
-            "compile": {"gpu": USUAL_GPU},
         }
     )
 

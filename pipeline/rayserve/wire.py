@@ -19,8 +19,8 @@ from trtllm_client import ClientError, ServerFailed
 
 Request = Mapping[str, Any]
 Item = tuple[Any, ...]
-"""``(ids, log_probs, prompt_log_probs)`` of one response; or an error, as its class's name and its
-text's four parts."""
+"""``(ids, log_probs, prompt_log_probs, reused_blocks)`` of one response; or an error, as its
+class's name and its text's four parts."""
 
 _PARTS = ("what", "where", "why", "fix")
 
@@ -47,7 +47,7 @@ def unpack_request(request: Request) -> Generation:
 
 def pack_tokens(tokens: Tokens) -> Item:
     """Makes plain values of a response."""
-    return tokens.ids, tokens.log_probs, tokens.prompt_log_probs
+    return tokens.ids, tokens.log_probs, tokens.prompt_log_probs, tokens.reused_blocks
 
 
 def pack_error(error: ClientError) -> Item:
@@ -71,5 +71,6 @@ def unpack(item: Item) -> Tokens:
         if not (isinstance(kind, type) and issubclass(kind, ClientError)):
             kind = ServerFailed
         raise kind(what, where=where, why=why, fix=fix)
-    ids, log_probs, prompt_log_probs = item
-    return Tokens(tuple(ids), log_probs, prompt_log_probs)
+    # A replica of another version may have more or fewer.
+    ids, log_probs, prompt_log_probs, *more = item
+    return Tokens(tuple(ids), log_probs, prompt_log_probs, more[0] if more else None)

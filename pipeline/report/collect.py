@@ -201,7 +201,8 @@ def _tools(recipe: Recipe, inputs: Mapping[str, Artifact]) -> dict[str, str]:
     An engine that was built elsewhere says itself what it was built with.
     """
     target = get_target(recipe.compile.target)
-    serving = () if target.triton_model is None else SERVING_TOOLS
+    own = tuple(package for package, _ in target.needs(recipe)) if target.own_server else ()
+    serving = own if target.triton_model is None else SERVING_TOOLS
     compiled = inputs["compile"].facts if "compile" in inputs else {}
     return {**versions((*TOOLS, *serving)), **(compiled.get("tools") or target.tools())}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pipeline.preflight.remarks import engine_not_measured
@@ -43,6 +43,12 @@ STAGES: tuple[Stage, ...] = (
 # What there is to do with an engine that Triton serves, and not with one that is only exported.
 SERVED = frozenset({"repository", "verify", "bench"})
 
+# What is another thing where an engine has a server of its own.
+_OWN_TITLES = {
+    "repository": "assemble what the engine's own server is started with",
+    "verify": "test it with the engine's own server over HTTP",
+}
+
 Status = Literal["cached", "run", "waits"]
 
 
@@ -81,12 +87,14 @@ def stages_for(recipe: Recipe, engine: GivenEngine | None = None) -> tuple[Stage
     if engine_not_measured(recipe):
         left_out.add("fidelity")
     target = get_target(recipe.compile.target)
-    exported = target.triton_model is None
+    exported = target.triton_model is None and not target.own_server
     if exported:
         left_out |= SERVED
     measured = None if "fidelity" in left_out else "fidelity"
 
     def own(stage: Stage) -> Stage:
+        if target.own_server and stage.name in _OWN_TITLES:
+            return replace(stage, title=_OWN_TITLES[stage.name])
         if stage.name != compile_stage.STAGE.name:
             return stage
         compiling = stage if engine is None else compile_stage.adopting(engine)

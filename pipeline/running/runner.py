@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,6 +73,7 @@ def run_recipe(
     engine: GivenEngine | None = None,
     on_stage: Listener = lambda _line, _seconds: None,
     past_checks: bool = False,
+    without: Collection[str] = (),
 ) -> RunResult:
     """Brings every artifact of a recipe up to date and deploys what has a place for people.
 
@@ -89,6 +90,7 @@ def run_recipe(
         on_stage: Called after each stage with its planned stage and the seconds it took.
         past_checks: Goes on where a check refuses an artifact, so that what is not good enough is
             measured all the same. From there on no folder is deployed.
+        without: Names of stages to leave out, such as all that serve the engine.
 
     Raises:
         RecipeError: A text cannot be read, or the load test is more than the server takes; nothing
@@ -106,7 +108,7 @@ def run_recipe(
         progress,
         force,
         on_stage,
-        stages=stages_for(recipe, engine),
+        stages=[one for one in stages_for(recipe, engine) if one.name not in without],
         past_checks=past_checks,
     )
     stages = _until(run.stages, until)

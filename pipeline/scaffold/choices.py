@@ -123,9 +123,9 @@ def choose(asked: Asked, facts: ModelFacts, directory: Path, stored: str | None)
     """
     dtype: Dtype = "bfloat16" if stored == "bfloat16" else "float16"
     declined: dict[FormatName, UnsupportedError] = {}
-    for row in _rows(asked, dtype):
+    for row in _rows(asked, dtype, facts):
         for sizes in _attempts(row, facts, asked):
-            recipe = _trial(asked, row, dtype, sizes)
+            recipe = _trial(asked, row, dtype, sizes, facts)
             try:
                 check_model(recipe, directory)
                 room = get_target(asked.target).room(recipe, facts)
@@ -137,7 +137,9 @@ def choose(asked: Asked, facts: ModelFacts, directory: Path, stored: str | None)
                 found.set("model.dtype", recipe.dtype, _dtype_reason(recipe.dtype, stored, row))
                 if row.weight_bits == 32:
                     del found.values["model.dtype"]  # which it never is
-                found.set("quantize.format", row.name, _format_reason(asked, sizes, declined))
+                found.set(
+                    "quantize.format", row.name, _format_reason(asked, sizes, declined, facts)
+                )
                 return found
             declined.setdefault(row.name, _too_small(recipe, row, room))
     raise next(iter(declined.values()))
@@ -156,9 +158,11 @@ def longest_sequence(facts: ModelFacts) -> int:
     )
 
 
-def _rows(asked: Asked, dtype: Dtype) -> list[Format]:
+def _rows(asked: Asked, dtype: Dtype, facts: ModelFacts) -> list[Format]:
     if asked.format is not None:
         return [FORMATS[asked.format]]
+    if facts.quantized is not None:
+        return [facts.quantized.row]
     rows = sorted(FORMATS.values(), key=lambda row: row.weight_bits)
     return [row for row in rows if not row.needs_fp8 and row.dtype in (None, dtype)]
 
@@ -166,6 +170,8 @@ def _rows(asked: Asked, dtype: Dtype) -> list[Format]:
 def _attempts(row: Format, facts: ModelFacts, asked: Asked) -> Iterator[_Sizes]:
     """Yields what to try for a format, best first."""
     groups: Sequence[int | None] = sorted(row.group_sizes, reverse=True) or [None]
+    if facts.quantized is not None and facts.quantized.group_size in groups:
+        groups = [facts.quantized.group_size]
     longest = min(longest_sequence(facts), LONGEST)
     longest = longest // 32 * 32 or longest
     most = CompileSection().max_batch_size * (2 if asked.gpu else 1)
@@ -190,8 +196,10 @@ def _halvings(most: int, least: int) -> list[int]:
     return found
 
 
-def _trial(asked: Asked, row: Format, dtype: Dtype, sizes: _Sizes) -> Recipe:
+def _trial(asked: Asked, row: Format, dtype: Dtype, sizes: _Sizes, facts: ModelFacts) -> Recipe:
     trial = Choices()
+    if facts.quantized is not None:
+        trial.set("quantize.stored", facts.quantized.method)
     trial.set("name", "new")
     trial.set("model.source", asked.model)
     if row.dtype is None:
@@ -232,11 +240,15 @@ def _choices(facts: ModelFacts, recipe: Recipe, sizes: _Sizes, room: Room | None
         found.set(
             "quantize.group_size",
             sizes.group_size,
-            "the largest that divides the sides of every linear"
+            "that of the model's files"
+            if facts.quantized
+            else "the largest that divides the sides of every linear"
             + (f" on each of {sizes.ranks} ranks" if sizes.ranks > 1 else ""),
         )
     window = min(WINDOW, longest_sequence(facts))
-    if row.calibration:
+    if facts.quantized is not None:
+        found.set("quantize.stored", facts.quantized.method, facts.quantized.words())
+    elif row.calibration:
         found.set("quantize.calibration.sequence_length", window)
     found.set("evaluate.sequence_length", max(window, 2))
     found.set("compile.target", engine.target)
@@ -270,7 +282,10 @@ def _format_reason(
     asked: Asked,
     sizes: _Sizes,
     declined: Mapping[FormatName, UnsupportedError],
+    facts: ModelFacts,
 ) -> str:
+    if facts.quantized is not None:
+        return "what the model's files are already; their codes are taken over as they are"
     if asked.format is not None:
         return "as asked for"
     row, advice = sizes.row, ""

@@ -21,6 +21,7 @@ SHOWN = frozenset(
     (
         *("schema", "name", "model.source", "model.revision", "model.dtype"),
         *("quantize.format", "quantize.group_size", "quantize.smoothquant_alpha"),
+        "quantize.stored",
         *("quantize.calibration.text", "quantize.calibration.samples"),
         *("quantize.calibration.sequence_length", "quantize.calibration.batch_size"),
         *("evaluate.text", "evaluate.tokens", "evaluate.sequence_length"),

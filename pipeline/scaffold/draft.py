@@ -116,7 +116,7 @@ def draft(
         pinned = "what the main branch was when this was written"
         choices.set("model.revision", directory.name, pinned)
     row = FORMATS[choices.values["quantize.format"]]
-    if row.calibration:
+    if row.calibration and facts.quantized is None:
         choices.set("quantize.calibration.text", _text(texts.calibration, path), texts.reasons[0])
     choices.set("evaluate.text", _text(texts.heldout, path), texts.reasons[1])
     for key, words in _gate_words(facts, row.weight_bits):
@@ -174,7 +174,8 @@ def _left_out(choices: Choices, local: bool) -> frozenset[str]:
         "model.dtype": "model.dtype" not in choices.values,
         "quantize.group_size": not row.group_sizes,
         "quantize.smoothquant_alpha": row.searched != "smoothquant_alpha",
-        "quantize.calibration": row.calibration is None,
+        "quantize.stored": "quantize.stored" not in choices.values,
+        "quantize.calibration": row.calibration is None or "quantize.stored" in choices.values,
     }
     return frozenset(key for key, left in absent.items() if left)
 

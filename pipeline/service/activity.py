@@ -6,7 +6,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.tables import number
@@ -17,6 +17,8 @@ TIMEOUT_S = 2.0
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _SAMPLE = re.compile(r"^(?P<name>\w+)\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE)
+# Of servers without labels, which have their own name in front, as llama.cpp's has.
+_OWN = re.compile(r"^\w+:(\w+) (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -31,6 +33,7 @@ class Counters:
         tokens: That were generated; None where the server does not count them.
         active: Requests that have not ended; None where the server does not say.
         waiting: Those of them that have not begun; likewise.
+        counted: Whether the server counts requests.
     """
 
     requests: float = 0
@@ -39,6 +42,7 @@ class Counters:
     tokens: float | None = None
     active: float | None = None
     waiting: float | None = None
+    counted: bool = True
 
 
 def read_counters(text: str) -> Counters:
@@ -48,6 +52,8 @@ def read_counters(text: str) -> Counters:
     the names of TensorRT-LLM's backend, and the tokens of each request once it has ended, or of all
     as they come.
     """
+    if own := dict(_OWN.findall(text)):
+        return _of_own_server(own)
     requests = failed = cancelled = 0.0
     others: dict[str, float] = {}
     for name, labels, value in samples(text):
@@ -71,32 +77,44 @@ def read_counters(text: str) -> Counters:
     )
 
 
+def _of_own_server(values: Mapping[str, str]) -> Counters:
+    """Those of llama.cpp's own server, which does not count requests."""
+    running, deferred = (
+        float(values.get(f"requests_{which}", 0)) for which in ("processing", "deferred")
+    )
+    tokens = float(values.get("tokens_predicted_total", 0))
+    return Counters(tokens=tokens, active=running + deferred, waiting=deferred, counted=False)
+
+
 def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
     """Yields name, labels and value of each sample of a metrics page that has labels."""
     for sample in _SAMPLE.finditer(text):
         yield sample["name"], dict(_LABEL.findall(sample["labels"])), float(sample["value"])
 
 
-def page(url: str) -> str | None:
+def page(url: str, headers: Mapping[str, str] | None = None) -> str | None:
     """Fetches a metrics page; None where nothing answers.
 
     Args:
         url: Of the page.
+        headers: What the server asks for.
     """
+    asked = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 -- http alone
     try:
-        with _DIRECT.open(url, timeout=TIMEOUT_S) as answer:
+        with _DIRECT.open(asked, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode(errors="replace"))
     except (OSError, urllib.error.URLError, http.client.HTTPException):
         return None
 
 
-def ask(url: str) -> Counters | None:
+def ask(url: str, headers: Mapping[str, str] | None = None) -> Counters | None:
     """Fetches a server's metrics; None where it does not answer.
 
     Args:
         url: Of the metrics page.
+        headers: What the server asks for.
     """
-    text = page(url)
+    text = page(url, headers)
     return None if text is None else read_counters(text)
 
 
@@ -117,7 +135,7 @@ def activity(before: Counters, now: Counters, seconds: float) -> str | None:
     if any(its < earlier for its, earlier in zip(_totals(now), _totals(before), strict=True)):
         before = Counters()
     ended = int(now.requests - before.requests)
-    parts = [f"{ended:,} request{'' if ended == 1 else 's'}"]
+    parts = [f"{ended:,} request{'' if ended == 1 else 's'}"] if now.counted else []
     for word, count in (
         ("failed", now.failed - before.failed),
         ("cancelled", now.cancelled - before.cancelled),

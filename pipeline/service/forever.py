@@ -74,10 +74,7 @@ def serve_forever(
         stop = _Stop(server, relay)
         for number in numbers:
             signal.signal(number, stop.ask)
-        scheme = "grpcs://" if server.encrypted else ""
-        addresses = {"grpc": f"{scheme}{server.grpc_url}"}
-        if server.http:
-            addresses["http"] = server.http_url
+        addresses = server.addresses
         also = stack.enter_context(beside(server)) if beside else None
         if also:
             addresses |= also.addresses
@@ -94,7 +91,7 @@ def serve_forever(
             if line := report.line():
                 relay.say(line)
         notify.tell(manager, "STOPPING=1")
-        relay.say(farewell(ask(server.metrics_url), server.patience_s))
+        relay.say(farewell(ask(server.metrics_url, server.metrics_headers), server.patience_s))
 
 
 def farewell(counters: Counters | None, patience_s: float) -> str:
@@ -139,7 +136,7 @@ class _Report:
 
     def __init__(self, server: RunningServer, every: float) -> None:
         self._server, self._every = server, every
-        self._before = (ask(server.metrics_url) if every else None) or Counters()
+        self._before = (self._ask() if every else None) or Counters()
         self._since = self._next = time.monotonic()
         self._next += every
 
@@ -150,12 +147,15 @@ class _Report:
         self._next = now + self._every
         if trouble := self._server.trouble:
             return f"{timestamp()} not serving: {trouble}"
-        counters = ask(self._server.metrics_url)
+        counters = self._ask()
         if counters is None:
             return None
         said = activity(self._before, counters, now - self._since)
         self._before, self._since = counters, now
         return f"{timestamp()} {said}" if said else None
+
+    def _ask(self) -> Counters | None:
+        return ask(self._server.metrics_url, self._server.metrics_headers)
 
 
 def timestamp() -> str:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.source.probes import OWN_FOLDER
 from pipeline.triton.tensors import BLS, PREPROCESSING
 
 KEY_OPTION = "--key-from"
@@ -59,7 +60,27 @@ def greeting(
         ]
         if has_chat_template(repository):
             lines.append(f"  trtllm-pipeline generate --chat {at}")
+    elif "grpc" not in addresses and "openai" in addresses:
+        curl = []
+        if KEY_OPTION not in access:
+            curl = ask_openai(addresses["openai"], chats=chats_by_itself(repository))
+        at = shlex.join(["--url", addresses["openai"].removesuffix("/v1"), *access])
+        lines += ["try:", *curl, f"  trtllm-pipeline generate {at} {shlex.quote(_PROMPT)}"]
+        if chats_by_itself(repository):
+            lines.append(f"  trtllm-pipeline generate --chat {at}")
     return "\n".join(lines)
+
+
+def chats_by_itself(repository: Path) -> bool:
+    """Says whether a repository with a server of its own has a model with a chat template."""
+    folder = repository / OWN_FOLDER
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return '"chat_template"' in config
 
 
 def ask_openai(url: str, *, chats: bool) -> list[str]:

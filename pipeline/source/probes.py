@@ -24,6 +24,8 @@ from trtllm_client import ChatTemplate, InvalidRequest
 FILE_NAME = "probes.json"
 # Of a repository, as pipeline.triton.parameters.TOKENIZER_DIR, which imports more than this needs.
 TOKENIZER_FOLDER = "preprocessing/1/tokenizer"
+OWN_FOLDER = "tokenizer"
+"""In the repository of an engine that has a server of its own."""
 
 TEXTS = (
     "Once upon a time, there was a cat.",
@@ -222,7 +224,7 @@ def known_probes(directory: Path) -> Probes | None:
     Raises:
         UsageError: They are damaged.
     """
-    for folder in (directory / TOKENIZER_FOLDER, directory):
+    for folder in (directory / TOKENIZER_FOLDER, directory / OWN_FOLDER, directory):
         if (folder / FILE_NAME).is_file():
             return read_probes(folder / FILE_NAME)
     return None

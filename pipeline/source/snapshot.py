@@ -290,10 +290,14 @@ def stored_tensors(directory: Path, place: str) -> dict[str, StoredTensor]:
 
 
 def main_dtype(tensors: Mapping[str, StoredTensor]) -> str:
-    """Finds the dtype of most elements, by torch's name."""
+    """Finds the dtype of most elements in floating point, by torch's name.
+
+    Codes of weights that are quantized already say nothing of what the model computes in.
+    """
     elements: dict[str, int] = {}
     for tensor in tensors.values():
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    elements = {name: count for name, count in elements.items() if name in FLOATING} or elements
     largest = max(elements, key=lambda name: elements[name])
     return FLOATING.get(largest, largest)
 

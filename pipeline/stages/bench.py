@@ -15,7 +15,7 @@ from pipeline.processor import processor_name
 from pipeline.recipe.schema import Recipe
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs, own_server
 
 RESULT_NAME = "bench.json"
 TEXT_KEY = "evaluate.text"
@@ -43,7 +43,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     Raises:
         RecipeError: The text cannot be read.
     """
-    return {**measured_with(), "text": text_digest(recipe, TEXT_KEY)}
+    return {**measured_with(), "text": text_digest(recipe, TEXT_KEY), **own_server(recipe)}
 
 
 def measured_with() -> dict[str, Any]:
@@ -110,7 +110,7 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.task("load test", bench.rounds) as task,
     ):
         results = measure(
-            server.grpc_url,
+            server.url,
             concurrency=bench.concurrency,
             requests=bench.requests,
             rounds=bench.rounds,

@@ -141,7 +141,9 @@ def run(context: StageContext) -> dict[str, Any]:
     engine_source = context.inputs["compile"].path
     engine_config = _engine_config(engine_source)
     target = get_target(recipe.compile.target)
-    # plan.stages_for leaves this stage out for a target that is not served by Triton.
+    if target.own_server:
+        return _self_served(context)
+    # planner.stages_for leaves this stage out for a target that is served by nobody.
     assert target.triton_model is not None
     engine = target.triton_model(recipe, engine_config)
     tokenizer, template = _open_tokenizer(context)
@@ -187,6 +189,33 @@ def run(context: StageContext) -> dict[str, Any]:
         "target": recipe.compile.target,
         "tokenizer": written,
         **switched_off,
+    }
+
+
+def _self_served(context: StageContext) -> dict[str, Any]:
+    """Fills the repository of an engine that has a server of its own."""
+    from pipeline.targets import self_served
+
+    output, recipe = context.output, context.recipe
+    source, engine = context.inputs["source"].path, context.inputs["compile"].path
+    tokenizer, template = _open_tokenizer(context)
+    folder = output / self_served.TOKENIZER
+    _deliver_tokenizer(source, folder)
+    _deliver_generation_config(source, folder)
+    written = _write_tokenizer(context, tokenizer, template, folder)
+    for name in files_below(engine):
+        if name not in (MANIFEST, LOG_NAME):
+            link_or_copy(engine / name, output / self_served.ENGINE / name)
+    built_for = get_target(recipe.compile.target).section(recipe)["compile"]
+    _write_json(output / self_served.SETTINGS, {"name": recipe.name, "compile": built_for})
+    _write_provenance(context)
+    files = files_below(output)
+    return {
+        "models": [recipe.name],
+        "files": len(files),
+        "bytes": sum((output / name).stat().st_size for name in files),
+        "target": recipe.compile.target,
+        "tokenizer": written,
     }
 
 

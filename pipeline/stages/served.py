@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
-from pipeline.dependencies import Requirements, check_installed
+from pipeline.dependencies import Requirements, check_installed, versions
 from pipeline.recipe.schema import Recipe
 from pipeline.store.digests import digest_of, file_digest, files_below
 from pipeline.targets import get_target
@@ -64,6 +65,22 @@ def target_package(recipe: Recipe) -> str:
     """
     module = type(get_target(recipe.compile.target)).__module__
     return "/".join(module.split(".")[1:-1])
+
+
+def own_server(recipe: Recipe) -> dict[str, Any]:
+    """Gathers what decides the answers of an engine that has a server of its own, for a key.
+
+    It is empty for an engine of Triton's.
+
+    Raises:
+        UnsupportedError: There is no such target.
+    """
+    target = get_target(recipe.compile.target)
+    if not target.own_server:
+        return {}
+    packages = [package for package, _ in target.needs(recipe)]
+    code = code_digest("engine_client", target_package(recipe))
+    return {"server": {"code": code, "tools": versions(packages)}}
 
 
 def needs(recipe: Recipe) -> Requirements:

@@ -12,7 +12,7 @@ from pipeline.recipe.paths import without_paths
 from pipeline.recipe.schema import PROMPTS_KEY, Recipe
 from pipeline.source.texts import text_digest
 from pipeline.stages.base import Stage, StageContext
-from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs
+from pipeline.stages.served import CLIENT, LOG_NAME, TOOLS, code_digest, needs, own_server
 from pipeline.store.artifact import Artifact
 
 JSON_NAME = "verify.json"
@@ -40,7 +40,7 @@ def material(recipe: Recipe) -> dict[str, Any]:
     """
     code = code_digest(CLIENT, "verify", "triton", *SOURCES)
     prompts = text_digest(recipe, PROMPTS_KEY)
-    return {"code": code, "tools": versions(TOOLS), "prompts": prompts}
+    return {"code": code, "tools": versions(TOOLS), "prompts": prompts, **own_server(recipe)}
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def run(context: StageContext) -> dict[str, Any]:
                     context.progress.note(f"{result.name} {result.status}: {result.reason}")
 
             report = run_conformance(
-                server.grpc_url,
+                server.url,
                 only=settings.only,
                 skip=settings.skip,
                 tolerance=settings.tolerance,

@@ -414,7 +414,15 @@ class Target(Protocol):
     @property
     def triton_model(self) -> TritonModel | None:
         """How Triton runs an engine. A target that only exports has None here: its chain of stages
-        ends at ``compile``, and the methods below that concern a repository are never called.
+        ends at ``compile``, and the methods below that concern a repository are never called;
+        unless it has a server of its own.
+        """
+
+    @property
+    def own_server(self) -> bool:
+        """Whether an engine is served by a server of its own, with OpenAI's API, and not by Triton.
+
+        Its repository is made of ``targets/self_served.py``.
         """
 
     def engine_problems(

@@ -51,6 +51,7 @@ class ExportedTarget(ABC):
     Attributes:
         name: Its word in ``compile.target``.
         program: What runs the files, as people call it, such as ``vLLM``.
+        own_server: Whether the program is started here to serve; see ``self_served.py``.
         rounds_activations: Whether the program computes in the checkpoint's dtype.
         reads_source: Such a folder is all that its program gets, so tokenizer, chat template and
             licence of the source go along.
@@ -61,6 +62,7 @@ class ExportedTarget(ABC):
 
     name: str
     program: str
+    own_server: bool = False
     own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations: bool = True
     reads_source: bool = True

@@ -28,6 +28,8 @@ DRAFT_ENGINE_DIR = f"{DRAFT}/1/engine"
 CHAT_TEMPLATE, CHAT_TEMPLATE_TOKENS = "chat_template", "chat_template_tokens"
 """Parameters of ``preprocessing`` for clients: the Jinja source, and the special tokens' texts as a
 JSON object; no model reads them."""
+ADAPTERS = "lora_task_ids"
+"""The parameter of ``tensorrt_llm_bls`` with the ids of the LoRA adapters that there are."""
 MODEL_DIGEST = "model_digest"
 """The parameter of ``preprocessing`` that tells clients which weights are served: the digest of the
 checkpoint that the engine was compiled from. No model reads it."""
@@ -147,7 +149,7 @@ def _bls(recipe: Recipe, engine: EngineModel) -> dict[str, str]:
     serve = recipe.serve
     guided = {"guided_decoding_backend": serve.guided_decoding} if serve.guided_decoding else {}
     greedy = {"decodes_greedily": "true"} if engine.greedy else {}
-    adapters = {"lora_task_ids": ",".join(map(str, engine.lora_task_ids))}
+    adapters = {ADAPTERS: ",".join(map(str, engine.lora_task_ids))}
     draft = {
         "tensorrt_llm_draft_model_name": DRAFT,
         "max_draft_len": str(engine.draft.max_draft_len if engine.draft else 0),

@@ -143,6 +143,23 @@ class RunningServer(ABC):
         """
 
     @property
+    def url(self) -> str:
+        """The address that clients are given, for ``pipeline.engine_client.connect``."""
+        return self.grpc_url
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it answers, by protocol, for people and their clients."""
+        scheme = "grpcs://" if self.encrypted else ""
+        found = {"grpc": f"{scheme}{self.grpc_url}"}
+        return {**found, "http": self.http_url} if self.http else found
+
+    @property
+    def metrics_headers(self) -> dict[str, str]:
+        """What has to be sent for the metrics."""
+        return {}
+
+    @property
     def grpc_url(self) -> str:
         """``host:port`` for gRPC clients on this machine; TLS is for them to know."""
         return f"{local_address(self.host)}:{self.grpc_port}"

@@ -6,39 +6,32 @@ needs Triton's model control API, with which anyone who reaches the port can rep
 the watchdog restarts the whole server, on the same ports: requests in flight end with an error that
 clients understand, a crash of the server itself is mended in the same way, and the API stays off. A
 process that lives and does nothing (:mod:`pipeline.triton.progress`) is taken for a dead one.
-
-A server that was ready once is restarted as often as it takes, with growing pauses. What its starts
-then fail of is the machine's, a full disk or little memory, and nobody here can tell whether it
-passes; so only time ends it.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
 
-from pipeline.errors import PipelineError, ServerError
+from pipeline.errors import ServerError
 from pipeline.triton import veil
 from pipeline.triton.access import GUARDED_APIS, KEY_NAME, ServerTls
 from pipeline.triton.failure import crash_signal, find_cause, has_given_up, is_doomed
 from pipeline.triton.flags import CLOSED_APIS, restrictions, server_flags
 from pipeline.triton.installation import Installation
-from pipeline.triton.log import LogPlace, lines_since, open_log, place_of, written_since
+from pipeline.triton.log import LogPlace, lines_since, open_log
 from pipeline.triton.memory import Memory, memory_of
 from pipeline.triton.owners import places, sweep
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.progress import Progress
-from pipeline.triton.running import GIVE_UP_AFTER_S, HUNG_AFTER_S, RunningServer
+from pipeline.triton.running import GIVE_UP_AFTER_S, HUNG_AFTER_S
 from pipeline.triton.stubs import NOTICED_S, LoadingStubs, is_alive, live_stubs
-from pipeline.triton.watchdog import Backoff, Watchdog
+from pipeline.triton.supervisor import State, SupervisedServer
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +39,6 @@ EXIT_TIMEOUT_S = 5
 POLL_S = 0.05
 STUBS_S = 0.5
 """Seconds between two looks at the processes of a loading server."""
-
-State = Literal["stopped", "starting", "ready", "recovering", "failed"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Health:
     error: str | None
 
 
-class TritonServer(RunningServer):
+class TritonServer(SupervisedServer):
     """A tritonserver that is ready inside a ``with`` block.
 
     Args:
@@ -118,33 +109,29 @@ class TritonServer(RunningServer):
         tls: ServerTls | None = None,
         key: str | None = None,
     ) -> None:
-        self.repository, self.host, self.log_file = repository, host, log_file
+        super().__init__(
+            "Triton",
+            repository,
+            log_file=log_file,
+            watchdog=watchdog,
+            give_up_after_s=give_up_after_s,
+        )
+        self.repository, self.host = repository, host
         self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
         self._exit_timeout_s, self._ready_timeout_s = exit_timeout_s, ready_timeout_s
         self._backends, self._extra_flags = dict(backends or {}), tuple(flags)
         self._variables = tuple(variables)
         self._tls, self._key = tls, key
         self.encrypted = tls is not None
-        self._watch = watchdog
-        self._watchdog: Watchdog | None = None
-        self._hung_after_s, self._give_up_after_s = hung_after_s, give_up_after_s
-        self._backoff = Backoff()
+        self._hung_after_s = hung_after_s
         self._progress: Progress | None = None
-        self._news: deque[str] = deque()
         self.http = http
         self._process: ServerProcess | None = None
         self._server: int | None = None
         self._stubs: dict[int, str] = {}
         self._looked_at = 0
-        self._log: IO[bytes] | None = None
-        self._state: State = "stopped"
-        self._error: str | None = None
-        self._failure: str | None = None
         # Whether a start has failed for a reason that a second one need not meet.
         self._passing = False
-        self._restarts = 0
-        self._stopping, self._ended = threading.Event(), threading.Event()
-        self.ready_s: float | None = None
 
     def start(self) -> TritonServer:
         """Launches the server and waits until every model is ready.
@@ -189,57 +176,24 @@ class TritonServer(RunningServer):
         except BaseException:
             self.stop()
             raise
-        if self._watch:
-            self._watchdog = Watchdog(self._fault, self._recover, self._watch_failed)
-            self._watchdog.start()
+        self._begin_watch()
         return self
 
     def stop(self) -> None:
-        """Stops the server, with what it started, and waits until nothing of it is left.
-
-        Requests in flight get ``exit_timeout_s``; a client that merely keeps its stream open does
-        not hold the server up for longer. Stopping twice does nothing.
-        """
-        self._stopping.set()
-        if self._watchdog:
-            self._watchdog.stop()
-            self._watchdog = None
-        if self._process:
-            self._process.stop()
-            self._process = None
-        if self._log:
-            self._log.close()
-            self._log = None
+        """Stops the server, with what it started, and waits until nothing of it is left."""
+        super().stop()
         self._stubs = {}
-        if self._state != "failed":
-            self._state = "stopped"
-        self._ended.set()
 
-    def hurry(self) -> None:
-        """Ends a stop that waits for requests in flight, or makes the next one not wait."""
-        self._stopping.set()
-        if self._process:
-            self._process.hurry()
+    def _running(self) -> ServerProcess | None:
+        return self._process
+
+    def _forget(self) -> None:
+        self._process = None
 
     @property
     def patience_s(self) -> float:
         """Seconds that a stopping server waits for requests in flight."""
         return self._exit_timeout_s
-
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Waits until the server is stopped, or the time is up.
-
-        Raises:
-            ServerError: The watchdog gave up or failed.
-        """
-        self._ended.wait(timeout_s)
-        if self._failure is not None:
-            raise ServerError(
-                self._failure,
-                where=self._place(),
-                why=self._error,
-                fix="Find the cause in the server's log and start it again",
-            )
 
     def health(self) -> Health:
         """Returns what is known without asking the server."""
@@ -274,9 +228,7 @@ class TritonServer(RunningServer):
             if not self._passing:
                 raise
             logger.warning("%s: %s; starting it once more", error.what, error.why)
-            if self._process:
-                self._process.stop(at_once=True)
-                self._process = None
+            self._end(at_once=True)
             self._launch()
 
     def _launch(self) -> None:
@@ -333,12 +285,6 @@ class TritonServer(RunningServer):
         self._passing = cause.passing
         return ServerError(what, where=self._place(), why=why, fix=cause.fix)
 
-    def _said_since(self, offset: int) -> str:
-        return written_since(self._log, offset).decode(errors="replace") if self._log else ""
-
-    def _place(self) -> str:
-        return str(place_of(self.log_file) or self.repository)
-
     def _fault(self) -> str | None:
         if self._process is None or self._process.poll() is not None:
             return "tritonserver ended by itself"
@@ -360,62 +306,3 @@ class TritonServer(RunningServer):
             return None
         lines, self._looked_at = lines_since(self._log, self._looked_at)
         return crash_signal(lines.decode(errors="replace"))
-
-    def _recover(self, fault: str) -> bool:
-        """Runs in the watchdog's thread; False ends the watch."""
-        self._state, self._error = "recovering", fault
-        since = time.monotonic()
-        while not self._stopping.is_set():
-            if self._process:
-                # Requests of a dead stub never end; waiting for them is in vain.
-                self._process.stop(at_once=True)
-                self._process = None
-            pause_s = self._backoff.pause_s()
-            self._tell(f"{self._error}; starting Triton again{_in(pause_s)}")
-            if self._stopping.wait(pause_s):
-                return False
-            try:
-                self._launch()
-            except (PipelineError, OSError) as error:
-                self._state, self._error = "recovering", str(error)
-            else:
-                self._restarts += 1
-                self._backoff.ready()
-                took = time.monotonic() - since
-                self._tell(f"ready again after {took:.1f} s; restarts so far: {self._restarts}")
-                return True
-            tried_s = time.monotonic() - since
-            if self._give_up_after_s and tried_s >= self._give_up_after_s:
-                self._fail(f"Triton did not come back in {tried_s:.0f} s and has been given up")
-                break
-        if self._process:
-            self._process.stop(at_once=True)
-            self._process = None
-        return False
-
-    def _tell(self, text: str) -> None:
-        # Whoever serves shows the news; on a console it would stand twice.
-        logger.info("%s", text)
-        self._news.append(text)
-
-    def news(self) -> list[str]:
-        """Returns what the watchdog saw and did since the last call, as sentences."""
-        return [self._news.popleft() for _ in range(len(self._news))]
-
-    @property
-    def trouble(self) -> str | None:
-        """Why it does not serve at the moment; None while it does."""
-        return self._error if self._state == "recovering" else None
-
-    def _watch_failed(self, error: Exception) -> None:
-        self._error = repr(error)
-        self._fail("the watchdog crashed; Triton is no longer supervised")
-
-    def _fail(self, failure: str) -> None:
-        """Lets whoever waits for the server know that it is beyond recovery."""
-        self._state, self._failure = "failed", failure
-        self._ended.set()
-
-
-def _in(pause_s: float) -> str:
-    return f" in {pause_s:.0f} s" if pause_s else ""

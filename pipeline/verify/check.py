@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from pipeline.engine_client.connect import connect_async, speaks_openai
+from pipeline.engine_client.interface import AsyncTextClient, TextClient
 from pipeline.source.probes import Probes
 from pipeline.triton.contract import (
     BLS,
@@ -18,7 +20,11 @@ from pipeline.triton.contract import (
     answering_model,
 )
 from pipeline.verify.requests import NO_END
-from trtllm_client import AsyncClient, Chunk, Client, Completion, InvalidRequest, Tls
+from trtllm_client import Chunk, Completion, InvalidRequest, Tls
+
+if TYPE_CHECKING:
+    from pipeline.engine_client.openai_client import OpenAiClient
+    from trtllm_client import Client
 
 Details = dict[str, Any]
 Result = TypeVar("Result")
@@ -116,7 +122,7 @@ class Context:
     url: str
     model: str
     plan: Plan
-    client: Client
+    client: TextClient
     tls: Tls | None = None
     headers: Mapping[str, str] | None = None
     probes: Probes | None = None
@@ -126,6 +132,34 @@ class Context:
     near_ties: list[str] = field(default_factory=list)
     http: str = ""
     metrics: str = ""
+
+    @property
+    def on_triton(self) -> bool:
+        """Whether it is a Triton server; otherwise one with OpenAI's API."""
+        return not speaks_openai(self.url)
+
+    @property
+    def triton(self) -> Client:
+        """The client of a Triton server, for what only tensors can say."""
+        return cast("Client", self.client)
+
+    @property
+    def openai(self) -> OpenAiClient:
+        """The client of a server with OpenAI's API, for what only such a server is asked."""
+        return cast("OpenAiClient", self.client)
+
+    @property
+    def tokenizes(self) -> bool:
+        """Whether the server says which tokens a text has."""
+        return not self.on_triton or self.has(PREPROCESSING)
+
+    @property
+    def slots(self) -> int | None:
+        """Requests that the engine generates at once; None where the server does not say."""
+        if self.on_triton and not self.has(ENGINE):
+            return None
+        engine = self.client.model_metadata(ENGINE if self.on_triton else None)
+        return engine.max_batch_size or None
 
     def greedy(self, prompt: str, max_tokens: int | None = None, **fields: Any) -> Completion:
         """The most likely continuation, in one response."""
@@ -217,9 +251,9 @@ class Context:
                 f"{self.model} answers once per request (serve.decoupled), so it cannot stream"
             )
 
-    def async_client(self) -> AsyncClient:
+    def async_client(self) -> AsyncTextClient:
         """A second connection, for many streams at once."""
-        return AsyncClient(
+        return connect_async(
             self.url,
             model=self.model,
             timeout=self.plan.patience,
@@ -257,8 +291,9 @@ class Context:
 
     @property
     def is_bls(self) -> bool:
-        """Whether the model is ``tensorrt_llm_bls``, or its twin that answers once."""
-        return self.model in (BLS, BLS_UNARY)
+        """Whether the model is ``tensorrt_llm_bls``, its twin that answers once, or one that keeps
+        texts whole as they do."""
+        return not self.on_triton or self.model in (BLS, BLS_UNARY)
 
 
 @dataclass(frozen=True)
@@ -272,6 +307,8 @@ class Check:
         run: Returns what it saw; raises CheckFailed, CheckSkipped or a ClientError.
         thorough: Whether it takes long or loads the server, so that it only runs when all are
             asked for, or it by its name.
+        tensors: Whether it is about Triton's models and their tensors, which a server with
+            OpenAI's API does not have.
     """
 
     name: str
@@ -279,15 +316,16 @@ class Check:
     proves: str
     run: Callable[[Context], Details]
     thorough: bool = False
+    tensors: bool = False
 
 
 def check(
-    proves: str, *, asks: str, thorough: bool = False
+    proves: str, *, asks: str, thorough: bool = False, tensors: bool = False
 ) -> Callable[[Callable[[Context], Details]], Check]:
     """Makes a check of a function, under its own name; see :class:`Check`."""
 
     def make(function: Callable[[Context], Details]) -> Check:
-        return Check(function.__name__, asks, proves, function, thorough)
+        return Check(function.__name__, asks, proves, function, thorough, tensors)
 
     return make
 

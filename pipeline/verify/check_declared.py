@@ -31,6 +31,7 @@ _MOST_WORDS = 6
 @check(
     "each response of a stream holds the new text, or all of it where accumulate_tokens says so",
     asks="one prompt streamed, response by response",
+    tensors=True,
 )
 def accumulate_tokens(context: Context) -> Details:
     """The parameter of ``tensorrt_llm_bls`` against a stream as it arrives."""
@@ -38,7 +39,7 @@ def accumulate_tokens(context: Context) -> Details:
     context.needs_streams()
     prompt = context.plan.prompts[0]
     inputs = text_inputs([prompt], context.plan.max_tokens, stream=True, **context.scores)
-    responses = streamed(context.client, inputs)
+    responses = streamed(context.triton, inputs)
     texts = texts_of(responses)
     whole = context.greedy(prompt, end_id=NO_END)
     if sum(map(bool, texts)) < 2:
@@ -72,7 +73,8 @@ def stop_word_kept(context: Context) -> Details:
     prompt = context.plan.prompts[0]
     whole = context.greedy(prompt, end_id=NO_END).text
     declared = context.declared("include_stop_str_in_output") if context.is_bls else None
-    kept = declared is None or declared.lower() in TRUE
+    # OpenAI's API leaves it out.
+    kept = context.on_triton and (declared is None or declared.lower() in TRUE)
     # With the space in front, because the ensemble finds a word only as the tokens of the text.
     words = [f" {word}" for word in whole.split(" ")[2:-1] if word][:_MOST_WORDS]
     for word in words:
@@ -98,6 +100,7 @@ def stop_word_kept(context: Context) -> Details:
 @check(
     "every end id of the model can be asked for, and no other special token passes unnoticed",
     asks="each end id of the model as end_id, and answers without one",
+    tensors=True,
 )
 def end_ids(context: Context) -> Details:
     """The ids that ``preprocessing`` names, against what the engine generates.

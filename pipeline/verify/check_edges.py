@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pipeline.triton.contract import ENGINE, PREPROCESSING
 from pipeline.verify.cases import INVALID
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.check_openai import longest_that_fits
 from pipeline.verify.requests import (
     NO_END,
     engine_inputs,
@@ -39,6 +40,7 @@ _ODD = (
     "max_tokens 0 is refused each time, by name, and the next right request has its text",
     asks="max_tokens 0 twice, on each model, and a right request before and after",
     thorough=True,
+    tensors=True,
 )
 def max_tokens_zero(context: Context) -> Details:
     """A server that fails inside is in another state the second time."""
@@ -64,6 +66,8 @@ def max_tokens_zero(context: Context) -> Details:
 )
 def prompt_limit(context: Context) -> Details:
     """The limit is found by max_tokens, with an end id that ends the answer at its first token."""
+    if not context.on_triton:
+        return longest_that_fits(context)
     for model in (ENGINE, PREPROCESSING):
         if not context.has(model):
             raise CheckSkipped(f"the server has no {model} that says how long a prompt is")
@@ -91,6 +95,7 @@ def prompt_limit(context: Context) -> Details:
     "a prompt of a megabyte is refused clearly and soon, or answered, and the server lives on",
     asks="a prompt of 1 MB on each text model, and a right request before and after",
     thorough=True,
+    tensors=True,
 )
 def large_prompt(context: Context) -> Details:
     """It must not take the time of other requests either; see plan.patience."""
@@ -102,7 +107,7 @@ def large_prompt(context: Context) -> Details:
         inputs = text_inputs([text], _FEW, stream=False)
         started = time.monotonic()
         try:
-            answer = list(context.client.responses(request(model, inputs)))
+            answer = list(context.triton.responses(request(model, inputs)))
             said[model] = f"answered with {text_of(answer[0])!r}" if answer else "nothing"
         except InvalidRequest as error:
             said[model] = error.what
@@ -119,6 +124,7 @@ def large_prompt(context: Context) -> Details:
     "every text is a prompt, also with NUL and control characters; bytes that are no text are not",
     asks="NUL, escapes, a byte order mark, joined emoji; four kinds of bytes that are not UTF-8",
     thorough=True,
+    tensors=True,
 )
 def odd_prompts(context: Context) -> Details:
     """A tokenizer may know none of the characters; then the prompt has no token, and is refused."""
@@ -128,7 +134,7 @@ def odd_prompts(context: Context) -> Details:
         for text in _ODD:
             inputs = text_inputs([text], _FEW, stream=False, return_num_input_tokens=True)
             try:
-                answer = list(context.client.responses(request(model, inputs)))
+                answer = list(context.triton.responses(request(model, inputs)))
             except InvalidRequest as error:
                 counts[model][text] = error.what
                 continue
@@ -156,7 +162,7 @@ def _each_model(
     if context.has(ENGINE) and context.has(PREPROCESSING):
         ids = token_ids(context, prompt)
         inputs = engine_inputs(ids, max_tokens, stream=False, end_id=end_id)
-        yield ENGINE, lambda: list(context.client.responses(request(ENGINE, inputs)))
+        yield ENGINE, lambda: list(context.triton.responses(request(ENGINE, inputs)))
 
 
 def _asking(
@@ -164,7 +170,7 @@ def _asking(
 ) -> Ask:
     inputs = text_inputs([""], max_tokens, stream=False, end_id=end_id)
     message = request(model, {**inputs, "text_input": [prompt]})
-    return lambda: list(context.client.responses(message))
+    return lambda: list(context.triton.responses(message))
 
 
 def _refusal(ask: Ask, what: str) -> str:
@@ -215,7 +221,7 @@ def _longest_prompt(context: Context, sequence: int) -> int:
     def takes(tokens: int) -> bool:
         inputs = engine_inputs((ids * (tokens // len(ids) + 1))[:tokens], 1, stream=False)
         try:
-            list(context.client.responses(request(ENGINE, inputs)))
+            list(context.triton.responses(request(ENGINE, inputs)))
         except InvalidRequest:
             return False
         return True
@@ -250,7 +256,7 @@ def _text_of(context: Context, tokens: int) -> str:
 def _counted(context: Context, text: str) -> int | None:
     inputs = text_inputs([text], 1, stream=False, return_num_input_tokens=True)
     try:
-        answer = list(context.client.responses(request(context.model, inputs)))
+        answer = list(context.triton.responses(request(context.model, inputs)))
     except InvalidRequest:
         return None  # for the check to say
     return number_of(answer[0], "num_input_tokens")

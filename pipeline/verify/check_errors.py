@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.verify.check import CheckFailed, Context, Details, check
+from pipeline.verify.check_openai import bad_bodies
 from pipeline.verify.requests import NO_END
 from pipeline.verify.same_text import changed_since
 from trtllm_client import (
@@ -113,6 +114,8 @@ def bad_inputs(context: Context) -> Details:
     has room for (``LlmRequest::validate``), others refuse the request. An answer that was cut has
     to say so.
     """
+    if not context.on_triton:
+        return bad_bodies(context)
     prompt = context.plan.prompts[0]
     before = context.greedy(prompt)
     guarded = not context.is_bare
@@ -152,7 +155,7 @@ def _ask(context: Context, row: BadInput) -> tuple[str, bool]:
     try:
         if row.may_be_cut:
             return _cut(context, row.request, min(patience, _CUT_S))
-        answer = context.client.send(message, timeout=patience).completion()
+        answer = context.triton.send(message, timeout=patience).completion()
     except InvalidRequest as error:
         return error.what, True
     except ClientError as error:

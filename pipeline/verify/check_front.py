@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.engine_client.interface import AsyncTextClient
 from pipeline.triton.contract import BLS, ENGINE
 from pipeline.verify.check import (
     DECODES_PIECES,
@@ -22,7 +23,7 @@ from pipeline.verify.check import (
 from pipeline.verify.http import posted, read_metrics, total
 from pipeline.verify.requests import NO_END
 from pipeline.verify.same_text import Answer, difference
-from trtllm_client import AsyncClient, ClientError, Completion, ServerBusy
+from trtllm_client import ClientError, Completion, ServerBusy
 
 _TOKENS = 12
 # More streams than this would be a load test.
@@ -41,6 +42,7 @@ _LOOKS = 50
     "HTTP's generate and generate_stream give the text of gRPC, and refuse what is wrong as 4xx",
     asks="generate, generate_stream and a negative temperature on each text model, over HTTP",
     thorough=True,
+    tensors=True,
 )
 def http_generate(context: Context) -> Details:
     """Texts of a stream are joined; the ensemble's only where it is ASCII."""
@@ -77,6 +79,7 @@ def _whole(context: Context, model: str, body: Mapping[str, Any]) -> str:
     "the metrics have Triton's and the C++ backend's families, and move with the requests",
     asks="the metrics before, while and after requests run",
     thorough=True,
+    tensors=True,
 )
 def metrics_move(context: Context) -> Details:
     """``nv_inference_*`` of Triton and ``nv_trt_llm_*`` of the engine."""
@@ -148,6 +151,7 @@ def _wait(context: Context, condition: Any) -> bool:
     "more requests than the server takes are refused as busy, in words, and the others answered",
     asks="more streams at once than the model and the engine's queue take",
     thorough=True,
+    tensors=True,
 )
 def queue_full(context: Context) -> Details:
     """``max_concurrent_requests`` of the text model, or the engine's slots and its queue."""
@@ -191,7 +195,7 @@ async def _flood(context: Context, asked: int) -> list[str | ClientError]:
         return list(await asyncio.gather(*(_one(client, context, tokens) for _ in range(asked))))
 
 
-async def _one(client: AsyncClient, context: Context, tokens: int) -> str | ClientError:
+async def _one(client: AsyncTextClient, context: Context, tokens: int) -> str | ClientError:
     try:
         answer = await client.generate(
             context.plan.prompts[0], max_tokens=tokens, top_k=1, end_id=NO_END
@@ -205,6 +209,7 @@ async def _one(client: AsyncClient, context: Context, tokens: int) -> str | Clie
     "a prompt whose beginning is in the cache has the same text, and its first token comes sooner",
     asks="a long prompt twice, several times, against others of the same length",
     thorough=True,
+    tensors=True,
 )
 def kv_reuse(context: Context) -> Details:
     """The times are the server's own, of pairs that follow each other; their median counts."""

@@ -68,6 +68,7 @@ def leaving_checks() -> Iterator[Check]:
             f"where a client {how}, the engine has let go of the request within {FREED_S:g} s",
             _proof_of(leave),
             thorough=True,
+            tensors=True,
         )
 
 

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 
+from pipeline.engine_client.connect import speaks_openai
+from pipeline.engine_client.interface import AsyncTextClient, AsyncTextStream
 from pipeline.triton.contract import BLS, ENGINE
 from pipeline.verify.check import (
     CheckFailed,
@@ -18,7 +20,7 @@ from pipeline.verify.check import (
 )
 from pipeline.verify.requests import NO_END
 from pipeline.verify.same_text import difference, joined
-from trtllm_client import AsyncClient, AsyncStream, Cancelled, Chunk
+from trtllm_client import Cancelled, Chunk
 
 # Filling more slots than this would be a load test of a large GPU.
 _MOST_SLOTS = 128
@@ -72,9 +74,7 @@ def interleaved_streams(context: Context) -> Details:
 
 def _slots(context: Context) -> int:
     """Requests that the engine generates at once; the plan's streams where it does not say."""
-    if not context.has(ENGINE):
-        return context.plan.streams
-    return context.client.model_metadata(ENGINE).max_batch_size
+    return context.slots or context.plan.streams
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _Running:
         another: Set with every piece, and at the end.
     """
 
-    stream: AsyncStream
+    stream: AsyncTextStream
     started_at: float = field(default_factory=time.monotonic)
     first: asyncio.Event = field(default_factory=asyncio.Event)
     first_s: float = 0.0
@@ -186,7 +186,7 @@ def cancel_frees_slot(context: Context) -> Details:
     It must start while all the others still run, so only the cancelled slot can have been its own.
     """
     context.needs_streams()
-    if not context.has(ENGINE):
+    if context.slots is None:
         raise CheckSkipped(f"the server has no model {ENGINE} that says how many slots there are")
     slots = _slots(context)
     if not 1 <= slots <= min(_MOST_SLOTS, context.most_requests - 1):
@@ -268,7 +268,8 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
 
 def _notice_s(context: Context) -> float:
     """Seconds within which the engine has to notice a cancellation: twice its period of looking."""
-    declared = context.declared("cancellation_check_period_ms", ENGINE) or ""
+    name = "cancellation_check_period_ms"
+    declared = (context.declared(name, ENGINE) if context.has(ENGINE) else None) or ""
     period = int(declared) if declared.isdecimal() else _CANCELLATION_PERIOD_MS
     return 2 * period / 1000
 
@@ -286,7 +287,7 @@ async def _all_go_on(running: list[_Running]) -> bool:
     return not any(request.finished for request in running)
 
 
-def _start(client: AsyncClient, context: Context, tokens: int) -> _Running:
+def _start(client: AsyncTextClient, context: Context, tokens: int) -> _Running:
     stream = client.stream(context.plan.prompts[0], max_tokens=tokens, top_k=1, end_id=NO_END)
     running = _Running(stream)
     running.task = asyncio.get_running_loop().create_task(running.read())
@@ -312,9 +313,9 @@ async def _first_pieces(running: list[_Running]) -> None:
         await request.first.wait()
 
 
-async def _cancel(client: AsyncClient, request: _Running) -> None:
+async def _cancel(client: AsyncTextClient, request: _Running) -> None:
     request.stream.cancel()
-    if client.model != BLS:
+    if client.model != BLS and not speaks_openai(client.url):
         # Triton does not tell the engine when a stream of the ensemble is cancelled.
         await client.cancel(request.stream.request_id)
     if request.task:

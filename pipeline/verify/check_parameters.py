@@ -72,6 +72,7 @@ def parameter_checks() -> Iterator[Check]:
             f"{name}: {case.must}; wrong ones are refused by name",
             partial(_run, (name,), on_engine),
             thorough=True,
+            tensors=True,
         )
     for name, tensors in ENGINE_ALONE.items():
         yield Check(
@@ -80,6 +81,7 @@ def parameter_checks() -> Iterator[Check]:
             f"{name}: answered, or refused with a reason; another type is refused by name",
             partial(_run, (), tensors),
             thorough=True,
+            tensors=True,
         )
 
 
@@ -240,7 +242,7 @@ def _ask(
         datatype = (types or {}).get(name) or _type(tensors[name])
         message.inputs.add(name=name, datatype=datatype, shape=shape)
         message.raw_input_contents.append(_raw(datatype, values))
-    responses = list(context.client.responses(message, timeout=context.plan.patience))
+    responses = list(context.triton.responses(message, timeout=context.plan.patience))
     return _got(model, responses, accumulates=context.accumulates)
 
 

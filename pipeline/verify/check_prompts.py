@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import (
     CheckFailed,
     CheckSkipped,
@@ -21,6 +20,7 @@ _TOKENS = 12
 @check(
     "a batch of two prompts is answered as two requests are, each response with its batch_index",
     asks="two prompts in one request, whole and streamed",
+    tensors=True,
 )
 def batch_of_two(context: Context) -> Details:
     """``end_to_end_grpc_client.py --batch-inputs``, whole and streamed."""
@@ -48,7 +48,7 @@ def _batch(context: Context, prompts: tuple[str, ...], *, stream: bool) -> list[
     wanted = ("text_output", "batch_index", *(("output_log_probs",) if context.scores else ()))
     message = request(context.model, inputs, rows=len(prompts), outputs=wanted)
     responses: list[list[Tensors]] = [[] for _ in prompts]
-    for tensors in context.client.responses(message):
+    for tensors in context.triton.responses(message):
         if "batch_index" not in tensors:
             raise CheckFailed("a response to a batch has no batch_index")
         index = number_of(tensors, "batch_index")
@@ -64,7 +64,7 @@ def _batch(context: Context, prompts: tuple[str, ...], *, stream: bool) -> list[
 )
 def empty_prompt(context: Context) -> Details:
     """Upstream's models continue the begin token; without one there is nothing to continue."""
-    if not context.has(PREPROCESSING):
+    if not context.tokenizes:
         raise CheckSkipped("the server has no preprocessing model that says how a text begins")
     begins = begin_tokens(context)
     try:
@@ -89,6 +89,7 @@ def empty_prompt(context: Context) -> Details:
 @check(
     "prompt and answer joined are the text that exclude_input_in_output false gives",
     asks="each prompt with exclude_input_in_output false and true, whole and streamed",
+    tensors=True,
 )
 def border(context: Context) -> Details:
     """What stands between a prompt and its continuation, such as a space, is kept, also streamed.

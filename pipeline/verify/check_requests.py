@@ -49,6 +49,7 @@ _LATE_S = 0.25
 @check(
     "the request that NVIDIA's client stops with ends the generation",
     asks="a long request to tensorrt_llm, and stop with its id",
+    tensors=True,
 )
 def stop_request(context: Context) -> Details:
     """Stops a long request to ``tensorrt_llm`` by its id, with the client's own parameter.
@@ -85,7 +86,7 @@ def _whole_seconds(context: Context, ids: list[int], tokens: int) -> float:
     """Seconds from the first token to the last one of a generation that nobody stops."""
     inputs = engine_inputs(ids, tokens, stream=context.decoupled(ENGINE))
     started = time.monotonic()
-    running = context.client.responses(request(ENGINE, inputs, request_id=uuid.uuid4().hex))
+    running = context.triton.responses(request(ENGINE, inputs, request_id=uuid.uuid4().hex))
     if context.decoupled(ENGINE):
         next(running)
         started = time.monotonic()
@@ -98,7 +99,7 @@ def _stop_streamed(context: Context, ids: list[int], tokens: int) -> tuple[int, 
     """How many tokens came, and seconds from the answer to the stop until the last of them."""
     request_id = uuid.uuid4().hex
     inputs = engine_inputs(ids, tokens, stream=True)
-    running = context.client.responses(request(ENGINE, inputs, request_id=request_id))
+    running = context.triton.responses(request(ENGINE, inputs, request_id=request_id))
     count = number_of(next(running), "sequence_length")
     _send_stop(context, request_id)
     stopped = time.monotonic()
@@ -113,7 +114,7 @@ def _stop_whole(context: Context, ids: list[int], tokens: int) -> tuple[int, flo
     message = request(ENGINE, inputs, request_id=request_id)
     ended = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(lambda: list(context.client.responses(message)))
+        answer = pool.submit(lambda: list(context.triton.responses(message)))
         answer.add_done_callback(lambda _: ended.set())
         stopped = math.inf
         while not ended.wait(_STOP_PERIOD_S):
@@ -126,7 +127,7 @@ def _stop_whole(context: Context, ids: list[int], tokens: int) -> tuple[int, flo
 def _send_stop(context: Context, request_id: str) -> None:
     message = stop_message(request_id, {"Streaming": True, "stray": "anything"})
     try:
-        for _ in context.client.responses(message):
+        for _ in context.triton.responses(message):
             pass
     except ClientError as error:
         raise CheckFailed(f"the stop request was refused: {error.what}") from error
@@ -135,6 +136,7 @@ def _send_stop(context: Context, request_id: str) -> None:
 @check(
     "request parameters of NVIDIA's clients are taken, a misspelt input is refused by name",
     asks="the request parameter Streaming, and a misspelt one",
+    tensors=True,
 )
 def request_parameters(context: Context) -> Details:
     """``Streaming`` on the text model and the engine; an input that was meant, on the text model.
@@ -148,7 +150,7 @@ def request_parameters(context: Context) -> Details:
     for model, inputs in messages.items():
         message = request(model, inputs, parameters={"Streaming": False})
         try:
-            if not list(context.client.responses(message)):
+            if not list(context.triton.responses(message)):
                 raise CheckFailed(f"{model} gave no answer to a request with Streaming")
         except ClientError as error:
             raise CheckFailed(
@@ -163,6 +165,7 @@ def request_parameters(context: Context) -> Details:
 @check(
     "an input by its name of earlier releases is refused with the name of today",
     asks="random_seed and min_length",
+    tensors=True,
 )
 def old_names(context: Context) -> Details:
     """As a request parameter, which is what the generate endpoint makes of it."""
@@ -179,7 +182,7 @@ def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str)
     """What the server says to a request with a parameter that is no input."""
     message = request(context.model, inputs, parameters={name: 7})
     try:
-        texts = [text_of(tensors) for tensors in context.client.responses(message)]
+        texts = [text_of(tensors) for tensors in context.triton.responses(message)]
     except InvalidRequest as error:
         return error.what
     raise CheckFailed(f"a request with {name}, which is not an input, was answered with {texts}")
@@ -188,6 +191,7 @@ def _refusal(context: Context, inputs: Mapping[str, Sequence[Value]], name: str)
 @check(
     "models that are not decoupled answer a plain unary call, with the same text",
     asks="one prompt as a plain ModelInfer call",
+    tensors=True,
 )
 def unary_call(context: Context) -> Details:
     """``ModelInfer`` against ``ModelStreamInfer`` on each text model that answers once."""
@@ -197,7 +201,7 @@ def unary_call(context: Context) -> Details:
     for model in context.text_models():
         if context.decoupled(model):
             continue
-        answer = answer_of([context.client.infer_tensors(request(model, inputs))])
+        answer = answer_of([context.triton.infer_tensors(request(model, inputs))])
         expected = context.greedy(prompt, end_id=NO_END)
         if problem := difference(context, prompt, expected, answer, may_end=False):
             raise CheckFailed(

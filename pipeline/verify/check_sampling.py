@@ -63,6 +63,7 @@ def seeds(context: Context) -> Details:
     "the log probability of each token is what the model gives for it after those before it",
     asks="log probabilities of an answer, and of each of its tokens asked for alone",
     thorough=True,
+    tensors=True,
 )
 def log_probs_alone(context: Context) -> Details:
     """In the answer a token is decoded with what is in the cache, alone it comes from a prompt."""
@@ -86,7 +87,7 @@ def log_probs_alone(context: Context) -> Details:
             exclude_input_in_output=True,
             return_log_probs=True,
         )
-        (alone,) = context.client.responses(request(ENGINE, inputs))
+        (alone,) = context.triton.responses(request(ENGINE, inputs))
         found, its = int(alone["output_ids"].values[0]), float(alone["output_log_probs"].values[0])
         furthest = max(furthest, abs(its - score))
         if abs(its - score) > close:
@@ -104,6 +105,7 @@ def log_probs_alone(context: Context) -> Details:
     "streamed, every model gives what it gives whole",
     asks="each prompt whole and streamed, of the ensemble and of tensorrt_llm",
     thorough=True,
+    tensors=True,
 )
 def every_model_streams(context: Context) -> Details:
     """Ids of the engine; of the ensemble, texts of ASCII alone, since it decodes each piece."""
@@ -130,7 +132,7 @@ def every_model_streams(context: Context) -> Details:
 
 def _text(context: Context, prompt: str, *, stream: bool) -> str:
     inputs = text_inputs([prompt], _TOKENS, stream=stream)
-    return "".join(map(text_of, context.client.responses(request(ENSEMBLE, inputs))))
+    return "".join(map(text_of, context.triton.responses(request(ENSEMBLE, inputs))))
 
 
 def _ids(context: Context, prompt: str, *, stream: bool) -> list[int]:
@@ -138,7 +140,7 @@ def _ids(context: Context, prompt: str, *, stream: bool) -> list[int]:
         token_ids(context, prompt), _TOKENS, stream=stream, exclude_input_in_output=True
     )
     ids: list[int] = []
-    for one in context.client.responses(request(ENGINE, inputs)):
+    for one in context.triton.responses(request(ENGINE, inputs)):
         length = int(one["sequence_length"].values[0])
         ids += [int(token) for token in one["output_ids"].values[:length]]
     return ids

@@ -33,6 +33,7 @@ def readiness(context: Context) -> Details:
 @check(
     "every model has the tensors, types and shapes of the wire contract",
     asks="the metadata of every model",
+    tensors=True,
 )
 def wire_contract(context: Context) -> Details:
     """Metadata of all five models against :mod:`pipeline.triton.contract`.

@@ -8,6 +8,7 @@ from pipeline.source.probes import AUTO
 from pipeline.triton.contract import ADD_SPECIAL_TOKENS, PREPROCESSING
 from pipeline.triton.parameters import CHAT_TEMPLATE_TOKENS
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.check_openai import begins_with_one
 from pipeline.verify.requests import number_of, request, text_inputs
 from pipeline.verify.tokens import chooses_special_tokens, special_tokens_setting, token_ids
 from trtllm_client import ClientError, InvalidRequest, add_input
@@ -26,6 +27,8 @@ def begins_once(context: Context) -> Details:
 
     A chat template writes that token itself. Given twice the model still answers, and worse.
     """
+    if not context.on_triton:
+        return begins_with_one(context)
     models = (PREPROCESSING, context.model)
     if not all(context.has(name) and chooses_special_tokens(context, name) for name in models):
         raise CheckSkipped(f"the server has no input {ADD_SPECIAL_TOKENS}, as NVIDIA's own")
@@ -91,7 +94,7 @@ def _count(context: Context, model: str, text: str, added: bool | None) -> int:
     message = request(model, inputs, outputs=("text_output", "num_input_tokens"))
     counts = [
         number_of(tensors, "num_input_tokens")
-        for tensors in context.client.responses(message)
+        for tensors in context.triton.responses(message)
         if "num_input_tokens" in tensors
     ]
     if not counts:
@@ -104,7 +107,7 @@ def _refuses_another_type(context: Context) -> None:
     message = request(context.model, inputs, outputs=("text_output",))
     add_input(message, ADD_SPECIAL_TOKENS, [1], datatype="INT32")
     try:
-        answers = list(context.client.responses(message))
+        answers = list(context.triton.responses(message))
     except InvalidRequest:
         return
     except ClientError as error:

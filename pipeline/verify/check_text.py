@@ -83,7 +83,7 @@ def utf8_across_tokens(context: Context) -> Details:
     """
     context.needs_streams()
     context.needs_bls(DECODES_PIECES)
-    can_tokenize = context.has(PREPROCESSING)
+    can_tokenize = context.tokenizes
     whole: set[str] = set()
     broken: list[str] = []
     prompts, of_the_model = 0, 0
@@ -129,6 +129,7 @@ def _writes_broken_characters(context: Context, prompt: str) -> bool:
 @check(
     "ensemble and tensorrt_llm_bls give the same greedy text",
     asks="each prompt of the ensemble and of tensorrt_llm_bls",
+    tensors=True,
 )
 def ensemble_equals_bls(context: Context) -> Details:
     """Both ways through the repository, unstreamed: the ensemble decodes each piece by itself."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipeline.source.probes import Probe, Probes, cleaned_up
 from pipeline.triton.contract import POSTPROCESSING, PREPROCESSING
 from pipeline.verify.check import CheckFailed, CheckSkipped, Context, Details, check
+from pipeline.verify.check_openai import same_tokens
 from pipeline.verify.tokens import chooses_special_tokens, special_tokens_setting, token_ids
 from trtllm_client import InvalidRequest, add_input, new_message
 
@@ -20,6 +21,8 @@ def own_tokenizer(context: Context) -> Details:
     probes = context.probes
     if probes is None:
         raise CheckSkipped("the model's tokenizer is not known: name its folder with --tokenizer")
+    if not context.on_triton:
+        return same_tokens(context)
     missing = [name for name in (PREPROCESSING, POSTPROCESSING) if not context.has(name)]
     if missing:
         raise CheckSkipped(f"the server has no model {' and '.join(missing)}")
@@ -88,7 +91,7 @@ def _text(context: Context, ids: Sequence[int]) -> str:
     add_input(message, "TOKENS_BATCH", list(ids), datatype="INT32")
     message.inputs[-1].shape[:] = [1, 1, len(ids)]  # batch, beams, tokens
     add_input(message, "SEQUENCE_LENGTH", [len(ids)], datatype="INT32")
-    answer = context.client.infer(message)
+    answer = context.triton.infer(message)
     if "OUTPUT" not in answer:
         raise CheckFailed(f"{POSTPROCESSING} sent no OUTPUT")
     text = answer["OUTPUT"][0]

@@ -49,6 +49,7 @@ _TIMES = (
 @check(
     "every output arrives with the type and the shape that upstream's models give it",
     asks="one short answer, whole and streamed, of the text model and of the models behind it",
+    tensors=True,
 )
 def output_shapes(context: Context) -> Details:
     """Raw responses of the text model and of the models behind it, streamed and whole."""
@@ -67,12 +68,12 @@ def output_shapes(context: Context) -> Details:
             "QUERY": [context.plan.prompts[0]],
             "REQUEST_OUTPUT_LEN": [_TOKENS],
         }
-        tensors = context.client.infer_tensors(request(PREPROCESSING, asked))
+        tensors = context.triton.infer_tensors(request(PREPROCESSING, asked))
         kept = {name: tensor for name, tensor in tensors.items() if name in _PREPROCESSED}
         problems |= dict.fromkeys(_wrong(PREPROCESSING, kept, _PREPROCESSED))
     if context.has(PREPROCESSING) and context.has(POSTPROCESSING):
         ids = token_ids(context, context.plan.prompts[0])
-        tensors = context.client.infer_tensors(decoding_request([ids]))
+        tensors = context.triton.infer_tensors(decoding_request([ids]))
         problems |= dict.fromkeys(_wrong(POSTPROCESSING, tensors, ("OUTPUT",)))
     if problems:
         raise CheckFailed("; ".join(list(problems)[:6]), problems=list(problems))
@@ -82,6 +83,7 @@ def output_shapes(context: Context) -> Details:
 @check(
     "return_perf_metrics gives all ten values with each response, and they are plausible",
     asks="a short answer with return_perf_metrics, of the text model and of the engine",
+    tensors=True,
 )
 def perf_metrics(context: Context) -> Details:
     """What ``end_to_end_grpc_client.py --return-perf-metrics`` reads, streamed and whole.
@@ -114,12 +116,12 @@ def _askers(context: Context) -> dict[str, Callable[[bool], list[Tensors]]]:
 
     def of_text(stream: bool) -> list[Tensors]:
         inputs = text_inputs([prompt], _TOKENS, stream=stream, **ALL_DETAILS)
-        return list(context.client.responses(request(context.model, inputs)))
+        return list(context.triton.responses(request(context.model, inputs)))
 
     def of_engine(stream: bool) -> list[Tensors]:
         ids = token_ids(context, prompt)
         inputs = engine_inputs(ids, _TOKENS, stream=stream, **ALL_DETAILS)
-        return list(context.client.responses(request(ENGINE, inputs)))
+        return list(context.triton.responses(request(ENGINE, inputs)))
 
     if context.has(ENGINE) and context.has(PREPROCESSING):
         return {context.model: of_text, ENGINE: of_engine}

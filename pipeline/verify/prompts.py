@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline.engine_client.connect import speaks_openai
+from pipeline.engine_client.interface import TextClient
 from pipeline.errors import UsageError
 from pipeline.source.lines import Conversation, Line
 from pipeline.triton.contract import PREPROCESSING
 from pipeline.verify.check import Plan
-from trtllm_client import ChatTemplate, Client, ClientError, InvalidRequest
+from trtllm_client import ChatTemplate, ClientError, InvalidRequest
 
 TURNS = (
     "Tell me a story about an old man at the sea.",
@@ -34,18 +36,14 @@ _ANSWER = "ANSWER"
 Messages = Sequence[Mapping[str, Any]]
 
 
-def template_of(client: Client) -> tuple[ChatTemplate | None, str]:
+def template_of(client: TextClient) -> tuple[ChatTemplate | None, str]:
     """Reads the chat template that a server says.
 
     Returns:
         The template, and an empty text; or None and why there is none.
     """
     try:
-        parameters = dict(client.model_metadata(PREPROCESSING).parameters)
-    except ClientError:
-        parameters = {}
-    try:
-        template = ChatTemplate.from_parameters(parameters)
+        template = _said(client)
     except InvalidRequest as error:
         return None, f"the server's chat template cannot be used: {error.what}: {error.why}"
     if template is None:
@@ -58,6 +56,19 @@ def template_of(client: Client) -> tuple[ChatTemplate | None, str]:
         why = f"{error.what}: {error.why}" if error.why else error.what
         return None, f"the server's chat template does not take a plain question: {why}"
     return template, ""
+
+
+def _said(client: TextClient) -> ChatTemplate | None:
+    if speaks_openai(client.url):
+        try:
+            return client.chat_template()
+        except ClientError:
+            return None
+    try:
+        parameters = dict(client.model_metadata(PREPROCESSING).parameters)
+    except ClientError:
+        parameters = {}
+    return ChatTemplate.from_parameters(parameters)
 
 
 def built_in(plan: Plan, template: ChatTemplate) -> Plan:

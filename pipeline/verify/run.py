@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
+from pipeline.engine_client.connect import connect, speaks_openai
+from pipeline.engine_client.interface import TextClient
 from pipeline.source.lines import Line
 from pipeline.source.probes import Probes
 from pipeline.triton.contract import BLS, CPP_BACKEND, ENGINE
@@ -31,6 +33,7 @@ _FIRST = "readiness"
 _FEWEST_TOKENS = 8
 Length = Callable[[str], int | None]
 _UNREADY = "the server is not ready"
+_NO_TENSORS = "it is about Triton's models and tensors, and this server has OpenAI's API"
 
 
 def run_conformance(
@@ -59,8 +62,10 @@ def run_conformance(
     they part at a near tie; see :mod:`pipeline.verify.near_tie`.
 
     Args:
-        url: ``host:port``, ``grpc://host:port`` or ``grpcs://host:port``.
-        model: The Triton model that takes the requests: ``tensorrt_llm_bls`` or ``ensemble``.
+        url: ``host:port``, ``grpc://host:port`` or ``grpcs://host:port`` of Triton; ``http://`` or
+            ``https://`` of a server with OpenAI's API.
+        model: The model that takes the requests: ``tensorrt_llm_bls`` or ``ensemble``; with
+            OpenAI's API the first of them stands for the server's only one.
         plan: What to ask for.
         only: Names of the checks to run; none is all, but for the thorough ones.
         skip: Names of the checks to leave out.
@@ -87,8 +92,8 @@ def run_conformance(
     plan = plan or Plan()
     checks = chosen_checks(only, skip, thorough=thorough)
 
-    def client_of(*, accumulates: bool) -> Client:
-        return Client(
+    def client_of(*, accumulates: bool) -> TextClient:
+        return connect(
             url,
             model=model,
             timeout=plan.patience,
@@ -102,12 +107,15 @@ def run_conformance(
 
     with client_of(accumulates=False) as client:
         server = client.metadata()
+        model = client.model
         if not strict and tolerance is None and _differs_by_batch(client):
             tolerance = TOLERANCE
         # A server that is not ready is not asked for text.
         ready = client.is_ready()
         fitted, longest = _settled(plan, client, prompts) if ready else (plan, "")
-        accumulates = ready and seen_to_accumulate(client, fitted.prompts[0])
+        accumulates = (
+            ready and isinstance(client, Client) and seen_to_accumulate(client, fitted.prompts[0])
+        )
     with client_of(accumulates=accumulates) as client:
         context = Context(
             url,
@@ -138,21 +146,30 @@ def run_conformance(
                     results.append(_skipped(check, left_out))
                 continue
             unready = any(r.name == _FIRST and r.status == "failed" for r in results)
-            result = _skipped(check, _UNREADY) if unready else _run(check, context)
+            if check.tensors and not context.on_triton:
+                result = _skipped(check, _NO_TENSORS)
+            else:
+                result = _skipped(check, _UNREADY) if unready else _run(check, context)
             results.append(result)
             on_result(result)
     return replace(report, results=tuple(results))
 
 
-def _differs_by_batch(client: Client) -> bool:
-    """Whether the server says that its engine may compute the same in different ways."""
+def _differs_by_batch(client: TextClient) -> bool:
+    """Whether the server says that its engine may compute the same in different ways.
+
+    llama.cpp's own server says so of itself: logits are not guaranteed to be bit for bit identical
+    for different batch sizes (tools/server/README.md, ``cache_prompt``).
+    """
+    if speaks_openai(client.url):
+        return True
     try:
         return client.model_metadata(ENGINE).backend == CPP_BACKEND
     except ClientError:
         return False
 
 
-def _settled(plan: Plan, client: Client, prompts: Sequence[Line] | None) -> tuple[Plan, str]:
+def _settled(plan: Plan, client: TextClient, prompts: Sequence[Line] | None) -> tuple[Plan, str]:
     """What to ask of this server, as far as its engine has room, and the prompt of most tokens.
 
     Prompts of one's own are not left out; the checks say what the server says to them.
@@ -174,7 +191,7 @@ def _settled(plan: Plan, client: Client, prompts: Sequence[Line] | None) -> tupl
     return _fitted(fitting(plan, length), client, length)[:2]
 
 
-def _fitted(plan: Plan, client: Client, length: Length) -> tuple[Plan, str, int]:
+def _fitted(plan: Plan, client: TextClient, length: Length) -> tuple[Plan, str, int]:
     """The plan with answers as long as the engine has room, its longest prompt, and their length.
 
     The length is 0 where the server refuses even short ones; the checks say what it says to them.
@@ -192,7 +209,7 @@ def _fitted(plan: Plan, client: Client, length: Length) -> tuple[Plan, str, int]
     return replace(plan, max_tokens=max(tokens, 1)), longest, tokens
 
 
-def _prompt_tokens(client: Client, prompt: str) -> int | None:
+def _prompt_tokens(client: TextClient, prompt: str) -> int | None:
     """How many tokens a prompt has, its length if that is not told, None if it is refused."""
     try:
         return client.generate(prompt, max_tokens=1, top_k=1).num_input_tokens or len(prompt)

@@ -131,7 +131,7 @@ def _why_wrong(
     lists = [answer.output_log_probs for answer in answers]
     if lists[0] is None or lists[1] is None:
         return "without log probabilities it cannot be told whether that is a near tie"
-    if not context.has(PREPROCESSING):
+    if not context.tokenizes:
         return f"without {PREPROCESSING} it cannot be told which tokens differ"
     counts = [len(scores) for scores in lists if scores is not None]
     places = _places(context, prompt, [answer.text for answer in answers], counts)

@@ -27,6 +27,8 @@ def token_ids(context: Context, text: str, *, add_special_tokens: bool | None = 
         add_special_tokens: Asked for only on a server for which :func:`chooses_special_tokens`;
             None is the server's setting.
     """
+    if not context.on_triton:
+        return context.openai.tokenize(text, add_special_tokens=add_special_tokens is not False)
     answer = _preprocess(
         context, text, ("INPUT_ID", "REQUEST_INPUT_LEN"), add_special_tokens=add_special_tokens
     )
@@ -90,7 +92,7 @@ def _preprocess(
     if add_special_tokens is not None:
         name = ADD_SPECIAL_TOKENS.upper()
         add_input(message, name, [add_special_tokens], datatype="BOOL")
-    return context.client.infer_tensors(message)
+    return context.triton.infer_tensors(message)
 
 
 def _rows(values: tuple[bytes | int | float, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -125,7 +127,7 @@ def generated_ids(
         ENGINE, {**inputs, **more}, shapes=shapes, outputs=("output_ids", "sequence_length")
     )
     ids: list[int] = []
-    for tensors in context.client.responses(message):
+    for tensors in context.triton.responses(message):
         length = int(tensors["sequence_length"].values[0])
         ids += [int(token) for token in tensors["output_ids"].values[:length]]
     return ids
@@ -164,7 +166,7 @@ def _rows_at_once(context: Context) -> int:
 
 def texts_of_ids(context: Context, rows: list[list[int]]) -> list[str]:
     """Decodes equally long rows of ids with ``postprocessing``, each row at once."""
-    output = context.client.infer_tensors(decoding_request(rows))["OUTPUT"]
+    output = context.triton.infer_tensors(decoding_request(rows))["OUTPUT"]
     return [bytes(text).decode(errors="replace") for text in output.values]  # type: ignore[arg-type]
 
 

@@ -103,18 +103,50 @@ def test_a_prompt_alone_is_scored_without_an_answer(gateway: RunningGateway) -> 
         assert TEXT.startswith(token, offset)
 
 
+def counted_at(server: Any, name: str, kind: str = "") -> float:
+    """What a server has counted, all of it or that with a label."""
+    with urllib.request.urlopen(server.metrics_url, timeout=PATIENCE_S) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name and (not kind or kind in sample.labels.values())
+    )
+
+
+def test_cached_tokens_are_those_that_the_server_counts(server: Any, repository: Path) -> None:
+    counter = "nv_llm_kv_cache_reused_blocks_total"
+    before = counted_at(server, counter)
+    opened = listen("127.0.0.1", 0, "--port")
+    with open_gateway(
+        Servers.at([server.grpc_url]),
+        open_model(repository),
+        Options(),
+        opened,
+        drain_s=0,
+        patience_s=PATIENCE_S,
+        say=print,
+    ) as running:
+        said = []
+        body = {"prompt": f"A story of {time.time_ns()}. {TEXT * 2}", "max_tokens": 2}
+        for more in ({}, {}, {"stream": True, "stream_options": {"include_usage": True}}):
+            answer = httpx2.post(
+                f"{running.url}/v1/completions", json=body | more, timeout=PATIENCE_S
+            )
+            last = answer.text if not more else answer.text.split("data: ")[-2]
+            used = json.loads(last)["usage"]
+            said.append(used["prompt_tokens_details"]["cached_tokens"])
+        assert 0 == said[0] < said[1] == said[2] < used["prompt_tokens"]
+    # It publishes them now and then, in blocks.
+    until(lambda: counted_at(server, counter) == before + sum(said) / 32)
+
+
 def test_a_client_that_goes_frees_its_place_at_the_engine(
     gateway: RunningGateway, scored: Any
 ) -> None:
     def counted(name: str, kind: str) -> float:
-        with urllib.request.urlopen(scored.metrics_url, timeout=PATIENCE_S) as page:
-            families = list(text_string_to_metric_families(page.read().decode()))
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == name and kind in sample.labels.values()
-        )
+        return counted_at(scored, name, kind)
 
     before = counted("nv_llm_requests_total", "cancelled")
     body = {"prompt": "Once", "max_tokens": 1000, "ignore_eos": True, "stream": True}

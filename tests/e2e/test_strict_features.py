@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jsonschema
 import numpy as np
 import pytest
@@ -269,6 +270,44 @@ class TestAdapters:
             texts = list(pool.map(text, numbers))
         whole = {number: TOKENIZER.decode(IDS + ids) for number, ids in expected.items()}
         assert [PROMPT + text for text in texts] == [whole[number] for number in numbers]
+
+    def test_the_gateway_has_each_adapter_as_a_model(
+        self, featured: Any, adapters: list[tuple[Path, list[int]]]
+    ) -> None:
+        pytest.importorskip("fastapi")
+        from pipeline.gateway.desk import Options
+        from pipeline.gateway.model import open_model
+        from pipeline.gateway.opening import Servers, open_gateway
+        from pipeline.gateway.running import listen
+
+        model = open_model(DEMO_MODEL, names=["demo"], context_length=64)
+        with open_gateway(
+            Servers.at([featured.grpc_url]),
+            model,
+            Options(),
+            listen("127.0.0.1", 0, "--port"),
+            drain_s=0,
+            patience_s=60,
+            say=print,
+        ) as running:
+            listed = httpx2.get(f"{running.url}/v1/models", timeout=60).json()["data"]
+            assert [one["id"] for one in listed] == ["demo", "demo:1", "demo:2"]
+            assert [one.get("parent") for one in listed] == [None, "demo", "demo"]
+            for number, (_, ids) in enumerate(adapters, 1):
+                body = {
+                    "model": f"demo:{number}",
+                    "prompt": IDS,
+                    "max_tokens": TOKENS,
+                    "temperature": 0,
+                    "ignore_eos": True,
+                }
+                answer = httpx2.post(f"{running.url}/v1/completions", json=body, timeout=60).json()
+                assert answer["model"] == f"demo:{number}"
+                text = TOKENIZER.decode(IDS) + answer["choices"][0]["text"]
+                assert text == TOKENIZER.decode(IDS + ids)
+            body["model"] = "demo:3"
+            refused = httpx2.post(f"{running.url}/v1/completions", json=body, timeout=60)
+            assert refused.status_code == 404
 
     def test_an_adapter_that_is_not_in_the_cache(self, featured: Any) -> None:
         text = refusal(featured, lora_task_id=one(7, np.uint64))

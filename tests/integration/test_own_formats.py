@@ -123,3 +123,22 @@ def test_weight_only_int8_is_q8_0_with_its_codes(tmp_path: Path) -> None:
     found = gguf.quants.dequantize(down.data, down.tensor_type)
     expected = dequantize(open_checkpoint(checkpoint).weights().layers[0].proj)
     np.testing.assert_allclose(found, expected, rtol=2**-11)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_a_folder_in_floating_point_is_the_source(name: str, source: Path, tmp_path: Path) -> None:
+    """ModelOpt's folder, for the LLM API and Edge-LLM, as transformers reads it."""
+    from pipeline.targets.llmapi.unified import write_unified
+
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "folder"
+    run_stage(recipe(source, format=name), source, checkpoint)
+    folder.mkdir()
+    write_unified(checkpoint, source, folder, Silent(), fused=True)
+    factory: Any = transformers.AutoModelForCausalLM
+    dtype = getattr(torch, name)
+    found, expected = (
+        factory.from_pretrained(place, torch_dtype=dtype).state_dict() for place in (folder, source)
+    )
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        assert torch.equal(found[key], tensor), key

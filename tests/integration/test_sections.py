@@ -139,6 +139,18 @@ def test_the_gpu_target_reads_what_it_declares(
     assert undeclared(recipe, result, reads, tmp_path) == ON_GPU.keys()
 
 
+def test_the_vllm_target_reads_what_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, result, reads = run(
+        tmp_path, monkeypatch, "compile.target=vllm", config="demo-float16", until="compile"
+    )
+    assert {"compile.vllm.gpu_memory_utilization", "compile.max_seq_len"} <= reads["compile"]
+    assert not of_other_targets("vllm") & reads["compile"]
+    found = undeclared(recipe, result, reads, tmp_path)
+    assert {key for stage, key in found if stage == "compile"} == set()
+
+
 def test_smoothquant_reads_what_it_declares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,8 +85,14 @@ def test_ranks_are_put_together(source: Any, tmp_path: Path) -> None:
     assert_same_weights(reference, read)
 
 
-@pytest.mark.parametrize("name", ["float16", pytest.param("bfloat16", marks=pytest.mark.proof)])
-def test_sixteen_bits_are_the_checkpoint(source: Any, name: str, tmp_path: Path) -> None:
+FLOATS = ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["float16", "int8_wo", *(pytest.param(name, marks=pytest.mark.proof) for name in FLOATS)],
+)
+def test_formats_without_groups_are_the_checkpoint(source: Any, name: str, tmp_path: Path) -> None:
     reference, read = both(source("Qwen2"), recipe(source("Qwen2"), name), tmp_path)
     assert torch.equal(logits(reference), logits(read))
     assert_same_weights(reference, read)

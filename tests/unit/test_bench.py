@@ -300,7 +300,6 @@ def test_the_stage_writes_what_it_measured(tmp_path, monkeypatch):
     @contextmanager
     def server(repository, *, log_file, **_options):
         with FakeModel().serve() as fake:
-            fake.grpc_url = fake.url
             fake.memory = lambda: Memory(123)
             yield fake
 
@@ -322,7 +321,7 @@ def test_a_request_that_fails_fails_the_stage_as_the_server_does(tmp_path, monke
 
     @contextmanager
     def nobody(repository, *, log_file, **_options):
-        yield SimpleNamespace(grpc_url="127.0.0.1:1")
+        yield SimpleNamespace(url="127.0.0.1:1")
 
     monkeypatch.setattr("pipeline.triton.server.TritonServer", nobody)
     repository = Artifact("repository", "k", "d", Path("repository"), {"target": "openvino"})

@@ -31,7 +31,7 @@ BUILT = f"E {BUILD}::test_what_the_quantize_stage_writes_is_loaded_and_built"
 FILE = f"E {GGUF}::test_every_family_computes_what_transformers_does"
 Q4_0 = f"E {GGUF}::test_int4_codes_without_prequant_scales_are_q4_0_as_they_are"
 TYPES = f"A {GGUF}::test_types_are_ggufs_own"
-PLAIN = f"E {VLLM}::test_sixteen_bits_are_the_checkpoint"
+PLAIN = f"E {VLLM}::test_formats_without_groups_are_the_checkpoint"
 PACKED = f"E {VLLM}::test_int4_is_the_checkpoint_to_the_last_bit"
 STATIC = f"E {VLLM}::test_formats_that_round_activations"
 NO_FLOAT8 = "R the CPU has no float8 arithmetic"
@@ -98,7 +98,7 @@ PROOFS: dict[str, dict[str, str]] = {
         "fp8": STATIC,
         "w4a8_awq": "R vLLM reads no checkpoint with weights in int4 and inputs in fp8",
         "nf4": "R vLLM reads no checkpoint with weights in nf4",
-        "int8_wo": "R vLLM reads no checkpoint with weights in int8",
+        "int8_wo": PLAIN,
         "float32": PLAIN,
         "int8 KV cache": NO_CACHE,
         "fp8 KV cache": NO_CACHE,
@@ -106,9 +106,45 @@ PROOFS: dict[str, dict[str, str]] = {
         "q4_k_m": THEIRS,
     },
 }
+# ModelOpt's folder of the checkpoint, for programs that nobody here can run.
+UNIFIED = "E tests/integration/test_unified_folder.py::"
+PROOFS |= {
+    "llmapi": {
+        "float16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "bfloat16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "int8_sq": "R no method for W8A8_SQ_PER_CHANNEL",
+        "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "int4_gptq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "fp8": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "w4a8_awq": "R gate_proj and up_proj get pre-quant scales of their own",
+        "nf4": "R no method for NF4",
+        "int8_wo": "R no method for INT8_WO",
+        "float32": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "int8 KV cache": "R has no INT8 KV cache",
+        "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "q8_0": THEIRS,
+        "q4_k_m": THEIRS,
+    },
+    "edgellm": {
+        "float16": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "bfloat16": "R computes in float16 alone",
+        "int8_sq": f"{UNIFIED}test_layout_is_modelopts",
+        "int4_awq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "int4_gptq": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "fp8": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "w4a8_awq": "R no linear for W4A8_AWQ",
+        "nf4": "R no linear for NF4",
+        "int8_wo": "R no linear for INT8_WO",
+        "float32": "R computes in float16 alone",
+        "int8 KV cache": "R has no INT8 KV cache",
+        "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
+        "q8_0": THEIRS,
+        "q4_k_m": THEIRS,
+    },
+}
 # The same file with a Modelfile beside it.
 PROOFS["ollama"] = PROOFS["llamacpp"]
-NEED_PORTABLE = {("int8_sq", "vllm"), ("int4_awq", "vllm")}
+NEED_PORTABLE = {("int8_sq", "vllm"), ("int4_awq", "vllm"), ("int4_awq", "llmapi")}
 CELLS = [(target, name) for target, column in PROOFS.items() for name in column]
 
 

@@ -85,7 +85,8 @@ def slow(*_arguments, **_options):
         print("starting", flush=True)
         time.sleep({before})
         yield type("Server", (), dict.fromkeys(("grpc_url", "http_url"), "here")
-                   | {{"metrics_url": "http://127.0.0.1:1", "patience_s": 5,
+                   | {{"metrics_url": "http://127.0.0.1:1", "patience_s": 5, "url": "here",
+                       "addresses": {{"grpc": "here"}}, "metrics_headers": {{}},
                        "http": True, "encrypted": False, "trouble": None,
                        "news": staticmethod(lambda: []),
                        "wait": staticmethod(time.sleep)}})
@@ -470,12 +471,13 @@ def test_what_is_no_list_of_streams_is_refused_before_a_server_is_asked(given: s
 class _Server:
     """Stands in for a server that writes a log."""
 
-    grpc_url = "127.0.0.1:1"
+    url = "127.0.0.1:1"
     metrics_url = "http://127.0.0.1:1"
     http = False
 
     def __init__(self, _repository: Path, log: Path, **_options: Any) -> None:
         log.write_text("the cause")
+        self.addresses, self.metrics_headers = {"grpc": self.url}, {}
 
     def __enter__(self) -> _Server:
         return self

@@ -83,7 +83,8 @@ PLACES = {
         "fp8", "the KV cache that is called so, in an advice"
     ),
     "pipeline/targets/vllm/layouts.py": _place(
-        "W8A8_SQ_PER_CHANNEL W4A16_AWQ FP8 gptq", "writes the tensors of each as vLLM reads them"
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO FP8 gptq",
+        "writes the tensors of each as vLLM reads them",
     ),
     "pipeline/recipe/vllm.py": _place("gptq", "the quant_method of a folder that is called so"),
     "model_repo/llmapi/settings.py": _place("W8A8", "is the one of model_repo/tensorrt_llm"),

@@ -51,6 +51,26 @@ def test_only_what_a_format_reads_is_in_its_key(tmp_path: Path) -> None:
     assert plain == quantize.section(recipe(text, format="float16", device="cpu"))
 
 
+def test_the_order_and_portable_count_where_they_are_read(tmp_path: Path) -> None:
+    """A recipe that says neither keeps its key, and so its checkpoint."""
+    text = tmp_path / "t.txt"
+    for name, order, portable in (
+        ("int4_gptq", True, False),
+        ("int4_awq", False, True),
+        ("int8_sq", False, True),
+        ("fp8", False, False),
+    ):
+        plain = quantize.section(recipe(text, format=name))
+        assert not {"act_order", "portable"} & plain.keys()
+        assert (quantize.section(recipe(text, format=name, act_order=True)) != plain) == order
+        assert (quantize.section(recipe(text, format=name, portable=True)) != plain) == portable
+
+
+def test_scales_that_belong_to_fp8_activations_are_not_moved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"format w4a8_awq cannot be portable: its pre-quant"):
+        recipe(tmp_path / "t.txt", format="w4a8_awq", portable=True)
+
+
 def test_the_calibration_text_counts_by_contents(tmp_path: Path) -> None:
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("a")

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("ml_dtypes")
 pytest.importorskip("transformers")
 
 from pipeline.checkpoint import dequantize, open_checkpoint, validate
 from pipeline.checkpoint.sources import QuantizedFolder
+from pipeline.cli.main import app
 from pipeline.errors import PipelineError, SourceError, UnsupportedError
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import check_model
+from pipeline.preflight.stored import check_stored
 from pipeline.progress import Silent
 from pipeline.quantize.convert import convert
 from pipeline.recipe.file import load_recipe
@@ -486,3 +489,48 @@ def test_a_model_of_the_hub_needs_the_key(tmp_path: Path) -> None:
     plain.write()
     with pytest.raises(UnsupportedError, match="the model is not quantized, and the recipe says"):
         check_model(recipe, plain.path)
+
+
+def test_init_writes_what_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = foreign.gptq(tmp_path / "model", sym=False)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["init", "model", "--output", "new.yaml"])
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe(tmp_path / "new.yaml")
+    assert recipe.quantize.stored == "gptq"
+    assert recipe.quantize.group_size == foreign.GROUP
+    assert recipe.quantize.calibration is None
+    check_model(recipe, made.path)
+
+
+def test_plan_says_what_is_taken_over_and_what_is_not_measured(tmp_path: Path) -> None:
+    made = foreign.awq(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("w1 w2 w3\n")
+    recipe = recipe_for(made, "evaluate.text=text.txt")
+    found = [finding.what for finding in check_stored(recipe, facts_of(made.path))]
+    assert found == [
+        "the model is quantized already: AutoAWQ, 4 bits, groups of 64, zero points",
+        "what this quantization lost is not measured",
+    ]
+    measured = recipe_for(made, "evaluate.text=text.txt", f"evaluate.reference={made.path}")
+    assert len(check_stored(measured, facts_of(made.path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("quantized", r"evaluate\.reference is quantized itself \(GPTQ"),
+        ("other", "evaluate.reference has vocab_size 65, and the model 64"),
+        ("absent", "there is no config.json"),
+    ],
+)
+def test_a_reference_that_is_none_is_refused(reference: str, words: str, tmp_path: Path) -> None:
+    made = foreign.gptq(tmp_path / "model")
+    foreign.gptq(tmp_path / "quantized")
+    other = foreign.gptq(tmp_path / "other")
+    del other.config["quantization_config"]
+    other.config["vocab_size"] = 65
+    other.write()
+    settings = ("evaluate.text=x.txt", f"evaluate.reference={tmp_path / reference}")
+    with pytest.raises(PipelineError, match=words):
+        check_model(recipe_for(made, *settings), made.path)

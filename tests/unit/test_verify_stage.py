@@ -43,7 +43,7 @@ def serve_with(model, monkeypatch):
         assert repository == Path("repository")
         log_file.write_text("log")
         with model.serve() as fake:
-            fake.grpc_url, fake.ready_s = fake.url, 0.1234
+            fake.ready_s = 0.1234
             yield fake
 
     monkeypatch.setattr("pipeline.triton.server.TritonServer", server)

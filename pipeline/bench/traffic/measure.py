@@ -18,9 +18,9 @@ from pipeline.bench.traffic.schedule import TRACE, Level, Request, Sizes, plan
 from pipeline.bench.traffic.summary import ratios, summary
 from pipeline.bench.traffic.words import Words, try_words
 from pipeline.client_errors import client_errors
+from pipeline.engine_client.connect import connect_async
 from pipeline.errors import ServerError, UsageError
 from pipeline.triton.contract import BLS, answering_model
-from trtllm_client import AsyncClient
 
 SECONDS = 30.0
 WARMUP_S = 1.0
@@ -172,10 +172,10 @@ def _prepare(server: Server, model: str, longest: int, timeout: float) -> tuple[
     """Learns of a server how long words are, and whether it streams; that warms it up as well."""
 
     async def ask() -> tuple[Words, bool]:
-        async with AsyncClient(
+        async with connect_async(
             server.url, model=model, timeout=timeout, tls=server.tls, headers=server.headers
         ) as client:
-            told = await client.model_metadata(answering_model(model))
+            told = await client.model_metadata(answering_model(client.model))
             words = await try_words(client, Prompts(PROMPTS), longest, streams=told.decoupled)
             return words, told.decoupled
 

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from pipeline.bench.asking import streamed, whole
 from pipeline.bench.prompts import Prompts
-from trtllm_client import AsyncClient, InvalidRequest
+from pipeline.engine_client.interface import AsyncTextClient
+from trtllm_client import InvalidRequest
 
 _LIKE = 3
 """Prompts of each number of words: the word in front of each has more tokens or fewer."""
@@ -41,7 +42,9 @@ class Words:
         return max(0, round(low + (tokens - few) * (high - low) / (many - few)))
 
 
-async def try_words(client: AsyncClient, prompts: Prompts, longest: int, *, streams: bool) -> Words:
+async def try_words(
+    client: AsyncTextClient, prompts: Prompts, longest: int, *, streams: bool
+) -> Words:
     """Sends prompts of more and more words, until one has so many tokens or is refused.
 
     Args:

@@ -25,7 +25,9 @@ from typing import Any
 
 from pipeline.bench.asking import now, streamed, whole
 from pipeline.bench.prompts import PROMPTS, Prompts
-from trtllm_client import AsyncClient, ClientError, Tls
+from pipeline.engine_client.connect import connect_async
+from pipeline.engine_client.interface import AsyncTextClient
+from trtllm_client import ClientError, Tls
 
 _DIGITS = 6
 _LONG_S = 60.0
@@ -35,7 +37,7 @@ _LONG_S = 60.0
 class _Job:
     """Sends the requests of one round."""
 
-    def __init__(self, client: AsyncClient, job: Mapping[str, Any], prompts: Prompts) -> None:
+    def __init__(self, client: AsyncTextClient, job: Mapping[str, Any], prompts: Prompts) -> None:
         self._client, self._prompts = client, prompts
         self._ask = streamed if job["streams"] else whole
         self._level: int | None = job["level"]
@@ -103,7 +105,7 @@ async def _work() -> None:
     async with AsyncExitStack() as stack:
         clients = {}
         for name, told in setup["servers"].items():
-            client = AsyncClient(
+            client = connect_async(
                 told["url"],
                 model=setup["model"],
                 timeout=setup["timeout"],

@@ -221,7 +221,8 @@ class Border:
             return None
         self._story.scored |= scores is not None
         self._story.given += ids
-        return Tokens(ids, tokens.log_probs and tokens.log_probs[len(expected) :], scores)
+        log_probs = tokens.log_probs and tokens.log_probs[len(expected) :]
+        return Tokens(ids, log_probs, scores, tokens.reused_blocks)
 
     def end(self) -> None:
         """Says that the text has ended.

@@ -1,1 +1,1 @@
-"""llama.cpp: a GGUF file made of the stored checkpoint."""
+"""llama.cpp: a GGUF file made of the stored checkpoint, and its own server."""

@@ -14,16 +14,16 @@ from pipeline.progress import Progress
 from pipeline.recipe.llamacpp import TYPE_BITS
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import Diagnosis, EngineEvaluation, OwnType, Target, look_for
-from pipeline.targets.exported import ExportedTarget
 from pipeline.targets.llamacpp.measure import FILE, ReadBack
 from pipeline.targets.llamacpp.refusals import refuse_unsupported
+from pipeline.targets.llamacpp.served import ServedByLlamaCpp
 
 # Raised when the same checkpoint gives another file; part of the engine's cache key.
 FILE_VERSION = "1"
 PACKAGES = ("gguf", "xllamacpp", "numpy")
 
 
-class LlamaCppTarget(ExportedTarget):
+class LlamaCppTarget(ServedByLlamaCpp):
     """Writes a GGUF file."""
 
     name = "llamacpp"
@@ -37,7 +37,8 @@ class LlamaCppTarget(ExportedTarget):
 
     def needs(self, recipe: Recipe) -> Requirements:  # noqa: ARG002
         """Lists the packages that write the file, and the one that has llama.cpp."""
-        return [("gguf", "llamacpp"), ("xllamacpp", "llamacpp"), ("transformers", "quantize")]
+        own = [(name, "llamacpp") for name in ("gguf", "xllamacpp", "httpx2")]
+        return [*own, ("transformers", "quantize")]
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:
         """Refuses formats, lengths and models that no GGUF file holds.

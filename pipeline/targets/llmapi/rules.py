@@ -103,8 +103,12 @@ def _refuse_format(recipe: Recipe, row: Format) -> None:
             where=place,
             why=f"Its linears have no method for {row.quant_algo}: they end in 'unsupported quant "
             "mode'",
-            fix=f"Choose {either(OURS)}, or compile.target: tensorrt (engines of TensorRT-LLM "
-            "1.2.1) or edgellm, where they run it",
+            fix=f"Choose {either(OURS)}, or compile.target: "
+            + (
+                "openvino, which runs it"
+                if row.own
+                else "tensorrt (engines of TensorRT-LLM 1.2.1) or edgellm, where they run it"
+            ),
         )
     if row.smooths and not recipe.quantize.portable:
         others = [other for other in OURS if not other.smooths]

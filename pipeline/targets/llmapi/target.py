@@ -48,6 +48,7 @@ class LlmApiTarget:
     own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = True
     reads_source = True
+    own_server = False
     takes_zero_points = False
     takes_input_order = False
 

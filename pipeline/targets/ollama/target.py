@@ -22,6 +22,7 @@ class OllamaTarget(LlamaCppTarget):
 
     name = "ollama"
     program = "Ollama"
+    own_server = False
 
     def tools(self) -> dict[str, str]:
         """Returns those of the file, and the version of our Modelfile."""

@@ -48,6 +48,7 @@ class OpenVinoTarget:
     name = "openvino"
     own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = False
+    own_server = False
     reads_source = False
     takes_zero_points = True
     takes_input_order = True

@@ -44,6 +44,7 @@ class TensorRtTarget:
     name = "tensorrt"
     own_types: Mapping[str, OwnType] = MappingProxyType({})
     rounds_activations = True
+    own_server = False
     reads_source = False
     takes_zero_points = True
     # "GPTQ with desc_act=True is not implemented!" (examples/qwen/convert_checkpoint.py), nor is it

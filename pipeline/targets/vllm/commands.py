@@ -23,6 +23,8 @@ MOUNT = "/export"
 IMAGE = "nvcr.io/nvidia/tritonserver:26.06-vllm-python-py3"
 """It has vLLM 0.22.1; any later one does."""
 HOST, PORT = "127.0.0.1", 8000
+_OPTIONAL = {"stream": "TYPE_BOOL", "sampling_parameters": "TYPE_STRING"}
+"""Inputs of upstream's backend besides the text, those that all of its versions have."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ def write_repository(served: Served, output: Path) -> None:
 
     config = proto.ModelConfig(name=MODEL, backend="vllm", max_batch_size=0)
     config.model_transaction_policy.decoupled = True
+    # The backend would complete them, but not in a server that was told to complete nothing.
+    config.input.add(name="text_input", data_type=proto.TYPE_STRING, dims=[1])
+    for name, kind in _OPTIONAL.items():
+        tensor = config.input.add(name=name, dims=[1], optional=True)
+        tensor.data_type = getattr(proto, kind)
+    config.output.add(name="text_output", data_type=proto.TYPE_STRING, dims=[-1])
     # Which GPUs it takes is vLLM's to say, also where it takes several.
     config.instance_group.add(count=1, kind=proto.ModelInstanceGroup.KIND_MODEL)
     arguments = {"model": f"{MOUNT}/{FOLDER}", **served.arguments()}

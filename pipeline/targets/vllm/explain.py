@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.formats import FORMATS
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.base import Explanation
-from pipeline.targets.vllm.commands import Served, serve_words, shell
+from pipeline.targets.vllm.commands import Served
 from pipeline.targets.vllm.readme import notes
 from pipeline.targets.vllm.refusals import layout_of
 
@@ -32,6 +32,8 @@ def _lines(recipe: Recipe, said: list[str]) -> Iterator[str]:
     layout = layout_of(recipe)
     stored = "" if layout is None else f", stored as {layout}"
     yield f"folder for vLLM: {recipe.quantize.format}{stored}"
-    yield f"  {shell(serve_words(Served.of(recipe)))}"
+    arguments = Served.of(recipe).arguments()
+    # The command line itself is for copying, and a terminal would break it.
+    yield f"  {', '.join(f'{name} {value}' for name, value in arguments.items())}"
     for note in said:
         yield f"  {note}."

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CompileError
-from pipeline.formats import FP8, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
+from pipeline.formats import FP8, INT8_WO, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
 
 if TYPE_CHECKING:
     from pipeline.checkpoint.folding import Matrix
     from pipeline.checkpoint.layout import Array
 
 HEAD = "lm_head"
-PER_WORD = 8
-"""Codes of four bits in an int32."""
+_WORD = 32
 PORTABLE = "Set quantize.portable to true, which leaves no scale to move, and quantize again"
 COMPRESSED = (
     "Set compile.vllm.layout to compressed-tensors, whose scales have the model's own dtype"
 )
+_INT4_PER_WORD = _WORD // 4
 _ZERO = 8
 """What is added to a code from -8 to 7 where it is stored without a sign."""
 
@@ -61,18 +61,20 @@ class Layout:
     mixed: bool = True
 
 
-def pack_int32(codes: Array, axis: int) -> Array:
-    """Packs eight codes along an axis into each int32, the first in the lowest bits.
+def pack_int32(codes: Array, axis: int, bits: int = 4) -> Array:
+    """Packs codes along an axis into int32, the first in the lowest bits.
 
     Args:
-        codes: Whole numbers from 0 to 15, a multiple of eight of them along the axis.
+        codes: Whole numbers from 0 to 2^bits - 1, a multiple of what a word holds along the axis.
         axis: 0 or 1.
+        bits: 4 or 8, so that a word holds eight or four.
     """
     import numpy as np
 
+    count = _WORD // bits
     last = np.moveaxis(codes.astype(np.uint32), axis, -1)
-    parts = last.reshape(*last.shape[:-1], -1, PER_WORD)
-    words = np.bitwise_or.reduce(parts << (4 * np.arange(PER_WORD, dtype=np.uint32)), axis=-1)
+    parts = last.reshape(*last.shape[:-1], -1, count)
+    words = np.bitwise_or.reduce(parts << (bits * np.arange(count, dtype=np.uint32)), axis=-1)
     return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
 
 
@@ -171,7 +173,19 @@ def _padded(rows: Array) -> Array:
     """Adds rows of zeros up to a multiple of what a word holds."""
     import numpy as np
 
-    return np.pad(rows, ((0, -rows.shape[0] % PER_WORD), (0, 0)))
+    return np.pad(rows, ((0, -rows.shape[0] % _INT4_PER_WORD), (0, 0)))
+
+
+def _packed_rows(matrix: Matrix, dtype: str) -> dict[str, Array]:  # noqa: ARG001
+    import numpy as np
+
+    assert matrix.scale is not None
+    return {
+        "weight_packed": pack_int32(matrix.weight.astype(np.int16) + 128, 1, bits=8),
+        # vLLM casts them to the model's dtype as it loads them; here they are what they are.
+        "weight_scale": matrix.scale.astype(np.float32),
+        "weight_shape": np.array(matrix.weight.shape, np.int64),
+    }
 
 
 def _int_quantized(matrix: Matrix, dtype: str) -> dict[str, Array]:  # noqa: ARG001
@@ -260,6 +274,11 @@ def _int8_rows(whole: Whole) -> dict[str, Any]:
     )
 
 
+def _int8_rows_alone(whole: Whole) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel"}
+    return _compressed("pack-quantized", whole, weights, None)
+
+
 def _fp8_tensors(whole: Whole) -> dict[str, Any]:
     eight = {"num_bits": 8, "type": "float", "strategy": "tensor"}
     return _compressed("float-quantized", whole, eight, eight)
@@ -295,6 +314,7 @@ LAYOUTS: Mapping[str, Mapping[str, Layout]] = {
         "gptq": Layout(_gptq, _gptq_configuration, mixed=False),
     },
     W8A8_SQ_PER_CHANNEL: {"compressed-tensors": Layout(_int_quantized, _int8_rows)},
+    INT8_WO: {"compressed-tensors": Layout(_packed_rows, _int8_rows_alone)},
     FP8: {
         "modelopt": Layout(_modelopt_fp8, _modelopt_configuration),
         "compressed-tensors": Layout(_float_quantized, _fp8_tensors),

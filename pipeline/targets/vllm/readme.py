@@ -24,6 +24,12 @@ AMX = (
     "that were measured. GPUs, and processors without AMX, take the scales as they are"
 )
 """Read in vLLM 0.32's ``kernels/linear/scaled_mm/cpu.py``, and seen."""
+ROUNDED = (
+    "vLLM casts the scale of each row to the model's dtype as it loads it, which moves a weight by "
+    "2^-11 of itself in float16 and by 2^-8 in bfloat16 at most. The folder has the scales in "
+    "float32"
+)
+"""``params_dtype`` of vLLM's ``compressed_tensors_wNa16.py``."""
 GATED = (
     "vLLM makes one matrix of gate_proj and up_proj. Where their scales differ it rounds the one "
     "with the smaller scale again, by the larger"
@@ -38,7 +44,13 @@ def notes(algo: str, *, gated: bool = False) -> list[str]:
         algo: The checkpoint's ``quant_algo``.
         gated: Whether the FP8 scales of gate and up differ in a layer.
     """
-    return [*([AMX] if ALGOS[algo].activations == "int8" else []), *([GATED] if gated else [])]
+    row = ALGOS[algo]
+    told = {
+        AMX: row.activations == "int8",
+        ROUNDED: row.scales == "row" and row.activations == "float",
+        GATED: gated,
+    }
+    return [note for note, applies in told.items() if applies]
 
 
 def readme(served: Served, algo: str, layout: str | None, said: list[str]) -> str:

@@ -42,8 +42,7 @@ def _numbers(recipe: Recipe) -> str:
     """What a format is made of, as the reason why nothing reads it."""
     row = FORMATS[recipe.quantize.format]
     inputs = "" if row.activations == "float" else f" and inputs in {row.activations}"
-    whose = "" if row.own else "TensorRT-LLM's "
-    return f"weights in {row.weights}{inputs} as {whose}{row.quant_algo} has them"
+    return f"weights in {row.weights}{inputs}"
 
 
 def _check_layout(recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -258,5 +259,56 @@ def test_an_end_id_may_be_ignored_and_several_are_named() -> None:
             got = (await gateway.http.post("/v1/completions", json=body)).json()
             assert got["usage"]["completion_tokens"] == 3
             assert engine.asked[0].inputs["end_id"] == -1
+
+    asyncio.run(run())
+
+
+def test_cached_tokens_are_those_of_the_blocks_that_the_engine_had() -> None:
+    async def run() -> None:
+        model = demo()
+        model.limits = replace(model.limits, block=4)
+        spoken_once = spoken(model, " a girl.")
+        steps = [replace(tokens, reused_blocks=2) for tokens in spoken_once]
+        engine = ScriptedEngine(*steps)
+        async with Gateway(engine, model) as gateway:
+            got = await gateway.openai.completions.create(model="demo", prompt=[[5] * 9, [6] * 7])
+            assert got.usage is not None
+            assert got.usage.prompt_tokens_details is not None
+            assert got.usage.prompt_tokens_details.cached_tokens == 2 * 2 * 4
+            # Each response of a stream would have it, so one that says no usage does without.
+            stream = await gateway.openai.completions.create(
+                model="demo", prompt=[5] * 9, stream=True
+            )
+            assert [chunk.usage async for chunk in stream][-1] is None
+        asks = [asked.inputs.get("return_perf_metrics") for asked in engine.asked]
+        assert asks == [True, True, None]
+        # Nothing is said where the engine keeps no blocks, or nobody knows how large they are.
+        async with Gateway(ScriptedEngine(*spoken_once), demo()) as gateway:
+            got = await gateway.openai.completions.create(model="demo", prompt="Once")
+            assert got.usage is not None
+            assert got.usage.prompt_tokens_details is None
+
+    asyncio.run(run())
+
+
+def test_adapters_are_models_of_their_own() -> None:
+    async def run() -> None:
+        model = demo()
+        model.takes_adapters([1, 7])
+        engine = ScriptedEngine(*spoken(model, " a girl."))
+        async with Gateway(engine, model) as gateway:
+            listed = [one.id async for one in gateway.openai.models.list()]
+            assert listed == ["demo", "demo:1", "demo:7"]
+            assert (await gateway.openai.models.retrieve("demo:7")).id == "demo:7"
+            for name in ("demo", "demo:7"):
+                got = await gateway.openai.completions.create(model=name, prompt="Once")
+                assert got.model == name
+            chat = await gateway.openai.chat.completions.create(
+                model="demo:1", messages=[{"role": "user", "content": "Hello"}]
+            )
+            assert chat.model == "demo:1"
+            with pytest.raises(openai.NotFoundError, match="'demo:2' is not served here"):
+                await gateway.openai.completions.create(model="demo:2", prompt="Once")
+        assert [asked.inputs.get("lora_task_id") for asked in engine.asked] == [None, 7, 1]
 
     asyncio.run(run())

@@ -58,6 +58,18 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     (CHAT, {"stream_options": {"include_usage": True}}, "stream_options", "set stream to true"),
     (CHAT, {"response_format": {"type": "json_object"}}, "response_format", "guided"),
     (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
+    (
+        CHAT,
+        {"chat_template_kwargs": {"tools": []}},
+        "chat_template_kwargs.tools",
+        "the gateway's to set",
+    ),
+    (
+        CHAT,
+        {"chat_template_kwargs": {"x": 1, "add_generation_prompt": False}},
+        "chat_template_kwargs.add_generation_prompt",
+        "leave it out",
+    ),
     (CHAT, {"messages": []}, "messages", "at least one"),
     (CHAT, {"messages": None}, "messages", "valid array"),
     (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role", "one of"),

@@ -166,3 +166,15 @@ def test_a_server_that_is_not_there_and_an_input_that_is_none() -> None:
         asyncio.run(run(ASKED))
     with pytest.raises(InvalidRequest, match="no input 'top_p'"):
         generated(lambda *_: [], Generation((5,), 1, {"top_p": 0.5}, "mine"))
+
+
+def test_blocks_that_were_in_the_cache_are_read_where_they_are_asked_for() -> None:
+    def answer(_asked: Any, _context: Any) -> Any:
+        made = response([8])
+        add_output(made.infer_response, "kv_cache_reused_blocks", "INT32", [1, 1], [3])
+        yield made
+        yield empty_final()
+
+    server, found = generated(answer, Generation((5,), 4, {"return_perf_metrics": True}, "mine"))
+    assert found == [Tokens((8,), reused_blocks=3)]
+    assert [one.name for one in server.asked[0].message.outputs][-1] == "kv_cache_reused_blocks"

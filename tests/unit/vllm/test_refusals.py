@@ -26,7 +26,9 @@ def check(source: Path, name: str = "int4_awq", **changes: Any) -> None:
     get_target("vllm").check(wanted, ModelFacts.from_directory(source))
 
 
-@pytest.mark.parametrize("name", ["float16", "bfloat16", "int4_awq", "int8_sq", "int4_gptq", "fp8"])
+@pytest.mark.parametrize(
+    "name", ["float16", "bfloat16", "int4_awq", "int8_sq", "int4_gptq", "fp8", "int8_wo", "float32"]
+)
 def test_what_is_written_is_taken(source: Path, name: str) -> None:
     check(source, name)
 
@@ -38,6 +40,11 @@ def test_what_is_written_is_taken(source: Path, name: str) -> None:
             "w4a8_awq",
             {},
             r"w4a8_awq is not written for vLLM.*inputs in fp8.*Set quantize\.format to",
+        ),
+        (
+            "nf4",
+            {},
+            r"nf4 is not written for vLLM.*with weights in nf4.*int4_awq, int4_gptq",
         ),
         (
             "int4_awq",
