@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from pipeline.cli.invocation import Invocation
 from pipeline.cli.main import app
+from pipeline.economics.capacity import sizing
 from pipeline.economics.capacity.kept import NAME, kept_capacity
 from pipeline.errors import UsageError
 from pipeline.recipe.file import load_recipe
@@ -43,6 +44,12 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(autouse=True)
+def fewer_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told does not depend on how long a simulation is; test_sizing.py has long ones."""
+    monkeypatch.setattr(sizing, "LEAST_REQUESTS", 1_500)
 
 
 @pytest.fixture
