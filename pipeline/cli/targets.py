@@ -151,7 +151,15 @@ def markdown_lines(rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
 def _put(page: Path, table: str) -> None:
     from pipeline.store.files import write_atomically
 
-    text = page.read_text(encoding="utf-8")
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            "the page cannot be read",
+            where=str(page),
+            why=getattr(error, "strerror", None) or "It is no text in UTF-8",
+            fix="Name a page in Markdown",
+        ) from error
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
