@@ -70,6 +70,7 @@ LLAMA := build/llama-library
 formats-proof: $(STAMP)  ## Files for llama.cpp byte by byte against its own quantizer, and further cases of formats
 	mkdir -p $(LLAMA) && cd $(LLAMA) && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 && tar xzf *.tgz
 	TRTLLM_PIPELINE_LLAMA_LIBRARY=$(abspath $(LLAMA)) $(BIN)/python -m pytest -m proof tests/integration/test_gguf_quantizer.py
+	$(BIN)/python -m pytest -m proof tests/integration/test_unified_folder.py tests/e2e/test_llm_api.py
 
 # The official client of the major version before the one that is installed.
 OPENAI_1 := build/openai-1

@@ -134,7 +134,10 @@ def gptq(
         size = columns if group == -1 else group
         groups = columns // size
         codes = random.integers(0, 16, (rows, columns))
-        zeros = np.full((rows, groups), 8) if sym else random.integers(1, 16, (rows, groups))
+        first = 0 if v2 else 1
+        zeros = random.integers(first, first + 16, (rows, groups))
+        if sym:
+            zeros[:] = 8
         scales = random.uniform(0.004, 0.02, (rows, groups)).astype(np.float16)
         index = np.arange(columns) // size
         if act_order:

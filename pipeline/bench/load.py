@@ -124,8 +124,10 @@ def measure(
     )
     levels = list(dict.fromkeys(concurrency))
     visits: dict[int, list[Visit]] = {level: [] for level in levels}
+    answering = model
 
     async def load() -> None:
+        nonlocal answering
         async with connect_async(
             url, model=model, timeout=timeout, tls=tls, headers=headers
         ) as client:
@@ -139,13 +141,14 @@ def measure(
                     visit = await visitor.visit(level, -(-requests // rounds), phases=level == 1)
                     visits[level].append(visit)
                 on_round(finished)
+            answering = client.model
 
     asyncio.run(load())
     measurements = [measurement(level, made) for level, made in visits.items()]
     for made in measurements:
         on_measured(made)
     return {
-        "model": model,
+        "model": answering,
         "output_tokens": output_tokens,
         "rounds": rounds,
         "measurements": [asdict(made) for made in measurements],

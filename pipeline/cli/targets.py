@@ -64,7 +64,9 @@ def targets(
 def _subject(subject: str | None, overrides: Sequence[str]) -> tuple[Recipe, ModelFacts, str]:
     """What is asked about: a recipe, the facts of its model, and what to call it."""
     from pipeline.preflight.capability import usual_facts, usual_recipe
+    from pipeline.recipe.compile import CompileSection
     from pipeline.recipe.file import load_recipe
+    from pipeline.scaffold.choices import longest_sequence
     from pipeline.source.hub import hub_config
     from pipeline.source.local import local_directory
     from pipeline.source.snapshot import facts_of
@@ -80,6 +82,12 @@ def _subject(subject: str | None, overrides: Sequence[str]) -> tuple[Recipe, Mod
         named = usual.model.model_copy(update={"source": subject})
         recipe = usual.model_copy(update={"model": named})
     facts = facts_of(local_directory(recipe) or hub_config(recipe))
+    if not Path(subject).is_file():
+        # What a recipe of it would say, so that no length stands between formats and targets.
+        length = min(recipe.compile.max_seq_len, longest_sequence(facts))
+        sizes = {"max_seq_len": length, "max_input_len": max(length * 3 // 4, 1)}
+        compiled = CompileSection.model_validate(sizes)
+        recipe = recipe.model_copy(update={"compile": compiled})
     return recipe, facts, subject
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
+from pipeline.recipe.edgellm import EdgeLlmSection
 from pipeline.recipe.llamacpp import LlamaCppSection
 from pipeline.recipe.llmapi import LlmApiSection
 from pipeline.recipe.openvino import OpenVinoSection
@@ -36,6 +37,7 @@ class CompileSection(Section):
             None is the GPU of the machine that builds.
         llamacpp: The GGUF file of llama.cpp and Ollama.
         openvino: Execution options of the CPU target.
+        edgellm: Options of TensorRT Edge-LLM.
         llmapi: Options of TensorRT-LLM's LLM API.
         tensorrt: Options of ``trtllm-build``.
         vllm: How the folder for vLLM is written and measured.
@@ -52,9 +54,10 @@ class CompileSection(Section):
     tokens_per_block: Annotated[Literal[16, 32, 64, 128], Whole, Unit("tokens")] = 32
     tensor_parallel: Annotated[Positive, Unit("ranks")] = 1
     pipeline_parallel: Annotated[Positive, Unit("ranks")] = 1
-    gpu: Annotated[str | None, ReadBy("tensorrt", "llmapi", "edgellm")] = None
+    gpu: Annotated[str | None, ReadBy("tensorrt", "llmapi")] = None
     llamacpp: Annotated[LlamaCppSection, ReadBy("llamacpp", "ollama")] = LlamaCppSection()
     openvino: Annotated[OpenVinoSection, ReadBy("openvino")] = OpenVinoSection()
+    edgellm: Annotated[EdgeLlmSection, ReadBy("edgellm")] = EdgeLlmSection()
     llmapi: Annotated[LlmApiSection, ReadBy("llmapi")] = LlmApiSection()
     tensorrt: Annotated[TensorRtSection, ReadBy("tensorrt")] = TensorRtSection()
     vllm: Annotated[VllmSection, ReadBy("vllm")] = VllmSection()

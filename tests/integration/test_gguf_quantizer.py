@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,36 @@ def test_every_type_has_the_bytes_of_llama_quantize(
     own.mkdir()
     (own / "config.json").write_text((source / "config.json").read_text())
     checkpoint = write_checkpoint(own, recipe(own, "float16"), tmp_path / "checkpoint")
-    half = tmp_path / "half.gguf"
+    compare(source, checkpoint, FTYPES, quantize, tmp_path)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("name", ["llama linear", "mistral 48", "qwen2", "qwen3"])
+def test_models_of_eighty_layers_are_70b_where_llama_cpp_says_so(
+    name: str, kv_heads: int, quantize: Callable[[Path, Path, int], None], tmp_path: Path
+) -> None:
+    source = write_source(name, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"num_hidden_layers": 80, "num_key_value_heads": kv_heads, "intermediate_size": 256}
+    config.pop("layer_types", None)
+    (source / "config.json").write_text(json.dumps(config))
+    checkpoint = write_checkpoint(source, recipe(source, "float16"), tmp_path / "checkpoint")
+    kinds = {kind: FTYPES[kind] for kind in ("q4_k_s", "q4_k_m")}
+    compare(source, checkpoint, kinds, quantize, tmp_path)
+
+
+def compare(
+    source: Path,
+    checkpoint: Path,
+    kinds: Mapping[str, int],
+    quantize: Callable[[Path, Path, int], None],
+    folder: Path,
+) -> None:
+    """Holds each type of a checkpoint to what llama.cpp makes of its float16 file."""
+    half = folder / "half.gguf"
     written(source, checkpoint, "f16", half)
-    for kind, ftype in FTYPES.items():
-        ours, theirs = tmp_path / f"{kind}.gguf", tmp_path / f"{kind}-theirs.gguf"
+    for kind, ftype in kinds.items():
+        ours, theirs = folder / f"{kind}.gguf", folder / f"{kind}-theirs.gguf"
         written(source, checkpoint, kind, ours)
         quantize(half, theirs, ftype)
         expected = {tensor.name: tensor for tensor in gguf.GGUFReader(theirs).tensors}

@@ -116,7 +116,7 @@ def test_a_written_out_folder_is_computed_as_its_layout_says(name: str, tmp_path
 
 
 def test_zero_points_stay_packed(tmp_path: Path) -> None:
-    made = foreign.gptq(tmp_path / "model", sym=False)
+    made = foreign.gptq(tmp_path / "model", sym=False, v2=True)
     nodes = executed_nodes(engine_of(made, converted(made)))
     products = [node for node in nodes if node["type"] == "FullyConnected"]
     packed = [node for node in products if node["inputs"][1] == "u4"]

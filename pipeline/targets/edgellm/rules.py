@@ -18,8 +18,8 @@ from pipeline.formats import (
     Format,
     either,
 )
+from pipeline.recipe.edgellm import DeviceName
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.tensorrt.gpus import find_gpu
 
 VERSION = "0.11"
 GROUP_SIZE = 128
@@ -27,7 +27,6 @@ GROUP_SIZE = 128
 DTYPE = "float16"
 """What activations are in; there is no other."""
 EXECUTED = (NO_QUANT, FP8, W4A16_AWQ, W8A8_SQ_PER_CHANNEL)
-FP8_SM = 89
 
 
 @dataclass(frozen=True)
@@ -37,43 +36,43 @@ class Device:
     Attributes:
         name: As people call it.
         sms: Compute capabilities, times ten.
-        formats: What it computes in.
-        support: How far NVIDIA stands by it.
+        fp8: Whether it computes in FP8 besides float16, INT8 and INT4.
+        official: Whether NVIDIA stands by it; otherwise it is experimental, and the wheel has a
+            payload for it, which loads on exactly its compute capability.
     """
 
     name: str
     sms: tuple[int, ...]
-    formats: str
-    support: str
+    fp8: bool
+    official: bool = False
+
+    @property
+    def formats(self) -> str:
+        """What it computes in."""
+        return "float16, INT8, INT4, FP8" if self.fp8 else "float16, INT8, INT4"
+
+    @property
+    def support(self) -> str:
+        """How far NVIDIA stands by it."""
+        return "official" if self.official else "experimental, payload of the wheel"
 
 
-HARDWARE = (
-    Device("Jetson Orin", (87,), "float16, INT8, INT4", "official"),
-    Device("Jetson Thor, DRIVE Thor", (101, 110), "float16, INT8, INT4, FP8", "official"),
-    Device("DGX Spark", (121,), "float16, INT8, INT4, FP8", "official"),
-    Device("A100, A30", (80,), "float16, INT8, INT4", "experimental, payload of the wheel"),
-    Device(
-        "A10, A40, RTX 3090, RTX A6000",
-        (86,),
-        "float16, INT8, INT4",
-        "experimental, payload of the wheel",
-    ),
-    Device("B200, GB200", (100,), "float16, INT8, INT4, FP8", "experimental, payload of the wheel"),
-    Device(
-        "RTX 5090, RTX PRO 6000",
-        (120,),
-        "float16, INT8, INT4, FP8",
-        "experimental, payload of the wheel",
-    ),
-)
-"""Payloads of the wheel load on exactly their compute capability."""
+HARDWARE: dict[DeviceName, Device] = {
+    "jetson-orin": Device("Jetson Orin", (87,), fp8=False, official=True),
+    "thor": Device("Jetson Thor, DRIVE Thor", (101, 110), fp8=True, official=True),
+    "dgx-spark": Device("DGX Spark", (121,), fp8=True, official=True),
+    "a100": Device("A100, A30", (80,), fp8=False),
+    "a10": Device("A10, A40, RTX 3090, RTX A6000", (86,), fp8=False),
+    "b200": Device("B200, GB200", (100,), fp8=True),
+    "rtx-5090": Device("RTX 5090, RTX PRO 6000", (120,), fp8=True),
+}
+"""By ``compile.edgellm.device``. There is nothing for SM 89 and 90: L4, L40S, H100, H200."""
 
 
 def refuse_unsupported(recipe: Recipe) -> None:
-    """Refuses formats, precisions and GPUs that TensorRT Edge-LLM does not have.
+    """Refuses formats, precisions and devices that TensorRT Edge-LLM does not have.
 
     Raises:
-        RecipeError: ``compile.gpu`` is not in the table.
         UnsupportedError: Naming the recipe's key, the reason and the remedy.
     """
     row = FORMATS[recipe.quantize.format]
@@ -90,8 +89,14 @@ def refuse_unsupported(recipe: Recipe) -> None:
             where=recipe.place("compile.pipeline_parallel"),
             fix="Set compile.pipeline_parallel to 1; compile.tensor_parallel may be more",
         )
-    if recipe.compile.gpu is not None:
-        _refuse_gpu(recipe, row)
+    device = recipe.compile.edgellm.device
+    asks = row.needs_fp8 or recipe.quantize.kv_cache == "fp8"
+    if device is not None and asks and not HARDWARE[device].fp8:
+        raise UnsupportedError(
+            f"{HARDWARE[device].name} does not compute in FP8",
+            where=recipe.place("compile.edgellm.device"),
+            fix="Choose a format without FP8 and quantize.kv_cache: null, or another device",
+        )
 
 
 def _refuse_format(recipe: Recipe, row: Format) -> None:
@@ -119,25 +124,4 @@ def _refuse_format(recipe: Recipe, row: Format) -> None:
             f"TensorRT Edge-LLM has INT4 kernels for groups of {GROUP_SIZE} alone",
             where=recipe.place("quantize.group_size"),
             fix=f"Set quantize.group_size to {GROUP_SIZE}",
-        )
-
-
-def _refuse_gpu(recipe: Recipe, row: Format) -> None:
-    place = recipe.place("compile.gpu")
-    gpu = find_gpu(str(recipe.compile.gpu), place)
-    if not any(gpu.sm in device.sms for device in HARDWARE):
-        loaded = ", ".join(f"SM {sm}" for device in HARDWARE for sm in device.sms)
-        raise UnsupportedError(
-            f"TensorRT Edge-LLM {VERSION} has nothing for {gpu.name} (SM {gpu.sm})",
-            where=place,
-            why=f"What it ships loads on exactly {loaded}; another GPU takes a build from source, "
-            "which nobody here has tried",
-            fix="Leave compile.gpu out for Jetson, DRIVE and DGX Spark, or choose another target "
-            "for this GPU",
-        )
-    if (row.needs_fp8 or recipe.quantize.kv_cache == "fp8") and gpu.sm < FP8_SM:
-        raise UnsupportedError(
-            f"{gpu.name} (SM {gpu.sm}) does not compute in FP8",
-            where=place,
-            fix="Choose a format without FP8, and quantize.kv_cache: null",
         )

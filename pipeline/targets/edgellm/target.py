@@ -25,9 +25,12 @@ NOT_RUN = (
     "with the checkpoint, and the commands are from its documentation."
 )
 _TABLE = (
-    "| device | SM | computes in | support |",
-    "|---|---|---|---|",
-    *(f"| {d.name} | {', '.join(map(str, d.sms))} | {d.formats} | {d.support} |" for d in HARDWARE),
+    "| `device` | | SM | computes in | support |",
+    "|---|---|---|---|---|",
+    *(
+        f"| `{key}` | {d.name} | {', '.join(map(str, d.sms))} | {d.formats} | {d.support} |"
+        for key, d in HARDWARE.items()
+    ),
 )
 
 
@@ -42,10 +45,9 @@ class EdgeLlmTarget(ExportedTarget):
         return [(name, "quantize") for name in ("safetensors", "numpy")]
 
     def check(self, recipe: Recipe, facts: ModelFacts) -> None:  # noqa: ARG002
-        """Refuses what TensorRT Edge-LLM does not compile, on the GPU that the recipe names.
+        """Refuses what TensorRT Edge-LLM does not compile, for the device that the recipe names.
 
         Raises:
-            RecipeError: ``compile.gpu`` is not in the table.
             UnsupportedError: Naming the recipe's key, the reason and the remedy.
         """
         refuse_unsupported(recipe)
@@ -58,7 +60,10 @@ class EdgeLlmTarget(ExportedTarget):
             *(f"  {line}" for line in commands),
             "",
             "it is for:",
-            *(f"  {d.name} (SM {', '.join(map(str, d.sms))}): {d.support}" for d in HARDWARE),
+            *(
+                f"  {d.name} (SM {', '.join(map(str, d.sms))}): {d.support}"
+                for d in HARDWARE.values()
+            ),
             NOT_RUN,
         ]
         return Explanation(lines, {"commands": list(commands), "not_run": NOT_RUN})

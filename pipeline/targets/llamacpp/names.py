@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.models.facts import ModelFacts
 
 Array = npt.NDArray[Any]
 
@@ -31,6 +33,8 @@ NORMS = {
 ROTATED = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 """Linears whose rows are rotated, and the fact that says how many heads they have."""
 
+_SEVENTY = 80
+
 
 @dataclass(frozen=True)
 class Family:
@@ -40,17 +44,27 @@ class Family:
         name: ``general.architecture``.
         in_pairs: Whether it rotates neighbouring rows of q and k, where Hugging Face rotates those
             half a head apart.
+        seventy: What makes it call a model of 80 layers 70B, which its mixtures ask for:
+            ``grouped`` is fewer heads of keys and values than of queries; None is nothing.
     """
 
     name: str
     in_pairs: bool
+    seventy: Literal["grouped", "always"] | None
+
+    def is_seventy(self, facts: ModelFacts) -> bool:
+        """Says whether llama.cpp calls a model of this family 70B, as ``load_hparams`` does."""
+        if self.seventy is None or facts.num_hidden_layers != _SEVENTY:
+            return False
+        grouped = facts.num_key_value_heads < facts.num_attention_heads
+        return grouped or self.seventy == "always"
 
 
 FAMILIES = {
-    "LlamaForCausalLM": Family("llama", in_pairs=True),
-    "MistralForCausalLM": Family("llama", in_pairs=True),
-    "Qwen2ForCausalLM": Family("qwen2", in_pairs=False),
-    "Qwen3ForCausalLM": Family("qwen3", in_pairs=False),
+    "LlamaForCausalLM": Family("llama", in_pairs=True, seventy="grouped"),
+    "MistralForCausalLM": Family("llama", in_pairs=True, seventy="grouped"),
+    "Qwen2ForCausalLM": Family("qwen2", in_pairs=False, seventy="always"),
+    "Qwen3ForCausalLM": Family("qwen3", in_pairs=False, seventy=None),
 }
 
 

@@ -69,7 +69,8 @@ class LlamaCppProcess:
         # OpenMP's threads otherwise wait for each other by turning in circles: on a machine with
         # something else to do a token then takes ten times as long, measured on two processors.
         environment = {"OMP_WAIT_POLICY": "passive", **passed_on(os.environ, variables)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, _own_path())])
+        # The same packages as here, wherever they are.
+        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         try:
             # A session of its own: Ctrl-C reaches the supervisor only, which stops in order.
             self._child = subprocess.Popen(
@@ -122,7 +123,3 @@ class LlamaCppProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
-
-
-def _own_path() -> list[str]:
-    return os.environ.get("PYTHONPATH", "").split(os.pathsep)

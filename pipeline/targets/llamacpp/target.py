@@ -19,7 +19,7 @@ from pipeline.targets.llamacpp.refusals import refuse_unsupported
 from pipeline.targets.llamacpp.served import ServedByLlamaCpp
 
 # Raised when the same checkpoint gives another file; part of the engine's cache key.
-FILE_VERSION = "1"
+FILE_VERSION = "2"
 PACKAGES = ("gguf", "xllamacpp", "numpy")
 
 
@@ -71,8 +71,9 @@ class LlamaCppTarget(ServedByLlamaCpp):
 
         Returns:
             ``target``, ``quant_algo``, ``engine_bytes``, ``max_batch_size``, ``max_seq_len``,
-            ``type``, ``types`` (how many tensors have each number type) and ``changes`` (what is
-            not exactly the checkpoint's, and of how many tensors).
+            ``type``, ``types`` (how many tensors have each number type), ``changes`` (what is
+            not exactly the checkpoint's, and of how many tensors) and ``texts`` (which rare texts
+            get other ids in llama.cpp).
 
         Raises:
             CheckpointError: The checkpoint is not complete.
@@ -82,6 +83,7 @@ class LlamaCppTarget(ServedByLlamaCpp):
         require("gguf", "llamacpp")
         from pipeline.checkpoint.config import CheckpointConfig
         from pipeline.targets.llamacpp.gguf_file import write_gguf
+        from pipeline.targets.llamacpp.likeness import differences
         from pipeline.targets.llamacpp.source import licence_of, read_tokens
 
         assert source is not None
@@ -98,6 +100,11 @@ class LlamaCppTarget(ServedByLlamaCpp):
                 name=recipe.name,
                 advance=task.advance,
             )
+        unlike = differences(tokens.tokenizer)
+        for change, count in written.changes.items():
+            progress.note(f"{count} tensors are not exactly the checkpoint's: {change}")
+        for difference in unlike:
+            progress.note(difference)
         config = {
             "version": __version__,
             "target": self.name,
@@ -110,6 +117,7 @@ class LlamaCppTarget(ServedByLlamaCpp):
             "type": recipe.compile.llamacpp.type,
             "types": written.types,
             "changes": written.changes,
+            "texts": unlike,
         }
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (output / "config.json").write_text(f"{text}\n", encoding="utf-8")
@@ -124,6 +132,7 @@ class LlamaCppTarget(ServedByLlamaCpp):
             "type": recipe.compile.llamacpp.type,
             "types": written.types,
             "changes": written.changes,
+            "texts": unlike,
         }
 
     def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:

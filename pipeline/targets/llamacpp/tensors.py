@@ -99,6 +99,7 @@ def _layer(
     number: int, layer: Layer, facts: ModelFacts, wide: Type, mixture: Mixture | None
 ) -> Iterator[Tensor]:
     folded: FoldedLayer = fold(layer, facts)
+    seventy = FAMILIES[facts.architecture].is_seventy(facts)
     for norm, values in folded.norms.items():
         yield _floats(block(number, NORMS[norm]), values, Type.F32)
     for name, ours in LINEARS.items():
@@ -106,7 +107,9 @@ def _layer(
         place = block(number, ours)
         ordered = _order(ours, facts)
         if mixture:
-            kind = mixture.linear(ours, number, facts.num_hidden_layers, matrix.weight.shape[1])
+            kind = mixture.linear(
+                ours, number, facts.num_hidden_layers, matrix.weight.shape[1], seventy=seventy
+            )
             yield _floats(place, matrix.weight, kind, partial(_values, matrix, ordered))
         else:
             yield _stored(place, matrix, ordered, wide, folded.left.get(name, ""))

@@ -30,8 +30,6 @@ BLOCK = 32
 _K_BLOCK = 256
 # What a matrix gets whose rows are no multiple of 256: convert_incompatible_tensor.
 _NARROW = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
-_SEVENTY = 80
-"""Layers of the models that llama.cpp calls 70B, whose attn_v is never below Q5_K (read)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ class Mixture:
     better: Type | None = None
     more_bits: str = ""
 
-    def linear(self, name: str, layer: int, layers: int, columns: int) -> Type:
+    def linear(
+        self, name: str, layer: int, layers: int, columns: int, *, seventy: bool = False
+    ) -> Type:
         """Returns the type of one linear.
 
         Args:
@@ -59,11 +59,12 @@ class Mixture:
             layer: From 0.
             layers: Of the model.
             columns: Input features.
+            seventy: Whether llama.cpp calls the model 70B: its attn_v is never below Q5_K.
         """
         kind = self.most
         if self.better and name in ("attn_v", "ffn_down") and self._gets_more(name, layer, layers):
             kind = self.better
-        if name == "attn_v" and layers == _SEVENTY and kind == Type.Q4_K:
+        if name == "attn_v" and seventy and kind == Type.Q4_K:
             kind = Type.Q5_K
         return fitting(kind, columns)
 

@@ -13,7 +13,13 @@ from typing import Any
 
 from gguf import TokenType
 
-from pipeline.errors import CompileError
+from pipeline.targets.llamacpp.likeness import (
+    SPACE,
+    refuse_other_bytes,
+    refuse_other_pieces,
+    refused,
+    steps,
+)
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -63,14 +69,17 @@ def add_vocabulary(writer: Any, given: Tokens, vocab_size: int) -> None:
     tokenizer, bos, ends = given.tokenizer, given.bos, given.ends
     model = tokenizer["model"]
     if model.get("type") != "BPE":
-        raise _refused(f"its model is {model.get('type')}, and only BPE is written")
+        raise refused(f"its model is {model.get('type')}, and only BPE is written")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     tokens, kinds = _tokens(tokenizer, vocab_size)
     if model.get("byte_fallback"):
+        refuse_other_pieces(tokenizer)
         _add_sentencepiece(writer, tokenizer, tokens, kinds, merges)
     else:
+        splitting = pre_tokenizer(tokenizer)
+        refuse_other_bytes(tokenizer, splitting)
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre_tokenizer(tokenizer))
+        writer.add_tokenizer_pre(splitting)
         writer.add_token_merges(merges)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
@@ -93,26 +102,17 @@ def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:
         CompileError: There is none.
     """
     spec = tokenizer.get("pre_tokenizer") or {}
-    steps = spec.get("pretokenizers") or [spec]
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+    found = steps(spec, "pretokenizers")
+    kinds = [step.get("type") for step in found]
+    if kinds == ["ByteLevel"] and found[0].get("use_regex", True):
         return GPT_2
-    splits = [step for step in steps if step.get("type") == "Split"]
-    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+    splits = [step for step in found if step.get("type") == "Split"]
+    if kinds == ["Split", "ByteLevel"] and not found[1].get("use_regex", True):
         pattern = splits[0]["pattern"].get("Regex")
         isolated = splits[0].get("behavior") == "Isolated" and not splits[0].get("invert")
         if isolated and pattern in PATTERNS:
             return PATTERNS[pattern]
-    raise _refused(f"its pre-tokenizer is {json.dumps(spec, ensure_ascii=False)[:300]}")
-
-
-def _refused(why: str) -> CompileError:
-    return CompileError(
-        "llama.cpp has no tokenizer like this model's",
-        where="tokenizer.json",
-        why=f"A GGUF file names one of the tokenizers that are built into llama.cpp; {why}",
-        fix="Use compile.target openvino or tensorrt, which run the tokenizer itself",
-    )
+    raise refused(f"its pre-tokenizer is {json.dumps(spec, ensure_ascii=False)[:300]}")
 
 
 def _tokens(tokenizer: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:
@@ -160,23 +160,18 @@ def _add_sentencepiece(
 
 
 def _prepends(tokenizer: Mapping[str, Any]) -> bool:
-    normalizer = tokenizer.get("normalizer") or {}
-    steps = normalizer.get("normalizers") or [normalizer]
-    if any(step.get("type") == "Prepend" for step in steps):
+    normalizers = steps(tokenizer.get("normalizer"), "normalizers")
+    if any(step == {"type": "Prepend", "prepend": SPACE} for step in normalizers):
         return True
-    before = tokenizer.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers") or [before]
     return any(
-        step.get("type") == "Metaspace" and step.get("prepend_scheme") in ("first", "always")
-        for step in steps
+        step.get("prepend_scheme") in ("first", "always")
+        for step in steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     )
 
 
 def _begins_with(tokenizer: Mapping[str, Any], token: str) -> bool:
     """Whether the post-processor puts a token in front of every text."""
-    spec = tokenizer.get("post_processor") or {}
-    steps = spec.get("processors") or [spec]
-    for step in steps:
+    for step in steps(tokenizer.get("post_processor"), "processors"):
         if step.get("type") == "TemplateProcessing":
             single = step.get("single") or [{}]
             return bool(single[0].get("SpecialToken", {}).get("id") == token)

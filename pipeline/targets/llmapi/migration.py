@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from pipeline.formats import FORMATS, FP8
+from pipeline.formats import FORMATS, FP8, either
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.llmapi.rules import EXECUTED
 from pipeline.targets.tensorrt.toolchain import CONTAINERS, TENSORRT_LLM
 
 FILE_NAME = "MIGRATION.md"
-WIDTH = 100
 Kind = Literal["lost", "gained", "same"]
 _TITLES: dict[Kind, str] = {
     "lost": "Lost, or not as it was",
@@ -85,17 +83,13 @@ def _lost(recipe: Recipe) -> Iterator[Change]:
         "nv_llm_queue_time_ms is the wait in front of the LLM alone; how many wait inside it, "
         "nv_trt_llm_request_metrics has from the LLM itself.",
     )
+    others = either(row for row in FORMATS.values() if row.quant_algo not in EXECUTED)
     yield Change(
         "lost",
-        "the offer of other formats",
-        f"{_not_there()} cannot be served; TensorRT Edge-LLM (compile.target: edgellm) takes the "
-        "INT8 one.",
+        "other formats",
+        f"{others} cannot be served, nor can an INT8 KV cache; what TensorRT Edge-LLM compiles of "
+        "them, compile.target: edgellm says.",
     )
-
-
-def _not_there() -> str:
-    names = [name for name, row in FORMATS.items() if row.quant_algo not in EXECUTED]
-    return f"{' and '.join(names)} and an INT8 KV cache"
 
 
 def _gained(recipe: Recipe) -> Iterator[Change]:
@@ -145,10 +139,7 @@ def migration_lines(recipe: Recipe) -> list[str]:
     """Writes the report for a terminal."""
     lines = ["from TensorRT engines to the LLM API:"]
     marks = {"lost": "-", "gained": "+", "same": "="}
-    for change in changes(recipe):
-        text = f"{marks[change.kind]} {change.what}: {change.detail}"
-        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return lines
+    return [*lines, *(f"  {marks[c.kind]} {c.what}: {c.detail}" for c in changes(recipe))]
 
 
 def migration_values(recipe: Recipe) -> list[dict[str, str]]:

@@ -44,10 +44,14 @@ EXECUTED: dict[str, Generations] = {
 """By ``quant_algo``: where the backend has kernels for it."""
 
 
+COMPUTED = ("float16", "bfloat16")
+"""What everything that is not quantized may be in."""
 OURS = [
     row
     for row in FORMATS.values()
-    if row.quant_algo in EXECUTED and not (row.smooths and row.divides_prequant)
+    if row.quant_algo in EXECUTED
+    and row.dtype in (None, *COMPUTED)
+    and not (row.smooths and row.divides_prequant)
 ]
 """The formats of a recipe that fit; those that smooth have to be portable."""
 
@@ -64,6 +68,7 @@ def refuse_unsupported(recipe: Recipe) -> Gpu | None:
     """
     row = FORMATS[recipe.quantize.format]
     _refuse_format(recipe, row)
+    _refuse_precision(recipe, row)
     if recipe.quantize.kv_cache == "int8":
         raise UnsupportedError(
             "TensorRT-LLM's PyTorch backend has no INT8 KV cache",
@@ -114,6 +119,18 @@ def _refuse_format(recipe: Recipe, row: Format) -> None:
             why="gate_proj and up_proj get pre-quant scales of their own, and the backend computes "
             "them as one linear, which has room for one",
             fix=f"{portable or 'Choose '}{either(others)}",
+        )
+
+
+def _refuse_precision(recipe: Recipe, row: Format) -> None:
+    dtype = row.dtype or recipe.model.dtype
+    if dtype not in COMPUTED:
+        key = "quantize.format" if row.dtype else "model.dtype"
+        raise UnsupportedError(
+            "TensorRT-LLM's PyTorch backend computes in 16 bits",
+            where=recipe.place(key),
+            why=f"The checkpoint would be in {dtype}, which its table of formats does not have",
+            fix=f"Set {key} to {' or '.join(COMPUTED)}",
         )
 
 

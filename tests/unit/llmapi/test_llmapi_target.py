@@ -58,6 +58,7 @@ def test_sixteen_bit_runs_everywhere(gpu: str) -> None:
             r"fp8 on A100-80GB \(SM 80\).*Ada, Hopper and Blackwell.*int4_gptq",
         ),
         ({"compile__gpu": "T4"}, r"float16 on T4 \(SM 75\).*Choose another GPU"),
+        ({"quantize__format": "float32"}, r"computes in 16 bits.*float16 or bfloat16"),
         ({"compile__tokens_per_block": "64"}, r"KV blocks of 32 tokens"),
         ({"serve__guided_decoding": "xgrammar"}, r"guided decoding is not handed on"),
     ],
@@ -90,8 +91,10 @@ def test_unknown_gpu_is_told() -> None:
         ({"quantize__format": "int4_awq", "quantize__group_size": "64"}, r"groups of 128 alone"),
         ({"quantize__format": "int8_sq", "quantize__kv_cache": "int8"}, r"no INT8 KV cache"),
         ({"compile__pipeline_parallel": "2"}, r"does not spread layers"),
-        ({"compile__gpu": "H100-80GB"}, r"nothing for H100-80GB \(SM 90\)"),
-        ({"quantize__format": "fp8", "compile__gpu": "A10"}, r"A10 \(SM 86\) does not compute"),
+        (
+            {"quantize__format": "fp8", "compile__edgellm__device": "jetson-orin"},
+            r"Jetson Orin does not compute in FP8",
+        ),
     ],
 )
 def test_what_edge_llm_lacks_is_refused(settings: dict[str, Any], reason: str) -> None:
@@ -101,7 +104,8 @@ def test_what_edge_llm_lacks_is_refused(settings: dict[str, Any], reason: str) -
 
 def test_edge_llm_takes_the_int8_that_no_other_compiler_of_nvidias_keeps() -> None:
     check("edgellm", quantize__format="int8_sq")
-    check("edgellm", quantize__format="int8_sq", compile__gpu="A100-80GB")
+    check("edgellm", quantize__format="int8_sq", compile__edgellm__device="jetson-orin")
+    check("edgellm", quantize__format="fp8", compile__edgellm__device="thor")
     facts = ModelFacts.from_directory(DEMO_MODEL)
     lines = get_target("edgellm").explain(recipe("edgellm"), facts).lines
     assert any("--maxKVCacheCapacity 512" in line for line in lines)
