@@ -94,6 +94,16 @@ class Model:
         from tokenizers import Tokenizer
 
         models = model_sources()
+        try:
+            self.tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / TOKENIZER))
+        except Exception as error:
+            # The library raises no class of its own.
+            raise UsageError(
+                "the tokenizer cannot be read",
+                where=str(tokenizer_dir / TOKENIZER),
+                why=str(error),
+                fix="Copy the folder again from where it was whole",
+            ) from error
         prompt = load_module(models, PREPROCESSING, "prompt")
         engine_limits = load_module(models, PREPROCESSING, "engine_limits")
         self.name, self.aliases = name, tuple(aliases)
@@ -112,7 +122,6 @@ class Model:
                 max_seq_len=limits.sequence,
             ),
         )
-        self.tokenizer: Any = Tokenizer.from_file(str(tokenizer_dir / TOKENIZER))
 
     @property
     def offers(self) -> Offers:

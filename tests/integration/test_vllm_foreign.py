@@ -63,7 +63,9 @@ def test_a_gptq_folder_comes_back_byte_for_byte(tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.parametrize(
-    "make", [partial(gptq, sym=False), awq, partial(gptq, v2=True)], ids=["asym", "awq", "v2"]
+    "make",
+    [partial(gptq, sym=False, v2=True), awq, partial(gptq, v2=True)],
+    ids=["asym", "awq", "v2"],
 )
 def test_zero_points_are_read_by_compressed_tensors(
     tmp_path: Path, make: Callable[[Path], Made]
@@ -98,7 +100,7 @@ def test_groups_out_of_order_are_what_vllm_reads(tmp_path: Path) -> None:
     import torch
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    made = gptq(tmp_path / "source", sym=False, act_order=True)
+    made = gptq(tmp_path / "source", sym=False, v2=True, act_order=True)
     found = exported(made, tmp_path, "compressed-tensors")
     config = json.loads((found / "config.json").read_text())["quantization_config"]
     weights = config["config_groups"]["group_0"]["weights"]
@@ -116,8 +118,21 @@ def test_groups_out_of_order_are_what_vllm_reads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, weight, err_msg=name)
 
 
-def test_a_zero_point_that_a_layout_has_not_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "layout", "said"),
+    [
+        (awq, "gptq", r"from 1 to 16, and the checkpoint 0 to 15.*layout to compressed-tensors"),
+        (
+            partial(gptq, sym=False),
+            "compressed-tensors",
+            r"from 0 to 15, and the checkpoint 1 to 16.*layout to gptq",
+        ),
+    ],
+    ids=["awq", "gptq"],
+)
+def test_a_zero_point_that_a_layout_has_not_is_refused(
+    tmp_path: Path, make: Callable[[Path], Made], layout: str, said: str
+) -> None:
     """AutoAWQ counts from 0 to 15, the first GPTQ layout from 1 to 16."""
-    made = awq(tmp_path / "source")
-    with pytest.raises(CompileError, match=r"1 to 16, and the checkpoint 0 to 15.*compressed"):
-        exported(made, tmp_path, "gptq")
+    with pytest.raises(CompileError, match=said):
+        exported(make(tmp_path / "source"), tmp_path, layout)

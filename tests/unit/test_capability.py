@@ -119,7 +119,7 @@ PROOFS |= {
         "w4a8_awq": "R gate_proj and up_proj get pre-quant scales of their own",
         "nf4": "R no method for NF4",
         "int8_wo": "R no method for INT8_WO",
-        "float32": f"E {OWN}::test_a_folder_in_floating_point_is_the_source",
+        "float32": "R computes in 16 bits",
         "int8 KV cache": "R has no INT8 KV cache",
         "fp8 KV cache": f"{UNIFIED}test_codes_and_scales_are_the_checkpoints",
         "q8_0": THEIRS,

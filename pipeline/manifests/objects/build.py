@@ -163,7 +163,7 @@ def _container(deployed: Deployed) -> dict[str, Any]:
         "command": ["/bin/sh", "-ec", Raw(steps(verified=not deployed.group))],
         "env": [
             {"name": DIGEST, "value": deployed.chosen("repository.digest")},
-            {"name": NAME, "value": str(deployed.build.recipe["name"])},
+            {"name": NAME, "value": str(deployed.build.recipe.get("name", deployed.name))},
             {"name": "HOME", "value": TEMPORARY},
             {"name": "HF_HOME", "value": f"{WORK}/hub"},
             {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"},

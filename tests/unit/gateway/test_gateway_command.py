@@ -23,6 +23,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     assert "build/NAME" in str(caught.value)
 
 
+def test_a_tokenizer_that_was_cut_off_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ')
+    with pytest.raises(UsageError, match="the tokenizer cannot be read"):
+        open_model(tmp_path, context_length=8)
+
+
 def test_a_tokenizer_alone_does_not_say_how_long_a_text_may_be() -> None:
     with pytest.raises(UsageError, match="how long a text") as caught:
         open_model(DEMO_MODEL)
