@@ -143,6 +143,7 @@ def test_every_key_that_names_a_file_is_known() -> None:
         "model.source",
         "quantize.calibration.text",
         "evaluate.text",
+        "compile.vllm.python",
         "evaluate.reference",
         "evaluate.tasks.file",
         "evaluate.tasks.shots_file",

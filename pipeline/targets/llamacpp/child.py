@@ -52,7 +52,8 @@ def main() -> None:
     except RuntimeError as error:
         # The reason is on standard error already.
         print(error, file=sys.stderr, flush=True)
-        os._exit(FAILED)
+        # In order, so that llama.cpp's own thread writes the rest of its log.
+        sys.exit(FAILED)
     # In pieces: a signal's handler runs between them.
     while not stop.wait(_LOOK_S):
         pass
