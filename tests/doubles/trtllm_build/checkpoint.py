@@ -326,7 +326,8 @@ def _linear(
     if quantization["pre_quant_scale"]:
         tensors[f"{name}.prequant_scaling_factor"] = (columns,)
     if quantization["has_zero_point"]:
-        tensors[f"{name}.zero"] = (rows, columns // quantization["group_size"])
+        # The layer's own shape: preprocess_perlayer_weights turns the scales round, and not these.
+        tensors[f"{name}.zero"] = (columns // quantization["group_size"], rows)
     if algo == "W4A8_AWQ":
         tensors[f"{name}.activation_scaling_factor"] = (1,)
         tensors[f"{name}.weights_scaling_factor_2"] = (1,)
