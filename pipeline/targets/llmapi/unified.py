@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.formats import NO_QUANT, W4A8_AWQ, W4A16_AWQ
 from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.progress import Progress
+from pipeline.targets.weight_files import WeightFiles
 
 QUANT_CONFIG = "hf_quant_config.json"
 COPIED = (
@@ -75,27 +76,27 @@ def write_unified(
         CompileError: Linears that the reader fuses have scales that it does not read.
     """
     opened = open_checkpoint(checkpoint)
-    shards = _Shards(output, shard_bytes)
+    shards = WeightFiles(output, shard_bytes)
     weights = opened.weights()
     with progress.task("writing the layers", len(weights.layers)) as task:
-        shards.add({"model.embed_tokens.weight": weights.vocab_embedding})
+        shards.add("model.embed_tokens.weight", weights.vocab_embedding)
         for number, layer in enumerate(weights.layers):
             prefix = f"model.layers.{number}."
-            tensors = _layer(opened, layer, fused=fused, where=checkpoint)
-            shards.add({f"{prefix}{name}": value for name, value in tensors.items()})
+            for name, value in _layer(opened, layer, fused=fused, where=checkpoint).items():
+                shards.add(f"{prefix}{name}", value)
             task.advance()
-        shards.add({"model.norm.weight": weights.ln_f})
+        shards.add("model.norm.weight", weights.ln_f)
         if not opened.facts.tie_word_embeddings:
-            shards.add({"lm_head.weight": weights.lm_head.weight})
-    names = shards.close()
+            shards.add("lm_head.weight", weights.lm_head.weight)
+    size = shards.close()
     _write_config(opened, source, output)
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, output / name)
     return {
         "quant_algo": opened.config.quantization.algo,
-        "bytes": sum((output / name).stat().st_size for name in names),
-        "files": len(names),
+        "bytes": size,
+        "files": shards.count,
     }
 
 
@@ -226,57 +227,3 @@ def _producer(opened: Checkpoint) -> str:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(f"{json.dumps(content, indent=2, ensure_ascii=False)}\n", encoding="utf-8")
-
-
-class _Shards:
-    """Files of weights, and the index where there are several."""
-
-    def __init__(self, output: Path, limit: int) -> None:
-        self._output, self._limit = output, limit
-        self._tensors: Tensors = {}
-        self._written: list[tuple[Path, list[str]]] = []
-        self._size = self._total = 0
-
-    def add(self, tensors: Tensors) -> None:
-        """Takes tensors that belong together."""
-        size = sum(value.nbytes for value in tensors.values())
-        if self._tensors and self._size + size > self._limit:
-            self._flush()
-        self._tensors |= tensors
-        self._size += size
-        self._total += size
-
-    def close(self) -> list[str]:
-        """Writes what is left; returns the names of the files."""
-        self._flush()
-        count = len(self._written)
-        if count == 1:
-            names = ["model.safetensors"]
-        else:
-            names = [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-        for (path, _), name in zip(self._written, names, strict=True):
-            path.rename(self._output / name)
-        if count > 1:
-            _write_json(
-                self._output / "model.safetensors.index.json",
-                {"metadata": {"total_size": self._total}, "weight_map": dict(self._map(names))},
-            )
-        return names
-
-    def _map(self, names: list[str]) -> Iterator[tuple[str, str]]:
-        for (_, tensors), name in zip(self._written, names, strict=True):
-            yield from ((tensor, name) for tensor in tensors)
-
-    def _flush(self) -> None:
-        from safetensors.numpy import save_file
-
-        path = self._output / f"part-{len(self._written)}.safetensors"
-        # save_file writes a view that is not contiguous in the order of its memory. A scalar would
-        # become an array of one by it.
-        whole = {
-            name: np.ascontiguousarray(value) if value.ndim else value
-            for name, value in self._tensors.items()
-        }
-        save_file(whole, path, {"format": "pt"})
-        self._written.append((path, list(self._tensors)))
-        self._tensors, self._size = {}, 0

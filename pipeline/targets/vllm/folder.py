@@ -14,7 +14,7 @@ from pipeline.errors import CompileError, SourceError
 from pipeline.formats import NO_QUANT
 from pipeline.models.config_json import read_config
 from pipeline.progress import Progress
-from pipeline.source.snapshot import COMPANIONS, INDEX, SINGLE
+from pipeline.source.snapshot import COMPANIONS, INDEX
 from pipeline.targets.vllm.layouts import (
     COMPRESSED,
     HEAD,
@@ -63,6 +63,8 @@ def write_folder(
         CompileError: A linear does not fit the layout, or a file cannot be written.
         SourceError: The snapshot's ``config.json`` cannot be read.
     """
+    from pipeline.targets.weight_files import WeightFiles
+
     weights = checkpoint.weights()
     tied = _is_tied(checkpoint, weights)
     chosen = None if layout is None else LAYOUTS[checkpoint.config.quantization.algo][layout]
@@ -70,7 +72,7 @@ def write_folder(
     config = _config(checkpoint, source, chosen, plain=plain, tied=tied)
     try:
         with progress.task("writing the folder", len(weights.layers)) as task:
-            shards = _Shards(output, shard_bytes)
+            shards = WeightFiles(output, shard_bytes)
             for name, tensor in _ends(weights, tied=tied):
                 shards.add(name, tensor)
             for number, layer in enumerate(weights.layers):
@@ -195,64 +197,3 @@ def _copy_companions(source: Path, output: Path) -> None:
         for path in sorted(source.glob(pattern)):
             if path.is_file() and path.name not in _NOT_COPIED:
                 shutil.copyfile(path, output / path.name)
-
-
-class _Shards:
-    """Weight files that are written one after another, so that memory holds one at a time.
-
-    Args:
-        directory: Where they go.
-        most: The bytes of one, unless a tensor is larger.
-    """
-
-    def __init__(self, directory: Path, most: int) -> None:
-        self._directory, self._most = directory, most
-        self._held: dict[str, Array] = {}
-        self._held_bytes = 0
-        self._written: list[list[str]] = []
-        self._size = 0
-
-    def add(self, name: str, tensor: Array) -> None:
-        """Takes a tensor, and writes those before it where there is no room for one more."""
-        import numpy as np
-
-        if self._held and self._held_bytes + tensor.nbytes > self._most:
-            self._write()
-        # A transposed view would be written in the order of its memory, with the right shape.
-        self._held[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
-        self._held_bytes += tensor.nbytes
-
-    def close(self) -> int:
-        """Writes the rest and gives the files their names; returns the bytes of all tensors."""
-        self._write()
-        count = len(self._written)
-        if count == 1:
-            self._place(0).rename(self._directory / SINGLE)
-            return self._size
-        files = [f"model-{index + 1:05}-of-{count:05}.safetensors" for index in range(count)]
-        for index, file in enumerate(files):
-            self._place(index).rename(self._directory / file)
-        index_of = {
-            name: file for file, names in zip(files, self._written, strict=True) for name in names
-        }
-        content = {"metadata": {"total_size": self._size}, "weight_map": index_of}
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (self._directory / INDEX).write_text(f"{text}\n", encoding="utf-8")
-        return self._size
-
-    def _place(self, index: int) -> Path:
-        return self._directory / f".part-{index}"
-
-    def _write(self) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
-        place = self._place(len(self._written))
-        try:
-            # Readers of PyTorch's files look for this word.
-            save_file(self._held, place, {"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(0, str(error)) from error
-        self._written.append(list(self._held))
-        self._size += self._held_bytes
-        self._held, self._held_bytes = {}, 0
