@@ -112,16 +112,20 @@ def figures_of(build: Build, load_test: Path | None = None) -> Figures:
             max_seq_len=int(compiled["max_seq_len"]),
             tokens_per_block=int(compiled["tokens_per_block"]),
             max_queue_size=int(served["max_queue_size"] or 0),
-            median_ttft_ms=constraints.get("max_time_to_first_token_ms"),
-            median_itl_ms=constraints.get("max_inter_token_latency_ms"),
+            median_ttft_ms=_limit(constraints.get("max_time_to_first_token_ms")),
+            median_itl_ms=_limit(constraints.get("max_inter_token_latency_ms")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnsupportedError(
-            "the report beside the repository does not say the sizes of its engine",
+            "the report beside the repository does not say the sizes of its engine, or its limits",
             where=str(build.repository),
             why=f"{type(error).__name__}: {error}",
             fix="Run the recipe again, which writes it anew",
         ) from error
+
+
+def _limit(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -152,3 +152,15 @@ def test_bounds_are_those_that_the_engine_publishes() -> None:
     row = next(line for line in page.splitlines() if "inter_token_latency_ms_bucket` |" in line)
     listed = re.findall(r"`([0-9]+|\+Inf)`", row)
     assert [*map(str, LATENCY_BOUNDS_MS), "+Inf"] == listed
+
+
+@pytest.mark.parametrize(
+    "constraints", [{"max_inter_token_latency_ms": []}, {"max_time_to_first_token_ms": "soon"}, [1]]
+)
+def test_a_report_that_was_edited_by_hand_is_refused_in_words(
+    folder: Path, constraints: Any
+) -> None:
+    changed = report()
+    changed["recipe"]["constraints"] = constraints
+    with pytest.raises(UnsupportedError, match="does not say the sizes of its engine"):
+        observe(deployed(folder, changed))
