@@ -28,6 +28,7 @@ QUICK = [
     "http_generate",
     "metrics_move",
 ]
+ATTEMPTS = 20
 
 
 def active(server: Any) -> float:
@@ -61,13 +62,15 @@ def test_the_engine_lets_go_of_a_request_of_the_ensemble_whose_client_has_gone(
 ) -> None:
     """By an official client, and by how many pieces the server decodes until it is idle.
 
-    A busy machine may generate all before it sees that the client has gone, so that one of a few
+    A busy machine may generate all before it sees that the client has gone, so that one of many
     attempts is enough; a request that runs on is decoded to its end each time.
     """
     whole = pieces_of(server, leave=False)
     assert whole > LONG / 8
-    attempts = [pieces_of(server, leave=True) for _ in range(3)]
-    assert min(attempts) < whole / 2, (whole, attempts)
+    attempts: list[float] = []
+    while not attempts or (attempts[-1] >= whole / 2 and len(attempts) < ATTEMPTS):
+        attempts.append(pieces_of(server, leave=True))
+    assert attempts[-1] < whole / 2, (whole, attempts)
 
 
 def pieces_of(server: Any, *, leave: bool) -> float:
