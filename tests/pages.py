@@ -158,15 +158,45 @@ def arguments(words: Sequence[str]) -> list[str]:
 
 
 def as_shown(shown: str, printed: str) -> bool:
-    """Whether an output is what a page shows, wherever lines are broken."""
-    pattern = r"\s*"
+    """Whether an output is what a page shows, wherever lines are broken.
+
+    One regular expression would try every way to share the output among the ``...`` of a page, and
+    need hours to find that there is none.
+    """
+    words = [match.span() for match in re.finditer(r"\S+", printed)]
+    begins = [
+        at == 0 or "\n" in printed[words[at - 1][1] : words[at][0]] for at in range(len(words))
+    ]
+    # How many words of the output what was read of the page can have taken.
+    taken = {0}
     for line in shown.splitlines():
         if line.strip() == "...":
-            pattern += r"(?:[^\n]*\n\s*)*?"
+            least = min(taken)
+            ends = {at for at, begin in enumerate(begins) if begin and at >= least}
+            taken |= ends | {len(words)}
             continue
-        words = [".*".join(map(re.escape, word.split("..."))) for word in line.split()]
-        pattern += r"\s+".join(words) + (r"\s*" if words else "")
-    return re.fullmatch(pattern, printed) is not None
+        for word in line.split():
+            taken = {end for at in taken for end in _ends(word, printed, words, at)}
+            if not taken:
+                return False
+    return len(words) in taken
+
+
+def _ends(word: str, printed: str, words: Sequence[tuple[int, int]], at: int) -> Iterator[int]:
+    """Behind which words of the output one of the page can end that begins at the given one."""
+    if "..." not in word:
+        if at < len(words) and printed[slice(*words[at])] == word:
+            yield at + 1
+        return
+    if not word.strip("."):
+        yield at
+    pattern = re.compile(".*".join(map(re.escape, word.split("..."))))
+    for end in range(at + 1, len(words) + 1):
+        text = printed[words[at][0] : words[end - 1][1]]
+        if "\n" in text:
+            return
+        if pattern.fullmatch(text):
+            yield end
 
 
 @dataclass
