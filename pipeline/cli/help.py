@@ -42,6 +42,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         'generate --url localhost:8001 "Once there was"',
         'generate --url localhost:8001 --json "Once there was"',
     ),
+    "targets": (
+        "targets",
+        "targets configs/demo.yaml",
+    ),
     "verify": (
         "verify --url localhost:8001 --junit conformance.xml",
         "verify --url localhost:8001 --tokenizer MODEL_DIR",

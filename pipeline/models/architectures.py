@@ -140,6 +140,23 @@ class TensorRtLlm:
 
 
 @dataclass(frozen=True)
+class LlamaCpp:
+    """What llama.cpp makes of an architecture.
+
+    Attributes:
+        name: ``general.architecture`` of a GGUF file.
+        in_pairs: Whether it rotates neighbouring rows of q and k, where Hugging Face rotates those
+            half a head apart.
+        seventy: What makes it call a model of 80 layers 70B, which its mixtures ask for:
+            ``grouped`` is fewer heads of keys and values than of queries; None is nothing.
+    """
+
+    name: str
+    in_pairs: bool
+    seventy: Literal["grouped", "always"] | None = None
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What one Hugging Face architecture fixes, whatever its size.
 
@@ -160,6 +177,7 @@ class Architecture:
         decoder_type: What ModelOpt's export is to take it for. Its manual export knows no Qwen;
             Qwen2 and Qwen3 have Llama's module tree, biases and q/k norms are found by name.
         tensorrt_llm: What TensorRT-LLM fixes.
+        llama_cpp: What llama.cpp makes of it; None where no GGUF file is written.
     """
 
     name: str
@@ -173,6 +191,7 @@ class Architecture:
     projections: tuple[Projection, ...] = PROJECTIONS
     decoder_type: str = "llama"
     tensorrt_llm: TensorRtLlm = TensorRtLlm()
+    llama_cpp: LlamaCpp | None = None
 
     def __post_init__(self) -> None:
         """Refuses a row that claims a window of a class that does not know one."""
@@ -295,6 +314,7 @@ ARCHITECTURES = {
                     "Let quantize.search choose quantize.smoothquant_alpha",
                 ),
             ),
+            llama_cpp=LlamaCpp("llama", in_pairs=True, seventy="grouped"),
         ),
         Architecture(
             "MistralForCausalLM",
@@ -303,6 +323,7 @@ ARCHITECTURES = {
             _MISTRAL,
             windows="all",
             tensorrt_llm=TensorRtLlm("LLaMAForCausalLM"),
+            llama_cpp=LlamaCpp("llama", in_pairs=True, seventy="grouped"),
         ),
         Architecture(
             "Qwen2ForCausalLM",
@@ -323,6 +344,7 @@ ARCHITECTURES = {
                     "Set quantize.kv_cache to null, unless the gate and the engine's text are good",
                 ),
             ),
+            llama_cpp=LlamaCpp("qwen2", in_pairs=False, seventy="always"),
         ),
         Architecture(
             "Qwen3ForCausalLM",
@@ -338,6 +360,7 @@ ARCHITECTURES = {
                 ("attn_bias",),
                 qk_norm_epsilon=1e-5,
             ),
+            llama_cpp=LlamaCpp("qwen3", in_pairs=False),
         ),
     )
 }

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import RecipeError, UnsupportedError
 from pipeline.formats import FORMATS, KV_CACHES, Format
+from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import check_facts
 from pipeline.recipe.schema import Recipe
@@ -22,7 +23,7 @@ from pipeline.targets import TARGETS, get_target, own_types
 ANY = "any"
 """Stands for a model and a text that nothing here depends on."""
 USUAL: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
+    "architectures": [next(iter(ARCHITECTURES))],
     "hidden_size": 1024,
     "intermediate_size": 2816,
     "num_hidden_layers": 4,

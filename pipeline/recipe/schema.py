@@ -234,12 +234,14 @@ class QuantizeSection(Section):
     def _check_search(self, search: SearchSection) -> None:
         row = FORMATS[self.format]
         if row.searched is None:
-            others = (
-                f"{other.searched} of {other.name}" for other in FORMATS.values() if other.searched
-            )
+            others: dict[str, list[str]] = {}
+            for other in FORMATS.values():
+                if other.searched:
+                    others.setdefault(other.searched, []).append(other.name)
+            chosen = [f"{key} of {' or '.join(names)}" for key, names in others.items()]
             msg = (
                 f"format {self.format} has nothing to search; search chooses "
-                f"{' or '.join(others)}. Remove quantize.search"
+                f"{', '.join(chosen)}. Remove quantize.search"
             )
             raise ValueError(msg)
         if search.candidates is None:

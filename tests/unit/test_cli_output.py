@@ -213,7 +213,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ("typed", "offered"),
     [
         (["ru"], ["run"]),
-        (["run", "configs/demo-"], ["configs/demo-float16.yaml", "configs/demo-int8-sq.yaml"]),
+        (["run", "configs/demo-i"], ["configs/demo-int8-sq.yaml"]),
+        (["run", "configs/llama-3.1-70"], ["configs/llama-3.1-70b-fp8.yaml"]),
         (["run", "x", "--until", "re"], ["repository", "report"]),
         (["verify", "--only", "log_probs,bor"], ["log_probs,border"]),
         (

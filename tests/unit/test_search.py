@@ -97,8 +97,8 @@ def test_a_group_size_that_does_not_fit_is_refused_where_it_is_named(tmp_path: P
 def test_a_format_with_nothing_to_search_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError,
-        match=f"Format {name} has nothing to search; search chooses smoothquant_alpha of int8_sq "
-        "or group_size of int4_awq. Remove quantize.search",
+        match=f"Format {name} has nothing to search; search chooses smoothquant_alpha of int8_sq, "
+        "group_size of int4_awq or int4_gptq. Remove quantize.search",
     ):
         recipe(tmp_path, f"quantize.format={name}")
 

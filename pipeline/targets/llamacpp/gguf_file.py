@@ -15,7 +15,7 @@ from gguf import LlamaFileType as FileType
 
 from pipeline.checkpoint import open_checkpoint
 from pipeline.models.facts import ModelFacts
-from pipeline.targets.llamacpp.names import FAMILIES
+from pipeline.targets.llamacpp.names import family_of
 from pipeline.targets.llamacpp.rope import add_rope
 from pipeline.targets.llamacpp.tensors import Tensor, tensors
 from pipeline.targets.llamacpp.types import MIXTURES, row_bytes
@@ -71,7 +71,7 @@ def write_gguf(
     """
     opened = open_checkpoint(checkpoint)
     facts, dtype, weights = opened.facts, opened.config.dtype, opened.weights()
-    writer = gguf.GGUFWriter(path, FAMILIES[facts.architecture].name)
+    writer = gguf.GGUFWriter(path, family_of(facts).name)
     try:
         writer.add_name(name)
         described = list(tensors(weights, facts, dtype, wanted))

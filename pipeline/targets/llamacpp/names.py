@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.models.architectures import LlamaCpp
 from pipeline.models.facts import ModelFacts
 
 Array = npt.NDArray[Any]
@@ -36,36 +36,19 @@ ROTATED = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 _SEVENTY = 80
 
 
-@dataclass(frozen=True)
-class Family:
-    """What llama.cpp makes of an architecture.
-
-    Attributes:
-        name: ``general.architecture``.
-        in_pairs: Whether it rotates neighbouring rows of q and k, where Hugging Face rotates those
-            half a head apart.
-        seventy: What makes it call a model of 80 layers 70B, which its mixtures ask for:
-            ``grouped`` is fewer heads of keys and values than of queries; None is nothing.
-    """
-
-    name: str
-    in_pairs: bool
-    seventy: Literal["grouped", "always"] | None
-
-    def is_seventy(self, facts: ModelFacts) -> bool:
-        """Says whether llama.cpp calls a model of this family 70B, as ``load_hparams`` does."""
-        if self.seventy is None or facts.num_hidden_layers != _SEVENTY:
-            return False
-        grouped = facts.num_key_value_heads < facts.num_attention_heads
-        return grouped or self.seventy == "always"
+def family_of(facts: ModelFacts) -> LlamaCpp:
+    """Returns what llama.cpp makes of a model's architecture, which it has to know."""
+    found = facts.family.llama_cpp
+    assert found is not None
+    return found
 
 
-FAMILIES = {
-    "LlamaForCausalLM": Family("llama", in_pairs=True, seventy="grouped"),
-    "MistralForCausalLM": Family("llama", in_pairs=True, seventy="grouped"),
-    "Qwen2ForCausalLM": Family("qwen2", in_pairs=False, seventy="always"),
-    "Qwen3ForCausalLM": Family("qwen3", in_pairs=False, seventy=None),
-}
+def is_seventy(facts: ModelFacts) -> bool:
+    """Says whether llama.cpp calls a model 70B, as ``load_hparams`` does."""
+    kind = family_of(facts).seventy
+    if kind is None or facts.num_hidden_layers != _SEVENTY:
+        return False
+    return kind == "always" or facts.num_key_value_heads < facts.num_attention_heads
 
 
 def block(layer: int, name: str, kind: str = "weight") -> str:

@@ -17,13 +17,13 @@ from pipeline.formats import NO_QUANT
 from pipeline.models.facts import ModelFacts
 from pipeline.targets.llamacpp.names import (
     EMBEDDING,
-    FAMILIES,
     HEAD,
     LAST_NORM,
     LINEARS,
     NORMS,
     ROTATED,
     block,
+    family_of,
     to_halves,
 )
 
@@ -49,7 +49,7 @@ def read_gguf(path: Path, facts: ModelFacts) -> tuple[Weights, ModelFacts]:
     except (OSError, ValueError) as error:
         raise StageError("the GGUF file cannot be read", where=str(path), why=str(error)) from error
     values = {name: field.contents() for name, field in reader.fields.items()}
-    family = FAMILIES[facts.architecture]
+    family = family_of(facts)
     if values.get("general.architecture") != family.name:
         raise StageError(
             f"the GGUF file is of the architecture {values.get('general.architecture')}",
@@ -96,7 +96,7 @@ def _weights(found: Mapping[str, Floats], facts: ModelFacts) -> Weights:
 
 
 def _layer(number: int, found: Mapping[str, Floats], facts: ModelFacts) -> Layer:
-    in_pairs = FAMILIES[facts.architecture].in_pairs
+    in_pairs = family_of(facts).in_pairs
 
     def part(name: str, kind: str) -> Floats:
         ours = LINEARS[name]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pipeline.errors import UnsupportedError
 from pipeline.formats import FORMATS, Format, either
+from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.llamacpp import GgufType
 from pipeline.recipe.schema import Recipe
 
 STORED: GgufType = "stored"
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 SCALINGS = ("default", "linear", "llama3")
 _BLOCK = 32
 _TYPE = "compile.llamacpp.type"
@@ -23,11 +23,12 @@ def refuse_unsupported(recipe: Recipe, facts: ModelFacts) -> None:
 
 
 def _check_model(recipe: Recipe, facts: ModelFacts) -> None:
-    if facts.architecture not in ARCHITECTURES:
+    if facts.family.llama_cpp is None:
+        known = [row.name for row in ARCHITECTURES.values() if row.llama_cpp]
         raise UnsupportedError(
             f"{facts.architecture} is not written as a GGUF file",
             where=recipe.place("compile.target"),
-            why=f"Names and rotary order of {', '.join(ARCHITECTURES)} are known",
+            why=f"Names and rotary order of {', '.join(known)} are known",
             fix="Set compile.target to openvino or tensorrt",
         )
     scaling = facts.rotary_scaling

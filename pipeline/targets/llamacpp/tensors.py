@@ -19,7 +19,6 @@ from pipeline.formats import ALGOS, NO_QUANT
 from pipeline.models.facts import ModelFacts
 from pipeline.targets.llamacpp.names import (
     EMBEDDING,
-    FAMILIES,
     HEAD,
     LAST_NORM,
     LINEARS,
@@ -27,6 +26,8 @@ from pipeline.targets.llamacpp.names import (
     ROPE_FACTORS,
     ROTATED,
     block,
+    family_of,
+    is_seventy,
     to_pairs,
 )
 from pipeline.targets.llamacpp.rope import rope_factors
@@ -99,7 +100,7 @@ def _layer(
     number: int, layer: Layer, facts: ModelFacts, wide: Type, mixture: Mixture | None
 ) -> Iterator[Tensor]:
     folded: FoldedLayer = fold(layer, facts)
-    seventy = FAMILIES[facts.architecture].is_seventy(facts)
+    seventy = is_seventy(facts)
     for norm, values in folded.norms.items():
         yield _floats(block(number, NORMS[norm]), values, Type.F32)
     for name, ours in LINEARS.items():
@@ -125,7 +126,7 @@ def _values(
 
 
 def _order(name: str, facts: ModelFacts) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
-    if name in ROTATED and FAMILIES[facts.architecture].in_pairs:
+    if name in ROTATED and family_of(facts).in_pairs:
         return partial(to_pairs, heads=getattr(facts, ROTATED[name]))
     return lambda rows: rows
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="gguf is in the extra llamacpp")
 from pipeline.models.facts import ModelFacts
-from pipeline.targets.llamacpp.names import FAMILIES
+from pipeline.targets.llamacpp.names import is_seventy
 from pipeline.targets.llamacpp.types import MIXTURES
 from tests.conftest import DEMO_MODEL
 
@@ -36,7 +36,7 @@ def test_attn_v_of_a_70b_model_has_five_bits(
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
     )
-    seventy = FAMILIES[architecture].is_seventy(facts)
+    seventy = is_seventy(facts)
     kinds = [
         MIXTURES["q4_k_m"].linear(name, layers // 8, layers, 256, seventy=seventy).name
         for name in ("attn_v", "ffn_down")
