@@ -264,7 +264,7 @@ class Served:
                 "the server says no chat template",
                 where=url,
                 why="The model has none, or its server keeps it to itself",
-                fix="Give the model's folder with --template, or send a text",
+                fix="Give the model's folder with --tokenizer, or send a text",
             )
         return ChatTemplate(self.template, self.tokens)
 

