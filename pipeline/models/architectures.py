@@ -140,7 +140,7 @@ class TensorRtLlm:
 
 
 @dataclass(frozen=True)
-class LlamaCpp:
+class Gguf:
     """What llama.cpp makes of an architecture.
 
     Attributes:
@@ -177,7 +177,7 @@ class Architecture:
         decoder_type: What ModelOpt's export is to take it for. Its manual export knows no Qwen;
             Qwen2 and Qwen3 have Llama's module tree, biases and q/k norms are found by name.
         tensorrt_llm: What TensorRT-LLM fixes.
-        llama_cpp: What llama.cpp makes of it; None where no GGUF file is written.
+        gguf: What llama.cpp makes of it; None where no GGUF file is written.
     """
 
     name: str
@@ -191,7 +191,7 @@ class Architecture:
     projections: tuple[Projection, ...] = PROJECTIONS
     decoder_type: str = "llama"
     tensorrt_llm: TensorRtLlm = TensorRtLlm()
-    llama_cpp: LlamaCpp | None = None
+    gguf: Gguf | None = None
 
     def __post_init__(self) -> None:
         """Refuses a row that claims a window of a class that does not know one."""
@@ -314,7 +314,7 @@ ARCHITECTURES = {
                     "Let quantize.search choose quantize.smoothquant_alpha",
                 ),
             ),
-            llama_cpp=LlamaCpp("llama", in_pairs=True, seventy="grouped"),
+            gguf=Gguf("llama", in_pairs=True, seventy="grouped"),
         ),
         Architecture(
             "MistralForCausalLM",
@@ -323,7 +323,7 @@ ARCHITECTURES = {
             _MISTRAL,
             windows="all",
             tensorrt_llm=TensorRtLlm("LLaMAForCausalLM"),
-            llama_cpp=LlamaCpp("llama", in_pairs=True, seventy="grouped"),
+            gguf=Gguf("llama", in_pairs=True, seventy="grouped"),
         ),
         Architecture(
             "Qwen2ForCausalLM",
@@ -344,7 +344,7 @@ ARCHITECTURES = {
                     "Set quantize.kv_cache to null, unless the gate and the engine's text are good",
                 ),
             ),
-            llama_cpp=LlamaCpp("qwen2", in_pairs=False, seventy="always"),
+            gguf=Gguf("qwen2", in_pairs=False, seventy="always"),
         ),
         Architecture(
             "Qwen3ForCausalLM",
@@ -360,7 +360,7 @@ ARCHITECTURES = {
                 ("attn_bias",),
                 qk_norm_epsilon=1e-5,
             ),
-            llama_cpp=LlamaCpp("qwen3", in_pairs=False),
+            gguf=Gguf("qwen3", in_pairs=False),
         ),
     )
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models.architectures import LlamaCpp
+from pipeline.models.architectures import Gguf
 from pipeline.models.facts import ModelFacts
 
 Array = npt.NDArray[Any]
@@ -36,9 +36,9 @@ ROTATED = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
 _SEVENTY = 80
 
 
-def family_of(facts: ModelFacts) -> LlamaCpp:
+def family_of(facts: ModelFacts) -> Gguf:
     """Returns what llama.cpp makes of a model's architecture, which it has to know."""
-    found = facts.family.llama_cpp
+    found = facts.family.gguf
     assert found is not None
     return found
 

@@ -23,8 +23,8 @@ def refuse_unsupported(recipe: Recipe, facts: ModelFacts) -> None:
 
 
 def _check_model(recipe: Recipe, facts: ModelFacts) -> None:
-    if facts.family.llama_cpp is None:
-        known = [row.name for row in ARCHITECTURES.values() if row.llama_cpp]
+    if facts.family.gguf is None:
+        known = [row.name for row in ARCHITECTURES.values() if row.gguf]
         raise UnsupportedError(
             f"{facts.architecture} is not written as a GGUF file",
             where=recipe.place("compile.target"),
