@@ -435,9 +435,10 @@ def test_a_stub_that_dies_while_another_model_loads(repository: Path, log: Path)
     server = TritonServer(repository, log_file=log, ready_timeout_s=600, exit_timeout_s=1)
     with pytest.raises(ServerError, match="Triton did not start") as caught:
         server.start()
-    # Triton says so itself of one that ends before it has opened its model.
+    # Triton says so itself of one that ends before it has opened its model; and on a busy machine
+    # it can have ended before anybody has seen whose process it is.
     assert re.search(
-        "process of model doomed died while the models were loading"
+        "process of (model doomed|a model) died while the models were loading"
         "|Model doomed failed to load: its Python process ended by itself",
         str(caught.value),
     )
@@ -525,7 +526,9 @@ def test_the_printed_command_serves(tmp_path: Path) -> None:
                     urllib.request.Request(f"{url}/v2/repository/index", data=b"{}"), timeout=30
                 )
             running.terminate()
-            assert running.wait(60) == 0
+            # 1 is Triton's own for models that a busy machine did not unload in time; a shell
+            # between the two would have ended by the signal.
+            assert running.wait(60) in (0, 1)
             return
     raise AssertionError("it never served")
 
