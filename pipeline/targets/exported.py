@@ -6,7 +6,7 @@ in, and there is no container of ours for it. Each of these is refused in one pl
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,18 +18,17 @@ from pipeline.errors import UnsupportedError
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.store.artifact import Artifact
 from pipeline.targets.base import (
     Contained,
     Diagnosis,
     EngineEvaluation,
     Explanation,
-    GivenEngine,
     NotMeasured,
     OwnType,
     Room,
     ServeCommand,
 )
+from pipeline.targets.built_here import BuiltHere, Refusal
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2 as proto
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 _RANKS = ("tensor_parallel", "pipeline_parallel")
 
 
-class ExportedTarget(ABC):
+class ExportedTarget(BuiltHere):
     """Writes an engine directory that another program runs.
 
     A subclass says its ``name``, the program, and what it refuses, reads, compiles and is run with.
@@ -127,41 +126,21 @@ class ExportedTarget(ABC):
         """Returns the recipe's own number."""
         return recipe.compile.max_num_tokens
 
-    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
-        """Refuses: the files are written by whoever has the checkpoint.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(
+    @property
+    def no_script(self) -> Refusal:
+        """Says that the files are written by whoever has the checkpoint."""
+        return (
             f"there is no build script for the files that {self.program} runs",
-            where=recipe.place("compile.target"),
-            why="They are written where the recipe runs, in seconds and without a GPU",
-            fix="Leave --script out, or add --set compile.target=tensorrt",
+            "They are written where the recipe runs, in seconds and without a GPU",
         )
 
-    def given_files(self, directory: Path) -> Sequence[str]:
-        """Refuses: nothing of it is built elsewhere.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise self._not_from_elsewhere(directory)
-
-    def adopt(
-        self,
-        given: GivenEngine,
-        checkpoint: Path,  # noqa: ARG002
-        recipe: Recipe,  # noqa: ARG002
-        output: Path,  # noqa: ARG002
-        progress: Progress,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Refuses, as :meth:`given_files` does.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise self._not_from_elsewhere(given.directory)
+    @property
+    def not_taken_in(self) -> Refusal:
+        """Says that such files come from no other place."""
+        return (
+            f"the files that {self.program} runs cannot be taken in: they are written here",
+            "They are the checkpoint in another form, and nothing in them says which one",
+        )
 
     def evaluation(self, recipe: Recipe) -> EngineEvaluation | NotMeasured:  # noqa: ARG002
         """Says that the program is not run here."""
@@ -220,14 +199,6 @@ class ExportedTarget(ABC):
     def findings(self) -> list[Diagnosis]:
         """Returns nothing: writing files needs nothing of the machine."""
         return []
-
-    def _not_from_elsewhere(self, directory: Path) -> UnsupportedError:
-        return UnsupportedError(
-            f"the files that {self.program} runs cannot be taken in: they are written here",
-            where=str(directory),
-            why="They are the checkpoint in another form, and nothing in them says which one",
-            fix="Leave --engine out, or set compile.target to the target that it was built for",
-        )
 
     def _not_served(self, place: Path) -> NoReturn:
         raise UnsupportedError(

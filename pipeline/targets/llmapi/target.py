@@ -11,23 +11,21 @@ from typing import TYPE_CHECKING, Any
 from pipeline._version import __version__
 from pipeline.dependencies import Requirements, versions
 from pipeline.economics.hardware import Setting
-from pipeline.errors import UnsupportedError
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.store.artifact import Artifact
 from pipeline.targets.base import (
     Contained,
     Diagnosis,
     EngineEvaluation,
     Explanation,
-    GivenEngine,
     NotMeasured,
     OwnType,
     Room,
     ServeCommand,
     Target,
 )
+from pipeline.targets.built_here import BuiltHere
 from pipeline.targets.llmapi.rules import TOKENS_PER_BLOCK, refuse_unsupported
 from pipeline.triton.parameters import EngineModel
 
@@ -41,8 +39,17 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = "1"
 
 
-class LlmApiTarget:
+class LlmApiTarget(BuiltHere):
     """Writes what TensorRT-LLM's LLM API serves behind Triton, without building anything."""
+
+    no_script = (
+        "there is no build script for the LLM API",
+        "Nothing is built: its folder is written where the recipe runs, without a GPU",
+    )
+    not_taken_in = (
+        "the LLM API has no engine that could be taken in",
+        "It opens the checkpoint itself",
+    )
 
     name = "llmapi"
     own_types: Mapping[str, OwnType] = MappingProxyType({})
@@ -140,42 +147,6 @@ class LlmApiTarget:
         """Returns none: the repository is what is served."""
         return ()
 
-    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
-        """Refuses: there is no engine to build.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(
-            "there is no build script for the LLM API",
-            where=recipe.place("compile.target"),
-            why="Nothing is built: its folder is written where the recipe runs, without a GPU",
-            fix="Leave --script out, or add --set compile.target=tensorrt",
-        )
-
-    def given_files(self, directory: Path) -> Sequence[str]:
-        """Refuses: there is no engine to take in.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise _not_from_elsewhere(directory)
-
-    def adopt(
-        self,
-        given: GivenEngine,
-        checkpoint: Path,  # noqa: ARG002
-        recipe: Recipe,  # noqa: ARG002
-        output: Path,  # noqa: ARG002
-        progress: Progress,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Refuses, as :meth:`given_files` does.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise _not_from_elsewhere(given.directory)
-
     def evaluation(self, recipe: Recipe) -> EngineEvaluation | NotMeasured:  # noqa: ARG002
         """Says that the LLM is not measured by the pipeline."""
         return NotMeasured(
@@ -263,15 +234,6 @@ class LlmApiTarget:
     def findings(self) -> list[Diagnosis]:
         """Returns nothing: the folder is written anywhere, and doctor has the GPUs already."""
         return []
-
-
-def _not_from_elsewhere(directory: Path) -> UnsupportedError:
-    return UnsupportedError(
-        "the LLM API has no engine that could be taken in",
-        where=str(directory),
-        why="It opens the checkpoint itself",
-        fix="Leave --engine out, or set compile.target to the target that it was built for",
-    )
 
 
 if TYPE_CHECKING:

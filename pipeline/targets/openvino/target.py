@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import Requirements, require, versions
 from pipeline.economics.hardware import Setting
-from pipeline.errors import UnsupportedError, UsageError
+from pipeline.errors import UsageError
 from pipeline.models.facts import ModelFacts
 from pipeline.processor import processor_name
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.store.artifact import Artifact
 from pipeline.targets.base import (
     Contained,
     Diagnosis,
     EngineEvaluation,
     Explanation,
-    GivenEngine,
     OwnType,
     Room,
     ServeCommand,
     Target,
 )
+from pipeline.targets.built_here import BuiltHere
 from pipeline.targets.openvino.refusals import refuse_unsupported
 from pipeline.triton.parameters import EngineModel
 from pipeline.triton.ports import is_loopback
@@ -42,8 +41,17 @@ PACKAGES = ("openvino", "openvino-genai", "numpy")
 ENGINE_FILES = ("openvino_model.xml", "openvino_model.bin")
 
 
-class OpenVinoTarget:
+class OpenVinoTarget(BuiltHere):
     """Compiles for the CPU with OpenVINO."""
+
+    no_script = (
+        "there is no build script for an engine of the CPU",
+        "It is compiled wherever the recipe runs, without a GPU",
+    )
+    not_taken_in = (
+        "CPU engines cannot be taken in: they are built in seconds where they are served",
+        "Such an engine is the checkpoint as a graph, and nothing in it says which checkpoint",
+    )
 
     name = "openvino"
     own_types: Mapping[str, OwnType] = MappingProxyType({})
@@ -140,42 +148,6 @@ class OpenVinoTarget:
     def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:  # noqa: ARG002
         """Returns none: the engine is served from its repository."""
         return ()
-
-    def build_script(self, checkpoint: Artifact, recipe: Recipe) -> str:  # noqa: ARG002
-        """Refuses: every machine that serves such an engine can compile it.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise UnsupportedError(
-            "there is no build script for an engine of the CPU",
-            where=recipe.place("compile.target"),
-            why="It is compiled wherever the recipe runs, without a GPU",
-            fix="Leave --script out, or add --set compile.target=tensorrt",
-        )
-
-    def given_files(self, directory: Path) -> Sequence[str]:
-        """Refuses: nothing in such an engine says what it was compiled from.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise _not_from_elsewhere(directory)
-
-    def adopt(
-        self,
-        given: GivenEngine,
-        checkpoint: Path,  # noqa: ARG002
-        recipe: Recipe,  # noqa: ARG002
-        output: Path,  # noqa: ARG002
-        progress: Progress,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Refuses, as :meth:`given_files` does.
-
-        Raises:
-            UnsupportedError: Always.
-        """
-        raise _not_from_elsewhere(given.directory)
 
     def evaluation(self, recipe: Recipe) -> EngineEvaluation:
         """Measures the engine itself, on every machine."""
@@ -302,15 +274,6 @@ class OpenVinoTarget:
         from pipeline.targets.openvino.doctor import findings
 
         return findings()
-
-
-def _not_from_elsewhere(directory: Path) -> UnsupportedError:
-    return UnsupportedError(
-        "CPU engines cannot be taken in: they are built in seconds where they are served",
-        where=str(directory),
-        why="Such an engine is the checkpoint as a graph, and nothing in it says which checkpoint",
-        fix="Leave --engine out, or set compile.target to the target that it was built for",
-    )
 
 
 def _patience(options: ServerOptions) -> int:
