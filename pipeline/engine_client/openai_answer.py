@@ -12,6 +12,7 @@ from trtllm_client import (
     ClientError,
     Completion,
     DeadlineExceeded,
+    GenerateRequest,
     InvalidRequest,
     ServerBusy,
     ServerFailed,
@@ -140,6 +141,12 @@ class Answer:
         self._tokens = self._chunks = 0
         self._total = 0.0
         self.finish_reason: FinishReason | None = None
+
+    @classmethod
+    def of(cls, request: GenerateRequest, address: str, *, whole: bool) -> Answer:
+        """Begins the answer to a request."""
+        counts, scores = request.return_num_tokens, request.return_log_probs
+        return cls(address, counts=counts, scores=scores, whole=whole)
 
     def feed(self, event: Mapping[str, Any]) -> Chunk:
         """Makes the chunk of a piece of the answer, or of the whole of it.

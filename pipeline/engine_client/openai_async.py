@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -20,7 +18,7 @@ from pipeline.engine_client.openai_answer import (
     object_of,
 )
 from pipeline.engine_client.openai_client import closed, encoded, hang_up
-from pipeline.engine_client.openai_request import as_it_is, body_of, text_of, with_fields
+from pipeline.engine_client.openai_request import as_it_is, body_of, named, text_of, with_fields
 from pipeline.engine_client.openai_settings import (
     COMPLETIONS,
     INFO_TIMEOUT_S,
@@ -67,14 +65,7 @@ class AsyncOpenAiClient:
 
         self.url, self.model = self._settings.url, model or ""
         self._begin: str | None = None
-        self._http = httpx2.AsyncClient(
-            base_url=self.url,
-            headers={"accept-encoding": "identity", **self._settings.headers},
-            verify=self._settings.verify,
-            trust_env=False,
-            # A connection that the server is just closing would break the request that takes it.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        )
+        self._http = httpx2.AsyncClient(**self._settings.connection())
         self._streams: weakref.WeakSet[AsyncOpenAiStream] = weakref.WeakSet()
         self._closed = False
 
@@ -87,11 +78,11 @@ class AsyncOpenAiClient:
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """Returns the whole answer in one response."""
-        asked = _named(with_fields(request, sampling))
+        asked = named(with_fields(request, sampling))
         body = await self._whole(asked, body_of(asked, model=model or self.model, stream=False))
         limit = self._settings.read_timeout(timeout, stream=False)
         content = await self._send("POST", COMPLETIONS, encoded(body), limit)
-        answer = _answer(asked, self.url, whole=True)
+        answer = Answer.of(asked, self.url, whole=True)
         chunk = answer.feed(object_of(content, self.url))
         answer.end()
         return completion_of([chunk], asked.request_id or "")
@@ -111,13 +102,13 @@ class AsyncOpenAiClient:
         """
         if self._closed:
             raise closed(self.url)
-        asked = _named(with_fields(request, sampling))
+        asked = named(with_fields(request, sampling))
         body = body_of(asked, model=model or self.model, stream=True)
         stream = AsyncOpenAiStream(
             self._http,
             partial(self._whole, asked, body),
             asked.request_id or "",
-            _answer(asked, self.url, whole=False),
+            Answer.of(asked, self.url, whole=False),
             self.url,
             read_timeout=self._settings.read_timeout(timeout, stream=True),
             deadline=self._settings.deadline(timeout),
@@ -328,12 +319,3 @@ async def _pump(
         pieces.put_nowait(closed(address))
     else:
         pieces.put_nowait(None)
-
-
-def _named(request: GenerateRequest) -> GenerateRequest:
-    return dataclasses.replace(request, request_id=request.request_id or uuid.uuid4().hex)
-
-
-def _answer(request: GenerateRequest, url: str, *, whole: bool) -> Answer:
-    counts, scores = request.return_num_tokens, request.return_log_probs
-    return Answer(url, counts=counts, scores=scores, whole=whole)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from threading import Lock
 from types import TracebackType
@@ -20,7 +18,7 @@ from pipeline.engine_client.openai_answer import (
     event_of,
     object_of,
 )
-from pipeline.engine_client.openai_request import as_it_is, body_of, text_of, with_fields
+from pipeline.engine_client.openai_request import as_it_is, body_of, named, text_of, with_fields
 from pipeline.engine_client.openai_settings import (
     COMPLETIONS,
     DETOKENIZE,
@@ -89,15 +87,7 @@ class OpenAiClient:
 
         self.url, self.model = self._settings.url, model or ""
         self._wanted = model
-        # Proxies of the environment are for other addresses than a server of one's own.
-        self._http = httpx2.Client(
-            base_url=self.url,
-            headers={"accept-encoding": "identity", **self._settings.headers},
-            verify=self._settings.verify,
-            trust_env=False,
-            # A connection that the server is just closing would break the request that takes it.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        )
+        self._http = httpx2.Client(**self._settings.connection())
         self._known: Served | None = None
         self._asking = Lock()
 
@@ -110,11 +100,11 @@ class OpenAiClient:
         **sampling: Unpack[SamplingOptions],
     ) -> Completion:
         """Returns the whole answer in one response; see ``trtllm_client.Client.generate``."""
-        asked = self._prepared(with_fields(request, sampling), model)
+        asked = named(with_fields(request, sampling))
         body = {**body_of(asked, model=self._name(model), stream=False), **self._prompt(asked)}
         limit = self._settings.read_timeout(timeout, stream=False)
         content = object_of(self._post(COMPLETIONS, body, limit), self.url)
-        answer = _answer(asked, self.url, whole=True)
+        answer = Answer.of(asked, self.url, whole=True)
         chunk = answer.feed(content)
         answer.end()
         return completion_of([chunk], asked.request_id or "")
@@ -128,13 +118,13 @@ class OpenAiClient:
         **sampling: Unpack[SamplingOptions],
     ) -> OpenAiStream:
         """Starts an answer in pieces; see ``trtllm_client.Client.stream``."""
-        asked = self._prepared(with_fields(request, sampling), model)
+        asked = named(with_fields(request, sampling))
         body = {**body_of(asked, model=self._name(model), stream=True), **self._prompt(asked)}
         return OpenAiStream(
             self._http,
             body,
             asked.request_id or "",
-            _answer(asked, self.url, whole=False),
+            Answer.of(asked, self.url, whole=False),
             self.url,
             read_timeout=self._settings.read_timeout(timeout, stream=True),
             deadline=self._settings.deadline(timeout),
@@ -257,10 +247,6 @@ class OpenAiClient:
 
     def _name(self, model: str | None) -> str:
         return model or self.model or self._served(None).name
-
-    def _prepared(self, request: GenerateRequest, model: str | None) -> GenerateRequest:
-        del model
-        return dataclasses.replace(request, request_id=request.request_id or uuid.uuid4().hex)
 
     def _prompt(self, request: GenerateRequest) -> dict[str, Any]:
         """The prompt as token ids, where nothing is to be put around it."""
@@ -450,8 +436,3 @@ def closed(address: str) -> InvalidRequest:
     return InvalidRequest(
         "the client is closed", where=address, fix="Make a new client; this one was closed"
     )
-
-
-def _answer(request: GenerateRequest, url: str, *, whole: bool) -> Answer:
-    counts, scores = request.return_num_tokens, request.return_log_probs
-    return Answer(url, counts=counts, scores=scores, whole=whole)

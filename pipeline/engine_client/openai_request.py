@@ -8,7 +8,9 @@ llama.cpp.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +32,11 @@ _UNKNOWN: Mapping[str, str] = {
     "lora_task_id": "the build has no adapters",
     "num_draft_tokens": "the build has no draft model",
 }
+
+
+def named(request: GenerateRequest) -> GenerateRequest:
+    """Gives a request an id, if it has none."""
+    return dataclasses.replace(request, request_id=request.request_id or uuid.uuid4().hex)
 
 
 def with_fields(request: GenerateRequest | str | bytes, sampling: Mapping[str, Any]) -> Any:

@@ -93,6 +93,20 @@ class Settings:
         limits = [_limit(seconds) for seconds in (timeout, stall_timeout)]
         return cls(place, limits[0], limits[1], sent, _trust(tls))
 
+    def connection(self) -> dict[str, Any]:
+        """Returns the arguments of httpx2's clients, of both kinds."""
+        import httpx2
+
+        return {
+            "base_url": self.url,
+            "headers": {"accept-encoding": "identity", **self.headers},
+            "verify": self.verify,
+            # Proxies of the environment are for other addresses than a server of one's own.
+            "trust_env": False,
+            # A connection that the server is just closing would break the request that takes it.
+            "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        }
+
     def read_timeout(self, timeout: float | None, *, stream: bool) -> float | None:
         """Returns the seconds that one wait may take; None is no limit.
 

@@ -11,6 +11,7 @@ from pipeline.recipe.schema import Recipe
 
 STORED: GgufType = "stored"
 SCALINGS = ("default", "linear", "llama3")
+"""Hugging Face's rope types that a file can hold; rope.py writes them."""
 _BLOCK = 32
 _TYPE = "compile.llamacpp.type"
 

@@ -11,9 +11,6 @@ import numpy.typing as npt
 
 from pipeline.models.facts import ORIGINAL_POSITIONS, ModelFacts
 
-SCALINGS = ("default", "linear", "llama3")
-"""Hugging Face's rope types that a file can hold."""
-
 
 def rope_factors(facts: ModelFacts) -> npt.NDArray[np.float32] | None:
     """Computes the divisors of the frequencies, which Llama 3 scales one by one.

@@ -105,6 +105,12 @@ class LlamaCppTarget(ServedByLlamaCpp):
             progress.note(f"{count} tensors are not exactly the checkpoint's: {change}")
         for difference in unlike:
             progress.note(difference)
+        held = {
+            "type": recipe.compile.llamacpp.type,
+            "types": written.types,
+            "changes": written.changes,
+            "texts": unlike,
+        }
         config = {
             "version": __version__,
             "target": self.name,
@@ -114,10 +120,7 @@ class LlamaCppTarget(ServedByLlamaCpp):
                 "max_input_len": recipe.compile.max_input_len,
                 "max_seq_len": recipe.compile.max_seq_len,
             },
-            "type": recipe.compile.llamacpp.type,
-            "types": written.types,
-            "changes": written.changes,
-            "texts": unlike,
+            **held,
         }
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (output / "config.json").write_text(f"{text}\n", encoding="utf-8")
@@ -129,10 +132,7 @@ class LlamaCppTarget(ServedByLlamaCpp):
             "engine_bytes": path.stat().st_size,
             "max_batch_size": recipe.compile.max_batch_size,
             "max_seq_len": recipe.compile.max_seq_len,
-            "type": recipe.compile.llamacpp.type,
-            "types": written.types,
-            "changes": written.changes,
-            "texts": unlike,
+            **held,
         }
 
     def next_steps(self, recipe: Recipe, folder: Path) -> Sequence[str]:

@@ -42,7 +42,6 @@ from pipeline.targets.llamacpp.types import (
     q8_0,
 )
 
-STORED = "stored"
 _FLOATS = {"float32": Type.F32, "float16": Type.F16, "bfloat16": Type.BF16}
 
 
