@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.checkpoint.layout import Array
-from pipeline.source.snapshot import INDEX, SINGLE
+from pipeline.source.snapshot import COMPANIONS, INDEX, SINGLE
+
+_NOT_COPIED = frozenset({"config.json", INDEX})
 
 
 class WeightFiles:
@@ -81,3 +84,17 @@ class WeightFiles:
         self._written.append(list(self._held))
         self._size += self._held_bytes
         self._held, self._held_bytes = {}, 0
+
+
+def copy_companions(source: Path, output: Path) -> None:
+    """Copies what stands beside the weights of a snapshot: tokenizer, generation, licence.
+
+    ``config.json`` and the index are of the weights, and left to whoever writes those.
+
+    Raises:
+        OSError: A file cannot be copied.
+    """
+    for pattern in COMPANIONS:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and path.name not in _NOT_COPIED:
+                shutil.copyfile(path, output / path.name)

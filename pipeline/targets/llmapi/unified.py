@@ -9,7 +9,6 @@ at a time, so a model larger than the memory can be written.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,9 @@ from pipeline.formats import NO_QUANT, W4A8_AWQ, W4A16_AWQ
 from pipeline.models.architectures import QKV
 from pipeline.models.config_json import read_config
 from pipeline.progress import Progress
-from pipeline.targets.weight_files import WeightFiles
+from pipeline.targets.weight_files import WeightFiles, copy_companions
 
 QUANT_CONFIG = "hf_quant_config.json"
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-)
-"""Files of the source that go along as they are, where it has them."""
-
 SHARD_BYTES = 4 << 30
 FUSED = (QKV, "mlp.fc", "mlp.gate")
 """What TensorRT-LLM computes as one linear each: q, k and v; gate and up."""
@@ -90,9 +75,7 @@ def write_unified(
             shards.add("lm_head.weight", weights.lm_head.weight)
     size = shards.close()
     _write_config(opened, source, output)
-    for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, output / name)
+    copy_companions(source, output)
     return {
         "quant_algo": opened.config.quantization.algo,
         "bytes": size,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from pipeline.errors import CompileError, SourceError
 from pipeline.formats import NO_QUANT
 from pipeline.models.config_json import read_config
 from pipeline.progress import Progress
-from pipeline.source.snapshot import COMPANIONS, INDEX
 from pipeline.targets.vllm.layouts import (
     COMPRESSED,
     HEAD,
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 4 << 30
 """The most of one weight file, tensors that are larger alone excepted."""
-_NOT_COPIED = frozenset({"config.json", INDEX})
 # What config.json says of the source's own files: its code, its place and its quantization.
 _OF_THE_SOURCE = ("auto_map", "_name_or_path", "quantization_config", "transformers_weights")
 _DTYPE_KEYS = ("torch_dtype", "dtype")
@@ -63,7 +60,7 @@ def write_folder(
         CompileError: A linear does not fit the layout, or a file cannot be written.
         SourceError: The snapshot's ``config.json`` cannot be read.
     """
-    from pipeline.targets.weight_files import WeightFiles
+    from pipeline.targets.weight_files import WeightFiles, copy_companions
 
     weights = checkpoint.weights()
     tied = _is_tied(checkpoint, weights)
@@ -82,7 +79,7 @@ def write_folder(
             size = shards.close()
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (output / "config.json").write_text(f"{text}\n", encoding="utf-8")
-        _copy_companions(source, output)
+        copy_companions(source, output)
     except OSError as error:
         raise CompileError(
             "the folder for vLLM cannot be written",
@@ -190,10 +187,3 @@ def _plain(checkpoint: Checkpoint, weights: Weights, layout: Layout) -> tuple[st
             fix=COMPRESSED,
         )
     return tuple(found)
-
-
-def _copy_companions(source: Path, output: Path) -> None:
-    for pattern in COMPANIONS:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and path.name not in _NOT_COPIED:
-                shutil.copyfile(path, output / path.name)
