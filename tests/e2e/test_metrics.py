@@ -209,13 +209,19 @@ def test_a_full_batch_makes_requests_wait_and_clients_that_leave_are_counted(ser
 
             tasks = [asyncio.create_task(stream(number)) for number in range(streams)]
             try:
-                return await asyncio.to_thread(
-                    wait_for, server, lambda page: requests(page, "waiting") > 0
-                )
+                return await asyncio.to_thread(wait_for, server, settled)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+    def settled(page: Page) -> bool:
+        """A page of one moment: families are published one after the other while requests come."""
+        active, scheduled, waiting = (
+            requests(page, kind) for kind in ("active", "scheduled", "waiting")
+        )
+        held = page["nv_llm_kv_cache_reserved_blocks"]
+        return waiting > 0 and active == scheduled + waiting and 0 < blocks(page, "used") <= held
 
     page = asyncio.run(load())
     assert requests(page, "max") == SLOTS

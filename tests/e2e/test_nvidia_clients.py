@@ -237,14 +237,18 @@ class TestInflightBatcherClient:
     def test_stop_after_milliseconds(self, server: Any, tokenizer: Tokenizer) -> None:
         asked = 450
         arrays = id_arrays(tokenizer.encode(PROMPT).ids, asked, streaming=True)
-        results = stopped_after(server.grpc_url, arrays, 0.1)
-        ids = [
-            token
-            for result in results
-            if result.as_numpy("output_ids") is not None
-            for token in result.as_numpy("output_ids")[0][0]
-        ]
-        assert 0 < len(ids) < asked
+        # On a busy machine the stop can come when all is generated.
+        counts: list[int] = []
+        while not counts or (counts[-1] == asked and len(counts) < 20):
+            results = stopped_after(server.grpc_url, arrays, 0.1)
+            ids = [
+                token
+                for result in results
+                if result.as_numpy("output_ids") is not None
+                for token in result.as_numpy("output_ids")[0][0]
+            ]
+            counts.append(len(ids))
+        assert 0 < counts[-1] < asked, counts
 
     def test_whole_ids_and_a_stop_without_streaming(
         self, answering_once: Any, continuation: dict[str, list[int]], tokenizer: Tokenizer

@@ -62,10 +62,15 @@ def test_streams_go_on_when_their_server_is_killed(
     texts = wanted_texts(repository, STREAMS, TOKENS)
 
     async def kill(load: Load) -> None:
-        for victim in (lambda: service.stub("tensorrt_llm"), lambda: service.server):
+        # Which texts are open at a kill is chance: once more, where only one kind was hit.
+        for _ in range(3):
+            for victim in (lambda: service.stub("tensorrt_llm"), lambda: service.server):
+                await load.flowing()
+                os.kill(victim(), signal.SIGKILL)
             await load.flowing()
-            os.kill(victim(), signal.SIGKILL)
-        await load.flowing()
+            resumes = load.engine.counts.resumes  # type: ignore[attr-defined]
+            if resumes["resumed", "continued"] and resumes["resumed", "replayed"]:
+                return
 
     async def work() -> None:
         calm = await undisturbed(service.grpc, texts, STREAMS)
@@ -81,7 +86,7 @@ def test_streams_go_on_when_their_server_is_killed(
         row.measured("longest stall", verdict.longest_stall_s, at_most=5)
         assert verdict.causes == []
         assert verdict.different == 0
-        # Both kinds were hit, each by both kills.
+        # Both kinds were hit.
         assert fleet.counts.resumes["resumed", "continued"] > 0
         assert fleet.counts.resumes["resumed", "replayed"] > 0
         assert fleet.counts.stalls >= 2
