@@ -71,12 +71,20 @@ class ModelSection(Section):
             ``bfloat16`` and ``float32`` imply it.
         trust_remote_code: Whether Python code of the Hub repository is run; ``revision`` must then
             be a commit hash.
+        at_once: What is in memory at a time: one decoder ``layer``, or the whole ``model``. The
+            bytes are the same. Code of a Hub repository is always run as a whole.
     """
 
     source: FileName
     revision: str | None = None
     dtype: Dtype = "float16"
     trust_remote_code: bool = False
+    at_once: Literal["layer", "model"] = "layer"
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether one decoder layer at a time is in memory."""
+        return self.at_once == "layer" and not self.trust_remote_code
 
     @field_validator("source")
     @classmethod

@@ -28,6 +28,9 @@ class StageContext:
             is told of them must not matter to whoever reads the result: of equal bytes with
             different histories the store keeps one.
         section: What the stage's ``section`` says of the recipe, as it stands in the stage's key.
+        unfinished: A directory of this key that outlives a failure and a kill, on the file system
+            of ``output``: what a stage leaves in it, the next run of the same key finds. It goes
+            when the artifact is published. None where there is no store.
     """
 
     recipe: Recipe
@@ -37,6 +40,7 @@ class StageContext:
     failure: Failure | None = None
     ancestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     section: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: Path | None = None
 
 
 @dataclass(frozen=True)

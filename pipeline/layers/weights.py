@@ -1,0 +1,103 @@
+"""The tensors of a snapshot, read one by one into memory of their own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from pipeline.errors import SourceError
+from pipeline.source.safetensors_header import StoredTensor
+from pipeline.source.snapshot import read_weights, weight_files
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class SnapshotWeights:
+    """The tensors of a Hugging Face snapshot by name; the files are open until :meth:`close`.
+
+    They are read and not mapped: pages of a mapped file count as memory of the process for as long
+    as nobody else wants them.
+
+    Args:
+        directory: With safetensors in floating point.
+
+    Attributes:
+        bytes_read: So far.
+
+    Raises:
+        SourceError: A file is damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self.bytes_read = directory, 0
+        self._places: dict[str, tuple[int, StoredTensor]] = {}
+        self._files: list[int] = []
+        for path in weight_files(directory):
+            stored = read_weights(path, str(path))
+            file = os.open(path, os.O_RDONLY)
+            self._files.append(file)
+            self._places |= {name: (file, tensor) for name, tensor in stored.items()}
+
+    def __enter__(self) -> SnapshotWeights:
+        """Returns itself, to be closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes the files."""
+        self.close()
+
+    def __contains__(self, name: str) -> bool:
+        """Says whether the snapshot has a tensor of that name."""
+        return name in self._places
+
+    def close(self) -> None:
+        """Closes the files; tensors that were read stay."""
+        while self._files:
+            os.close(self._files.pop())
+
+    def rows(self, name: str) -> int:
+        """Returns the length of a tensor's first axis."""
+        return self._places[name][1].shape[0]
+
+    def __call__(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Reads a tensor, or some of its rows, in the dtype of the file.
+
+        Args:
+            name: As in the files.
+            rows: Consecutive ones of the first axis.
+
+        Raises:
+            SourceError: There is no such tensor, or the file ended too soon.
+        """
+        if name not in self._places:
+            raise SourceError(f"there is no tensor {name}", where=str(self._directory))
+        file, stored = self._places[name]
+        first, last, _ = rows.indices(stored.shape[0])
+        line = stored.size // max(stored.shape[0], 1)
+        found = torch.empty((last - first) * line, dtype=torch.uint8)
+        view, place = found.numpy().data, stored.start + first * line
+        while view:
+            count = os.preadv(file, [view], place)
+            if not count:
+                raise SourceError(
+                    f"the file of {name} ended too soon",
+                    where=str(self._directory),
+                    why="It was written to or cut while it was read",
+                    fix="Let nothing write into the model's folder during a run, and run again",
+                )
+            view, place = view[count:], place + count
+        self.bytes_read += len(found)
+        return found.view(DTYPES[stored.dtype]).reshape(last - first, *stored.shape[1:])
