@@ -1,0 +1,93 @@
+"""What a walk over the layers saves is found again whole, by whoever computes alike."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from pipeline.layers import state
+from pipeline.layers.state import State, computing
+
+ONE = {"threads": 1, "processor": "a"}
+
+
+def hidden() -> list[torch.Tensor]:
+    """Of all dtypes that hidden states have; one is no contiguous piece of memory."""
+    torch.manual_seed(1)
+    wide = torch.randn(4, 6, 10)
+    return [wide, wide.to(torch.bfloat16)[:, ::2], wide.half()]
+
+
+def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    State(path, ONE).save(3, hidden())
+    State(path, ONE).save(4, hidden())
+    found = State(path, ONE).load()
+    assert found is not None
+    assert found.finished == 4
+    assert len(found.tensors) == len(hidden())
+    for one, other in zip(found.tensors, hidden(), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    found.tensors[0].add_(1)  # the memory is its own
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+    State(path, ONE).remove()
+    assert State(path, ONE).load() is None
+
+
+def test_what_another_machine_computed_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    State(path, ONE).save(3, hidden())
+    assert State(path, ONE | {"threads": 2}).load() is None
+    assert State(path, ONE | {"processor": "b"}).load() is None
+    assert State(path, ONE).load() is not None
+    assert computing()["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "no file", "no header", "other tensors"])
+def test_a_damaged_file_counts_as_none(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    State(path, ONE).save(3, hidden())
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:-1])
+    elif damage == "bit":
+        data[-400] ^= 1
+        path.write_bytes(data)
+    elif damage == "no header":
+        path.write_bytes(b"\xff" * 100)
+    elif damage == "other tensors":
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(2)}, path)
+    else:
+        path.unlink()
+    assert State(path, ONE).load() is None
+
+
+def test_a_save_is_due_after_its_interval_and_never_takes_much_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((100.0, 119.9, 120.0, 121.0, 131.0, 330.9, 331.0))
+    monkeypatch.setattr(state.time, "monotonic", lambda: next(clock))
+    kept = State(tmp_path / "state", ONE)
+    assert not kept.due
+    assert kept.due
+    kept.save(1, hidden())  # takes ten seconds
+    assert not kept.due
+    assert kept.due
+
+
+def test_saving_needs_no_second_copy(tmp_path: Path) -> None:
+    big = torch.zeros(4 << 20, dtype=torch.uint8).view(torch.float16)
+    tracemalloc.start()
+    State(tmp_path / "state", ONE).save(1, [big])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
