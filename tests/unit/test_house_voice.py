@@ -27,7 +27,7 @@ ROOMS = (
         f"pipeline/{room}/**/*.py"
         for room in (
             *("bench", "checkpoint", "cli", "evaluation", "gateway", "harness"),
-            *("models", "preflight", "quantize"),
+            *("models", "preflight", "progress", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
             *("ladder", "manifests", "monitoring", "scaffold", "verdict"),
         )
