@@ -89,3 +89,10 @@ class TensorFile:
         tensor = self.tensors[name]
         flat = np.frombuffer(self._map, dtype=np.uint8, count=tensor.size, offset=tensor.start)
         return flat.view(numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+
+    def release(self) -> None:
+        """Lets go of the pages that were read: they no longer count as memory of the process.
+
+        Views stay valid; what is looked at again is read again.
+        """
+        self._map.madvise(mmap.MADV_DONTNEED)

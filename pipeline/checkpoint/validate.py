@@ -129,6 +129,7 @@ def _value_problems(name: str, file: TensorFile, wanted: ExpectedTensor) -> Iter
         positive = positive and bool((piece > 0).all())
         if wanted.loaded is not None:
             loadable = loadable and _loadable(flat[start : start + CHUNK], file, wanted.loaded)
+        file.release()
     if not number:
         yield f"{name} has NaN or infinite values"
     elif not finite:

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.rank_file import Described, RankFile
+from pipeline.layers.arrays import as_array
 from pipeline.layers.weights import DTYPES
 from pipeline.processor import processor_name
 from pipeline.source.safetensors_header import StoredTensor, read_header
@@ -74,22 +75,16 @@ class State:
             OSError: The file cannot be written.
         """
         begun = time.monotonic()
-        arrays = {str(number): _bytes(tensor) for number, tensor in enumerate(tensors)}
-        described = {
-            str(number): Described(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            for number, tensor in enumerate(tensors)
-        }
+        arrays = {str(number): as_array(tensor) for number, tensor in enumerate(tensors)}
         arrays |= {_FINISHED: np.array([finished], np.int64), _IDENTITY: self._identity}
-        described |= {
-            _FINISHED: Described("int64", (1,)),
-            _IDENTITY: Described("uint8", self._identity.shape),
-            _DIGEST: Described("uint8", self._identity.shape),
+        arrays[_DIGEST] = _digest(arrays)
+        described = {
+            name: Described(array.dtype.name, array.shape) for name, array in arrays.items()
         }
         part = self._path.with_suffix(".part")
         with RankFile(part, described) as file:
             for name, array in arrays.items():
                 file.write(name, array)
-            file.write(_DIGEST, _digest(arrays))
             file.sync()
         part.replace(self._path)
         fsync(self._path.parent)
@@ -137,16 +132,11 @@ def computing(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
-def _bytes(tensor: torch.Tensor) -> Array:
-    """A view of a tensor on the CPU, NumPy having no bfloat16."""
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
 def _digest(arrays: Mapping[str, Array]) -> Array:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].nbytes} ".encode())
-        digest.update(arrays[name].data)
+        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
     return np.frombuffer(digest.digest(), np.uint8)
 
 

@@ -63,6 +63,10 @@ class SnapshotWeights:
         """Says whether the snapshot has a tensor of that name."""
         return name in self._places
 
+    def names(self, prefix: str = "") -> list[str]:
+        """Lists the tensors whose names begin with a prefix."""
+        return [name for name in self._places if name.startswith(prefix)]
+
     def close(self) -> None:
         """Closes the files; tensors that were read stay."""
         while self._files:

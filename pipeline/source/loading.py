@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,9 @@ def load_causal_lm(
     transformers = require("transformers", "quantize")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    facts = ModelFacts.from_directory(directory)
+    config = load_config(directory, trust_remote_code=trust_remote_code)
     placement = {} if device_map is None else {"device_map": device_map}
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-        # transformers 4 overlooks the rope keys that transformers 5 writes.
-        config.rope_theta, config.rope_scaling = facts.rotary_base, facts.rotary_scaling
+    with _explained(directory):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
@@ -45,10 +42,38 @@ def load_causal_lm(
             trust_remote_code=trust_remote_code,
             **placement,
         )
+    return model.eval()
+
+
+def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Loads the configuration of a model as transformers has it, with the model's own rope.
+
+    Args:
+        directory: A Hugging Face snapshot.
+        trust_remote_code: Runs the snapshot's own Python.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        SourceError: transformers cannot load it.
+    """
+    transformers = require("transformers", "quantize")
+    facts = ModelFacts.from_directory(directory)
+    with _explained(directory):
+        config = transformers.AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    # transformers 4 overlooks the rope keys that transformers 5 writes.
+    config.rope_theta, config.rope_scaling = facts.rotary_base, facts.rotary_scaling
+    return config
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SourceError(
             "transformers cannot load the model",
             where=str(directory),
             why=str(error).strip().partition("\n")[0],
         ) from error
-    return model.eval()

@@ -146,3 +146,22 @@ def test_a_pickle_is_not_mistaken_for_safetensors(path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"gone\.safetensors: the file cannot be read"):
         TensorFile(tmp_path / "gone.safetensors")
+
+
+def test_pages_that_were_read_can_be_let_go(tmp_path: Path) -> None:
+    size = 32 << 20
+    write_safetensors(tmp_path / "big", {"a": np.ones(size, np.int8)})
+    file = TensorFile(tmp_path / "big")
+    values, before = file.read("a"), mapped_bytes()
+    assert int(values.sum(dtype=np.int64)) == size
+    assert mapped_bytes() - before > size * 0.9
+    file.release()
+    assert mapped_bytes() - before < size * 0.1
+    assert values[-1] == 1  # a view is still good
+
+
+def mapped_bytes() -> int:
+    """Pages of files that count as memory of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith("RssFile"))
+    return int(line.split()[1]) << 10
