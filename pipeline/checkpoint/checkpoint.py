@@ -27,7 +27,7 @@ class Checkpoint:
         return self.config.facts
 
     def weights(self) -> Weights:
-        """Merges all ranks bit-exactly into one decoder.
+        """Merges all ranks bit-exactly into one decoder, each layer when it is asked for.
 
         Arrays of a checkpoint with one rank are views of the mapped file, not copies.
 
@@ -35,6 +35,11 @@ class Checkpoint:
             CheckpointError: Ranks disagree about a tensor that they must share.
         """
         return merge(self.config, self.files)
+
+    def release(self) -> None:
+        """Lets go of the pages of its files that were read; arrays stay valid."""
+        for file in self.files:
+            file.release()
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

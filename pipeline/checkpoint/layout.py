@@ -5,6 +5,7 @@ NumPy holds every array; bfloat16 and float8 use the dtypes of ``ml_dtypes``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +98,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """A whole decoder; ``lm_head`` may share its array with ``vocab_embedding``."""
+    """A whole decoder; ``lm_head`` may share its array with ``vocab_embedding``.
+
+    The layers of a checkpoint are read one at a time: keep none of them.
+    """
 
     vocab_embedding: Array
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     ln_f: Array
     lm_head: Linear

@@ -9,6 +9,7 @@ on every rank.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -21,33 +22,72 @@ from pipeline.models.facts import LinearShape
 
 
 def merge(config: CheckpointConfig, files: Sequence[TensorFile]) -> Weights:
-    """Joins the files of all ranks into one decoder.
+    """Joins the files of all ranks into one decoder, each layer when it is asked for.
 
     Args:
         config: The checkpoint's configuration.
         files: One file per rank, in rank order; validated.
 
     Raises:
-        CheckpointError: Ranks disagree about a tensor that they must share.
+        CheckpointError: Ranks disagree about a tensor that they must share; of one in a layer,
+            that layer says it.
     """
     stages = [
         _Stage(config, files[start : start + config.tp_size])
         for start in range(0, config.world_size, config.tp_size)
     ]
-    layers = [
-        stage.layer(local, number)
-        for number, (stage, local) in enumerate(
-            (stage, local) for stage in stages for local in range(config.layers_per_rank)
-        )
-    ]
     embedding = stages[0].embedding()
     head = stages[-1].head() if stages[-1].has("lm_head.weight") else embedding
     return Weights(
         vocab_embedding=embedding,
-        layers=tuple(layers),
+        layers=Layers(config, stages),
         ln_f=stages[-1].shared("transformer.ln_f.weight"),
         lm_head=Linear("lm_head", NO_QUANT, head),
     )
+
+
+class Layers(Sequence[Layer]):
+    """The decoder layers of a checkpoint, joined one at a time.
+
+    The last one asked for is kept. When another is asked for, the pages of the mapped files that
+    were read go, which would otherwise count as memory of this process.
+
+    Args:
+        config: The checkpoint's configuration.
+        stages: Its pipeline ranks in their order.
+    """
+
+    def __init__(self, config: CheckpointConfig, stages: Sequence[_Stage]) -> None:
+        self._config, self._stages = config, stages
+        self._last: tuple[int, Layer] | None = None
+
+    def __len__(self) -> int:
+        """Counts the layers of all pipeline ranks."""
+        return self._config.facts.num_hidden_layers
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Layer]: ...
+
+    def __getitem__(self, index: int | slice) -> Layer | Sequence[Layer]:
+        """Joins a layer, or several, which are then in memory together.
+
+        Raises:
+            CheckpointError: Ranks disagree about a tensor that they must share.
+        """
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        if self._last is None or self._last[0] != number:
+            # Before the next one is made, so that there are never two.
+            self._last = None
+            pipeline_rank, local = divmod(number, self._config.layers_per_rank)
+            for stage in self._stages:
+                stage.release()
+            self._last = number, self._stages[pipeline_rank].layer(local, number)
+        return self._last[1]
 
 
 class _Stage:
@@ -58,6 +98,10 @@ class _Stage:
 
     def has(self, name: str) -> bool:
         return name in self._files[0].tensors
+
+    def release(self) -> None:
+        for file in self._files:
+            file.release()
 
     def parts(self, name: str) -> list[Array]:
         return [file.read(name) for file in self._files]

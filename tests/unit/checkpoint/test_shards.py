@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,43 @@ def test_ranks_of_different_exports_are_noticed(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path, settings, *parts))
     with pytest.raises(CheckpointError, match=r"rank1.*ln_f\.weight differs"):
         checkpoint.weights()
+
+
+def test_a_layer_is_joined_when_it_is_asked_for_and_only_the_last_one_is_kept(
+    tmp_path: Path,
+) -> None:
+    parts = [cut(float16_tensors(), 2, rank) for rank in range(2)]
+    damaged = "transformer.layers.1.input_layernorm.weight"
+    parts[1][damaged] = parts[1][damaged] * 2
+    settings = config(mapping={"world_size": 2, "tp_size": 2, "pp_size": 1})
+    layers = open_checkpoint(write_checkpoint(tmp_path, settings, *parts)).weights().layers
+    kept = weakref.ref(layers[0].qkv.weight)
+    assert layers[0].qkv.weight is kept()
+    with pytest.raises(CheckpointError, match=r"rank1.*layers\.1\.input_layernorm\.weight differs"):
+        layers[1]
+    assert kept() is None
+    assert len(layers) == LAYERS
+    assert len(layers[:1]) == 1
+    with pytest.raises(IndexError, match="out of range"):
+        layers[LAYERS]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+def test_pages_of_the_layer_before_are_let_go_of(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path, config(), float16_tensors())
+
+    def resident() -> int:
+        _, _, mapping = Path("/proc/self/smaps").read_text().partition(str(directory))
+        return next(
+            int(line.split()[1]) for line in mapping.splitlines() if line.startswith("Rss:")
+        )
+
+    layers = open_checkpoint(directory).weights().layers
+    weight = layers[0].qkv.weight
+    total = weight.sum(dtype=np.float64)
+    assert resident() > 0
+    proj = layers[1].proj
+    assert resident() == 0
+    assert weight.sum(dtype=np.float64) == total
+    name = "transformer.layers.1.mlp.proj.weight"
+    assert np.array_equal(proj.weight, float16_tensors()[name])
