@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
 
 def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
-    """List the artifacts: how old and how large they are, and which builds use them."""
+    """List the artifacts: how old and how large they are, and which builds use them.
+
+    Below them is what stages left that did not end.
+    """
     from pipeline.cli.console import print_json
-    from pipeline.store.retention import inventory
+    from pipeline.store.retention import inventory, unfinished
     from pipeline.tables import count, print_table, size
 
-    rows = inventory(_existing(build_dir))
+    build = _existing(build_dir)
+    rows, left = inventory(build), unfinished(build)
     if output.json:
-        print_json(rows)
+        print_json(rows + left)
         return
     if output.verbose:
         for row in rows:
@@ -50,6 +54,12 @@ def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
     if not output.quiet:
         total = size(sum(row["bytes"] for row in rows))
         print(f"\n{count(len(rows), 'artifact')}, {total}")
+    for row in left:
+        when = "prune removes it" if row["old"] else "a run of its recipe goes on with it"
+        print(
+            f"not finished: {row['stage']} {row['key'][:SHORT]}, {size(row['bytes'])}, "
+            f"{_age(row['created'], datetime.now(timezone.utc))} old; {when}"
+        )
 
 
 def _age(created: str, now: datetime) -> str:
@@ -93,26 +103,42 @@ def prune(
     *,
     build_dir: BuildDirOption = Path("build"),
     keep: Annotated[bool, typer.Option(help="Keep what the last run of each recipe uses.")] = True,
+    unfinished: Annotated[
+        bool,
+        typer.Option("--unfinished", help="Remove what stages left that did not end at any age."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")
     ] = False,
     output: Output,
 ) -> None:
-    """Remove artifacts that no recipe's last run uses, and damaged ones."""
+    """Remove artifacts that no recipe's last run uses, and damaged ones.
+
+    Also what stages left that did not end, once nothing has changed in it for a week.
+    """
     from pipeline.cli.console import print_json
     from pipeline.store.retention import prune as remove
     from pipeline.tables import count, size
 
-    removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run)
+    removed = remove(_existing(build_dir), keep=keep, dry_run=dry_run, unfinished=unfinished)
     if output.json:
-        paths = [str(path) for path in removed.paths]
-        print_json({"artifacts": paths, "freed_bytes": removed.freed, "dry_run": dry_run})
+        print_json(
+            {
+                "artifacts": [str(path) for path in removed.paths],
+                "unfinished": [str(path) for path in removed.unfinished],
+                "freed_bytes": removed.freed,
+                "dry_run": dry_run,
+            }
+        )
         return
     verb, would = ("would remove", "would be ") if dry_run else ("removed", "")
     if not output.quiet:
-        for path in removed.paths:
+        for path in (*removed.paths, *removed.unfinished):
             print(f"{verb} {path}")
-    print(f"{count(len(removed.paths), 'artifact')}, {size(removed.freed)} {would}freed")
+    amount = count(len(removed.paths), "artifact")
+    if removed.unfinished:
+        amount += f" and {len(removed.unfinished)} not finished"
+    print(f"{amount}, {size(removed.freed)} {would}freed")
 
 
 def publish(

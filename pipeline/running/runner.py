@@ -17,6 +17,7 @@ from pipeline.errors import (
     QualityGateError,
     ServerError,
     StageError,
+    StoreError,
     UsageError,
     check_all,
 )
@@ -26,13 +27,14 @@ from pipeline.preflight.remarks import engine_not_measured
 from pipeline.preflight.streams import check_bench
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.running.planner import PlannedStage, plan_stage, stages_for
+from pipeline.running.planner import PlannedStage, key_material, plan_stage, stages_for
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages.base import Deployment, Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.deploy import release, set_aside
+from pipeline.store.digests import digest_of
 from pipeline.store.files import write_atomically
 from pipeline.store.journal import append
 from pipeline.store.lock import read_lock, write_lock
@@ -181,6 +183,9 @@ class _Run:
             )
             with self._remembering(stage):
                 planned = self._build(planned, context)
+        elif planned.key is not None:
+            # Of a run that was killed between the last two steps.
+            self.store.unfinished.discard_idle(stage.name, planned.key)
         self.done[stage.name] = planned
         # At once: what is not in the lock may be pruned while the next stage reads it.
         with self.store.writing():
@@ -278,31 +283,86 @@ class _Run:
                 # Another process built it while this one waited for the lock.
                 return replace(planned, status="cached", artifact=artifact)
             reason = planned.reason or FORCED
+            self._refuse_changed(stage, context.inputs)
             with (
                 context.progress.stage(f"{stage.name}: {stage.title} ({reason})"),
+                store.begun(
+                    stage.name, key, context.inputs, anew=forced, note=self.progress.note
+                ) as unfinished,
                 store.workspace(stage.name, key) as directory,
             ):
                 started = time.monotonic()
+                context = replace(
+                    context, output=directory, section=material["recipe"], unfinished=unfinished
+                )
                 try:
-                    facts = stage.run(
-                        replace(context, output=directory, section=material["recipe"])
-                    )
+                    facts = stage.run(context)
                 except MemoryError as error:
                     raise StageError(
                         f"{stage.name} ran out of memory",
                         where=context.recipe.name,
                         fix="Use a machine with more memory or a smaller model",
                     ) from error
-                artifact = store.publish(
-                    directory,
-                    stage=stage.name,
-                    key=key,
-                    material=material,
-                    inputs=context.inputs,
-                    facts=facts,
-                    seconds=time.monotonic() - started,
-                )
-        return replace(planned, status="run", reason=reason, artifact=artifact)
+                seconds = time.monotonic() - started
+                self._refuse_changed(stage, context.inputs)
+                settled = self._settled(planned, context)
+                if settled.key == key:
+                    artifact = self._publish(settled, context, facts, seconds)
+                else:
+                    artifact = self._publish_settled(settled, context, facts, seconds)
+        return replace(settled, status="run", reason=reason, artifact=artifact)
+
+    def _settled(self, planned: PlannedStage, context: StageContext) -> PlannedStage:
+        """Gives a stage the key by which the next run looks for it.
+
+        Where it made links, it moved marks of files that are in the key.
+        """
+        if not context.borrowed:
+            return planned
+        material = key_material(planned.stage, self.recipe, context.inputs, context.failure)
+        return replace(planned, key=digest_of(material), material=material)
+
+    def _publish_settled(
+        self, planned: PlannedStage, context: StageContext, facts: dict[str, Any], seconds: float
+    ) -> Artifact:
+        """Publishes under a key that this process does not hold yet."""
+        name, key = planned.stage.name, planned.key
+        assert key is not None
+        with self.store.lock(name, key, on_wait=self.progress.note):
+            artifact, _ = self.store.get(name, key)
+            return artifact or self._publish(planned, context, facts, seconds)
+
+    def _publish(
+        self, planned: PlannedStage, context: StageContext, facts: dict[str, Any], seconds: float
+    ) -> Artifact:
+        assert planned.key is not None
+        assert planned.material is not None
+        return self.store.publish(
+            context.output,
+            stage=planned.stage.name,
+            key=planned.key,
+            material=planned.material,
+            inputs=context.inputs,
+            facts=facts,
+            seconds=seconds,
+            borrowed=context.borrowed,
+        )
+
+    def _refuse_changed(self, stage: Stage, inputs: Mapping[str, Artifact]) -> None:
+        """Refuses inputs that somebody wrote into: what is made of them would be of two kinds.
+
+        Raises:
+            StoreError: One is not what it was when the run looked at it.
+        """
+        for name, problems in self.store.changed(inputs).items():
+            raise StoreError(
+                f"the model was written to during the run: {problems[0]}",
+                where=str(inputs[name].path),
+                why="A large model is not copied, its files are linked into the store; so "
+                f"{stage.name} would be of the old and the new model, and is not kept",
+                fix="Let nothing write into the model's folder, and run again: the run begins with "
+                "the model as it is then",
+            )
 
     def _deploy(self, planned: PlannedStage, place: Deployment) -> None:
         artifact = _artifact(planned)

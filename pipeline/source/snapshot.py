@@ -42,6 +42,8 @@ COMPANIONS = (
     "NOTICE*",
 )
 CODE = "*.py"
+LINKED_FROM = 16 << 20
+"""Bytes of a file from which on the store may have a link to it; what is smaller is copied."""
 # Bytes of a file's name, on every file system that Linux has.
 LONGEST_NAME = 255
 # Formats that run code, or may, when they are read.
@@ -97,12 +99,16 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
 def file_marks(directory: Path, *, code: bool = False) -> dict[str, list[int]]:
     """Tells a snapshot by size and times of its files, without reading them.
 
-    The change time is there because a copy can keep the other two.
+    The change time is there because a copy can keep the other two. Every link to a file moves it
+    as well, so a large file that has links is told by its inode: whoever has a link to it, as the
+    store may, looks at the change time of that.
     """
     marks = {}
     for path in snapshot_files(directory, code=code):
         stat = path.stat()
-        marks[path.name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        linked = stat.st_nlink > 1 and stat.st_size >= LINKED_FROM
+        last = stat.st_ino if linked else stat.st_ctime_ns
+        marks[path.name] = [stat.st_size, stat.st_mtime_ns, last]
     return marks
 
 

@@ -31,6 +31,8 @@ class StageContext:
         unfinished: A directory of this key that outlives a failure and a kill, on the file system
             of ``output``: what a stage leaves in it, the next run of the same key finds. It goes
             when the artifact is published. None where there is no store.
+        borrowed: To be filled with the names of files in ``output`` that are hard links of files
+            which somebody else may write into.
     """
 
     recipe: Recipe
@@ -41,6 +43,7 @@ class StageContext:
     ancestors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     section: Mapping[str, Any] = field(default_factory=dict)
     unfinished: Path | None = None
+    borrowed: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SourceError
@@ -15,6 +17,7 @@ from pipeline.source.end_ids import read_end_ids
 from pipeline.source.hub import hub_commit, hub_snapshot
 from pipeline.source.local import local_directory
 from pipeline.source.snapshot import (
+    LINKED_FROM,
     check_snapshot,
     facts_of,
     file_marks,
@@ -27,12 +30,13 @@ from pipeline.source.snapshot import (
 from pipeline.source.texts import check_fetched
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
-from pipeline.store.files import clone_or_copy, link_or_copy
+from pipeline.store.digests import mark_of
+from pipeline.store.files import Taken, link_or_copy, take
 from pipeline.tables import memory_size
 
 logger = logging.getLogger(__name__)
 WORTH_TELLING = 1 << 30
-"""Bytes of a snapshot from which on people want to know that there are two of them."""
+"""Bytes of a snapshot from which on people want to know where they are, and once is enough."""
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -59,9 +63,11 @@ def _words(size: int) -> str:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Checks the snapshot and copies it (or, from the Hub's cache, links it) into the artifact.
+    """Checks the snapshot and takes its files into the artifact.
 
-    A copy shares its blocks with the model's files where the file system can do that.
+    Files of the Hub's cache, which nobody writes into, are linked. Those of a directory share their
+    blocks with the artifact where the file system can do that. Where it cannot, large ones are
+    linked and named as ``borrowed``, and small ones copied.
 
     What cannot work is refused before a model is fetched.
 
@@ -79,6 +85,8 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"fetching {recipe.model.source} from the Hub")
         directory = hub_snapshot(recipe)
     refuse_without_safetensors(directory, place)
+    paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
+    before = _marks(paths)
     facts = facts_of(directory, place)
     refuse_ambiguous_weights(directory, place)
     contents = check_snapshot(directory, facts, place)
@@ -90,27 +98,26 @@ def run(context: StageContext) -> dict[str, Any]:
         )
     if unread := unread_keys(read_config(directory, SourceError, "A snapshot has one")):
         context.progress.note(f"nothing reads these keys of config.json: {', '.join(unread)}")
-    paths = snapshot_files(directory, code=recipe.model.trust_remote_code)
     size = sum(path.stat().st_size for path in paths)
-    shared = True
-    with context.progress.task(f"copying the snapshot, {_words(size)}", size) as task:
+    taken: dict[Path, Taken] = {}
+    with context.progress.task(f"taking the snapshot, {_words(size)}", size) as task:
         for path in paths:
             target = context.output / path.name
             try:
                 if local:
-                    cloned = clone_or_copy(path, target, task.advance)
-                    logger.info("%s %s", path, "shares its blocks" if cloned else "was copied")
-                    shared &= cloned
+                    link = size >= WORTH_TELLING and path.stat().st_size >= LINKED_FROM
+                    taken[path] = take(path, target, task.advance, link=link)
+                    logger.info("%s was %s", path, taken[path])
                 else:
                     link_or_copy(path, target)
                     task.advance(path.stat().st_size)
             except PermissionError as error:
                 raise unreadable(str(path), error) from error
-    if size >= WORTH_TELLING and not shared:
-        context.progress.note(
-            f"the snapshot takes {_words(size)} of its own, as blocks cannot be shared between "
-            f"{directory} and the store: for that both must be on one XFS or btrfs"
-        )
+    if local:
+        _refuse_moved(before, _marks(paths), taken)
+    context.borrowed.update(path.name for path, how in taken.items() if how == "linked")
+    if size >= WORTH_TELLING and (note := _shared(taken, directory)):
+        context.progress.note(note)
     return {
         "architecture": facts.architecture,
         "parameters": parameters(facts) if facts.quantized else contents.parameters,
@@ -122,6 +129,46 @@ def run(context: StageContext) -> dict[str, Any]:
         "num_hidden_layers": facts.num_hidden_layers,
         "hidden_size": facts.hidden_size,
     }
+
+
+def _marks(paths: Iterable[Path]) -> dict[Path, list[int]]:
+    return {path: mark_of(path, borrowed=True) for path in paths if path.is_file()}
+
+
+def _refuse_moved(
+    before: Mapping[Path, list[int]], after: Mapping[Path, list[int]], taken: Mapping[Path, Taken]
+) -> None:
+    """Refuses a snapshot that somebody wrote into meanwhile: it may be of two models.
+
+    Raises:
+        SourceError: Names the first such file.
+    """
+    for path, mark in before.items():
+        # A link moves the change time, which is the last.
+        compared = slice(3) if taken.get(path) == "linked" else slice(None)
+        if after.get(path, [])[compared] != mark[compared]:
+            raise SourceError(
+                "the model was written to while its files were taken",
+                where=str(path),
+                why="What was taken may be partly the old and partly the new model",
+                fix="Let nothing write into the model's folder, and run again",
+            )
+
+
+def _shared(taken: Mapping[Path, Taken], directory: Path) -> str | None:
+    """Says where a large model is now, which is no matter where its blocks are shared."""
+    if "linked" in taken.values():
+        return (
+            f"the large files of {directory} are not copied, the store has links to them: what is "
+            "written into one changes it there, too, which the next run finds"
+        )
+    size = sum(path.stat().st_size for path, how in taken.items() if how == "copied")
+    if size < WORTH_TELLING:
+        return None
+    return (
+        f"the snapshot takes {_words(size)} of its own, as {directory} and the store are on "
+        "different file systems, or on one without links"
+    )
 
 
 def check(recipe: Recipe, artifact: Artifact) -> None:

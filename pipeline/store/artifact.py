@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.reading.json_text import JsonError, read_json
 from pipeline.store.digests import (
     DigestMemo,
     digest_of,
-    file_digest,
+    digests,
     files_below,
     oddities_below,
 )
@@ -23,6 +23,8 @@ ENVELOPE = "provenance.dsse.json"
 SCHEMA = 1
 # A key of a deployed copy's manifest: what whoever uses the copy has to know.
 WARNING = "warning"
+BORROWED = "borrowed"
+"""A key of a manifest: its files that are hard links of files that others may write into."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
     Returns:
         One sentence per missing, changed or unlisted file, and per entry that is neither a file
         nor a folder of files: whoever reads the directory would follow a link past this check.
+        Large files are read several at a time.
     """
     try:
         odd = dict(oddities_below(directory))
@@ -117,20 +120,12 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
         if kind == "a link" or not any(file.startswith(f"{name}/") for file in manifest["files"])
     ]
     present = set(files_below(directory)) - {MANIFEST, ENVELOPE}
+    found: dict[str, str | None] = {}
     for name, entry in manifest["files"].items():
-        path = directory / name
-        if name in odd:
-            continue
-        if name not in present:
-            problems.append(f"{name} is missing")
-            continue
-        try:
-            if path.stat().st_size != entry["bytes"]:
-                problems.append(f"{name} has {path.stat().st_size} bytes, not {entry['bytes']}")
-            elif (memo.digest(path) if memo else file_digest(path)) != entry["sha256"]:
-                problems.append(f"{name} was changed: its SHA-256 differs")
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror}")
+        if name not in odd:
+            found[name] = _first_look(directory / name, entry) if name in present else "is missing"
+    found |= _second_look(directory, manifest, [n for n, what in found.items() if not what], memo)
+    problems += [f"{name} {what}" for name, what in found.items() if what]
     problems += [
         f"{name} is not listed" for name in sorted(present - odd.keys() - manifest["files"].keys())
     ]
@@ -138,3 +133,54 @@ def check_files(directory: Path, manifest: Mapping[str, Any], memo: DigestMemo |
     if digest_of(content) != manifest["digest"]:
         problems.append(f"{MANIFEST} itself was changed")
     return problems
+
+
+def changed_meanwhile(artifact: Artifact, memo: DigestMemo) -> list[str]:
+    """Looks again at files of an artifact that somebody else may write into, by their stat alone.
+
+    Args:
+        artifact: One that was whole.
+        memo: Remembers their digests.
+
+    Returns:
+        One sentence for each file that is not what it was.
+    """
+    manifest = read_manifest(artifact.path)
+    names = borrowed_files(manifest)
+    found = {name: _first_look(artifact.path / name, manifest["files"][name]) for name in names}
+    found |= _second_look(
+        artifact.path, manifest, [name for name, what in found.items() if not what], memo
+    )
+    return [f"{name} {what}" for name, what in found.items() if what]
+
+
+def borrowed_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Lists the files of an artifact that are hard links of somebody else's files."""
+    names = manifest.get(BORROWED)
+    return [n for n in names if n in manifest["files"]] if isinstance(names, list) else []
+
+
+def _first_look(path: Path, entry: Mapping[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if size == entry["bytes"] else f"has {size} bytes, not {entry['bytes']}"
+
+
+def _second_look(
+    directory: Path, manifest: Mapping[str, Any], names: Sequence[str], memo: DigestMemo | None
+) -> dict[str, str | None]:
+    """What is wrong with the bytes of files, by name."""
+    borrowed = set(borrowed_files(manifest))
+    paths = [directory / name for name in names]
+    linked = {directory / name for name in borrowed}
+    read = memo.digests(paths, linked) if memo else digests(paths)
+    found: dict[str, str | None] = {}
+    for name, digest in zip(names, read, strict=True):
+        if isinstance(digest, OSError):
+            found[name] = f"cannot be read: {digest.strerror}"
+        elif digest != manifest["files"][name]["sha256"]:
+            why = ", and it is linked to the model's own file" if name in borrowed else ""
+            found[name] = f"was changed: its SHA-256 differs{why}"
+    return found

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from pipeline.store.files import write_atomically
 
 logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
+WORTH_THREADS = 64 << 20
+"""Bytes to read from which on several threads do it."""
+MOST_THREADS = 8
+"""Files that are read at a time, which is as much as disks gain by."""
 
 
 def canonical_json(value: object) -> str:
@@ -84,12 +89,65 @@ def _oddities(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
             yield name, "a pipe or a device"
 
 
+def mark_of(path: Path, *, borrowed: bool = False) -> list[int]:
+    """Returns what moves when a file is written to: size, modification time (ns) and inode.
+
+    Args:
+        path: The file.
+        borrowed: Adds the change time (ns), which every write moves and no program can set, and
+            every hard link that is made or removed moves as well.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    status = path.stat()
+    mark = [status.st_size, status.st_mtime_ns, status.st_ino]
+    return [*mark, status.st_ctime_ns] if borrowed else mark
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def digests(
+    paths: Sequence[Path], digest: Callable[[Path], str] = file_digest
+) -> list[str | OSError]:
+    """Computes the SHA-256 of files, several at a time where they are large.
+
+    ``hashlib`` computes outside of the interpreter's lock, so threads are enough.
+
+    Args:
+        paths: The files.
+        digest: Computes one.
+
+    Returns:
+        One digest for each file in their order, or why it cannot be read.
+    """
+
+    def one(path: Path) -> str | OSError:
+        try:
+            return digest(path)
+        except OSError as error:
+            return error
+
+    if len(paths) < 2 or sum(map(_size, paths)) < WORTH_THREADS:
+        return [one(path) for path in paths]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS)) as pool:
+        return list(pool.map(one, paths))
+
+
 class DigestMemo:
     """Digests remembered between runs in one JSON file.
 
     A digest is reused only while size, modification time (ns) and inode stand still. (The change
-    time would move with every hard link that a deployment makes.) Losing the memo costs time,
-    never correctness.
+    time would move with every hard link that a deployment makes.) Of a file that somebody else may
+    write into, the change time has to stand still as well: that is the one that no program can set.
+    Losing the memo costs time, never correctness. Threads may share it.
 
     Args:
         path: The JSON file; it need not exist.
@@ -99,36 +157,65 @@ class DigestMemo:
         self._path = path
         self._entries: dict[str, Any] = {}
         self._changed = False
+        self._lock = threading.Lock()
         try:
             entries = read_json(path)
             self._entries = entries if isinstance(entries, dict) else {}
         except (OSError, ValueError):
             self._entries = {}
 
-    def digest(self, path: Path) -> str:
+    def digest(self, path: Path, *, borrowed: bool = False) -> str:
         """Returns the SHA-256 of a file, from memory when its stat has not moved.
+
+        Args:
+            path: The file.
+            borrowed: Whether it is a hard link of somebody else's file.
 
         Raises:
             OSError: The file cannot be read.
         """
-        stat = path.stat()
-        mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        name = str(path.absolute())
-        entry = self._entries.get(name)
-        if isinstance(entry, list) and len(entry) == 4 and entry[:3] == mark:
-            return str(entry[3])
+        mark = mark_of(path, borrowed=borrowed)
+        if (known := self._known(path, mark)) is not None:
+            return known
         logger.info("reading %s for its SHA-256", path)
         value = file_digest(path)
-        self._entries[name] = [*mark, value]
-        self._changed = True
+        with self._lock:
+            self._entries[str(path.absolute())] = [*mark, value]
+            self._changed = True
         return value
+
+    def digests(
+        self, paths: Sequence[Path], borrowed: Collection[Path] = ()
+    ) -> list[str | OSError]:
+        """Returns the digests of files, or why one cannot be read; large ones are read at once.
+
+        Args:
+            paths: The files.
+            borrowed: Those that are hard links of somebody else's files.
+        """
+        found = {path: self._remembered(path, path in borrowed) for path in paths}
+        left = [path for path in paths if found[path] is None]
+        read = digests(left, lambda path: self.digest(path, borrowed=path in borrowed))
+        found |= dict(zip(left, read, strict=True))
+        return [digest for path in paths if (digest := found[path]) is not None]
 
     def moved(self, old: Path, new: Path) -> None:
         """Carries what is known of a file over its renaming."""
-        entry = self._entries.pop(str(old.absolute()), None)
-        if entry is not None:
-            self._entries[str(new.absolute())] = entry
-            self._changed = True
+        with self._lock:
+            entry = self._entries.pop(str(old.absolute()), None)
+            if entry is not None:
+                self._entries[str(new.absolute())] = entry
+                self._changed = True
+
+    def _known(self, path: Path, mark: list[int]) -> str | None:
+        entry = self._entries.get(str(path.absolute()))
+        return str(entry[-1]) if isinstance(entry, list) and entry[:-1] == mark else None
+
+    def _remembered(self, path: Path, borrowed: bool) -> str | OSError | None:
+        try:
+            return self._known(path, mark_of(path, borrowed=borrowed))
+        except OSError as error:
+            return error
 
     def save(self) -> None:
         """Writes what was learnt, if the directory can be written.
@@ -137,7 +224,8 @@ class DigestMemo:
         """
         if not self._changed:
             return
-        alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}
+        with self._lock:
+            alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}
         # Without it the next run reads the files again, which a read-only directory may cost.
         with contextlib.suppress(OSError):
             write_atomically(self._path, canonical_json(alive).encode())

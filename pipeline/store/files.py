@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from pipeline.errors import UsageError
 from pipeline.reading.files import read_regular
 
+Taken = Literal["cloned", "linked", "copied"]
 COPIED_AT_ONCE = 8 << 20
 _FICLONE = 0x40049409
 """Linux's _IOW(0x94, 9, int), from include/uapi/linux/fs.h."""
@@ -66,35 +68,51 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def clone_or_copy(
-    source: Path, target: Path, on_bytes: Callable[[int], None] = lambda _count: None
-) -> bool:
-    """Gives a new file the bytes of another one, and a life of its own.
+def take(
+    source: Path,
+    target: Path,
+    on_bytes: Callable[[int], None] = lambda _count: None,
+    *,
+    link: bool = False,
+) -> Taken:
+    """Gives a new file the bytes of another one that somebody else may write into later.
 
     Where the file system can, both share their blocks until one of them is written to (a reflink),
-    which takes neither time nor space. A hard link would not do: whoever writes into the source
-    later, as a training run does, would write into the copy.
+    which takes neither time nor space. Otherwise the new file is a copy, unless it may be a link.
 
     Args:
         source: The file; a symbolic link is followed.
         target: The new file.
         on_bytes: Is told of bytes as they are there.
+        link: Takes a hard link for want of a reflink, where both are on one file system. Whoever
+            writes into the source later writes into the new file as well, and it is for the caller
+            to notice.
 
     Returns:
-        Whether the blocks are shared.
+        What was done.
 
     Raises:
         OSError: The source cannot be read, or the target cannot be written or is there already.
     """
-    with source.open("rb") as reading, target.open("xb") as writing:
-        if _cloned(reading.fileno(), writing.fileno()):
-            on_bytes(os.fstat(reading.fileno()).st_size)
-            return True
-        buffer = memoryview(bytearray(COPIED_AT_ONCE))
-        while count := reading.readinto(buffer):
-            writing.write(buffer[:count])
-            on_bytes(count)
-    return False
+    with source.open("rb") as reading:
+        with target.open("xb") as writing:
+            if _cloned(reading.fileno(), writing.fileno()):
+                on_bytes(os.fstat(reading.fileno()).st_size)
+                return "cloned"
+            if not link:
+                buffer = memoryview(bytearray(COPIED_AT_ONCE))
+                while count := reading.readinto(buffer):
+                    writing.write(buffer[:count])
+                    on_bytes(count)
+                return "copied"
+        target.unlink()
+        try:
+            os.link(source.resolve(), target)
+        except OSError:
+            # Another device, a file system without links, or a file of another user.
+            return take(source, target, on_bytes)
+        on_bytes(os.fstat(reading.fileno()).st_size)
+    return "linked"
 
 
 def _cloned(source: int, target: int) -> bool:

@@ -10,7 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipeline.store.files import write_atomically
+
+
+def lock_path(store: Path, name: str) -> Path:
+    """Returns the file of a store's lock: ``quantize-KEY``."""
+    return store / "locks" / f"{name}.lock"
+
+
+def is_held(lock: Path) -> bool:
+    """Says whether some process holds a lock now."""
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False  # nobody works in a store that can only be read
 
 
 @contextmanager

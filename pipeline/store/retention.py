@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ class Pruned:
     """What was removed, or would be.
 
     Attributes:
-        paths: The directories.
+        paths: The directories of artifacts.
+        unfinished: Those of work that did not end.
         freed: Bytes of the disk that nothing else holds: files that are linked into a deployed
             repository or the Hub's cache stay there.
     """
 
     paths: tuple[Path, ...]
+    unfinished: tuple[Path, ...]
     freed: int
 
 
@@ -34,13 +37,19 @@ def inventory(build: BuildDir) -> list[dict[str, Any]]:
 
     Returns:
         JSON values: ``stage``, ``key``, ``path``, ``created`` (UTC), ``bytes``, ``seconds`` that it
-        took, and ``used_by``, the output folders whose last run has it.
+        took, ``used_by``, the output folders whose last run has it, and ``finished``.
     """
     used = _used(build)
     rows = []
     for path in build.store.artifacts():
         stage, key = path.parent.name, path.name
-        row = {"stage": stage, "key": key, "path": str(path), "used_by": used.get((stage, key), [])}
+        row = {
+            "stage": stage,
+            "key": key,
+            "path": str(path),
+            "used_by": used.get((stage, key), []),
+            "finished": True,
+        }
         try:
             manifest = read_manifest(path)
         except StoreError as error:
@@ -54,13 +63,40 @@ def inventory(build: BuildDir) -> list[dict[str, Any]]:
     return rows
 
 
-def prune(build: BuildDir, *, keep: bool, dry_run: bool) -> Pruned:
+def unfinished(build: BuildDir) -> list[dict[str, Any]]:
+    """Lists one row per stage that left something and did not end, and that nobody works on.
+
+    Returns:
+        JSON values as of :func:`inventory`; ``created`` is when something changed last, and
+        ``old`` says whether :func:`prune` removes it.
+    """
+    return [
+        {
+            "stage": left.stage,
+            "key": left.key,
+            "path": str(left.path),
+            "used_by": [],
+            "finished": False,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(left.changed)),
+            "bytes": left.bytes,
+            "seconds": 0.0,
+            "old": left.is_old,
+        }
+        for left in build.store.unfinished.idle()
+    ]
+
+
+def prune(build: BuildDir, *, keep: bool, dry_run: bool, unfinished: bool = False) -> Pruned:
     """Removes artifacts that are damaged or that no recipe's last run uses.
+
+    What stages left that did not end is removed where nothing changed in it for a week
+    (:data:`pipeline.store.unfinished.OLD_S`) or its artifact is there, unless somebody works on it.
 
     Args:
         build: The build directory; its recipes' lock files say what is in use.
         keep: False removes everything.
         dry_run: Only returns what would be removed.
+        unfinished: Removes what did not end at any age.
     """
     store = build.store
     used = _used(build)
@@ -70,12 +106,19 @@ def prune(build: BuildDir, *, keep: bool, dry_run: bool) -> Pruned:
         for path in store.artifacts()
         if not keep or path in damaged or (path.parent.name, path.name) not in used
     ]
-    freed = _freed(doomed)
+    left = [
+        one
+        for one in store.unfinished.idle()
+        if unfinished or not keep or one.is_old or store.path(one.stage, one.key).exists()
+    ]
+    freed = _freed(doomed) + sum(one.bytes for one in left)
     if not dry_run:
         store.sweep()
         for path in doomed:
             store.remove(path)
-    return Pruned(tuple(doomed), freed)
+        for one in left:
+            store.unfinished.discard_idle(one.stage, one.key)
+    return Pruned(tuple(doomed), tuple(one.path for one in left), freed)
 
 
 def _used(build: BuildDir) -> dict[tuple[str, str], list[str]]:

@@ -13,20 +13,39 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from pipeline.errors import StoreError
-from pipeline.store.artifact import MANIFEST, SCHEMA, Artifact, Damage, check_files, read_manifest
-from pipeline.store.digests import DigestMemo, digest_of, files_below, oddities_below
+from pipeline.store.artifact import (
+    BORROWED,
+    MANIFEST,
+    SCHEMA,
+    Artifact,
+    Damage,
+    borrowed_files,
+    changed_meanwhile,
+    check_files,
+    read_manifest,
+)
+from pipeline.store.digests import (
+    DigestMemo,
+    digest_of,
+    files_below,
+    mark_of,
+    oddities_below,
+)
 from pipeline.store.files import fsync
-from pipeline.store.holder import noted, waiting_for
+from pipeline.store.holder import lock_path, noted, waiting_for
+from pipeline.store.unfinished import Unfinished
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_ARTIFACTS = ("tmp", "locks", "unfinished")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_ERRORS = (*_FULL, errno.EROFS)
 
 
 class Store:
@@ -34,11 +53,17 @@ class Store:
 
     Args:
         root: The directory; it is created when something is written.
+
+    Attributes:
+        root: The same.
+        memo: Digests of files that were read.
+        unfinished: What stages left of work that did not end.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.memo = DigestMemo(root / "digests.json")
+        self.unfinished = Unfinished(root)
 
     def path(self, stage: str, key: str) -> Path:
         """Returns where the artifact of that key is or would be."""
@@ -110,6 +135,36 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    @contextmanager
+    def begun(
+        self,
+        stage: str,
+        key: str,
+        inputs: Mapping[str, Artifact],
+        *,
+        anew: bool = False,
+        note: Callable[[str], None] = lambda _message: None,
+    ) -> Iterator[Path]:
+        """Gives the directory that outlives a failure and a kill; the key's lock has to be held.
+
+        Args:
+            stage: The stage.
+            key: The key.
+            inputs: What the stage reads. What was made before somebody wrote into one of them is
+                not gone on with.
+            anew: Begins with nothing.
+            note: Is told why something is not gone on with.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with ExitStack() as stack:
+            with self.writing():
+                marks = self._marks(inputs)
+                begun = self.unfinished.begun(stage, key, marks, anew=anew, note=note)
+                path = stack.enter_context(begun)
+            yield path
+
     def publish(
         self,
         directory: Path,
@@ -120,6 +175,7 @@ class Store:
         inputs: Mapping[str, Artifact],
         facts: Mapping[str, Any],
         seconds: float,
+        borrowed: Collection[str] = (),
     ) -> Artifact:
         """Makes a filled workspace the artifact of a key, by rename.
 
@@ -131,6 +187,8 @@ class Store:
             inputs: The artifacts it was made from.
             facts: What the stage returned.
             seconds: How long it took; not part of the digest.
+            borrowed: Files that are hard links of files that somebody else may write into. Their
+                modes are left alone, and every write into them is found; see :class:`DigestMemo`.
 
         Raises:
             StoreError: The disk is full or the store cannot be written, or there is something in
@@ -138,13 +196,18 @@ class Store:
         """
         with self.writing():
             _tidy(directory)
-            files = {}
-            for name in files_below(directory):
-                path = directory / name
-                if path.stat().st_nlink == 1:  # a linked file belongs to the Hub's cache, too
+            names = files_below(directory)
+            paths = [directory / name for name in names]
+            for path in paths:
+                if path.stat().st_nlink == 1:  # a linked file belongs to somebody else, too
                     path.chmod(0o444)
                 fsync(path)
-                files[name] = {"sha256": self.memo.digest(path), "bytes": path.stat().st_size}
+            read = self.memo.digests(paths, {directory / name for name in borrowed})
+            files = {}
+            for name, path, value in zip(names, paths, read, strict=True):
+                if isinstance(value, OSError):
+                    raise value
+                files[name] = {"sha256": value, "bytes": path.stat().st_size}
             digest = digest_of({"files": files, "facts": facts})
             manifest = {
                 "schema": SCHEMA,
@@ -158,6 +221,7 @@ class Store:
                 "material": material,
                 "facts": facts,
                 "files": files,
+                **({BORROWED: sorted(borrowed)} if borrowed else {}),
             }
             text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False)
             (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -173,6 +237,15 @@ class Store:
             for name in files:
                 self.memo.moved(directory / name, final / name)
         return Artifact(stage, key, digest, final, facts)
+
+    def changed(self, inputs: Mapping[str, Artifact]) -> dict[str, list[str]]:
+        """Looks again at inputs that somebody else may have written into, while they were read.
+
+        Returns:
+            One sentence for each file that is not what it was, by the input's name.
+        """
+        found = {name: changed_meanwhile(one, self.memo) for name, one in inputs.items()}
+        return {name: problems for name, problems in found.items() if problems}
 
     def ancestors(self, inputs: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
         """Reads the manifests of artifacts and of all that they descend from, by stage.
@@ -190,7 +263,7 @@ class Store:
         """Lists the directories of all artifacts, whole or damaged."""
         found = []
         for stage in sorted(self.root.glob("*")):
-            if stage.is_dir() and stage.name not in ("tmp", "locks"):
+            if stage.is_dir() and stage.name not in _NO_ARTIFACTS:
                 found += sorted(path for path in stage.iterdir() if path.is_dir())
         return found
 
@@ -219,6 +292,7 @@ class Store:
                 continue  # another process is building in it
             except OSError:
                 break  # a read-only store is fine unless this run needs to write
+        self.unfinished.sweep()
         return removed
 
     def remove(self, path: Path) -> None:
@@ -230,9 +304,17 @@ class Store:
             shutil.rmtree(doomed)
 
     def _lock_path(self, name: str) -> Path:
-        path = self.root / "locks" / f"{name}.lock"
+        path = lock_path(self.root, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def _marks(self, inputs: Mapping[str, Artifact]) -> dict[str, dict[str, list[int]]]:
+        """Marks of the files of inputs that somebody else may write into, by the input's name."""
+        return {
+            name: {file: mark_of(one.path / file, borrowed=True) for file in files}
+            for name, one in inputs.items()
+            if (files := borrowed_files(read_manifest(one.path)))
+        }
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -253,8 +335,12 @@ class Store:
             where=error.filename or str(self.root),
             why=f"{error.strerror or error}; {free} MiB are free there",
             fix="Free space or correct the permissions, or choose another place with --build-dir; "
-            "what was already published is kept",
+            f"what was already published is kept{self._held() if error.errno in _FULL else ''}",
         )
+
+    def _held(self) -> str:
+        held = self.unfinished.held()
+        return f". {held}" if held else ""
 
 
 def _tidy(directory: Path) -> None:

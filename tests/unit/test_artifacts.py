@@ -20,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.store import store as store_module
 from pipeline.store.artifact import Artifact, check_files, read_manifest
 from pipeline.store.deploy import deploy
-from pipeline.store.files import clone_or_copy
+from pipeline.store.files import take
 from pipeline.store.store import Store
 
 from ..conftest import PROJECT
@@ -274,7 +274,7 @@ def test_a_copy_is_equal_and_has_a_life_of_its_own(tmp_path: Path) -> None:
     source, copy = tmp_path / "model.safetensors", tmp_path / "copy"
     source.write_bytes(content)
     told: list[int] = []
-    clone_or_copy(source, copy, told.append)
+    take(source, copy, told.append)
     assert sum(told) == len(content)
     assert copy.read_bytes() == content
     # As a training run does that saves into its folder again.
@@ -285,7 +285,7 @@ def test_a_copy_is_equal_and_has_a_life_of_its_own(tmp_path: Path) -> None:
         file.write(b"third")
     assert source.read_bytes() == b"other" + content[5:]
     with pytest.raises(FileExistsError, match="copy"):
-        clone_or_copy(source, copy)
+        take(source, copy)
 
 
 def test_a_copy_through_a_link_to_another_file_system(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_copy_through_a_link_to_another_file_system(tmp_path: Path) -> None:
         file.write(b"weights")
         file.flush()
         (tmp_path / "link").symlink_to(file.name)
-        assert not clone_or_copy(tmp_path / "link", tmp_path / "copy")
+        assert take(tmp_path / "link", tmp_path / "copy", link=True) == "copied"
     assert (tmp_path / "copy").read_bytes() == b"weights"
     assert not (tmp_path / "copy").is_symlink()
 

@@ -196,10 +196,10 @@ def test_a_file_without_read_permission_is_named(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Root reads everything, so the refusal of the kernel is played.
-    def refused(_source: Path, _target: Path, _on_bytes: object) -> bool:
+    def refused(_source: Path, _target: Path, _on_bytes: object, **_how: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(source, "clone_or_copy", refused)
+    monkeypatch.setattr(source, "take", refused)
     with pytest.raises(SourceError, match=r"config\.json: a model file cannot be read.*permission"):
         _run(tmp_path, model)
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.main import app
 from pipeline.store.artifact import Artifact
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.lock import write_lock
 
-from ..conftest import PROJECT
-
 KEYS = {"used": "a" * 64, "left": "b" * 64, "shared": "c" * 64}
 
 
-def _store(build: Path, *arguments: str, columns: int = 62) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "store", *arguments, "--build-dir", str(build)],
-        cwd=PROJECT,
-        env={**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        check=True,
+def call(build: Path, *arguments: str, columns: int = 62) -> str:
+    """Calls ``store`` in this process; returns what it prints."""
+    done = CliRunner().invoke(
+        app,
+        ["store", *arguments, "--build-dir", str(build)],
+        env={"COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"},
+        catch_exceptions=False,
     )
-    return done.stdout
+    assert done.exit_code == 0
+    return str(done.stdout)
 
 
 @pytest.fixture
@@ -54,7 +51,7 @@ def build(tmp_path: Path) -> Path:
 
 
 def test_the_list_says_age_size_and_users(build: Path) -> None:
-    lines = _store(build, "list", columns=100).splitlines()
+    lines = call(build, "list", columns=100).splitlines()
     assert lines[0].split() == ["stage", "key", "age", "size", "used", "by"]
     used, left, shared = (line for line in lines if line.startswith("quantize"))
     size = r"quantize +{} +\d+ s +{} +{}"
@@ -65,7 +62,7 @@ def test_the_list_says_age_size_and_users(build: Path) -> None:
 
 
 def test_nothing_but_the_users_is_broken_on_a_narrow_terminal(build: Path) -> None:
-    for line in _store(build, "list", columns=62).splitlines():
+    for line in call(build, "list", columns=62).splitlines():
         assert len(line) <= 62
         if line.startswith("quantize"):
             assert re.match(r"quantize +[abc]{12} +\d+ s +\d\.\d [KM]iB ", line)
@@ -73,14 +70,14 @@ def test_nothing_but_the_users_is_broken_on_a_narrow_terminal(build: Path) -> No
 
 def test_the_list_in_full(build: Path) -> None:
     folder = build / "store" / "quantize" / KEYS["used"]
-    lines = _store(build, "list", "-v").splitlines()
+    lines = call(build, "list", "-v").splitlines()
     assert lines[0] == str(folder)
     assert re.fullmatch(
         r"  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  3\.0 MiB  took 63\.0 s  "
         r"used by another-recipe, one-recipe",
         lines[1],
     )
-    rows = json.loads(_store(build, "list", "--json"))
+    rows = json.loads(call(build, "list", "--json"))
     assert [row["used_by"] for row in rows] == [["another-recipe", "one-recipe"], [], []]
     assert [row["bytes"] for row in rows] == [3 << 20, 5000, 7000]
 
@@ -93,13 +90,13 @@ def _manifests(build: Path) -> int:
 def test_pruning_says_what_it_frees(build: Path) -> None:
     # Not the file of 7000 bytes, which has another name elsewhere.
     freed = 5000 + _manifests(build)
-    tried = json.loads(_store(build, "prune", "--dry-run", "--json"))
+    tried = json.loads(call(build, "prune", "--dry-run", "--json"))
     assert (tried["freed_bytes"], tried["dry_run"]) == (freed, True)
     assert [Path(path).name for path in tried["artifacts"]] == [KEYS["left"], KEYS["shared"]]
-    said = _store(build, "prune", "--dry-run").splitlines()
+    said = call(build, "prune", "--dry-run").splitlines()
     assert said[-1] == f"2 artifacts, {freed / 1024:.1f} KiB would be freed"
     assert all(line.startswith("would remove ") for line in said[:-1])
     assert Path(tried["artifacts"][0]).is_dir()
-    assert _store(build, "prune", "-q") == f"2 artifacts, {freed / 1024:.1f} KiB freed\n"
+    assert call(build, "prune", "-q") == f"2 artifacts, {freed / 1024:.1f} KiB freed\n"
     assert [path.name for path in (build / "store" / "quantize").iterdir()] == [KEYS["used"]]
-    assert _store(build, "prune") == "0 artifacts, 0 B freed\n"
+    assert call(build, "prune") == "0 artifacts, 0 B freed\n"
