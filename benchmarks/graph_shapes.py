@@ -49,8 +49,8 @@ def main() -> None:
         for name in (BASE, AGAIN, UNFUSED):
             model = Path(folder) / name.replace(" ", "-")
             model.mkdir()
-            joins = linears.fused if name != UNFUSED else (lambda *_: None)
-            with mock.patch.object(graph, "fused", joins):
+            joins = linears.joinable if name != UNFUSED else (lambda *_: False)
+            with mock.patch.object(graph, "joinable", joins):
                 built = graph.build_model(opened.weights(), opened.facts)
             ov.save_model(built, model / "openvino_model.xml", compress_to_fp16=False)
             pipelines[name] = open_pipeline(model, arguments.threads)

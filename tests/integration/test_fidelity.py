@@ -26,7 +26,9 @@ from pipeline.stages.base import StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.targets.openvino.measure import MeasuredHere
 from tests.conftest import DEMO_MODEL
+from tests.integration.openvino_support import compile_engine
 from tests.integration.quantize_support import run_stage
+from tests.unit.checkpoint.drawn import drawn_checkpoint
 
 TEXT = DEMO_MODEL.parent / "data" / "heldout.jsonl"
 CALIBRATION = {"samples": 8, "sequence_length": 128, "batch_size": 8}
@@ -292,3 +294,18 @@ def test_the_engine_answers_tasks(checkpoint: Callable[[str], Path], tmp_path: P
     assert (scored["name"], scored["rows"]) == ("stories", 2)
     assert scored["accuracy"]["value"] == scored["source_accuracy"] == 0.5
     assert scored["accuracy_change"]["value"] == 0.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_the_graph_is_closed_before_the_served_pipeline_opens_the_engine(tmp_path: Path) -> None:
+    engine = compile_engine(drawn_checkpoint(tmp_path / "checkpoint", "NO_QUANT"), tmp_path / "e")
+
+    def is_mapped() -> bool:
+        return str(engine / "openvino_model.bin") in Path("/proc/self/maps").read_text()
+
+    with MeasuredHere({}, 100).logits(engine) as scorer:
+        assert scorer(torch.zeros((1, 8), dtype=torch.int64)).shape == (1, 8, 101)
+        assert is_mapped()
+    # The stage still has the scorer.
+    assert not is_mapped()
+    assert scorer is not None

@@ -33,7 +33,7 @@ linear = Linear(
     activation_scaling_factor=float(step),
 )
 x = op.parameter(openvino.PartialShape([-1, -1, 256]), openvino.Type.f32, name="x")
-model = openvino.Model([op.result(Linears()(x, linear))], [x], "linear")
+model = openvino.Model([op.result(Linears()(x, lambda: linear))], [x], "linear")
 given = random.integers(-127, 128, (1, 32, 256)).astype(np.float32)
 given[:, :4] = 127
 expected = (given.astype(np.int64) @ codes.T.astype(np.int64)) * (0.05 * 0.01)

@@ -190,7 +190,7 @@ def compile_linear(linear: Linear) -> Any:
     x = opset13.parameter(
         openvino.PartialShape([-1, -1, linear.in_features]), openvino.Type.f32, name="x"
     )
-    model = openvino.Model([opset13.result(Linears()(x, linear))], [x], "linear")
+    model = openvino.Model([opset13.result(Linears()(x, lambda: linear))], [x], "linear")
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     if linear.algo == "W8A8_SQ_PER_CHANNEL":
         exact |= processor()

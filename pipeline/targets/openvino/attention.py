@@ -14,9 +14,8 @@ from openvino import opset6
 from openvino import opset13 as op
 from openvino.op.util import Variable, VariableInfo
 
-from pipeline.checkpoint.layout import Layer
 from pipeline.models.facts import ModelFacts
-from pipeline.targets.openvino.linears import Linears
+from pipeline.targets.openvino.linears import LayerAt, Linears
 from pipeline.targets.openvino.ops import (
     Node,
     concat_shape,
@@ -62,13 +61,12 @@ class Attention:
         mask = _causal_mask(attention_mask, position_ids)
         return cls(facts, batch, cos, sin, mask, beam_idx)
 
-    def __call__(self, x: Node, index: int, layer: Layer, linears: Linears) -> Node:
+    def __call__(self, x: Node, layer: LayerAt, linears: Linears) -> Node:
         """Attention of one layer.
 
         Args:
             x: float32 [batch, length, hidden_size], already normalized.
-            index: The layer's number, which names its cache.
-            layer: Its weights.
+            layer: Its weights, and its number, which names its cache.
             linears: Adds the projections.
 
         Returns:
@@ -81,20 +79,22 @@ class Attention:
             facts.head_size,
         )
         widths = integers(heads * size, kv_heads * size, kv_heads * size)
-        qkv = op.variadic_split(linears(x, layer.qkv), integer(-1), widths)
+        qkv = op.variadic_split(linears(x, layer.linear("qkv")), integer(-1), widths)
         q, k, v = (
             op.reshape(qkv.output(i), integers(0, 0, n, size), True)
             for i, n in enumerate((heads, kv_heads, kv_heads))
         )
-        if layer.q_layernorm is not None and layer.k_layernorm is not None:
-            q = rms_norm(q, layer.q_layernorm, facts.norm_epsilon)
-            k = rms_norm(k, layer.k_layernorm, facts.norm_epsilon)
+        q_norm, k_norm = layer().q_layernorm, layer().k_layernorm
+        if q_norm is not None and k_norm is not None:
+            q = rms_norm(q, q_norm, facts.norm_epsilon)
+            k = rms_norm(k, k_norm, facts.norm_epsilon)
         q, k, v = (op.transpose(y, integers(0, 2, 1, 3)) for y in (q, k, v))
-        keys = self._cached(self._rotated(k), f"past_key_values.{index}.keypresent.{index}.key")
-        values = self._cached(v, f"past_key_values.{index}.valuepresent.{index}.value")
+        number = layer.number
+        keys = self._cached(self._rotated(k), f"past_key_values.{number}.keypresent.{number}.key")
+        values = self._cached(v, f"past_key_values.{number}.valuepresent.{number}.value")
         y = op.scaled_dot_product_attention(self._rotated(q), keys, values, self.mask)
         y = op.reshape(op.transpose(y, integers(0, 2, 1, 3)), integers(0, 0, heads * size), True)
-        return linears(y, layer.dense)
+        return linears(y, layer.linear("dense"))
 
     def _rotated(self, x: Node) -> Node:
         half = self.facts.head_size // 2

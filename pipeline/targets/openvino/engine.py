@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import openvino as ov
-
 from pipeline._version import __version__
 from pipeline.checkpoint import open_checkpoint
 from pipeline.errors import CompileError
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
+from pipeline.targets.openvino.constants import LeftOut
 from pipeline.targets.openvino.graph import build_model
 from pipeline.targets.openvino.options import build_config, runtime_properties
+from pipeline.targets.openvino.saving import save
 
 MODEL_NAME = "openvino_model"
 
@@ -31,21 +31,12 @@ def write_engine(
             where=str(checkpoint),
             fix="Quantize again with quantize.kv_cache: null",
         )
-    weights = opened.weights()
+    weights, left_out = opened.weights(), LeftOut()
     with progress.task("building the graph", len(weights.layers)) as task:
-        model = build_model(weights, opened.facts, task.advance)
+        model = build_model(weights, opened.facts, task.advance, left_out)
     path = output / f"{MODEL_NAME}.xml"
-    with progress.task("saving the engine", 1) as task:
-        try:
-            ov.save_model(model, path, compress_to_fp16=False)
-        except RuntimeError as error:
-            raise CompileError(
-                "the engine cannot be saved",
-                where=str(path),
-                why=str(error).strip().partition("\n")[0],
-                fix="Make sure that the disk has room for a file as large as the checkpoint",
-            ) from error
-        task.advance()
+    with progress.task("saving the engine", len(left_out)) as task:
+        save(model, path, left_out, release=opened.release, written=task.advance)
     properties = runtime_properties(recipe)
     config = {
         "version": __version__,

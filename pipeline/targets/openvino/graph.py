@@ -8,33 +8,31 @@ from collections.abc import Callable
 import openvino as ov
 from openvino import opset13 as op
 
-from pipeline.checkpoint.layout import Layer, Weights
+from pipeline.checkpoint.layout import Weights
 from pipeline.models.facts import ModelFacts
 from pipeline.targets.openvino.attention import Attention
-from pipeline.targets.openvino.linears import Linears, fused
-from pipeline.targets.openvino.ops import (
-    Node,
-    as_float32,
-    integer,
-    integers,
-    rms_norm,
-    stored,
-)
+from pipeline.targets.openvino.constants import Constants
+from pipeline.targets.openvino.linears import LayerAt, Linears, joinable
+from pipeline.targets.openvino.ops import Node, as_float32, integer, integers, rms_norm
 
 
 def build_model(
-    weights: Weights, facts: ModelFacts, layer_built: Callable[[], None] = lambda: None
+    weights: Weights,
+    facts: ModelFacts,
+    layer_built: Callable[[], None] = lambda: None,
+    constants: Constants | None = None,
 ) -> ov.Model:
     """Builds the stateful model that OpenVINO GenAI serves.
 
     Inputs are ``input_ids``, ``attention_mask``, ``position_ids`` (int64 [batch, length]) and
     ``beam_idx`` (int32 [batch]); the output ``logits`` is float32 [batch, length, vocab_size]. Keys
-    and values live in variables. The weights are copied.
+    and values live in variables.
 
     Args:
         weights: The checkpoint's, in the quantization they are stored in.
         facts: Sizes, norms and rotary embedding.
         layer_built: Called after each layer.
+        constants: Makes the matrices; None copies them into memory.
 
     Raises:
         CompileError: A linear's quantization cannot be executed exactly on the CPU.
@@ -44,17 +42,24 @@ def build_model(
     position_ids = _parameter("position_ids", ov.Type.i64, 2)
     beam_idx = _parameter("beam_idx", ov.Type.i32, 1)
 
-    linears = Linears()
+    constants = Constants() if constants is None else constants
+    linears = Linears(constants)
     attention = Attention.from_inputs(facts, attention_mask, position_ids, beam_idx)
-    table = as_float32(stored(weights.vocab_embedding, "transformer.vocab_embedding.weight"))
-    x = op.gather(table, input_ids, integer(0))
-    for index, layer in enumerate(weights.layers):
-        h = rms_norm(x, layer.input_layernorm, facts.norm_epsilon)
-        x = op.add(x, attention(h, index, layer, linears))
-        h = rms_norm(x, layer.post_layernorm, facts.norm_epsilon)
+    table = constants.stored(
+        weights.vocab_embedding,
+        lambda: [weights.vocab_embedding],
+        "transformer.vocab_embedding.weight",
+    )
+    x = op.gather(as_float32(table), input_ids, integer(0))
+    for number in range(len(weights.layers)):
+        layer = LayerAt(weights.layers, number)
+        h = rms_norm(x, layer().input_layernorm, facts.norm_epsilon)
+        x = op.add(x, attention(h, layer, linears))
+        h = rms_norm(x, layer().post_layernorm, facts.norm_epsilon)
         x = op.add(x, _mlp(h, layer, linears))
         layer_built()
-    logits = linears(rms_norm(x, weights.ln_f, facts.norm_epsilon), weights.lm_head)
+    h = rms_norm(x, weights.ln_f, facts.norm_epsilon)
+    logits = linears(h, lambda: weights.lm_head)
 
     logits.output(0).set_names({"logits"})
     result = op.result(logits)
@@ -65,15 +70,15 @@ def build_model(
     return model
 
 
-def _mlp(x: Node, layer: Layer, linears: Linears) -> Node:
-    both = fused(layer.fc, layer.gate)
-    if both is None:
-        raised, gate = linears(x, layer.fc), linears(x, layer.gate)
+def _mlp(x: Node, layer: LayerAt, linears: Linears) -> Node:
+    fc, gate = layer.linear("fc"), layer.linear("gate")
+    if joinable(fc(), gate()):
+        widths = integers(fc().out_features, gate().out_features)
+        parts = op.variadic_split(linears(x, fc, gate), integer(-1), widths)
+        raised, gated = parts.output(0), parts.output(1)
     else:
-        widths = integers(layer.fc.out_features, layer.gate.out_features)
-        parts = op.variadic_split(linears(x, both), integer(-1), widths)
-        raised, gate = parts.output(0), parts.output(1)
-    return linears(op.multiply(op.swish(raised), gate), layer.proj)
+        raised, gated = linears(x, fc), linears(x, gate)
+    return linears(op.multiply(op.swish(raised), gated), layer.linear("proj"))
 
 
 def _parameter(name: str, element_type: ov.Type, rank: int) -> Node:

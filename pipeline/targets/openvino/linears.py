@@ -8,49 +8,78 @@ as INT8 where its input is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
+import openvino as ov
 from openvino import opset13 as op
 
-from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.layout import Layer, Linear
 from pipeline.errors import CompileError
 from pipeline.formats import INT8_WO, NF4, NO_QUANT, W4A16_AWQ, W8A8_SQ_PER_CHANNEL
-from pipeline.targets.openvino.ops import (
-    Node,
-    as_float32,
-    floats,
-    integers,
-    stored,
-    stored_int4,
-    stored_nf4,
-)
+from pipeline.targets.openvino.constants import Constants, element_type
+from pipeline.targets.openvino.four_bits import group_steps, nibbles_along_rows
+from pipeline.targets.openvino.ops import Node, as_float32, floats, integers
 from pipeline.targets.openvino.refusals import EXECUTED_FORMATS
 from pipeline.targets.openvino.zero_points import in_order, uint4_weight
 
+Read = Callable[[], Linear]
+"""Reads a linear. It is called again when its weight is written, and nothing is kept meanwhile."""
+
+
+@dataclass(frozen=True)
+class LayerAt:
+    """A layer that is read whenever it is looked at.
+
+    Attributes:
+        layers: All of them.
+        number: Which one it is.
+    """
+
+    layers: Sequence[Layer]
+    number: int
+
+    def __call__(self) -> Layer:
+        """Reads it."""
+        return self.layers[self.number]
+
+    def linear(self, name: str) -> Read:
+        """Returns what reads one of its linears, such as ``qkv``."""
+        return lambda: self().linear(name)
+
 
 class Linears:
-    """Adds linears to a graph; linears that read the same quantized input share its quantizer."""
+    """Adds linears to a graph; linears that read the same quantized input share its quantizer.
 
-    def __init__(self) -> None:
+    Args:
+        constants: Makes the weights; None has their values in memory.
+    """
+
+    def __init__(self, constants: Constants | None = None) -> None:
+        self._constants = Constants() if constants is None else constants
         self._inputs: dict[tuple[str, bytes, float | None, bytes], Node] = {}
 
-    def __call__(self, x: Node, linear: Linear) -> Node:
+    def __call__(self, x: Node, *reads: Read) -> Node:
         """y = x @ W.T + bias.
 
         Args:
             x: float32 [batch, length, K].
-            linear: Floating point, ``W4A16_AWQ``, ``NF4``, ``W8A8_SQ_PER_CHANNEL`` or ``INT8_WO``.
+            reads: A linear in floating point, ``W4A16_AWQ``, ``NF4``, ``W8A8_SQ_PER_CHANNEL`` or
+                ``INT8_WO``; or several that are :func:`joinable`, computed as one.
 
         Returns:
-            float32 [batch, length, N]; its matrix multiplication carries the linear's name.
+            float32 [batch, length, N], of several one behind the other; its matrix multiplication
+            carries the first one's name.
 
         Raises:
             CompileError: The CPU has no exact execution for the linear's ``quant_algo``.
         """
-        y = op.matmul(self._input(x, linear), _weight(linear), False, True)
-        y.set_friendly_name(linear.name)
-        return y if linear.bias is None else op.add(y, floats(linear.bias, 3))
+        linears = [read() for read in reads]
+        first, biases = linears[0], [one.bias for one in linears if one.bias is not None]
+        weight = self._weight(first, *reads) if len(reads) == 1 else self._joined(linears, reads)
+        y = op.matmul(self._input(x, first), weight, False, True)
+        y.set_friendly_name(first.name)
+        return op.add(y, floats(np.concatenate(biases), 3)) if biases else y
 
     def _input(self, x: Node, linear: Linear) -> Node:
         scale = linear.prequant_scaling_factor
@@ -66,27 +95,69 @@ class Linears:
             self._inputs[key] = y if step is None else _quantized(y, step)
         return self._inputs[key]
 
+    def _weight(self, linear: Linear, read: Read) -> Node:
+        name = f"{linear.name}.weight"
+        if linear.algo == NO_QUANT:
+            return self._stored(linear, read, name)
+        if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
+            assert linear.weights_scaling_factor is not None
+            steps = floats(linear.weights_scaling_factor.reshape(-1, 1))
+            return op.multiply(self._stored(linear, read, name), steps)
+        if linear.algo == W4A16_AWQ and linear.zero is not None:
+            return uint4_weight(linear, read, self._constants, name)
+        if linear.algo == W4A16_AWQ:
+            return self._in_groups(linear, read, ov.Type.i4, name)
+        if linear.algo == NF4:
+            # OpenVINO's 16 levels are those of bitsandbytes.
+            return self._in_groups(linear, read, ov.Type.nf4, name)
+        raise CompileError(
+            f"the CPU target does not execute {linear.algo}",
+            where=linear.name,
+            fix=f"Quantize to {EXECUTED_FORMATS}",
+        )
 
-def fused(first: Linear, second: Linear) -> Linear | None:
-    """Joins two linears of one input into one that gives both outputs, ``first``'s in front.
+    def _stored(self, linear: Linear, read: Read, name: str) -> Node:
+        return as_float32(self._constants.stored(linear.weight, lambda: [read().weight], name))
+
+    def _joined(self, linears: Sequence[Linear], reads: Sequence[Read]) -> Node:
+        """The weights of linears in floating point, rows behind rows."""
+        first = linears[0]
+        shape = (sum(one.out_features for one in linears), first.in_features)
+        stored = self._constants.matrix(
+            element_type(first.weight),
+            shape,
+            lambda: [read().weight for read in reads],
+            f"{first.name}.weight",
+        )
+        return as_float32(stored)
+
+    def _in_groups(self, linear: Linear, read: Read, kind: ov.Type, name: str) -> Node:
+        """Four-bit weights times the step of their group, float32 [N, K]."""
+        rows, columns = linear.out_features, linear.in_features
+        assert linear.weights_scaling_factor is not None
+        groups = linear.weights_scaling_factor.shape[1]
+        nibbles = self._constants.matrix(
+            kind,
+            (rows, groups, columns // groups),
+            lambda: [nibbles_along_rows(read().weight)],
+            name,
+        )
+        steps = self._constants.matrix(
+            ov.Type.f32, (rows, groups, 1), lambda: [group_steps(read())]
+        )
+        return op.reshape(op.multiply(as_float32(nibbles), steps), integers(rows, columns), False)
+
+
+def joinable(first: Linear, second: Linear) -> bool:
+    """Says whether two linears of one input can be computed as one that gives both outputs.
 
     One product over the input costs less than two where weights are in floating point. Quantized
     linears scale their input each by their own factors, and are left as they are.
-
-    Returns:
-        The linear, with the name of ``first``; None where there cannot be one.
     """
     pair = (first, second)
     if any(one.algo != NO_QUANT or one.prequant_scaling_factor is not None for one in pair):
-        return None
-    if (first.bias is None) != (second.bias is None):
-        return None
-    biases = [one.bias for one in pair if one.bias is not None]
-    return replace(
-        first,
-        weight=np.concatenate([one.weight for one in pair]),
-        bias=np.concatenate(biases) if biases else None,
-    )
+        return False
+    return (first.bias is None) == (second.bias is None)
 
 
 def _quantized(x: Node, step: float) -> Node:
@@ -103,61 +174,3 @@ def _quantized(x: Node, step: float) -> Node:
     codes = op.round(op.multiply(x, floats(scale, 3)), "half_to_even")
     low, high = floats([-128.0]), floats([127.0])
     return op.fake_quantize(codes, low, high, floats([-128.0 * step]), floats([127.0 * step]), 256)
-
-
-def _weight(linear: Linear) -> Node:
-    name = f"{linear.name}.weight"
-    if linear.algo == NO_QUANT:
-        return as_float32(stored(linear.weight, name))
-    if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
-        assert linear.weights_scaling_factor is not None
-        steps = floats(linear.weights_scaling_factor.reshape(-1, 1))
-        return op.multiply(as_float32(stored(linear.weight, name)), steps)
-    if linear.algo == W4A16_AWQ:
-        return _int4_weight(linear, name)
-    if linear.algo == NF4:
-        assert linear.weights_scaling_factor is not None
-        return _in_groups(linear, linear.weights_scaling_factor, stored_nf4, name)
-    raise CompileError(
-        f"the CPU target does not execute {linear.algo}",
-        where=linear.name,
-        fix=f"Quantize to {EXECUTED_FORMATS}",
-    )
-
-
-def _int4_weight(linear: Linear, name: str) -> Node:
-    steps, prequant = linear.weights_scaling_factor, linear.prequant_scaling_factor
-    assert steps is not None
-    assert prequant is not None
-    # TensorRT-LLM casts group scales to the model's dtype, which the pre-quant scale is stored in.
-    steps = steps.astype(prequant.dtype).astype(np.float32)
-    if linear.zero is not None:
-        return uint4_weight(nibbles_along_rows(linear.weight), linear, steps, name)
-    return _in_groups(linear, steps, stored_int4, name)
-
-
-def _in_groups(
-    linear: Linear, steps: Array, store: Callable[[Array, Sequence[int], str], Node], name: str
-) -> Node:
-    """Four-bit weights times the step of their group; ``steps`` is float32 [N, K/g]."""
-    rows, columns = linear.out_features, linear.in_features
-    groups = steps.shape[1]
-    shape = (rows, groups, columns // groups)
-    nibbles = store(nibbles_along_rows(linear.weight), shape, name)
-    weight = op.multiply(as_float32(nibbles), floats(steps.reshape(rows, groups, 1)))
-    return op.reshape(weight, integers(rows, columns), False)
-
-
-def nibbles_along_rows(packed: Array) -> Array:
-    """Repacks 4-bit pairs of neighbouring rows into pairs of neighbouring columns.
-
-    Args:
-        packed: 8-bit [N/2, K]; row 2i in the low nibble of byte row i, row 2i+1 in the high one.
-
-    Returns:
-        uint8 [N, K/2]; column 2j in the low nibble.
-    """
-    pairs = packed.view(np.uint8)
-    rows = np.stack([pairs & 0xF, pairs >> 4], axis=1).reshape(-1, packed.shape[1])
-    repacked: Array = rows[:, 0::2] | (rows[:, 1::2] << 4)
-    return repacked

@@ -48,17 +48,17 @@ class MeasuredHere:
     def logits(self, engine: Path) -> Iterator[Scorer]:
         """Opens the engine's graph, in the properties that it is served with.
 
+        It is closed behind the block, whoever still has the scorer.
+
         Raises:
             StageError: OpenVINO cannot open it.
         """
-        import openvino as ov
-
         with _explained(engine):
-            core = ov.Core()
-            model = core.read_model(engine / "openvino_model.xml")
-            compiled = core.compile_model(model, "CPU", _properties(engine))
-            request = compiled.create_infer_request()
-        yield lambda ids: _infer(request, ids)
+            opened = [_open(engine)]
+        try:
+            yield lambda ids: _infer(opened[0], ids)
+        finally:
+            opened.clear()
 
     def losses(
         self,
@@ -145,6 +145,14 @@ class Prompts:
                 )
             # Nothing comes before the first token; what stands there is no probability.
             yield -np.array([log_prob for _, log_prob in echo[1:-1]], np.float32)
+
+
+def _open(engine: Path) -> Any:
+    """An inference request, with which the compiled graph goes."""
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(engine / "openvino_model.xml", "CPU", _properties(engine))
+    return compiled.create_infer_request()
 
 
 def _infer(request: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -30,48 +30,6 @@ def floats(values: Array | Sequence[float] | float, rank: int = 0) -> Node:
     return op.constant(array.reshape((1,) * (rank - array.ndim) + array.shape))
 
 
-def stored(array: Array, name: str) -> Node:
-    """Makes a named constant in the array's own element type, bfloat16 included."""
-    if array.dtype.name == "bfloat16":
-        constant = _from_bytes(array, ov.Type.bf16, array.shape)
-    else:
-        constant = op.constant(np.ascontiguousarray(array))
-    constant.set_friendly_name(name)
-    return constant
-
-
-def stored_int4(packed: Array, shape: Sequence[int], name: str) -> Node:
-    """Makes a named i4 constant from bytes of two consecutive elements, the low nibble first."""
-    constant = _from_bytes(packed, ov.Type.i4, shape)
-    constant.set_friendly_name(name)
-    return constant
-
-
-def stored_nf4(packed: Array, shape: Sequence[int], name: str) -> Node:
-    """Makes a named nf4 constant from bytes of two consecutive elements, the low nibble first.
-
-    OpenVINO's 16 levels are those of bitsandbytes; the constant stays packed at run time.
-    """
-    constant = _from_bytes(packed, ov.Type.nf4, shape)
-    constant.set_friendly_name(name)
-    return constant
-
-
-def stored_uint4(packed: Array, shape: Sequence[int], name: str) -> Node:
-    """Makes a named u4 constant from bytes of two consecutive elements, the low nibble first."""
-    constant = _from_bytes(packed, ov.Type.u4, shape)
-    constant.set_friendly_name(name)
-    return constant
-
-
-def _from_bytes(array: Array, element_type: ov.Type, shape: Sequence[int]) -> Node:
-    tensor = ov.Tensor(element_type, ov.Shape(list(shape)))
-    tensor.data.reshape(-1).view(np.uint8)[:] = (
-        np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    )
-    return op.constant(tensor, shared_memory=True)
-
-
 def as_float32(node: Node) -> Node:
     """Converts the node to float32, or returns it if it is float32 already."""
     return node if node.get_element_type() == ov.Type.f32 else op.convert(node, ov.Type.f32)

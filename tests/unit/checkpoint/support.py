@@ -15,6 +15,7 @@ SAFETENSORS_NAMES = {
     "float16": "F16",
     "bfloat16": "BF16",
     "float8_e4m3fn": "F8_E4M3",
+    "int32": "I32",
     "int8": "I8",
     "uint8": "U8",
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from pipeline.checkpoint.layout import Linear
 from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.errors import CompileError
 from pipeline.formats import ALGOS
-from pipeline.targets.openvino.linears import Linears, fused, nibbles_along_rows
+from pipeline.targets.openvino.four_bits import nibbles_along_rows
+from pipeline.targets.openvino.linears import Linears, joinable
 from pipeline.targets.openvino.refusals import EXECUTED_ALGOS
 from tests.integration.openvino_support import executed_nodes
 from tests.unit.checkpoint.test_dequantize import pack
@@ -26,15 +29,18 @@ EXACT = {
 }
 
 
-def compiled(*linears: Linear) -> Any:
-    x = op.parameter(ov.PartialShape([-1, -1, linears[0].in_features]), ov.Type.f32, name="x")
-    add = Linears()
-    results = [op.result(add(x, linear)) for linear in linears]
-    return ov.Core().compile_model(ov.Model(results, [x], "linears"), "CPU", EXACT)
+def reads(*linears: Linear) -> list[Callable[[], Linear]]:
+    return [partial(lambda linear: linear, linear) for linear in linears]
 
 
-def run(linear: Linear, x: np.ndarray) -> np.ndarray:
-    found = compiled(linear)({"x": x[None].astype(np.float32)})[0][0]
+def compiled(*joined: Linear) -> Any:
+    x = op.parameter(ov.PartialShape([-1, -1, joined[0].in_features]), ov.Type.f32, name="x")
+    result = op.result(Linears()(x, *reads(*joined)))
+    return ov.Core().compile_model(ov.Model([result], [x], "linear"), "CPU", EXACT)
+
+
+def run(*joined: Linear, x: np.ndarray) -> np.ndarray:
+    found = compiled(*joined)({"x": x[None].astype(np.float32)})[0][0]
     return np.asarray(found)
 
 
@@ -54,7 +60,7 @@ def test_a_floating_point_linear_with_bias(dtype: str) -> None:
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     weight, bias, x = draw(32, 64).astype(kind), draw(32, seed=1).astype(kind), draw(5, 64, seed=2)
-    found = run(Linear("dense", "NO_QUANT", weight, bias=bias), x)
+    found = run(Linear("dense", "NO_QUANT", weight, bias=bias), x=x)
     expected = x @ weight.astype(np.float32).T + bias.astype(np.float32)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -67,8 +73,7 @@ def test_two_linears_of_one_input_are_one_product(biased: bool) -> None:
         Linear(name, "NO_QUANT", weight, bias=bias)
         for name, weight, bias in zip(("fc", "gate"), weights, biases, strict=True)
     ]
-    both = fused(*pair)
-    assert both is not None
+    assert joinable(*pair)
     x = draw(5, 64, seed=2)
     expected = np.concatenate(
         [
@@ -77,15 +82,15 @@ def test_two_linears_of_one_input_are_one_product(biased: bool) -> None:
         ],
         axis=1,
     )
-    np.testing.assert_allclose(run(both, x), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(run(*pair, x=x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_linears_with_scales_of_their_own_input_stay_two() -> None:
     plain = Linear("fc", "NO_QUANT", draw(32, 64))
     scaled = replace(plain, prequant_scaling_factor=np.ones(64, np.float16))
-    assert fused(scaled, scaled) is None
-    assert fused(plain, replace(plain, algo="W8A8_SQ_PER_CHANNEL")) is None
-    assert fused(plain, replace(plain, bias=draw(32))) is None
+    assert not joinable(scaled, scaled)
+    assert not joinable(plain, replace(plain, algo="W8A8_SQ_PER_CHANNEL"))
+    assert not joinable(plain, replace(plain, bias=draw(32)))
 
 
 @pytest.mark.parametrize("group", [64, 128])
@@ -96,7 +101,7 @@ def test_int4_groups_prequant_and_float16_scales(group: int) -> None:
     scales = (1 + 2.0**-11 + random.integers(1, 9, (64, 256 // group)) / 8).astype(np.float32)
     prequant = random.uniform(0.5, 2, 256).astype(np.float16)
     x = draw(7, 256)
-    found = run(Linear("fc", "W4A16_AWQ", pack(codes), scales, prequant), x)
+    found = run(Linear("fc", "W4A16_AWQ", pack(codes), scales, prequant), x=x)
     weight = codes * np.repeat(scales.astype(np.float16).astype(np.float64), group, axis=1)
     expected = (x * prequant.astype(np.float64)) @ weight.T
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -125,7 +130,7 @@ def test_int8_rounds_halves_to_even_and_saturates_at_minus_128_and_127() -> None
     assert linear.weights_scaling_factor is not None
     weight = linear.weight * linear.weights_scaling_factor[:, None]
     expected = (whole * step)[:, None] * weight[:, :12].T
-    np.testing.assert_allclose(run(linear, x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(linear, x=x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_every_int8_code_is_modelopts() -> None:
@@ -140,7 +145,7 @@ def test_every_int8_code_is_modelopts() -> None:
     assert linear.weights_scaling_factor is not None
     product = codes.astype(np.int64) @ linear.weight.T.astype(np.int64)
     expected = product * step * linear.weights_scaling_factor.astype(np.float64)
-    error = np.abs(run(linear, x) - expected).max() / np.sqrt((expected**2).mean())
+    error = np.abs(run(linear, x=x) - expected).max() / np.sqrt((expected**2).mean())
     assert error < 1e-5
 
 
@@ -149,8 +154,8 @@ def test_linears_that_read_the_same_input_share_one_quantizer() -> None:
     x = op.parameter(ov.PartialShape([-1, -1, 128]), ov.Type.f32, name="x")
     add = Linears()
     results = [
-        op.result(add(x, linear))
-        for linear in (
+        op.result(add(x, read))
+        for read in reads(
             int8_linear("fc", same, 0.1),
             int8_linear("gate", same, 0.1),
             int8_linear("another prequant", other, 0.1),
@@ -180,7 +185,7 @@ def test_what_the_pre_flight_lets_pass_has_a_graph(algo: str) -> None:
         prequant_scaling_factor=np.ones(128, np.float16),
     )
     if algo in EXECUTED_ALGOS:
-        assert run(linear, draw(2, 128)).shape == (2, 64)
+        assert run(linear, x=draw(2, 128)).shape == (2, 64)
     else:
         with pytest.raises(CompileError, match=f"does not execute {algo}"):
             compiled(linear)
@@ -194,7 +199,7 @@ def test_nf4_is_multiplied_packed() -> None:
     x = draw(7, 256)
     weight = np.array(LEVELS)[codes] * np.repeat(scales.astype(np.float64), 64, axis=1)
     expected = x.astype(np.float64) @ weight.T
-    found = run(linear, x)
+    found = run(linear, x=x)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-6
     (node,) = [n for n in executed_nodes(compiled(linear)) if n["type"] == "FullyConnected"]
     assert node["inputs"][1] == "nf4"
@@ -207,7 +212,7 @@ def test_int8_weights_of_float_inputs_stay_int8() -> None:
     linear = Linear("fc", "INT8_WO", codes, scales)
     x = draw(7, 256)
     expected = x.astype(np.float64) @ (codes * scales.astype(np.float64)[:, None]).T
-    found = run(linear, x)
+    found = run(linear, x=x)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-6
     (node,) = [n for n in executed_nodes(compiled(linear)) if n["type"] == "FullyConnected"]
     assert (node["inputs"][0], node["inputs"][1]) == ("f32", "i8")
