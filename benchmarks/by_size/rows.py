@@ -1,0 +1,154 @@
+"""Lines of the table of sizes: one stage on one model, run in each way."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .measured import GB, Ran
+from .model import Shape
+from .stages import Job, Setting, available_memory
+
+STAGES = ("quantize", "evaluate", "compile")
+WAYS = ("layer", "model")
+HEAD = (
+    "| parameters | layers | format | stage | peak GB by layer | whole | seconds by layer | whole |"
+    " processor seconds by layer | whole | same bytes |\n"
+    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---|"
+)
+# Bytes of memory for each parameter that whole runs were measured to take.
+QUANTIZE_FLOAT32, QUANTIZE_16_BIT, EVALUATE = 11.0, 5.5, 8.8
+FLOAT32_PARAMETERS = (2 << 30) // 4
+IMPORTS = 0.42 * GB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        setting: What all runs have in common.
+        formats: What to quantize to.
+        stages: Which stages are measured.
+        ways: Of :data:`WAYS`.
+        rounds: How often, in turns.
+        against: A checkout that makes what is whole; None is this one.
+        folder: Where models and stores go; None is where temporary files do.
+    """
+
+    setting: Setting
+    formats: Sequence[str]
+    stages: Sequence[str] = STAGES
+    ways: Sequence[str] = WAYS
+    rounds: int = 1
+    against: Path | None = None
+    folder: Path | None = None
+
+
+@dataclass
+class Row:
+    """All runs of one stage on one model.
+
+    Attributes:
+        shape: The model's sizes.
+        format: What it is quantized to.
+        stage: Which stage.
+        runs: By way.
+        digests: What each run wrote.
+        skipped: Why there are no whole runs.
+    """
+
+    shape: Shape
+    format: str
+    stage: str
+    runs: dict[str, list[Ran]] = field(default_factory=dict)
+    digests: list[str] = field(default_factory=list)
+    skipped: str | None = None
+
+    @property
+    def same(self) -> bool | None:
+        """Whether all runs wrote the same bytes; None where there was only one."""
+        return len(set(self.digests)) == 1 if len(self.digests) > 1 else None
+
+    def peak(self, way: str) -> float:
+        """The highest peak of the runs of a way, in bytes."""
+        return max(ran.peak for ran in self.runs[way])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "parameters": self.shape.parameters,
+            "layers": self.shape.layers,
+            "format": self.format,
+            "stage": self.stage,
+            "same": self.same,
+            "skipped": self.skipped,
+            "runs": {way: [ran.as_dict() for ran in runs] for way, runs in self.runs.items()},
+        }
+
+    def line(self) -> str:
+        """The row as Markdown."""
+        cells = [f"{self.shape.parameters / 1e6:,.0f} M", str(self.shape.layers)]
+        cells += [self.format, self.stage]
+        for tell in (
+            lambda runs: f"{max(ran.peak for ran in runs) / GB:.2f}",
+            lambda runs: _seconds([ran.seconds for ran in runs]),
+            lambda runs: _seconds([ran.processor_seconds for ran in runs]),
+        ):
+            for way in WAYS:
+                runs = self.runs.get(way)
+                cells.append(tell(runs) if runs else self._absent(way))
+        cells.append({None: "one run", True: "yes", False: "NO"}[self.same])
+        return f"| {' | '.join(cells)} |"
+
+    def _absent(self, way: str) -> str:
+        return self.skipped if way == "model" and self.skipped else "-"
+
+
+def _seconds(values: Sequence[float]) -> str:
+    """A median, with its range where there are several."""
+    told = f"{statistics.median(values):.0f}"
+    return told if len(values) == 1 else f"{told} ({min(values):.0f}-{max(values):.0f})"
+
+
+def rows_of(shape: Shape, plan: Plan) -> Iterator[Row]:
+    """Makes a model, takes it through the stages in every format, and removes it."""
+    with tempfile.TemporaryDirectory(dir=plan.folder) as place:
+        for form in plan.formats:
+            job = Job(Path(place), shape, form, plan.setting)
+            job.prepare("source")
+            for stage in STAGES:
+                if stage in plan.stages:
+                    yield _measure(Row(shape, form, stage), job, plan)
+                elif any(later in plan.stages for later in STAGES[STAGES.index(stage) :]):
+                    job.prepare(stage)
+            job.clear()
+
+
+def _measure(row: Row, job: Job, plan: Plan) -> Row:
+    """Runs a stage in every way, in turns where there are rounds."""
+    ways = [way for way in WAYS if way in plan.ways]
+    if "model" in ways and (why := not_whole(row, plan)):
+        row.skipped = why
+        ways.remove("model")
+    for number in range(plan.rounds):
+        for way in ways[:: -1 if number % 2 else 1]:
+            ran = job.run(row.stage, way, plan.against if way == "model" else None)
+            row.runs.setdefault(way, []).append(ran)
+            row.digests.append(job.digest(row.stage))
+    return row
+
+
+def not_whole(row: Row, plan: Plan) -> str | None:
+    """Says why a stage is not run with the whole model in memory; None if it is."""
+    if row.stage == "compile":
+        return None if plan.against else "has one way"
+    parameters = row.shape.parameters
+    loads = QUANTIZE_FLOAT32 if parameters <= FLOAT32_PARAMETERS else QUANTIZE_16_BIT
+    needs = IMPORTS + (loads if row.stage == "quantize" else EVALUATE) * parameters
+    free = available_memory()
+    return None if needs <= free else f"needs {needs / GB:.0f} GB of {free / GB:.0f}"
