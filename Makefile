@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO := build/tiny-llama-int4-awq
 PROMPT := Once there was a gentle boy named Jack, and he lived by the sea.
 
-.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof ray-proof formats-proof lint format docs clean help
+.PHONY: demo test proofs faults fuzz soak fuzzed conformance eval gpu-acceptance gpu-check gate-proof chat-proof operate-proof watch-proof kube-proof resume-proof ray-proof formats-proof sizes-proof lint format docs clean help
 
 help:  ## Shows this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -100,6 +100,11 @@ ray-proof: $(STAMP)  ## Two Ray nodes here: scaled, a replica killed, updated, u
 	@$(BIN)/trtllm-pipeline run configs/demo.yaml
 	$(RAY)/bin/python -m pytest -q tests/unit/rayserve
 	scripts/ray-proof $(RAY) --repository $(DEMO)
+
+sizes-proof: $(STAMP)  ## Memory and time by layer and whole, peaks by depth, kills: a part of benchmarks/sizes.py
+	mkdir -p build
+	$(BIN)/python benchmarks/sizes.py --table --sizes 0.1 --formats int4_awq int8_sq --slope --layers 12 24 \
+	  --kills 5 --killed-size 0.1 --tokens 1000 --folder build --json build/sizes.json
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -85,7 +85,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=2000, help="that are scored")
     parser.add_argument("--killed-size", choices=SIZES, default="0.5", help="of --kills")
     parser.add_argument(
-        "--save-every", type=float, metavar="S", help="of --kills; a usual run saves each 20 s"
+        "--save-every",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="of --kills: seconds between two saves of what is done; 20 are usual",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of --kills")
     parser.add_argument(

@@ -126,25 +126,31 @@ def _run(job: Job, command: list[str], stage: str, kill_after: float | None) -> 
     """Runs a command to its end, or for so many seconds of the stage's work.
 
     Returns:
-        When its work began.
+        When its work began, by the monotonic clock.
     """
     output, errors = job.outputs(stage)
+    began = time.monotonic()
     with output.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdout=out, stderr=err, start_new_session=True
         )
-        worked = None
-        while process.poll() is None:
-            if worked is None and _works(errors, stage):
-                worked = time.monotonic()
-            if worked and kill_after is not None and time.monotonic() - worked >= kill_after:
+        worked, killed = None, False
+        try:
+            while process.poll() is None and not killed:
+                if worked is None and _works(errors, stage):
+                    worked = time.monotonic()
+                if worked and kill_after is not None:
+                    killed = time.monotonic() - worked >= kill_after
+                time.sleep(0 if killed else POLL_S)
+        finally:
+            if process.poll() is None:  # killed, or this process is interrupted
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                return worked
-            time.sleep(POLL_S)
+    if killed:
+        return worked or began
     if process.returncode:
         raise SystemExit(f"{stage} ended with {process.returncode}, see {errors} and {output}")
-    return worked or time.monotonic()
+    return worked or began
 
 
 def _works(errors: Path, stage: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -104,6 +105,10 @@ def run(
         try:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
+        except BaseException:
+            # It has a session of its own, which an interruption of this one does not reach.
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
         finally:
             ended.set()
             if sampled:
