@@ -31,7 +31,8 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def guided(cli: Cli) -> Path:
     """The unquantized demo with guided decoding."""
-    recipe = ["--set", "name=guided", "--set", "serve.guided_decoding=xgrammar"]
+    recipe = ["--set", "name=guided", "--set", "evaluate=null"]
+    recipe += ["--set", "serve.guided_decoding=xgrammar"]
     cli.run("configs/demo-float16.yaml", *recipe, "--until", "repository")
     return cli.build / "guided" / "repository.unverified"
 

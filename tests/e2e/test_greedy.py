@@ -29,7 +29,8 @@ def served(
     """The torch reference of a checkpoint, and a client of the server that runs its engine."""
     from pipeline.reference import load_reference
 
-    done = cli.run(RECIPES[request.param], "--until", "repository", "--json")
+    named = ("--set", f"name=greedy-{request.param}", "--set", "evaluate=null")
+    done = cli.run(RECIPES[request.param], *named, "--until", "repository", "--json")
     result = json.loads(done.stdout)
     checkpoint = next(s["path"] for s in result["stages"] if s["stage"] == "quantize")
     log = tmp_path_factory.mktemp("log") / "triton.log"
