@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Protocol
 
-from pipeline.dependencies import require
+from pipeline.dependencies import install, require
 from pipeline.errors import StageError
-from pipeline.progress import Progress, Task
+from pipeline.progress import Progress, Silent, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
@@ -38,22 +39,54 @@ def calibrate(
     Raises:
         StageError: ModelOpt failed, or memory ran out.
     """
+    with text_of(batches, progress, section.format, pass_costs(section)) as text:
+        calibrate_on(model, section, text, statistics)
+    return model
+
+
+class Text(Protocol):
+    """The calibration text in front of a model."""
+
+    def run(self, model: Any, cost: float) -> None:
+        """Runs the decoder over every batch: one pass."""
+
+    def skip(self, cost: float) -> None:
+        """Leaves a pass out of which everything is known."""
+
+
+def calibrate_on(
+    model: Any, section: QuantizeSection, text: Text, statistics: Statistics | None = None
+) -> None:
+    """Replaces a model's linears by calibrated fake-quantized ones; see :func:`calibrate`.
+
+    Raises:
+        StageError: ModelOpt failed, memory ran out, or it made other passes than it should.
+    """
     mtq = require("modelopt.torch.quantization", "quantize")
     costs = pass_costs(section)
+    passes = _Passes(text, costs, statistics)
+    with explained(section.format), require("torch", "quantize").inference_mode():
+        loop = {"forward_loop": passes} if costs else {}
+        mtq.quantize(model, modelopt_config(section), **loop)
+    passes.check()
+
+
+@contextlib.contextmanager
+def text_of(
+    batches: Sequence[Rows], progress: Progress, name: str, costs: Sequence[float]
+) -> Iterator[Text]:
+    """Opens the text for a whole model.
+
+    Args:
+        batches: Token ids [batch][length].
+        progress: Gets a task over all passes.
+        name: The format.
+        costs: Of each pass, for a row; none is no task.
+    """
     rows = sum(len(batch) for batch in batches)
-    inference_mode = require("torch", "quantize").inference_mode
-    with explained(section.format):
-        if not costs:
-            with inference_mode():
-                mtq.quantize(model, modelopt_config(section))
-            return model
-        with (
-            progress.task(f"calibrating {section.format}", rows * sum(costs)) as task,
-            inference_mode(),
-        ):
-            passes = _Passes(batches, costs, task, statistics)
-            mtq.quantize(model, modelopt_config(section), forward_loop=passes)
-    return model
+    task = progress.task(f"calibrating {name}", rows * sum(costs)) if costs else nullcontext()
+    with task as opened:
+        yield _Tokens(batches, opened or Silent())
 
 
 @contextlib.contextmanager
@@ -95,17 +128,11 @@ def bounded() -> Iterator[None]:
 
 
 class _Passes:
-    """ModelOpt's ``forward_loop``: called once per pass, forwards every batch."""
+    """ModelOpt's ``forward_loop``: called once per pass."""
 
-    def __init__(
-        self,
-        batches: Sequence[Rows],
-        costs: Sequence[float],
-        task: Task,
-        statistics: Statistics | None,
-    ) -> None:
-        self._batches, self._costs, self._task = batches, costs, task
-        self._statistics, self._done = statistics, 0
+    def __init__(self, text: Text, costs: Sequence[float], statistics: Statistics | None) -> None:
+        self._text, self._costs, self._statistics = text, costs, statistics
+        self._done = 0
 
     def __call__(self, model: Any) -> None:
         first, self._done = self._done == 0, self._done + 1
@@ -113,26 +140,38 @@ class _Passes:
         kept = self._statistics if first else None
         if kept is not None and kept.collected:
             kept.give_to(model)
-            self._task.advance(cost * sum(map(len, self._batches)))
+            self._text.skip(cost)
             return
-        forward(model, self._batches, self._task, cost)
+        self._text.run(model, cost)
         if kept is not None:
             kept.take_from(model)
 
+    def check(self) -> None:
+        """Refuses what a number of passes came of that nobody foresaw."""
+        if self._done != len(self._costs):
+            raise StageError(
+                f"ModelOpt made {self._done} passes over the text, and not {len(self._costs)}",
+                why="What follows is computed from the states of each pass",
+                fix=install("quantize"),
+            )
 
-def forward(model: Any, batches: Sequence[Rows], task: Task, cost: float) -> None:
-    """Runs the decoder over every batch, and nothing for what it would say next.
 
-    Args:
-        model: A transformers ``*ForCausalLM``.
-        batches: Token ids [batch][length].
-        task: Is advanced by ``cost`` for each row.
-        cost: Of a row.
-    """
-    import torch
+class _Tokens:
+    """The text in front of a whole model."""
 
-    for batch in batches:
-        tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-        # Only the decoder is calibrated; the logits of every position would cost gigabytes.
-        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-        task.advance(cost * len(batch))
+    def __init__(self, batches: Sequence[Rows], task: Task) -> None:
+        self._batches, self._task = batches, task
+
+    def run(self, model: Any, cost: float) -> None:
+        """Runs the decoder over every batch, and nothing for what it would say next."""
+        import torch
+
+        for batch in self._batches:
+            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+            # Only the decoder is calibrated; the logits of every position would cost gigabytes.
+            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            self._task.advance(cost * len(batch))
+
+    def skip(self, cost: float) -> None:
+        """Counts a pass as done."""
+        self._task.advance(cost * sum(map(len, self._batches)))

@@ -7,8 +7,7 @@ value, the model is refused.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,23 @@ from pipeline.checkpoint.loading import as_loaded
 from pipeline.checkpoint.quantization import INPUT_ORDER
 from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.checkpoint.sources import QuantizedFolder, SourceLinear
-from pipeline.checkpoint.validate import rank_path
-from pipeline.dependencies import require
-from pipeline.errors import SourceError, StageError, UnsupportedError
+from pipeline.errors import SourceError, UnsupportedError
 from pipeline.formats import ALGOS
 from pipeline.models.facts import LinearShape, ModelFacts
 from pipeline.progress import Progress
-from pipeline.quantize.export import EMBEDDING, HEAD, checkpoint_config
+from pipeline.quantize.export import checkpoint_config
 from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.quantize.writing import (
+    SOURCE_EMBEDDING,
+    SOURCE_HEAD,
+    Tensors,
+    Work,
+    write_checkpoint,
+    write_config,
+)
 from pipeline.recipe.schema import Recipe
 
 _ORIGINAL = "Set model.source to the checkpoint that this one was made from"
-Tensors = dict[str, Array]
 
 
 def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -> None:
@@ -41,7 +45,7 @@ def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -
         directory: A quantized snapshot.
         recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
         output: An existing directory.
-        progress: Gets one task over all layers of all ranks.
+        progress: Is told of each layer.
 
     Raises:
         SourceError: Tensors of the folder contradict each other.
@@ -49,28 +53,11 @@ def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -
             do not fit the recipe's dtype.
         StageError: The files cannot be written.
     """
-    save_file = require("safetensors.numpy", "quantize").save_file
     conversion = _Conversion(QuantizedFolder(directory), recipe, str(directory))
-    ranks = recipe.compile.tensor_parallel * recipe.compile.pipeline_parallel
-    total = ranks * conversion.layers_per_rank
-    try:
-        with progress.task("taking over the quantized weights", total) as task:
-            for rank in range(ranks):
-                tensors = conversion.outer(rank)
-                for local in range(conversion.layers_per_rank):
-                    tensors |= conversion.layer(rank, local)
-                    task.advance()
-                contiguous = {name: np.ascontiguousarray(a) for name, a in tensors.items()}
-                save_file(contiguous, rank_path(output, rank))
-        text = json.dumps(conversion.config(), indent=2) + "\n"
-        (output / "config.json").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StageError(
-            "the checkpoint cannot be written",
-            where=str(output),
-            why=str(error),
-            fix="Free space on the disk, or keep the store on another one",
-        ) from error
+    facts = conversion.facts
+    work = Work("taking over the quantized weights", progress)
+    write_checkpoint(conversion, facts, recipe, output, work=work)
+    write_config(output, conversion.config())
 
 
 class _Conversion:
@@ -78,19 +65,20 @@ class _Conversion:
 
     def __init__(self, folder: QuantizedFolder, recipe: Recipe, place: str) -> None:
         self._folder, self._recipe, self._place = folder, recipe, place
-        self._facts: ModelFacts = folder.facts
+        self.facts: ModelFacts = folder.facts
         self._stored = folder.stored
         self._dtype = checkpoint_dtype(recipe)
-        self._tp = recipe.compile.tensor_parallel
-        self._pp = recipe.compile.pipeline_parallel
-        self.layers_per_rank = self._facts.num_hidden_layers // self._pp
+        ranks, self._pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
+        self._cuts = [RankCut(self.facts, ranks, rank) for rank in range(ranks)]
+        own = not self.facts.tie_word_embeddings and folder.tensor(SOURCE_HEAD) is not None
+        self.head = SOURCE_HEAD if own else SOURCE_EMBEDDING
         self._excluded = self._excluded_linears()
 
     def config(self) -> dict[str, Any]:
         """Builds ``config.json``, which says who converted what."""
         from pipeline._version import __version__
 
-        config = checkpoint_config(self._facts, self._recipe, __version__)
+        config = checkpoint_config(self.facts, self._recipe, __version__)
         config["producer"] = {"name": "trtllm-pipeline", "version": __version__}
         section = config["quantization"]
         section["exclude_modules"] = ["lm_head", *self._excluded]
@@ -102,10 +90,7 @@ class _Conversion:
 
     def _excluded_linears(self) -> list[str]:
         """Fused linears that are in floating point, by the names that rank files have for them."""
-        plain = [
-            {linear.name for linear in self._facts.linears if not self._quantized(index, linear)}
-            for index in range(self._facts.num_hidden_layers)
-        ]
+        plain = [self.kind(index) for index in range(self.facts.num_hidden_layers)]
         if self._pp > 1 and any(names != plain[0] for names in plain):
             raise UnsupportedError(
                 "some layers have linears in floating point that others have quantized",
@@ -116,69 +101,73 @@ class _Conversion:
             )
         return [
             f"transformer.layers.{index}.{linear.name}"
-            for index in range(self.layers_per_rank)
-            for linear in self._facts.linears
+            for index in range(self.facts.num_hidden_layers // self._pp)
+            for linear in self.facts.linears
             if linear.name in plain[index]
         ]
 
     def _quantized(self, index: int, linear: LinearShape) -> bool:
         return self._folder.is_quantized(f"model.layers.{index}.{linear.source[0][0]}")
 
-    def outer(self, rank: int) -> Tensors:
-        """What a rank has beside its layers."""
-        cut, pp_rank = RankCut(self._facts, self._tp, rank % self._tp), rank // self._tp
-        tensors: Tensors = {}
-        embedding = self._plain("model.embed_tokens.weight")
-        if pp_rank == 0:
-            tensors[EMBEDDING] = cut.vocabulary(embedding)
-        if pp_rank == self._pp - 1:
-            head = self._folder.tensor("lm_head.weight")
-            tied = self._facts.tie_word_embeddings or head is None
-            tensors[HEAD] = cut.vocabulary(embedding if tied else self._plain("lm_head.weight"))
-            tensors["transformer.ln_f.weight"] = self._plain("model.norm.weight")
-        return tensors
+    def kind(self, index: int) -> tuple[str, ...]:
+        """Names the linears of a layer that are in floating point."""
+        return tuple(
+            linear.name for linear in self.facts.linears if not self._quantized(index, linear)
+        )
 
-    def layer(self, rank: int, local: int) -> Tensors:
-        """One layer of a rank, by the names of its file."""
-        cut = RankCut(self._facts, self._tp, rank % self._tp)
-        index = rank // self._tp * self.layers_per_rank + local
-        source, prefix = f"model.layers.{index}.", f"transformer.layers.{local}."
-        tensors = {
-            f"{prefix}{norm.checkpoint}.weight": self._plain(f"{source}{norm.source}.weight")
-            for norm in self._facts.family.norms
+    def layer(self, index: int) -> list[Tensors]:
+        """Joins the linears of a layer, and cuts them for each tensor-parallel rank."""
+        source = f"model.layers.{index}."
+        norms = {
+            f"{norm.checkpoint}.weight": self.plain(f"{source}{norm.source}.weight")
+            for norm in self.facts.family.norms
         }
-        for linear in self._facts.linears:
-            names = [f"{source}{name}" for name, _ in linear.source]
-            if self._quantized(index, linear):
-                found = self._whole(linear, names)
-                rows = cut.quantized(found, linear, self._stored.quant_algo)
-            else:
-                weight = np.concatenate([self._plain(f"{name}.weight") for name in names])
-                rows = {"weight": cut.rows_and_columns(weight, linear)}
-            if bias := self._bias(names):
-                rows["bias"] = cut.rows(np.concatenate(bias), linear)
-            tensors |= {f"{prefix}{linear.name}.{name}": array for name, array in rows.items()}
-        return tensors
+        ranks: list[Tensors] = [dict(norms) for _ in self._cuts]
+        for linear in self.facts.linears:
+            parts = self._linear(linear, source, quantized=self._quantized(index, linear))
+            for found, part in zip(ranks, parts, strict=True):
+                found |= {f"{linear.name}.{name}": array for name, array in part.items()}
+        self._folder.release()
+        return ranks
 
-    def _plain(self, name: str) -> Array:
+    def _linear(self, linear: LinearShape, source: str, *, quantized: bool) -> Iterator[Tensors]:
+        """Yields what each rank gets of a linear, by the ends of their names."""
+        names = [f"{source}{name}" for name, _ in linear.source]
+        if quantized:
+            whole = self._whole(linear, names)
+        else:
+            plain = np.concatenate([self.plain(f"{name}.weight") for name in names])
+        bias = self._bias(names)
+        for cut in self._cuts:
+            found = (
+                cut.quantized(whole, linear, self._stored.quant_algo)
+                if quantized
+                else {"weight": cut.rows_and_columns(plain, linear)}
+            )
+            if bias:
+                found["bias"] = cut.rows(np.concatenate(bias), linear)
+            yield found
+
+    def plain(self, name: str, rows: slice = slice(None)) -> Array:
+        """Reads rows of a tensor in floating point, in the checkpoint's dtype."""
         tensor = self._folder.tensor(name)
         assert tensor is not None, name
         with np.errstate(over="ignore"):  # validation tells of what became infinite
-            return tensor.astype(numpy_dtype(self._dtype))
+            return tensor[rows].astype(numpy_dtype(self._dtype))
 
     def _bias(self, names: Sequence[str]) -> list[Array]:
         """Biases where the architecture has them; what else a tool wrote must be zero."""
-        own = self._facts.attention_bias and names[0].endswith("q_proj")
+        own = self.facts.attention_bias and names[0].endswith("q_proj")
         found = [f"{name}.bias" for name in names]
         if own:
-            return [self._plain(name) for name in found]
+            return [self.plain(name) for name in found]
         for name in found:
             values = self._folder.tensor(name)
             if values is not None and values.astype(np.float32).any():
                 raise SourceError(
                     f"{name} is not zero",
                     where=self._place,
-                    why=f"A {self._facts.architecture} has no bias there, so it would be lost",
+                    why=f"A {self.facts.architecture} has no bias there, so it would be lost",
                     fix=_ORIGINAL,
                 )
         return []

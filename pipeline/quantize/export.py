@@ -7,8 +7,8 @@ number, so the file is written from the source's facts instead.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,15 @@ from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import vocabulary_rows
 from pipeline.quantize.formats import checkpoint_dtype, quantization_section
+from pipeline.quantize.writing import (
+    EMBEDDING,
+    HEAD,
+    Tensors,
+    not_written,
+    write_config,
+    written,
+)
 from pipeline.recipe.schema import Recipe
-
-EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 
 
 def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
@@ -39,26 +45,67 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
         StageError: ModelOpt failed, or labels its export as another format than the recipe's.
     """
     torch = require("torch", "quantize")
-    modelopt = require("modelopt.torch.export.model_config_export", "quantize")
     safetensors = require("safetensors", "quantize")
     save_file = require("safetensors.torch", "quantize").save_file
     tp_size, pp_size = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-    dtype = getattr(torch, checkpoint_dtype(recipe))
     try:
-        with torch.inference_mode():
-            ranks = modelopt.torch_to_tensorrt_llm_checkpoint(
-                model, facts.family.decoder_type, dtype, tp_size, pp_size
-            )
-            for exported, weights, _ in ranks:
-                _check_label(exported["quantization"], recipe)
-                tensors = _unpad_vocabulary(weights, exported["rank"] % tp_size, model, tp_size)
-                tensors = _bound_prequant(tensors, recipe)
-                save_file(tensors, rank_path(output, exported["rank"]))
-        config = checkpoint_config(facts, recipe, require("modelopt", "quantize").__version__)
-        text = json.dumps(config, indent=2) + "\n"
-        (output / "config.json").write_text(text, encoding="utf-8")
-    except (OSError, safetensors.SafetensorError) as error:
+        with written(output), _explained(recipe), torch.inference_mode():
+            for rank, weights in _exported(model, facts, recipe, pp_size):
+                tensors = _unpad_vocabulary(weights, rank % tp_size, model, tp_size)
+                save_file(tensors, rank_path(output, rank))
+    except safetensors.SafetensorError as error:
         raise not_written(output, error) from error
+    write_config(output, modelopt_config_json(facts, recipe))
+
+
+def layer_tensors(model: Any, facts: ModelFacts, recipe: Recipe) -> list[Tensors]:
+    """Returns what the ranks get of a layer that was calibrated as a model of its own.
+
+    Args:
+        model: Of :func:`pipeline.layers.one_layer.one_layer`, calibrated.
+        facts: The whole model's.
+        recipe: As for :func:`export`.
+
+    Returns:
+        For each tensor-parallel rank, by names behind the layer's.
+
+    Raises:
+        StageError: As for :func:`export`.
+    """
+    from pipeline.layers.arrays import as_array
+
+    torch = require("torch", "quantize")
+    first = "transformer.layers.0."
+    with _explained(recipe), torch.inference_mode():
+        return [
+            {
+                name.removeprefix(first): as_array(tensor)
+                for name, tensor in weights.items()
+                if name.startswith(first)
+            }
+            for _, weights in _exported(model, facts, recipe, 1)
+        ]
+
+
+def _exported(
+    model: Any, facts: ModelFacts, recipe: Recipe, pp_size: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields each rank's number and tensors, by ModelOpt's export."""
+    torch = require("torch", "quantize")
+    modelopt = require("modelopt.torch.export.model_config_export", "quantize")
+    dtype = getattr(torch, checkpoint_dtype(recipe))
+    ranks = modelopt.torch_to_tensorrt_llm_checkpoint(
+        model, facts.family.decoder_type, dtype, recipe.compile.tensor_parallel, pp_size
+    )
+    for exported, weights, _ in ranks:
+        _check_label(exported["quantization"], recipe)
+        yield exported["rank"], _bound_prequant(weights, recipe)
+
+
+@contextlib.contextmanager
+def _explained(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not export {recipe.quantize.format}",
@@ -66,14 +113,9 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
         ) from error
 
 
-def not_written(output: Path, error: Exception) -> StageError:
-    """Makes the error of a checkpoint whose files cannot be written."""
-    return StageError(
-        "the checkpoint cannot be written",
-        where=str(output),
-        why=str(error),
-        fix="Free space on the disk, or keep the store on another one",
-    )
+def modelopt_config_json(facts: ModelFacts, recipe: Recipe) -> dict[str, Any]:
+    """Builds ``config.json`` of a checkpoint whose tensors come from ModelOpt."""
+    return checkpoint_config(facts, recipe, require("modelopt", "quantize").__version__)
 
 
 def checkpoint_config(facts: ModelFacts, recipe: Recipe, producer_version: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ is calibrated with. One layer's Hessian is in memory at a time, and the hidden s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from pipeline.errors import StageError, UnsupportedError
 from pipeline.models.architectures import SHARED_INPUTS
 from pipeline.models.facts import ModelFacts
-from pipeline.progress import Progress, Task
+from pipeline.progress import Progress
 from pipeline.quantize.calibrate import bounded
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.quantize.gptq import Spread, round_weight, spread
@@ -25,6 +25,8 @@ from pipeline.source.tokens import Rows
 
 # Rows of inputs that are turned to float64 at a time.
 CHUNK = 4096
+# Passes over the text in which a layer is rounded, and one more behind it.
+PASSES = len(SHARED_INPUTS) + 1
 Scales = dict[str, torch.Tensor]
 """float32 [N, K / group] by the linear's name in transformers' model."""
 
@@ -48,30 +50,70 @@ def round_decoder(
         StageError: Activations or weights are not finite.
         UnsupportedError: Part of the model is not in the memory of the device.
     """
-    quantize = recipe.quantize
     _refuse_offloaded(model, recipe)
-    layers = model.model.layers
     rows = sum(len(batch) for batch in batches)
-    passes = 1 + len(layers) * (len(SHARED_INPUTS) + 1)
+    layers = range(len(model.model.layers))
+    task_name = f"rounding {recipe.quantize.format}"
+    scales: Scales = {}
+    with (
+        bounded(),
+        progress.task(task_name, rows * len(layers) * PASSES) as task,
+        torch.inference_mode(),
+    ):
+        tokens = (torch.tensor(batch, dtype=torch.long, device=model.device) for batch in batches)
+        walk = _Walk(model, ({"input_ids": one} for one in tokens), task.advance)
+        for number in layers:
+            scales |= _round(walk, number, facts, recipe, f"model.layers.{number}")
+            walk.go_on(number)
+    return scales
+
+
+def round_layer(
+    model: Any,
+    number: int,
+    facts: ModelFacts,
+    recipe: Recipe,
+    states: Iterable[torch.Tensor],
+) -> tuple[Scales, list[torch.Tensor]]:
+    """Does what :func:`round_decoder` does for one layer that is a model of its own.
+
+    Args:
+        model: Of :func:`pipeline.layers.one_layer.one_layer`; it is changed in place.
+        number: The layer's in the whole model, for messages.
+        facts: Of the whole model.
+        recipe: As above.
+        states: Hidden states in front of the layer, of each batch.
+
+    Returns:
+        The scales, and the hidden states behind the rounded layer.
+
+    Raises:
+        StageError: Activations or weights are not finite.
+    """
+    with bounded(), torch.inference_mode():
+        walk = _Walk(model, ({"inputs_embeds": one} for one in states))
+        scales = _round(walk, 0, facts, recipe, f"model.layers.{number}")
+        walk.go_on(0)
+        return scales, walk.hidden
+
+
+def _round(walk: _Walk, number: int, facts: ModelFacts, recipe: Recipe, place: str) -> Scales:
+    """Rounds one layer of a walk's model."""
+    quantize, layer = recipe.quantize, walk.layers[number]
     names = {shape.name: [name for name, _ in shape.source] for shape in facts.linears}
     dtype = getattr(torch, checkpoint_dtype(recipe))
     scales: Scales = {}
-    task_name = f"rounding {quantize.format}"
-    with bounded(), progress.task(task_name, rows * passes) as task, torch.inference_mode():
-        walk = _Walk(model, batches, task)
-        for number, layer in enumerate(layers):
-            for fused in SHARED_INPUTS:
-                readers = [name for one in fused for name in names[one]]
-                with _naming(number, readers[0]):
-                    first = layer.get_submodule(readers[0])
-                    by = walk.spread_of(number, first, quantize.act_order)
-                    for name in readers:
-                        linear = layer.get_submodule(name)
-                        rounded = round_weight(linear.weight, by, quantize.group_size, dtype)
-                        linear.weight.copy_(rounded.values())
-                        scales[f"model.layers.{number}.{name}"] = rounded.scales
-                    del by
-            walk.go_on(number)
+    for fused in SHARED_INPUTS:
+        readers = [name for one in fused for name in names[one]]
+        with _naming(f"{place}.{readers[0]}"):
+            first = layer.get_submodule(readers[0])
+            by = walk.spread_of(number, first, quantize.act_order)
+            for name in readers:
+                linear = layer.get_submodule(name)
+                rounded = round_weight(linear.weight, by, quantize.group_size, dtype)
+                linear.weight.copy_(rounded.values())
+                scales[f"model.layers.{number}.{name}"] = rounded.scales
+            del by
     return scales
 
 
@@ -98,32 +140,37 @@ def keep_scales(model: Any, scales: Scales) -> None:
 class _Walk:
     """The hidden states of the text in front of a layer, and what else the model gives each."""
 
-    def __init__(self, model: Any, batches: Sequence[Rows], task: Task) -> None:
-        self._layers, self._task = model.model.layers, task
-        self._sizes = [len(batch) for batch in batches]
-        self._hidden: list[torch.Tensor] = []
+    def __init__(
+        self,
+        model: Any,
+        inputs: Iterable[dict[str, torch.Tensor]],
+        advance: Callable[[float], None] = lambda _rows: None,
+    ) -> None:
+        self.layers, self.advance = model.model.layers, advance
+        self.hidden: list[torch.Tensor] = []
         # Masks differ between the layers of models with some sliding windows, so each is asked for.
         self._keywords: list[list[dict[str, Any]]] = []
-        for batch in batches:
-            self._begin(model, batch)
+        for one in inputs:
+            self._begin(model, one)
 
-    def _begin(self, model: Any, batch: Rows) -> None:
+    def _begin(self, model: Any, inputs: dict[str, torch.Tensor]) -> None:
         given: list[dict[str, Any]] = []
 
         def take(layer: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if layer is self._layers[0]:
-                self._hidden.append(inputs[0] if inputs else keywords["hidden_states"])
+            if layer is self.layers[0]:
+                self.hidden.append(inputs[0] if inputs else keywords["hidden_states"])
             given.append({name: value for name, value in keywords.items() if name not in _STATES})
+            if layer is self.layers[-1]:
+                raise _Reached
 
-        hooks = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in self._layers]
+        hooks = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in self.layers]
         try:
-            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            with contextlib.suppress(_Reached):
+                model.model(**inputs, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
         self._keywords.append(given)
-        self._task.advance(len(batch))
 
     def spread_of(self, number: int, linear: Any, act_order: bool) -> Spread:
         """Measures the inputs of one linear of a layer; what comes after it is not computed."""
@@ -139,22 +186,22 @@ class _Walk:
 
         hook = linear.register_forward_pre_hook(gather)
         try:
-            for index, size in enumerate(self._sizes):
+            for index, states in enumerate(self.hidden):
                 with contextlib.suppress(_Reached):
                     self._forward(number, index)
-                self._task.advance(size)
+                self.advance(len(states))
         finally:
             hook.remove()
         return spread(hessian, act_order=act_order)
 
     def go_on(self, number: int) -> None:
         """Turns the states in front of a layer into those behind it."""
-        for index, size in enumerate(self._sizes):
-            self._hidden[index] = self._forward(number, index)
-            self._task.advance(size)
+        for index, states in enumerate(self.hidden):
+            self.hidden[index] = self._forward(number, index)
+            self.advance(len(states))
 
     def _forward(self, number: int, index: int) -> torch.Tensor:
-        given = self._layers[number](self._hidden[index], **self._keywords[index][number])
+        given = self.layers[number](self.hidden[index], **self._keywords[index][number])
         states: torch.Tensor = given[0] if isinstance(given, tuple) else given
         return states
 
@@ -167,11 +214,10 @@ _STATES = frozenset(("hidden_states",))
 
 
 @contextlib.contextmanager
-def _naming(number: int, name: str) -> Iterator[None]:
+def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except StageError as error:
-        where = f"model.layers.{number}.{name}"
         raise StageError(error.what, where=where, why=error.why, fix=error.fix) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import require
 from pipeline.errors import UnsupportedError
@@ -14,6 +14,9 @@ from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe.schema import Recipe
 from pipeline.source.loading import load_causal_lm
 from pipeline.source.snapshot import read_weights, weight_files
+
+if TYPE_CHECKING:
+    from pipeline.layers.weights import SnapshotWeights
 
 # Below this the model is calibrated in float32: search and smoothing then work on unrounded
 # products, and it is also the fastest arithmetic of most CPUs. Above it memory decides.
@@ -37,19 +40,53 @@ def load_model(directory: Path, recipe: Recipe) -> Any:
         SourceError: The snapshot cannot be loaded.
         UnsupportedError: CUDA was asked for and there is none.
     """
-    torch = require("torch", "quantize")
-    device = choose_device(recipe)
-    parameters = count_parameters(directory)
-    dtype = torch.float32
-    if parameters * 4 > FLOAT32_LIMIT_BYTES:
-        dtype = getattr(torch, checkpoint_dtype(recipe))
-    on_cuda = device.type == "cuda"
+    device, dtype = choose_device(recipe), calibration_dtype(directory, recipe)
+    size = count_parameters(directory) * dtype.itemsize
     return load_causal_lm(
         directory,
         dtype,
         trust_remote_code=recipe.model.trust_remote_code,
-        device_map=_device_map(parameters * dtype.itemsize, device) if on_cuda else None,
+        device_map=_device_map(size, device) if device.type == "cuda" else None,
     )
+
+
+def calibration_dtype(directory: Path, recipe: Recipe) -> Any:
+    """Chooses the ``torch.dtype`` that a model is calibrated in, by the size of all of it.
+
+    Args:
+        directory: A Hugging Face snapshot with safetensors.
+        recipe: ``model.dtype`` counts.
+
+    Raises:
+        SourceError: A file is damaged.
+    """
+    torch = require("torch", "quantize")
+    if count_parameters(directory) * 4 > FLOAT32_LIMIT_BYTES:
+        return getattr(torch, checkpoint_dtype(recipe))
+    return torch.float32
+
+
+class AsLoaded:
+    """A snapshot's tensors by name, in the dtype that a model is loaded into.
+
+    Args:
+        weights: The snapshot's tensors as they are stored.
+        dtype: That dtype.
+
+    Attributes:
+        dtype: That dtype.
+    """
+
+    def __init__(self, weights: SnapshotWeights, dtype: Any) -> None:
+        self._weights, self.dtype = weights, dtype
+
+    def __contains__(self, name: str) -> bool:
+        """Says whether the snapshot has a tensor of that name."""
+        return name in self._weights
+
+    def __call__(self, name: str, rows: slice = slice(None)) -> Any:
+        """Reads a tensor, or some of its rows."""
+        return self._weights(name, rows).to(self.dtype)
 
 
 def choose_device(recipe: Recipe) -> Any:

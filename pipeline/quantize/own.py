@@ -6,10 +6,9 @@ and exports models in 16 bits alone (float32).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +17,18 @@ from pipeline.checkpoint.cut import RankCut
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.checkpoint.reader import numpy_dtype
-from pipeline.checkpoint.validate import rank_path
 from pipeline.dependencies import require
 from pipeline.formats import FORMATS, Format
 from pipeline.models.facts import LinearShape, ModelFacts
 from pipeline.progress import Progress
-from pipeline.quantize.export import EMBEDDING, HEAD, checkpoint_config, not_written
+from pipeline.quantize.export import checkpoint_config
 from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.quantize.resuming import Resume, state_in
+from pipeline.quantize.writing import Tensors, Work, head_of, write_checkpoint, write_config
 from pipeline.recipe.schema import Recipe
 
 LARGEST_INT8 = np.float32(127)
 FLOAT32_BITS = 32
-Tensors = dict[str, Array]
 Float32 = npt.NDArray[np.float32]
 
 
@@ -38,94 +37,126 @@ def writes(row: Format) -> bool:
     return row.own or row.weight_bits == FLOAT32_BITS
 
 
-def write(model: Any, facts: ModelFacts, recipe: Recipe, output: Path, progress: Progress) -> None:
-    """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
+class Weights(Protocol):
+    """The tensors of a model by name, as they were loaded or as they would be."""
+
+    def __contains__(self, name: str) -> bool:
+        """Says whether the model has a tensor of that name."""
+
+    def __call__(self, name: str, rows: slice = slice(None)) -> Any:
+        """Returns a ``torch.Tensor``, or some of its rows."""
+
+
+class InMemory:
+    """The tensors of a model that is in memory.
 
     Args:
         model: A transformers ``*ForCausalLM``, as it was loaded.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._tensors: dict[str, Any] = model.state_dict()
+
+    def __contains__(self, name: str) -> bool:
+        """Says whether the model has a tensor of that name."""
+        return name in self._tensors
+
+    def __call__(self, name: str, rows: slice = slice(None)) -> Any:
+        """Returns a tensor, or some of its rows."""
+        return self._tensors[name][rows]
+
+
+def write(
+    weights: Weights,
+    facts: ModelFacts,
+    recipe: Recipe,
+    output: Path,
+    progress: Progress,
+    *,
+    unfinished: Path | None = None,
+) -> None:
+    """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
+
+    Args:
+        weights: The model's.
         facts: The source's facts.
         recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
         output: An existing directory.
-        progress: Gets one task over all layers of all ranks.
+        progress: Is told of each layer.
+        unfinished: A directory that outlives a failure, on the file system of ``output``; what an
+            earlier run left in it is gone on with. None leaves nothing.
 
     Raises:
         StageError: The files cannot be written.
     """
-    safetensors = require("safetensors", "quantize")
-    save_file = require("safetensors.numpy", "quantize").save_file
-    tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-    per_rank = facts.num_hidden_layers // pp
-    try:
-        with progress.task("rounding the weights", tp * pp * per_rank) as task:
-            for rank in range(tp * pp):
-                writer = _Rank(model, facts, recipe, rank)
-                save_file(writer.tensors(task.advance), rank_path(output, rank))
-        config = checkpoint_config(facts, recipe, require("torch", "quantize").__version__)
-        config["producer"] = {"name": "trtllm-pipeline", "version": "1"}
-        (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise not_written(output, error) from error
+    write_checkpoint(
+        _Rounded(weights, facts, recipe),
+        facts,
+        recipe,
+        output,
+        work=Work("rounding the weights", progress),
+        resume=None if unfinished is None else Resume(unfinished, state_in(unfinished)),
+    )
+    config = checkpoint_config(facts, recipe, require("torch", "quantize").__version__)
+    config["producer"] = {"name": "trtllm-pipeline", "version": "1"}
+    write_config(output, config)
 
 
-class _Rank:
-    """One rank's file of a model."""
+class _Rounded:
+    """The tensors of a model that is rounded on its way into the files."""
 
-    def __init__(self, model: Any, facts: ModelFacts, recipe: Recipe, rank: int) -> None:
-        tp, pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
-        self._weights: Mapping[str, Any] = model.state_dict()
-        self._facts, self._row = facts, FORMATS[recipe.quantize.format]
+    def __init__(self, weights: Weights, facts: ModelFacts, recipe: Recipe) -> None:
+        self._weights, self._facts = weights, facts
+        self._row = FORMATS[recipe.quantize.format]
         self._dtype = numpy_dtype(checkpoint_dtype(recipe))
-        self._cut = RankCut(facts, tp, rank % tp)
-        self._stage, self._last = rank // tp, pp - 1
-        self._layers = facts.num_hidden_layers // pp
+        ranks = recipe.compile.tensor_parallel
+        self._cuts = [RankCut(facts, ranks, rank) for rank in range(ranks)]
+        self.head = head_of(facts)
 
-    def tensors(self, layer_done: Callable[[], None]) -> Tensors:
-        """All of them by the names of the file."""
-        found: Tensors = {}
-        if self._stage == 0:
-            found[EMBEDDING] = self._cut.vocabulary(self._plain("model.embed_tokens.weight"))
-        for local in range(self._layers):
-            found |= self._layer(local)
-            layer_done()
-        if self._stage == self._last:
-            found["transformer.ln_f.weight"] = self._plain("model.norm.weight")
-            found[HEAD] = self._cut.vocabulary(self._plain("lm_head.weight"))
-        # What is not contiguous would be saved in the order that it has in memory.
-        return {name: np.ascontiguousarray(array) for name, array in found.items()}
+    def kind(self, _: int) -> None:
+        """Says that all layers are alike."""
 
-    def _layer(self, local: int) -> Tensors:
-        source = f"model.layers.{self._stage * self._layers + local}."
-        prefix = f"transformer.layers.{local}."
-        found = {
-            f"{prefix}{norm.checkpoint}.weight": self._plain(f"{source}{norm.source}.weight")
+    def plain(self, name: str, rows: slice = slice(None)) -> Array:
+        """Reads rows of a tensor that is not rounded to a format."""
+        with np.errstate(over="ignore"):  # validation tells of what became infinite
+            return self._float32(name, rows).astype(self._dtype)
+
+    def layer(self, index: int) -> list[Tensors]:
+        """Rounds a layer, and cuts it for each tensor-parallel rank."""
+        source = f"model.layers.{index}."
+        norms = {
+            f"{norm.checkpoint}.weight": self.plain(f"{source}{norm.source}.weight")
             for norm in self._facts.family.norms
         }
+        ranks: list[Tensors] = [dict(norms) for _ in self._cuts]
         for linear in self._facts.linears:
             names = [f"{source}{name}" for name, _ in linear.source]
-            for name, array in self._linear(linear, names).items():
-                found[f"{prefix}{linear.name}.{name}"] = array
-        return found
+            for found, part in zip(ranks, self._linear(linear, names), strict=True):
+                found |= {f"{linear.name}.{name}": array for name, array in part.items()}
+        return ranks
 
-    def _linear(self, linear: LinearShape, names: list[str]) -> Tensors:
+    def _linear(self, linear: LinearShape, names: list[str]) -> Iterator[Tensors]:
+        """Yields what each rank gets of a linear, by the ends of their names."""
         whole = np.concatenate([self._float32(f"{name}.weight") for name in names])
+        biases = [self.plain(f"{n}.bias") for n in names if f"{n}.bias" in self._weights]
         if self._row.own:
             codes, scales = rounded(whole, self._row)
             both = {"weight": codes, "weights_scaling_factor": scales}
-            found = self._cut.quantized(both, linear, self._row.quant_algo)
         else:
-            found = {"weight": self._cut.rows_and_columns(whole.astype(self._dtype), linear)}
-        biases = [self._plain(f"{n}.bias") for n in names if f"{n}.bias" in self._weights]
-        if biases:
-            found["bias"] = self._cut.rows(np.concatenate(biases), linear)
-        return found
+            plain = whole.astype(self._dtype)
+        for cut in self._cuts:
+            found = (
+                cut.quantized(both, linear, self._row.quant_algo)
+                if self._row.own
+                else {"weight": cut.rows_and_columns(plain, linear)}
+            )
+            if biases:
+                found["bias"] = cut.rows(np.concatenate(biases), linear)
+            yield found
 
-    def _float32(self, name: str) -> Float32:
-        found: Float32 = self._weights[name].detach().cpu().float().numpy()
+    def _float32(self, name: str, rows: slice = slice(None)) -> Float32:
+        found: Float32 = self._weights(name, rows).detach().cpu().float().numpy()
         return found
-
-    def _plain(self, name: str) -> Array:
-        with np.errstate(over="ignore"):  # validation tells of what became infinite
-            return self._float32(name).astype(self._dtype)
 
 
 def rounded(weight: Float32, row: Format) -> tuple[Array, Float32]:

@@ -16,32 +16,40 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.dependencies import require
+from pipeline.formats import FORMATS
 from pipeline.models.architectures import PRE_NORMS, SHARED_INPUTS
 from pipeline.models.facts import ModelFacts
-from pipeline.progress import Progress
-from pipeline.quantize.calibrate import explained, forward
+from pipeline.quantize.calibrate import Text, explained
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe.schema import Recipe
-from pipeline.source.tokens import Rows
 
 VALUES, OUTPUT = "self_attn.v_proj", "self_attn.o_proj"
 UP, DOWN = "mlp.up_proj", "mlp.down_proj"
 # What the calibration text hardly moves gets scales of up to 10^4, of which no more is moved:
 # should other text move it, its values are still far from the largest float16.
 LARGEST = 256.0
+FLOAT_BITS = 16
 
 
-def make_portable(
-    model: Any, facts: ModelFacts, recipe: Recipe, batches: Sequence[Rows], progress: Progress
-) -> None:
+def moves_scales(recipe: Recipe) -> bool:
+    """Says whether pre-quant scales are moved into the weights."""
+    return FORMATS[recipe.quantize.format].smooths and recipe.quantize.portable
+
+
+def measures_again(recipe: Recipe) -> bool:
+    """Says whether ranges of activations are stored, for which the text is read once more."""
+    quantize = recipe.quantize
+    return FORMATS[quantize.format].activation_bits < FLOAT_BITS or quantize.kv_cache is not None
+
+
+def make_portable(model: Any, facts: ModelFacts, recipe: Recipe, text: Text) -> None:
     """Makes every pre-quant scale of a calibrated model one.
 
     Args:
         model: After :func:`pipeline.quantize.calibrate.calibrate`; it is changed in place.
         facts: Of the model.
         recipe: ``quantize.format``, ``quantize.kv_cache`` and ``model.dtype`` count.
-        batches: The calibration text, read once more where ranges of activations are stored.
-        progress: Gets a task for that.
+        text: The calibration text, read once more where :func:`measures_again` says so.
 
     Raises:
         StageError: ModelOpt failed, or memory ran out.
@@ -51,7 +59,7 @@ def make_portable(
     with explained(recipe.quantize.format), torch.inference_mode():
         for layer in model.model.layers:
             _move(layer, facts, dtype)
-        _measure_again(model, recipe, batches, progress)
+        _measure_again(model, text)
 
 
 def _move(layer: Any, facts: ModelFacts, dtype: Any) -> None:
@@ -111,7 +119,7 @@ def _round(module: Any, dtype: Any) -> None:
         parameter.copy_(parameter.to(dtype))
 
 
-def _measure_again(model: Any, recipe: Recipe, batches: Sequence[Rows], progress: Progress) -> None:
+def _measure_again(model: Any, text: Text) -> None:
     """Determines the ranges of the changed weights, and of activations where they are stored."""
     calib = require("modelopt.torch.quantization.model_calib", "quantize")
     measured = []
@@ -121,9 +129,7 @@ def _measure_again(model: Any, recipe: Recipe, batches: Sequence[Rows], progress
         else:
             measured.append(quantizer)
     if measured:
-        rows = sum(len(batch) for batch in batches)
-        with progress.task(f"measuring {recipe.quantize.format} again", rows) as task:
-            _collect(calib, measured, lambda: forward(model, batches, task, 1.0))
+        _collect(calib, measured, lambda: text.run(model, 1.0))
 
 
 def _quantizers(model: Any) -> Iterator[tuple[Any, Any]]:

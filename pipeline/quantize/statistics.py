@@ -25,6 +25,11 @@ class Statistics:
     def __init__(self) -> None:
         self._largest: dict[str, Any] = {}
         self._awq: dict[str, tuple[Any, int, float]] = {}
+        self._layers: dict[int, Statistics] = {}
+
+    def of_layer(self, index: int) -> Statistics:
+        """Returns the statistics of a layer that is calibrated as a model of its own."""
+        return self._layers.setdefault(index, Statistics())
 
     @property
     def collected(self) -> bool:

@@ -107,6 +107,7 @@ def run(context: StageContext) -> dict[str, Any]:
         return _take_over(context, facts)
     require("torch", "quantize")
     from pipeline.quantize.loading import count_parameters
+    from pipeline.quantize.portable import moves_scales
 
     texts = _calibration_texts(context)
     batches: list[Rows] = []
@@ -118,13 +119,13 @@ def run(context: StageContext) -> dict[str, Any]:
         if recipe.quantize.search:
             found = _search(context, texts, batches, facts)
         else:
-            _write(context, recipe, batches, facts, output=context.output)
+            _write(context, recipe, batches, output=context.output, unfinished=context.unfinished)
     return {
         **_facts_of(context.output),
         "calibration_texts": len(texts),
         "calibration_tokens": sum(len(row) for batch in batches for row in batch),
         **({"search": found.as_dict()} if found else {}),
-        **({MOVED_SCALES: True} if _moves_scales(recipe) else {}),
+        **({MOVED_SCALES: True} if moves_scales(recipe) else {}),
     }
 
 
@@ -152,44 +153,42 @@ def _facts_of(checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _moves_scales(recipe: Recipe) -> bool:
-    return FORMATS[recipe.quantize.format].smooths and recipe.quantize.portable
-
-
 def _write(
     context: StageContext,
     recipe: Recipe,
     batches: list[Rows],
-    facts: ModelFacts,
     *,
     output: Path,
+    unfinished: Path | None = None,
     statistics: Statistics | None = None,
 ) -> None:
     """Writes the checkpoint of a recipe that searches for nothing."""
     from pipeline.quantize import own
-    from pipeline.quantize.calibrate import calibrate
-    from pipeline.quantize.export import export
-    from pipeline.quantize.loading import load_model
 
-    quantize, progress = recipe.quantize, context.progress
-    model = load_model(context.inputs["source"].path, recipe)
-    row = FORMATS[quantize.format]
-    if own.writes(row):
-        own.write(model, facts, recipe, output, progress)
-        return
-    if row.rounds_by_hessian:
-        from pipeline.quantize.hessians import keep_scales, round_decoder
+    source, progress = context.inputs["source"].path, context.progress
+    if not recipe.model.by_layer:
+        from pipeline.quantize.whole import quantize_whole
 
-        scales = round_decoder(model, facts, recipe, batches, progress)
-        calibrate(model, quantize, batches, progress)
-        keep_scales(model, scales)
-    elif batches:
-        calibrate(model, quantize, batches, progress, statistics)
-    if _moves_scales(recipe):
-        from pipeline.quantize.portable import make_portable
+        quantize_whole(source, recipe, batches, output, progress, statistics=statistics)
+    elif own.writes(FORMATS[recipe.quantize.format]):
+        from pipeline.layers.weights import SnapshotWeights
+        from pipeline.quantize.loading import AsLoaded, calibration_dtype
 
-        make_portable(model, facts, recipe, batches, progress)
-    export(model, facts, recipe, output)
+        with SnapshotWeights(source) as weights:
+            loaded = AsLoaded(weights, calibration_dtype(source, recipe))
+            own.write(loaded, facts_of(source), recipe, output, progress, unfinished=unfinished)
+    else:
+        from pipeline.quantize.by_layer import quantize_by_layer
+
+        quantize_by_layer(
+            source,
+            recipe,
+            batches,
+            output,
+            progress,
+            unfinished=unfinished,
+            statistics=statistics,
+        )
 
 
 def _search(
@@ -218,7 +217,7 @@ def _search(
 
     def write(value: float, folder: Path) -> None:
         chosen = with_value(recipe, value)
-        _write(context, chosen, batches, facts, output=folder, statistics=statistics)
+        _write(context, chosen, batches, output=folder, statistics=statistics)
         _free_memory()
 
     def score(folder: Path) -> float:

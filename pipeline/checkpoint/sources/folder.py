@@ -55,6 +55,11 @@ class QuantizedFolder:
         file = self._files.get(name)
         return None if file is None else file.read(name)
 
+    def release(self) -> None:
+        """Lets go of the pages of what was read; views stay valid."""
+        for file in set(self._files.values()):
+            file.release()
+
     def is_quantized(self, name: str) -> bool:
         """Says whether a linear is, by its name without ``.weight``."""
         return f"{name}.{marker(self.stored)}" in self._files

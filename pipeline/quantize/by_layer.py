@@ -1,0 +1,201 @@
+"""Quantizes a model of which one decoder layer at a time is in memory.
+
+For ModelOpt each layer is a model of its own, calibrated on what the layer before it put out in the
+same pass. It is exported, written and dropped before the next one is made, so that memory does not
+depend on how many there are; the bytes are those of the model as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint.layout import Array
+from pipeline.formats import FORMATS
+from pipeline.layers.ahead import ReadAhead, read_ahead
+from pipeline.layers.arrays import as_array
+from pipeline.layers.embedding import embedded
+from pipeline.layers.one_layer import one_layer
+from pipeline.layers.weights import SnapshotWeights
+from pipeline.models.facts import ModelFacts
+from pipeline.progress import Progress
+from pipeline.quantize.calibrate import calibrate_on
+from pipeline.quantize.export import layer_tensors, modelopt_config_json
+from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.quantize.hessians import keep_scales, round_layer
+from pipeline.quantize.loading import AsLoaded, calibration_dtype, choose_device
+from pipeline.quantize.portable import make_portable, moves_scales
+from pipeline.quantize.resuming import Resume, state_in
+from pipeline.quantize.statistics import Statistics
+from pipeline.quantize.walk import Walk, sets_of
+from pipeline.quantize.writing import Tensors, Work, head_of, write_checkpoint, write_config
+from pipeline.recipe.schema import Recipe
+from pipeline.source.loading import load_config
+from pipeline.source.tokens import Rows
+
+
+def quantize_by_layer(
+    source: Path,
+    recipe: Recipe,
+    batches: Sequence[Rows],
+    output: Path,
+    progress: Progress,
+    *,
+    unfinished: Path | None = None,
+    statistics: Statistics | None = None,
+) -> None:
+    """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
+
+    Args:
+        source: A snapshot in floating point.
+        recipe: Of a format that ModelOpt exports, without a search.
+        batches: Token ids [batch][length] of the calibration text, where the format reads one; rows
+            of one batch have equal length.
+        output: An existing directory.
+        progress: Is told of each layer.
+        unfinished: A directory that outlives a failure, on the file system of ``output``; what an
+            earlier run left in it is gone on with. None leaves nothing.
+        statistics: As for :func:`pipeline.quantize.calibrate.calibrate`.
+
+    Raises:
+        StageError: ModelOpt failed, memory ran out, or the files cannot be written.
+        SourceError: The snapshot cannot be read.
+        UnsupportedError: CUDA was asked for and there is none.
+    """
+    facts, device = ModelFacts.from_directory(source), choose_device(recipe)
+    dtype = calibration_dtype(source, recipe)
+    tokens = sum(len(row) for batch in batches for row in batch)
+    with (
+        SnapshotWeights(source) as weights,
+        read_ahead(weights, facts.num_hidden_layers, device) as ahead,
+        _frozen(),
+    ):
+        maker = _Calibrated(
+            recipe=recipe,
+            facts=facts,
+            config=load_config(source),
+            read=AsLoaded(weights, dtype),
+            ahead=ahead,
+            walk=_walk(recipe, batches, weights, dtype, device),
+            statistics=statistics,
+        )
+        write_checkpoint(
+            maker,
+            facts,
+            recipe,
+            output,
+            work=Work(f"quantizing to {recipe.quantize.format}", progress, tokens),
+            resume=None if unfinished is None else _resume(unfinished, maker),
+        )
+    write_config(output, modelopt_config_json(facts, recipe))
+
+
+def _walk(
+    recipe: Recipe,
+    batches: Sequence[Rows],
+    weights: SnapshotWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Walk | None:
+    if not batches:
+        return None
+    return Walk(embedded(weights, batches, dtype), sets_of(recipe), device)
+
+
+def _resume(unfinished: Path, maker: _Calibrated) -> Resume:
+    state = state_in(unfinished, maker.ahead.device, sets=sets_of(maker.recipe))
+    if maker.walk is None:
+        return Resume(unfinished, state)
+    return Resume(unfinished, state, maker.walk.states, maker.walk.go_on)
+
+
+@dataclass
+class _Calibrated:
+    """Makes the tensors of a layer.
+
+    Attributes:
+        recipe: What is wanted.
+        facts: The whole model's.
+        config: The whole model's, as transformers loads it.
+        read: The tensors that are copied.
+        ahead: The tensors of the layers.
+        walk: The calibration text; None where the format reads none.
+        statistics: Of each layer, where several settings of the format are tried.
+    """
+
+    recipe: Recipe
+    facts: ModelFacts
+    config: Any
+    read: AsLoaded
+    ahead: ReadAhead
+    walk: Walk | None
+    statistics: Statistics | None
+
+    @property
+    def head(self) -> str:
+        """The name of the head in the source."""
+        return head_of(self.facts)
+
+    def kind(self, _: int) -> None:
+        """Says that all layers are alike."""
+
+    def plain(self, name: str, rows: slice = slice(None)) -> Array:
+        """Reads rows of a tensor that is not quantized."""
+        return as_array(self.read(name, rows).to(self._dtype))
+
+    def layer(self, index: int) -> list[Tensors]:
+        """Calibrates a layer, and exports it for each tensor-parallel rank."""
+        model = one_layer(self.config, index, self.ahead.layer(index), self.read.dtype)
+        model.to(self.ahead.device)
+        if self.walk:
+            # The next layer is given what this one puts out, which is not normalized yet.
+            norm, model.model.norm = model.model.norm, torch.nn.Identity()
+            self._calibrate(model, index, self.walk)
+            self.walk.leave()
+            model.model.norm = norm
+        tensors = layer_tensors(model, self.facts, self.recipe)
+        del model
+        # Its modules refer to each other.
+        gc.collect()
+        return tensors
+
+    def _calibrate(self, model: Any, index: int, walk: Walk) -> None:
+        recipe, quantize = self.recipe, self.recipe.quantize
+        if FORMATS[quantize.format].rounds_by_hessian:
+            scales = walk.rounded(
+                lambda states: round_layer(model, index, self.facts, recipe, states)
+            )
+            calibrate_on(model, quantize, walk)
+            keep_scales(model, scales)
+        else:
+            kept = self.statistics.of_layer(index) if self.statistics else None
+            calibrate_on(model, quantize, walk, kept)
+        if moves_scales(recipe):
+            make_portable(model, self.facts, recipe, walk)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, checkpoint_dtype(self.recipe))
+        return found
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Keeps what is there already out of the collections that follow each layer.
+
+    Else each of them would walk all of torch and transformers again.
+    """
+    if gc.get_freeze_count():
+        yield  # by somebody else, who would miss it afterwards
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

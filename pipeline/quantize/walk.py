@@ -1,0 +1,115 @@
+"""The calibration text on its way through a model whose layers are in memory one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.errors import StageError
+from pipeline.formats import FORMATS
+from pipeline.quantize.formats import pass_costs
+from pipeline.quantize.portable import measures_again, moves_scales
+from pipeline.recipe.schema import Recipe
+
+
+def sets_of(recipe: Recipe) -> tuple[int, ...]:
+    """Says which passes over a layer may share their hidden states.
+
+    In each pass a layer is given what the layer before it put out in that same pass. Passes that
+    round nothing all see the same. What rounds: AWQ's search with a quantized KV cache, whose
+    quantizers are live after the first pass; our own rounding of weights; and the pass that
+    measures weights again that were moved and rounded.
+
+    Returns:
+        For each pass over a layer, in order, the number of its set.
+    """
+    quantize = recipe.quantize
+    row, costs = FORMATS[quantize.format], pass_costs(quantize)
+    sets = [0] if row.rounds_by_hessian else []
+    for number in range(len(costs)):
+        own = number == 0 or quantize.kv_cache is not None
+        sets.append(len(set(sets)) if own else sets[-1])
+    if moves_scales(recipe) and measures_again(recipe):
+        sets.append(len(set(sets)))
+    return tuple(sets)
+
+
+class Walk:
+    """Hidden states in front of a layer, which passes over it turn into those behind it.
+
+    They are on the CPU; a batch at a time is on the device.
+
+    Args:
+        states: In front of the first layer, of each batch: [row, position, hidden size].
+        sets: Of each pass, see :func:`sets_of`.
+        device: Where the layers are.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[torch.Tensor],
+        sets: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._sets, self._of_pass, self._device = [list(states) for _ in set(sets)], sets, device
+        self._done = 0
+
+    def states(self) -> list[torch.Tensor]:
+        """Returns the states of all sets, one set behind the other."""
+        return [states for one in self._sets for states in one]
+
+    def go_on(self, states: list[torch.Tensor]) -> None:
+        """Takes what :meth:`states` returned behind another layer."""
+        each = len(states) // len(self._sets)
+        self._sets = [states[n * each : (n + 1) * each] for n in range(len(self._sets))]
+
+    def run(self, model: Any, cost: float) -> None:  # noqa: ARG002
+        """Runs a layer over every batch: one pass."""
+        states, last = self._next()
+        for number, batch in enumerate(states):
+            behind = model.model(
+                inputs_embeds=batch.to(self._device), use_cache=False
+            ).last_hidden_state
+            if last:
+                states[number] = self._kept(behind)
+
+    def skip(self, cost: float) -> None:  # noqa: ARG002
+        """Leaves a pass out of which everything is known, and its states as they are."""
+        self._next()
+
+    def rounded(
+        self, rounding: Callable[[Sequence[torch.Tensor]], tuple[Any, list[torch.Tensor]]]
+    ) -> Any:
+        """Gives a pass to a function that returns its result and the states behind the layer."""
+        states, last = self._next()
+        result, behind = rounding([batch.to(self._device) for batch in states])
+        if last:
+            states[:] = [self._kept(batch) for batch in behind]
+        return result
+
+    def leave(self) -> None:
+        """Ends a layer.
+
+        Raises:
+            StageError: Fewer passes were made than the next layer's states would need.
+        """
+        if self._done != len(self._of_pass):
+            raise StageError(
+                f"{self._done} passes were made over a layer, and not {len(self._of_pass)}",
+                why="The states of the next layer are those of each pass",
+            )
+        self._done = 0
+
+    def _next(self) -> tuple[list[torch.Tensor], bool]:
+        """The states of the next pass, and whether it is the last one that sees them."""
+        own = self._of_pass[self._done]
+        self._done += 1
+        return self._sets[own], own not in self._of_pass[self._done :]
+
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return states
+        kept = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+        return kept.copy_(states)
