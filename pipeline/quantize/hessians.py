@@ -75,7 +75,7 @@ def round_layer(
     recipe: Recipe,
     states: Iterable[torch.Tensor],
 ) -> tuple[Scales, list[torch.Tensor]]:
-    """Does what :func:`round_decoder` does for one layer that is a model of its own.
+    """Rounds one layer that is a model of its own, as :func:`round_decoder` does all.
 
     Args:
         model: Of :func:`pipeline.layers.one_layer.one_layer`; it is changed in place.

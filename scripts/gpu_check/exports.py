@@ -1,16 +1,18 @@
 """ModelOpt on the device against ModelOpt on the CPU, tensor by tensor.
 
 Weights must be the same bits, scales agree to 1e-3. On the CPU it is a second export on the same
-device, which shows that an export is repeatable.
+device, which shows that an export is repeatable. Then one layer at a time on the device against the
+whole model on it, which must be the same bits throughout.
 """
 
 from __future__ import annotations
 
+import filecmp
 import time
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu_check.task import Cases, Task, quantize, recipe, verdict
+from scripts.gpu_check.task import Case, Cases, Task, quantize, recipe, verdict
 
 SCALE_TOLERANCE = 1e-3
 KV_CACHES = {"int8_sq": "int8", "fp8": "fp8"}
@@ -38,6 +40,27 @@ def cases(task: Task) -> Cases:
             weights_that_differ=[row for row in tensors if row.get("elements_that_differ")],
             largest_scale_error=max((row.get("error", 0.0) for row in tensors), default=0.0),
         )
+        yield by_layer(name, folders["found"], task)
+
+
+def by_layer(name: str, found: Path, task: Task) -> Case:
+    """Compares what was written layer by layer with the whole model on the device."""
+    wanted = recipe(name, task.device, kv_cache=KV_CACHES.get(name), at_once="model")
+    started = time.monotonic()
+    whole = quantize(wanted, task.work / f"{name}-whole")
+    other = [path.name for path in whole.iterdir() if not same_bytes(path, found / path.name)]
+    return verdict(
+        f"{name} by layer",
+        [f"{file} has other bytes" for file in sorted(other)],
+        compared=f"one layer at a time with the whole model, both on {task.device}",
+        seconds_whole=round(time.monotonic() - started, 2),
+        differences=problems(compare(whole, found)),
+    )
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Says whether both files are there and hold the same."""
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def compare(expected: Path, found: Path) -> list[dict[str, Any]]:

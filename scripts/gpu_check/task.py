@@ -56,7 +56,13 @@ def verdict(name: str, problems: Sequence[str], **details: Any) -> Case:
 
 
 def recipe(
-    name: str, device: str, *, kv_cache: str | None = None, samples: int = 8, length: int = 128
+    name: str,
+    device: str,
+    *,
+    kv_cache: str | None = None,
+    samples: int = 8,
+    length: int = 128,
+    at_once: str = "layer",
 ) -> Any:
     """A recipe for the demo model.
 
@@ -66,6 +72,7 @@ def recipe(
         kv_cache: The format of the KV cache.
         samples: Calibration texts.
         length: Tokens of each.
+        at_once: What is in memory: one ``layer``, or the ``model``.
     """
     from pipeline.recipe.schema import Recipe
 
@@ -78,7 +85,7 @@ def recipe(
     return Recipe.model_validate(
         {
             "name": "gpu-check",
-            "model": {"source": str(MODEL)},
+            "model": {"source": str(MODEL), "at_once": at_once},
             "quantize": {
                 "format": name,
                 "kv_cache": kv_cache,

@@ -73,7 +73,9 @@ def test_exports_and_products_hold_on_the_cpu(
         monkeypatch.setattr(sys, "argv", [*arguments, f"--results={results}"])
         part.main()
         found[module] = [json.loads(line) for line in results.read_text().splitlines()]
-    (exported,) = found["exports"]
+    exported, by_layer = found["exports"]
+    assert (by_layer["case"], by_layer["status"]) == (f"{name} by layer", "passed")
+    assert by_layer["differences"] == []
     assert (exported["case"], exported["status"]) == (name, "passed")
     assert exported["compared"] == "cpu with cpu"
     assert exported["tensors"] > 50
