@@ -351,13 +351,16 @@ def test_progress_reports_its_whole_total(sources: dict[str, Path], tmp_path: Pa
     recorder = Recorder()
     settings = recipe(sources["Llama"], format="int4_awq", samples=40)
     facts = run_stage(settings, sources["Llama"], tmp_path / "out", recorder)
-    (total, done) = recorder.tasks["calibrating int4_awq"]
-    assert done == total == 32 * 12
+    assert recorder.tasks["quantizing to int4_awq"] == [2, 2]  # layers
     assert facts["calibration_texts"] == 32
     assert facts["calibration_tokens"] == 32 * 30
     assert recorder.notes == [
         "AWQ calibrates on 32 of the 40 samples asked for, as TensorRT-LLM does"
     ]
+    model = settings.model.model_copy(update={"at_once": "model"})
+    whole = recipe(sources["Llama"], format="int8_sq").model_copy(update={"model": model})
+    run_stage(whole, sources["Llama"], tmp_path / "whole", recorder)
+    assert recorder.tasks["calibrating int8_sq"] == [24, 24]  # texts
 
 
 def test_standard_output_stays_clean(

@@ -21,9 +21,11 @@ from pipeline.progress import Silent
 from pipeline.quantize.calibrate import calibrate
 from pipeline.quantize.formats import modelopt_config
 from pipeline.quantize.statistics import Statistics
+from pipeline.quantize.walk import Walk
 from pipeline.reference import load_reference
 from pipeline.source.runtime import offline_and_quiet
 from tests.integration.quantize_support import (
+    SIZES,
     VOCAB,
     calibration_words,
     recipe,
@@ -164,20 +166,18 @@ def state(model: Any) -> dict[str, torch.Tensor]:
 def test_the_calibration_text_is_read_once_for_the_statistics(
     name: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 texts are two batches; a search pass of AWQ reads them again for each group size."""
-    model: Any = transformers.LlamaForCausalLM
-    original: Callable[..., Any] = model.forward
-    calls: list[int] = []
+    """A search pass of AWQ runs each layer over it again for each group size."""
+    original: Callable[..., Any] = Walk.run
+    passes: list[Any] = []
 
-    def forward(self: Any, *args: Any, **options: Any) -> Any:
-        # Calibration alone leaves out the logits.
-        calls.append(options.get("logits_to_keep", 0))
-        return original(self, *args, **options)
+    def run(self: Any, model: Any, cost: float) -> None:
+        passes.append(model)
+        original(self, model, cost)
 
-    monkeypatch.setattr(model, "forward", forward)
+    monkeypatch.setattr(Walk, "run", run)
     searched(source, tmp_path / "out", name)
     again = len(VALUES[name][1]) if name == "int4_awq" else 0
-    assert calls.count(1) == 2 * (1 + again)
+    assert len(passes) == SIZES["num_hidden_layers"] * (1 + again)
 
 
 def test_a_text_that_calibration_uses_up_is_an_error_that_names_it(
