@@ -14,6 +14,11 @@ from typing import Any
 
 import pytest
 
+# Read when PyTorch is loaded, here and in every process that a test starts. Threads with nothing to
+# do would spin for a while before they sleep: where several parts of the tests share two cores,
+# small models took several times the processor's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 PROJECT = Path(__file__).parents[1]
 SHARED_MODELS = PROJECT.parent / "shared" / "models"
 DEMO_MODEL = PROJECT / "examples" / "tiny_llama" / "model"

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
             yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def remedies() -> list[tuple[str, str]]:
+@cache
+def remedies() -> tuple[tuple[str, str], ...]:
     """File and text of every ``fix=``, and of the functions and constants that it is made of."""
     trees = dict(sources())
     defined: dict[tuple[str, str], tuple[str, ast.AST]] = {}
@@ -104,7 +106,7 @@ def remedies() -> list[tuple[str, str]]:
         found.append((file, " ".join(_texts(tree))))
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         waiting += [defined[file, name] for name in names if (file, name) in defined]
-    return found
+    return tuple(found)
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
