@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,12 @@ def run(context: StageContext) -> dict[str, Any]:
             why=str(error),
             fix=install("cpu"),
         ) from error
-    from pipeline.triton.parameters import ENGINE_DIR, ENGINE_FILES, TOKENIZER_DIR
+    from pipeline.triton.parameters import (
+        DRAFT_ENGINE_DIR,
+        ENGINE_DIR,
+        ENGINE_FILES,
+        TOKENIZER_DIR,
+    )
 
     output, recipe = context.output, context.recipe
     engine_source = context.inputs["compile"].path
@@ -179,7 +184,11 @@ def run(context: StageContext) -> dict[str, Any]:
         if not any(version_folder.iterdir()):
             (version_folder / ".keep").touch()
     check_repository(output, target.engine_problems)
-    _write_provenance(context)
+    known = _linked(context.ancestors.get("compile", {}), "", ENGINE_DIR)
+    if engine.draft is not None:
+        draft = read_manifest(engine.draft.repository)
+        known |= _linked(draft, f"{ENGINE_DIR}/", DRAFT_ENGINE_DIR)
+    _write_provenance(context, known)
     files = files_below(output)
     switched_off = {"switched_off": dict(engine.switched_off)} if engine.switched_off else {}
     return {
@@ -208,7 +217,8 @@ def _self_served(context: StageContext) -> dict[str, Any]:
             link_or_copy(engine / name, output / self_served.ENGINE / name)
     built_for = get_target(recipe.compile.target).section(recipe)["compile"]
     _write_json(output / self_served.SETTINGS, {"name": recipe.name, "compile": built_for})
-    _write_provenance(context)
+    known = _linked(context.ancestors.get("compile", {}), "", self_served.ENGINE)
+    _write_provenance(context, known)
     files = files_below(output)
     return {
         "models": [recipe.name],
@@ -228,8 +238,31 @@ def _served_from(source: str, engine: EngineModel) -> Sequence[str]:
     return () if source == ENGINE else (source, *TWINS.get(source, ()))
 
 
-def _write_provenance(context: StageContext) -> None:
-    """Writes the bill of materials, and the statement that lists it with all other files."""
+def _linked(manifest: Mapping[str, Any], prefix: str, folder: str) -> dict[str, str]:
+    """Takes digests of files that were linked from an artifact out of its manifest.
+
+    So gigabytes are not read for them once more; the repository's own manifest, which the store
+    makes of its files, has to say the same.
+
+    Args:
+        manifest: Of the artifact; an empty one has none.
+        prefix: What the names of the files begin with that were linked.
+        folder: What that is in the repository.
+    """
+    return {
+        f"{folder}/{name.removeprefix(prefix)}": str(entry["sha256"])
+        for name, entry in manifest.get("files", {}).items()
+        if name.startswith(prefix)
+    }
+
+
+def _write_provenance(context: StageContext, known: Mapping[str, str]) -> None:
+    """Writes the bill of materials, and the statement that lists it with all other files.
+
+    Args:
+        context: Of the stage.
+        known: SHA-256 of files that need not be read.
+    """
     from pipeline.provenance.sbom import FILE_NAME as SBOM
     from pipeline.provenance.sbom import bill_of_materials
     from pipeline.provenance.statement import FILE_NAME as STATEMENT
@@ -241,7 +274,7 @@ def _write_provenance(context: StageContext) -> None:
     steps.append(Step(STAGE.name, own, tools, {}, {}, digest=None, origin={}))
     image = _image(context.inputs["compile"].path)
     model = str(context.inputs["source"].facts.get("architecture", "model"))
-    files = {name: file_digest(output / name) for name in files_below(output)}
+    files = {name: known.get(name) or file_digest(output / name) for name in files_below(output)}
     bill = bill_of_materials(steps, files, version=__version__, model=model, image=image)
     _write_json(output / SBOM, bill)
     files[SBOM] = file_digest(output / SBOM)

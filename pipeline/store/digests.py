@@ -105,6 +105,14 @@ def mark_of(path: Path, *, borrowed: bool = False) -> list[int]:
     return [*mark, status.st_ctime_ns] if borrowed else mark
 
 
+def _same(path: Path, other: str) -> bool:
+    # Inodes are numbered anew on each file system.
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -147,7 +155,9 @@ class DigestMemo:
     A digest is reused only while size, modification time (ns) and inode stand still. (The change
     time would move with every hard link that a deployment makes.) Of a file that somebody else may
     write into, the change time has to stand still as well: that is the one that no program can set.
-    Losing the memo costs time, never correctness. Threads may share it.
+    What is known of a file is known of every hard link to it, so one that is deployed, or is part
+    of two artifacts, is read once. Losing the memo costs time, never correctness. Threads may share
+    it.
 
     Args:
         path: The JSON file; it need not exist.
@@ -208,8 +218,17 @@ class DigestMemo:
                 self._changed = True
 
     def _known(self, path: Path, mark: list[int]) -> str | None:
-        entry = self._entries.get(str(path.absolute()))
-        return str(entry[-1]) if isinstance(entry, list) and entry[:-1] == mark else None
+        name = str(path.absolute())
+        entry = self._entries.get(name)
+        if isinstance(entry, list) and entry[:-1] == mark:
+            return str(entry[-1])
+        with self._lock:
+            for other, entry in self._entries.items():
+                if isinstance(entry, list) and entry[:-1] == mark and _same(path, other):
+                    self._entries[name] = entry
+                    self._changed = True
+                    return str(entry[-1])
+        return None
 
     def _remembered(self, path: Path, borrowed: bool) -> str | OSError | None:
         try:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.errors import StoreError
 from pipeline.store import store as store_module
 from pipeline.store.artifact import Artifact, check_files, read_manifest
 from pipeline.store.deploy import deploy
+from pipeline.store.digests import DigestMemo, digests, file_digest
 from pipeline.store.files import take
 from pipeline.store.store import Store
 
@@ -397,3 +399,64 @@ def test_an_unmoved_file_is_not_read_again(store: Store, monkeypatch: pytest.Mon
     fresh = Store(store.root)
     assert fresh.get("stage", "k1")[0] is not None
     assert reread == []
+
+
+def test_a_link_to_a_known_file_is_not_read_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = publish(store)
+    target = tmp_path / "out" / "repository"
+    deploy(artifact, target, store)
+    reread: list[Path] = []
+
+    def read(path: Path) -> str:
+        reread.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("pipeline.store.digests.file_digest", read)
+    assert not deploy(artifact, target, store)
+    assert reread == []
+    copy = target / "sub" / "file.txt"
+    equal = copy.stat()
+    copy.unlink()
+    copy.write_text("jello")
+    os.utime(copy, ns=(equal.st_atime_ns, equal.st_mtime_ns))
+    # As on another file system, where a file may have the same number.
+    monkeypatch.setattr("pipeline.store.digests.mark_of", lambda *_a, **_k: [5, equal.st_mtime, 7])
+    fresh = Store(store.root)
+    assert fresh.memo.digest(artifact.path / "sub" / "file.txt") == read(
+        artifact.path / "sub/file.txt"
+    )
+    assert fresh.memo.digest(copy) == read(copy)
+
+
+def test_digests_of_many_files_are_theirs_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / str(number) for number in range(12)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * (12 - number) * 50_000)
+    paths[5].unlink()
+    wanted = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.exists()]
+    monkeypatch.setattr("pipeline.store.digests.WORTH_THREADS", 1)
+    memo, calls = DigestMemo(tmp_path / "memo"), set()
+    own = threading.get_ident()
+
+    def read(path: Path) -> str:
+        calls.add(threading.get_ident())
+        time.sleep(0.01)
+        return file_digest(path)
+
+    monkeypatch.setattr("pipeline.store.digests.os.sched_getaffinity", lambda _pid: range(4))
+    found = digests(paths, read)
+    assert len(calls) == 4
+    assert own not in calls
+    for result in (found, memo.digests(paths), memo.digests(paths)):
+        missing = result.pop(5)
+        assert isinstance(missing, FileNotFoundError)
+        assert missing.filename == str(paths[5])
+        assert result == wanted
+    memo.save()
+    # What was learnt by threads is all there.
+    monkeypatch.setattr("pipeline.store.digests.file_digest", lambda path: pytest.fail(path.name))
+    assert DigestMemo(tmp_path / "memo").digests([p for p in paths if p.exists()]) == wanted
