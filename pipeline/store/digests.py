@@ -145,7 +145,10 @@ def digests(
         return [one(path) for path in paths]
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), MOST_THREADS)) as pool:
+    # Where the system does not say which processors are this process's, they all are.
+    own = getattr(os, "sched_getaffinity", None)
+    cpus = len(own(0)) if own else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(cpus, MOST_THREADS)) as pool:
         return list(pool.map(one, paths))
 
 
