@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.scoring import Scorer, padded
+from pipeline.evaluation.scoring import Model, logits_of, padded
 from pipeline.evaluation.windows import Document
 from pipeline.source.tokens import SpanTokenizer
 
@@ -16,7 +16,9 @@ COUNT = 3
 PROMPT_TOKENS = 16
 # Of a conversation: each of the new tokens costs the whole of it again.
 QUESTION_TOKENS = 256
-NEW_TOKENS = 32
+NEW_TOKENS, FEWEST = 32, 8
+# Of a model that is read anew for each token; a larger one writes fewer.
+LARGE = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class Completion:
 
 
 def compare_completions(
-    source: Scorer,
-    written: Scorer,
+    source: Model,
+    written: Model,
     documents: Sequence[Document],
     *,
     tokenizer: SpanTokenizer,
     end_ids: Collection[int],
     longest: int,
+    most: int = NEW_TOKENS,
 ) -> list[Completion]:
     """Lets both models go on with the beginnings of the first :data:`COUNT` documents.
 
@@ -63,33 +66,45 @@ def compare_completions(
         tokenizer: The models' own.
         end_ids: Tokens that end a text; none is part of it.
         longest: The models' largest number of positions.
+        most: Tokens of a completion.
     """
-    room = max(1, min(PROMPT_TOKENS, longest - NEW_TOKENS))
-    longest_question = min(QUESTION_TOKENS, longest - NEW_TOKENS)
+    room = max(1, min(PROMPT_TOKENS, longest - most))
+    longest_question = min(QUESTION_TOKENS, longest - most)
     prompts = [
         list(document.question)
         if 0 < len(document.question) <= longest_question
         else _prompt(document.ids[:room], tokenizer)
         for document in documents[:COUNT]
     ]
-    new = min(NEW_TOKENS, longest - max(map(len, prompts), default=0))
-    texts = [greedy(scorer, prompts, new, end_ids) for scorer in (source, written)]
+    new = min(most, longest - max(map(len, prompts), default=0))
+    texts = [greedy(model, prompts, new, end_ids) for model in (source, written)]
     return [
         _completion(prompt, one, other, tokenizer)
         for prompt, one, other in zip(prompts, *texts, strict=True)
     ]
 
 
+def new_tokens(parameters: int) -> int:
+    """Says how long the completions of a model are, since each token is a walk through all of it.
+
+    Args:
+        parameters: Of the model.
+    """
+    if parameters <= LARGE:
+        return NEW_TOKENS
+    return max(FEWEST, round(NEW_TOKENS * LARGE / parameters))
+
+
 def greedy(
-    scorer: Scorer, prompts: Sequence[Sequence[int]], new: int, end_ids: Collection[int]
+    model: Model, prompts: Sequence[Sequence[int]], new: int, end_ids: Collection[int]
 ) -> list[list[int]]:
     """Generates the most likely tokens, all prompts together and each step from the beginning.
 
-    A scorer keeps nothing between calls, so every step computes the whole text again: meant for
+    A model keeps nothing between calls, so every step computes the whole text again: meant for
     short ones.
 
     Args:
-        scorer: The model.
+        model: The model.
         prompts: Token ids, one or more each.
         new: Tokens to generate for each, at most.
         end_ids: Tokens that end a text.
@@ -102,7 +117,7 @@ def greedy(
     for _ in range(new):
         if not running:
             break
-        logits = scorer(padded([rows[index] for index in running]))
+        (logits,) = logits_of(model, [padded([rows[index] for index in running])])
         last = torch.tensor([len(rows[index]) - 1 for index in running], device=logits.device)
         chosen = logits[torch.arange(len(running), device=logits.device), last].argmax(dim=-1)
         going = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scoring import Scorer, TokenScores, compare_logits, predictions, split
+from pipeline.evaluation.scoring import Model, TokenScores, compare_logits, predictions, split
 from pipeline.evaluation.summary import summarize
 from pipeline.evaluation.windows import Document, Window
 
@@ -33,9 +33,9 @@ class EngineScores:
 
 
 def score_engine(
-    source: Scorer,
-    checkpoint: Scorer,
-    engine: Scorer | None,
+    source: Model,
+    checkpoint: Model,
+    engine: Model | None,
     windows: Sequence[Window],
     *,
     vocabulary: int,
@@ -55,16 +55,20 @@ def score_engine(
         The scores; without logits the engine's likelihoods are NaN, for :func:`with_losses`.
     """
     found: dict[int, tuple[TokenScores, TokenScores]] = {}
-    scorers = [scorer for scorer in (source, checkpoint, engine) if scorer]
-    for batch, logits, targets in predictions(scorers, windows, vocabulary):
-        # Without an engine the other model takes its place, and _unknown what came of that.
-        expected, written, last = (one[..., :vocabulary] for one in (*logits, logits[-1])[:3])
-        pair = compare_logits(expected, last, targets), compare_logits(written, last, targets)
-        if engine is None:
-            pair = _unknown(pair[0]), _unknown(pair[1])
-        parts = (split(scores, [windows[index] for index in batch]) for scores in pair)
+    models = [model for model in (source, checkpoint, engine) if model]
+    for batch, pieces in predictions(models, windows, vocabulary):
+        compared: list[tuple[TokenScores, TokenScores]] = []
+        for logits, targets in pieces:
+            # Without an engine the other model takes its place, and _unknown what came of that.
+            expected, written, last = (one[..., :vocabulary] for one in (*logits, logits[-1])[:3])
+            pair = compare_logits(expected, last, targets), compare_logits(written, last, targets)
+            compared.append(pair if engine else (_unknown(pair[0]), _unknown(pair[1])))
+        parts = [
+            split(TokenScores.joined(side), [windows[index] for index in batch])
+            for side in zip(*compared, strict=True)
+        ]
         found |= zip(batch, zip(*parts, strict=True), strict=True)
-        advance(len(targets))
+        advance(sum(windows[index].scored for index in batch))
     every = [found[index] for index in range(len(windows))]
     return EngineScores([a for a, _ in every], [b for _, b in every], engine is not None)
 

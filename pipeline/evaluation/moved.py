@@ -9,6 +9,8 @@ gives a wrong factor, and so shows in the linears behind it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,8 @@ BEHIND_NORM = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),
 )
+_LAYER = re.compile(r"model\.layers\.\d+\.")
+Modules = Mapping[str, torch.nn.Module]
 IN_ROWS = (("self_attn.v_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj"))
 
 
@@ -37,36 +41,39 @@ class Factors:
 
 
 @torch.inference_mode()
-def moved_factors(source: Any, written: Any) -> dict[str, Factors]:
-    """Finds the factors of every norm and linear of the decoder.
+def moved_factors(source: Modules, written: Modules, *, one_each: bool) -> dict[str, Factors]:
+    """Finds the factors of every norm and linear of the decoder layers that are there.
 
     Args:
-        source: A transformers model in float32.
-        written: The reference of a portable checkpoint of it, on the same device.
+        source: Modules of a transformers model in float32, by name.
+        written: Those of the reference of a portable checkpoint of it, on the same device.
+        one_each: Whether each head of queries has one of keys and values of its own.
 
     Returns:
         By name in the source model; parts without any are left out.
     """
     found: dict[str, Factors] = {}
-    config = source.config
-    one_each = config.num_attention_heads == config.num_key_value_heads
-    for number in range(config.num_hidden_layers):
-        prefix = f"model.layers.{number}."
+    for prefix in filter(_LAYER.fullmatch, (f"{name}." for name in source)):
         for norm, readers in zip(PRE_NORMS, BEHIND_NORM, strict=True):
             name = f"{prefix}{norm.source}"
-            own, theirs = (m.get_submodule(name).weight.float() for m in (source, written))
+            own, theirs = (_weight(modules[name]) for modules in (source, written))
             factor = _or_one(theirs / own)
             found[name] = Factors(outputs=factor)
             found |= {f"{prefix}{reader}": Factors(inputs=factor) for reader in readers}
         for before, after in IN_ROWS if one_each else IN_ROWS[1:]:
             name = f"{prefix}{before}"
-            own, theirs = (m.get_submodule(name).weight.float() for m in (source, written))
+            own, theirs = (_weight(modules[name]) for modules in (source, written))
             # The row of the source that the written one is nearest to a multiple of.
             projected = (theirs * found[name].inputs * own).sum(1)
             factor = _or_one(projected / own.square().sum(1))
             found[name] = replace(found[name], outputs=factor)
             found[f"{prefix}{after}"] = Factors(inputs=factor)
     return found
+
+
+def _weight(module: Any) -> torch.Tensor:
+    weight: torch.Tensor = module.weight
+    return weight.float()
 
 
 def _or_one(factor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,9 +19,32 @@ Each row is a text from its beginning, with anything behind its end: a logit dep
 to its own position alone. The logits may be on another device than the ids.
 """
 
-# Logits of one batch, in elements; float32 copies of several of these are alive at once.
+# Logits of one batch, in elements.
 BATCH_LOGITS = 1 << 26
 BATCH_TOKENS = 4096
+# Logits of the tokens that are compared at once, of which several copies are alive.
+PIECE_LOGITS = 1 << 22
+
+
+@runtime_checkable
+class AllAtOnce(Protocol):
+    """A model that wants all batches before it computes the first, because it is read for them."""
+
+    def logits(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yields what a :data:`Scorer` gives for each batch, in order."""
+
+
+Model = Scorer | AllAtOnce
+
+
+def logits_of(model: Model, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yields the logits of each batch of ids, in order, when they are asked for.
+
+    Args:
+        model: Whatever computes them.
+        batches: Ids, int64 [batch, length] each.
+    """
+    return model.logits(batches) if isinstance(model, AllAtOnce) else map(model, batches)
 
 
 @dataclass(frozen=True)
@@ -77,8 +100,8 @@ def scorer_of(model: Any, device: torch.device) -> Scorer:
 
 
 def compare(
-    source: Scorer,
-    other: Scorer,
+    source: Model,
+    other: Model,
     windows: Sequence[Window],
     vocabulary: int,
     advance: Callable[[float], None] = lambda _tokens: None,
@@ -96,43 +119,77 @@ def compare(
         The scores of each window's scored tokens, in the windows' order.
     """
     found: dict[int, TokenScores] = {}
-    for batch, (expected, compared), targets in predictions((source, other), windows, vocabulary):
-        scores = compare_logits(expected, compared, targets)
+    for batch, pieces in predictions((source, other), windows, vocabulary):
+        scores = TokenScores.joined(
+            [compare_logits(expected, compared, there) for (expected, compared), there in pieces]
+        )
         found |= zip(batch, split(scores, [windows[index] for index in batch]), strict=True)
         advance(len(scores))
     return [found[index] for index in range(len(windows))]
 
 
+Pieces = Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
+
+
 def predictions(
-    scorers: Sequence[Scorer], windows: Sequence[Window], vocabulary: int
-) -> Iterator[tuple[list[int], list[torch.Tensor], torch.Tensor]]:
+    models: Sequence[Model], windows: Sequence[Window], vocabulary: int
+) -> Iterator[tuple[list[int], Pieces]]:
     """Computes what models say of the windows' scored tokens, some windows at a time.
 
     Args:
-        scorers: The models.
+        models: The models.
         windows: What to score.
         vocabulary: Logits of each token, which decides how much is scored at once.
 
     Yields:
-        The indices of the windows, the logits of each model, [tokens, vocabulary or more], and the
-        tokens that stand there, int64 [tokens]; those of one window behind those of another.
+        The indices of the windows, and pieces of what is said of them: the logits of each model,
+        [tokens, vocabulary or more], and the tokens that stand there, int64 [tokens]. Tokens of one
+        window come behind those of another; the pieces are used up before the next windows.
     """
-    for batch in batches([window.ids for window in windows], vocabulary):
-        ids = padded([windows[index].ids for index in batch])
-        # Where a token is predicted from: the position before it.
-        places = [
-            (row, windows[index].first - 1, len(windows[index].ids) - 1)
-            for row, index in enumerate(batch)
+    groups = list(batches([window.ids for window in windows], vocabulary))
+    ids = [padded([windows[index].ids for index in batch]) for batch in groups]
+    found = [logits_of(model, ids) for model in models]
+    for batch, rows in zip(groups, ids, strict=True):
+        yield batch, _pieces([windows[index] for index in batch], rows, found, vocabulary)
+
+
+def _pieces(
+    windows: Sequence[Window],
+    ids: torch.Tensor,
+    found: Sequence[Iterator[torch.Tensor]],
+    vocabulary: int,
+) -> Pieces:
+    """Computes the next batch of each model, and gives it token by token."""
+    # Where a token is predicted from: the position before it, in all rows behind one another.
+    width = ids.shape[1]
+    places = torch.cat(
+        [
+            torch.arange(row * width + window.first - 1, row * width + len(window.ids) - 1)
+            for row, window in enumerate(windows)
         ]
-        logits = [
-            torch.cat([every[row, start:end] for row, start, end in places])
-            for every in (scorer(ids) for scorer in scorers)
-        ]
+    )
+    logits = [next(each).flatten(0, 1) for each in found]
+    for some in torch.split(places, piece_sizes(len(places), vocabulary)):
         yield (
-            batch,
-            logits,
-            torch.cat([ids[row, start + 1 : end + 1] for row, start, end in places]),
+            tuple(each[some.to(each.device)] for each in logits),
+            ids.flatten()[some + 1],
         )
+
+
+def piece_sizes(tokens: int, vocabulary: int) -> list[int]:
+    """Cuts a number of tokens into pieces that are compared at once.
+
+    None has a single token unless there is no other: torch adds the numbers of a single row up in
+    another order than those of several.
+    """
+    size = max(2, PIECE_LOGITS // vocabulary)
+    sizes = [size] * (tokens // size)
+    left = tokens % size
+    if left == 1 and sizes:
+        sizes[-1] += 1
+    elif left:
+        sizes.append(left)
+    return sizes
 
 
 def split(scores: TokenScores, windows: Sequence[Window]) -> Iterator[TokenScores]:

@@ -36,6 +36,27 @@ def one_layer(
     Returns:
         The model in evaluation mode, on the CPU; the layer is ``model.model.layers[0]``.
     """
+    model = empty_layer(config, index, dtype)
+    state = {}
+    for name, there in model.state_dict().items():
+        if name.startswith(FIRST_LAYER):
+            own_name = f"model.layers.{index}.{name.removeprefix(FIRST_LAYER)}"
+            state[name] = read(own_name).to(dtype)
+        else:
+            state[name] = torch.zeros(there.shape, dtype=dtype)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def empty_layer(config: Any, index: int, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """Builds what :func:`one_layer` builds, with all weights on the meta device.
+
+    Args:
+        config: The whole model's configuration, as transformers loads it.
+        index: The layer's number in the whole model.
+        dtype: What the layer is computed in.
+        attention: An attention function of transformers; None is its own choice.
+    """
     own = copy.deepcopy(config)
     own.update(
         {
@@ -51,20 +72,12 @@ def one_layer(
         own.layer_types = [kinds[index]]
     factory: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        model = factory.from_config(own, dtype=dtype)
+        model = factory.from_config(own, dtype=dtype, attn_implementation=attention)
         layers = model.model.layers
         whole = copy.deepcopy(config)
         whole._attn_implementation = model.config._attn_implementation
         # With its own number, by which a layer may choose its window.
         layers[0] = type(layers[0])(whole, index)
-    state = {}
-    for name, there in model.state_dict().items():
-        if name.startswith(FIRST_LAYER):
-            own_name = f"model.layers.{index}.{name.removeprefix(FIRST_LAYER)}"
-            state[name] = read(own_name).to(dtype)
-        else:
-            state[name] = torch.zeros(there.shape, dtype=dtype)
-    model.load_state_dict(state, assign=True)
     # Its inverse frequencies are computed, not loaded, so they must not stay on the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(own)
     return model.eval()

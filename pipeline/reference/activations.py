@@ -7,19 +7,26 @@ float16 is infinite, and soon everything is NaN.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part
 from pipeline.reference.linear import CheckpointLinear
+
+Seen = tuple[str, float, int]
+"""A module, the largest magnitude there, and how many values were beyond the limit."""
 
 # Their inputs are no other module's output: the values mixed by attention, and gate times up.
 _WATCHED_INPUTS = ("o_proj", "down_proj")
 # The engine's logits are float32.
 _HEAD = "lm_head"
+_LINEARS = (CheckpointLinear, HeadInBlocks)
+_WATCHED = (*_LINEARS, torch.nn.Embedding, EmbeddingByRows)
 
 
 @dataclass(frozen=True)
@@ -49,44 +56,61 @@ class Activations:
 
 
 class ActivationWatch:
-    """Sees the outputs of a reference's embedding, norms, linears and layers while it is open.
+    """Sees the outputs of a reference's embedding, norms, linears, layers and head.
 
-    Padding counts, as it is text of the model too.
+    Padding counts, as it is text of the model too. In a walk through the parts of a model a layer
+    sees all batches before the next layer sees one; what was seen is put into the order of a whole
+    model, which sees one batch after another, since the first of equals is named.
 
     Args:
-        model: A model of :func:`pipeline.reference.load_reference`.
         dtype: ``float16`` or ``bfloat16``.
         rounded: Rounds each of them, and each input of a linear, to the dtype. Sums within a module
             stay float32, as in a GPU's matrix units.
     """
 
-    def __init__(self, model: torch.nn.Module, dtype: str, *, rounded: bool = False) -> None:
-        self._model, self._dtype, self._rounded = model, dtype, rounded
+    def __init__(self, dtype: str, *, rounded: bool = False) -> None:
+        self._dtype, self._rounded = dtype, rounded
         self._torch_dtype: torch.dtype = getattr(torch, dtype)
         self._limit = float(torch.finfo(self._torch_dtype).max)
         self._largest, self._where, self._beyond = 0.0, "", 0
-        self._handles: list[RemovableHandle] = []
+        # Of the batches of a walk that are not through yet.
+        self._waiting: dict[int, list[Seen]] = {}
+        self._batch: int | None = None
 
-    def __enter__(self) -> ActivationWatch:
-        """Sets the hooks."""
-        for name, module in self._model.named_modules():
+    @contextmanager
+    def watching(self, part: Part) -> Iterator[None]:
+        """Returns a context manager in which the part's modules are seen."""
+        handles: list[RemovableHandle] = []
+        for name, module in part.modules.items():
             if not _is_watched(module):
                 continue
-            last = name.rpartition(".")[2]
-            if isinstance(module, CheckpointLinear) and (self._rounded or last in _WATCHED_INPUTS):
-                self._handles.append(module.register_forward_pre_hook(self._input_hook(name)))
-            self._handles.append(module.register_forward_hook(self._output_hook(name)))
-        return self
+            last, linear = name.rpartition(".")[2], isinstance(module, _LINEARS)
+            if linear and (self._rounded or last in _WATCHED_INPUTS):
+                handles.append(module.register_forward_pre_hook(self._input_hook(name)))
+            handles.append(module.register_forward_hook(self._output_hook(name)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Takes the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+    def begin(self, batch: int) -> None:
+        """Is told which batch of a walk comes next."""
+        self._batch = batch
+
+    def end(self, batch: int) -> None:
+        """Counts what was seen of a batch that is through."""
+        for seen in self._waiting.pop(batch, []):
+            self._count(*seen)
+        self._batch = None
+
+    def seen(self) -> list[tuple[int, list[Seen]]]:
+        """Returns what was seen of the batches that are not through yet."""
+        return list(self._waiting.items())
+
+    def restore(self, seen: list[tuple[int, list[Seen]]]) -> None:
+        """Takes what :meth:`seen` returned, as JSON gives it back."""
+        self._waiting = dict(seen)
 
     def found(self) -> Activations:
         """Returns what was seen so far."""
@@ -117,19 +141,24 @@ class ActivationWatch:
 
     def _see(self, x: torch.Tensor, name: str, *, rounds: bool | None = None) -> torch.Tensor:
         low, high = (float(value) for value in torch.aminmax(x))
-        magnitude = max(-low, high)
+        magnitude, beyond = max(-low, high), 0
         # A NaN makes both of them NaN.
         if not magnitude <= self._limit:
-            self._beyond += int((~(x.abs() <= self._limit)).sum())
-        if not magnitude <= self._largest and math.isfinite(self._largest):
-            self._largest, self._where = magnitude, name
+            beyond = int((~(x.abs() <= self._limit)).sum())
+        if self._batch is None:
+            self._count(name, magnitude, beyond)
+        else:
+            self._waiting.setdefault(self._batch, []).append((name, magnitude, beyond))
         if self._rounded if rounds is None else rounds:
             return x.to(self._torch_dtype).to(x.dtype)
         return x
 
+    def _count(self, name: str, magnitude: float, beyond: int) -> None:
+        self._beyond += beyond
+        if not magnitude <= self._largest and math.isfinite(self._largest):
+            self._largest, self._where = magnitude, name
+
 
 def _is_watched(module: torch.nn.Module) -> bool:
     kind = type(module).__name__
-    return isinstance(module, CheckpointLinear | torch.nn.Embedding) or kind.endswith(
-        ("RMSNorm", "DecoderLayer")
-    )
+    return isinstance(module, _WATCHED) or kind.endswith(("RMSNorm", "DecoderLayer"))

@@ -40,7 +40,7 @@ def reference_model(
     Returns:
         A ``*ForCausalLM`` whose forward takes ``input_ids`` and ``attention_mask`` [batch, length].
     """
-    config = _config(facts)
+    config = config_of(facts)
     with torch.device("meta"):
         factory: Any = transformers.AutoModelForCausalLM
         model = factory.from_config(config, attn_implementation=ATTENTION_NAME)
@@ -49,17 +49,23 @@ def reference_model(
     decoder.rotary_emb = type(decoder.rotary_emb)(config)
     _set_weight(decoder.embed_tokens, weights.vocab_embedding)
     for module, layer in zip(decoder.layers, weights.layers, strict=True):
-        _fill_layer(module, layer, facts)
-        if kv_cache_algo is not None:
-            assert layer.kv_cache_scaling_factor is not None
-            set_kv_cache(module.self_attn, kv_cache_algo, layer.kv_cache_scaling_factor)
+        fill_layer(module, layer, facts, kv_cache_algo)
     _set_weight(decoder.norm, weights.ln_f)
     model.lm_head = whole_linear(weights.lm_head)
     reference: torch.nn.Module = model.eval()
     return reference
 
 
-def _fill_layer(module: Any, layer: Layer, facts: ModelFacts) -> None:
+def fill_layer(module: Any, layer: Layer, facts: ModelFacts, kv_cache_algo: str | None) -> None:
+    """Gives a decoder layer of transformers what a layer of a checkpoint has.
+
+    Args:
+        module: The decoder layer; its linears are replaced.
+        layer: The checkpoint's.
+        facts: The model's facts.
+        kv_cache_algo: ``INT8``, ``FP8`` or None; with one the module's model was built with
+            ``attn_implementation=ATTENTION_NAME``.
+    """
     for linear in facts.linears:
         stored = layer.linear(linear.name)
         rows = tuple(size for _, size in linear.source)
@@ -68,13 +74,17 @@ def _fill_layer(module: Any, layer: Layer, facts: ModelFacts) -> None:
             module.set_submodule(name, part)
     for norm in facts.family.norms:
         _set_weight(module.get_submodule(norm.source), layer.norm(norm.checkpoint))
+    if kv_cache_algo is not None:
+        assert layer.kv_cache_scaling_factor is not None
+        set_kv_cache(module.self_attn, kv_cache_algo, layer.kv_cache_scaling_factor)
 
 
 def _set_weight(module: torch.nn.Module, array: Array) -> None:
     module.weight = torch.nn.Parameter(float32_tensor(array), requires_grad=False)
 
 
-def _config(facts: ModelFacts) -> transformers.PretrainedConfig:
+def config_of(facts: ModelFacts) -> transformers.PretrainedConfig:
+    """Makes transformers' configuration of a checkpoint's model."""
     options: dict[str, Any] = {
         "vocab_size": facts.vocab_size,
         "hidden_size": facts.hidden_size,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.compared import Pair
 from pipeline.stages.scored import (
     MOVED_SCALES,
-    Models,
     ScoredText,
     load_models,
     read_text,
@@ -52,7 +52,7 @@ def run(context: StageContext) -> dict[str, Any]:
     with offline_and_quiet(context.progress), deterministic(parameters):
         text = _text(context)
         models = load_models(context)
-        scores, measured = _measure(context, text, models)
+        scores, measured = _measure(context, text, models, parameters)
         moved = bool(context.inputs["quantize"].facts.get(MOVED_SCALES))
         noise = _noise(text, models, moved=moved)
     # What is allowed depends on the sizes of the model.
@@ -91,24 +91,23 @@ def _text(context: StageContext) -> ScoredText:
 
 
 def _measure(
-    context: StageContext, text: ScoredText, models: Models
+    context: StageContext, text: ScoredText, models: Pair, parameters: int
 ) -> tuple[list[TokenScores], dict[str, Any]]:
     """Every window's scores, and what else the written model says in the recipe's dtype."""
     from pipeline.checkpoint import CheckpointConfig
-    from pipeline.evaluation.completions import compare_completions
+    from pipeline.evaluation.completions import compare_completions, new_tokens
     from pipeline.evaluation.scoring import compare
     from pipeline.evaluation.tasks.answering import score_tasks
     from pipeline.reference.activations import ActivationWatch
     from pipeline.source.end_ids import read_end_ids
 
     recipe = context.recipe
-    source, written = models.scorers()
+    source, written = models.source, models.written
     watch = ActivationWatch(
-        models.written,
         CheckpointConfig.from_directory(context.inputs["quantize"].path).dtype,
         rounded=settings_of(recipe).dtype == "model",
     )
-    with watch:
+    with models.watching(watch):
         with context.progress.task(f"scoring {text.tokens} tokens", text.tokens) as task:
             scores = compare(source, written, text.windows, models.vocabulary, task.advance)
         tasks = score_tasks(
@@ -127,6 +126,7 @@ def _measure(
             tokenizer=text.tokenizer,
             end_ids=read_end_ids(context.inputs["source"].path).ids,
             longest=text.positions,
+            most=new_tokens(parameters),
         )
     return scores, {
         "tasks": [task.as_dict() for task in tasks],
@@ -135,29 +135,21 @@ def _measure(
     }
 
 
-def _noise(text: ScoredText, models: Models, *, moved: bool) -> dict[str, Any]:
-    from pipeline.evaluation.moved import moved_factors
-    from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
-
-    # To a scorer every window begins a text.
-    rows = [window.ids for window in text.windows]
-    both = models.source, models.written, models.scorers()[0], rows
-    factors = moved_factors(models.source, models.written) if moved else None
-    linears, others = (
-        signal_to_noise(*both, chosen, factors=factors) for chosen in (is_linear, is_other)
-    )
+def _noise(text: ScoredText, models: Pair, *, moved: bool) -> dict[str, Any]:
+    # To a model every window begins a text.
+    noise = models.noise([window.ids for window in text.windows], moved=moved)
     return {
-        "signal_to_noise": [linear.as_dict() for linear in linears],
+        "signal_to_noise": [linear.as_dict() for linear in noise.linears],
         "signal_to_noise_of_others": [
             {"part": found["linear"], "db": found["db"], "exact": found["exact"]}
-            for found in (other.as_dict() for other in others)
+            for found in (other.as_dict() for other in noise.others)
         ],
     }
 
 
 STAGE = Stage(
     name="evaluate",
-    version=5,
+    version=6,
     title="measure the written checkpoint",
     inputs=("source", "quantize"),
     run=run,

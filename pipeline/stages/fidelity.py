@@ -125,7 +125,7 @@ def _compare(
     from pipeline.evaluation.tasks.answering import score_tasks
 
     models = load_models(context)
-    source, written = models.scorers()
+    source, written = models.source, models.written
     with context.progress.task(f"comparing {text.tokens} tokens", text.tokens) as task:
         scores = score_engine(
             source,

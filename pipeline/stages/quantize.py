@@ -241,28 +241,17 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
 
     The export merges pre-quant scales and rounds them, so the model in memory is another one.
     """
-    from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
+    from pipeline.evaluation.scoring import TokenScores, compare
     from pipeline.evaluation.windows import Window
-    from pipeline.reference import load_reference
-    from pipeline.reference.source import load_source, place_models
+    from pipeline.stages.compared import open_pair
 
-    recipe = context.recipe
-    original: Any = load_source(
-        context.inputs["source"].path, trust_remote_code=recipe.model.trust_remote_code
-    )
-    written: Any = load_reference(checkpoint)
-    device = place_models(recipe, original, written)
+    # Each candidate is another checkpoint, of which a walk would know nothing.
+    pair = open_pair(context, context.inputs["source"].path, checkpoint, resumed=False)
     # Each is a text from its beginning, of which the first token is context.
     whole = [Window(index, row, 1) for index, row in enumerate(windows)]
     tokens = sum(window.scored for window in whole)
     with context.progress.task(f"scoring {tokens} tokens", tokens) as task:
-        scores = compare(
-            scorer_of(original, device),
-            scorer_of(written, device),
-            whole,
-            int(original.config.vocab_size),
-            task.advance,
-        )
+        scores = compare(pair.source, pair.written, whole, pair.vocabulary, task.advance)
     return float(TokenScores.joined(scores).kl.mean(dtype="float64"))
 
 

@@ -17,11 +17,9 @@ from pipeline.source.snapshot import file_marks
 from pipeline.source.texts import text_digest
 from pipeline.source.tokens import TextTokenizer
 from pipeline.stages.base import StageContext
+from pipeline.stages.compared import Pair, open_pair
 
 if TYPE_CHECKING:
-    import torch
-
-    from pipeline.evaluation.scoring import Scorer
     from pipeline.evaluation.windows import Document, Window
 
 TEXT_KEY = "evaluate.text"
@@ -50,32 +48,6 @@ class ScoredText:
     def tokens(self) -> int:
         """Counts the tokens that are scored."""
         return sum(document.scored for document in self.documents)
-
-
-@dataclass(frozen=True)
-class Models:
-    """The source and what was written of it, on one device.
-
-    Attributes:
-        source: The source in float32.
-        written: The reference of the checkpoint.
-        device: Where both are.
-    """
-
-    source: Any
-    written: Any
-    device: torch.device
-
-    @property
-    def vocabulary(self) -> int:
-        """Counts the logits of a token under the source."""
-        return int(self.source.config.vocab_size)
-
-    def scorers(self) -> tuple[Scorer, Scorer]:
-        """Makes a scorer of each."""
-        from pipeline.evaluation.scoring import scorer_of
-
-        return scorer_of(self.source, self.device), scorer_of(self.written, self.device)
 
 
 def settings_of(recipe: Recipe) -> EvaluateSection:
@@ -152,24 +124,15 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
     return ScoredText(tokenizer, documents, windows, positions)
 
 
-def load_models(context: StageContext) -> Models:
-    """Loads the source, or the model that it was made from, and the reference of its checkpoint.
+def load_models(context: StageContext) -> Pair:
+    """Opens the source, or the model that it was made from, and the reference of its checkpoint.
 
     Raises:
         SourceError: The source model cannot be loaded.
         CheckpointError: The checkpoint is not complete.
     """
-    from pipeline.reference import load_reference
-    from pipeline.reference.source import load_source, place_models
-
-    recipe = context.recipe
     source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
-    if (reference := settings_of(recipe).reference) is not None:
+    if (reference := settings_of(context.recipe).reference) is not None:
         context.progress.note(f"measuring against {reference}")
         source = Path(reference)
-    with context.progress.task("loading both models", 2) as task:
-        original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
-        task.advance()
-        written = load_reference(checkpoint)
-        task.advance()
-    return Models(original, written, place_models(recipe, original, written))
+    return open_pair(context, source, checkpoint, resumed=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.evaluation.bootstrap import change_estimate, share_estimate
-from pipeline.evaluation.scoring import Scorer
+from pipeline.evaluation.scoring import Model
 from pipeline.evaluation.tasks.encoding import Pair, encode_pair
 from pipeline.evaluation.tasks.likelihood import Likelihood, log_likelihoods
 from pipeline.evaluation.tasks.question import Question
@@ -72,8 +72,8 @@ class TaskScore:
 @dataclass(frozen=True)
 class _Models:
     tokenizer: PairTokenizer
-    source: Scorer
-    other: Scorer
+    source: Model
+    other: Model
     longest: int
     vocabulary: int
 
@@ -81,8 +81,8 @@ class _Models:
 def score_tasks(
     recipe: Recipe,
     tokenizer: PairTokenizer,
-    source: Scorer,
-    other: Scorer,
+    source: Model,
+    other: Model,
     *,
     longest: int,
     vocabulary: int,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.evaluation.scoring import Scorer, batches, padded
+from pipeline.evaluation.scoring import Model, batches, logits_of, padded
 from pipeline.evaluation.tasks.encoding import Pair
 
 Ids = tuple[int, ...]
@@ -27,7 +27,7 @@ class Likelihood:
 
 
 def log_likelihoods(
-    scorers: Sequence[Scorer],
+    models: Sequence[Model],
     pairs: Sequence[Pair],
     vocabulary: int,
     advance: Callable[[float], None] = lambda _pairs: None,
@@ -37,30 +37,32 @@ def log_likelihoods(
     What a model sees alike, such as one question with letters to choose from, it sees once.
 
     Args:
-        scorers: The models.
+        models: The models.
         pairs: What to score.
         vocabulary: Logits of each token, which decides how much is scored at once. Those beyond
             are left out.
         advance: Called with the number of continuations just scored.
 
     Returns:
-        For each scorer, the likelihoods in the order of ``pairs``.
+        For each model, the likelihoods in the order of ``pairs``.
     """
     alike: dict[Ids, list[int]] = {}
     for index, pair in enumerate(pairs):
         alike.setdefault(pair.ids, []).append(index)
-    found: list[dict[int, Likelihood]] = [{} for _ in scorers]
+    found: list[dict[int, Likelihood]] = [{} for _ in models]
     rows = list(alike)
-    for some in batches(rows, vocabulary):
-        batch = [rows[index] for index in some]
-        ids = padded(batch)
-        for scorer, likelihoods in zip(scorers, found, strict=True):
-            logits = scorer(ids)
+    groups = [[rows[index] for index in some] for some in batches(rows, vocabulary)]
+    ids = [padded(batch) for batch in groups]
+    computed = [logits_of(model, ids) for model in models]
+    for batch in groups:
+        for each, likelihoods in zip(computed, found, strict=True):
+            logits = next(each)
             for row, seen in enumerate(batch):
                 for index in alike[seen]:
                     part = pairs[index].continuation
                     place = logits[row, len(seen) - len(part) : len(seen), :vocabulary]
                     likelihoods[index] = _likelihood(place, part)
+            del logits, place
         advance(sum(len(alike[seen]) for seen in batch))
     return [[each[index] for index in range(len(pairs))] for each in found]
 

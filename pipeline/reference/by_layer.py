@@ -1,0 +1,226 @@
+"""Source and checkpoint as parts that are loaded one at a time, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import open_checkpoint
+from pipeline.checkpoint.sources import QuantizedFolder
+from pipeline.layers.one_layer import FIRST_LAYER, empty_layer
+from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part, Parts
+from pipeline.layers.weights import SnapshotWeights
+from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import parameters
+from pipeline.reference.kv_cache import ATTENTION_NAME
+from pipeline.reference.linear import float32_tensor
+from pipeline.reference.model import config_of, fill_layer
+from pipeline.source.loading import load_config
+
+# Parts of two models that together take no more stay in memory between walks.
+KEPT_BYTES = 256 << 20
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_LAYER = FIRST_LAYER.removesuffix(".")
+
+
+def source_by_layer(directory: Path, device: torch.device) -> Parts:
+    """Opens a Hugging Face model that computes what :func:`.source.load_source` loads.
+
+    Raises:
+        SourceError: transformers cannot read its configuration, or a file is damaged.
+    """
+    facts = ModelFacts.from_directory(directory)
+    config = load_config(directory)
+    if facts.quantized is not None and hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if facts.quantized is not None:
+        return _Source(facts, config, device, _Dequantized(directory))
+    return _Source(facts, config, device, _Stored(directory))
+
+
+def checkpoint_by_layer(directory: Path, device: torch.device) -> Parts:
+    """Opens a checkpoint directory that computes what :func:`.model.load_reference` loads.
+
+    Raises:
+        CheckpointError: The directory is not a complete checkpoint.
+        UnsupportedError: Its architecture or format is not one of ours.
+    """
+    return _Checkpoint(directory, device)
+
+
+class _ByLayer:
+    """What both have in common; a small model keeps its parts.
+
+    Args:
+        facts: The model's.
+        config: transformers' configuration of it.
+        device: Where the parts compute.
+        attention: An attention function of transformers; None is its own choice.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, config: Any, device: torch.device, attention: str | None = None
+    ) -> None:
+        self.layers, self.hidden_size = facts.num_hidden_layers, facts.hidden_size
+        self.vocabulary, self.device = facts.vocab_size, device
+        self._config, self._attention = config, attention
+        self._keeps = 2 * 4 * parameters(facts) <= KEPT_BYTES
+        self._kept: dict[int, Part] = {}
+        # Of one layer of each kind, whose weights are replaced by those of the next.
+        self._models: dict[str, Any] = {}
+
+    def part(self, number: int) -> Part:
+        """Loads a part; unless the model is small, one that was loaded before is lost."""
+        if number in self._kept:
+            return self._kept[number]
+        if number == 0:
+            embedding = EmbeddingByRows(self._embedding_rows)
+            part = Part(0, {"model.embed_tokens": embedding}, embedding)
+        elif number <= self.layers:
+            part = self._layer_part(number)
+        else:
+            part = self._last_part()
+        if self._keeps:
+            self._kept[number] = part
+        return part
+
+    def _layer_part(self, number: int) -> Part:
+        index = number - 1
+        kinds = getattr(self._config, "layer_types", None)
+        kind = str(index) if self._keeps else str(kinds[index] if kinds else "")
+        if kind not in self._models:
+            self._models[kind] = self._empty(index)
+        model = self._models[kind]
+        self._fill(model.model.layers[0], index)
+        model.model.layers[0].to(self.device)
+        modules = {
+            f"model.layers.{index}{f'.{name}' if name else ''}": module
+            for name, module in model.model.layers[0].named_modules()
+        }
+        return Part(
+            number,
+            modules,
+            lambda hidden: model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state,
+        )
+
+    def _empty(self, index: int) -> Any:
+        model = empty_layer(self._config, index, torch.float32, self._attention)
+        model.model.norm = torch.nn.Identity()
+        model.model.rotary_emb.to(self.device)
+        return model
+
+    def _last_part(self) -> Part:
+        norm = empty_layer(self._config, 0, torch.float32).model.norm
+        norm.weight = torch.nn.Parameter(self._norm().to(self.device), requires_grad=False)
+        head = HeadInBlocks(self._head_rows, self.vocabulary, self.hidden_size)
+        modules = {"model.norm": norm, "lm_head": head}
+        return Part(self.layers + 1, modules, lambda hidden: head(norm(hidden)))
+
+    def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _head_rows(self, rows: slice) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _norm(self) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+        raise NotImplementedError
+
+
+class _Stored:
+    """The tensors of a snapshot in floating point, as float32."""
+
+    def __init__(self, directory: Path) -> None:
+        self._read = SnapshotWeights(directory)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._read
+
+    def tensor(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        return self._read(name, rows)
+
+    def release(self) -> None:
+        """Has nothing to let go of."""
+
+
+class _Dequantized:
+    """The tensors of a quantized snapshot, as its codes and scales say."""
+
+    def __init__(self, directory: Path) -> None:
+        self._folder = QuantizedFolder(directory)
+
+    def __contains__(self, name: str) -> bool:
+        return self._folder.tensor(name) is not None or self._folder.is_quantized(_linear(name))
+
+    def tensor(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        ends = name.endswith(".weight")
+        array = self._folder.weight(_linear(name)) if ends else self._folder.tensor(name)
+        return float32_tensor(np.asarray(array)[rows])
+
+    def release(self) -> None:
+        self._folder.release()
+
+
+def _linear(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+class _Source(_ByLayer):
+    def __init__(
+        self,
+        facts: ModelFacts,
+        config: Any,
+        device: torch.device,
+        tensors: _Stored | _Dequantized,
+    ) -> None:
+        super().__init__(facts, config, device)
+        self._tensors = tensors
+        tied = facts.tie_word_embeddings or HEAD not in tensors
+        self._head_name = EMBEDDING if tied else HEAD
+
+    def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        found = torch.empty(len(ids), self.hidden_size)
+        for place, row in enumerate(ids.tolist()):
+            found[place] = self._tensors.tensor(EMBEDDING, slice(row, row + 1))[0]
+        return found
+
+    def _head_rows(self, rows: slice) -> torch.Tensor:
+        return self._tensors.tensor(self._head_name, rows).float()
+
+    def _norm(self) -> torch.Tensor:
+        return self._tensors.tensor(NORM).float()
+
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+        if any(weight.is_meta for weight in layer.parameters()):
+            layer.to_empty(device=self.device)
+        for name, weight in layer.named_parameters():
+            weight.data.copy_(self._tensors.tensor(f"model.layers.{index}.{name}"))
+        self._tensors.release()
+
+
+class _Checkpoint(_ByLayer):
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        self._checkpoint = open_checkpoint(directory)
+        facts = self._checkpoint.facts
+        super().__init__(facts, config_of(facts), device, ATTENTION_NAME)
+        self._facts, self._weights = facts, self._checkpoint.weights()
+
+    def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        return float32_tensor(self._weights.vocab_embedding[ids.numpy()])
+
+    def _head_rows(self, rows: slice) -> torch.Tensor:
+        return float32_tensor(self._weights.lm_head.weight[rows])
+
+    def _norm(self) -> torch.Tensor:
+        return float32_tensor(self._weights.ln_f)
+
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+        stored = self._weights.layers[index]
+        algo = self._checkpoint.config.quantization.kv_cache_algo
+        fill_layer(layer, stored, self._facts, algo)
+        self._checkpoint.release()
