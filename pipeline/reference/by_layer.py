@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipeline.source.loading import load_config
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
+# Of so many shapes of batches, and of no larger ones, the mask is kept.
+SHAPES, SHAPE_BYTES = 64, 2 << 20
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _LAYER = FIRST_LAYER.removesuffix(".")
 
@@ -71,6 +74,8 @@ class _ByLayer:
         self._kept: dict[int, Part] = {}
         # Of one layer of each kind, whose weights are replaced by those of the next.
         self._models: dict[str, Any] = {}
+        # What a layer gets besides hidden states, by its kind and their shape.
+        self._beside: dict[tuple[str, int, int], dict[str, Any]] = {}
 
     def part(self, number: int) -> Part:
         """Loads a part; unless the model is small, one that was loaded before is lost."""
@@ -90,21 +95,42 @@ class _ByLayer:
     def _layer_part(self, number: int) -> Part:
         index = number - 1
         kinds = getattr(self._config, "layer_types", None)
-        kind = str(index) if self._keeps else str(kinds[index] if kinds else "")
-        if kind not in self._models:
-            self._models[kind] = self._empty(index)
-        model = self._models[kind]
-        self._fill(model.model.layers[0], index)
-        model.model.layers[0].to(self.device)
+        kind = str(kinds[index]) if kinds else ""
+        slot = str(index) if self._keeps else kind
+        if slot not in self._models:
+            self._models[slot] = self._empty(index)
+        model = self._models[slot]
+        layer = model.model.layers[0]
+        self._fill(layer, index)
+        layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
-            for name, module in model.model.layers[0].named_modules()
+            for name, module in layer.named_modules()
         }
-        return Part(
-            number,
-            modules,
-            lambda hidden: model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state,
+        return Part(number, modules, lambda hidden: self._run(model, kind, hidden))
+
+    def _run(self, model: Any, kind: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Runs one layer, in the mask and the positions that transformers makes for the shape.
+
+        A whole model makes them once for all layers; so they are made once here for all that are
+        alike.
+        """
+        shape, layer = (kind, *hidden.shape[:2]), model.model.layers[0]
+        output: torch.Tensor
+        if beside := self._beside.get(shape):
+            output = layer(hidden, **beside)
+            return output
+        seen: dict[str, Any] = {}
+        handle = layer.register_forward_pre_hook(
+            lambda _layer, _inputs, named: seen.update(named), with_kwargs=True
         )
+        try:
+            output = model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        finally:
+            handle.remove()
+        if len(self._beside) < SHAPES and _bytes(seen) <= SHAPE_BYTES:
+            self._beside[shape] = seen
+        return output
 
     def _empty(self, index: int) -> Any:
         model = empty_layer(self._config, index, torch.float32, self._attention)
@@ -224,3 +250,7 @@ class _Checkpoint(_ByLayer):
         algo = self._checkpoint.config.quantization.kv_cache_algo
         fill_layer(layer, stored, self._facts, algo)
         self._checkpoint.release()
+
+
+def _bytes(named: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in named.values() if isinstance(value, torch.Tensor))
