@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.checkpoint.layout import Array, Linear
+from pipeline.checkpoint.layout import PACKED_ALGOS, Array, Linear
 from pipeline.checkpoint.loading import DIVIDED_SCALES, as_loaded
 from pipeline.checkpoint.nf4 import values_of
 from pipeline.checkpoint.reader import numpy_dtype
@@ -20,9 +22,14 @@ from pipeline.formats import (
     W8A8_SQ_PER_CHANNEL,
 )
 
+# Of a linear, dequantized at a time: what a processor's own memory holds.
+BLOCK_WEIGHTS = 1 << 17
+
 
 def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     """Computes the weight W of y = (x * prequant_scaling_factor) @ W.T + bias.
+
+    Some rows at a time, so that nothing in between is as large as the weight.
 
     Returns:
         float32 [N, K].
@@ -30,6 +37,28 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     Raises:
         UnsupportedError: The linear's ``algo`` is not known.
     """
+    weight = np.empty((linear.out_features, linear.in_features), np.float32)
+    # Even, since two rows share the bytes of some formats.
+    count = max(2, BLOCK_WEIGHTS // linear.in_features // 2 * 2)
+    for start in range(0, len(weight), count):
+        rows = slice(start, min(start + count, len(weight)))
+        weight[rows] = _dequantized(_rows_of(linear, rows))
+    return weight
+
+
+def _rows_of(linear: Linear, rows: slice) -> Linear:
+    """Takes some outputs of a linear."""
+    shared = 2 if linear.algo in PACKED_ALGOS else 1
+    scale, zero = linear.weights_scaling_factor, linear.zero
+    return replace(
+        linear,
+        weight=linear.weight[rows.start // shared : rows.stop // shared],
+        weights_scaling_factor=scale if scale is None or scale.size == 1 else scale[rows],
+        zero=None if zero is None else zero[:, rows],
+    )
+
+
+def _dequantized(linear: Linear) -> npt.NDArray[np.float32]:
     scale = linear.weights_scaling_factor
     if linear.algo == NO_QUANT:
         return linear.weight.astype(np.float32)
@@ -39,14 +68,14 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
         return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
     if linear.algo == NF4:
-        return values_of(linear.weight) * _spread(scale.astype(np.float32), linear)
+        return _by_group(values_of(linear.weight), scale.astype(np.float32))
     if linear.algo == W4A16_AWQ:
         return _dequantize_int4(linear, as_loaded(scale, _dtype(linear)))
     if linear.algo == W4A8_AWQ:
         # The INT4 weight is rounded once more, to the float8 that the product is made in.
         scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
         loaded = as_loaded(scale, _dtype(linear), divisor=float(scale_2), last=DIVIDED_SCALES)
-        scaled = unpack_int4(linear.weight) * _spread(loaded, linear)
+        scaled = _by_group(unpack_int4(linear.weight), loaded)
         return scaled.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * scale_2
     raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
 
@@ -55,7 +84,7 @@ def _dequantize_int4(linear: Linear, scale: npt.NDArray[np.float32]) -> npt.NDAr
     codes = unpack_int4(linear.weight)
     if linear.zero is not None:
         codes = codes + np.repeat(offsets(linear), linear.in_features // scale.shape[1], axis=1)
-    weight: npt.NDArray[np.float32] = codes * _spread(scale, linear)
+    weight = _by_group(codes, scale)
     if linear.input_order is None:
         return weight
     ordered = np.empty_like(weight)
@@ -102,5 +131,8 @@ def _dtype(linear: Linear) -> str:
     return linear.prequant_scaling_factor.dtype.name
 
 
-def _spread(scale: npt.NDArray[np.float32], linear: Linear) -> npt.NDArray[np.float32]:
-    return np.repeat(scale, linear.in_features // scale.shape[1], axis=1)
+def _by_group(values: Array, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Multiplies [N, K] by the scales of groups of columns, [N, K/g]."""
+    rows, groups = scale.shape
+    product: npt.NDArray[np.float32] = values.reshape(rows, groups, -1) * scale[:, :, None]
+    return product.reshape(values.shape)

@@ -29,10 +29,10 @@ class Observer(Protocol):
         """Returns a context manager in which the part is looked at."""
 
     def begin(self, batch: int) -> None:
-        """Is told which batch of the walk comes next."""
+        """Notes which batch of the walk comes next."""
 
     def end(self, batch: int) -> None:
-        """Is told that a batch is through the last part; they are in order."""
+        """Notes that a batch is through the last part; they come in order."""
 
     def seen(self) -> Any:
         """Returns what was seen in this walk so far, as JSON values."""

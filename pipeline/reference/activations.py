@@ -95,7 +95,7 @@ class ActivationWatch:
                 handle.remove()
 
     def begin(self, batch: int) -> None:
-        """Is told which batch of a walk comes next."""
+        """Notes which batch of a walk comes next."""
         self._batch = batch
 
     def end(self, batch: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluation.scoring import Scorer, compare, scorer_of
-from pipeline.evaluation.signal_to_noise import is_linear, is_other, signal_to_noise
+from pipeline.evaluation.signal_to_noise import signal_to_noise
 from pipeline.evaluation.summary import summarize
 from pipeline.evaluation.windows import Document, Window, read_documents, strided_windows
 from pipeline.progress import Silent
@@ -136,14 +136,14 @@ class Trial:
         scores = compare(source.scorer, scorer_of(written, cpu), source.windows, vocabulary)
         rows = [window.ids for window in source.windows]
         both = source.model, written, scorer_of(source.model, cpu), rows
-        linears, others = (signal_to_noise(*both, chosen) for chosen in (is_linear, is_other))
+        noise = signal_to_noise(*both)
         measured = {
             "parameters": source.model.num_parameters(),
             "vocabulary": vocabulary,
             **summarize(source.documents, source.windows, scores),
-            "signal_to_noise": [linear.as_dict() for linear in linears],
+            "signal_to_noise": [linear.as_dict() for linear in noise.linears],
             "signal_to_noise_of_others": [
-                {"part": other.linear, **other.as_dict()} for other in others
+                {"part": other.linear, **other.as_dict()} for other in noise.others
             ],
         }
         return decide(gates_of(recipe, measured), None, None)

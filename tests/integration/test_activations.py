@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from pipeline.errors import CheckpointError
+from pipeline.layers.parts import whole
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import load_reference
@@ -74,7 +75,8 @@ def test_the_largest_is_that_of_transformers_in_float32(
     source = request.getfixturevalue(which)
     run_stage(recipe(source, format="float16"), source, tmp_path / "checkpoint")
     model = load_reference(tmp_path / "checkpoint")
-    with torch.inference_mode(), ActivationWatch(model, "float16") as watch:
+    watch = ActivationWatch("float16")
+    with torch.inference_mode(), watch.watching(whole(model)):
         before = model(input_ids=IDS).logits
     found = watch.found()
     largest, _ = _largest_by_torch(source, torch.float32)
@@ -97,7 +99,7 @@ def test_rounding_to_float16_gives_what_torch_gives_in_float16(
         model: Any = load_reference(tmp_path / name)
         with torch.inference_mode():
             exact = model(input_ids=IDS).logits
-            with ActivationWatch(model, "float16", rounded=True):
+            with ActivationWatch("float16", rounded=True).watching(whole(model)):
                 ours = model(input_ids=IDS).logits
             own: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float16
@@ -111,7 +113,8 @@ def test_rounding_to_float16_gives_what_torch_gives_in_float16(
     # bfloat16 has the range.
     run_stage(recipe(loud, format="bfloat16"), loud, tmp_path / "wide")
     model = load_reference(tmp_path / "wide")
-    with torch.inference_mode(), ActivationWatch(model, "bfloat16", rounded=True) as watch:
+    watch = ActivationWatch("bfloat16", rounded=True)
+    with torch.inference_mode(), watch.watching(whole(model)):
         assert bool(model(input_ids=IDS).logits.isfinite().all())
     assert watch.found().beyond == 0
     assert _largest_by_torch(loud, torch.bfloat16)[1]

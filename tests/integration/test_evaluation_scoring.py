@@ -15,7 +15,7 @@ import torch
 from pipeline.evaluation import scoring
 from pipeline.evaluation.completions import compare_completions, greedy
 from pipeline.evaluation.scoring import Scorer, TokenScores, compare, scorer_of
-from pipeline.evaluation.signal_to_noise import is_other, signal_to_noise
+from pipeline.evaluation.signal_to_noise import signal_to_noise
 from pipeline.evaluation.windows import Document, Window, read_documents, strided_windows
 from pipeline.reference.source import load_source
 from pipeline.source.lines import read_texts
@@ -249,7 +249,7 @@ def test_signal_to_noise_is_that_of_a_direct_computation(source: Path) -> None:
     written.get_submodule("model.layers.1.mlp.down_proj").weight.data[0, 0] = math.nan
     written.get_submodule("model.layers.0.mlp.up_proj").weight.data *= 1.1
     rows = [list(range(5, 40)), [3, 9, 27]]
-    found = signal_to_noise(model, written, plain(model), rows)
+    found = signal_to_noise(model, written, plain(model), rows).linears
     assert {item.linear for item in found} == set(names)
     decibels = {item.linear: item.db for item in found}
     # The embedding's rows, normalized by hand.
@@ -281,7 +281,7 @@ def test_signal_to_noise_of_what_no_format_rounds(source: Path) -> None:
     with torch.no_grad():
         written.model.norm.weight.mul_(1.5)
         written.model.embed_tokens.weight.mul_(0.9)
-    found = signal_to_noise(model, written, plain(model), [range(200)], is_other)
+    found = signal_to_noise(model, written, plain(model), [range(200)]).others
     assert [(one.linear, round(one.db, 3)) for one in found[:2]] == [
         ("model.norm", 6.021),
         ("model.embed_tokens", 20.0),
