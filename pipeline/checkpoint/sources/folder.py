@@ -94,8 +94,3 @@ class QuantizedFolder:
         linear = self.linear(name)
         weight = linear.weight()
         return weight if linear.smoothing is None else weight * linear.smoothing.astype("float32")
-
-    def release(self) -> None:
-        """Lets go of the pages of its files that were read; arrays stay valid."""
-        for file in set(self._files.values()):
-            file.release()
