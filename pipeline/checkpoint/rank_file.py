@@ -51,14 +51,22 @@ class RankFile:
         path: The file. One that is there is written into if ``keep`` is set.
         tensors: What it is to hold, by name; what nobody writes reads as zeros.
         keep: Goes on with a file that was begun with the same tensors, whose values stay.
+        metadata: Words for readers of the file.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, Described], *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, Described],
+        *,
+        keep: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         stored = {name: _NAMES[tensor.dtype] for name, tensor in tensors.items()}
-        header: dict[str, object] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         self._places: dict[str, tuple[int, int]] = {}
         end = 0
         for name in sorted(tensors, key=lambda name: (ORDER.index(stored[name]), name)):

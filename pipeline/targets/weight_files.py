@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.checkpoint.layout import Array
+from pipeline.checkpoint.rank_file import Described, RankFile
+from pipeline.checkpoint.reader import numpy_dtype
 from pipeline.source.snapshot import COMPANIONS, INDEX, SINGLE
 
+# Of a tensor, moved at a time.
+_PIECE = 1 << 24
 _NOT_COPIED = frozenset({"config.json", INDEX})
 
 
 class WeightFiles:
-    """Weight files that are written one after another, so that memory holds one at a time.
+    """Weight files that are written one after another, so that memory holds one tensor at a time.
+
+    A file begins with a list of its tensors, so these lie in a file of their own until the list is
+    complete, which takes the disk as much room again as one file.
 
     Args:
         directory: Where they go.
@@ -24,7 +32,7 @@ class WeightFiles:
 
     def __init__(self, directory: Path, most: int) -> None:
         self._directory, self._most = directory, most
-        self._held: dict[str, Array] = {}
+        self._held: dict[str, Described] = {}
         self._held_bytes = 0
         self._written: list[list[str]] = []
         self._size = 0
@@ -43,7 +51,10 @@ class WeightFiles:
         if self._held and self._held_bytes + tensor.nbytes > self._most:
             self._write()
         # A transposed view would be written in the order of its memory, with the right shape.
-        self._held[name] = np.ascontiguousarray(tensor).reshape(tensor.shape)
+        flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        with self._waiting.open("ab" if self._held else "wb") as file:
+            file.write(flat.data)
+        self._held[name] = Described(tensor.dtype.name, tensor.shape)
         self._held_bytes += tensor.nbytes
 
     def close(self) -> int:
@@ -71,19 +82,28 @@ class WeightFiles:
     def _place(self, index: int) -> Path:
         return self._directory / f".part-{index}"
 
-    def _write(self) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+    @property
+    def _waiting(self) -> Path:
+        return self._directory / ".waiting"
 
+    def _write(self) -> None:
         place = self._place(len(self._written))
-        try:
-            # Readers of PyTorch's files look for this word.
-            save_file(self._held, place, {"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(0, str(error)) from error
+        # Readers of PyTorch's files look for this word.
+        with RankFile(place, self._held, metadata={"format": "pt"}) as written:
+            if self._held:
+                self._move_into(written)
         self._written.append(list(self._held))
         self._size += self._held_bytes
         self._held, self._held_bytes = {}, 0
+
+    def _move_into(self, written: RankFile) -> None:
+        with self._waiting.open("rb") as file:
+            for name, tensor in self._held.items():
+                size = math.prod(tensor.shape) * numpy_dtype(tensor.dtype).itemsize
+                for start in range(0, size, _PIECE):
+                    piece = file.read(min(size - start, _PIECE))
+                    written.write(name, np.frombuffer(piece, np.uint8), start)
+        self._waiting.unlink()
 
 
 def copy_companions(source: Path, output: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -74,7 +75,10 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, family_of(facts).name)
     try:
         writer.add_name(name)
-        described = list(tensors(weights, facts, dtype, wanted))
+        # Without what computes them, which holds the codes of its layer.
+        described = [
+            replace(tensor, data=_unread) for tensor in tensors(weights, facts, dtype, wanted)
+        ]
         _add_sizes(writer, facts, _file_type(wanted, described))
         add_rope(writer, facts)
         add_vocabulary(writer, tokens, facts.vocab_size)
@@ -97,7 +101,6 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        del described  # it holds the codes of every layer
         for tensor in tensors(weights, facts, dtype, wanted):
             writer.write_tensor_data(tensor.data())
             if tensor.name.endswith("ffn_down.weight"):
@@ -105,6 +108,10 @@ def write_gguf(
     finally:
         writer.close()
     return Written(dict(sorted(types.items())), dict(changes))
+
+
+def _unread() -> Any:
+    raise AssertionError("a tensor that was described has no values")
 
 
 def _add_sizes(writer: gguf.GGUFWriter, facts: ModelFacts, file_type: FileType) -> None:
