@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from by_size.measured import GB, Ran
+from by_size.measured import GB, Ran, end_in_order
 from by_size.model import SHAPES
 from by_size.stages import Job, Setting
 
@@ -38,6 +38,7 @@ HEAD = (
 
 def main() -> int:
     arguments = parse()
+    end_in_order()
     shape = SHAPES[arguments.size]
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from by_size.kills import Kill, kill_often
-from by_size.measured import GB
+from by_size.measured import GB, end_in_order
 from by_size.model import SHAPES, Shape
 from by_size.rows import HEAD, STAGES, WAYS, Plan, rows_of
 from by_size.stages import Job, Setting
@@ -49,6 +49,7 @@ Result = tuple[list[dict[str, Any]], int]
 
 def main() -> int:
     arguments = parse()
+    end_in_order()
     found: dict[str, Any] = {"setting": vars(plan_of(arguments).setting)}
     parts: dict[str, Callable[[argparse.Namespace], Result]] = {
         "table": table,

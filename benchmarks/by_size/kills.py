@@ -129,7 +129,6 @@ def _run(job: Job, command: list[str], stage: str, kill_after: float | None) -> 
         When its work began, by the monotonic clock.
     """
     output, errors = job.outputs(stage)
-    began = time.monotonic()
     with output.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
             command, cwd=PROJECT, stdout=out, stderr=err, start_new_session=True
@@ -146,17 +145,18 @@ def _run(job: Job, command: list[str], stage: str, kill_after: float | None) -> 
             if process.poll() is None:  # killed, or this process is interrupted
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    if killed:
-        return worked or began
-    if process.returncode:
-        raise SystemExit(f"{stage} ended with {process.returncode}, see {errors} and {output}")
-    return worked or began
+    if process.returncode and not killed:
+        said = output.read_text(encoding="utf-8") + errors.read_text(encoding="utf-8")
+        raise SystemExit(f"{stage} ended with {process.returncode}: {said[-3000:]}")
+    if worked is None:
+        raise SystemExit(f"{stage} never said that it had begun to work")
+    return worked
 
 
 def _works(errors: Path, stage: str) -> bool:
-    """Whether a command has said that it is at a piece of the stage's work."""
+    """Whether a command has said more of a stage than that it begins."""
     _, _, said = errors.read_text(encoding="utf-8").partition(f"{stage}: ")
-    return "..." in said
+    return len(said.splitlines()) > 1
 
 
 def saved_layers(job: Job, stage: str) -> int:

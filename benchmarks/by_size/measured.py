@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -66,6 +67,11 @@ class Ran:
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
         return asdict(self)
+
+
+def end_in_order() -> None:
+    """Lets a request to end this process end the command that it runs, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def run(
