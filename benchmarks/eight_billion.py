@@ -19,7 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from by_size.model import SHAPES
 from by_size.stages import Job, Setting
 
 PROMPT = "Once there was a gentle boy named Jack, and he lived by the sea."
-# Model, a copy in the store where it cannot be linked, checkpoint, engine and what is saved.
-DISK_BYTES_PER_PARAMETER = 6.0
+# Of disk: the model, which the store links, the checkpoint, the engine and what is saved.
+DISK_BYTES_PER_PARAMETER = 4.0
+STEPS = ("source", "quantize", "evaluate", "compile", "repository", "generate")
 HEAD = (
     "| step | s | processor s | peak GB | own | anonymous | server | its anonymous |\n"
     "|---|---:|---:|---:|---:|---:|---:|---:|"
@@ -40,19 +41,14 @@ def main() -> int:
     arguments = parse()
     end_in_order()
     shape = SHAPES[arguments.size]
-    if arguments.folder:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
+    with place_for(arguments) as place:
         folder = Path(place)
         free, needs = shutil.disk_usage(folder).free, DISK_BYTES_PER_PARAMETER * shape.parameters
-        if free < needs:
+        if free < needs and not (folder / "model").exists():
             raise SystemExit(f"{folder}: {needs / GB:.0f} GB are needed, {free / GB:.0f} are free")
         began = time.monotonic()
         setting = Setting(
-            arguments.samples,
-            arguments.length,
-            arguments.tokens,
-            batch=arguments.samples,
+            arguments.samples, arguments.length, arguments.tokens, batch=arguments.samples
         )
         job = Job(folder, shape, "int4_awq", setting)
         print(
@@ -61,18 +57,27 @@ def main() -> int:
             f"tokens to calibrate on, {arguments.tokens} scored\n"
         )
         print(HEAD, flush=True)
-        found: dict[str, dict[str, Any]] = {}
         peak = 0
-        for name, step in steps(job).items():
-            ran = step()
-            found[name] = ran.as_dict()
+        found: dict[str, Any] = {}
+        for step in arguments.steps:
+            ran = take(job, step)
             peak = max(peak, ran.outside.own, 0 if ran.servers.own else ran.peak)
-            print(line(name, ran), flush=True)
+            print(line(step, ran), flush=True)
+            found[step] = ran.as_dict()
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"\ncompletion: {json.dumps(job.said('generate'))}")
-    print(f"at most {peak / GB:.2f} GB outside the server, {arguments.limit:g} are allowed")
+        if "generate" in arguments.steps:
+            print(f"\ncompletion: {json.dumps(job.said('generate'))}")
+    print(f"\nat most {peak / GB:.2f} GB outside the server, {arguments.limit:g} are allowed")
     return int(peak > arguments.limit * GB)
+
+
+def place_for(arguments: argparse.Namespace) -> AbstractContextManager[str]:
+    """A folder for all of it, which stays where that was asked for."""
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+        return nullcontext(str(arguments.keep))
+    return tempfile.TemporaryDirectory(dir=arguments.folder)
 
 
 def parse() -> argparse.Namespace:
@@ -82,21 +87,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="tokens of a text, or a window")
     parser.add_argument("--tokens", type=int, default=2000, help="that are scored")
     parser.add_argument("--limit", type=float, default=10.0, help="GB outside the server")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, metavar="STEP")
     parser.add_argument("--folder", type=Path, help="where all of it is for a while")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="leave all of it there, and go on with what is"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return parser.parse_args()
 
 
-def steps(job: Job) -> dict[str, Callable[[], Ran]]:
-    """Commands by name, in order."""
-    found: dict[str, Callable[[], Ran]] = {
-        stage: lambda stage=stage: job.step(stage)
-        for stage in ("source", "quantize", "evaluate", "compile")
-    }
-    # Scoring on the engine is not part of it, so what asks for that is left out.
-    found["repository"] = lambda: job.step("repository", "--set", "evaluate=null")
-    found["generate"] = lambda: job.generate(PROMPT)
-    return found
+def take(job: Job, step: str) -> Ran:
+    """Takes one step."""
+    if step == "generate":
+        return job.generate(PROMPT)
+    # Nobody asked for scores of the engine, and without evaluation there are none.
+    return job.step(step, *(["--set", "evaluate=null"] if step == "repository" else []))
 
 
 def line(name: str, ran: Ran) -> str:
