@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from tests.conftest import PROJECT
@@ -72,7 +73,7 @@ class Block:
         """Whether it is to be run."""
         return self.kind in RUN and self.not_run is None
 
-    @property
+    @cached_property
     def steps(self) -> list[tuple[str, str | None]]:
         """Each command with what is shown of its output; None where nothing is said of that."""
         if self.kind == "sh":

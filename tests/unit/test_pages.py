@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,14 @@ def _refused(block: Block, command: str) -> bool:
     )
 
 
+@cache
+def command_line() -> Any:
+    """The commands of the program, as Typer makes them of its functions."""
+    return typer.main.get_command(app)
+
+
 def understood(words: list[str], *, fails: bool = False) -> None:
-    found: Any = typer.main.get_command(app)
+    found = command_line()
     try:
         while words and hasattr(found, "get_command") and not words[0].startswith("-"):
             name, *words = words
