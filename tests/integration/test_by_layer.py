@@ -1,287 +1,308 @@
-"""Layer by layer the same bytes are written as with the whole model in memory."""
+"""Evaluation layer by layer writes the bytes of evaluation with both models in memory."""
 
 from __future__ import annotations
 
-import gc
-import threading
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("modelopt")
-
 import torch
 
-from pipeline.errors import StageError
-from pipeline.layers import state
+from pipeline.evaluation import completions, scoring
+from pipeline.evaluation.completions import new_tokens
+from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
+from pipeline.evaluation.windows import Window
+from pipeline.layers import parts, state, walk
+from pipeline.layers.parts import HeadInBlocks
+from pipeline.layers.walk import Walker
 from pipeline.progress import Silent
-from pipeline.quantize import by_layer
-from pipeline.quantize.walk import Walk
 from pipeline.recipe.schema import Recipe
+from pipeline.reference import by_layer, load_reference
+from pipeline.reference.activations import ActivationWatch
+from pipeline.reference.by_layer import checkpoint_by_layer, source_by_layer
+from pipeline.reference.source import load_source
 from pipeline.stages.base import StageContext
-from pipeline.stages.quantize import STAGE
+from pipeline.stages.evaluate import RESULT_NAME, STAGE
+from pipeline.stages.scored import MOVED_SCALES
 from pipeline.store.artifact import Artifact
+from tests import foreign_folders as foreign
 from tests.integration.quantize_support import (
     ARCHITECTURES,
+    FORMATS,
+    VOCAB,
+    calibration_words,
+    matrix_recipe,
     recipe,
     run_stage,
     write_source,
 )
 
-Write = Callable[[str], Path]
-# Every format, KV cache and option once, with ranks of both kinds, and each architecture.
-CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("Llama", {"format": "int4_awq", "kv_cache": "int8", "group_size": 64, "tp": 2}),
-    ("Llama", {"format": "int4_gptq", "kv_cache": "int8", "act_order": True}),
-    ("Llama", {"format": "int4_gptq", "pp": 2}),
-    ("Llama", {"format": "nf4", "tp": 2}),
-    ("Mistral", {"format": "int4_awq", "kv_cache": "fp8", "portable": True}),
-    ("Mistral", {"format": "float32", "pp": 2}),
-    ("Qwen2", {"format": "int8_sq", "kv_cache": "fp8", "portable": True, "tp": 2}),
-    ("Qwen2", {"format": "bfloat16", "tp": 2, "pp": 2}),
-    ("Qwen2", {"format": "int8_wo"}),
-    ("Qwen3", {"format": "w4a8_awq", "kv_cache": "fp8", "tp": 2, "pp": 2}),
-    ("Qwen3", {"format": "fp8", "kv_cache": "fp8", "dtype": "bfloat16"}),
-    ("Qwen3", {"format": "float16"}),
-)
-RANKS: tuple[dict[str, int], ...] = ({}, {"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2})
-ALL: tuple[dict[str, Any], ...] = (
-    *({"format": name} for name in ("float16", "bfloat16", "float32", "nf4", "int8_wo")),
-    *(
-        {"format": name, "kv_cache": kv_cache, **options}
-        for kv_cache in (None, "int8", "fp8")
-        for name, options in (
-            ("int4_awq", {}),
-            ("int4_awq", {"group_size": 64}),
-            ("int4_awq", {"portable": True}),
-            ("int8_sq", {}),
-            ("int8_sq", {"portable": True}),
-            ("fp8", {}),
-            ("w4a8_awq", {}),
-            ("int4_gptq", {}),
-            ("int4_gptq", {"act_order": True}),
-        )
-    ),
-)
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Write:
-    """Writes the source of an architecture, once."""
-    root = tmp_path_factory.mktemp("sources")
-
-    def write(architecture: str) -> Path:
-        folder = root / architecture
-        return folder if folder.exists() else write_source(architecture, folder)
-
-    return write
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
-def as_whole(asked: Recipe) -> Recipe:
-    """The same recipe with the whole model in memory."""
-    return asked.model_copy(update={"model": asked.model.model_copy(update={"at_once": "model"})})
+@pytest.fixture
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completions of a few tokens."""
+    monkeypatch.setattr(completions, "NEW_TOKENS", 4)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+@pytest.fixture(params=["kept", "read again"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the layers of so small a model stay in memory."""
+    if request.param != "kept":
+        monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    return bool(request.param == "kept")
 
 
-def compare(source: Path, changes: dict[str, Any], root: Path) -> None:
-    """Writes a checkpoint in both ways and compares what is in the files."""
-    asked = recipe(source, **changes)
-    facts = run_stage(asked, source, root / "layer")
-    assert run_stage(as_whole(asked), source, root / "whole") == facts
-    own, whole = files(root / "layer"), files(root / "whole")
-    assert own.keys() == whole.keys()
-    assert len(own) == 1 + changes.get("tp", 1) * changes.get("pp", 1)
-    assert [name for name in own if own[name] != whole[name]] == []
+def evaluated(
+    settings: Recipe,
+    source: Path,
+    checkpoint: Path,
+    output: Path,
+    at_once: str,
+    *,
+    unfinished: Path | None = None,
+    facts: dict[str, Any] | None = None,
+    **evaluate: Any,
+) -> bytes:
+    """What the stage writes."""
+    text = source / "heldout.txt"
+    text.write_text(calibration_words())
+    data = settings.model_dump(by_alias=True)
+    data["model"]["at_once"] = at_once
+    data["evaluate"] = {"tokens": 300, "sequence_length": 20, "text": str(text)} | evaluate
+    inputs = {
+        "source": Artifact("source", "key", "digest", source, {}),
+        "quantize": Artifact("quantize", "key", "digest", checkpoint, facts or {}),
+    }
+    output.mkdir()
+    own = Recipe.model_validate(data)
+    STAGE.run(StageContext(own, inputs, output, Silent(), unfinished=unfinished))
+    return (output / RESULT_NAME).read_bytes()
 
 
-@pytest.mark.parametrize(("architecture", "changes"), CASES)
-def test_the_bytes_are_those_of_the_whole_model(
-    architecture: str, changes: dict[str, Any], source: Write, tmp_path: Path
+def assert_same(settings: Recipe, source: Path, folder: Path, **options: Any) -> bytes:
+    run_stage(settings, source, folder / "checkpoint")
+    whole, layered = (
+        evaluated(settings, source, folder / "checkpoint", folder / name, name, **options)
+        for name in ("model", "layer")
+    )
+    assert whole == layered
+    return layered
+
+
+@pytest.mark.usefixtures("_short")
+def test_ranks_a_kv_cache_and_rounded_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(source(architecture), changes, tmp_path)
+    source = write_source("Qwen2", tmp_path / "source")
+    # Several batches, so that the order of what is seen counts.
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 100)
+    settings = matrix_recipe(source, "int8_sq", 2, 2)
+    written = assert_same(settings, source, tmp_path, dtype="model")
+    assert json.loads(written)["activations"]["rounded"]
+    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    again = evaluated(
+        settings, source, tmp_path / "checkpoint", tmp_path / "again", "layer", dtype="model"
+    )
+    assert again == written
+
+
+@pytest.mark.usefixtures("_short")
+def test_a_killed_run_goes_on_at_its_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended again and again, and what is measured on the way is not lost."""
+    source = write_source("Llama", tmp_path / "source")
+    settings = recipe(source, format="float16")
+    run_stage(settings, source, tmp_path / "checkpoint")
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 100)
+    expected = evaluated(settings, source, tmp_path / "checkpoint", tmp_path / "once", "layer")
+    monkeypatch.setattr(state, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(state, "WORK_PER_SAVE", 0)
+    passes, ends = [0], itertools.count(1)
+    own: Any = Walker._pass
+
+    def ended(self: Walker, number: int, hidden: list[torch.Tensor]) -> None:
+        passes[0] += 1
+        if passes[0] % 9 == 0:
+            raise KeyboardInterrupt
+        own(self, number, hidden)
+
+    monkeypatch.setattr(Walker, "_pass", ended)
+    unfinished, found = tmp_path / "unfinished", None
+    unfinished.mkdir()
+    while found is None:
+        try:
+            output = tmp_path / f"run{next(ends)}"
+            found = evaluated(
+                settings, source, tmp_path / "checkpoint", output, "layer", unfinished=unfinished
+            )
+        except KeyboardInterrupt:
+            assert passes[0] < 100, "nothing was kept"
+    assert found == expected
+    assert next(ends) > 3
+
+
+def test_texts_that_are_too_many_go_in_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source("Qwen3", tmp_path / "source")
+    model = load_source(source)
+    batches = [torch.randint(0, VOCAB, (2, length)) for length in (30, 20, 20, 7, 1)]
+    expected = list(map(scorer_of(model, CPU), batches))
+    monkeypatch.setattr(walk, "HIDDEN_BYTES", 80 * 256 * 4)
+    walker, walks = Walker(source_by_layer(source, CPU), "source"), []
+    own: Any = walker._behind_layers
+    monkeypatch.setattr(
+        walker, "_behind_layers", lambda group: walks.append(len(group)) or own(group)
+    )
+    found = list(walker.logits(batches))
+    assert walks == [1, 2, 2]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_the_first_of_equal_activations_is_that_of_a_whole_model() -> None:
+    """Layer by layer the second batch's is seen first; in a whole model it comes last."""
+
+    class FirstRMSNorm(torch.nn.Identity):
+        """Gives what it gets."""
+
+    class SecondRMSNorm(torch.nn.Identity):
+        """Gives what it gets."""
+
+    first, second = FirstRMSNorm(), SecondRMSNorm()
+    watch = ActivationWatch("float16")
+    loud, calm = torch.tensor([[9.0]]), torch.tensor([[1.0]])
+    # What each module sees of both batches.
+    for module, seen in (("first", (calm, loud)), ("second", (loud, calm))):
+        norm = first if module == "first" else second
+        part = parts.Part(0, {module: norm}, norm)
+        with watch.watching(part):
+            for batch, values in enumerate(seen):
+                watch.begin(batch)
+                part.run(values)
+    again = ActivationWatch("float16")
+    again.restore(json.loads(json.dumps(watch.seen())))
+    for one in (watch, again):
+        one.end(0)
+        one.end(1)
+        assert (one.found().largest, one.found().where) == (9.0, "second")
+
+
+@pytest.mark.parametrize("rows", [2, 3, 50])
+def test_scores_do_not_depend_on_how_many_are_compared_at_once(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    tables = [torch.randn(VOCAB, VOCAB, generator=generator) * 3 for _ in range(2)]
+    one, other = (lambda ids, table=table: table[ids] for table in tables)
+    windows = [Window(n, list(range(n, n + 2 + 7 * n)), 1 + n // 2) for n in range(8)]
+
+    def scores() -> TokenScores:
+        return TokenScores.joined(compare(one, other, windows, VOCAB))
+
+    expected = scores()
+    monkeypatch.setattr(scoring, "PIECE_LOGITS", rows * VOCAB)
+    found = scores()
+    for a, b in zip(expected._arrays(), found._arrays(), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sizes"), [(1, [1]), (2, [2]), (3, [3]), (4, [2, 2]), (5, [2, 3]), (6, [2, 2, 2])]
+)
+def test_no_token_is_compared_alone(tokens: int, sizes: Sequence[int]) -> None:
+    assert scoring.piece_sizes(tokens, scoring.PIECE_LOGITS) == sizes
+
+
+def test_a_head_in_blocks_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(2048, 128, generator=torch.Generator().manual_seed(3))
+    asked: list[int] = []
+
+    def rows(some: slice) -> torch.Tensor:
+        asked.append(some.stop - some.start)
+        return weight[some]
+
+    monkeypatch.setattr(parts, "HEAD_BYTES", 700 * 128 * 4)
+    head = HeadInBlocks(rows, 2048, 128)
+    for shape in ((1, 1), (2, 5), (3, 40)):
+        hidden = torch.randn(*shape, 128)
+        assert torch.equal(head(hidden), torch.nn.functional.linear(hidden, weight))
+    # One vector is multiplied by the whole.
+    assert asked == [2048, 704, 704, 640, 704, 704, 640]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [(3_700_000, 32), (600_000_000, 32), (1_200_000_000, 16), (8_000_000_000, 8)],
+)
+def test_large_models_write_fewer_tokens(parameters: int, tokens: int) -> None:
+    assert new_tokens(parameters) == tokens
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("ranks", RANKS, ids=str)
-@pytest.mark.parametrize("changes", ALL, ids=str)
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_bytes_are_those_of_the_whole_model_in_every_case(
-    architecture: str,
-    changes: dict[str, Any],
-    ranks: dict[str, int],
-    source: Write,
-    tmp_path: Path,
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.usefixtures("kept")
+def test_every_format_and_architecture(
+    architecture: str, name: str, tp: int, pp: int, tmp_path: Path
 ) -> None:
-    compare(source(architecture), changes | ranks, tmp_path)
+    source = write_source(architecture, tmp_path / "source")
+    assert_same(matrix_recipe(source, name, tp, pp), source, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["int4_awq", "int8_sq"])
-def test_a_search_finds_what_it_finds_with_the_whole_model(
-    name: str, source: Write, tmp_path: Path
-) -> None:
-    values = [64, 128] if name == "int4_awq" else [0.5, 0.8]
-    changes = {"search": {"tokens": 100, "candidates": values}, "kv_cache": "int8"}
-    compare(source("Llama"), {"format": name} | changes, tmp_path)
+@pytest.mark.proof
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.usefixtures("kept")
+def test_activations_that_are_rounded(dtype: str, tmp_path: Path) -> None:
+    source = write_source("Llama", tmp_path / "source")
+    assert_same(recipe(source, format="int4_awq", dtype=dtype), source, tmp_path, dtype="model")
 
 
-def test_states_of_passes_that_round_are_kept_apart(
-    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With one set for both passes other bytes are written, so the case above would tell."""
-    asked = recipe(source("Llama"), format="int4_awq", kv_cache="int8")
-    run_stage(asked, source("Llama"), tmp_path / "apart")
-    monkeypatch.setattr(by_layer, "sets_of", lambda _recipe: (0, 0))
-    run_stage(asked, source("Llama"), tmp_path / "together")
-    assert files(tmp_path / "apart") != files(tmp_path / "together")
-
-
-def test_a_pass_more_or_less_is_refused(
-    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(by_layer, "sets_of", lambda _recipe: (0, 0, 0))
-    with pytest.raises(StageError, match="2 passes were made over a layer, and not 3"):
-        run_stage(recipe(source("Llama"), format="int4_awq"), source("Llama"), tmp_path / "out")
-
-
-def test_nothing_is_left_behind(source: Write, tmp_path: Path) -> None:
-    before = gc.get_freeze_count(), torch.get_num_threads(), torch.get_default_dtype()
-    run_stage(recipe(source("Llama"), format="fp8"), source("Llama"), tmp_path / "out")
-    assert (gc.get_freeze_count(), torch.get_num_threads(), torch.get_default_dtype()) == before
-    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
-
-
-class Interrupted:
-    """Ends a run in a layer, and counts those that were begun."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun: list[int] = []
-        self.at: int | None = None
-        original = by_layer.one_layer
-
-        def one_layer(config: Any, index: int, *rest: Any) -> Any:
-            if index == self.at:
-                raise KeyboardInterrupt
-            self.begun.append(index)
-            return original(config, index, *rest)
-
-        monkeypatch.setattr(by_layer, "one_layer", one_layer)
-        monkeypatch.setattr(state, "INTERVAL_S", 0.0)
-        monkeypatch.setattr(state, "WORK_PER_SAVE", 0)
-
-
-def run_unfinished(asked: Recipe, source: Path, root: Path, name: str) -> Path:
-    """Runs the stage with a directory that outlives it, into another output."""
-    output, unfinished = root / name, root / "unfinished"
-    output.mkdir()
-    unfinished.mkdir(exist_ok=True)
-    artifact = Artifact("source", "key", "digest", source, {})
-    context = StageContext(asked, {"source": artifact}, output, Silent(), unfinished=unfinished)
-    STAGE.run(context)
-    return output
-
-
-RESUMED: tuple[dict[str, Any], ...] = (
-    {"format": "int4_awq", "kv_cache": "int8"},
-    {"format": "int8_sq", "kv_cache": "int8", "portable": True, "tp": 2, "pp": 2},
-    {"format": "float16", "tp": 2},
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(foreign.gptq, foreign.awq, foreign.compressed_int4, foreign.compressed_in_order),
+        *(foreign.compressed_int8, foreign.nf4, foreign.llm_int8),
+    ],
 )
+@pytest.mark.usefixtures("kept")
+def test_a_source_that_is_quantized_already(make: Any, tmp_path: Path) -> None:
+    made = make(tmp_path / "source").path
+    batches = [torch.randint(0, foreign.VOCAB, (2, length)) for length in (30, 7)]
+    expected = list(map(scorer_of(load_source(made), CPU), batches))
+    found = list(Walker(source_by_layer(made, CPU), "source").logits(batches))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("changes", RESUMED, ids=str)
-def test_a_run_that_ended_early_is_gone_on_with(
-    changes: dict[str, Any], source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = recipe(source("Llama"), **changes)
-    run_stage(asked, source("Llama"), tmp_path / "at once")
-    seen = Interrupted(monkeypatch)
-    seen.at = 1
-    with pytest.raises(KeyboardInterrupt):
-        run_unfinished(asked, source("Llama"), tmp_path, "first")
-    assert list((tmp_path / "first").iterdir()) == []
-    seen.at = None
-    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
-    assert seen.begun == [0, 1]
-    assert files(output) == files(tmp_path / "at once")
-    assert list((tmp_path / "unfinished").iterdir()) == []
-
-
-@pytest.mark.parametrize("change", ["threads", "rank file", "state"])
-def test_what_does_not_fit_is_begun_anew(
-    change: str, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = recipe(source("Llama"), format="fp8", pp=2)
-    run_stage(asked, source("Llama"), tmp_path / "at once")
-    seen = Interrupted(monkeypatch)
-    seen.at = 1
-    with pytest.raises(KeyboardInterrupt):
-        run_unfinished(asked, source("Llama"), tmp_path, "first")
-    if change == "threads":
-        monkeypatch.setattr(state, "processor_name", lambda: "another")
-    else:
-        name = "rank1.safetensors" if change == "rank file" else "layers.state"
-        path = tmp_path / "unfinished" / name
-        path.write_bytes(path.read_bytes()[:-1])
-    seen.at = None
-    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
-    assert seen.begun == [0, 0, 1]
-    assert files(output) == files(tmp_path / "at once")
-
-
-def test_own_formats_go_on_too(
-    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.quantize import own
-
-    asked = recipe(source("Llama"), format="nf4", pp=2)
-    run_stage(asked, source("Llama"), tmp_path / "at once")
-    monkeypatch.setattr(state, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(state, "WORK_PER_SAVE", 0)
-    rounded, calls = own.rounded, []
-
-    def limited(*given: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 10:
-            raise KeyboardInterrupt
-        return rounded(*given)
-
-    monkeypatch.setattr(own, "rounded", limited)
-    with pytest.raises(KeyboardInterrupt):
-        run_unfinished(asked, source("Llama"), tmp_path, "first")
-    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
-    # Of two layers with five linears each the second one's are rounded again.
-    assert len(calls) == 10 + 5
-    assert files(output) == files(tmp_path / "at once")
-
-
-def test_a_walk_hands_each_pass_its_own_states() -> None:
-    """By hand: a layer that adds what it is told, in two passes of a set each."""
-
-    class Adding:
-        amount = 0.0
-
-        def model(self, inputs_embeds: Any, **_: Any) -> Any:
-            class Out:
-                last_hidden_state = inputs_embeds + self.amount
-
-            return Out
-
-    layer = Adding()
-    walk = Walk([torch.zeros(1, 2, 3)], (0, 1), torch.device("cpu"))
-    for amounts in ((1.0, 10.0), (2.0, 20.0)):
-        for layer.amount in amounts:
-            walk.run(layer, 1.0)
-        walk.leave()
-    assert [float(one.mean()) for one in walk.states()] == [3.0, 30.0]
-    shared = Walk([torch.zeros(1, 2, 3)], (0, 0), torch.device("cpu"))
-    for layer.amount in (5.0, 7.0):
-        shared.run(layer, 1.0)
-    assert [float(one.mean()) for one in shared.states()] == [7.0]
-    short = Walk([torch.zeros(1, 2, 3)], (0, 0), torch.device("cpu"))
-    short.skip(1.0)
-    with pytest.raises(StageError, match="1 passes were made over a layer, and not 2"):
-        short.leave()
+@pytest.mark.proof
+@pytest.mark.usefixtures("kept")
+def test_a_portable_checkpoint(tmp_path: Path) -> None:
+    source = write_source("Llama", tmp_path / "source")
+    settings = recipe(source, format="int4_awq", portable=True)
+    run_stage(settings, source, tmp_path / "checkpoint")
+    whole, layered = (
+        evaluated(
+            settings,
+            source,
+            tmp_path / "checkpoint",
+            tmp_path / name,
+            name,
+            facts={MOVED_SCALES: True},
+        )
+        for name in ("model", "layer")
+    )
+    assert whole == layered
+    reference: Any = load_reference(tmp_path / "checkpoint")
+    norm = reference.model.layers[0].input_layernorm.weight
+    own: Any = checkpoint_by_layer(tmp_path / "checkpoint", CPU)
+    assert torch.equal(own.part(1).modules["model.layers.0.input_layernorm"].weight, norm)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -91,3 +94,42 @@ def test_an_unknown_format_is_named() -> None:
     linear = Linear("lay", "NVFP4", np.zeros((2, 2), np.int8), np.ones(1, np.float32))
     with pytest.raises(UnsupportedError, match="lay: quant_algo NVFP4"):
         dequantize(linear)
+
+
+BYTES = np.random.default_rng(3).integers(-128, 128, (10, 64)).astype(np.int8)
+SCALES = np.random.default_rng(4).random((20, 2)).astype(np.float16) + np.float16(0.1)
+
+
+@pytest.mark.parametrize(
+    ("algo", "fields"),
+    [
+        ("NO_QUANT", {"weight": BYTES.astype(np.float16)}),
+        ("INT8_WO", {"weight": BYTES, "weights_scaling_factor": SCALES[:10, 0]}),
+        ("FP8", {"weight": BYTES.astype(ml_dtypes.float8_e4m3fn)}),
+        ("W4A16_AWQ", {"zero": np.rint(SCALES.T * 5) * SCALES.T}),
+        ("W4A16_AWQ", {"input_order": np.random.default_rng(5).permutation(64)}),
+        ("W4A8_AWQ", {"weights_scaling_factor_2": 0.3}),
+        ("NF4", {"weight": BYTES.view(np.uint8)}),
+    ],
+)
+def test_rows_do_not_depend_on_how_many_are_dequantized_at_once(
+    algo: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale = np.array([0.7], np.float32) if algo == "FP8" else SCALES
+    linear = Linear(
+        "l",
+        algo,
+        **{
+            "weight": BYTES,
+            "weights_scaling_factor": scale,
+            "prequant_scaling_factor": np.ones(64, np.float16),
+        }
+        | fields,
+    )
+    whole = dequantize(linear)
+    assert len(np.unique(whole)) > 100
+    for count in (2, 6):
+        # The package has the function under the module's name.
+        module = import_module("pipeline.checkpoint.dequantize")
+        monkeypatch.setattr(module, "BLOCK_WEIGHTS", 64 * count)
+        assert dequantize(linear).tobytes() == whole.tobytes()
