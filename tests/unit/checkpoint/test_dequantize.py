@@ -127,7 +127,7 @@ def test_rows_do_not_depend_on_how_many_are_dequantized_at_once(
         | fields,
     )
     whole = dequantize(linear)
-    assert len(np.unique(whole)) > 100
+    assert len(np.unique(whole)) > 10
     for count in (2, 6):
         # The package has the function under the module's name.
         module = import_module("pipeline.checkpoint.dequantize")
