@@ -95,10 +95,10 @@ class NoiseMeter:
                 handle.remove()
 
     def begin(self, batch: int) -> None:
-        """Does nothing."""
+        """Drops the report."""
 
     def end(self, batch: int) -> None:
-        """Does nothing."""
+        """Drops the report."""
 
     def seen(self) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         """Returns the powers of signals and noises so far."""

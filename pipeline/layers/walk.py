@@ -45,21 +45,21 @@ class Unobserved:
     """Nobody."""
 
     def watching(self, part: Part) -> AbstractContextManager[None]:  # noqa: ARG002
-        """Returns a context manager that does nothing."""
+        """Returns a context manager in which nobody looks."""
         return nullcontext()
 
     def begin(self, batch: int) -> None:
-        """Does nothing."""
+        """Drops the report."""
 
     def end(self, batch: int) -> None:
-        """Does nothing."""
+        """Drops the report."""
 
     def seen(self) -> Any:
         """Returns nothing."""
         return None
 
     def restore(self, seen: Any) -> None:
-        """Does nothing."""
+        """Drops the report."""
 
 
 class Walker:
