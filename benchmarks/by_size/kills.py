@@ -80,9 +80,10 @@ def kill_often(
 ) -> Killed:
     """Kills a stage's command that many times and lets it go on each time, to its end at last.
 
-    The moment is equally likely anywhere between the first sign of the stage's work and when it
-    would be done, judged by a run that nobody disturbs. A run that comes to its end first is
-    compared, and what it made is removed, so that the next one begins anew.
+    The moments are random and spread over the work that is left, judged by a run that nobody
+    disturbs: of k kills that are to come, the next is equally likely anywhere in the first 2 in
+    k + 1 of it. A run that comes to its end first is compared, and what it made is removed, so that
+    the next one begins anew.
 
     Args:
         job: Whatever is before the stage is cached.
@@ -104,9 +105,10 @@ def kill_often(
     layer = 0
     while True:
         left_s = (whole_s - started_s) * (1 - layer / job.layers)
-        wanted = len(found.kills) < kills
+        wanted = kills - len(found.kills)
+        moment = moments.uniform(0, 2 * left_s / (wanted + 1)) if wanted else None
         began = time.monotonic()
-        _run(job, command, stage, moments.uniform(0, left_s) if wanted else None)
+        _run(job, command, stage, moment)
         if job.is_there(stage):
             found.ends += 1
             found.same &= job.digest(stage) == expected
