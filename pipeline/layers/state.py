@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,17 +64,25 @@ class State:
         """Whether enough work was done since the last time for another save."""
         return time.monotonic() >= self._next
 
-    def save(self, finished: int, tensors: Sequence[torch.Tensor]) -> None:
+    def save(
+        self,
+        finished: int,
+        tensors: Sequence[torch.Tensor],
+        *,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         """Replaces what the file holds.
 
         Args:
             finished: Layers whose work is done, and is on the disk.
             tensors: What the next layer needs.
+            first: Brings that work to the disk; its time counts as the save's.
 
         Raises:
             OSError: The file cannot be written.
         """
         begun = time.monotonic()
+        first()
         arrays = {str(number): as_array(tensor) for number, tensor in enumerate(tensors)}
         arrays |= {_FINISHED: np.array([finished], np.int64), _IDENTITY: self._identity}
         arrays[_DIGEST] = _digest(arrays)

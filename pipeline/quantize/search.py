@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 from pipeline.errors import StageError, UsageError
 from pipeline.formats import FORMATS, Searched
 from pipeline.progress import Progress
+from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.source.lines import Line
 from pipeline.source.rendering import Text
 from pipeline.source.tokens import Rows, Tokenizer, text_ids
+from pipeline.store.files import write_atomically
 
 
 def with_value(recipe: Recipe, value: float) -> Recipe:
@@ -107,6 +111,19 @@ class Found:
         }
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a search leaves what it has tried.
+
+    Attributes:
+        folder: It outlives a failure, and is on the file system of the output.
+        identity: Whatever decides the divergences beyond the recipe, as JSON values.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+
+
 def choose(
     parameter: Searched,
     values: Sequence[float],
@@ -116,6 +133,7 @@ def choose(
     output: Path,
     progress: Progress,
     tokens: int,
+    unfinished: Unfinished | None = None,
 ) -> Found:
     """Writes and scores the checkpoint of every value, and leaves the best one in ``output``.
 
@@ -129,39 +147,89 @@ def choose(
         output: An empty directory.
         progress: Gets a line for each value, and one for the choice.
         tokens: What each is scored on, for the record.
+        unfinished: Where what was tried outlives a failure, and is not tried again.
 
     Raises:
         StageError: No candidate gives numbers that are finite.
     """
-    curve: list[tuple[float, float | None]] = []
-    best: tuple[float, float] | None = None
-    with tempfile.TemporaryDirectory(prefix="search-", dir=output) as folder:
-        kept = Path(folder, "best")
+    with _folder(output, unfinished) as folder:
+        tried = _Tried(folder, unfinished.identity if unfinished else {})
         for value in values:
-            trial = Path(folder, "trial")
+            if value in tried.curve:
+                progress.note(f"search: {parameter} {value:g} was tried by an earlier run")
+                continue
+            trial = folder / "trial"
+            shutil.rmtree(trial, ignore_errors=True)
             trial.mkdir()
             write(value, trial)
             divergence = score(trial)
-            finite = math.isfinite(divergence)
-            curve.append((value, divergence if finite else None))
             progress.note(f"search: {parameter} {value:g} has a KL divergence of {divergence:.3g}")
-            if finite and (best is None or divergence < best[0]):
-                best = (divergence, value)
-                shutil.rmtree(kept, ignore_errors=True)
-                trial.rename(kept)
-            else:
-                shutil.rmtree(trial)
-        if best is None:
+            tried.add(value, divergence, trial)
+        if tried.best is None:
             raise StageError(
                 "no candidate of quantize.search gives finite numbers",
                 why=f"{parameter} of {', '.join(f'{value:g}' for value in values)} was tried",
                 fix="Try another format, or remove quantize.search and look at what evaluate says",
             )
-        for file in kept.iterdir():
-            file.rename(output / file.name)
-    divergence, chosen = best
+        for file in tried.folder_of(tried.best).iterdir():
+            file.replace(output / file.name)
     progress.note(
-        f"search: {parameter} {chosen:g} is chosen of {len(values)} candidates, each scored on "
+        f"search: {parameter} {tried.best:g} is chosen of {len(values)} candidates, each scored on "
         f"{tokens} held-out tokens"
     )
-    return Found(parameter, chosen, tuple(curve), tokens)
+    curve = tuple((value, tried.curve[value]) for value in values)
+    return Found(parameter, tried.best, curve, tokens)
+
+
+@contextmanager
+def _folder(output: Path, unfinished: Unfinished | None) -> Iterator[Path]:
+    """Opens the folder that candidates are written into, on the file system of the output."""
+    if unfinished is not None:
+        unfinished.folder.mkdir(exist_ok=True)
+        yield unfinished.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="search-", dir=output) as folder:
+        yield Path(folder)
+
+
+class _Tried:
+    """What was tried of a search, and the checkpoint of the best value so far."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._folder, self._identity = folder, dict(identity)
+        self.curve: dict[float, float | None] = {}
+        self.best: float | None = None
+        try:
+            found = read_json(self._record)
+            curve = {float(value): kl for value, kl in found["curve"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        best = found.get("best")
+        there = best is None or self.folder_of(best).is_dir()
+        if there and found.get("identity") == self._identity:
+            self.curve, self.best = curve, best
+
+    @property
+    def _record(self) -> Path:
+        return self._folder / "tried.json"
+
+    def folder_of(self, value: float) -> Path:
+        """Names the folder of a value's checkpoint."""
+        return self._folder / f"best-{value:g}"
+
+    def add(self, value: float, divergence: float, trial: Path) -> None:
+        """Keeps a value's checkpoint where it is the best, and the record of it in any case."""
+        before = self.best
+        self.curve[value] = divergence if math.isfinite(divergence) else None
+        least = None if before is None else self.curve[before]
+        if math.isfinite(divergence) and (least is None or divergence < least):
+            self.best = value
+            shutil.rmtree(self.folder_of(value), ignore_errors=True)
+            trial.rename(self.folder_of(value))
+        else:
+            shutil.rmtree(trial)
+        record = {"identity": self._identity, "best": self.best, "curve": [*self.curve.items()]}
+        write_atomically(self._record, json.dumps(record).encode())
+        # Only now: until then the record says that the former one is there.
+        if before is not None and self.best != before:
+            shutil.rmtree(self.folder_of(before))

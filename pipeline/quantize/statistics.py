@@ -33,8 +33,9 @@ class Statistics:
 
     @property
     def collected(self) -> bool:
-        """Whether there is anything to give."""
-        return bool(self._largest or self._awq)
+        """Whether there is anything to give, of the model or of a layer."""
+        own = bool(self._largest or self._awq)
+        return own or any(layer.collected for layer in self._layers.values())
 
     def take_from(self, model: Any) -> None:
         """Copies what ModelOpt holds of a model at the end of its first pass."""

@@ -94,14 +94,15 @@ def write_checkpoint(
     with written(output), _Ranks(resume.folder if resume else output, facts, recipe) as ranks:
         first, layers = _earlier(ranks, resume), facts.num_hidden_layers
         if first:
-            work.progress.note(f"going on behind layer {first} of {layers}, as an earlier run did")
+            work.progress.note(
+                f"an earlier run ended behind layer {first} of {layers}: going on there"
+            )
         with work.progress.layers(work.what, layers, work.tokens, done=first) as task:
             for index in range(first, layers):
                 _write_layer(maker, ranks, index)
-                if resume and resume.state.due:
+                if resume and resume.state.due and index + 1 < layers:
                     # The state says that these layers are there, so they must be there first.
-                    ranks.sync()
-                    resume.state.save(index + 1, resume.states())
+                    resume.state.save(index + 1, resume.states(), first=ranks.sync)
                 task.advance()
         ranks.move(output)
         if resume:

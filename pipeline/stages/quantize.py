@@ -195,7 +195,16 @@ def _search(
     context: StageContext, texts: list[Line], batches: list[Rows], facts: ModelFacts
 ) -> Found:
     """Writes the checkpoint of the best candidate, judged by the files of each."""
-    from pipeline.quantize.search import choose, held_out, scored_windows, searched, with_value
+    from pipeline.layers.state import computing
+    from pipeline.quantize.loading import choose_device
+    from pipeline.quantize.search import (
+        Unfinished,
+        choose,
+        held_out,
+        scored_windows,
+        searched,
+        with_value,
+    )
     from pipeline.quantize.statistics import Statistics
     from pipeline.source.lines import read_texts
     from pipeline.source.rendering import Renderer
@@ -213,11 +222,16 @@ def _search(
         search.tokens,
         path,
     )
-    statistics = Statistics()
+    statistics, unfinished = Statistics(), context.unfinished
 
     def write(value: float, folder: Path) -> None:
-        chosen = with_value(recipe, value)
-        _write(context, chosen, batches, output=folder, statistics=statistics)
+        chosen, layers = with_value(recipe, value), None
+        # A run that is given statistics makes no states of the pass that it leaves out, with which
+        # another run could go on.
+        if unfinished is not None and not statistics.collected:
+            layers = unfinished / f"layers-{value:g}"
+            layers.mkdir(exist_ok=True)
+        _write(context, chosen, batches, output=folder, unfinished=layers, statistics=statistics)
         _free_memory()
 
     def score(folder: Path) -> float:
@@ -233,6 +247,9 @@ def _search(
         output=context.output,
         progress=context.progress,
         tokens=search.tokens,
+        unfinished=None
+        if unfinished is None
+        else Unfinished(unfinished / "search", computing(choose_device(recipe))),
     )
 
 

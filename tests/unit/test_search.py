@@ -15,7 +15,15 @@ from pipeline.models.facts import ModelFacts
 from pipeline.preflight.candidates import candidates
 from pipeline.preflight.model_checks import check_model
 from pipeline.progress import Silent
-from pipeline.quantize.search import Found, choose, held_out, scored_windows, with_value
+from pipeline.quantize.search import (
+    Found,
+    Unfinished,
+    _Tried,
+    choose,
+    held_out,
+    scored_windows,
+    with_value,
+)
 from pipeline.recipe.file import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import quantize
@@ -205,3 +213,62 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
     assert (tmp_path / "5" / "config.json").read_text() == "0.7"
     with pytest.raises(StageError, match=r"no candidate of quantize\.search gives finite numbers"):
         run(0.6, 0.9)
+
+
+DIVERGENCES = {0.5: 0.3, 0.6: 0.1, 0.7: math.nan, 0.8: 0.2, 0.9: 0.05}
+
+
+@pytest.mark.parametrize("end", range(5))
+@pytest.mark.parametrize("where", ["write", "score"])
+def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path) -> None:
+    tried: list[float] = []
+    ends = [end]
+
+    def interrupt(at: str) -> None:
+        if at == where and len(tried) - 1 in ends:
+            ends.clear()
+            raise KeyboardInterrupt
+
+    def write(value: float, folder: Path) -> None:
+        tried.append(value)
+        assert not any(folder.iterdir())
+        (folder / "config.json").write_text(str(value))
+        interrupt("write")
+
+    def score(folder: Path) -> float:
+        interrupt("score")
+        return DIVERGENCES[float((folder / "config.json").read_text())]
+
+    def run(name: str, machine: str = "a") -> Found:
+        output = tmp_path / name
+        output.mkdir()
+        return choose(
+            "smoothquant_alpha",
+            tuple(DIVERGENCES),
+            write=write,
+            score=score,
+            output=output,
+            progress=Silent(),
+            tokens=9,
+            unfinished=Unfinished(tmp_path / "kept", {"machine": machine}),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run("first")
+    found = run("second")
+    values = list(DIVERGENCES)
+    assert tried == values[: end + 1] + values[end:]
+    assert found.chosen == 0.9
+    assert [point for _, point in found.curve] == [0.3, 0.1, None, 0.2, 0.05]
+    assert [path.name for path in (tmp_path / "second").iterdir()] == ["config.json"]
+    assert (tmp_path / "second" / "config.json").read_text() == "0.9"
+
+
+def test_what_another_machine_tried_is_tried_again(tmp_path: Path) -> None:
+    kept, trial = tmp_path / "kept", tmp_path / "kept" / "trial"
+    trial.mkdir(parents=True)
+    _Tried(kept, {"machine": "a"}).add(0.5, 0.3, trial)
+    assert _Tried(kept, {"machine": "a"}).curve == {0.5: 0.3}
+    assert _Tried(kept, {"machine": "b"}).curve == {}
+    (kept / "best-0.5").rmdir()
+    assert _Tried(kept, {"machine": "a"}).curve == {}

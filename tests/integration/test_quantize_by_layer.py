@@ -1,0 +1,293 @@
+"""Layer by layer the same bytes are written as with the whole model in memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("modelopt")
+
+import torch
+
+from pipeline.errors import StageError
+from pipeline.layers import state
+from pipeline.progress import Silent
+from pipeline.quantize import by_layer
+from pipeline.quantize.walk import Walk
+from pipeline.recipe.schema import Recipe
+from pipeline.stages.base import StageContext
+from pipeline.stages.quantize import STAGE
+from pipeline.store.artifact import Artifact
+from tests.integration.quantize_support import (
+    ARCHITECTURES,
+    recipe,
+    run_stage,
+    write_source,
+)
+
+Write = Callable[[str], Path]
+# Every format, KV cache and option once, with ranks of both kinds, and each architecture.
+CASES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Llama", {"format": "int4_awq", "kv_cache": "int8", "group_size": 64, "tp": 2}),
+    ("Llama", {"format": "int4_gptq", "kv_cache": "int8", "act_order": True}),
+    ("Llama", {"format": "int4_gptq", "pp": 2}),
+    ("Llama", {"format": "nf4", "tp": 2}),
+    ("Mistral", {"format": "int4_awq", "kv_cache": "fp8", "portable": True}),
+    ("Mistral", {"format": "float32", "pp": 2}),
+    ("Qwen2", {"format": "int8_sq", "kv_cache": "fp8", "portable": True, "tp": 2}),
+    ("Qwen2", {"format": "bfloat16", "tp": 2, "pp": 2}),
+    ("Qwen2", {"format": "int8_wo"}),
+    ("Qwen3", {"format": "w4a8_awq", "kv_cache": "fp8", "tp": 2, "pp": 2}),
+    ("Qwen3", {"format": "fp8", "kv_cache": "fp8", "dtype": "bfloat16"}),
+    ("Qwen3", {"format": "float16"}),
+)
+RANKS: tuple[dict[str, int], ...] = ({}, {"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2})
+ALL: tuple[dict[str, Any], ...] = (
+    *({"format": name} for name in ("float16", "bfloat16", "float32", "nf4", "int8_wo")),
+    *(
+        {"format": name, "kv_cache": kv_cache, **options}
+        for kv_cache in (None, "int8", "fp8")
+        for name, options in (
+            ("int4_awq", {}),
+            ("int4_awq", {"group_size": 64}),
+            ("int4_awq", {"portable": True}),
+            ("int8_sq", {}),
+            ("int8_sq", {"portable": True}),
+            ("fp8", {}),
+            ("w4a8_awq", {}),
+            ("int4_gptq", {}),
+            ("int4_gptq", {"act_order": True}),
+        )
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """Writes the source of an architecture, once."""
+    root = tmp_path_factory.mktemp("sources")
+
+    def write(architecture: str) -> Path:
+        folder = root / architecture
+        return folder if folder.exists() else write_source(architecture, folder)
+
+    return write
+
+
+def as_whole(asked: Recipe) -> Recipe:
+    """The same recipe with the whole model in memory."""
+    return asked.model_copy(update={"model": asked.model.model_copy(update={"at_once": "model"})})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def compare(source: Path, changes: dict[str, Any], root: Path) -> None:
+    """Writes a checkpoint in both ways and compares what is in the files."""
+    asked = recipe(source, **changes)
+    facts = run_stage(asked, source, root / "layer")
+    assert run_stage(as_whole(asked), source, root / "whole") == facts
+    own, whole = files(root / "layer"), files(root / "whole")
+    assert own.keys() == whole.keys()
+    assert len(own) == 1 + changes.get("tp", 1) * changes.get("pp", 1)
+    assert [name for name in own if own[name] != whole[name]] == []
+
+
+@pytest.mark.parametrize(("architecture", "changes"), CASES)
+def test_the_bytes_are_those_of_the_whole_model(
+    architecture: str, changes: dict[str, Any], source: Write, tmp_path: Path
+) -> None:
+    compare(source(architecture), changes, tmp_path)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("ranks", RANKS, ids=str)
+@pytest.mark.parametrize("changes", ALL, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_bytes_are_those_of_the_whole_model_in_every_case(
+    architecture: str,
+    changes: dict[str, Any],
+    ranks: dict[str, int],
+    source: Write,
+    tmp_path: Path,
+) -> None:
+    compare(source(architecture), changes | ranks, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["int8_sq", pytest.param("int4_awq", marks=pytest.mark.proof)])
+def test_a_search_finds_what_it_finds_with_the_whole_model(
+    name: str, source: Write, tmp_path: Path
+) -> None:
+    values = [64, 128] if name == "int4_awq" else [0.5, 0.8]
+    changes = {"search": {"tokens": 100, "candidates": values}, "kv_cache": "int8"}
+    compare(source("Llama"), {"format": name} | changes, tmp_path)
+
+
+def test_states_of_passes_that_round_are_kept_apart(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one set for both passes other bytes are written, so the case above would tell."""
+    asked = recipe(source("Llama"), format="int4_awq", kv_cache="int8")
+    run_stage(asked, source("Llama"), tmp_path / "apart")
+    monkeypatch.setattr(by_layer, "sets_of", lambda _recipe: (0, 0))
+    run_stage(asked, source("Llama"), tmp_path / "together")
+    assert files(tmp_path / "apart") != files(tmp_path / "together")
+
+
+def test_a_pass_more_or_less_is_refused(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_layer, "sets_of", lambda _recipe: (0, 0, 0))
+    with pytest.raises(StageError, match="2 passes were made over a layer, and not 3"):
+        run_stage(recipe(source("Llama"), format="int4_awq"), source("Llama"), tmp_path / "out")
+
+
+def test_nothing_is_left_behind(source: Write, tmp_path: Path) -> None:
+    before = gc.get_freeze_count(), torch.get_num_threads(), torch.get_default_dtype()
+    run_stage(recipe(source("Llama"), format="fp8"), source("Llama"), tmp_path / "out")
+    assert (gc.get_freeze_count(), torch.get_num_threads(), torch.get_default_dtype()) == before
+    assert not [thread for thread in threading.enumerate() if "read-ahead" in thread.name]
+
+
+class Interrupted:
+    """Ends a run when so many layers were begun, and notes which."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[int] = []
+        self.at: int | None = None
+        original = by_layer.one_layer
+
+        def one_layer(config: Any, index: int, *rest: Any) -> Any:
+            if len(self.begun) == self.at:
+                raise KeyboardInterrupt
+            self.begun.append(index)
+            return original(config, index, *rest)
+
+        monkeypatch.setattr(by_layer, "one_layer", one_layer)
+        monkeypatch.setattr(state, "INTERVAL_S", 0.0)
+        monkeypatch.setattr(state, "WORK_PER_SAVE", 0)
+
+
+def run_unfinished(asked: Recipe, source: Path, root: Path, name: str) -> Path:
+    """Runs the stage with a directory that outlives it, into another output."""
+    output, unfinished = root / name, root / "unfinished"
+    output.mkdir()
+    unfinished.mkdir(exist_ok=True)
+    artifact = Artifact("source", "key", "digest", source, {})
+    context = StageContext(asked, {"source": artifact}, output, Silent(), unfinished=unfinished)
+    STAGE.run(context)
+    return output
+
+
+SEARCH = {"tokens": 100, "candidates": [0.5, 0.8]}
+# What is written, after how many layers it is interrupted, and the layers of both runs.
+Resumed = tuple[dict[str, Any], int, list[int]]
+RESUMED: tuple[Resumed, ...] = (
+    ({"format": "int4_awq", "kv_cache": "int8"}, 1, [0, 1]),
+    ({"format": "int8_sq", "kv_cache": "int8", "portable": True, "tp": 2, "pp": 2}, 1, [0, 1]),
+    ({"format": "float16", "tp": 2}, 1, [0, 1]),
+    # In the first candidate, which goes on, and in the second, which lacks a pass and begins anew.
+    ({"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}, 1, [0, 1, 0, 1]),
+    ({"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}, 3, [0, 1, 0, 0, 1]),
+)
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=str)
+def test_a_run_that_ended_early_is_gone_on_with(
+    case: Resumed, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes, at, begun = case
+    asked = recipe(source("Llama"), **changes)
+    run_stage(asked, source("Llama"), tmp_path / "at once")
+    seen = Interrupted(monkeypatch)
+    seen.at = at
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, source("Llama"), tmp_path, "first")
+    assert list((tmp_path / "first").iterdir()) == []
+    seen.at = None
+    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
+    assert seen.begun == begun
+    assert files(output) == files(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("change", ["threads", "rank file", "state"])
+def test_what_does_not_fit_is_begun_anew(
+    change: str, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(source("Llama"), format="fp8", pp=2)
+    run_stage(asked, source("Llama"), tmp_path / "at once")
+    seen = Interrupted(monkeypatch)
+    seen.at = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, source("Llama"), tmp_path, "first")
+    if change == "threads":
+        monkeypatch.setattr(state, "processor_name", lambda: "another")
+    else:
+        name = "rank1.safetensors" if change == "rank file" else "layers.state"
+        path = tmp_path / "unfinished" / name
+        path.write_bytes(path.read_bytes()[:-1])
+    seen.at = None
+    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
+    assert seen.begun == [0, 0, 1]
+    assert files(output) == files(tmp_path / "at once")
+
+
+def test_own_formats_go_on_too(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.quantize import own
+
+    asked = recipe(source("Llama"), format="nf4", pp=2)
+    run_stage(asked, source("Llama"), tmp_path / "at once")
+    monkeypatch.setattr(state, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(state, "WORK_PER_SAVE", 0)
+    rounded, calls = own.rounded, []
+
+    def limited(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return rounded(*given)
+
+    monkeypatch.setattr(own, "rounded", limited)
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, source("Llama"), tmp_path, "first")
+    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
+    # Of two layers with five linears each the second one's are rounded again.
+    assert len(calls) == 10 + 5
+    assert files(output) == files(tmp_path / "at once")
+
+
+def test_a_walk_hands_each_pass_its_own_states() -> None:
+    """By hand: a layer that adds what it is told, in two passes of a set each."""
+
+    class Adding:
+        amount = 0.0
+
+        def model(self, inputs_embeds: Any, **_: Any) -> Any:
+            class Out:
+                last_hidden_state = inputs_embeds + self.amount
+
+            return Out
+
+    layer = Adding()
+    walk = Walk([torch.zeros(1, 2, 3)], (0, 1), torch.device("cpu"))
+    for amounts in ((1.0, 10.0), (2.0, 20.0)):
+        for layer.amount in amounts:
+            walk.run(layer, 1.0)
+        walk.leave()
+    assert [float(one.mean()) for one in walk.states()] == [3.0, 30.0]
+    shared = Walk([torch.zeros(1, 2, 3)], (0, 0), torch.device("cpu"))
+    for layer.amount in (5.0, 7.0):
+        shared.run(layer, 1.0)
+    assert [float(one.mean()) for one in shared.states()] == [7.0]
+    short = Walk([torch.zeros(1, 2, 3)], (0, 0), torch.device("cpu"))
+    short.skip(1.0)
+    with pytest.raises(StageError, match="1 passes were made over a layer, and not 2"):
+        short.leave()
