@@ -37,7 +37,7 @@ ON_GPU = {
     ("quantize", "quantize.kv_cache"): "a format without calibration has none",
 }
 # Says how much of a model is in memory, in every stage that has one there. What is written is the
-# same, as tests/integration/test_by_layer.py shows.
+# same, as tests/integration/test_quantize_by_layer.py shows.
 AT_ONCE = "model.at_once"
 CALIBRATED = ("quantize.calibration.samples=4", "quantize.calibration.sequence_length=64")
 SMALL = (
