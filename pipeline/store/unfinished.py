@@ -27,7 +27,10 @@ OLD_S = 7 * 86_400
 """Age from which on nobody is taken to come back to it: a week without a change."""
 _BLOCK = 512
 """Bytes of ``st_blocks``, whatever the file system's own blocks are."""
-_MADE_FROM = ".made-from.json"
+_MADE_FROM, _RESERVE = ".made-from.json", ".reserve"
+_RESERVED = 1 << 20
+"""Bytes that are free again, half of the free ones at most, when a stage has filled the disk with
+work that stays: the run still has to write down how it ended."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,16 @@ class Unfinished:
             if why:
                 self.discard(path)
         path.mkdir(parents=True, exist_ok=True)
+        _reserve(path)
         if made_from:
-            write_atomically(_beside(path), json.dumps(made_from).encode())
+            write_atomically(_beside(path, _MADE_FROM), json.dumps(made_from).encode())
         ended = False
         try:
             yield path
             ended = True
         finally:
+            with suppress(OSError):
+                _beside(path, _RESERVE).unlink(missing_ok=True)
             if ended or not _has_files(path):
                 with suppress(OSError):  # a later run finds the artifact, and removes it
                     self.discard(path)
@@ -121,7 +127,8 @@ class Unfinished:
         Raises:
             OSError: The store cannot be written.
         """
-        _beside(path).unlink(missing_ok=True)
+        for suffix in (_MADE_FROM, _RESERVE):
+            _beside(path, suffix).unlink(missing_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             path.unlink()
         elif path.exists():
@@ -160,6 +167,9 @@ class Unfinished:
         for left in self.idle():
             if not left.files:
                 self.discard_idle(left.stage, left.key)
+            else:
+                with suppress(OSError):  # a read-only store is fine where nothing is written
+                    _beside(left.path, _RESERVE).unlink(missing_ok=True)
 
     def held(self) -> str:
         """Says in a sentence what was left and how it is removed; empty where there is nothing."""
@@ -186,7 +196,7 @@ class Unfinished:
                 return f"{name} is linked from elsewhere"
             if status.st_uid != os.geteuid():
                 return f"{name} belongs to somebody else"
-        if _read(_beside(path)) != made_from:
+        if _read(_beside(path, _MADE_FROM)) != made_from:
             return "the model's files were touched meanwhile"
         return None
 
@@ -199,8 +209,22 @@ def _look(path: Path) -> Left:
     return Left(stage, key, path, taken, changed, len(stats))
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}{_MADE_FROM}")
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")
+
+
+def _reserve(path: Path) -> None:
+    # Without links: what is planted there is not written into.
+    place = _beside(path, _RESERVE)
+    place.unlink(missing_ok=True)
+    file = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # Where there is no room for it, the stage will say so.
+        with suppress(OSError, AttributeError):
+            free = shutil.disk_usage(place.parent).free
+            os.posix_fallocate(file, 0, min(_RESERVED, free // 2))
+    finally:
+        os.close(file)
 
 
 def _read(path: Path) -> Any:

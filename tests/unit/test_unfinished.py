@@ -203,6 +203,22 @@ def test_a_full_disk_says_what_is_left_of_other_work(store: Store) -> None:
         assert "did not end" not in told(errno.ENOSPC)
 
 
+def test_room_is_kept_for_saying_that_the_disk_is_full(store: Store) -> None:
+    root = store.root / "unfinished"
+    with contextlib.suppress(KeyboardInterrupt), store.begun("stage", "k", {}) as directory:
+        (directory / "state").write_text("all that there was room for")
+        (reserve,) = (path for path in root.iterdir() if path.is_file())
+        assert reserve.stat().st_blocks * 512 >= 1 << 20
+        raise KeyboardInterrupt
+    assert list(root.iterdir()) == [directory]
+    reserve.write_bytes(bytes(1 << 20))  # a killed process leaves it
+    with store.lock("stage", "k"):
+        store.sweep()
+        assert reserve.exists()
+    store.sweep()
+    assert list(root.iterdir()) == [directory]
+
+
 def test_old_work_is_listed_and_pruned(tmp_path: Path) -> None:
     build = tmp_path / "build"
     store = Store(build / "store")
