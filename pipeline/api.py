@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
+from pipeline.effort.planned import Effort, effort_of
 from pipeline.errors import PipelineError, RecipeError, UsageError, check_all
 from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.models.facts import ModelFacts
@@ -34,6 +35,7 @@ from pipeline.running.runner import Listener, RunResult, run_recipe
 from pipeline.serving import serving, serving_with_own_log
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
+from pipeline.source.snapshot import facts_of
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages import compile as compile_stage
@@ -60,24 +62,27 @@ class Plan:
         end_ids: The tokens that end a text of the model; None before it is fetched.
         findings: What is worth knowing about the model and the recipe, warnings first.
         engine: The engine and its memory; None where there is no more to say than the recipe does.
-        obstacle: A text that is missing on this machine, at which a run would stop at once.
+        obstacle: A text that is missing on this machine, or memory or disk that it has not, at
+            which a run would stop at once.
         checkpoint: The folder of the checkpoint in the store; None before there is one.
         roofline: What the machine allows at most, and what was reached of it; None where its rates
             are not known.
         gates: What the recipe's gates say of the numbers in the store; empty before there are any.
         refusal: What a run would stop at, because of artifacts that are in the store already: a
             gate that is not open, or a server that answered wrongly; None where it would go on.
+        effort: What the stages that are to run take of this machine, about.
     """
 
     stages: tuple[PlannedStage, ...]
     end_ids: EndIds | None
     findings: tuple[Finding, ...]
     engine: Explanation | None
-    obstacle: RecipeError | None
+    obstacle: PipelineError | None
     checkpoint: Path | None
     roofline: Roofline | None = None
     gates: tuple[GateResult, ...] = ()
     refusal: PipelineError | None = None
+    effort: Effort | None = None
 
     @property
     def verdict(self) -> Outcome | None:
@@ -154,16 +159,22 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
     directory = source.path if source else local_directory(recipe)
     checkpoint = _checkpoint(planned).artifact
     unmeasured = engine_not_measured(recipe)
+    effort = _effort(recipe, facts, build, [line.stage.name for line in _to_run(planned)])
     return Plan(
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
-        findings=(*remarks(recipe, facts, directory), *((unmeasured,) if unmeasured else ())),
+        findings=(
+            *effort.warnings,
+            *remarks(recipe, facts, directory),
+            *((unmeasured,) if unmeasured else ()),
+        ),
         engine=explain_engine(recipe, facts),
-        obstacle=_obstacle(recipe, planned),
+        obstacle=_obstacle(recipe, planned) or effort.refusal,
         checkpoint=checkpoint.path if checkpoint else None,
         roofline=_roofline(recipe, facts, store.root, planned),
         gates=tuple(_stored_gates(recipe, planned)),
         refusal=_refusal(recipe, planned),
+        effort=effort,
     )
 
 
@@ -194,6 +205,7 @@ def run(
         UsageError: ``force`` or ``until`` names no stage of the recipe, or ``engine`` no directory.
         RecipeError: A text cannot be read; nothing was done yet.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
+        UnsupportedError: The machine has not the memory or the disk that it takes; likewise.
         QualityGateError: A gate of ``evaluate.gates`` is not open; ``found`` has all of them.
         StageError: A stage failed; the artifacts of those before it stay.
         ServerError: Triton did not start, or gave wrong answers.
@@ -203,6 +215,7 @@ def run(
         if name not in known:
             raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
     build = BuildDir(Path(build_dir))
+    _refuse_too_large(recipe, build, force, until)
     given = engine and compile_stage.given_engine(Path(engine), recipe, build.store.memo.digest)
     return run_recipe(
         _typed(recipe, build_dir),
@@ -296,6 +309,58 @@ def _roofline(
         if line.stage.name == bench.STAGE.name and line.artifact:
             return with_reached(found, recipe, facts, line.artifact.facts["measurements"])
     return found
+
+
+def _effort(
+    recipe: Recipe,
+    facts: ModelFacts,
+    build: BuildDir,
+    stages: Collection[str],
+    *,
+    rates: bool = True,
+) -> Effort:
+    return effort_of(
+        recipe,
+        facts,
+        stages,
+        directory=local_directory(recipe),
+        build=build.root,
+        remembered=build.store.root if rates else None,
+    )
+
+
+def _to_run(planned: Sequence[PlannedStage]) -> list[PlannedStage]:
+    return [line for line in planned if line.status != "cached"]
+
+
+def _refuse_too_large(
+    recipe: Recipe, build: BuildDir, force: Collection[str], until: str | None
+) -> None:
+    """Refuses what this machine has no memory or disk for, before any work."""
+
+    def plan_now() -> list[PlannedStage]:
+        return build_plan(recipe, build.store, read_lock(build.outputs(recipe) / "lock.json"))
+
+    names = [stage.name for stage in stages_for(recipe)]
+    names = names if until is None else names[: names.index(until) + 1]
+    try:
+        directory, planned = local_directory(recipe), None
+        if directory is None:
+            planned = plan_now()
+            source = planned[0].artifact
+            facts = facts_of(source.path) if source else check_hub_model(recipe)
+        else:
+            facts = facts_of(directory)
+        if not _effort(recipe, facts, build, names, rates=False).refusal:
+            return
+        # Which stages are cached is only looked up where it matters.
+        planned = planned or plan_now()
+    except PipelineError:
+        return  # the run says it, with whatever else is wrong
+    left = {line.stage.name for line in _to_run(planned)} | set(force)
+    stages = [name for name in names if name in left]
+    if refusal := _effort(recipe, facts, build, stages, rates=False).refusal:
+        raise refusal
 
 
 def _typed(recipe: Recipe, build_dir: str | PathLike[str]) -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import MODELOPT, TRANSFORMERS, install, installed, missing
+from pipeline.effort.example import example_peak
 from pipeline.errors import UsageError
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import STAGES
@@ -142,7 +143,7 @@ def _machine(build_dir: Path, ports: Iterable[int]) -> Iterator[Diagnosis]:
     here = f"{platform.system()} {platform.machine()}"
     advice = "Stages run on Linux x86-64 alone; plan, init and the client run anywhere"
     yield Diagnosis("platform", here, here in _PLATFORMS, advice)
-    yield look.memory(look.whole_memory())
+    yield look.memory(look.whole_memory(), example_peak(build_dir))
     yield look.disk(build_dir)
     yield from look.ports(ports)
     yield look.open_files()

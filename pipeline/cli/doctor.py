@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.options import BuildDirOption, Output
-from pipeline.errors import UnsupportedError
+from pipeline.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.cli.diagnosis import Examination
+    from pipeline.effort.rates import Rates
     from pipeline.targets.base import Diagnosis
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -40,19 +41,53 @@ def doctor(
             help="A port that has to be free, instead of looking at 8000 to 8002; repeatable.",
         ),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Also measure processor, GPU and disk for some seconds; plan then says times.",
+        ),
+    ] = False,
     output: Output,
 ) -> None:
     """Check this machine: what is installed, what can run, and what is missing."""
-    from pipeline.cli.console import print_json
+    from pipeline.cli.console import fitted, print_json
     from pipeline.cli.diagnosis import diagnose
 
     found = diagnose(target, build_dir, port or ())
+    measured = _measured(build_dir) if measure else None
     if output.json:
-        print_json(found.as_dict())
+        print_json({**found.as_dict(), **({"measured": measured.as_dict()} if measured else {})})
     else:
         _print(found)
+        if measured:
+            from pipeline.effort.lines import measured_lines
+
+            print()
+            for part in fitted(measured_lines(measured, build_dir), sys.stdout, 4):
+                _line(part, "", 0)
     if not found.ok:
         raise typer.Exit(UnsupportedError.exit_code)
+
+
+def _measured(build_dir: Path) -> Rates:
+    """Measures this machine and keeps the rates where ``plan`` finds them."""
+    from pipeline.effort.measure import measure
+    from pipeline.effort.rates import NAME, remember
+    from pipeline.store.build_dir import BuildDir
+
+    folder = BuildDir(build_dir).store.root
+    rates = measure(folder)
+    try:
+        remember(folder, rates)
+    except OSError as error:
+        raise UsageError(
+            "the rates cannot be kept",
+            where=str(folder / NAME),
+            why=error.strerror,
+            fix="Correct the permissions, or name another --build-dir",
+        ) from error
+    return rates
 
 
 def _print(found: Examination) -> None:

@@ -51,7 +51,8 @@ def plan(
     """Show what a run would do, and why, without doing it.
 
     The exit code is 0 where a run could go on, 2 where a text is missing,
-    and that of the gate or check at which stored results would stop it.
+    3 where this machine is too small, and that of the gate or check at
+    which stored results would stop it.
     """
     from dataclasses import asdict
 
@@ -59,6 +60,7 @@ def plan(
     from pipeline.cli.console import open_recipe, print_json
     from pipeline.cli.stage_lines import stage_dict, stage_line
     from pipeline.economics import bounds
+    from pipeline.effort.lines import effort_lines
     from pipeline.targets.findings import finding_lines
 
     costs = {"price_per_hour": price, "utilization": utilization}
@@ -83,6 +85,7 @@ def plan(
                 "end_ids": end_ids.as_dict() if end_ids else None,
                 "findings": [asdict(finding) for finding in found.findings],
                 "engine": dict(engine.values) if engine else None,
+                "effort": found.effort.as_dict() if found.effort else None,
                 "obstacle": obstacle.as_dict() if obstacle else None,
                 "roofline": found.roofline.as_dict() if found.roofline else None,
                 "checkpoint": str(found.checkpoint) if found.checkpoint else None,
@@ -99,6 +102,8 @@ def plan(
         _exit(found.exit_code)
         return
     lines = [stage_line(planned, verbose=output.verbose) for planned in found.stages]
+    if found.effort and (said := list(effort_lines(found.effort.stages, found.effort.machine))):
+        lines += ["", *said]
     named = end_ids.lines() if end_ids else ["end ids: read when the model is fetched"]
     lines += ["", *named, *finding_lines(found.findings)]
     if engine:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def processor(remembered: Path, memory: int | None) -> Hardware | None:
     if rates is None:
         if (remembered / MANIFEST).exists():
             return None
-        rates = {"processor": name, "cpus": cpus, **_measure(cpus)}
+        rates = measured_now(cpus)
         _keep(remembered, rates)
     return Hardware(
         name=f"{cpus} CPUs of {name}",
@@ -60,6 +61,20 @@ def processor(remembered: Path, memory: int | None) -> Hardware | None:
         operations={"float32": float(rates["float32_operations_per_second"]), "int8": None},
         memory=memory,
     )
+
+
+@cache
+def measured_now(cpus: int) -> dict[str, Any]:
+    """Measures the processor, once in a process, as :func:`processor` does; NumPy must be there.
+
+    Args:
+        cpus: How many of this process work.
+
+    Returns:
+        ``processor``, ``cpus``, the day as ``measured``, ``bytes_per_second`` and
+        ``float32_operations_per_second``.
+    """
+    return {"processor": processor_name(), "cpus": cpus, **_measure(cpus)}
 
 
 def _read(path: Path, name: str, cpus: int) -> dict[str, Any] | None:

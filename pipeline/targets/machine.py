@@ -25,9 +25,8 @@ PORTS = {"HTTP": 8000, "gRPC": 8001, "metrics": 8002}
 # takes 0.7 GiB, nearly all of it for the libraries.
 LEAST_DISK, LEAST_MEMORY = GIB, GIB
 # Bytes for each parameter of a model, kept in 16 bit: a copy of the source, checkpoint and engine;
-# the repository has links to the engine. In memory both models are while they are evaluated, which
-# is the most that a run takes; measured (docs/sizes.md).
-DISK_PER_PARAMETER, MEMORY_PER_PARAMETER = 3 * 2, 8.8
+# the repository has links to the engine.
+DISK_PER_PARAMETER = 3 * 2
 _LARGE = 8_000_000_000
 LEAST_FILES = 1024
 NOT_KNOWN = "not known"
@@ -56,9 +55,9 @@ def disk(folder: Path) -> Diagnosis:
         name,
         said,
         free >= large,
-        f"A run keeps a copy of the source, the checkpoint and the engine: in 16 bit "
-        f"{DISK_PER_PARAMETER} bytes for each parameter, {large / GIB:.0f} GiB for 8 billion, and "
-        "about half of that in 4 bit",
+        f"A run keeps the checkpoint, the engine and, where it cannot be linked, a copy of the "
+        f"source: in 16 bit {DISK_PER_PARAMETER} bytes for each parameter, {large / GIB:.0f} GiB "
+        "for 8 billion, and about half of that in 4 bit; plan says it of a recipe",
         needed=False,
     )
 
@@ -75,15 +74,15 @@ def whole_memory() -> int | None:
         return None
 
 
-def memory(size: int | None) -> Diagnosis:
+def memory(size: int | None, large: int) -> Diagnosis:
     """Says how much memory a run may take.
 
     Args:
         size: Of :func:`whole_memory`.
+        large: The peak to be expected of a model of 8 billion parameters, in bytes.
     """
     if size is None:
         return Diagnosis("memory", NOT_KNOWN)
-    large = MEMORY_PER_PARAMETER * _LARGE
     if size < LEAST_MEMORY:
         advice = "Quantizing the least model takes 0.7 GiB beside the system: use a larger machine"
         return Diagnosis("memory", f"{size / MIB:,.0f} MiB", False, advice)
@@ -91,8 +90,8 @@ def memory(size: int | None) -> Diagnosis:
         "memory",
         f"{size / GIB:,.0f} GiB",
         size >= large,
-        f"Evaluating holds the source and the checkpoint: about {MEMORY_PER_PARAMETER} bytes for "
-        f"each parameter, {large / GIB:.0f} GiB for 8 billion",
+        f"A run holds one decoder layer at a time: about {large / GIB:.1f} GiB for a model of 8 "
+        "billion parameters, beside the system; plan says it of a recipe",
         needed=False,
     )
 

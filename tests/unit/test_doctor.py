@@ -272,9 +272,13 @@ def test_little_disk_memory_and_shared_memory_are_named(
     shared = machine_module.shared_memory(64 << 20, "Triton's Python models need")
     assert (shared.value, shared.ok) == ("32 MiB free", False)
     assert "need 64m of /dev/shm" in shared.advice
-    memory = machine_module.memory(512 << 20)
+    memory = machine_module.memory(512 << 20, 4 << 30)
     assert (memory.value, memory.ok, memory.needed) == ("512 MiB", False, True)
-    assert machine_module.memory(None).value == "not known"
+    assert machine_module.memory(None, 4 << 30).value == "not known"
+    small = machine_module.memory(3 << 30, 4 << 30)
+    assert (small.ok, small.needed) == (False, False)
+    assert "about 4.0 GiB for a model of 8 billion parameters" in small.advice
+    assert machine_module.memory(5 << 30, 4 << 30).ok
 
 
 def test_what_a_system_does_not_tell_is_not_known(

@@ -1,0 +1,90 @@
+"""What each stage writes to the disk of the build directory, and what is free there."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.effort.memory import STATES
+from pipeline.effort.work import Shape, Texts, sets
+from pipeline.recipe.schema import Recipe
+from pipeline.stages.source import WORTH_TELLING
+
+# A state of hidden states is written beside the one before it, and then takes its place.
+STATE_FILES = 2
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a stage writes, in bytes.
+
+    Attributes:
+        kept: What stays in the store.
+        scratch: What there is beside it while the stage runs.
+    """
+
+    kept: int
+    scratch: int = 0
+
+
+def snapshot(size: int, directory: Path | None, build: Path) -> Disk:
+    """Returns what taking a snapshot in writes.
+
+    Args:
+        size: Bytes of the model.
+        directory: Where it is; None while it is on the Hub.
+        build: The build directory, which need not be there.
+    """
+    if directory is None:
+        # Fetched into the Hub's cache and linked from there, if that is on the same disk.
+        return Disk(size)
+    # A large model on the same file system is linked, or shares its blocks.
+    shared = size >= WORTH_TELLING and _device(directory) == _device(build)
+    return Disk(0 if shared else size)
+
+
+def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> Disk:
+    """Returns what quantizing writes: the checkpoint, and how far it has come.
+
+    Args:
+        recipe: The recipe.
+        shape: The model's sizes.
+        texts: What is calibrated on.
+        checkpoint: Bytes of the checkpoint.
+    """
+    section = recipe.quantize
+    state = STATE_FILES * sets(recipe) * texts.tokens * shape.hidden * shape.item
+    # A search keeps the best checkpoint so far beside the one that is tried.
+    beside = checkpoint if section.search else 0
+    return Disk(checkpoint, beside + (state if recipe.model.by_layer else 0))
+
+
+def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Disk:
+    """Returns what scoring writes beside its few numbers: how far it has come.
+
+    Args:
+        recipe: The recipe.
+        shape: The model's sizes.
+        texts: What is scored.
+    """
+    states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
+    return Disk(0, STATE_FILES * states if recipe.model.by_layer else 0)
+
+
+def free(build: Path) -> int | None:
+    """Returns the bytes that are free where a build directory is, or would be."""
+    try:
+        return shutil.disk_usage(_existing(build)).free
+    except OSError:
+        return None
+
+
+def _device(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    here = folder.absolute()
+    return next(path for path in (here, *here.parents) if path.exists())

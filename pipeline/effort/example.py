@@ -1,0 +1,58 @@
+"""What a machine means for a model that everybody knows the size of: 8 billion parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.effort.rates import Rates
+from pipeline.effort.stages import StageEffort, efforts
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+
+WORDS = "a model of 8 billion parameters, INT4 AWQ on 32 texts of 512 tokens, 20,000 tokens scored"
+# The sizes of Llama-3.1-8B.
+_CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+}
+_STAGES = ("source", "quantize", "evaluate", "compile")
+
+
+def example(rates: Rates | None, build: Path) -> Sequence[StageEffort]:
+    """Estimates the stages of a run of it for the CPU.
+
+    Args:
+        rates: The machine's; None leaves time out.
+        build: The build directory.
+    """
+    recipe = Recipe.model_validate(
+        {
+            "name": "example",
+            "model": {"source": "example/example", "dtype": "bfloat16"},
+            "quantize": {"format": "int4_awq", "calibration": {"text": "calibration.jsonl"}},
+            "evaluate": {"text": "heldout.jsonl"},
+        }
+    )
+    facts = ModelFacts.from_config(_CONFIG, "an example")
+    return efforts(recipe, facts, _STAGES, directory=None, build=build, rates=rates)
+
+
+def example_peak(build: Path) -> int:
+    """Returns the most memory that a stage of it is expected to take, in bytes.
+
+    Args:
+        build: The build directory.
+    """
+    return max(stage.memory.likely for stage in example(None, build) if stage.memory)

@@ -1,0 +1,162 @@
+"""The most memory that each stage takes at a time.
+
+Of every stage there are two figures: what must be there at once whatever the software does, and the
+peak that is to be expected, with factors that were measured (docs/sizes.md). Only the first is a
+reason to refuse. All sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.effort.work import Shape, Texts, sets
+from pipeline.formats import FORMATS
+from pipeline.recipe.schema import Recipe
+
+MB, GB = 10**6, 10**9
+# torch, transformers and ModelOpt, once they are imported; the first is less than was ever seen.
+IMPORTS_AT_LEAST, IMPORTS = 300 * MB, 420 * MB
+# What allocator, threads and small tensors add.
+FIXED = 150 * MB
+# Writing an engine, where nothing before it in the process has imported torch: the libraries, and
+# pieces of a matrix. 110 to 150 MB were measured, whatever the model's sizes are.
+COMPILING = 140 * MB
+COPYING = 120 * MB
+# Copies of the largest linear that AWQ's search has at a time, in the dtype of the model: the
+# weight, scaled, in groups, rounded, and twice their difference to it.
+SEARCH_COPIES = 7.5
+# Copies that the other calibrations make of it.
+CALIBRATION_COPIES = 3.0
+# Layers that ModelOpt's export holds beside the one it exports, by what a weight is packed to.
+EXPORT_OF_GROUPS, EXPORT = 1.9, 1.4
+# Outputs of a batch that are as wide as the MLP: gate, up, what the activation makes of the one,
+# and the product of both.
+WIDE_OUTPUTS, WIDE_AT_LEAST = 4, 2
+# Beside them: residual, normalized, q, k, v and output, as wide as a hidden state.
+NARROW_OUTPUTS = 6
+# Bytes for each parameter of a model that is whole in memory: quantizing in float32 and in 16 bit,
+# and scoring, with source and checkpoint in float32.
+WHOLE_FLOAT32, WHOLE_16_BIT, WHOLE_SCORING = 11.0, 5.5, 8.8
+# What a group of batches may keep of each model; more batches have walks of their own
+# (pipeline.layers.walk).
+STATES = 512 << 20
+# A head that is larger is read in blocks of that size (pipeline.layers.parts).
+HEAD = 256 << 20
+# Logits of a batch are there of both models; of a whole model they are copied too.
+LOGITS, LOGITS_OF_WHOLE = 2.0, 4.0
+# The tokens that are compared at once, and what is computed of them.
+PIECES = 120 * MB
+# float32 copies of the largest linear while its codes are turned back.
+TURNED_BACK = 2.0
+# What the CPU's engine takes in memory for each byte of its file, once it has run: 3.2, 2.2 and 3.8
+# for INT4, INT8 and float16 of 490 million parameters.
+OPENED, OPENED_16_BIT = 3.0, 3.9
+# A linear is rounded by two float64 matrices of its inputs, and their inverse is a third.
+HESSIANS, HESSIANS_AT_LEAST = 3, 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a stage, in bytes.
+
+    Attributes:
+        least: What must be there at once.
+        likely: The peak to be expected.
+    """
+
+    least: int
+    likely: int
+
+    def beside(self, other: Memory) -> Memory:
+        """Returns that of two pieces of work of which one follows the other."""
+        return Memory(max(self.least, other.least), max(self.likely, other.likely))
+
+
+def copying() -> Memory:
+    """Returns the memory of copying a snapshot, whose files are read piece by piece."""
+    return Memory(0, COPYING)
+
+
+def quantizing(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
+    """Computes the peak of calibrating, rounding and exporting.
+
+    Args:
+        recipe: The recipe.
+        shape: The model's sizes.
+        texts: What is calibrated on.
+    """
+    row = FORMATS[recipe.quantize.format]
+    item, layer = shape.item, shape.layer * shape.item
+    hidden = texts.tokens * shape.hidden * item
+    batch = texts.batch_tokens * item
+    in_groups = row.scales == "group" and not row.own
+    copies = SEARCH_COPIES if row.calibration == "awq_lite" else CALIBRATION_COPIES
+    work = shape.largest * copies * item
+    work += batch * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
+    inverted = 0
+    if row.rounds_by_hessian:
+        inverted = 8 * max(shape.inner, shape.hidden, shape.attention) ** 2
+    work += HESSIANS * inverted
+    export = layer * (EXPORT_OF_GROUPS if in_groups else EXPORT)
+    least = IMPORTS_AT_LEAST + layer + hidden + HESSIANS_AT_LEAST * inverted
+    least += batch * WIDE_AT_LEAST * shape.inner
+    if recipe.model.by_layer:
+        # The next layer is read meanwhile.
+        held = layer + shape.layer * 2 + sets(recipe) * hidden
+        return Memory(round(least), round(IMPORTS + FIXED + held + max(work, export)))
+    each = WHOLE_FLOAT32 if item == 4 else WHOLE_16_BIT
+    weights = shape.parameters * item
+    whole = IMPORTS + shape.parameters * each + batch * WIDE_OUTPUTS * shape.inner
+    return Memory(round(least - layer - hidden + weights), round(whole + HESSIANS * inverted))
+
+
+def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
+    """Computes the peak of scoring source and checkpoint, both in float32.
+
+    Args:
+        recipe: The recipe.
+        shape: The model's sizes.
+        texts: What is scored.
+    """
+    layer = shape.layer * 4
+    logits = texts.batch_tokens * shape.vocabulary * 4
+    if not recipe.model.by_layer:
+        least = IMPORTS_AT_LEAST + 2 * shape.parameters * 4 + LOGITS * logits
+        likely = IMPORTS + shape.parameters * WHOLE_SCORING + LOGITS_OF_WHOLE * logits
+        return Memory(round(least), round(likely))
+    states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
+    batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
+    turning = TURNED_BACK * shape.largest * 4
+    # Through the layers of one model, then of the other; then heads and logits of both; and linear
+    # by linear through both, without states.
+    head = shape.vocabulary * shape.hidden * 4
+    heads = 2 * head if head <= HEAD else 2 * HEAD
+    walking = states + layer + turning + batch
+    comparing = states + heads + LOGITS * logits + PIECES
+    peak = max(walking, comparing, 2 * layer + turning)
+    return Memory(
+        round(IMPORTS_AT_LEAST + max(layer, LOGITS * logits)), round(IMPORTS + FIXED + peak)
+    )
+
+
+def compiling(*, alone: bool) -> Memory:
+    """Returns the peak of writing an engine from a checkpoint, a piece of a matrix at a time.
+
+    Args:
+        alone: Whether nothing before it in the process has imported torch.
+    """
+    return Memory(0, COMPILING if alone else IMPORTS)
+
+
+def running(recipe: Recipe, engine: int, kv_cache: int) -> Memory:
+    """Computes the memory of an engine that is measured on this machine.
+
+    Args:
+        recipe: Its format counts.
+        engine: Bytes of its weights.
+        kv_cache: Bytes of its KV cache.
+    """
+    row = FORMATS[recipe.quantize.format]
+    return Memory(
+        0, round(IMPORTS + engine * (OPENED if row.quantizes else OPENED_16_BIT) + kv_cache)
+    )

@@ -1,0 +1,86 @@
+"""The effort of one recipe on this machine, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.effort.disk import free
+from pipeline.effort.fitting import refusal, warnings
+from pipeline.effort.rates import Rates, known_rates
+from pipeline.effort.stages import Machine, StageEffort, efforts
+from pipeline.effort.work import TextLengths
+from pipeline.errors import UnsupportedError
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.targets.findings import Finding
+from pipeline.targets.machine import whole_memory
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run takes, and whether this machine has it.
+
+    Attributes:
+        machine: What there is.
+        stages: An estimate of each stage that is to run.
+        warnings: What may not fit.
+        refusal: What cannot; None where a run may try.
+    """
+
+    machine: Machine
+    stages: tuple[StageEffort, ...]
+    warnings: tuple[Finding, ...]
+    refusal: UnsupportedError | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns machine and stages as JSON values; what is wrong is told beside them."""
+        return {
+            "machine": asdict(self.machine),
+            "stages": [stage.as_dict() for stage in self.stages],
+        }
+
+
+def effort_of(
+    recipe: Recipe,
+    facts: ModelFacts,
+    stages: Collection[str],
+    *,
+    directory: Path | None,
+    build: Path,
+    remembered: Path | None,
+) -> Effort:
+    """Estimates the stages that are to run on this machine.
+
+    Args:
+        recipe: A recipe that fits the model.
+        facts: The model's facts.
+        stages: Names of those that are to run.
+        directory: The model's; None while it is on the Hub.
+        build: The build directory.
+        remembered: Where rates are kept; None does without them.
+    """
+    rates: Rates | None = None if remembered is None else known_rates(remembered)
+    machine = Machine(whole_memory(), free(build), rates)
+    lengths = TextLengths()
+
+    def estimate(other: Recipe) -> Sequence[StageEffort]:
+        return efforts(
+            other,
+            facts,
+            stages,
+            directory=directory,
+            build=build,
+            rates=rates,
+            lengths=lengths,
+        )
+
+    found = tuple(estimate(recipe))
+    return Effort(
+        machine,
+        found,
+        tuple(warnings(recipe, found, machine, estimate)),
+        refusal(recipe, found, machine, estimate),
+    )

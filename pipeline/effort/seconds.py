@@ -1,0 +1,157 @@
+"""How long each stage computes, reads and writes, at the rates of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.economics.roofline import OPERATIONS
+from pipeline.effort.rates import FLOAT32, Rates
+from pipeline.effort.work import Shape, Texts, passes, trials
+from pipeline.formats import FORMATS
+from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import attention_multiplications
+from pipeline.recipe.schema import Recipe
+
+# Of a process that imports torch, transformers and ModelOpt, and of one that compiles.
+STARTING_S, COMPILING_S = 8.0, 3.0
+# AWQ's search tries so many values on every batch, each of which rounds the weights anew: about so
+# many readings and writings of them.
+SEARCH_VALUES, ROUNDING_TRAFFIC = 11, 12
+# Packing, checking and merging the weights of a checkpoint, on one thread.
+EXPORT_S = 8e-9
+# Rounding by second moments: a triangular solve by blocks costs about as much as the products of
+# so many rows of text.
+HESSIAN_ROWS = 2
+# Turning a weight back to float32 from its codes, and reading the source's into float32.
+TURNING_BACK_S = 3e-9
+# Readings and writings of a logit while two models are compared.
+LOGIT_TRAFFIC = 14
+# The windows whose linears are compared one by one, once in each of three ways.
+NOISE_TOKENS, NOISE_RUNS = 512, 3
+# Completions: so many prompts of so many tokens, and new tokens up to a size of model from where on
+# they get fewer.
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS, FEWEST_TOKENS, MANY_PARAMETERS = 3, 16, 32, 8, 0.6e9
+# Layers that are small together stay in memory from one new token to the next.
+KEPT_LAYERS = 256 << 20
+# Digests and copies of files that are in memory already.
+DIGEST_RATE = 0.8e9
+# Turning codes into constants of a graph, packing them for another layout.
+ENGINE_S = 3e-9
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The time of a stage.
+
+    Attributes:
+        computing: At the measured rates of products and memory.
+        disk: For reading and writing; None where the disk was not measured.
+    """
+
+    computing: float
+    disk: float | None
+
+    @property
+    def all(self) -> float:
+        """The sum, as far as it is known."""
+        return self.computing + (self.disk or 0.0)
+
+
+class Clock:
+    """Tells how long the stages of one recipe take.
+
+    Args:
+        recipe: The recipe.
+        facts: The model's facts.
+        shape: Its sizes.
+        rates: The machine's.
+    """
+
+    def __init__(self, recipe: Recipe, facts: ModelFacts, shape: Shape, rates: Rates) -> None:
+        self._recipe, self._facts, self._shape, self._rates = recipe, facts, shape, rates
+        self._device = rates.device(recipe.quantize.device)
+
+    def copying(self, size: int, copied: int) -> Seconds:
+        """Returns the time of taking a snapshot in: every file is read for its digest.
+
+        Args:
+            size: Bytes of the snapshot.
+            copied: Bytes of it that are written again.
+        """
+        return Seconds(1.0 + size / DIGEST_RATE, self._rates.disk(size, copied))
+
+    def quantizing(self, texts: Texts, checkpoint: int) -> Seconds:
+        """Returns the time of calibrating, rounding and exporting.
+
+        Args:
+            texts: What is calibrated on.
+            checkpoint: Bytes of the checkpoint.
+        """
+        recipe, shape = self._recipe, self._shape
+        count = trials(recipe, self._facts)
+        each = self._calibrating(texts) + shape.layers * shape.layer * EXPORT_S
+        read = shape.parameters * 2
+        if recipe.quantize.search:
+            each += 2 * self._forward(recipe.quantize.search.tokens, texts.longest)
+            each += 2 * shape.parameters * TURNING_BACK_S
+            read += shape.parameters * 2 + checkpoint
+        disk = self._rates.disk(count * read, count * checkpoint)
+        return Seconds(STARTING_S + count * each, disk)
+
+    def scoring(self, texts: Texts, checkpoint: int) -> Seconds:
+        """Returns the time of scoring both models, with completions and signal to noise.
+
+        Args:
+            texts: What is scored.
+            checkpoint: Bytes of the checkpoint.
+        """
+        shape, steps = self._shape, new_tokens(self._shape)
+        small = 2 * 4 * shape.parameters <= KEPT_LAYERS
+        walks = 2 if small or not self._recipe.model.by_layer else 2 + steps
+        completed = PROMPTS * steps * (PROMPT_TOKENS + steps / 2)
+        noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
+        computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)
+        computing += 4 * LOGIT_TRAFFIC * texts.tokens * shape.vocabulary / self._device.memory
+        computing += 2 * walks * shape.parameters * TURNING_BACK_S
+        read = walks * (shape.parameters * 2 + checkpoint)
+        return Seconds(STARTING_S + computing, self._rates.disk(read, 0))
+
+    def compiling(self, checkpoint: int, engine: int) -> Seconds:
+        """Returns the time of writing an engine from a checkpoint.
+
+        Args:
+            checkpoint: Bytes of the checkpoint.
+            engine: Bytes of the engine.
+        """
+        computing = COMPILING_S + self._shape.parameters * ENGINE_S + engine / DIGEST_RATE
+        return Seconds(computing, self._rates.disk(checkpoint, engine))
+
+    def _calibrating(self, texts: Texts) -> float:
+        """Seconds of all passes over the calibration text."""
+        recipe, shape, row = self._recipe, self._shape, FORMATS[self._recipe.quantize.format]
+        decoder = shape.layer * shape.layers
+        products = self._device.products("float32" if shape.item == 4 else recipe.dtype)
+        work = decoder + attention_multiplications(self._facts) * texts.longest / 2
+        found = OPERATIONS * work * texts.tokens * passes(recipe) / products
+        if row.calibration == "awq_lite":
+            traffic = SEARCH_VALUES * ROUNDING_TRAFFIC * texts.batches * decoder * shape.item
+            found += traffic / self._device.memory
+        if row.rounds_by_hessian:
+            widest = max(shape.inner, shape.hidden)
+            double = self._device.products(FLOAT32) / 2
+            found += OPERATIONS * decoder * widest * HESSIAN_ROWS / double
+        return found
+
+    def _forward(self, tokens: float, context: int) -> float:
+        """Seconds of so many tokens through the decoder and the head, in float32."""
+        shape = self._shape
+        each = shape.layer * shape.layers + shape.vocabulary * shape.hidden
+        each += round(attention_multiplications(self._facts) * context / 2)
+        return OPERATIONS * each * tokens / self._device.products(FLOAT32)
+
+
+def new_tokens(shape: Shape) -> int:
+    """Returns the tokens of a completion: each of them takes a walk over all layers."""
+    if shape.parameters <= MANY_PARAMETERS:
+        return NEW_TOKENS
+    return max(FEWEST_TOKENS, round(NEW_TOKENS * MANY_PARAMETERS / shape.parameters))

@@ -1,0 +1,179 @@
+"""Memory, disk and time of every stage that has work to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.effort import disk, memory
+from pipeline.effort.disk import Disk
+from pipeline.effort.memory import Memory
+from pipeline.effort.rates import Rates
+from pipeline.effort.seconds import Clock, Seconds
+from pipeline.effort.work import (
+    TextLengths,
+    Texts,
+    calibrated,
+    checkpoint_bytes,
+    scored,
+    shape_of,
+)
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import weight_files
+from pipeline.stages.scored import settings_of
+from pipeline.targets import get_target
+from pipeline.targets.built_here import BuiltHere
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is.
+
+    Attributes:
+        memory: Bytes that this process can ever have; None where the system does not say.
+        free: Bytes that are free in the build directory; None likewise.
+        rates: How fast it is; None where that is not known.
+    """
+
+    memory: int | None
+    free: int | None
+    rates: Rates | None
+
+
+@dataclass(frozen=True)
+class StageEffort:
+    """An estimate of one stage.
+
+    Attributes:
+        stage: Its name.
+        memory: The most at a time; None where another program does the work.
+        disk: What it writes.
+        seconds: How long it takes; None where another program does the work, or rates are not
+            known.
+    """
+
+    stage: str
+    memory: Memory | None
+    disk: Disk
+    seconds: Seconds | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the same as JSON values."""
+        return asdict(self)
+
+
+def efforts(
+    recipe: Recipe,
+    facts: ModelFacts,
+    stages: Collection[str],
+    *,
+    directory: Path | None,
+    build: Path,
+    rates: Rates | None,
+    lengths: TextLengths | None = None,
+) -> tuple[StageEffort, ...]:
+    """Estimates the stages that are to run, in their order, but for those that serve the engine.
+
+    Args:
+        recipe: A recipe that fits the model.
+        facts: The model's facts.
+        stages: Names of those that are to run.
+        directory: The model's; None while it is on the Hub.
+        build: The build directory.
+        rates: The machine's; None where they are not known.
+        lengths: Of the recipe's texts; None reads them.
+    """
+    alone = {"quantize", "evaluate"}.isdisjoint(stages)
+    own = _Estimate(recipe, facts, rates, lengths or TextLengths(), alone=alone)
+    makers: dict[str, Callable[[], StageEffort]] = {
+        "source": lambda: own.source(directory, build),
+        "quantize": own.quantize,
+        "evaluate": own.evaluate,
+        "compile": own.compile,
+        "fidelity": own.fidelity,
+    }
+    return tuple(make() for name, make in makers.items() if name in stages)
+
+
+class _Estimate:
+    """The amounts that several stages share."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: ModelFacts,
+        rates: Rates | None,
+        lengths: TextLengths,
+        *,
+        alone: bool,
+    ) -> None:
+        # Whether compiling is the first of the heavy stages in its process.
+        self.alone = alone
+        self.recipe, self.facts, self.lengths = recipe, facts, lengths
+        self.shape = shape_of(recipe, facts)
+        self.checkpoint = checkpoint_bytes(recipe, facts)
+        self.clock = Clock(recipe, facts, self.shape, rates) if rates else None
+        # An engine is as large as its checkpoint, and either is made on this machine or is not.
+        self.here = isinstance(get_target(recipe.compile.target), BuiltHere)
+
+    def source(self, directory: Path | None, build: Path) -> StageEffort:
+        size = snapshot_bytes(directory) or self.shape.parameters * 2
+        written = disk.snapshot(size, directory, build)
+        took = self.clock.copying(size, written.kept) if self.clock else None
+        return StageEffort("source", memory.copying(), written, took)
+
+    def quantize(self) -> StageEffort:
+        recipe, shape, checkpoint = self.recipe, self.shape, self.checkpoint
+        section = recipe.quantize.calibration
+        texts = calibrated(recipe, self.facts, self.lengths(section.text) if section else None)
+        peak = memory.quantizing(recipe, shape, texts)
+        if recipe.quantize.search:
+            rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
+            peak = peak.beside(memory.scoring(recipe, shape, rows))
+        took = self.clock.quantizing(texts, checkpoint) if self.clock else None
+        written = disk.quantizing(recipe, shape, texts, checkpoint)
+        return StageEffort("quantize", peak, written, took)
+
+    def scoring(self, stage: str, tokens: int) -> StageEffort:
+        assert self.recipe.evaluate is not None
+        lengths = self.lengths(self.recipe.evaluate.text)
+        texts = scored(self.recipe, self.facts, lengths, tokens)
+        peak = memory.scoring(self.recipe, self.shape, texts)
+        took = self.clock.scoring(texts, self.checkpoint) if self.clock else None
+        return StageEffort(stage, peak, disk.scoring(self.recipe, self.shape, texts), took)
+
+    def evaluate(self) -> StageEffort:
+        return self.scoring("evaluate", settings_of(self.recipe).tokens)
+
+    def compile(self) -> StageEffort:
+        engine = self.checkpoint
+        if not self.here:
+            return StageEffort("compile", None, Disk(engine), None)
+        took = self.clock.compiling(self.checkpoint, engine) if self.clock else None
+        peak = memory.compiling(alone=self.alone)
+        return StageEffort("compile", peak, Disk(engine, engine), took)
+
+    def fidelity(self) -> StageEffort:
+        settings = settings_of(self.recipe)
+        found = self.scoring("fidelity", min(settings.tokens, settings.engine_tokens))
+        if not self.here or found.memory is None:
+            return found
+        peak = memory.running(self.recipe, self.checkpoint, self._kv_cache())
+        return replace(found, memory=found.memory.beside(peak))
+
+    def _kv_cache(self) -> int:
+        compiled, facts = self.recipe.compile, self.facts
+        tokens = self.recipe.serve.max_tokens_in_paged_kv_cache
+        if tokens is None:
+            tokens = compiled.max_batch_size * compiled.max_seq_len
+        return 2 * 2 * tokens * facts.num_hidden_layers * facts.width("kv")
+
+
+def snapshot_bytes(directory: Path | None) -> int | None:
+    """Counts the bytes of a snapshot's weights; None where there are none yet."""
+    if directory is None:
+        return None
+    return sum(path.stat().st_size for path in weight_files(directory)) or None

@@ -1,0 +1,216 @@
+"""How much there is to compute: texts, passes over them and the sizes of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.formats import FORMATS
+from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import layer_bytes, parameters, table_bytes
+from pipeline.preflight.candidates import candidates
+from pipeline.quantize.formats import AWQ_MAX_SAMPLES, is_awq, pass_costs
+from pipeline.quantize.loading import FLOAT32_LIMIT_BYTES
+from pipeline.recipe.schema import Recipe
+from pipeline.source.lines import Conversation, read_texts
+
+# Larger files are not read for an estimate, and taken to be of long texts.
+MOST_TEXT_BYTES = 8 << 20
+# The demo's tokenizer of 1,024 tokens makes one of 3.8 bytes of English, and larger ones of more.
+BYTES_PER_TOKEN = 3.5
+# The scorer's limits of a batch (pipeline.evaluation.scoring, which imports torch).
+BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that memory and time follow from.
+
+    Attributes:
+        parameters: All of them, a tied head once.
+        layers: How many decoder layers there are.
+        layer: Parameters of one of them.
+        largest: Parameters of its largest linear.
+        hidden: Features of a hidden state.
+        inner: Features within the MLP.
+        vocabulary: Rows of the embedding.
+        attention: Features of all queries.
+        item: Bytes of a value of the model as it is calibrated.
+    """
+
+    parameters: int
+    layers: int
+    layer: int
+    largest: int
+    hidden: int
+    inner: int
+    vocabulary: int
+    attention: int
+    item: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of text that a model is run on.
+
+    Attributes:
+        rows: How many there are.
+        tokens: Of all of them.
+        longest: Tokens of the longest.
+        batch: Rows that are run together.
+    """
+
+    rows: int
+    tokens: int
+    longest: int
+    batch: int
+
+    @property
+    def batches(self) -> int:
+        """Counts the batches."""
+        return -(-self.rows // self.batch) if self.rows else 0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Counts the tokens of the largest batch."""
+        return min(self.batch, self.rows) * self.longest
+
+
+NO_TEXT = Texts(0, 0, 0, 1)
+
+
+def shape_of(recipe: Recipe, facts: ModelFacts) -> Shape:
+    """Reads the sizes off a model's facts, and in what the recipe has it calibrated."""
+    total = parameters(facts)
+    plain = next(row for row in FORMATS.values() if not row.quantizes)
+    small = total * 4 <= FLOAT32_LIMIT_BYTES or FORMATS[recipe.quantize.format].dtype == "float32"
+    return Shape(
+        parameters=total,
+        layers=facts.num_hidden_layers,
+        layer=layer_bytes(facts, plain, 1, None) // facts.num_hidden_layers,
+        largest=max(rows * one.in_features for one in facts.linears for _, rows in one.source),
+        hidden=facts.hidden_size,
+        inner=facts.intermediate_size,
+        vocabulary=facts.vocab_size,
+        attention=facts.num_attention_heads * facts.head_size,
+        item=4 if small else 2,
+    )
+
+
+def calibrated(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None) -> Texts:
+    """Returns what the recipe's format is calibrated on.
+
+    Args:
+        recipe: The recipe.
+        facts: The model's facts.
+        lengths: Of :class:`TextLengths`.
+    """
+    section = recipe.quantize.calibration
+    if section is None or not recipe.quantize.needs_calibration:
+        return NO_TEXT
+    rows = min(section.samples, AWQ_MAX_SAMPLES) if is_awq(recipe.quantize) else section.samples
+    longest = min(section.sequence_length, facts.max_position_embeddings)
+    if not lengths:
+        return Texts(rows, rows * longest, longest, section.batch_size)
+    rows, cut = min(rows, len(lengths)), [min(length, longest) for length in lengths]
+    return Texts(rows, round(rows * sum(cut) / len(cut)), max(cut), section.batch_size)
+
+
+def scored(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None, tokens: int) -> Texts:
+    """Returns the windows in which held-out text is scored, the context of each included.
+
+    Args:
+        recipe: With a section ``evaluate``.
+        facts: The model's facts.
+        lengths: Of :class:`TextLengths`.
+        tokens: How many are scored, at most.
+    """
+    section = recipe.evaluate
+    assert section is not None
+    length = min(section.sequence_length, facts.max_position_embeddings)
+    stride = min(section.stride or max(1, length // 2), max(1, length - 1))
+    rows = computed = longest = 0
+    left = tokens
+    # Without the file: one long text, whose windows overlap most.
+    for whole in lengths or [tokens + 1]:
+        size = min(whole, left + 1)
+        if size < 2:
+            continue
+        windows = 1 + max(0, math.ceil((size - length) / stride))
+        rows += windows
+        computed += size + (windows - 1) * (length - stride)
+        longest = max(longest, min(size, length))
+        left -= size - 1
+        if left <= 0:
+            break
+    return Texts(rows, computed, longest, rows_together(longest, facts.vocab_size))
+
+
+def rows_together(longest: int, vocabulary: int) -> int:
+    """Returns how many rows of a length are scored at a time."""
+    return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // max(longest, 1))
+
+
+def passes(recipe: Recipe) -> float:
+    """Counts the forward passes over the calibration text, for each checkpoint that is written."""
+    section = recipe.quantize
+    if not section.needs_calibration:
+        return 0.0
+    count = sum(pass_costs(section))
+    if FORMATS[section.format].rounds_by_hessian:
+        # The inputs of the four groups of linears that share them, and the layer's own output.
+        count += 5.0
+    return count + (1.0 if section.portable and FORMATS[section.format].smooths else 0.0)
+
+
+def sets(recipe: Recipe) -> int:
+    """Counts the sets of hidden states between two layers: passes that round have their own."""
+    section, row = recipe.quantize, FORMATS[recipe.quantize.format]
+    rounding = section.kv_cache is not None and (is_awq(section) or row.rounds_by_hessian)
+    moving = row.smooths and section.portable
+    return 1 + rounding + moving
+
+
+def trials(recipe: Recipe, facts: ModelFacts) -> int:
+    """Counts the checkpoints that ``quantize`` writes: one, or one for each candidate."""
+    return max(1, len(candidates(recipe, facts))) if recipe.quantize.search else 1
+
+
+def checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
+    """Computes the bytes of the weights of all ranks, as the checkpoint stores them."""
+    section = recipe.quantize
+    row = FORMATS[section.format]
+    value = 4 if row.dtype == "float32" else 2
+    group = section.group_size if row.group_sizes else None
+    tables = 2 * table_bytes(facts, value)
+    return layer_bytes(facts, row, value, group) + tables + facts.hidden_size * value
+
+
+class TextLengths:
+    """Estimates the tokens of each text of files from its bytes; a file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, ...] | None] = {}
+
+    def __call__(self, path: str) -> tuple[int, ...] | None:
+        """Returns the tokens, in the file's order; None of a file that is not there, or large.
+
+        Args:
+            path: As a recipe names it.
+        """
+        if path not in self._known:
+            self._known[path] = self._read(Path(path))
+        return self._known[path]
+
+    def _read(self, file: Path) -> tuple[int, ...] | None:
+        try:
+            if file.stat().st_size > MOST_TEXT_BYTES:
+                return None
+            texts = read_texts(file)
+        except (OSError, UsageError):
+            return None
+        words = (text.words if isinstance(text, Conversation) else text for text in texts)
+        return tuple(1 + math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in words)

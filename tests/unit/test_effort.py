@@ -1,0 +1,327 @@
+"""What a run takes of a machine, against sums done by hand, and what is refused before it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import api
+from pipeline.effort import disk as disk_module
+from pipeline.effort import planned
+from pipeline.effort.fitting import Change, refusal, smallest, warnings
+from pipeline.effort.lines import effort_lines
+from pipeline.effort.rates import DeviceRates, Rates
+from pipeline.effort.seconds import Seconds
+from pipeline.effort.stages import Machine, StageEffort, efforts
+from pipeline.effort.work import TextLengths, calibrated, passes, scored, shape_of
+from pipeline.errors import SourceError, UnsupportedError
+from pipeline.models.facts import ModelFacts
+from pipeline.recipe.schema import Recipe
+
+from ..conftest import PROJECT
+
+GIB = 1 << 30
+STAGES = ("source", "quantize", "evaluate", "compile")
+# So round that times can be worked out: 1 TFLOP/s, 100 GB/s, a disk of 1 GB/s.
+FAST = Rates(
+    "2026-01-01",
+    DeviceRates("2 CPUs", {"float32": 1e12, "bfloat16": 4e12}, 100e9),
+    read=1e9,
+    write=0.5e9,
+)
+
+
+def facts_of(name: str) -> ModelFacts:
+    text = (PROJECT / "tests" / "data" / f"{name}.json").read_text()
+    return ModelFacts.from_config(json.loads(text), name)
+
+
+def recipe_of(**sections: Any) -> Recipe:
+    model: dict[str, Any] = {"source": "org/name", "dtype": "bfloat16", **sections.pop("model", {})}
+    calibration = {"text": "none.jsonl", "samples": 32, "sequence_length": 512, "batch_size": 16}
+    quantize = {"format": "int4_awq", "calibration": calibration, **sections.pop("quantize", {})}
+    evaluate = {"text": "none.jsonl", "tokens": 20000, **sections.pop("evaluate", {})}
+    return Recipe.model_validate(
+        {"name": "r", "model": model, "quantize": quantize, "evaluate": evaluate, **sections}
+    )
+
+
+def estimated(recipe: Recipe, facts: ModelFacts, rates: Rates | None = None) -> dict[str, Any]:
+    found = efforts(recipe, facts, STAGES, directory=None, build=Path("build"), rates=rates)
+    return {stage.stage: stage for stage in found}
+
+
+def test_the_sizes_of_8b_are_those_of_its_tensors() -> None:
+    shape = shape_of(recipe_of(), facts_of("llama-3.1-8b"))
+    # q and o 4096 x 4096, k and v 1024 x 4096, gate, up and down 14336 x 4096, two norms.
+    assert shape.layer == 2 * 4096**2 + 2 * 1024 * 4096 + 3 * 14336 * 4096 + 2 * 4096
+    assert shape.largest == 14336 * 4096
+    assert shape.parameters == 8_030_261_248
+    assert shape.item == 2
+    # In float32 up to 2 GiB of it, whatever the recipe's dtype is.
+    small = replace(facts_of("llama-3.1-8b"), num_hidden_layers=1, vocab_size=1000)
+    assert shape_of(recipe_of(), small).item == 4
+
+
+def test_texts_are_counted_by_samples_length_and_what_the_file_has(tmp_path: Path) -> None:
+    facts = facts_of("llama-3.1-8b")
+    assert calibrated(recipe_of(), facts, None).tokens == 32 * 512
+    # AWQ takes no more than 32; each text has half a row.
+    many = {"calibration": {"text": "x.txt", "samples": 128, "sequence_length": 512}}
+    assert calibrated(recipe_of(quantize=many), facts, [256] * 500).tokens == 32 * 256
+    fp8 = recipe_of(quantize={"format": "fp8", **many})
+    assert calibrated(fp8, facts, [256] * 500).tokens == 128 * 256
+    assert calibrated(fp8, facts, [9000, 112]).tokens == 512 + 112
+    file = tmp_path / "texts.txt"
+    file.write_text("a" * 35 + "\n\n" + "b" * 70)
+    assert TextLengths()(str(file)) == (11, 21)
+    assert TextLengths()(str(tmp_path / "none.txt")) is None
+
+
+def test_windows_overlap_by_half_and_short_texts_do_not() -> None:
+    facts, recipe = facts_of("llama-3.1-8b"), recipe_of()
+    # The first window scores 511 tokens and each later one 256: 1 + 78 windows of 512 and less.
+    assert scored(recipe, facts, None, 20000).tokens == 20001 + 77 * 256
+    short = scored(recipe, facts, [101] * 1000, 20000)
+    assert (short.rows, short.tokens, short.longest) == (200, 200 * 101, 101)
+    # 2^26 logits are 523 tokens of 128256: one window of 512.
+    assert scored(recipe, facts, None, 20000).batch_tokens == 512
+
+
+def test_passes_are_those_of_the_formats() -> None:
+    assert passes(recipe_of()) == 12
+    assert passes(recipe_of(quantize={"format": "int8_sq"})) == 1
+    assert passes(recipe_of(quantize={"format": "int4_gptq"})) == 5
+    assert passes(recipe_of(quantize={"format": "nf4"})) == 0
+
+
+def test_memory_does_not_depend_on_depth_unless_the_model_is_whole() -> None:
+    facts = facts_of("llama-3.1-8b")
+    deep = replace(facts, num_hidden_layers=320)
+    for name in ("quantize", "evaluate", "compile"):
+        one, ten = (estimated(recipe_of(), each)[name].memory for each in (facts, deep))
+        assert one == ten
+    whole = estimated(recipe_of(model={"at_once": "model"}), facts)
+    # 5.5 and 8.8 bytes for each of 8.03 billion parameters, and what there is beside them.
+    assert whole["quantize"].memory.likely == pytest.approx(44.2e9, rel=0.05)
+    assert whole["evaluate"].memory.likely == pytest.approx(70.7e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "rows", "length", "measured"),
+    [
+        ("llama-3.1-8b", "int4_awq", 8, 240, 2.07e9),
+        ("llama-3.1-8b", "fp8", 8, 240, 1.61e9),
+        ("llama-3.1-70b", "fp8", 8, 240, 4.73e9),
+        ("llama-3.1-70b", "int4_awq", 3, 240, 5.48e9),
+    ],
+)
+def test_quantizing_takes_what_one_layer_of_that_shape_took(
+    name: str, format_: str, rows: int, length: int, measured: float
+) -> None:
+    """Peaks of single layers, without the next one's weights, which are read meanwhile now."""
+    facts = facts_of(name)
+    calibration = {"text": "x", "samples": rows, "sequence_length": length, "batch_size": 16}
+    recipe = recipe_of(quantize={"format": format_, "calibration": calibration})
+    found = estimated(recipe, facts)["quantize"].memory
+    next_layer = shape_of(recipe, facts).layer * 2
+    assert 0.95 * measured < found.likely - next_layer < 1.25 * measured
+    assert found.least < measured
+
+
+def test_the_disk_of_8b_and_70b() -> None:
+    eight = estimated(recipe_of(), facts_of("llama-3.1-8b"))
+    # 2 bytes a parameter; 4.125 bits a weight (a scale of 16 bits for 128), two tables in 16 bit.
+    assert eight["source"].disk.kept == 2 * 8_030_261_248
+    tables = 2 * 128256 * 4096 * 2
+    linears = 32 * (2 * 4096**2 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+    assert eight["quantize"].disk.kept == pytest.approx(tables + linears * 4.125 / 8, rel=0.001)
+    seventy = recipe_of(quantize={"format": "fp8"})
+    found = estimated(seventy, facts_of("llama-3.1-70b"))
+    tables = 2 * 128256 * 8192 * 2
+    linears = 80 * (2 * 8192**2 + 2 * 1024 * 8192 + 3 * 28672 * 8192)
+    assert found["quantize"].disk.kept == pytest.approx(tables + linears, rel=0.001)
+
+
+def test_a_large_model_on_the_same_disk_is_not_written_again(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    assert disk_module.snapshot(5 * GIB, model, tmp_path / "build").kept == 0
+    assert disk_module.snapshot(GIB // 2, model, tmp_path / "build").kept == GIB // 2
+    assert disk_module.snapshot(5 * GIB, None, tmp_path / "build").kept == 5 * GIB
+
+
+def test_hours_are_operations_over_rates() -> None:
+    facts = facts_of("llama-3.1-8b")
+    found = estimated(recipe_of(quantize={"format": "int8_sq"}), facts, FAST)["quantize"].seconds
+    # 16384 tokens through 6.98 billion weights at 4 TFLOP/s are 57 s; attention adds 2 x 4096 x 256
+    # multiplications a layer and token: 0.55 s. The rest is the start, and packing.
+    assert found.computing == pytest.approx(57.2 + 0.55 + 8 + 56, rel=0.02)
+    # 16.06 GB are read at 1 GB/s, and 9.1 written at 0.5.
+    assert found.disk == pytest.approx(16.06 + 2 * 9.08, rel=0.02)
+    awq = estimated(recipe_of(), facts, FAST)["quantize"].seconds.computing
+    assert awq > 12 * 57
+    slow = replace(FAST, read=None, write=None)
+    assert estimated(recipe_of(), facts, slow)["quantize"].seconds.disk is None
+    # A GPU that was measured takes the work, unless the recipe wants the processor.
+    cuda = replace(FAST, cuda=DeviceRates("GPU", {"float32": 50e12, "bfloat16": 400e12}, 2e12))
+    faster = estimated(recipe_of(), facts, cuda)["quantize"].seconds.computing
+    assert faster < awq / 5
+    here = recipe_of(quantize={"device": "cpu"})
+    assert estimated(here, facts, cuda)["quantize"].seconds.computing == awq
+
+
+def _judged(
+    recipe: Recipe, facts: ModelFacts, memory: int | None, free: int | None = None
+) -> tuple[UnsupportedError | None, list[Any]]:
+    def estimate(other: Recipe) -> Sequence[StageEffort]:
+        return efforts(other, facts, STAGES, directory=None, build=Path("build"), rates=None)
+
+    machine, found = Machine(memory, free, None), estimate(recipe)
+    return (
+        refusal(recipe, found, machine, estimate),
+        list(warnings(recipe, found, machine, estimate)),
+    )
+
+
+def test_a_machine_of_4_gb_refuses_a_large_batch_and_takes_the_smaller_one() -> None:
+    facts = facts_of("llama-3.1-8b")
+    large = {"text": "x", "samples": 128, "sequence_length": 4096, "batch_size": 64}
+    recipe = recipe_of(quantize={"format": "fp8", "calibration": large}, evaluate={"tokens": 2000})
+    error, _ = _judged(recipe, facts, 4 * GIB)
+    assert error is not None
+    assert error.exit_code == 3
+    assert error.what.startswith("quantize does not fit into this machine's memory")
+    # 128 x 4096 tokens are 4.3 GB of hidden states by themselves: no batch makes up for them.
+    assert error.fix is not None
+    assert "quantize.calibration.batch_size to 1 and quantize.calibration.s" in error.fix
+    wide = {**large, "samples": 32}
+    recipe = recipe_of(quantize={"format": "fp8", "calibration": wide}, evaluate={"tokens": 2000})
+    error, _ = _judged(recipe, facts, 4 * GIB)
+    assert error is not None
+    assert error.fix is not None
+    change = Change({"quantize.calibration.batch_size": int(error.fix.split()[3].rstrip(","))})
+    assert error.fix.startswith(f"{change.words()}, which takes about ")
+    assert _judged(change.applied(recipe), facts, 4 * GIB) == (None, [])
+    # The smallest: twice that batch is too large.
+    twice = {"quantize.calibration.batch_size": 2 * change.keys["quantize.calibration.batch_size"]}
+    assert _judged(Change(twice).applied(recipe), facts, 4 * GIB) != (None, [])
+
+
+def test_a_whole_model_is_refused_and_taken_by_layers() -> None:
+    facts = facts_of("llama-3.1-8b")
+    recipe = recipe_of(model={"at_once": "model"})
+    error, _ = _judged(recipe, facts, 24 * GIB)
+    assert error is not None
+    assert error.fix is not None
+    assert error.fix.startswith("Set model.at_once to layer, which takes about")
+    assert _judged(Change({"model.at_once": "layer"}).applied(recipe), facts, 24 * GIB) == (
+        None,
+        [],
+    )
+
+
+def test_what_may_fit_is_a_warning_and_what_nobody_knows_is_nothing() -> None:
+    facts = facts_of("llama-3.1-8b")
+    recipe = recipe_of(evaluate={"sequence_length": 2048})
+    peak = estimated(recipe, facts)["evaluate"].memory
+    error, said = _judged(recipe, facts, peak.likely - 1)
+    assert error is None
+    (finding,) = said
+    assert finding.key == "evaluate.sequence_length"
+    assert "Set evaluate.sequence_length to 1024" in finding.remedy
+    assert _judged(recipe, facts, None) == (None, [])
+    error, _ = _judged(recipe, facts, peak.least - 1)
+    assert error is not None
+
+
+def test_where_no_change_helps_a_machine_is_named() -> None:
+    facts = facts_of("llama-3.1-70b")
+    recipe = recipe_of(quantize={"format": "bfloat16", "calibration": None})
+    error, _ = _judged(recipe, facts, GIB)
+    assert error is not None
+    assert error.fix is not None
+    assert error.fix.startswith("Use a machine with ")
+    assert smallest(recipe, "quantize", GIB, lambda _other: ()) is None
+
+
+def test_a_full_disk_is_refused_with_what_is_missing() -> None:
+    facts = facts_of("llama-3.1-8b")
+    error, _ = _judged(recipe_of(), facts, None, 10 * GIB)
+    assert error is not None
+    # 15.0 GiB of source, 5.3 of checkpoint, 5.3 of engine.
+    assert "has 10.0 GiB free, and the run writes 25.6 GiB" in error.what
+    assert "Free 15.6 GiB there" in str(error)
+    error, said = _judged(recipe_of(), facts, None, 27 * GIB)
+    assert error is None
+    assert "up to" in said[0].what
+
+
+def test_plan_prints_a_row_for_each_stage_and_fits_80_columns() -> None:
+    facts = facts_of("llama-3.1-70b")
+    found = tuple(estimated(recipe_of(), facts, FAST).values())
+    lines = list(effort_lines(found, Machine(24 * GIB, 80 * GIB, FAST)))
+    assert lines[0] == (
+        "about what it takes on this machine (2 CPUs, 24.0 GiB of memory, 80.0 GiB of disk):"
+    )
+    assert [line.split()[0] for line in lines[2:]] == [*STAGES, "in"]
+    assert {len(line) for line in lines[1:]} == {50}
+    assert list(effort_lines((), Machine(None, None, None))) == []
+    unknown = [replace(stage, seconds=None) for stage in found]
+    assert "doctor --measure" in list(effort_lines(unknown, Machine(None, None, None)))[-1]
+    assert Seconds(2.0, None).all == 2.0
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A model of 8B's sizes without weights, on a machine with 3 GiB of memory."""
+    monkeypatch.setattr(planned, "whole_memory", lambda: 3 * GIB)
+    model = tmp_path / "model"
+    model.mkdir()
+    config = (PROJECT / "tests" / "data" / "llama-3.1-8b.json").read_text()
+    (model / "config.json").write_text(config)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "%s"}\n' % ("word " * 4000) * 64)
+    return tmp_path
+
+
+def _on(folder: Path, batch: int) -> Recipe:
+    text = str(folder / "text.jsonl")
+    calibration = {"text": text, "samples": 32, "sequence_length": 2048, "batch_size": batch}
+    return Recipe.model_validate(
+        {
+            "name": "r",
+            "model": {"source": str(folder / "model"), "dtype": "bfloat16"},
+            "quantize": {"format": "int8_sq", "calibration": calibration},
+            "evaluate": None,
+            "compile": {"max_seq_len": 512, "max_batch_size": 1, "max_input_len": 384},
+        }
+    )
+
+
+def test_run_refuses_before_any_work(small_machine: Path) -> None:
+    build = small_machine / "build"
+    with pytest.raises(UnsupportedError, match=r"quantize does not fit .*batch_size to \d+"):
+        api.run(_on(small_machine, 32), build)
+    assert not build.exists()
+    # Nothing of it stands in the way of the source alone.
+    with pytest.raises(SourceError, match=r"no \.?safetensors|safetensors"):
+        api.run(_on(small_machine, 32), build, until="source")
+
+
+def test_plan_says_it_and_ends_with_3(small_machine: Path) -> None:
+    found = api.plan(_on(small_machine, 32), small_machine / "build")
+    assert found.exit_code == 3
+    assert isinstance(found.obstacle, UnsupportedError)
+    assert found.effort is not None
+    told = json.loads(json.dumps(found.effort.as_dict()))
+    assert [row["stage"] for row in told["stages"]] == ["source", "quantize", "compile"]
+    assert told["stages"][1]["memory"]["least"] > 3 * GIB
+    assert told["machine"]["memory"] == 3 * GIB
+    fitting = api.plan(_on(small_machine, 1), small_machine / "build")
+    assert fitting.exit_code == 0
