@@ -20,6 +20,11 @@ def has_vnni(cpuinfo: Path = CPUINFO) -> bool | None:
     return None if flags is None else not _VNNI.isdisjoint(flags.split())
 
 
+def is_intel(cpuinfo: Path = CPUINFO) -> bool:
+    """Says whether the processor is Intel's."""
+    return _first(cpuinfo, "vendor_id") == "GenuineIntel"
+
+
 def _first(cpuinfo: Path, key: str) -> str | None:
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
