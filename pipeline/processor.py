@@ -26,6 +26,11 @@ def multiplies_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     return _BFLOAT16 in (_first(cpuinfo, "flags") or "").split()
 
 
+def is_intel(cpuinfo: Path = CPUINFO) -> bool:
+    """Says whether the processor is Intel's."""
+    return _first(cpuinfo, "vendor_id") == "GenuineIntel"
+
+
 def _first(cpuinfo: Path, key: str) -> str | None:
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()

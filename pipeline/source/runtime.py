@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.dependencies import require
@@ -26,8 +26,8 @@ KNOWN_NOISE = re.compile(
         )
     )
 )
-# The sums of a matrix product may depend on how many threads share it. Up to this size one thread
-# takes about a minute at most; two were up to six times slower where the other core was busy.
+# Up to this size one thread takes about a minute at most; two were up to six times slower where the
+# other core was busy.
 SINGLE_THREAD_PARAMETERS = 50_000_000
 
 _ENVIRONMENT = {
@@ -44,22 +44,14 @@ def offline_and_quiet(progress: Progress) -> Iterator[None]:
 
     ModelOpt prints to standard output, which belongs to ``--json``.
     """
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        with (
-            _offline_hub(),
-            warnings.catch_warnings(record=True) as caught,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            warnings.simplefilter("always")
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with (
+        _environment(_ENVIRONMENT),
+        _offline_hub(),
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        warnings.simplefilter("always")
+        yield
     for message in dict.fromkeys(str(warning.message).strip() for warning in caught):
         if not KNOWN_NOISE.search(message):
             progress.note(f"warning: {message}")
@@ -84,18 +76,43 @@ def _offline_hub() -> Iterator[None]:
 def deterministic(parameters: int) -> Iterator[None]:
     """Makes torch compute the same bits every time; leaves its settings as they were.
 
+    Small models run on one thread. Larger ones run on all, in an order that does not depend on how
+    many these are; ARCHITECTURE.md (Artifacts) has what remains.
+
     Args:
-        parameters: Elements of the model's weights. Small models run on one thread, which makes
-            their checkpoint independent of the number of cores; larger ones are repeatable on
-            machines of equally many.
+        parameters: Elements of the model's weights.
     """
     torch = require("torch", "quantize")
     algorithms, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    if parameters <= SINGLE_THREAD_PARAMETERS:
-        torch.set_num_threads(1)
+    one = parameters <= SINGLE_THREAD_PARAMETERS
+    # Said even where it changes nothing: until then MKL may use fewer threads when it sees fit.
+    torch.set_num_threads(1 if one else threads)
     try:
-        yield
+        with contextlib.nullcontext() if one else _any_threads():
+            yield
     finally:
         torch.use_deterministic_algorithms(algorithms)
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _any_threads() -> Iterator[None]:
+    from pipeline.source.threads import OnOneThread, mkl_order
+
+    with _environment(mkl_order()), OnOneThread():
+        yield
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.processor import has_vnni, processor_name
+from pipeline.processor import has_vnni, is_intel, processor_name
 
 
 def listed(folder: Path, text: str) -> Path:
@@ -35,3 +35,9 @@ def test_vnni_is_read_from_the_flags_of_x86(
     tmp_path: Path, line: str, expected: bool | None
 ) -> None:
     assert has_vnni(listed(tmp_path, f"processor\t: 0\n{line}\n")) is expected
+
+
+def test_the_vendor_is_read(tmp_path: Path) -> None:
+    assert is_intel(listed(tmp_path, "processor\t: 0\nvendor_id\t: GenuineIntel\n"))
+    assert not is_intel(listed(tmp_path, "processor\t: 0\nvendor_id\t: AuthenticAMD\n"))
+    assert not is_intel(tmp_path / "gone")
