@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def compare_completions(
     end_ids: Collection[int],
     longest: int,
     most: int = NEW_TOKENS,
+    advance: Callable[[float], None] = lambda _tokens: None,
 ) -> list[Completion]:
     """Lets both models go on with the beginnings of the first :data:`COUNT` documents.
 
@@ -67,6 +68,7 @@ def compare_completions(
         end_ids: Tokens that end a text; none is part of it.
         longest: The models' largest number of positions.
         most: Tokens of a completion.
+        advance: Called with the number of tokens by which all completions of a model just grew.
     """
     room = max(1, min(PROMPT_TOKENS, longest - most))
     longest_question = min(QUESTION_TOKENS, longest - most)
@@ -77,7 +79,7 @@ def compare_completions(
         for document in documents[:COUNT]
     ]
     new = min(most, longest - max(map(len, prompts), default=0))
-    texts = [greedy(model, prompts, new, end_ids) for model in (source, written)]
+    texts = [greedy(model, prompts, new, end_ids, advance) for model in (source, written)]
     return [
         _completion(prompt, one, other, tokenizer)
         for prompt, one, other in zip(prompts, *texts, strict=True)
@@ -96,7 +98,11 @@ def new_tokens(parameters: int) -> int:
 
 
 def greedy(
-    model: Model, prompts: Sequence[Sequence[int]], new: int, end_ids: Collection[int]
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    end_ids: Collection[int],
+    advance: Callable[[float], None] = lambda _tokens: None,
 ) -> list[list[int]]:
     """Generates the most likely tokens, all prompts together and each step from the beginning.
 
@@ -108,6 +114,7 @@ def greedy(
         prompts: Token ids, one or more each.
         new: Tokens to generate for each, at most.
         end_ids: Tokens that end a text.
+        advance: See :func:`compare_completions`.
 
     Returns:
         The new tokens of each prompt, without the one that ended it.
@@ -126,6 +133,7 @@ def greedy(
                 rows[index].append(token)
                 going.append(index)
         running = going
+        advance(1)
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 

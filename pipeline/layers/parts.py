@@ -75,7 +75,7 @@ class EmbeddingByRows(torch.nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Maps int64 [batch, length] to [batch, length, hidden size]."""
-        found, places = torch.unique(ids, return_inverse=True)
+        found, places = torch.unique(ids.cpu(), return_inverse=True)
         return self._rows(found)[places]
 
 
@@ -101,13 +101,16 @@ class HeadInBlocks(torch.nn.Module):
         """Maps float32 [batch, length, hidden size] to logits, [batch, length, vocabulary]."""
         if self._block >= self._vocabulary:
             if self._kept is None:
-                self._kept = self._rows(slice(0, self._vocabulary)).to(hidden.device)
+                self._kept = self._read(slice(0, self._vocabulary), hidden.device)
             return functional.linear(hidden, self._kept)
         if hidden.shape[:-1].numel() == 1:
             # A vector is multiplied by another kernel, whose sums depend on the matrix's height.
-            return functional.linear(hidden, self._rows(slice(0, self._vocabulary)))
+            return functional.linear(hidden, self._read(slice(0, self._vocabulary), hidden.device))
         logits = hidden.new_empty(*hidden.shape[:-1], self._vocabulary)
         for start in range(0, self._vocabulary, self._block):
             rows = slice(start, min(start + self._block, self._vocabulary))
-            logits[..., rows] = functional.linear(hidden, self._rows(rows).to(hidden.device))
+            logits[..., rows] = functional.linear(hidden, self._read(rows, hidden.device))
         return logits
+
+    def _read(self, rows: slice, device: torch.device) -> torch.Tensor:
+        return self._rows(rows).to(device)

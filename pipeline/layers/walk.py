@@ -117,16 +117,14 @@ class Walker:
         done, hidden = self._earlier(state, len(batches)) or (-1, [*batches])
         tokens = sum(batch.numel() for batch in batches)
         progress = self._progress if tokens >= REPORTED_TOKENS else Silent()
-        with progress.layers(self._name, layers, tokens, done=max(done, 0)) as task:
+        description = f"computing the {self._name}"
+        with progress.layers(description, layers, tokens, done=max(done, 0)) as task:
             for number in range(done + 1, layers + 1):
                 self._pass(number, hidden)
                 if number:
                     task.advance()
                 if state and state.due:
-                    seen = json.dumps(self.observer.seen()).encode()
-                    state.save(
-                        number, [*hidden, torch.frombuffer(bytearray(seen), dtype=torch.uint8)]
-                    )
+                    self._save(state, number, hidden)
         return hidden
 
     @torch.inference_mode()
@@ -161,6 +159,18 @@ class Walker:
             digest.update(batch.contiguous().numpy().data)
         name = f"{self._name.replace(' ', '-')}-{digest.hexdigest()[:16]}"
         return State(self._unfinished / f"{name}.safetensors", computing(self.parts.device))
+
+    def _save(self, state: State, number: int, hidden: list[torch.Tensor]) -> None:
+        seen = json.dumps(self.observer.seen()).encode()
+        try:
+            state.save(number, [*hidden, torch.frombuffer(bytearray(seen), dtype=torch.uint8)])
+        except OSError as error:
+            # What is computed does not need it.
+            self._unfinished = None
+            self._progress.note(
+                f"warning: how far the {self._name} is computed cannot be kept ({error.strerror}), "
+                "so a run that is killed begins it anew"
+            )
 
     def _earlier(self, state: State | None, batches: int) -> tuple[int, list[torch.Tensor]] | None:
         """How far an earlier run came, and its hidden states."""

@@ -173,7 +173,11 @@ def _layered(
     ours, theirs = source_by_layer(source, device), checkpoint_by_layer(checkpoint, device)
     source_walker, written_walker, measured = (
         Walker(parts, name, progress=context.progress, unfinished=unfinished)
-        for parts, name in ((ours, "source"), (theirs, "checkpoint"), (ours, "linear by linear"))
+        for parts, name in (
+            (ours, "source"),
+            (theirs, "checkpoint"),
+            (ours, "source linear by linear"),
+        )
     )
     facts = ModelFacts.from_directory(source)
     one_each = facts.num_attention_heads == facts.num_key_value_heads

@@ -119,15 +119,18 @@ def _measure(
             vocabulary=models.vocabulary,
             progress=context.progress,
         )
-        completions = compare_completions(
-            source,
-            written,
-            text.documents,
-            tokenizer=text.tokenizer,
-            end_ids=read_end_ids(context.inputs["source"].path).ids,
-            longest=text.positions,
-            most=new_tokens(parameters),
-        )
+        most = new_tokens(parameters)
+        with context.progress.task("writing completions", 2 * most) as task:
+            completions = compare_completions(
+                source,
+                written,
+                text.documents,
+                tokenizer=text.tokenizer,
+                end_ids=read_end_ids(context.inputs["source"].path).ids,
+                longest=text.positions,
+                most=most,
+                advance=task.advance,
+            )
     return scores, {
         "tasks": [task.as_dict() for task in tasks],
         "completions": [completion.as_dict() for completion in completions],
