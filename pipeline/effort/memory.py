@@ -47,6 +47,9 @@ HEAD = 256 << 20
 LOGITS, LOGITS_AT_LEAST, LOGITS_OF_WHOLE = 3.0, 1.0, 4.0
 # The tokens that are compared at once, and what is computed of them.
 PIECES = 120 * MB
+# Layers in float32 that are there at a time, as the one before is let go of when the next is read:
+# of one model, and of both while their linears are compared.
+WALKING, NOISE = 2, 3
 # float32 copies of the largest linear while its codes are turned back.
 TURNED_BACK = 2.0
 # What the CPU's engine takes in memory for each byte of its file, once it has run: 3.2, 2.2 and 3.8
@@ -134,9 +137,9 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     # by linear through both, without states.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
-    walking = states + layer + turning + batch
+    walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
-    peak = max(walking, comparing, 2 * layer + turning)
+    peak = max(walking, comparing, NOISE * layer + turning)
     return Memory(
         round(IMPORTS_AT_LEAST + max(layer, LOGITS_AT_LEAST * logits)),
         round(IMPORTS + FIXED + peak),
