@@ -7,26 +7,32 @@ from pathlib import Path
 
 from pipeline.effort.rates import Rates
 from pipeline.effort.stages import StageEffort, efforts
+from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 
 WORDS = "a model of 8 billion parameters, INT4 AWQ on 32 texts of 512 tokens, 20,000 tokens scored"
-# The sizes of Llama-3.1-8B.
-_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-}
+# Of the first architecture of the table, as their sizes alone count here: those of Llama-3.1-8B.
+_FACTS = ModelFacts(
+    architecture=next(iter(ARCHITECTURES)),
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_size=128,
+    vocab_size=128256,
+    max_position_embeddings=8192,
+    norm_epsilon=1e-5,
+    hidden_act="silu",
+    rotary_base=500000.0,
+    rotary_scaling=None,
+    attention_bias=False,
+    mlp_bias=False,
+    qk_layernorm=False,
+    tie_word_embeddings=False,
+    sliding_window=None,
+)
 _STAGES = ("source", "quantize", "evaluate", "compile")
 
 
@@ -45,8 +51,7 @@ def example(rates: Rates | None, build: Path) -> Sequence[StageEffort]:
             "evaluate": {"text": "heldout.jsonl"},
         }
     )
-    facts = ModelFacts.from_config(_CONFIG, "an example")
-    return efforts(recipe, facts, _STAGES, directory=None, build=build, rates=rates)
+    return efforts(recipe, _FACTS, _STAGES, directory=None, build=build, rates=rates)
 
 
 def example_peak(build: Path) -> int:

@@ -24,7 +24,7 @@ COMPILING = 140 * MB
 COPYING = 120 * MB
 # Copies of the largest linear that AWQ's search has at a time, in the dtype of the model: the
 # weight, scaled, in groups, rounded, and twice their difference to it.
-SEARCH_COPIES = 7.5
+SEARCH_COPIES = 8.5
 # Copies that the other calibrations make of it.
 CALIBRATION_COPIES = 3.0
 # Layers that ModelOpt's export holds beside the one it exports, by what a weight is packed to.
@@ -42,10 +42,14 @@ WHOLE_FLOAT32, WHOLE_16_BIT, WHOLE_SCORING = 11.0, 5.5, 8.8
 STATES = 512 << 20
 # A head that is larger is read in blocks of that size (pipeline.layers.parts).
 HEAD = 256 << 20
-# Logits of a batch are there of both models; of a whole model they are copied too.
-LOGITS, LOGITS_OF_WHOLE = 2.0, 4.0
+# Logits of a batch are there of both models, and of one while the next batch is computed; of whole
+# models they are copied too. At the least it is half of that batch, as texts may be shorter.
+LOGITS, LOGITS_AT_LEAST, LOGITS_OF_WHOLE = 3.0, 1.0, 4.0
 # The tokens that are compared at once, and what is computed of them.
 PIECES = 120 * MB
+# Layers in float32 that are there at a time, as the one before is let go of when the next is read:
+# of one model, and of both while their linears are compared.
+WALKING, NOISE = 2, 3
 # float32 copies of the largest linear while its codes are turned back.
 TURNED_BACK = 2.0
 # What the CPU's engine takes in memory for each byte of its file, once it has run: 3.2, 2.2 and 3.8
@@ -97,12 +101,14 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     if row.rounds_by_hessian:
         inverted = 8 * max(shape.inner, shape.hidden, shape.attention) ** 2
     work += HESSIANS * inverted
-    export = layer * (EXPORT_OF_GROUPS if in_groups else EXPORT)
+    # Without a calibration linears are rounded and written one by one; ModelOpt exports nothing.
+    by_linear = not recipe.quantize.needs_calibration
+    export = 0.0 if by_linear else layer * (EXPORT_OF_GROUPS if in_groups else EXPORT)
     least = IMPORTS_AT_LEAST + layer + hidden + HESSIANS_AT_LEAST * inverted
     least += batch * WIDE_AT_LEAST * shape.inner
     if recipe.model.by_layer:
         # The next layer is read meanwhile.
-        held = layer + shape.layer * 2 + sets(recipe) * hidden
+        held = layer + sets(recipe) * hidden + (0 if by_linear else shape.layer * 2)
         return Memory(round(least), round(IMPORTS + FIXED + held + max(work, export)))
     each = WHOLE_FLOAT32 if item == 4 else WHOLE_16_BIT
     weights = shape.parameters * item
@@ -121,7 +127,7 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     layer = shape.layer * 4
     logits = texts.batch_tokens * shape.vocabulary * 4
     if not recipe.model.by_layer:
-        least = IMPORTS_AT_LEAST + 2 * shape.parameters * 4 + LOGITS * logits
+        least = IMPORTS_AT_LEAST + 2 * shape.parameters * 4 + LOGITS_AT_LEAST * logits
         likely = IMPORTS + shape.parameters * WHOLE_SCORING + LOGITS_OF_WHOLE * logits
         return Memory(round(least), round(likely))
     states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
@@ -131,11 +137,12 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     # by linear through both, without states.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
-    walking = states + layer + turning + batch
+    walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
-    peak = max(walking, comparing, 2 * layer + turning)
+    peak = max(walking, comparing, NOISE * layer + turning)
     return Memory(
-        round(IMPORTS_AT_LEAST + max(layer, LOGITS * logits)), round(IMPORTS + FIXED + peak)
+        round(IMPORTS_AT_LEAST + max(layer, LOGITS_AT_LEAST * logits)),
+        round(IMPORTS + FIXED + peak),
     )
 
 

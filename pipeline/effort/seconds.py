@@ -18,7 +18,7 @@ STARTING_S, COMPILING_S = 8.0, 3.0
 # many readings and writings of them.
 SEARCH_VALUES, ROUNDING_TRAFFIC = 11, 12
 # Packing, checking and merging the weights of a checkpoint, on one thread.
-EXPORT_S = 8e-9
+EXPORT_S = 6e-9
 # Rounding by second moments: a triangular solve by blocks costs about as much as the products of
 # so many rows of text.
 HESSIAN_ROWS = 2

@@ -142,7 +142,8 @@ def scored(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None, tok
         windows = 1 + max(0, math.ceil((size - length) / stride))
         rows += windows
         computed += size + (windows - 1) * (length - stride)
-        longest = max(longest, min(size, length))
+        # Tokens may be shorter than they are taken to be, and memory is to be enough.
+        longest = max(longest, min(2 * size, length))
         left -= size - 1
         if left <= 0:
             break

@@ -79,7 +79,7 @@ def test_the_page_says_what_plan_says_of_memory() -> None:
         layers, whole = peaks(name), peaks(name, at_once="model")
         said = [layers["quantize"], layers["evaluate"], whole["quantize"], whole["evaluate"]]
         for cell, found in zip(cells, said, strict=True):
-            assert number(cell) == pytest.approx(found, rel=0.02, abs=0.06), name
+            assert number(cell) == pytest.approx(found, abs=0.51 if found > 10 else 0.06), name
 
 
 @pytest.mark.parametrize("name", rows("Memory of the GPU"))
