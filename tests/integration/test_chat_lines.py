@@ -19,7 +19,7 @@ import transformers
 from pipeline.errors import RecipeError, UsageError
 from pipeline.evaluation.windows import read_documents
 from pipeline.progress import Silent
-from pipeline.quantize import calibrate as calibration
+from pipeline.quantize import by_layer
 from pipeline.recipe.schema import Recipe
 from pipeline.running.runner import RunResult, run_recipe
 from pipeline.source.lines import read_texts
@@ -178,14 +178,14 @@ def built(
     first = write(root / "calibration.jsonl", lines[:8])
     settings = recipe(model, first, write(root / "heldout.jsonl", lines[8:]))
     rows: list[list[int]] = []
-    really = calibration.calibrate
+    really = by_layer.embedded
 
-    def noted(a: Any, b: Any, batches: Any, *more: Any) -> Any:
+    def noted(weights: Any, batches: Any, dtype: Any) -> Any:
         rows.extend(row for batch in batches for row in batch)
-        return really(a, b, batches, *more)
+        return really(weights, batches, dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "calibrate", noted)
+        patch.setattr(by_layer, "embedded", noted)
         # So little text tells little of the quality, which is not the point.
         result = run_recipe(
             settings, BuildDir(root / "build"), Silent(), until="evaluate", past_checks=True
