@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.evaluation import completions, scoring
-from pipeline.evaluation.completions import new_tokens
+from pipeline.evaluation.lengths import new_tokens
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
 from pipeline.evaluation.windows import Window
 from pipeline.layers import parts, state, walk
