@@ -142,6 +142,8 @@ class _Estimate:
         section = recipe.quantize.calibration
         texts = calibrated(recipe, self.facts, self.lengths(section.text) if section else None)
         peak = memory.quantizing(recipe, shape, texts, on_gpu=self.on_gpu)
+        if self.facts.quantized is not None:
+            peak = replace(peak, least=0)  # codes are taken over, and no layer is unpacked
         if recipe.quantize.search:
             rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
             peak = peak.beside(memory.scoring(recipe, shape, rows, on_gpu=self.on_gpu))

@@ -23,6 +23,7 @@ from pipeline.effort.stages import Machine, StageEffort, efforts
 from pipeline.effort.work import TextLengths, calibrated, passes, scored, sets, shape_of
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.models.facts import ModelFacts
+from pipeline.models.quantized import StoredQuantization
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import SERVED, PlannedStage
@@ -289,6 +290,9 @@ def test_nothing_that_is_guessed_of_texts_is_a_reason_to_refuse() -> None:
     for lengths in (lambda _path: None, lambda _path: [100] * 500):
         error, _ = _judged(recipe, facts, 4 * GIB, lengths=lengths)
         assert error is None
+    # Nor is anything calibrated of a model that is quantized already.
+    taken = replace(facts, quantized=StoredQuantization("awq", "W4A16_AWQ", group=128))
+    assert estimated(recipe, taken)["quantize"].memory.least == 0
     texts = calibrated(recipe, facts, [1000] * 200)
     # 998 x 3.5 bytes are 436 tokens of 8 bytes; two batches, and packing drops a token of each row.
     assert (texts.sure, texts.sure_batch) == (128 * 436, 64 * 435)
