@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.economics.bounds import Roofline, roofline, with_reached
-from pipeline.effort.planned import Effort, effort_of
+from pipeline.effort.planned import Effort
 from pipeline.errors import PipelineError, RecipeError, UsageError, check_all
 from pipeline.evaluation.tasks.reading import check_tasks
 from pipeline.models.facts import ModelFacts
@@ -30,17 +30,16 @@ from pipeline.preflight.streams import check_bench
 from pipeline.progress import Progress, Silent
 from pipeline.recipe import file as recipe_file
 from pipeline.recipe.schema import Recipe
-from pipeline.running.planner import PlannedStage, build_plan, stages_for
+from pipeline.running.planner import PlannedStage, stages_for
+from pipeline.running.room import effort_left, plan_in
 from pipeline.running.runner import Listener, RunResult, run_recipe
 from pipeline.serving import serving, serving_with_own_log
 from pipeline.source.end_ids import EndIds, read_end_ids
 from pipeline.source.local import local_directory
-from pipeline.source.snapshot import facts_of
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages import compile as compile_stage
 from pipeline.store.build_dir import BuildDir
-from pipeline.store.lock import read_lock
 from pipeline.targets import get_target
 from pipeline.targets.base import Explanation
 from pipeline.targets.findings import Finding
@@ -151,7 +150,7 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
         check_all(partial(check, recipe) for check in (check_local_model, check_texts, check_tasks))
         raise
     store = build.store
-    planned = build_plan(recipe, store, read_lock(build.outputs(recipe) / "lock.json"))
+    planned = plan_in(build, recipe)
     store.memo.save()
     source = planned[0].artifact
     if facts is None:
@@ -159,7 +158,7 @@ def plan(recipe: Recipe, build_dir: str | PathLike[str] = BUILD_DIR) -> Plan:
     directory = source.path if source else local_directory(recipe)
     checkpoint = _checkpoint(planned).artifact
     unmeasured = engine_not_measured(recipe)
-    effort = _effort(recipe, facts, build, [line.stage.name for line in _to_run(planned)])
+    effort = effort_left(recipe, facts, build, planned)
     return Plan(
         stages=tuple(planned),
         end_ids=read_end_ids(directory, recipe.model.source) if directory else None,
@@ -215,7 +214,6 @@ def run(
         if name not in known:
             raise UsageError(f"there is no stage {name}", fix=f"Stages: {', '.join(known)}")
     build = BuildDir(Path(build_dir))
-    _refuse_too_large(recipe, build, force, until)
     given = engine and compile_stage.given_engine(Path(engine), recipe, build.store.memo.digest)
     return run_recipe(
         _typed(recipe, build_dir),
@@ -309,58 +307,6 @@ def _roofline(
         if line.stage.name == bench.STAGE.name and line.artifact:
             return with_reached(found, recipe, facts, line.artifact.facts["measurements"])
     return found
-
-
-def _effort(
-    recipe: Recipe,
-    facts: ModelFacts,
-    build: BuildDir,
-    stages: Collection[str],
-    *,
-    rates: bool = True,
-) -> Effort:
-    return effort_of(
-        recipe,
-        facts,
-        stages,
-        directory=local_directory(recipe),
-        build=build.root,
-        remembered=build.store.root if rates else None,
-    )
-
-
-def _to_run(planned: Sequence[PlannedStage]) -> list[PlannedStage]:
-    return [line for line in planned if line.status != "cached"]
-
-
-def _refuse_too_large(
-    recipe: Recipe, build: BuildDir, force: Collection[str], until: str | None
-) -> None:
-    """Refuses what this machine has no memory or disk for, before any work."""
-
-    def plan_now() -> list[PlannedStage]:
-        return build_plan(recipe, build.store, read_lock(build.outputs(recipe) / "lock.json"))
-
-    names = [stage.name for stage in stages_for(recipe)]
-    names = names if until is None else names[: names.index(until) + 1]
-    try:
-        directory, planned = local_directory(recipe), None
-        if directory is None:
-            planned = plan_now()
-            source = planned[0].artifact
-            facts = facts_of(source.path) if source else check_hub_model(recipe)
-        else:
-            facts = facts_of(directory)
-        if not _effort(recipe, facts, build, names, rates=False).refusal:
-            return
-        # Which stages are cached is only looked up where it matters.
-        planned = planned or plan_now()
-    except PipelineError:
-        return  # the run says it, with whatever else is wrong
-    left = {line.stage.name for line in _to_run(planned)} | set(force)
-    stages = [name for name in names if name in left]
-    if refusal := _effort(recipe, facts, build, stages, rates=False).refusal:
-        raise refusal
 
 
 def _typed(recipe: Recipe, build_dir: str | PathLike[str]) -> Recipe:

@@ -22,10 +22,19 @@ class Disk:
     Attributes:
         kept: What stays in the store.
         scratch: What there is beside it while the stage runs.
+        least: What of ``kept`` is written for certain; the rest may be linked, or turn out smaller.
     """
 
     kept: int
     scratch: int = 0
+    least: int = 0
+
+    def without(self, left: int) -> Disk:
+        """Returns what is still to be written where an earlier run left so many bytes of it."""
+        beside = max(left - self.kept, 0)
+        return Disk(
+            max(self.kept - left, 0), max(self.scratch - beside, 0), max(self.least - left, 0)
+        )
 
 
 def snapshot(size: int, directory: Path | None, build: Path) -> Disk:
@@ -37,11 +46,13 @@ def snapshot(size: int, directory: Path | None, build: Path) -> Disk:
         build: The build directory, which need not be there.
     """
     if directory is None:
-        # Fetched into the Hub's cache and linked from there, if that is on the same disk.
+        # Fetched into the Hub's cache, if it is not there yet, and linked from there, if that is on
+        # the same disk.
         return Disk(size)
-    # A large model on the same file system is linked, or shares its blocks.
-    shared = size >= WORTH_TELLING and _device(directory) == _device(build)
-    return Disk(0 if shared else size)
+    if _device(directory) != _device(build):
+        return Disk(size, least=size)
+    # On the same file system a large model is linked, or shares its blocks, and a small one may.
+    return Disk(0 if size >= WORTH_TELLING else size)
 
 
 def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> Disk:
@@ -57,7 +68,7 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> D
     state = STATE_FILES * sets(recipe) * texts.tokens * shape.hidden * shape.item
     # A search keeps the best checkpoint so far beside the one that is tried.
     beside = checkpoint if section.search else 0
-    return Disk(checkpoint, beside + (state if recipe.model.by_layer else 0))
+    return Disk(checkpoint, beside + (state if recipe.model.by_layer else 0), checkpoint)
 
 
 def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Disk:
@@ -68,8 +79,9 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Disk:
         shape: The model's sizes.
         texts: What is scored.
     """
-    states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
-    return Disk(0, STATE_FILES * states if recipe.model.by_layer else 0)
+    # Each walk leaves a file, of a group of batches and a model; they go with the end of the stage.
+    states = texts.tokens * shape.hidden * 4
+    return Disk(0, 2 * states + min(states, STATES) if recipe.model.by_layer else 0)
 
 
 def free(build: Path) -> int | None:

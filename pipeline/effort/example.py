@@ -7,11 +7,14 @@ from pathlib import Path
 
 from pipeline.effort.rates import Rates
 from pipeline.effort.stages import StageEffort, efforts
+from pipeline.formats import FORMATS
 from pipeline.models.architectures import ARCHITECTURES
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 
 WORDS = "a model of 8 billion parameters, INT4 AWQ on 32 texts of 512 tokens, 20,000 tokens scored"
+# What WORDS call INT4 AWQ: the first format whose scales AWQ searches for.
+_FORMAT = next(name for name, row in FORMATS.items() if row.calibration == "awq_lite")
 # Of the first architecture of the table, as their sizes alone count here: those of Llama-3.1-8B.
 _FACTS = ModelFacts(
     architecture=next(iter(ARCHITECTURES)),
@@ -47,11 +50,17 @@ def example(rates: Rates | None, build: Path) -> Sequence[StageEffort]:
         {
             "name": "example",
             "model": {"source": "example/example", "dtype": "bfloat16"},
-            "quantize": {"format": "int4_awq", "calibration": {"text": "calibration.jsonl"}},
+            "quantize": {"format": _FORMAT, "calibration": {"text": "calibration.jsonl"}},
             "evaluate": {"text": "heldout.jsonl"},
         }
     )
-    return efforts(recipe, _FACTS, _STAGES, directory=None, build=build, rates=rates)
+    return efforts(
+        recipe, _FACTS, _STAGES, directory=None, build=build, rates=rates, lengths=_unknown
+    )
+
+
+def _unknown(_path: str) -> None:
+    """Its texts are nobody's, whatever the folder holds that the command runs in."""
 
 
 def example_peak(build: Path) -> int:

@@ -1,6 +1,6 @@
 """What does not fit a machine is refused, with the smallest change of the recipe that makes it fit.
 
-Only what must be there whatever the software does is a reason to refuse. Where the expected peak is
+Only what must be there whatever the software does is a reason to refuse. Where what is expected is
 larger than the machine and that is not, a warning is said, and the run may try.
 """
 
@@ -70,17 +70,17 @@ def refusal(
     for stage in found:
         if stage.memory and machine.memory and stage.memory.least > machine.memory:
             return _too_large(recipe, stage, stage.memory, machine.memory, estimate)
-    kept = sum(stage.disk.kept for stage in found)
-    if machine.free is not None and kept > machine.free:
+    least = sum(stage.disk.least for stage in found)
+    if machine.free is not None and least > machine.free:
         return UnsupportedError(
             f"the disk of the build directory has {size(machine.free)} free, and the run writes "
-            f"{size(kept)}",
+            f"{size(least)} at least",
             where=recipe.place("name"),
             why=", ".join(
-                f"{stage.stage} {size(stage.disk.kept)}" for stage in found if stage.disk.kept
+                f"{stage.stage} {size(stage.disk.least)}" for stage in found if stage.disk.least
             ),
-            fix=f"Free {size(kept - machine.free)} there (trtllm-pipeline store prune removes what "
-            "no recipe needs), or name another disk: --build-dir DIR",
+            fix=f"Free {size(least - machine.free)} there (trtllm-pipeline store prune removes "
+            "what no recipe needs), or name another disk: --build-dir DIR",
         )
     return None
 
@@ -110,15 +110,15 @@ def warnings(
             "together",
             _remedy(stage.stage, change, need, estimate, recipe),
         )
-    kept = sum(stage.disk.kept for stage in found)
+    least = sum(stage.disk.least for stage in found)
     most = max((_beside(found, index) for index in range(len(found))), default=0)
-    if machine.free is not None and kept <= machine.free < most:
+    if machine.free is not None and least <= machine.free < most:
         yield Finding(
             "warning",
             "name",
             f"the disk may become full: {size(machine.free)} are free in the build directory, and "
             f"there are up to {size(most)} for a time",
-            "Stages keep how far they have come, or write a file beside another, while they work",
+            "It is an estimate, of what stays and of what stages keep beside it while they work",
             "Free some, or name another disk: --build-dir DIR",
         )
 

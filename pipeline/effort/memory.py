@@ -43,8 +43,8 @@ STATES = 512 << 20
 # A head that is larger is read in blocks of that size (pipeline.layers.parts).
 HEAD = 256 << 20
 # Logits of a batch are there of both models, and of one while the next batch is computed; of whole
-# models they are copied too. At the least it is half of that batch, as texts may be shorter.
-LOGITS, LOGITS_AT_LEAST, LOGITS_OF_WHOLE = 3.0, 1.0, 4.0
+# models they are copied too.
+LOGITS, LOGITS_OF_WHOLE = 3.0, 4.0
 # The tokens that are compared at once, and what is computed of them.
 PIECES = 120 * MB
 # Layers in float32 that are there at a time, as the one before is let go of when the next is read:
@@ -75,19 +75,24 @@ class Memory:
         """Returns that of two pieces of work of which one follows the other."""
         return Memory(max(self.least, other.least), max(self.likely, other.likely))
 
+    def with_open(self, engine: int) -> Memory:
+        """Returns that of the same work while so many bytes of an engine are likely to be there."""
+        return Memory(self.least, self.likely + engine)
+
 
 def copying() -> Memory:
     """Returns the memory of copying a snapshot, whose files are read piece by piece."""
     return Memory(0, COPYING)
 
 
-def quantizing(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
+def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memory:
     """Computes the peak of calibrating, rounding and exporting.
 
     Args:
         recipe: The recipe.
         shape: The model's sizes.
         texts: What is calibrated on.
+        on_gpu: Whether a GPU may compute, whose memory then has layers and batches.
     """
     row = FORMATS[recipe.quantize.format]
     item, layer = shape.item, shape.layer * shape.item
@@ -104,32 +109,40 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     # Without a calibration linears are rounded and written one by one; ModelOpt exports nothing.
     by_linear = not recipe.quantize.needs_calibration
     export = 0.0 if by_linear else layer * (EXPORT_OF_GROUPS if in_groups else EXPORT)
-    least = IMPORTS_AT_LEAST + layer + hidden + HESSIANS_AT_LEAST * inverted
-    least += batch * WIDE_AT_LEAST * shape.inner
+    # Where nothing is calibrated a linear has to be there; and of hidden states those of one set.
+    sure = shape.parameters * item
     if recipe.model.by_layer:
+        sure = shape.largest * item if by_linear else layer
+    sure += HESSIANS_AT_LEAST * inverted + texts.sure_batch * item * WIDE_AT_LEAST * shape.inner
+    least = IMPORTS_AT_LEAST + (0 if on_gpu else sure)
+    if recipe.model.by_layer:
+        least += texts.sure * shape.hidden * item
         # The next layer is read meanwhile.
         held = layer + sets(recipe) * hidden + (0 if by_linear else shape.layer * 2)
-        return Memory(round(least), round(IMPORTS + FIXED + held + max(work, export)))
+        return Memory(least, round(IMPORTS + FIXED + held + max(work, export)))
     each = WHOLE_FLOAT32 if item == 4 else WHOLE_16_BIT
-    weights = shape.parameters * item
     whole = IMPORTS + shape.parameters * each + batch * WIDE_OUTPUTS * shape.inner
-    return Memory(round(least - layer - hidden + weights), round(whole + HESSIANS * inverted))
+    return Memory(least, round(whole + HESSIANS * inverted))
 
 
-def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
+def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memory:
     """Computes the peak of scoring source and checkpoint, both in float32.
 
     Args:
         recipe: The recipe.
         shape: The model's sizes.
         texts: What is scored.
+        on_gpu: Whether a GPU may compute.
     """
     layer = shape.layer * 4
     logits = texts.batch_tokens * shape.vocabulary * 4
+    seen = texts.sure_batch * shape.vocabulary * 4
+    weights = layer if recipe.model.by_layer else 2 * shape.parameters * 4
+    together = max(weights, seen) if recipe.model.by_layer else weights + seen
+    least = IMPORTS_AT_LEAST + (0 if on_gpu else together)
     if not recipe.model.by_layer:
-        least = IMPORTS_AT_LEAST + 2 * shape.parameters * 4 + LOGITS_AT_LEAST * logits
         likely = IMPORTS + shape.parameters * WHOLE_SCORING + LOGITS_OF_WHOLE * logits
-        return Memory(round(least), round(likely))
+        return Memory(least, round(likely))
     states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
     turning = TURNED_BACK * shape.largest * 4
@@ -140,10 +153,7 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Memory:
     walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
     peak = max(walking, comparing, NOISE * layer + turning)
-    return Memory(
-        round(IMPORTS_AT_LEAST + max(layer, LOGITS_AT_LEAST * logits)),
-        round(IMPORTS + FIXED + peak),
-    )
+    return Memory(least, round(IMPORTS + FIXED + peak))
 
 
 def compiling(*, alone: bool) -> Memory:
@@ -155,8 +165,8 @@ def compiling(*, alone: bool) -> Memory:
     return Memory(0, COMPILING if alone else IMPORTS)
 
 
-def running(recipe: Recipe, engine: int, kv_cache: int) -> Memory:
-    """Computes the memory of an engine that is measured on this machine.
+def opened(recipe: Recipe, engine: int, kv_cache: int) -> int:
+    """Computes the memory of the CPU's engine while it is measured, beside everything else.
 
     Args:
         recipe: Its format counts.
@@ -164,6 +174,4 @@ def running(recipe: Recipe, engine: int, kv_cache: int) -> Memory:
         kv_cache: Bytes of its KV cache.
     """
     row = FORMATS[recipe.quantize.format]
-    return Memory(
-        0, round(IMPORTS + engine * (OPENED if row.quantizes else OPENED_16_BIT) + kv_cache)
-    )
+    return round(engine * (OPENED if row.quantizes else OPENED_16_BIT) + kv_cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.errors import UnsupportedError
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.targets.findings import Finding
-from pipeline.targets.machine import whole_memory
+from pipeline.targets.machine import may_have_gpu, whole_memory
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def effort_of(
     directory: Path | None,
     build: Path,
     remembered: Path | None,
+    left: Mapping[str, int],
 ) -> Effort:
     """Estimates the stages that are to run on this machine.
 
@@ -61,10 +62,11 @@ def effort_of(
         directory: The model's; None while it is on the Hub.
         build: The build directory.
         remembered: Where rates are kept; None does without them.
+        left: Bytes that earlier runs left of a stage, by its name.
     """
     rates: Rates | None = None if remembered is None else known_rates(remembered)
     machine = Machine(whole_memory(), free(build), rates)
-    lengths = TextLengths()
+    lengths, gpu = TextLengths(), may_have_gpu()
 
     def estimate(other: Recipe) -> Sequence[StageEffort]:
         return efforts(
@@ -75,6 +77,8 @@ def effort_of(
             build=build,
             rates=rates,
             lengths=lengths,
+            gpu=gpu,
+            left=left,
         )
 
     found = tuple(estimate(recipe))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pipeline.economics.roofline import OPERATIONS
 from pipeline.effort.rates import FLOAT32, Rates
-from pipeline.effort.work import Shape, Texts, passes, trials
+from pipeline.effort.work import Shape, Texts, passes, sets, trials
+from pipeline.evaluation.lengths import COUNT, PROMPT_TOKENS, new_tokens
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import attention_multiplications
@@ -28,9 +29,6 @@ TURNING_BACK_S = 3e-9
 LOGIT_TRAFFIC = 14
 # The windows whose linears are compared one by one, once in each of three ways.
 NOISE_TOKENS, NOISE_RUNS = 512, 3
-# Completions: so many prompts of so many tokens, and new tokens up to a size of model from where on
-# they get fewer.
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS, FEWEST_TOKENS, MANY_PARAMETERS = 3, 16, 32, 8, 0.6e9
 # Layers that are small together stay in memory from one new token to the next.
 KEPT_LAYERS = 256 << 20
 # Digests and copies of files that are in memory already.
@@ -90,6 +88,9 @@ class Clock:
         recipe, shape = self._recipe, self._shape
         count = trials(recipe, self._facts)
         each = self._calibrating(texts) + shape.layers * shape.layer * EXPORT_S
+        # The layers go to the device, and hidden states there and back for each.
+        states = 2 * sets(recipe) * texts.tokens * shape.hidden if recipe.model.by_layer else 0
+        each += self._to_device(shape.layers * (shape.layer + states) * shape.item)
         read = shape.parameters * 2
         if recipe.quantize.search:
             each += 2 * self._forward(recipe.quantize.search.tokens, texts.longest)
@@ -105,14 +106,17 @@ class Clock:
             texts: What is scored.
             checkpoint: Bytes of the checkpoint.
         """
-        shape, steps = self._shape, new_tokens(self._shape)
+        shape, steps = self._shape, new_tokens(self._shape.parameters)
         small = 2 * 4 * shape.parameters <= KEPT_LAYERS
         walks = 2 if small or not self._recipe.model.by_layer else 2 + steps
-        completed = PROMPTS * steps * (PROMPT_TOKENS + steps / 2)
+        completed = COUNT * steps * (PROMPT_TOKENS + steps / 2)
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
         computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)
         computing += 4 * LOGIT_TRAFFIC * texts.tokens * shape.vocabulary / self._device.memory
         computing += 2 * walks * shape.parameters * TURNING_BACK_S
+        computing += self._to_device(4 * 2 * walks * shape.parameters)
+        if self._recipe.model.by_layer:
+            computing += self._to_device(4 * 4 * shape.layers * texts.tokens * shape.hidden)
         read = walks * (shape.parameters * 2 + checkpoint)
         return Seconds(STARTING_S + computing, self._rates.disk(read, 0))
 
@@ -142,16 +146,13 @@ class Clock:
             found += OPERATIONS * decoder * widest * HESSIAN_ROWS / double
         return found
 
+    def _to_device(self, size: float) -> float:
+        """Seconds of so many bytes between the machine's memory and the device's."""
+        return size / self._device.copies if self._device.copies else 0.0
+
     def _forward(self, tokens: float, context: int) -> float:
         """Seconds of so many tokens through the decoder and the head, in float32."""
         shape = self._shape
         each = shape.layer * shape.layers + shape.vocabulary * shape.hidden
         each += round(attention_multiplications(self._facts) * context / 2)
         return OPERATIONS * each * tokens / self._device.products(FLOAT32)
-
-
-def new_tokens(shape: Shape) -> int:
-    """Returns the tokens of a completion: each of them takes a walk over all layers."""
-    if shape.parameters <= MANY_PARAMETERS:
-        return NEW_TOKENS
-    return max(FEWEST_TOKENS, round(NEW_TOKENS * MANY_PARAMETERS / shape.parameters))

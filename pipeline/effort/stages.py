@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.effort import disk, memory
@@ -13,6 +14,7 @@ from pipeline.effort.memory import Memory
 from pipeline.effort.rates import Rates
 from pipeline.effort.seconds import Clock, Seconds
 from pipeline.effort.work import (
+    Lengths,
     TextLengths,
     Texts,
     calibrated,
@@ -25,6 +27,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import weight_files
 from pipeline.stages.scored import settings_of
 from pipeline.targets import get_target
+from pipeline.targets.base import NotMeasured
 from pipeline.targets.built_here import BuiltHere
 
 
@@ -73,7 +76,9 @@ def efforts(
     directory: Path | None,
     build: Path,
     rates: Rates | None,
-    lengths: TextLengths | None = None,
+    lengths: Lengths | None = None,
+    gpu: bool = False,
+    left: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[StageEffort, ...]:
     """Estimates the stages that are to run, in their order, but for those that serve the engine.
 
@@ -85,9 +90,11 @@ def efforts(
         build: The build directory.
         rates: The machine's; None where they are not known.
         lengths: Of the recipe's texts; None reads them.
+        gpu: Whether this machine may have a GPU that torch computes on.
+        left: Bytes that earlier runs left of a stage, by its name, and the next goes on with.
     """
     alone = {"quantize", "evaluate"}.isdisjoint(stages)
-    own = _Estimate(recipe, facts, rates, lengths or TextLengths(), alone=alone)
+    own = _Estimate(recipe, facts, rates, lengths or TextLengths(), alone=alone, gpu=gpu)
     makers: dict[str, Callable[[], StageEffort]] = {
         "source": lambda: own.source(directory, build),
         "quantize": own.quantize,
@@ -95,7 +102,8 @@ def efforts(
         "compile": own.compile,
         "fidelity": own.fidelity,
     }
-    return tuple(make() for name, make in makers.items() if name in stages)
+    found = [make() for name, make in makers.items() if name in stages]
+    return tuple(replace(one, disk=one.disk.without(left.get(one.stage, 0))) for one in found)
 
 
 class _Estimate:
@@ -106,17 +114,21 @@ class _Estimate:
         recipe: Recipe,
         facts: ModelFacts,
         rates: Rates | None,
-        lengths: TextLengths,
+        lengths: Lengths,
         *,
         alone: bool,
+        gpu: bool,
     ) -> None:
+        wanted = recipe.quantize.device
+        self.on_gpu = wanted == "cuda" or (gpu and wanted == "auto")
         # Whether compiling is the first of the heavy stages in its process.
         self.alone = alone
         self.recipe, self.facts, self.lengths = recipe, facts, lengths
         self.shape = shape_of(recipe, facts)
         self.checkpoint = checkpoint_bytes(recipe, facts)
         self.clock = Clock(recipe, facts, self.shape, rates) if rates else None
-        # An engine is as large as its checkpoint, and either is made on this machine or is not.
+        # An engine is about as large as its checkpoint, where its own types do not make it smaller;
+        # and either is made on this machine or is not.
         self.here = isinstance(get_target(recipe.compile.target), BuiltHere)
 
     def source(self, directory: Path | None, build: Path) -> StageEffort:
@@ -129,19 +141,23 @@ class _Estimate:
         recipe, shape, checkpoint = self.recipe, self.shape, self.checkpoint
         section = recipe.quantize.calibration
         texts = calibrated(recipe, self.facts, self.lengths(section.text) if section else None)
-        peak = memory.quantizing(recipe, shape, texts)
+        peak = memory.quantizing(recipe, shape, texts, on_gpu=self.on_gpu)
+        if self.facts.quantized is not None:
+            peak = replace(peak, least=0)  # codes are taken over, and no layer is unpacked
         if recipe.quantize.search:
             rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
-            peak = peak.beside(memory.scoring(recipe, shape, rows))
+            peak = peak.beside(memory.scoring(recipe, shape, rows, on_gpu=self.on_gpu))
         took = self.clock.quantizing(texts, checkpoint) if self.clock else None
         written = disk.quantizing(recipe, shape, texts, checkpoint)
         return StageEffort("quantize", peak, written, took)
 
-    def scoring(self, stage: str, tokens: int) -> StageEffort:
+    def scoring(self, stage: str, tokens: int, *, whole: bool = True) -> StageEffort:
         assert self.recipe.evaluate is not None
         lengths = self.lengths(self.recipe.evaluate.text)
         texts = scored(self.recipe, self.facts, lengths, tokens)
-        peak = memory.scoring(self.recipe, self.shape, texts)
+        if not whole:
+            texts = replace(texts, sure_batch=0)  # an engine may take shorter windows only
+        peak = memory.scoring(self.recipe, self.shape, texts, on_gpu=self.on_gpu)
         took = self.clock.scoring(texts, self.checkpoint) if self.clock else None
         return StageEffort(stage, peak, disk.scoring(self.recipe, self.shape, texts), took)
 
@@ -158,11 +174,18 @@ class _Estimate:
 
     def fidelity(self) -> StageEffort:
         settings = settings_of(self.recipe)
-        found = self.scoring("fidelity", min(settings.tokens, settings.engine_tokens))
+        found = self.scoring("fidelity", min(settings.tokens, settings.engine_tokens), whole=False)
         if not self.here or found.memory is None:
             return found
-        peak = memory.running(self.recipe, self.checkpoint, self._kv_cache())
-        return replace(found, memory=found.memory.beside(peak))
+        evaluation = get_target(self.recipe.compile.target).evaluation(self.recipe)
+        if isinstance(evaluation, NotMeasured):
+            return found
+        if evaluation.in_float32:
+            engine = 4 * self.shape.parameters
+        else:
+            engine = memory.opened(self.recipe, self.checkpoint, self._kv_cache())
+        # It is open while both models are scored.
+        return replace(found, memory=found.memory.with_open(engine))
 
     def _kv_cache(self) -> int:
         compiled, facts = self.recipe.compile, self.facts

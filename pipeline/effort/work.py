@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,13 @@ from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import layer_bytes, parameters, table_bytes
 from pipeline.preflight.candidates import candidates
-from pipeline.quantize.formats import AWQ_MAX_SAMPLES, is_awq, pass_costs
+from pipeline.quantize.formats import (
+    AWQ_MAX_SAMPLES,
+    is_awq,
+    measures_again,
+    pass_costs,
+    sets_of,
+)
 from pipeline.quantize.loading import FLOAT32_LIMIT_BYTES
 from pipeline.recipe.schema import Recipe
 from pipeline.source.lines import Conversation, read_texts
@@ -21,8 +27,14 @@ from pipeline.source.lines import Conversation, read_texts
 MOST_TEXT_BYTES = 8 << 20
 # The demo's tokenizer of 1,024 tokens makes one of 3.8 bytes of English, and larger ones of more.
 BYTES_PER_TOKEN = 3.5
+# No tokenizer makes fewer tokens of a text than one of so many bytes, but for runs of blanks.
+MOST_BYTES_PER_TOKEN = 8.0
 # The scorer's limits of a batch (pipeline.evaluation.scoring, which imports torch).
 BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
+
+
+Lengths = Callable[[str], Sequence[int] | None]
+"""The tokens of each text of a file; None of one of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +73,16 @@ class Texts:
         tokens: Of all of them.
         longest: Tokens of the longest.
         batch: Rows that are run together.
+        sure: Tokens that there are at least, whatever the tokenizer is; 0 where nobody knows.
+        sure_batch: Tokens that the largest batch has at least, likewise.
     """
 
     rows: int
     tokens: int
     longest: int
     batch: int
+    sure: int = 0
+    sure_batch: int = 0
 
     @property
     def batches(self) -> int:
@@ -116,7 +132,17 @@ def calibrated(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None)
     if not lengths:
         return Texts(rows, rows * longest, longest, section.batch_size)
     rows, cut = min(rows, len(lengths)), [min(length, longest) for length in lengths]
-    return Texts(rows, round(rows * sum(cut) / len(cut)), max(cut), section.batch_size)
+    # Any of the texts may be drawn. They are packed into as many rows of one width at most, which
+    # drops less than a token of each, and batches differ by a row.
+    sure = sum(sorted(min(at_least(length), longest) for length in lengths)[:rows])
+    return Texts(
+        rows,
+        round(rows * sum(cut) / len(cut)),
+        max(cut),
+        section.batch_size,
+        sure,
+        max(0, sure - rows) // -(-rows // section.batch_size),
+    )
 
 
 def scored(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None, tokens: int) -> Texts:
@@ -147,7 +173,18 @@ def scored(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None, tok
         left -= size - 1
         if left <= 0:
             break
-    return Texts(rows, computed, longest, rows_together(longest, facts.vocab_size))
+    # The first text is scored in any case, and its first window as a whole.
+    sure = min(at_least(lengths[0]), length, tokens + 1) if lengths else 0
+    return Texts(rows, computed, longest, rows_together(longest, facts.vocab_size), sure, sure)
+
+
+def at_least(tokens: int) -> int:
+    """Returns the tokens that a text has whatever the tokenizer is.
+
+    Args:
+        tokens: Of :class:`TextLengths`, which rounds up and counts one that begins the text.
+    """
+    return max(0, math.floor((tokens - 2) * BYTES_PER_TOKEN / MOST_BYTES_PER_TOKEN))
 
 
 def rows_together(longest: int, vocabulary: int) -> int:
@@ -164,15 +201,12 @@ def passes(recipe: Recipe) -> float:
     if FORMATS[section.format].rounds_by_hessian:
         # The inputs of the four groups of linears that share them, and the layer's own output.
         count += 5.0
-    return count + (1.0 if section.portable and FORMATS[section.format].smooths else 0.0)
+    return count + (1.0 if measures_again(section) else 0.0)
 
 
 def sets(recipe: Recipe) -> int:
     """Counts the sets of hidden states between two layers: passes that round have their own."""
-    section, row = recipe.quantize, FORMATS[recipe.quantize.format]
-    rounding = section.kv_cache is not None and (is_awq(section) or row.rounds_by_hessian)
-    moving = row.smooths and section.portable
-    return 1 + rounding + moving
+    return len(set(sets_of(recipe.quantize)))
 
 
 def trials(recipe: Recipe, facts: ModelFacts) -> int:

@@ -8,17 +8,10 @@ from typing import Any
 
 import torch
 
+from pipeline.evaluation.lengths import COUNT, NEW_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS
 from pipeline.evaluation.scoring import Model, logits_of, padded
 from pipeline.evaluation.windows import Document
 from pipeline.source.tokens import SpanTokenizer
-
-COUNT = 3
-PROMPT_TOKENS = 16
-# Of a conversation: each of the new tokens costs the whole of it again.
-QUESTION_TOKENS = 256
-NEW_TOKENS, FEWEST = 32, 8
-# Of a model that is read anew for each token; a larger one writes fewer.
-LARGE = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ def compare_completions(
     most: int = NEW_TOKENS,
     advance: Callable[[float], None] = lambda _tokens: None,
 ) -> list[Completion]:
-    """Lets both models go on with the beginnings of the first :data:`COUNT` documents.
+    """Lets both models go on with the beginnings of the first few documents.
 
     Of a conversation that is all up to its last answer, where that is no longer than
     :data:`QUESTION_TOKENS` and the models have room for more.
@@ -84,17 +77,6 @@ def compare_completions(
         _completion(prompt, one, other, tokenizer)
         for prompt, one, other in zip(prompts, *texts, strict=True)
     ]
-
-
-def new_tokens(parameters: int) -> int:
-    """Says how long the completions of a model are, since each token is a walk through all of it.
-
-    Args:
-        parameters: Of the model.
-    """
-    if parameters <= LARGE:
-        return NEW_TOKENS
-    return max(FEWEST, round(NEW_TOKENS * LARGE / parameters))
 
 
 def greedy(

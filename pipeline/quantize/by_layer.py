@@ -27,13 +27,13 @@ from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.quantize.calibrate import calibrate_on
 from pipeline.quantize.export import layer_tensors, modelopt_config_json
-from pipeline.quantize.formats import checkpoint_dtype
+from pipeline.quantize.formats import checkpoint_dtype, moves_scales, sets_of
 from pipeline.quantize.hessians import keep_scales, round_layer
 from pipeline.quantize.loading import AsLoaded, calibration_dtype, choose_device
-from pipeline.quantize.portable import make_portable, moves_scales
+from pipeline.quantize.portable import make_portable
 from pipeline.quantize.resuming import Resume, state_in
 from pipeline.quantize.statistics import Statistics
-from pipeline.quantize.walk import Walk, sets_of
+from pipeline.quantize.walk import Walk
 from pipeline.quantize.writing import Tensors, Work, head_of, write_checkpoint, write_config
 from pipeline.recipe.schema import Recipe
 from pipeline.source.loading import load_config
@@ -105,11 +105,11 @@ def _walk(
 ) -> Walk | None:
     if not batches:
         return None
-    return Walk(embedded(weights, batches, dtype), sets_of(recipe), device)
+    return Walk(embedded(weights, batches, dtype), sets_of(recipe.quantize), device)
 
 
 def _resume(unfinished: Path, maker: _Calibrated) -> Resume:
-    state = state_in(unfinished, maker.ahead.device, sets=sets_of(maker.recipe))
+    state = state_in(unfinished, maker.ahead.device, sets=sets_of(maker.recipe.quantize))
     if maker.walk is None:
         return Resume(unfinished, state)
     return Resume(unfinished, state, maker.walk.states, maker.walk.go_on)
@@ -176,7 +176,7 @@ class _Calibrated:
         else:
             kept = self.statistics.of_layer(index) if self.statistics else None
             calibrate_on(model, quantize, walk, kept)
-        if moves_scales(recipe):
+        if moves_scales(quantize):
             make_portable(model, self.facts, recipe, walk)
 
     @property

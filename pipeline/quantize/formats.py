@@ -15,6 +15,7 @@ from pipeline.recipe.schema import QuantizeSection, Recipe
 AWQ_MAX_SAMPLES = 32
 # A search pass of AWQ tries 11 values of alpha on every linear, and one pass collects statistics.
 AWQ_PASS_COSTS = (1.0, 11.0)
+FLOAT_BITS = 16
 
 
 def is_awq(section: QuantizeSection) -> bool:
@@ -32,6 +33,37 @@ def pass_costs(section: QuantizeSection) -> tuple[float, ...]:
     if FORMATS[section.format].rounds_by_hessian and section.kv_cache is None:
         return ()
     return AWQ_PASS_COSTS if is_awq(section) else (1.0,)
+
+
+def moves_scales(section: QuantizeSection) -> bool:
+    """Says whether pre-quant scales are moved into the weights."""
+    return FORMATS[section.format].smooths and section.portable
+
+
+def measures_again(section: QuantizeSection) -> bool:
+    """Says whether the text is read once more behind that, for ranges that are stored."""
+    stored = FORMATS[section.format].activation_bits < FLOAT_BITS or section.kv_cache is not None
+    return moves_scales(section) and stored
+
+
+def sets_of(section: QuantizeSection) -> tuple[int, ...]:
+    """Says which passes over a layer may share their hidden states.
+
+    In each pass a layer is given what the layer before it put out in that same pass. Passes that
+    round nothing all see the same. What rounds: AWQ's search with a quantized KV cache, whose
+    quantizers are live after the first pass; our own rounding of weights; and the pass that
+    measures weights again that were moved and rounded.
+
+    Returns:
+        For each pass over a layer, in order, the number of its set.
+    """
+    sets = [0] if FORMATS[section.format].rounds_by_hessian else []
+    for number in range(len(pass_costs(section))):
+        own = number == 0 or section.kv_cache is not None
+        sets.append(len(set(sets)) if own else sets[-1])
+    if measures_again(section):
+        sets.append(len(set(sets)))
+    return tuple(sets)
 
 
 def quantization_section(section: QuantizeSection) -> dict[str, Any]:

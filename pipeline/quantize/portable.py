@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.dependencies import require
-from pipeline.formats import FORMATS
 from pipeline.models.architectures import PRE_NORMS, SHARED_INPUTS
 from pipeline.models.facts import ModelFacts
 from pipeline.quantize.calibrate import Text, explained
@@ -28,18 +27,6 @@ UP, DOWN = "mlp.up_proj", "mlp.down_proj"
 # What the calibration text hardly moves gets scales of up to 10^4, of which no more is moved:
 # should other text move it, its values are still far from the largest float16.
 LARGEST = 256.0
-FLOAT_BITS = 16
-
-
-def moves_scales(recipe: Recipe) -> bool:
-    """Says whether pre-quant scales are moved into the weights."""
-    return FORMATS[recipe.quantize.format].smooths and recipe.quantize.portable
-
-
-def measures_again(recipe: Recipe) -> bool:
-    """Says whether ranges of activations are stored, for which the text is read once more."""
-    quantize = recipe.quantize
-    return FORMATS[quantize.format].activation_bits < FLOAT_BITS or quantize.kv_cache is not None
 
 
 def make_portable(model: Any, facts: ModelFacts, recipe: Recipe, text: Text) -> None:
@@ -49,7 +36,7 @@ def make_portable(model: Any, facts: ModelFacts, recipe: Recipe, text: Text) -> 
         model: After :func:`pipeline.quantize.calibrate.calibrate`; it is changed in place.
         facts: Of the model.
         recipe: ``quantize.format``, ``quantize.kv_cache`` and ``model.dtype`` count.
-        text: The calibration text, read once more where :func:`measures_again` says so.
+        text: The calibration text, read once more where ranges of activations are stored.
 
     Raises:
         StageError: ModelOpt failed, or memory ran out.

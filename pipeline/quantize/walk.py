@@ -8,32 +8,6 @@ from typing import Any
 import torch
 
 from pipeline.errors import StageError
-from pipeline.formats import FORMATS
-from pipeline.quantize.formats import pass_costs
-from pipeline.quantize.portable import measures_again, moves_scales
-from pipeline.recipe.schema import Recipe
-
-
-def sets_of(recipe: Recipe) -> tuple[int, ...]:
-    """Says which passes over a layer may share their hidden states.
-
-    In each pass a layer is given what the layer before it put out in that same pass. Passes that
-    round nothing all see the same. What rounds: AWQ's search with a quantized KV cache, whose
-    quantizers are live after the first pass; our own rounding of weights; and the pass that
-    measures weights again that were moved and rounded.
-
-    Returns:
-        For each pass over a layer, in order, the number of its set.
-    """
-    quantize = recipe.quantize
-    row, costs = FORMATS[quantize.format], pass_costs(quantize)
-    sets = [0] if row.rounds_by_hessian else []
-    for number in range(len(costs)):
-        own = number == 0 or quantize.kv_cache is not None
-        sets.append(len(set(sets)) if own else sets[-1])
-    if moves_scales(recipe) and measures_again(recipe):
-        sets.append(len(set(sets)))
-    return tuple(sets)
 
 
 class Walk:
@@ -43,7 +17,7 @@ class Walk:
 
     Args:
         states: In front of the first layer, of each batch: [row, position, hidden size].
-        sets: Of each pass, see :func:`sets_of`.
+        sets: Of each pass, see :func:`pipeline.quantize.formats.sets_of`.
         device: Where the layers are.
     """
 

@@ -11,8 +11,9 @@ from pipeline.progress import Progress
 from pipeline.quantize import own
 from pipeline.quantize.calibrate import calibrate, text_of
 from pipeline.quantize.export import export
+from pipeline.quantize.formats import measures_again, moves_scales
 from pipeline.quantize.loading import load_model
-from pipeline.quantize.portable import make_portable, measures_again, moves_scales
+from pipeline.quantize.portable import make_portable
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import Recipe
 from pipeline.source.tokens import Rows
@@ -56,8 +57,8 @@ def quantize_whole(
         keep_scales(model, scales)
     elif batches:
         calibrate(model, quantize, batches, progress, statistics)
-    if moves_scales(recipe):
-        costs = [1.0] if measures_again(recipe) else []
+    if moves_scales(quantize):
+        costs = [1.0] if measures_again(quantize) else []
         with text_of(batches, progress, f"measuring {quantize.format} again", costs) as text:
             make_portable(model, facts, recipe, text)
     export(model, facts, recipe, output)

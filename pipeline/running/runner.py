@@ -28,6 +28,7 @@ from pipeline.preflight.streams import check_bench
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, key_material, plan_stage, stages_for
+from pipeline.running.room import refuse_too_large
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages.base import Deployment, Stage, StageContext
@@ -97,10 +98,14 @@ def run_recipe(
     Raises:
         RecipeError: A text cannot be read, or the load test is more than the server takes; nothing
             was done yet.
+        UnsupportedError: The machine has not the memory or the disk that it takes; likewise.
         MissingDependencyError: A package that a stage needs is not installed; likewise.
         PipelineError: The first failure; artifacts published before it stay.
     """
     check_all(partial(check, recipe) for check in (check_texts, check_tasks, check_local_model))
+    known = [one for one in stages_for(recipe, engine) if one.name not in without]
+    stages = _until(known, until)
+    refuse_too_large(recipe, build, [stage.name for stage in stages], force)
     build.store.sweep()
     if finding := engine_not_measured(recipe):
         progress.note(f"{finding.what}. {finding.why}. {finding.remedy}.")
@@ -110,10 +115,9 @@ def run_recipe(
         progress,
         force,
         on_stage,
-        stages=[one for one in stages_for(recipe, engine) if one.name not in without],
+        stages=known,
         past_checks=past_checks,
     )
-    stages = _until(run.stages, until)
     if any(stage.name == bench.STAGE.name for stage in stages):
         check_bench(recipe)
     try:

@@ -95,7 +95,8 @@ def _measure(
 ) -> tuple[list[TokenScores], dict[str, Any]]:
     """Every window's scores, and what else the written model says in the recipe's dtype."""
     from pipeline.checkpoint import CheckpointConfig
-    from pipeline.evaluation.completions import compare_completions, new_tokens
+    from pipeline.evaluation.completions import compare_completions
+    from pipeline.evaluation.lengths import new_tokens
     from pipeline.evaluation.scoring import compare
     from pipeline.evaluation.tasks.answering import score_tasks
     from pipeline.reference.activations import ActivationWatch

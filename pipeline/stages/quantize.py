@@ -106,8 +106,8 @@ def run(context: StageContext) -> dict[str, Any]:
     if facts.quantized is not None:
         return _take_over(context, facts)
     require("torch", "quantize")
+    from pipeline.quantize.formats import moves_scales
     from pipeline.quantize.loading import count_parameters
-    from pipeline.quantize.portable import moves_scales
 
     texts = _calibration_texts(context)
     batches: list[Rows] = []
@@ -125,7 +125,7 @@ def run(context: StageContext) -> dict[str, Any]:
         "calibration_texts": len(texts),
         "calibration_tokens": sum(len(row) for batch in batches for row in batch),
         **({"search": found.as_dict()} if found else {}),
-        **({MOVED_SCALES: True} if moves_scales(recipe) else {}),
+        **({MOVED_SCALES: True} if moves_scales(recipe.quantize) else {}),
     }
 
 

@@ -150,6 +150,13 @@ class Unfinished:
             return False
         return True
 
+    def bytes_of(self, stage: str, key: str) -> int:
+        """Counts the bytes of the disk that the directory of a key takes; 0 without one."""
+        try:
+            return _look(self.path(stage, key)).bytes
+        except OSError:
+            return 0
+
     def idle(self) -> list[Left]:
         """Lists what was left that nobody works on now."""
         found = []

@@ -154,6 +154,10 @@ class EngineEvaluation(Protocol):
         """Bits of a weight where compiling itself rounds them, so that the engine cannot be the
         checkpoint; None where it should be."""
 
+    @property
+    def in_float32(self) -> bool:
+        """Whether all weights of the engine are in this process in float32 while it is measured."""
+
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.
 

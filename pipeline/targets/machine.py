@@ -30,6 +30,8 @@ DISK_PER_PARAMETER = 3 * 2
 _LARGE = 8_000_000_000
 LEAST_FILES = 1024
 NOT_KNOWN = "not known"
+# Of NVIDIA's driver, of Windows' below WSL, and of AMD's, whose GPUs torch calls CUDA too.
+GPU_FILES = ("nvidiactl", "dxg", "kfd")
 
 
 def disk(folder: Path) -> Diagnosis:
@@ -72,6 +74,15 @@ def whole_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+def may_have_gpu(root: Path = Path("/")) -> bool:
+    """Says whether torch may find a GPU here: there is the device file of a driver.
+
+    Args:
+        root: Where ``dev`` is.
+    """
+    return any((root / "dev" / name).exists() for name in GPU_FILES)
 
 
 def memory(size: int | None, large: int) -> Diagnosis:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.evaluation import completions, scoring
-from pipeline.evaluation.completions import new_tokens
+from pipeline.evaluation import lengths, scoring
+from pipeline.evaluation.lengths import new_tokens
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
 from pipeline.evaluation.windows import Window
 from pipeline.layers import parts, state, walk
@@ -51,7 +51,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Completions of a few tokens."""
-    monkeypatch.setattr(completions, "NEW_TOKENS", 4)
+    monkeypatch.setattr(lengths, "NEW_TOKENS", 4)
 
 
 @pytest.fixture(params=["kept", "read again"])

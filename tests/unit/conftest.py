@@ -13,3 +13,4 @@ def _ample_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is refused must not depend on the machine that runs the tests."""
     monkeypatch.setattr(memory, "machine_memory", lambda: 10**15)
     monkeypatch.setattr(planned, "free", lambda _build: 10**15)
+    monkeypatch.setattr(planned, "may_have_gpu", lambda: False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +14,24 @@ import pytest
 from pipeline import api
 from pipeline.effort import disk as disk_module
 from pipeline.effort import planned
+from pipeline.effort.example import example_peak
 from pipeline.effort.fitting import Change, refusal, smallest, warnings
 from pipeline.effort.lines import effort_lines
 from pipeline.effort.rates import DeviceRates, Rates
 from pipeline.effort.seconds import Seconds
 from pipeline.effort.stages import Machine, StageEffort, efforts
-from pipeline.effort.work import TextLengths, calibrated, passes, scored, shape_of
+from pipeline.effort.work import TextLengths, calibrated, passes, scored, sets, shape_of
 from pipeline.errors import SourceError, UnsupportedError
 from pipeline.models.facts import ModelFacts
+from pipeline.models.quantized import StoredQuantization
+from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
+from pipeline.running.planner import SERVED, PlannedStage
+from pipeline.running.room import effort_left
+from pipeline.running.runner import run_recipe
+from pipeline.stages import quantize
+from pipeline.store.build_dir import BuildDir
+from pipeline.targets.machine import may_have_gpu
 
 from ..conftest import PROJECT
 
@@ -51,8 +61,19 @@ def recipe_of(**sections: Any) -> Recipe:
     )
 
 
-def estimated(recipe: Recipe, facts: ModelFacts, rates: Rates | None = None) -> dict[str, Any]:
-    found = efforts(recipe, facts, STAGES, directory=None, build=Path("build"), rates=rates)
+def long_texts(_path: str) -> Sequence[int]:
+    """Lengths of texts of which each fills a row, however few tokens a tokenizer makes of them."""
+    return [20000] * 500
+
+
+def estimated(
+    recipe: Recipe, facts: ModelFacts, rates: Rates | None = None, **options: Any
+) -> dict[str, Any]:
+    options = {"lengths": long_texts, **options}
+    stages = options.pop("stages", STAGES)
+    found = efforts(
+        recipe, facts, stages, directory=None, build=Path("build"), rates=rates, **options
+    )
     return {stage.stage: stage for stage in found}
 
 
@@ -93,11 +114,35 @@ def test_windows_overlap_by_half_and_short_texts_do_not() -> None:
     assert scored(recipe, facts, None, 20000).batch_tokens == 512
 
 
+@pytest.mark.parametrize(
+    ("section", "count"),
+    [
+        ({"format": "int4_awq"}, 1),
+        ({"format": "int4_awq", "kv_cache": "int8"}, 2),
+        ({"format": "int4_awq", "portable": True}, 1),
+        ({"format": "int4_awq", "portable": True, "kv_cache": "int8"}, 3),
+        ({"format": "int8_sq", "portable": True, "kv_cache": "int8"}, 2),
+        ({"format": "fp8", "kv_cache": "fp8"}, 1),
+        ({"format": "int4_gptq"}, 1),
+        ({"format": "int4_gptq", "kv_cache": "int8"}, 2),
+    ],
+    ids=str,
+)
+def test_passes_that_round_have_hidden_states_of_their_own(
+    section: dict[str, Any], count: int
+) -> None:
+    recipe = recipe_of(quantize=section, compile={"target": "tensorrt"})
+    assert sets(recipe) == count
+
+
 def test_passes_are_those_of_the_formats() -> None:
     assert passes(recipe_of()) == 12
     assert passes(recipe_of(quantize={"format": "int8_sq"})) == 1
     assert passes(recipe_of(quantize={"format": "int4_gptq"})) == 5
     assert passes(recipe_of(quantize={"format": "nf4"})) == 0
+    # Nothing is measured again where no range of activations is stored.
+    assert passes(recipe_of(quantize={"portable": True})) == 12
+    assert passes(recipe_of(quantize={"format": "int8_sq", "portable": True})) == 2
 
 
 def test_memory_does_not_depend_on_depth_unless_the_model_is_whole() -> None:
@@ -156,6 +201,26 @@ def test_a_large_model_on_the_same_disk_is_not_written_again(tmp_path: Path) -> 
     assert disk_module.snapshot(5 * GIB, None, tmp_path / "build").kept == 5 * GIB
 
 
+def test_only_what_is_copied_to_another_disk_is_sure_of_a_snapshot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build = tmp_path / "build"
+    for size in (GIB // 2, 5 * GIB):
+        assert disk_module.snapshot(size, None, build).least == 0
+        assert disk_module.snapshot(size, tmp_path, build).least == 0
+    monkeypatch.setattr(disk_module, "_device", {tmp_path: 1, build: 2}.get)
+    assert disk_module.snapshot(5 * GIB, tmp_path, build).least == 5 * GIB
+
+
+def test_the_states_of_all_walks_lie_on_the_disk_until_scoring_ends() -> None:
+    recipe = recipe_of(evaluate={"tokens": 100_000})
+    found = estimated(recipe, facts_of("llama-3.1-8b"), lengths=lambda _path: None)["evaluate"]
+    # 100,001 tokens in windows of 512 by 256: 1 + 389 of them. Both models' states in float32, and
+    # one group of 512 MiB that is being written.
+    states = (100_001 + 389 * 256) * 4096 * 4
+    assert found.disk.scratch == 2 * states + (512 << 20)
+
+
 def test_hours_are_operations_over_rates() -> None:
     facts = facts_of("llama-3.1-8b")
     found = estimated(recipe_of(quantize={"format": "int8_sq"}), facts, FAST)["quantize"].seconds
@@ -177,10 +242,14 @@ def test_hours_are_operations_over_rates() -> None:
 
 
 def _judged(
-    recipe: Recipe, facts: ModelFacts, memory: int | None, free: int | None = None
+    recipe: Recipe,
+    facts: ModelFacts,
+    memory: int | None,
+    free: int | None = None,
+    **options: Any,
 ) -> tuple[UnsupportedError | None, list[Any]]:
     def estimate(other: Recipe) -> Sequence[StageEffort]:
-        return efforts(other, facts, STAGES, directory=None, build=Path("build"), rates=None)
+        return tuple(estimated(other, facts, **options).values())
 
     machine, found = Machine(memory, free, None), estimate(recipe)
     return (
@@ -211,6 +280,81 @@ def test_a_machine_of_4_gb_refuses_a_large_batch_and_takes_the_smaller_one() -> 
     # The smallest: twice that batch is too large.
     twice = {"quantize.calibration.batch_size": 2 * change.keys["quantize.calibration.batch_size"]}
     assert _judged(Change(twice).applied(recipe), facts, 4 * GIB) != (None, [])
+
+
+def test_nothing_that_is_guessed_of_texts_is_a_reason_to_refuse() -> None:
+    facts = facts_of("llama-3.1-8b")
+    large = {"text": "x", "samples": 128, "sequence_length": 4096, "batch_size": 64}
+    recipe = recipe_of(quantize={"format": "fp8", "calibration": large}, evaluate={"tokens": 2000})
+    # Of a file that is too large to be read, or of short texts, nobody knows that they fill rows.
+    for lengths in (lambda _path: None, lambda _path: [100] * 500):
+        error, _ = _judged(recipe, facts, 4 * GIB, lengths=lengths)
+        assert error is None
+    # Nor is anything calibrated of a model that is quantized already.
+    taken = replace(facts, quantized=StoredQuantization("awq", "W4A16_AWQ", group=128))
+    assert estimated(recipe, taken)["quantize"].memory.least == 0
+    texts = calibrated(recipe, facts, [1000] * 200)
+    # 998 x 3.5 bytes are 436 tokens of 8 bytes; two batches, and packing drops a token of each row.
+    assert (texts.sure, texts.sure_batch) == (128 * 436, 64 * 435)
+    assert calibrated(recipe, facts, [20000] * 200).sure_batch == 64 * 4095
+    assert scored(recipe, facts, [1000, 9000], 2000).sure_batch == 436
+    assert scored(recipe, facts, None, 2000).sure_batch == 0
+
+
+def test_what_a_gpu_holds_is_no_reason_to_refuse() -> None:
+    facts = facts_of("llama-3.1-8b")
+    whole = recipe_of(model={"at_once": "model"})
+    assert _judged(whole, facts, 24 * GIB)[0] is not None
+    assert _judged(whole, facts, 24 * GIB, gpu=True)[0] is None
+    here = recipe_of(model={"at_once": "model"}, quantize={"device": "cpu"})
+    assert _judged(here, facts, 24 * GIB, gpu=True)[0] is not None
+    cuda = recipe_of(quantize={"device": "cuda"})
+    # Hidden states of 32 x 512 tokens are in the machine's memory in any case.
+    assert estimated(cuda, facts)["quantize"].memory.least == 300e6 + 32 * 512 * 4096 * 2
+    assert estimated(cuda, facts)["evaluate"].memory.least == 300e6
+
+
+def test_a_gpu_is_looked_for_among_device_files(tmp_path: Path) -> None:
+    assert not may_have_gpu(tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert may_have_gpu(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "engine"),
+    # Three bytes in memory for each of the file, and 2 bytes x keys and values of 2 x 1024 tokens
+    # in 32 layers of 1024; the file read back to float32.
+    [
+        ("openvino", 3 * 5.68e9 + 2 * 2 * 2048 * 32 * 1024),
+        ("llamacpp", 4 * 8.03e9),
+    ],
+)
+def test_an_engine_is_open_while_both_models_are_scored(target: str, engine: float) -> None:
+    sizes = {"max_seq_len": 1024, "max_batch_size": 2, "max_input_len": 512}
+    recipe = recipe_of(compile={"target": target, **sizes}, evaluate={"engine_tokens": 20000})
+    found = estimated(recipe, facts_of("llama-3.1-8b"), stages=("evaluate", "fidelity"))
+    more = found["fidelity"].memory.likely - found["evaluate"].memory.likely
+    assert more == pytest.approx(engine, rel=0.01)
+
+
+def test_what_a_gpu_takes_from_memory_takes_time() -> None:
+    facts, recipe = facts_of("llama-3.1-8b"), recipe_of(quantize={"format": "int8_sq"})
+    slow, none = (replace(FAST, cuda=replace(FAST.cpu, copies=copies)) for copies in (10e9, None))
+    one, other = (estimated(recipe, facts, rates)["quantize"].seconds for rates in (slow, none))
+    # 6.98 billion weights of 2 bytes, and 16384 x 4096 states there and back for 32 layers.
+    moved = 2 * 6.98e9 + 32 * 2 * 2 * 16384 * 4096
+    assert one.computing - other.computing == pytest.approx(moved / 10e9, rel=0.01)
+
+
+def test_the_example_reads_no_text_of_the_folder_it_runs_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = example_peak(tmp_path)
+    for name in ("calibration.jsonl", "heldout.jsonl"):
+        (tmp_path / name).write_text('{"text": "short"}\n')
+    assert example_peak(tmp_path) == before
 
 
 def test_a_whole_model_is_refused_and_taken_by_layers() -> None:
@@ -252,14 +396,38 @@ def test_where_no_change_helps_a_machine_is_named() -> None:
 
 def test_a_full_disk_is_refused_with_what_is_missing() -> None:
     facts = facts_of("llama-3.1-8b")
-    error, _ = _judged(recipe_of(), facts, None, 10 * GIB)
+    error, _ = _judged(recipe_of(), facts, None, 5 * GIB)
     assert error is not None
-    # 15.0 GiB of source, 5.3 of checkpoint, 5.3 of engine.
-    assert "has 10.0 GiB free, and the run writes 25.6 GiB" in error.what
-    assert "Free 15.6 GiB there" in str(error)
-    error, said = _judged(recipe_of(), facts, None, 27 * GIB)
+    # 5.3 GiB of checkpoint.
+    assert "has 5.0 GiB free, and the run writes 5.3 GiB at least" in error.what
+    assert error.why == "quantize 5.3 GiB"
+    assert "Free 318.4 MiB there" in str(error)
+    # 15.0 GiB of source, which may be in the Hub's cache; 5.3 of engine, about.
+    error, said = _judged(recipe_of(), facts, None, 10 * GIB)
     assert error is None
-    assert "up to" in said[0].what
+    assert "up to 30.9 GiB" in said[0].what
+
+
+def test_work_that_an_earlier_run_left_is_not_written_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts, build = facts_of("llama-3.1-8b"), BuildDir(tmp_path)
+    recipe = recipe_of(model={"source": str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    lines = [PlannedStage(quantize.STAGE, "run", key="k")]
+    monkeypatch.setattr(planned, "free", lambda _build: 5 * GIB)
+    assert effort_left(recipe, facts, build, lines).refusal
+    left = build.store.unfinished.path("quantize", "k")
+    left.mkdir(parents=True)
+    with (left / "rank0.safetensors").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 400 << 20)
+    effort = effort_left(recipe, facts, build, lines)
+    assert effort.refusal is None
+    checkpoint = estimated(recipe, facts)["quantize"].disk
+    assert effort.stages[0].disk.kept == pytest.approx(checkpoint.kept - (400 << 20), abs=1 << 20)
+    # What is more than the checkpoint are hidden states, of those that are kept beside it.
+    more = checkpoint.without(checkpoint.kept + 1000)
+    assert (more.kept, more.least, more.scratch) == (0, 0, checkpoint.scratch - 1000)
 
 
 def test_plan_prints_a_row_for_each_stage_and_fits_80_columns() -> None:
@@ -312,6 +480,13 @@ def test_run_refuses_before_any_work(small_machine: Path) -> None:
     # Nothing of it stands in the way of the source alone.
     with pytest.raises(SourceError, match=r"no \.?safetensors|safetensors"):
         api.run(_on(small_machine, 32), build, until="source")
+
+
+def test_what_is_no_command_of_its_own_refuses_too(small_machine: Path) -> None:
+    recipe, build = _on(small_machine, 32), BuildDir(small_machine / "build")
+    with pytest.raises(UnsupportedError, match="quantize does not fit"):
+        run_recipe(recipe, build, Silent(), past_checks=True, without=SERVED)
+    assert not build.root.exists()
 
 
 def test_plan_says_it_and_ends_with_3(small_machine: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def test_a_recipe_says_how_much_memory_it_wants(path: Path) -> None:
     )
     assert said
     found = peaks(path.stem)
-    assert int(said[1]) == pytest.approx(found["quantize"], abs=0.6)
-    assert int(said[2]) == pytest.approx(found["evaluate"], abs=0.6)
+    # Rounded up: who has that much has enough.
+    assert int(said[1]) == math.ceil(found["quantize"])
+    assert int(said[2]) == math.ceil(found["evaluate"])
 
 
 def test_the_page_says_what_plan_says_of_memory() -> None:

@@ -33,12 +33,14 @@ class ReadBack:
         longest_window: Tokens of the longest window that the model takes.
         method: What is run.
         rounded_to: Bits of a weight of a type that rounds; None of one that does not.
+        in_float32: True: the file is read back as a model.
     """
 
     material: Mapping[str, Any]
     longest_window: int
     rounded_to: int | None
     method: str = METHOD
+    in_float32: bool = True
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

@@ -37,12 +37,14 @@ class MeasuredHere:
         longest_window: Tokens of the longest window that the engine takes.
         method: What is run.
         rounded_to: None: the engine has the checkpoint's own weights.
+        in_float32: False: OpenVINO has them as they are stored.
     """
 
     material: Mapping[str, Any]
     longest_window: int
     method: str = METHOD
     rounded_to: int | None = None
+    in_float32: bool = False
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

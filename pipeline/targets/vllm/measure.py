@@ -57,6 +57,7 @@ class MeasuredElsewhere:
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window.
         rounded_to: None: the folder has the checkpoint's own weights.
+        in_float32: False: another process has them.
     """
 
     python: str
@@ -65,6 +66,7 @@ class MeasuredElsewhere:
     material: Mapping[str, Any]
     longest_window: int
     rounded_to: int | None = None
+    in_float32: bool = False
 
     @property
     def method(self) -> str:

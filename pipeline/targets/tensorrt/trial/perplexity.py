@@ -40,6 +40,7 @@ class MeasuredHere:
     recipe: Recipe
     method: str = METHOD
     rounded_to: int | None = None
+    in_float32: bool = False
 
     @property
     def material(self) -> Mapping[str, Any]:
