@@ -68,9 +68,9 @@ def _run(job: dict[str, Any]) -> None:
     save, advance = State.save, Pace.advance
     saved = 0
 
-    def save_and_die(self: State, *arguments: Any) -> None:
+    def save_and_die(self: State, *arguments: Any, **options: Any) -> None:
         nonlocal saved
-        save(self, *arguments)
+        save(self, *arguments, **options)
         saved += 1
         if saved == job.get("save"):
             os.kill(os.getpid(), signal.SIGKILL)
