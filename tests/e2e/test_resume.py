@@ -140,8 +140,6 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
             remove(store, *rng.choice([("quantize", "evaluate"), ("evaluate",)]))
         last = run(build)
         assert last["code"] == 0, last["err"]
-    print(
-        f"{kills} kills in runs of {length:.0f} s; states gone on with, by layers: {Counter(gone_on)}"
-    )
+    print(f"{kills} kills in runs of {length:.0f} s; gone on behind layers: {Counter(gone_on)}")
     assert len([layers for layers in gone_on if layers != "0"]) >= 3
     assert made(build) == made(whole)
