@@ -6,7 +6,7 @@ Each line of standard input is a job in JSON: ``arguments`` of the command line;
 number of the save of a walk's state behind which the process kills itself; ``after``, seconds after
 which it is killed wherever it is; ``pause``, seconds that each layer takes longer. A line of JSON
 is the answer: ``killed``, ``code`` and ``err``, what it wrote to standard error. A walk saves its
-state behind every layer, however quick that was.
+state behind every layer, however quick that was, and one that is gone on with is told there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _run(job: dict[str, Any]) -> None:
     from pipeline.layers.state import State
     from pipeline.progress.pace import Pace
 
-    save, advance = State.save, Pace.advance
+    save, load, advance = State.save, State.load, Pace.advance
     saved = 0
 
     def save_and_die(self: State, *arguments: Any, **options: Any) -> None:
@@ -75,11 +75,18 @@ def _run(job: dict[str, Any]) -> None:
         if saved == job.get("save"):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def load_and_tell(self: State, *arguments: Any, **options: Any) -> Any:
+        found = load(self, *arguments, **options)
+        if found is not None:
+            print(f"state of {found.finished} layers", file=sys.stderr, flush=True)
+        return found
+
     def slowly(self: Pace, layers: float = 1.0) -> None:
         time.sleep(job.get("pause", 0.0) * layers)
         advance(self, layers)
 
     State.save = save_and_die  # type: ignore[method-assign]
+    State.load = load_and_tell  # type: ignore[method-assign]
     State.due = property(lambda _self: True)  # type: ignore[method-assign,assignment]
     Pace.advance = slowly  # type: ignore[method-assign]
     sys.argv = ["trtllm-pipeline", *job["arguments"]]

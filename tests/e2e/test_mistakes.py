@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,10 @@ def test_a_corrupt_model_fails_its_stage(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of nine megabytes: room for the snapshot, not for the checkpoint."""
+    """A file system with room for a run of the demo, as long as nobody else writes there."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs more rights")
     yield place
@@ -92,7 +94,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_keeps_what_was_published(cli: Cli, small_disk: Path) -> None:
     build = ["--build-dir", str(small_disk / "build")]
+
+    def fill() -> None:
+        """Leaves less than the checkpoint takes, once the snapshot is there."""
+        while not list((small_disk / "build" / "store").glob("source/*")):
+            time.sleep(0.02)
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "somebody-else").write_bytes(bytes(free - (2 << 20)))
+
+    somebody = threading.Thread(target=fill, daemon=True)
+    somebody.start()
     failed = cli("run", "configs/demo-float16.yaml", *build, check=False)
+    somebody.join(timeout=10)
     assert failed.returncode == 5
     assert "No space left on device" in failed.stderr
     assert "source      done" in failed.stdout

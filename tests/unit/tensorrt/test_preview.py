@@ -385,7 +385,8 @@ def test_the_plan_of_a_70b_takes_a_second_and_no_torch(tmp_path: Path) -> None:
         # 3 where this machine's disk has no room for it; all is printed before.
         "except SystemExit as exit: assert exit.code in (None, 0, 3)\n"
         "assert time.process_time() < 1, time.process_time()\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'modelopt', 'tensorrt_llm'}\n"
+        # NumPy measures how fast this machine quantizes.
+        "heavy = {'torch', 'transformers', 'modelopt', 'tensorrt_llm'}\n"
         "assert heavy.isdisjoint(sys.modules), heavy & set(sys.modules)\n"
     )
     answer = subprocess.run(
