@@ -99,8 +99,6 @@ def test_killed_twice_and_gone_on_with(tmp_path: Path) -> None:
     assert list((build / "store" / "tmp").iterdir()) == []
 
 
-<<<<<<< HEAD
-=======
 def remove(store: Store, *stages: str) -> None:
     """Removes the artifacts of stages."""
     for path in store.artifacts():
@@ -108,7 +106,6 @@ def remove(store: Store, *stages: str) -> None:
             store.remove(path)
 
 
->>>>>>> join
 def timed(run: Runs, build: Path, **how: Any) -> tuple[dict[str, Any], float]:
     """A run, and the seconds that it took."""
     begun = time.monotonic()
@@ -124,19 +121,11 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
     with forked() as run:
         at_once = run(whole, settings={"model.at_once": "model"})
         assert at_once["code"] == 0, at_once["err"]
-<<<<<<< HEAD
-        # A layer takes half a second more, so that most moments are between the first and the last.
-        length = timed(run, tmp_path / "timed", pause=0.5)[1]
-        while kills < 10:
-            done, took = timed(run, build, after=rng.uniform(0.2, 0.9) * length, pause=0.5)
-            gone_on |= set(GOING_ON.findall(done["err"]))
-=======
         # A layer takes two seconds more, so that most moments are between the first and the last.
         length = timed(run, tmp_path / "timed", pause=2)[1]
         while kills < 10:
             done, took = timed(run, build, after=rng.uniform(0.1, 0.6) * length, pause=2)
             gone_on += GOING_ON.findall(done["err"])
->>>>>>> join
             if done["killed"]:
                 kills += 1
                 print(f"killed after {took:.0f} s, left: {left(build)}")
@@ -147,17 +136,8 @@ def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
                 continue
             assert done["code"] == 0, done["err"]
             assert made(build) == made(whole)
-<<<<<<< HEAD
-            # The machine may have less to do than it had, so that fewer moments would be in time.
-            length = min(length, took)
-            # All is done: once more, from the model on, or from the checkpoint.
-            for stage in rng.choice([("quantize", "evaluate"), ("evaluate",)]):
-                for path in (build / "store" / stage).glob("*"):
-                    store.remove(path)
-=======
             # All is done: once more, from the model on, or from the checkpoint.
             remove(store, *rng.choice([("quantize", "evaluate"), ("evaluate",)]))
->>>>>>> join
         last = run(build)
         assert last["code"] == 0, last["err"]
     print(f"{kills} kills in runs of {length:.0f} s; gone on behind layers: {Counter(gone_on)}")
