@@ -262,12 +262,15 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     from pipeline.evaluation.windows import Window
     from pipeline.stages.compared import open_pair
 
-    # Each candidate is another checkpoint, of which a walk would know nothing.
-    pair = open_pair(context, context.inputs["source"].path, checkpoint, resumed=False)
+    source = context.inputs["source"].path
     # Each is a text from its beginning, of which the first token is context.
     whole = [Window(index, row, 1) for index, row in enumerate(windows)]
     tokens = sum(window.scored for window in whole)
-    with context.progress.task(f"scoring {tokens} tokens", tokens) as task:
+    with (
+        # Each candidate is another checkpoint, of which a walk would know nothing.
+        open_pair(context, source, checkpoint, resumed=False) as pair,
+        context.progress.task(f"scoring {tokens} tokens", tokens) as task,
+    ):
         scores = compare(pair.source, pair.written, whole, pair.vocabulary, task.advance)
     return float(TokenScores.joined(scores).kl.mean(dtype="float64"))
 
