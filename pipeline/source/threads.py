@@ -33,17 +33,8 @@ _INVERSES = ("cholesky_inverse",)
 # Computed by vectors of the processor, but the last few elements of each thread's share by the C
 # library, which rounds otherwise. Products, quotients and square roots are exact in both.
 _CURVES = (
-    "exp",
-    "exp2",
-    "log",
-    "pow",
-    "__pow__",
-    "__rpow__",
-    "sin",
-    "cos",
-    "tanh",
-    "erf",
-    "sigmoid",
+    *("exp", "exp2", "log", "pow", "__pow__", "__rpow__"),
+    *("sin", "cos", "tanh", "erf", "sigmoid"),
 )
 _ACTIVATIONS = ("silu", "gelu", "softplus", "mish", "elu")
 _LOSSES = ("mse_loss", "l1_loss", "kl_div", "cosine_similarity")
