@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.layers.parts import Part, Parts
-from pipeline.layers.state import State, computing
+from pipeline.layers.state import State, computing, not_kept
 from pipeline.progress import Progress, Silent
 
 # Of hidden states that are kept between two layers. Texts that need more go in groups, each with a
@@ -171,10 +171,7 @@ class Walker:
         except OSError as error:
             # What is computed does not need it.
             self._unfinished = None
-            self._progress.note(
-                f"warning: how far the {self._name} is computed cannot be kept ({error.strerror}), "
-                "so a run that is killed begins it anew"
-            )
+            self._progress.note(not_kept(f"the {self._name} is computed", error))
             return False
         return True
 

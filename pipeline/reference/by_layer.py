@@ -20,12 +20,12 @@ from pipeline.reference.kv_cache import ATTENTION_NAME
 from pipeline.reference.linear import float32_tensor
 from pipeline.reference.model import config_of, fill_layer
 from pipeline.source.loading import load_config
+from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _LAYER = FIRST_LAYER.removesuffix(".")
 
 
