@@ -7,18 +7,19 @@ fill up to a multiple of eight (``serialize`` in safetensors/src/tensor.rs).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.reader import DTYPE_NAMES
+from pipeline.reading.closing import Closing
 from pipeline.source.safetensors_header import DTYPE_BYTES
 
 ORDER = (
@@ -44,7 +45,7 @@ class Described:
     shape: tuple[int, ...]
 
 
-class RankFile:
+class RankFile(Closing):
     """One file, open for writing.
 
     Args:
@@ -83,21 +84,11 @@ class RankFile:
         self._base = 8 + len(text)
         how = os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC)
         self._file = os.open(path, how, _MODE)
-        self._put(len(text).to_bytes(8, "little") + text, 0)
-        os.ftruncate(self._file, self._base + end)
-
-    def __enter__(self) -> RankFile:
-        """Returns itself, to be closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
-        self.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            self._put(len(text).to_bytes(8, "little") + text, 0)
+            os.ftruncate(self._file, self._base + end)
+            stack.pop_all()
 
     def write(self, name: str, array: Array, at: int = 0) -> None:
         """Writes a tensor, or a piece of one.

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from pipeline.layers.weights import SnapshotWeights
-
-EMBEDDING = "model.embed_tokens.weight"
-# Of the vocabulary, in memory at a time.
-ROWS = 4096
+from pipeline.source.snapshot import EMBEDDING, ROWS
 
 
 def embedded(

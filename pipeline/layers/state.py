@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline._version import __version__
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.rank_file import Described, RankFile
 from pipeline.layers.arrays import as_array
@@ -79,7 +80,7 @@ class State:
             first: Brings that work to the disk; its time counts as the save's.
 
         Raises:
-            OSError: The file cannot be written.
+            OSError: The file cannot be written; what it held before is still there.
         """
         begun = time.monotonic()
         first()
@@ -90,11 +91,15 @@ class State:
             name: Described(array.dtype.name, array.shape) for name, array in arrays.items()
         }
         part = self._path.with_suffix(".part")
-        with RankFile(part, described) as file:
-            for name, array in arrays.items():
-                file.write(name, array)
-            file.sync()
-        part.replace(self._path)
+        try:
+            with RankFile(part, described) as file:
+                for name, array in arrays.items():
+                    file.write(name, array)
+                file.sync()
+            part.replace(self._path)
+        finally:
+            # On a full disk it is what others lack.
+            part.unlink(missing_ok=True)
         fsync(self._path.parent)
         now = time.monotonic()
         self._next = now + max(INTERVAL_S, WORK_PER_SAVE * (now - begun))
@@ -125,14 +130,30 @@ class State:
         self._path.unlink(missing_ok=True)
 
 
+def not_kept(what: str, error: OSError) -> str:
+    """Says that a state could not be saved, which nothing that is computed needs.
+
+    Args:
+        what: What has come how far: ``the source is computed``.
+        error: What the operating system says.
+    """
+    return (
+        f"warning: how far {what} cannot be kept ({error.strerror}), "
+        "so a run that is killed begins it anew"
+    )
+
+
 def computing(device: torch.device | None = None) -> dict[str, Any]:
     """Says what decides the bits of a sum on this machine, beyond the versions of a key.
+
+    This package's own version is part of it: another one may compute or count otherwise.
 
     Args:
         device: What is computed on; None is the CPU.
     """
     on_cuda = device is not None and device.type == "cuda"
     return {
+        "version": __version__,
         "threads": torch.get_num_threads(),
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

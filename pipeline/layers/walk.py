@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.layers.parts import Part, Parts
-from pipeline.layers.state import State, computing
+from pipeline.layers.state import State, computing, not_kept
 from pipeline.progress import Progress, Silent
 
 # Of hidden states that are kept between two layers. Texts that need more go in groups, each with a
@@ -99,6 +99,8 @@ class Walker:
             last = self._part(self.parts.layers + 1)
             for number in range(len(group)):
                 yield self._logits(last, number, hidden)
+            # The head goes before the next walk begins.
+            del last
 
     def _groups(self, batches: Sequence[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
         most = HIDDEN_BYTES // (self.parts.hidden_size * 4)
@@ -123,8 +125,9 @@ class Walker:
                 self._pass(number, hidden)
                 if number:
                     task.advance()
-                if state and state.due:
-                    self._save(state, number, hidden)
+                if state and state.due and not self._save(state, number, hidden):
+                    # A full disk would be written to at every layer.
+                    state = None
         return hidden
 
     @torch.inference_mode()
@@ -160,17 +163,17 @@ class Walker:
         name = f"{self._name.replace(' ', '-')}-{digest.hexdigest()[:16]}"
         return State(self._unfinished / f"{name}.safetensors", computing(self.parts.device))
 
-    def _save(self, state: State, number: int, hidden: list[torch.Tensor]) -> None:
+    def _save(self, state: State, number: int, hidden: list[torch.Tensor]) -> bool:
+        """Says whether it could; if not, nothing is kept from then on."""
         seen = json.dumps(self.observer.seen()).encode()
         try:
             state.save(number, [*hidden, torch.frombuffer(bytearray(seen), dtype=torch.uint8)])
         except OSError as error:
             # What is computed does not need it.
             self._unfinished = None
-            self._progress.note(
-                f"warning: how far the {self._name} is computed cannot be kept ({error.strerror}), "
-                "so a run that is killed begins it anew"
-            )
+            self._progress.note(not_kept(f"the {self._name} is computed", error))
+            return False
+        return True
 
     def _earlier(self, state: State | None, batches: int) -> tuple[int, list[torch.Tensor]] | None:
         """How far an earlier run came, and its hidden states."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
 from pipeline.errors import SourceError
+from pipeline.reading.closing import Closing
 from pipeline.source.safetensors_header import StoredTensor
 from pipeline.source.snapshot import read_weights, weight_files
 
@@ -21,7 +22,7 @@ DTYPES = {
 }
 
 
-class SnapshotWeights:
+class SnapshotWeights(Closing):
     """The tensors of a Hugging Face snapshot by name; the files are open until :meth:`close`.
 
     They are read and not mapped: pages of a mapped file count as memory of the process for as long
@@ -30,35 +31,25 @@ class SnapshotWeights:
     Args:
         directory: With safetensors in floating point.
 
-    Attributes:
-        bytes_read: So far.
-
     Raises:
-        SourceError: A file is damaged.
+        SourceError: A file is damaged, or cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory, self.bytes_read = directory, 0
+        self._directory = directory
         self._places: dict[str, tuple[int, StoredTensor]] = {}
         self._files: list[int] = []
-        for path in weight_files(directory):
-            stored = read_weights(path, str(path))
-            file = os.open(path, os.O_RDONLY)
-            self._files.append(file)
-            self._places |= {name: (file, tensor) for name, tensor in stored.items()}
-
-    def __enter__(self) -> SnapshotWeights:
-        """Returns itself, to be closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the files."""
-        self.close()
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for path in weight_files(directory):
+                stored = read_weights(path, str(path))
+                try:
+                    file = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise _unreadable(path, error) from error
+                self._files.append(file)
+                self._places |= {name: (file, tensor) for name, tensor in stored.items()}
+            stack.pop_all()
 
     def __contains__(self, name: str) -> bool:
         """Says whether the snapshot has a tensor of that name."""
@@ -85,7 +76,7 @@ class SnapshotWeights:
             rows: Consecutive ones of the first axis.
 
         Raises:
-            SourceError: There is no such tensor, or the file ended too soon.
+            SourceError: There is no such tensor, or the file cannot be read or ended too soon.
         """
         if name not in self._places:
             raise SourceError(f"there is no tensor {name}", where=str(self._directory))
@@ -95,7 +86,10 @@ class SnapshotWeights:
         found = torch.empty((last - first) * line, dtype=torch.uint8)
         view, place = found.numpy().data, stored.start + first * line
         while view:
-            count = os.preadv(file, [view], place)
+            try:
+                count = os.preadv(file, [view], place)
+            except OSError as error:
+                raise _unreadable(self._directory, error) from error
             if not count:
                 raise SourceError(
                     f"the file of {name} ended too soon",
@@ -104,5 +98,13 @@ class SnapshotWeights:
                     fix="Let nothing write into the model's folder during a run, and run again",
                 )
             view, place = view[count:], place + count
-        self.bytes_read += len(found)
         return found.view(DTYPES[stored.dtype]).reshape(last - first, *stored.shape[1:])
+
+
+def _unreadable(place: Path, error: OSError) -> SourceError:
+    return SourceError(
+        "the weights cannot be read",
+        where=str(place),
+        why=error.strerror or str(error),
+        fix="Look at the disk and at the permissions, and run again",
+    )

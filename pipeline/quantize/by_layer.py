@@ -47,7 +47,7 @@ def quantize_by_layer(
     output: Path,
     progress: Progress,
     *,
-    unfinished: Path | None = None,
+    resumed: bool = False,
     statistics: Statistics | None = None,
 ) -> None:
     """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
@@ -59,8 +59,7 @@ def quantize_by_layer(
             of one batch have equal length.
         output: An existing directory.
         progress: Is told of each layer.
-        unfinished: A directory that outlives a failure, on the file system of ``output``; what an
-            earlier run left in it is gone on with. None leaves nothing.
+        resumed: Goes on with what an earlier run left in ``output``, and leaves what it has there.
         statistics: As for :func:`pipeline.quantize.calibrate.calibrate`.
 
     Raises:
@@ -91,7 +90,8 @@ def quantize_by_layer(
             recipe,
             output,
             work=Work(f"quantizing to {recipe.quantize.format}", progress, tokens),
-            resume=None if unfinished is None else _resume(unfinished, maker),
+            resume=_resume(output, maker) if resumed else None,
+            kept=resumed,
         )
     write_config(output, modelopt_config_json(facts, recipe))
 
@@ -108,11 +108,11 @@ def _walk(
     return Walk(embedded(weights, batches, dtype), sets_of(recipe.quantize), device)
 
 
-def _resume(unfinished: Path, maker: _Calibrated) -> Resume:
-    state = state_in(unfinished, maker.ahead.device, sets=sets_of(maker.recipe.quantize))
+def _resume(output: Path, maker: _Calibrated) -> Resume:
+    state = state_in(output, maker.ahead.device, sets=sets_of(maker.recipe.quantize))
     if maker.walk is None:
-        return Resume(unfinished, state)
-    return Resume(unfinished, state, maker.walk.states, maker.walk.go_on)
+        return Resume(state)
+    return Resume(state, maker.walk.states, maker.walk.go_on)
 
 
 @dataclass

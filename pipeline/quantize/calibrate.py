@@ -13,6 +13,7 @@ from pipeline.progress import Progress, Silent, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
+from pipeline.source.exhausted import explained_memory
 from pipeline.source.tokens import Rows
 
 
@@ -116,15 +117,9 @@ def bounded() -> Iterator[None]:
     Raises:
         StageError: It did.
     """
-    torch = require("torch", "quantize")
-    try:
+    fix = "Lower quantize.calibration.batch_size or sequence_length"
+    with explained_memory("calibration", fix):
         yield
-    except torch.OutOfMemoryError as error:
-        raise StageError(
-            "memory ran out during calibration",
-            why=str(error).partition("\n")[0],
-            fix="Lower quantize.calibration.batch_size or sequence_length",
-        ) from error
 
 
 class _Passes:

@@ -25,20 +25,16 @@ from pipeline.models.facts import LinearShape, ModelFacts
 from pipeline.progress import Progress
 from pipeline.quantize.export import checkpoint_config
 from pipeline.quantize.formats import checkpoint_dtype
-from pipeline.quantize.writing import (
-    SOURCE_EMBEDDING,
-    SOURCE_HEAD,
-    Tensors,
-    Work,
-    write_checkpoint,
-    write_config,
-)
+from pipeline.quantize.writing import Tensors, Work, write_checkpoint, write_config
 from pipeline.recipe.schema import Recipe
+from pipeline.source.snapshot import EMBEDDING, HEAD
 
 _ORIGINAL = "Set model.source to the checkpoint that this one was made from"
 
 
-def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -> None:
+def convert(
+    directory: Path, recipe: Recipe, output: Path, progress: Progress, *, kept: bool = False
+) -> None:
     """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
 
     Args:
@@ -46,6 +42,7 @@ def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -
         recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
         output: An existing directory.
         progress: Is told of each layer.
+        kept: Whether ``output`` outlives a failure.
 
     Raises:
         SourceError: Tensors of the folder contradict each other.
@@ -56,7 +53,7 @@ def convert(directory: Path, recipe: Recipe, output: Path, progress: Progress) -
     conversion = _Conversion(QuantizedFolder(directory), recipe, str(directory))
     facts = conversion.facts
     work = Work("taking over the quantized weights", progress)
-    write_checkpoint(conversion, facts, recipe, output, work=work)
+    write_checkpoint(conversion, facts, recipe, output, work=work, kept=kept)
     write_config(output, conversion.config())
 
 
@@ -70,8 +67,8 @@ class _Conversion:
         self._dtype = checkpoint_dtype(recipe)
         ranks, self._pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
         self._cuts = [RankCut(self.facts, ranks, rank) for rank in range(ranks)]
-        own = not self.facts.tie_word_embeddings and folder.tensor(SOURCE_HEAD) is not None
-        self.head = SOURCE_HEAD if own else SOURCE_EMBEDDING
+        own = not self.facts.tie_word_embeddings and folder.tensor(HEAD) is not None
+        self.head = HEAD if own else EMBEDDING
         self._excluded = self._excluded_linears()
 
     def config(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def write(
     output: Path,
     progress: Progress,
     *,
-    unfinished: Path | None = None,
+    resumed: bool = False,
 ) -> None:
     """Writes ``config.json`` and one ``rankN.safetensors`` per rank.
 
@@ -83,8 +83,7 @@ def write(
         recipe: ``model.dtype``, ``quantize`` and the parallelism of ``compile`` count.
         output: An existing directory.
         progress: Is told of each layer.
-        unfinished: A directory that outlives a failure, on the file system of ``output``; what an
-            earlier run left in it is gone on with. None leaves nothing.
+        resumed: Goes on with what an earlier run left in ``output``, and leaves what it has there.
 
     Raises:
         StageError: The files cannot be written.
@@ -95,7 +94,8 @@ def write(
         recipe,
         output,
         work=Work("rounding the weights", progress),
-        resume=None if unfinished is None else Resume(unfinished, state_in(unfinished)),
+        resume=Resume(state_in(output)) if resumed else None,
+        kept=resumed,
     )
     config = checkpoint_config(facts, recipe, require("torch", "quantize").__version__)
     config["producer"] = {"name": "trtllm-pipeline", "version": "1"}

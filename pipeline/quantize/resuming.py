@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
 
     from pipeline.layers.state import State
 
-STATE = "layers.state"
+CONFIG = "config.json"
+_STATE, _RANKS = "layers.state", "rank*.safetensors"
+_READABLE = 0o444
 
 
 @dataclass(frozen=True)
@@ -20,13 +24,11 @@ class Resume:
     """A walk over the layers that leaves what it has.
 
     Attributes:
-        folder: The rank files are in it until they are whole; on the file system of the output.
-        state: How many layers they hold, and the hidden states behind the last one.
+        state: How many layers the files of ranks hold, and the hidden states behind the last one.
         states: Returns what the next layer depends on.
         go_on: Takes what ``states`` returned in an earlier run.
     """
 
-    folder: Path
     state: State
     states: Callable[[], list[torch.Tensor]] = list
     go_on: Callable[[list[torch.Tensor]], None] = lambda _states: None
@@ -40,8 +42,55 @@ def state_in(unfinished: Path, device: torch.device | None = None, **ours: Any) 
         device: What is computed on; None is the CPU.
         ours: What else the states depend on, as JSON values.
     """
-    from pipeline._version import __version__
     from pipeline.layers.state import State, computing
 
     # Whoever computes or counts otherwise does not go on with these states.
-    return State(unfinished / STATE, computing(device) | ours | {"version": __version__})
+    return State(unfinished / _STATE, computing(device) | ours)
+
+
+def is_whole(folder: Path) -> bool:
+    """Says whether a folder has a whole checkpoint: ``config.json`` is written last."""
+    return (folder / CONFIG).is_file()
+
+
+def move(folder: Path, output: Path) -> None:
+    """Moves a whole checkpoint; what is left behind if that fails is none.
+
+    Raises:
+        OSError: The folders are on two file systems, say.
+    """
+    for file in _files(folder):
+        file.replace(output / file.name)
+
+
+def hand_over(folder: Path, output: Path) -> None:
+    """Gives a whole checkpoint to another folder and keeps it, in links that take no room.
+
+    So it survives whatever happens to the other folder. Where there are no links it is moved.
+
+    Raises:
+        OSError: The folders are on two file systems, say.
+    """
+    for file in _files(folder):
+        target = output / file.name
+        try:
+            os.link(file, target)
+        except OSError:
+            file.replace(target)
+        else:
+            # Nobody writes into it any more; and who publishes leaves modes of links alone.
+            target.chmod(_READABLE)
+
+
+def forget(folder: Path) -> None:
+    """Empties a folder."""
+    for left in folder.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, first that which says that it is whole."""
+    return [folder / CONFIG, *sorted(folder.glob(_RANKS))]

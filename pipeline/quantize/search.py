@@ -16,6 +16,8 @@ from typing import Any
 from pipeline.errors import StageError, UsageError
 from pipeline.formats import FORMATS, Searched
 from pipeline.progress import Progress
+from pipeline.quantize.resuming import hand_over, is_whole
+from pipeline.quantize.writing import written
 from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.source.lines import Line
@@ -171,8 +173,8 @@ def choose(
                 why=f"{parameter} of {', '.join(f'{value:g}' for value in values)} was tried",
                 fix="Try another format, or remove quantize.search and look at what evaluate says",
             )
-        for file in tried.folder_of(tried.best).iterdir():
-            file.replace(output / file.name)
+        with written(output):
+            hand_over(tried.folder_of(tried.best), output)
     progress.note(
         f"search: {parameter} {tried.best:g} is chosen of {len(values)} candidates, each scored on "
         f"{tokens} held-out tokens"
@@ -205,7 +207,7 @@ class _Tried:
         except (OSError, ValueError, KeyError, TypeError):
             return
         best = found.get("best")
-        there = best is None or self.folder_of(best).is_dir()
+        there = best is None or is_whole(self.folder_of(best))
         if there and found.get("identity") == self._identity:
             self.curve, self.best = curve, best
 

@@ -44,10 +44,10 @@ class Walk:
         states, last = self._next()
         for number, batch in enumerate(states):
             behind = model.model(
-                inputs_embeds=batch.to(self._device), use_cache=False
+                inputs_embeds=self._moved(batch), use_cache=False
             ).last_hidden_state
             if last:
-                states[number] = self._kept(behind)
+                states[number] = self._kept(behind, batch)
 
     def skip(self, cost: float) -> None:  # noqa: ARG002
         """Leaves a pass out of which everything is known, and its states as they are."""
@@ -58,9 +58,9 @@ class Walk:
     ) -> Any:
         """Gives a pass to a function that returns its result and the states behind the layer."""
         states, last = self._next()
-        result, behind = rounding([batch.to(self._device) for batch in states])
+        result, behind = rounding([self._moved(batch) for batch in states])
         if last:
-            states[:] = [self._kept(batch) for batch in behind]
+            states[:] = [self._kept(*both) for both in zip(behind, states, strict=True)]
         return result
 
     def leave(self) -> None:
@@ -82,8 +82,14 @@ class Walk:
         self._done += 1
         return self._sets[own], own not in self._of_pass[self._done :]
 
-    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+    def _moved(self, states: torch.Tensor) -> torch.Tensor:
+        # Whatever is put into pinned memory later comes behind it on the same stream.
+        return states.to(self._device, non_blocking=True)
+
+    def _kept(self, states: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Copies states to the CPU, into the pinned memory of those before the layer if it fits."""
         if self._device.type != "cuda":
             return states
-        kept = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
-        return kept.copy_(states)
+        if not before.is_pinned() or (before.shape, before.dtype) != (states.shape, states.dtype):
+            before = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+        return before.copy_(states)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from pipeline.checkpoint.layout import Array
@@ -22,18 +21,15 @@ from pipeline.errors import StageError
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import RankShare
 from pipeline.progress import Progress
-from pipeline.quantize.resuming import Resume
+from pipeline.quantize.resuming import CONFIG, Resume
+from pipeline.reading.closing import Closing
 from pipeline.recipe.schema import Recipe
+from pipeline.source import snapshot
 from pipeline.source.safetensors_header import BrokenHeaderError, read_header
+from pipeline.store.files import write_atomically
 
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 LAST_NORM = "transformer.ln_f.weight"
-SOURCE_EMBEDDING, SOURCE_HEAD, SOURCE_NORM = (
-    *("model.embed_tokens.weight", "lm_head.weight"),
-    "model.norm.weight",
-)
-# Of the vocabulary, in memory at a time.
-ROWS = 4096
 Tensors = dict[str, Array]
 
 
@@ -77,6 +73,7 @@ def write_checkpoint(
     *,
     work: Work,
     resume: Resume | None = None,
+    kept: bool = False,
 ) -> None:
     """Writes one ``rankN.safetensors`` per rank.
 
@@ -86,12 +83,14 @@ def write_checkpoint(
         recipe: The parallelism of ``compile`` counts.
         output: An existing directory.
         work: What is told of it.
-        resume: Goes on where an earlier run ended; None begins and leaves nothing.
+        resume: Goes on where an earlier run ended, whose files are in ``output``; None begins and
+            leaves nothing to go on with.
+        kept: Whether ``output`` outlives a failure, so that another run may find the files.
 
     Raises:
         StageError: The files cannot be written, or layers of one kind differ.
     """
-    with written(output), _Ranks(resume.folder if resume else output, facts, recipe) as ranks:
+    with _Ranks(output, facts, recipe) as ranks:
         first, layers = _earlier(ranks, resume), facts.num_hidden_layers
         if first:
             work.progress.note(
@@ -101,28 +100,27 @@ def write_checkpoint(
             for index in range(first, layers):
                 _write_layer(maker, ranks, index)
                 if resume and resume.state.due and index + 1 < layers:
-                    # The state says that these layers are there, so they must be there first.
-                    resume.state.save(index + 1, resume.states(), first=ranks.sync)
+                    resume = _saved(index + 1, resume, ranks, work)
                 task.advance()
-        ranks.move(output)
-        if resume:
-            resume.state.remove()
+        if kept:
+            # config.json will say that all of them are there, so they must be there first.
+            ranks.sync()
 
 
 def head_of(facts: ModelFacts) -> str:
     """Names the tensor of the source that is the head."""
-    return SOURCE_EMBEDDING if facts.tie_word_embeddings else SOURCE_HEAD
+    return snapshot.EMBEDDING if facts.tie_word_embeddings else snapshot.HEAD
 
 
 def write_config(output: Path, config: Mapping[str, Any]) -> None:
-    """Writes ``config.json``.
+    """Writes ``config.json``, behind all other files: a folder that has one is whole.
 
     Raises:
         StageError: The disk is full, say.
     """
     with written(output):
         text = json.dumps(config, indent=2) + "\n"
-        (output / "config.json").write_text(text, encoding="utf-8")
+        write_atomically(output / CONFIG, text.encode())
 
 
 @contextlib.contextmanager
@@ -158,6 +156,19 @@ def _earlier(ranks: _Ranks, resume: Resume | None) -> int:
     return found.finished
 
 
+def _saved(finished: int, resume: Resume, ranks: _Ranks, work: Work) -> Resume | None:
+    """Saves how far the files have come; None where there is no room, which ends nothing."""
+    from pipeline.layers.state import not_kept
+
+    try:
+        # The state says that these layers are there, so they must be there first.
+        resume.state.save(finished, resume.states(), first=ranks.sync)
+    except OSError as error:
+        work.progress.note(not_kept("the checkpoint is written", error))
+        return None
+    return resume
+
+
 def _write_layer(maker: Maker, ranks: _Ranks, index: int) -> None:
     layer = maker.layer(index)
     if not ranks.opened:
@@ -165,7 +176,7 @@ def _write_layer(maker: Maker, ranks: _Ranks, index: int) -> None:
     ranks.write(index, layer)
 
 
-class _Ranks:
+class _Ranks(Closing):
     """The files of all ranks, open for writing."""
 
     def __init__(self, folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
@@ -175,17 +186,6 @@ class _Ranks:
         self._rows = RankShare(facts, self._tp).vocabulary_rows
         self._files: list[RankFile] = []
         self._tensors: list[Mapping[str, Described]] = []
-
-    def __enter__(self) -> _Ranks:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
 
     @property
     def opened(self) -> bool:
@@ -216,7 +216,7 @@ class _Ranks:
         for index in range(self._facts.num_hidden_layers):
             if maker.kind(index) not in kinds:
                 kinds[maker.kind(index)] = _described(maker.layer(index))
-        norm = maker.plain(SOURCE_NORM)
+        norm = maker.plain(snapshot.NORM)
         dtype = norm.dtype.name
         vocabulary = Described(dtype, (self._rows, self._facts.hidden_size))
         for rank in range(self._tp * self._pp):
@@ -231,19 +231,19 @@ class _Ranks:
             if stage == self._pp - 1:
                 tensors |= {HEAD: vocabulary, LAST_NORM: Described(dtype, norm.shape)}
             self._open(rank, tensors)
-        self._write_vocabulary(maker, EMBEDDING, SOURCE_EMBEDDING, 0)
+        self._write_vocabulary(maker, EMBEDDING, snapshot.EMBEDDING, 0)
         self._write_vocabulary(maker, HEAD, maker.head, self._pp - 1)
         for file in self._of_stage(self._pp - 1):
-            file.write(LAST_NORM, norm)
+            self._put(file, LAST_NORM, norm)
 
     def _write_vocabulary(self, maker: Maker, name: str, source: str, stage: int) -> None:
         """Copies a table by rows; those that pad the last rank stay the zeros that they are."""
         for rank, file in enumerate(self._of_stage(stage)):
             begin = rank * self._rows
             end = min(begin + self._rows, self._facts.vocab_size)
-            for row in range(begin, end, ROWS):
-                piece = maker.plain(source, slice(row, min(row + ROWS, end)))
-                file.write(name, piece, (row - begin) * piece[0].nbytes)
+            for row in range(begin, end, snapshot.ROWS):
+                piece = maker.plain(source, slice(row, min(row + snapshot.ROWS, end)))
+                self._put(file, name, piece, (row - begin) * piece[0].nbytes)
 
     def write(self, index: int, layer: Sequence[Tensors]) -> None:
         """Writes a layer into the files of its stage.
@@ -268,33 +268,33 @@ class _Ranks:
                     why="Their names, dtypes or shapes differ from those of the layers before it",
                 )
             for name, array in tensors.items():
-                self._files[rank].write(_name(local, name), array)
+                self._put(self._files[rank], _name(local, name), array)
 
     def sync(self) -> None:
         """Waits until everything is on the disk."""
-        for file in self._files:
-            file.sync()
+        with written(self._folder):
+            for file in self._files:
+                file.sync()
 
-    def move(self, output: Path) -> None:
-        """Closes the files and leaves them in their final folder."""
-        self._close()
-        if output != self._folder:
-            for rank in range(self._tp * self._pp):
-                self._path(rank).replace(rank_path(output, rank))
+    def close(self) -> None:
+        """Closes the files."""
+        while self._files:
+            self._files.pop().close()
 
     def _path(self, rank: int) -> Path:
         return rank_path(self._folder, rank)
 
     def _open(self, rank: int, tensors: Mapping[str, Described], *, keep: bool = False) -> None:
-        self._files.append(RankFile(self._path(rank), tensors, keep=keep))
+        with written(self._folder):
+            self._files.append(RankFile(self._path(rank), tensors, keep=keep))
         self._tensors.append(tensors)
 
     def _of_stage(self, stage: int) -> list[RankFile]:
         return self._files[stage * self._tp : (stage + 1) * self._tp]
 
-    def _close(self) -> None:
-        while self._files:
-            self._files.pop().close()
+    def _put(self, file: RankFile, name: str, array: Array, at: int = 0) -> None:
+        with written(self._folder):
+            file.write(name, array, at)
 
 
 def _name(local: int, name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.sources import QuantizedFolder
 from pipeline.layers.one_layer import FIRST_LAYER, empty_layer
-from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part, Parts
+from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import parameters
@@ -20,16 +20,16 @@ from pipeline.reference.kv_cache import ATTENTION_NAME
 from pipeline.reference.linear import float32_tensor
 from pipeline.reference.model import config_of, fill_layer
 from pipeline.source.loading import load_config
+from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 _LAYER = FIRST_LAYER.removesuffix(".")
 
 
-def source_by_layer(directory: Path, device: torch.device) -> Parts:
+def source_by_layer(directory: Path, device: torch.device) -> ByLayer:
     """Opens a Hugging Face model that computes what :func:`.source.load_source` loads.
 
     Raises:
@@ -44,7 +44,7 @@ def source_by_layer(directory: Path, device: torch.device) -> Parts:
     return _Source(facts, config, device, _Stored(directory))
 
 
-def checkpoint_by_layer(directory: Path, device: torch.device) -> Parts:
+def checkpoint_by_layer(directory: Path, device: torch.device) -> ByLayer:
     """Opens a checkpoint directory that computes what :func:`.model.load_reference` loads.
 
     Raises:
@@ -54,7 +54,7 @@ def checkpoint_by_layer(directory: Path, device: torch.device) -> Parts:
     return _Checkpoint(directory, device)
 
 
-class _ByLayer:
+class ByLayer:
     """What both have in common; a small model keeps its parts.
 
     Args:
@@ -76,6 +76,13 @@ class _ByLayer:
         self._models: dict[str, Any] = {}
         # What a layer gets besides hidden states, by its kind and their shape.
         self._beside: dict[tuple[str, int, int], dict[str, Any]] = {}
+
+    def close(self) -> None:
+        """Lets go of the layers and closes the files; no part is of use afterwards."""
+        # A layer that is kept knows this object, which so would live until the collector comes.
+        self._kept.clear()
+        self._models.clear()
+        self._beside.clear()
 
     def part(self, number: int) -> Part:
         """Loads a part; unless the model is small, one that was loaded before is lost."""
@@ -173,6 +180,9 @@ class _Stored:
     def release(self) -> None:
         """Has nothing to let go of."""
 
+    def close(self) -> None:
+        self._read.close()
+
 
 class _Dequantized:
     """The tensors of a quantized snapshot, as its codes and scales say."""
@@ -191,12 +201,15 @@ class _Dequantized:
     def release(self) -> None:
         self._folder.release()
 
+    def close(self) -> None:
+        self.release()
+
 
 def _linear(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-class _Source(_ByLayer):
+class _Source(ByLayer):
     def __init__(
         self,
         facts: ModelFacts,
@@ -209,14 +222,21 @@ class _Source(_ByLayer):
         tied = facts.tie_word_embeddings or HEAD not in tensors
         self._head_name = EMBEDDING if tied else HEAD
 
+    def close(self) -> None:
+        super().close()
+        self._tensors.close()
+
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         found = torch.empty(len(ids), self.hidden_size)
         for place, row in enumerate(ids.tolist()):
             found[place] = self._tensors.tensor(EMBEDDING, slice(row, row + 1))[0]
+        self._tensors.release()
         return found
 
     def _head_rows(self, rows: slice) -> torch.Tensor:
-        return self._tensors.tensor(self._head_name, rows).float()
+        found = self._tensors.tensor(self._head_name, rows).float()
+        self._tensors.release()
+        return found
 
     def _norm(self) -> torch.Tensor:
         return self._tensors.tensor(NORM).float()
@@ -229,7 +249,7 @@ class _Source(_ByLayer):
         self._tensors.release()
 
 
-class _Checkpoint(_ByLayer):
+class _Checkpoint(ByLayer):
     def __init__(self, directory: Path, device: torch.device) -> None:
         self._checkpoint = open_checkpoint(directory)
         facts = self._checkpoint.facts
@@ -237,10 +257,14 @@ class _Checkpoint(_ByLayer):
         self._facts, self._weights = facts, self._checkpoint.weights()
 
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
-        return float32_tensor(self._weights.vocab_embedding[ids.numpy()])
+        found = float32_tensor(self._weights.vocab_embedding[ids.numpy()])
+        self._checkpoint.release()
+        return found
 
     def _head_rows(self, rows: slice) -> torch.Tensor:
-        return float32_tensor(self._weights.lm_head.weight[rows])
+        found = float32_tensor(self._weights.lm_head.weight[rows])
+        self._checkpoint.release()
+        return found
 
     def _norm(self) -> torch.Tensor:
         return float32_tensor(self._weights.ln_f)

@@ -69,6 +69,9 @@ def fill_layer(module: Any, layer: Layer, facts: ModelFacts, kv_cache_algo: str 
     for linear in facts.linears:
         stored = layer.linear(linear.name)
         rows = tuple(size for _, size in linear.source)
+        # Those of the layer before, if there was one, go ahead of what takes their place.
+        for name, _ in linear.source:
+            module.set_submodule(name, torch.nn.Identity())
         parts = split_linear(stored, rows) if len(rows) > 1 else (whole_linear(stored),)
         for (name, _), part in zip(linear.source, parts, strict=True):
             module.set_submodule(name, part)

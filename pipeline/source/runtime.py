@@ -98,9 +98,18 @@ def deterministic(parameters: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _any_threads() -> Iterator[None]:
-    from pipeline.source.threads import OnOneThread, mkl_order
+    from pipeline.source.threads import OnOneThread, keeps_another_order, mkl_order
 
-    with _environment(mkl_order()), OnOneThread():
+    order = mkl_order()
+    with _environment(order), OnOneThread():
+        # Small models have no such order: it rounds the products of one row otherwise.
+        if order and keeps_another_order():
+            warnings.warn(
+                "this process has computed a small model before this large one, so the last bits "
+                "may depend on the number of threads; set MKL_CBWR=AUTO,STRICT ahead of it, or "
+                "take a process of its own for each",
+                stacklevel=2,
+            )
         yield
 
 

@@ -42,8 +42,10 @@ COMPANIONS = (
     "NOTICE*",
 )
 CODE = "*.py"
-LINKED_FROM = 16 << 20
-"""Bytes of a file from which on the store may have a link to it; what is smaller is copied."""
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+"""What stands in front of the layers and behind them, as transformers names it."""
+ROWS = 4096
+"""Of the vocabulary's tables, in memory at a time where they are read in pieces."""
 # Bytes of a file's name, on every file system that Linux has.
 LONGEST_NAME = 255
 # Formats that run code, or may, when they are read.
@@ -96,17 +98,24 @@ def snapshot_files(directory: Path, *, code: bool) -> list[Path]:
     return sorted(found | set(weight_files(directory)))
 
 
-def file_marks(directory: Path, *, code: bool = False) -> dict[str, list[int]]:
+def file_marks(
+    directory: Path, *, code: bool = False, linked_from: float = math.inf
+) -> dict[str, list[int]]:
     """Tells a snapshot by size and times of its files, without reading them.
 
     The change time is there because a copy can keep the other two. Every link to a file moves it
-    as well, so a large file that has links is told by its inode: whoever has a link to it, as the
-    store may, looks at the change time of that.
+    as well, so a file to which the store may have a link is told by its inode: the store looks at
+    the change time of that link.
+
+    Args:
+        directory: The snapshot.
+        code: Whether Python files are taken.
+        linked_from: Bytes of a file from which on the store may have a link to it.
     """
     marks = {}
     for path in snapshot_files(directory, code=code):
         stat = path.stat()
-        linked = stat.st_nlink > 1 and stat.st_size >= LINKED_FROM
+        linked = stat.st_nlink > 1 and stat.st_size >= linked_from
         last = stat.st_ino if linked else stat.st_ctime_ns
         marks[path.name] = [stat.st_size, stat.st_mtime_ns, last]
     return marks
@@ -353,10 +362,10 @@ def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
         for index in range(facts.num_hidden_layers)
         for name, shape in layer.items()
     }
-    tensors["model.embed_tokens.weight"] = (facts.vocab_size, hidden)
-    tensors["model.norm.weight"] = (hidden,)
+    tensors[EMBEDDING] = (facts.vocab_size, hidden)
+    tensors[NORM] = (hidden,)
     if not facts.tie_word_embeddings:
-        tensors["lm_head.weight"] = (facts.vocab_size, hidden)
+        tensors[HEAD] = (facts.vocab_size, hidden)
     return tensors
 
 
@@ -373,7 +382,7 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], facts: ModelFacts, place
             "would fill them with random numbers",
             fix="Use the directory that save_pretrained() or the Hub wrote, unchanged",
         )
-    tied_head = "lm_head.weight" if facts.tie_word_embeddings else ""
+    tied_head = HEAD if facts.tie_word_embeddings else ""
     for name, tensor in tensors.items():
         if name.endswith(_IGNORED_SUFFIX) or name == tied_head:
             continue

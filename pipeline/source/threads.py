@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,13 +18,26 @@ from pipeline.processor import CPUINFO, is_intel
 # threads share the sums of a product where rows are few and features many, such as 237 rows of
 # 4,864 features, and three do not; and MKL by itself takes no more threads than there are cores.
 MKL_ORDER = {"MKL_CBWR": "AUTO,STRICT"}
+# MKL_CBWR_STRICT of MKL's headers, a bit of the order that it follows.
+_STRICT = 0x10000
 
 # Each thread adds up its share of the elements, and then there are as many sums as threads.
-_SUMS = ("sum", "mean", "var", "std", "prod", "norm", "dot", "logsumexp")
+_SUMS = (
+    *("sum", "mean", "nansum", "nanmean", "var", "std", "prod", "norm"),
+    *("dot", "vdot", "inner", "mv", "logsumexp"),
+)
+# Each thread takes a share of the sums here as well, or of the blocks of a matrix, which LAPACK
+# cuts by their number.
+_ALGEBRA = ("norm", "vector_norm", "matrix_norm", "vecdot", "cholesky", "cholesky_ex")
+_INVERSES = ("cholesky_inverse",)
 # Computed by vectors of the processor, but the last few elements of each thread's share by the C
 # library, which rounds otherwise. Products, quotients and square roots are exact in both.
-_CURVES = ("exp", "log", "pow", "sin", "cos", "tanh", "erf", "sigmoid")
-_ACTIVATIONS = ("silu", "gelu", "softplus", "mse_loss")
+_CURVES = (
+    *("exp", "exp2", "log", "pow", "__pow__", "__rpow__"),
+    *("sin", "cos", "tanh", "erf", "sigmoid"),
+)
+_ACTIVATIONS = ("silu", "gelu", "softplus", "mish", "elu")
+_LOSSES = ("mse_loss", "l1_loss", "kl_div", "cosine_similarity")
 
 
 def mkl_order(cpuinfo: Path = CPUINFO) -> dict[str, str]:
@@ -33,6 +47,19 @@ def mkl_order(cpuinfo: Path = CPUINFO) -> dict[str, str]:
     which MKL documents no such order.
     """
     return {} if "MKL_CBWR" in os.environ or not is_intel(cpuinfo) else dict(MKL_ORDER)
+
+
+def keeps_another_order() -> bool:
+    """Says whether MKL goes on in an order that it had before :data:`MKL_ORDER` was set.
+
+    It does in a process that has multiplied already. Asked of MKL in torch's library, in whose
+    process it is; a build without it keeps no order.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return not library.mkl_serv_cbwr_get(-1) & _STRICT
+    except (OSError, AttributeError):
+        return False
 
 
 class OnOneThread(TorchFunctionMode):
@@ -61,14 +88,19 @@ class OnOneThread(TorchFunctionMode):
 
 def _is_square(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     # torch multiplies for it.
-    return getattr(func, "__name__", "") == "pow" and len(args) > 1 and args[1] in (2, 2.0)
+    return (
+        getattr(func, "__name__", "") in ("pow", "__pow__")
+        and len(args) > 1
+        and args[1] in (2, 2.0)
+    )
 
 
 def _functions() -> set[Any]:
-    names = {place for name in _SUMS + _CURVES for place in (name, f"{name}_")}
+    names = {place for name in _SUMS + _CURVES + _INVERSES for place in (name, f"{name}_")}
     found = {getattr(torch, name, None) for name in names}
     found |= {getattr(torch.Tensor, name, None) for name in names}
-    found |= {getattr(torch.nn.functional, name) for name in _ACTIVATIONS}
+    found |= {getattr(torch.linalg, name) for name in _ALGEBRA}
+    found |= {getattr(torch.nn.functional, name) for name in _ACTIVATIONS + _LOSSES}
     return found - {None}
 
 

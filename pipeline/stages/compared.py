@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -126,14 +126,22 @@ class LayeredPair:
 
         factors = partial(moved_factors, one_each=self.one_each) if moved else None
         meter = NoiseMeter(lambda part: self.written.parts.part(part.number), factors)
-        self.measured.observer = meter
-        for _ in self.measured.logits(measured_rows(rows)):
-            pass
+        before, self.measured.observer = self.measured.observer, meter
+        try:
+            for _ in self.measured.logits(measured_rows(rows)):
+                pass
+        finally:
+            self.measured.observer = before
         return meter.found()
 
 
-def open_pair(context: StageContext, source: Path, checkpoint: Path, *, resumed: bool) -> Pair:
+@contextmanager
+def open_pair(
+    context: StageContext, source: Path, checkpoint: Path, *, resumed: bool
+) -> Iterator[Pair]:
     """Loads both models, or opens them to be read layer by layer, as the recipe says.
+
+    Their files are closed behind the block.
 
     Args:
         context: Of the stage.
@@ -146,13 +154,26 @@ def open_pair(context: StageContext, source: Path, checkpoint: Path, *, resumed:
         SourceError: The source model cannot be loaded.
         CheckpointError: The checkpoint is not complete.
         UnsupportedError: CUDA was asked for and there is none.
+        StageError: The device's memory ran out.
     """
+    from pipeline.source.exhausted import explained_memory
+
+    fix = "Lower the sequence_length of what is measured, or set quantize.device to cpu"
+    with explained_memory("the measurement", fix):
+        if context.recipe.model.by_layer:
+            with _layered(context, source, checkpoint, context.unfinished if resumed else None) as (
+                pair
+            ):
+                yield pair
+        else:
+            yield _whole(context, source, checkpoint)
+
+
+def _whole(context: StageContext, source: Path, checkpoint: Path) -> WholePair:
     from pipeline.reference import load_reference
     from pipeline.reference.source import load_source, place_models
 
     recipe, progress = context.recipe, context.progress
-    if recipe.model.by_layer:
-        return _layered(context, source, checkpoint, context.unfinished if resumed else None)
     with progress.task("loading both models", 2) as task:
         original = load_source(source, trust_remote_code=recipe.model.trust_remote_code)
         task.advance()
@@ -161,24 +182,28 @@ def open_pair(context: StageContext, source: Path, checkpoint: Path, *, resumed:
     return WholePair(original, written, place_models(recipe, original, written))
 
 
+@contextmanager
 def _layered(
     context: StageContext, source: Path, checkpoint: Path, unfinished: Path | None
-) -> LayeredPair:
+) -> Iterator[LayeredPair]:
     from pipeline.layers.walk import Walker
     from pipeline.models.facts import ModelFacts
     from pipeline.quantize.loading import choose_device
     from pipeline.reference.by_layer import checkpoint_by_layer, source_by_layer
 
     device = choose_device(context.recipe)
-    ours, theirs = source_by_layer(source, device), checkpoint_by_layer(checkpoint, device)
-    source_walker, written_walker, measured = (
-        Walker(parts, name, progress=context.progress, unfinished=unfinished)
-        for parts, name in (
-            (ours, "source"),
-            (theirs, "checkpoint"),
-            (ours, "source linear by linear"),
+    with (
+        closing(source_by_layer(source, device)) as ours,
+        closing(checkpoint_by_layer(checkpoint, device)) as theirs,
+    ):
+        source_walker, written_walker, measured = (
+            Walker(parts, name, progress=context.progress, unfinished=unfinished)
+            for parts, name in (
+                (ours, "source"),
+                (theirs, "checkpoint"),
+                (ours, "source linear by linear"),
+            )
         )
-    )
-    facts = ModelFacts.from_directory(source)
-    one_each = facts.num_attention_heads == facts.num_key_value_heads
-    return LayeredPair(source_walker, written_walker, ours.vocabulary, measured, one_each)
+        facts = ModelFacts.from_directory(source)
+        one_each = facts.num_attention_heads == facts.num_key_value_heads
+        yield LayeredPair(source_walker, written_walker, ours.vocabulary, measured, one_each)

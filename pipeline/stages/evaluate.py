@@ -42,6 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
         UsageError: The text, or a task's file, is not usable.
         SourceError: The source model or its tokenizer cannot be loaded.
         CheckpointError: The checkpoint is not complete.
+        StageError: The device's memory ran out.
     """
     from pipeline.evaluation.summary import by_document, summarize
     from pipeline.quantize.loading import count_parameters
@@ -51,14 +52,15 @@ def run(context: StageContext) -> dict[str, Any]:
     parameters = count_parameters(source)
     with offline_and_quiet(context.progress), deterministic(parameters):
         text = _text(context)
-        models = load_models(context)
-        scores, measured = _measure(context, text, models, parameters)
-        moved = bool(context.inputs["quantize"].facts.get(MOVED_SCALES))
-        noise = _noise(text, models, moved=moved)
+        with load_models(context) as models:
+            vocabulary = models.vocabulary
+            scores, measured = _measure(context, text, models, parameters)
+            moved = bool(context.inputs["quantize"].facts.get(MOVED_SCALES))
+            noise = _noise(text, models, moved=moved)
     # What is allowed depends on the sizes of the model.
     summary = {
         "parameters": parameters,
-        "vocabulary": models.vocabulary,
+        "vocabulary": vocabulary,
         **summarize(text.documents, text.windows, scores),
     }
     summary |= {**measured, **noise}

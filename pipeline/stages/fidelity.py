@@ -18,6 +18,7 @@ from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
 from pipeline.stages import scored
 from pipeline.stages.base import Stage, StageContext
+from pipeline.stages.compared import Pair
 from pipeline.stages.scored import ScoredText, load_models, read_text, settings_of
 from pipeline.targets import get_target
 from pipeline.targets.base import EngineEvaluation, NotMeasured
@@ -57,7 +58,7 @@ def run(context: StageContext) -> dict[str, Any]:
         SourceError: The source model or its tokenizer cannot be loaded.
         CheckpointError: The checkpoint is not complete.
         UnsupportedError: Engines are not measured on this machine.
-        StageError: The engine could not be measured.
+        StageError: The engine could not be measured, or the device's memory ran out.
     """
     from pipeline.evaluation.fidelity import summarize_engine, with_losses
     from pipeline.quantize.loading import count_parameters
@@ -71,8 +72,9 @@ def run(context: StageContext) -> dict[str, Any]:
         # The first of the windows that evaluate scores.
         tokens = min(settings.tokens, settings.engine_tokens)
         text = read_text(context, tokens, evaluation.longest_window)
-        with evaluation.logits(engine) as scorer:
-            scores, tasks = _compare(context, text, scorer)
+        with evaluation.logits(engine) as scorer, load_models(context) as models:
+            scores, tasks = _compare(context, text, models, scorer)
+        del models
     _free_memory()
     losses = evaluation.losses(
         engine,
@@ -114,7 +116,7 @@ def quant_algo_of(directory: Path) -> str | None:
 
 
 def _compare(
-    context: StageContext, text: ScoredText, engine: Scorer | None
+    context: StageContext, text: ScoredText, models: Pair, engine: Scorer | None
 ) -> tuple[EngineScores, list[dict[str, Any]]]:
     """Every window under source, checkpoint and engine; and multiple choice, where it has logits.
 
@@ -124,7 +126,6 @@ def _compare(
     from pipeline.evaluation.fidelity import score_engine
     from pipeline.evaluation.tasks.answering import score_tasks
 
-    models = load_models(context)
     source, written = models.source, models.written
     with context.progress.task(f"comparing {text.tokens} tokens", text.tokens) as task:
         scores = score_engine(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.dependencies import require, versions
+from pipeline.errors import CheckpointError
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.candidates import ALPHAS, candidates
@@ -119,9 +121,11 @@ def run(context: StageContext) -> dict[str, Any]:
         if recipe.quantize.search:
             found = _search(context, texts, batches, facts)
         else:
-            _write(context, recipe, batches, output=context.output, unfinished=context.unfinished)
+            resumed = context.unfinished is not None
+            _write(context, recipe, batches, _place(context), resumed=resumed)
+            _hand_over(context)
     return {
-        **_facts_of(context.output),
+        **_facts_of(context),
         "calibration_texts": len(texts),
         "calibration_tokens": sum(len(row) for batch in batches for row in batch),
         **({"search": found.as_dict()} if found else {}),
@@ -132,18 +136,44 @@ def run(context: StageContext) -> dict[str, Any]:
 def _take_over(context: StageContext, facts: ModelFacts) -> dict[str, Any]:
     """Converts a model that is quantized already."""
     from pipeline.quantize.convert import convert
+    from pipeline.quantize.resuming import is_whole
 
     assert facts.quantized is not None
-    source = context.inputs["source"].path
-    convert(source, context.recipe, context.output, context.progress)
-    return {**_facts_of(context.output), "taken_over": facts.quantized.words()}
+    source, place = context.inputs["source"].path, _place(context)
+    if not is_whole(place):
+        kept = context.unfinished is not None
+        convert(source, context.recipe, place, context.progress, kept=kept)
+    _hand_over(context)
+    return {**_facts_of(context), "taken_over": facts.quantized.words()}
 
 
-def _facts_of(checkpoint: Path) -> dict[str, Any]:
+def _place(context: StageContext) -> Path:
+    """Names the folder that the checkpoint is written into, which outlives a failure."""
+    return context.unfinished or context.output
+
+
+def _hand_over(context: StageContext) -> None:
+    from pipeline.quantize.resuming import hand_over
+    from pipeline.quantize.writing import written
+
+    if (place := _place(context)) != context.output:
+        with written(context.output):
+            hand_over(place, context.output)
+
+
+def _facts_of(context: StageContext) -> dict[str, Any]:
     """Checks what was written, and describes it."""
     from pipeline.checkpoint import validate
+    from pipeline.quantize.resuming import forget
 
-    config = validate(checkpoint)
+    checkpoint = context.output
+    try:
+        config = validate(checkpoint)
+    except CheckpointError:
+        if context.unfinished:
+            # Every later run would find it again.
+            forget(context.unfinished)
+        raise
     return {
         "quant_algo": config.quantization.algo,
         "kv_cache_quant_algo": config.quantization.kv_cache_algo,
@@ -157,18 +187,22 @@ def _write(
     context: StageContext,
     recipe: Recipe,
     batches: list[Rows],
-    *,
     output: Path,
-    unfinished: Path | None = None,
+    *,
+    resumed: bool,
     statistics: Statistics | None = None,
 ) -> None:
     """Writes the checkpoint of a recipe that searches for nothing."""
     from pipeline.quantize import own
+    from pipeline.quantize.resuming import forget, is_whole
 
     source, progress = context.inputs["source"].path, context.progress
-    if not recipe.model.by_layer:
+    if is_whole(output):
+        progress.note("an earlier run has written the whole checkpoint")
+    elif not recipe.model.by_layer:
         from pipeline.quantize.whole import quantize_whole
 
+        forget(output)  # what a run that goes layer by layer has begun
         quantize_whole(source, recipe, batches, output, progress, statistics=statistics)
     elif own.writes(FORMATS[recipe.quantize.format]):
         from pipeline.layers.weights import SnapshotWeights
@@ -176,7 +210,7 @@ def _write(
 
         with SnapshotWeights(source) as weights:
             loaded = AsLoaded(weights, calibration_dtype(source, recipe))
-            own.write(loaded, facts_of(source), recipe, output, progress, unfinished=unfinished)
+            own.write(loaded, facts_of(source), recipe, output, progress, resumed=resumed)
     else:
         from pipeline.quantize.by_layer import quantize_by_layer
 
@@ -186,7 +220,7 @@ def _write(
             batches,
             output,
             progress,
-            unfinished=unfinished,
+            resumed=resumed,
             statistics=statistics,
         )
 
@@ -197,6 +231,7 @@ def _search(
     """Writes the checkpoint of the best candidate, judged by the files of each."""
     from pipeline.layers.state import computing
     from pipeline.quantize.loading import choose_device
+    from pipeline.quantize.resuming import move
     from pipeline.quantize.search import (
         Unfinished,
         choose,
@@ -231,7 +266,11 @@ def _search(
         if unfinished is not None and not statistics.collected:
             layers = unfinished / f"layers-{value:g}"
             layers.mkdir(exist_ok=True)
-        _write(context, chosen, batches, output=folder, unfinished=layers, statistics=statistics)
+        place, resumed = layers or folder, layers is not None
+        _write(context, chosen, batches, place, resumed=resumed, statistics=statistics)
+        if layers is not None:
+            move(layers, folder)
+            shutil.rmtree(layers)
         _free_memory()
 
     def score(folder: Path) -> float:
@@ -262,12 +301,15 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     from pipeline.evaluation.windows import Window
     from pipeline.stages.compared import open_pair
 
-    # Each candidate is another checkpoint, of which a walk would know nothing.
-    pair = open_pair(context, context.inputs["source"].path, checkpoint, resumed=False)
+    source = context.inputs["source"].path
     # Each is a text from its beginning, of which the first token is context.
     whole = [Window(index, row, 1) for index, row in enumerate(windows)]
     tokens = sum(window.scored for window in whole)
-    with context.progress.task(f"scoring {tokens} tokens", tokens) as task:
+    with (
+        # Each candidate is another checkpoint, of which a walk would know nothing.
+        open_pair(context, source, checkpoint, resumed=False) as pair,
+        context.progress.task(f"scoring {tokens} tokens", tokens) as task,
+    ):
         scores = compare(pair.source, pair.written, whole, pair.vocabulary, task.advance)
     return float(TokenScores.joined(scores).kl.mean(dtype="float64"))
 

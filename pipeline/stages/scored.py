@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +125,13 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
     return ScoredText(tokenizer, documents, windows, positions)
 
 
-def load_models(context: StageContext) -> Pair:
+def load_models(context: StageContext) -> AbstractContextManager[Pair]:
     """Opens the source, or the model that it was made from, and the reference of its checkpoint.
 
     Raises:
         SourceError: The source model cannot be loaded.
         CheckpointError: The checkpoint is not complete.
+        StageError: The device's memory ran out.
     """
     source, checkpoint = context.inputs["source"].path, context.inputs["quantize"].path
     if (reference := settings_of(context.recipe).reference) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from pipeline.source.end_ids import read_end_ids
 from pipeline.source.hub import hub_commit, hub_snapshot
 from pipeline.source.local import local_directory
 from pipeline.source.snapshot import (
-    LINKED_FROM,
     check_snapshot,
     facts_of,
     file_marks,
@@ -37,6 +37,8 @@ from pipeline.tables import memory_size
 logger = logging.getLogger(__name__)
 WORTH_TELLING = 1 << 30
 """Bytes of a snapshot from which on people want to know where they are, and once is enough."""
+LINKED_FROM = 16 << 20
+"""Bytes of a file of such a snapshot from which on it is linked for want of a clone."""
 
 
 def material(recipe: Recipe) -> dict[str, Any]:
@@ -53,8 +55,16 @@ def material(recipe: Recipe) -> dict[str, Any]:
     directory = local_directory(recipe)
     if directory is None:
         return {"hub": recipe.model.source, "commit": hub_commit(recipe)}
-    marks = file_marks(directory, code=recipe.model.trust_remote_code)
+    code = recipe.model.trust_remote_code
+    linked_from = _linked_from(snapshot_files(directory, code=code))
+    marks = file_marks(directory, code=code, linked_from=linked_from)
     return {"directory": str(directory.resolve()), "files": marks}
+
+
+def _linked_from(paths: Iterable[Path]) -> float:
+    """Returns the bytes of a file from which on it may be linked: of a small model none is."""
+    size = sum(path.stat().st_size for path in paths)
+    return LINKED_FROM if size >= WORTH_TELLING else math.inf
 
 
 def _words(size: int) -> str:
@@ -100,12 +110,13 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"nothing reads these keys of config.json: {', '.join(unread)}")
     size = sum(path.stat().st_size for path in paths)
     taken: dict[Path, Taken] = {}
+    linked_from = _linked_from(paths)
     with context.progress.task(f"taking the snapshot, {_words(size)}", size) as task:
         for path in paths:
             target = context.output / path.name
             try:
                 if local:
-                    link = size >= WORTH_TELLING and path.stat().st_size >= LINKED_FROM
+                    link = path.stat().st_size >= linked_from
                     taken[path] = take(path, target, task.advance, link=link)
                     logger.info("%s was %s", path, taken[path])
                 else:

@@ -36,16 +36,17 @@ from pipeline.store.digests import (
     DigestMemo,
     digest_of,
     files_below,
-    mark_of,
     oddities_below,
 )
 from pipeline.store.files import fsync
 from pipeline.store.holder import lock_path, noted, waiting_for
-from pipeline.store.unfinished import Unfinished
+from pipeline.store.unfinished import Unfinished, link_mark_of
 
 _NO_ARTIFACTS = ("tmp", "locks", "unfinished")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK_ERRORS = (*_FULL, errno.EROFS)
+# Whoever lists what is unfinished holds a lock for less, which is nothing to tell of.
+_MOMENT_S = 0.2
 
 
 class Store:
@@ -109,7 +110,7 @@ class Store:
         with self.writing():
             lock = FileLock(path)
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=_MOMENT_S)
             except Timeout:
                 on_wait(waiting_for(path, doing))
                 lock.acquire()
@@ -150,8 +151,8 @@ class Store:
         Args:
             stage: The stage.
             key: The key.
-            inputs: What the stage reads. What was made before somebody wrote into one of them is
-                not gone on with.
+            inputs: What the stage reads, as :meth:`changed` has found it. What was made before
+                somebody wrote into one of them is not gone on with.
             anew: Begins with nothing.
             note: Is told why something is not gone on with.
 
@@ -160,6 +161,9 @@ class Store:
         """
         with ExitStack() as stack:
             with self.writing():
+                # A killed run of this key may have linked from there to here.
+                for left in self.root.glob(f"tmp/{stage}-{key}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
                 marks = self._marks(inputs)
                 begun = self.unfinished.begun(stage, key, marks, anew=anew, note=note)
                 path = stack.enter_context(begun)
@@ -308,12 +312,12 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _marks(self, inputs: Mapping[str, Artifact]) -> dict[str, dict[str, list[int]]]:
-        """Marks of the files of inputs that somebody else may write into, by the input's name."""
+    def _marks(self, inputs: Mapping[str, Artifact]) -> dict[str, list[int]]:
+        """Marks of the files of inputs that somebody else may write into, by their names."""
         return {
-            name: {file: mark_of(one.path / file, borrowed=True) for file in files}
+            f"{name}/{file}": link_mark_of(one.path / file)
             for name, one in inputs.items()
-            if (files := borrowed_files(read_manifest(one.path)))
+            for file in borrowed_files(read_manifest(one.path))
         }
 
     @contextmanager

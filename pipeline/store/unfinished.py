@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.reading.json_text import read_json
-from pipeline.store.digests import files_below, oddities_below
+from pipeline.store.digests import files_below, mark_of, oddities_below
 from pipeline.store.files import write_atomically
 from pipeline.store.holder import is_held, lock_path
 from pipeline.tables import count, size
@@ -78,7 +78,7 @@ class Unfinished:
         self,
         stage: str,
         key: str,
-        made_from: Mapping[str, Any],
+        made_from: Mapping[str, list[int]],
         *,
         anew: bool = False,
         note: Callable[[str], None] = lambda _message: None,
@@ -88,8 +88,8 @@ class Unfinished:
         Args:
             stage: The stage.
             key: The key.
-            made_from: Marks of files that the stage reads and somebody else may write into, as JSON
-                values. What was made from others is not gone on with.
+            made_from: Marks of files that the stage reads and somebody else may write into, from
+                :func:`link_mark_of`. What was made from others is not gone on with.
             anew: Begins with nothing.
             note: Is told why something is not gone on with.
 
@@ -189,7 +189,7 @@ class Unfinished:
             "trtllm-pipeline store list says which, and store prune --unfinished removes them"
         )
 
-    def _unusable(self, path: Path, made_from: Mapping[str, Any]) -> str | None:
+    def _unusable(self, path: Path, made_from: Mapping[str, list[int]]) -> str | None:
         """Says why a stage must not write into a directory that is there."""
         if path.is_symlink() or not path.is_dir():
             return "it is no folder"
@@ -203,9 +203,35 @@ class Unfinished:
                 return f"{name} is linked from elsewhere"
             if status.st_uid != os.geteuid():
                 return f"{name} belongs to somebody else"
-        if _read(_beside(path, _MADE_FROM)) != made_from:
+        if _touched(_read(_beside(path, _MADE_FROM)), made_from):
             return "the model's files were touched meanwhile"
         return None
+
+
+def link_mark_of(path: Path) -> list[int]:
+    """Returns what moves when somebody else's file is written to, and its number of links.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    return [*mark_of(path, borrowed=True), path.stat().st_nlink]
+
+
+def _touched(before: Any, now: Mapping[str, list[int]]) -> bool:
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        return True
+    return any(
+        before[name] != mark and not _linked(before[name], mark) for name, mark in now.items()
+    )
+
+
+def _linked(before: Any, now: list[int]) -> bool:
+    """Whether a link that was made or removed is why the change time moved, and nothing else did.
+
+    Where links are as many as before, a program wrote and set the other times back.
+    """
+    *same, _, links = now
+    return isinstance(before, list) and before[:-2] == same and before[-1] != links
 
 
 def _look(path: Path) -> Left:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import StageError
 from pipeline.evaluation import lengths, scoring
 from pipeline.evaluation.lengths import new_tokens
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
@@ -25,10 +28,12 @@ from pipeline.reference.activations import ActivationWatch
 from pipeline.reference.by_layer import checkpoint_by_layer, source_by_layer
 from pipeline.reference.source import load_source
 from pipeline.stages.base import StageContext
+from pipeline.stages.compared import open_pair
 from pipeline.stages.evaluate import RESULT_NAME, STAGE
 from pipeline.stages.scored import MOVED_SCALES
 from pipeline.store.artifact import Artifact
 from tests import foreign_folders as foreign
+from tests.conftest import DEMO_MODEL, PROJECT, SHARED_MODELS
 from tests.integration.quantize_support import (
     ARCHITECTURES,
     FORMATS,
@@ -39,6 +44,7 @@ from tests.integration.quantize_support import (
     run_stage,
     write_source,
 )
+from tests.unit.checkpoint.drawn import drawn_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -114,6 +120,77 @@ def test_ranks_a_kv_cache_and_rounded_activations(
         settings, source, tmp_path / "checkpoint", tmp_path / "again", "layer", dtype="model"
     )
     assert again == written
+
+
+def assert_same_of_trained(model: Path, format_: str, folder: Path, **evaluate: Any) -> bytes:
+    """Of a copy of a model, on texts that it was not trained on."""
+    source = folder / "source"
+    shutil.copytree(model, source)
+    text = str(PROJECT / "examples" / "tiny_llama" / "data" / "heldout.jsonl")
+    return assert_same(recipe(source, format=format_), source, folder, text=text, **evaluate)
+
+
+@pytest.mark.usefixtures("_short")
+def test_the_demo_has_the_figures_of_the_whole_model(tmp_path: Path) -> None:
+    written = assert_same_of_trained(DEMO_MODEL, "int8_wo", tmp_path, tokens=80)
+    # 2,048 words: one that knows nothing has as large a perplexity.
+    assert json.loads(written)["perplexity"]["value"] < 100
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", ["int4_awq", "int8_sq"])
+@pytest.mark.skipif(
+    not (SHARED_MODELS / "stories260K-h128").is_dir(), reason="the shared model is not here"
+)
+def test_a_trained_model_has_the_figures_of_the_whole_model(name: str, tmp_path: Path) -> None:
+    model = SHARED_MODELS / "stories260K-h128"
+    assert_same_of_trained(model, name, tmp_path, tokens=2000, sequence_length=128)
+
+
+def test_no_file_stays_open_and_a_full_device_is_explained(tmp_path: Path) -> None:
+    source = write_source("Llama", tmp_path / "source")
+    checkpoint = drawn_checkpoint(tmp_path / "checkpoint", "NO_QUANT", tp=2)
+    context = StageContext(recipe(source, format="float16"), {}, tmp_path, Silent())
+
+    def used() -> int:
+        with open_pair(context, source, checkpoint, resumed=False) as pair:
+            for model in (pair.source, pair.written):
+                list(model.logits([torch.tensor([[1, 2, 3]])]))
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+    used()  # what is imported may open files of its own
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        assert used() == before + 3, "a shard and two ranks"
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        gc.enable()
+    with (
+        pytest.raises(
+            StageError, match=r"ran out during the measurement.*tried.* set quantize\.device"
+        ),
+        open_pair(context, source, checkpoint, resumed=False),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory: tried to allocate 2 GiB")
+
+
+def test_pages_of_a_head_and_an_embedding_are_let_go_of(tmp_path: Path) -> None:
+    checkpoint = drawn_checkpoint(tmp_path / "checkpoint", "NO_QUANT", vocab_size=4096)
+    parts = checkpoint_by_layer(checkpoint, CPU)
+
+    def resident() -> int:
+        """KiB of the mapped file."""
+        lines = iter(Path("/proc/self/smaps").read_text("utf-8").splitlines())
+        next(line for line in lines if line.endswith(f"{checkpoint}/rank0.safetensors"))
+        return int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+    found = []
+    for number, given in ((0, torch.arange(4096)[None]), (3, torch.randn(1, 2, 256))):
+        parts.part(number).run(given)
+        found.append(resident())
+    assert max(found) < 256, "KiB; each of them has 2048"
 
 
 @pytest.mark.usefixtures("_short")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +17,7 @@ pytest.importorskip("modelopt")
 
 import torch
 
-from pipeline.errors import StageError
+from pipeline.errors import CheckpointError, SourceError, StageError
 from pipeline.layers import state
 from pipeline.progress import Silent
 from pipeline.quantize import by_layer
@@ -265,6 +268,75 @@ def test_own_formats_go_on_too(
     # Of two layers with five linears each the second one's are rounded again.
     assert len(calls) == 10 + 5
     assert files(output) == files(tmp_path / "at once")
+
+
+def test_what_is_whole_is_not_written_again(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends behind the last layer, as a disk that is full when files are published."""
+    asked = recipe(source("Llama"), format="fp8", pp=2)
+    seen = Interrupted(monkeypatch)
+    output = run_unfinished(asked, source("Llama"), tmp_path, "first")
+    assert (output / "rank1.safetensors").stat().st_mode & 0o777 == 0o444
+    run_unfinished(asked, source("Llama"), tmp_path, "second")
+    whole = as_whole(asked)
+    run_unfinished(whole, source("Llama"), tmp_path, "third")
+    assert seen.begun == [0, 1]
+    made = files(tmp_path / "first")
+    assert sorted(made) == ["config.json", "rank0.safetensors", "rank1.safetensors"]
+    assert files(tmp_path / "second") == files(tmp_path / "third") == made
+    for path in (tmp_path / "unfinished").glob("rank*"):
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1])
+    # Else no later run could end either.
+    with pytest.raises(CheckpointError, match=r"rank0\.safetensors"):
+        run_unfinished(asked, source("Llama"), tmp_path, "damaged")
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_a_disk_without_room_for_states_ends_nothing(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(source("Llama"), format="fp8")
+    run_stage(asked, source("Llama"), tmp_path / "at once")
+    Interrupted(monkeypatch)
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "note", lambda _self, message: told.append(message))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(state.State, "save", full)
+    output = run_unfinished(asked, source("Llama"), tmp_path, "full")
+    assert files(output) == files(tmp_path / "at once")
+    words = "warning: how far the checkpoint is written cannot be kept (No space left on device)"
+    assert [message.startswith(words) for message in told] == [True]
+
+
+def test_a_source_that_cannot_be_read_is_no_disk_that_cannot_be_written(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    asked = recipe(source("Llama"), format="nf4")
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(SourceError, match=r"weights cannot be read\. Input/output error"):
+        run_stage(asked, source("Llama"), tmp_path / "out")
+
+
+# A model that was trained, and a format of each of ModelOpt's algorithms.
+@pytest.mark.parametrize(
+    ("model", "name"), [("demo_model", "int4_awq"), ("stories_model", "int8_sq")]
+)
+def test_trained_models_have_the_same_bytes_too(
+    model: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(request.getfixturevalue(model), folder)
+    text = "Once upon a time there was a tiny girl who liked to play in the park. She was happy."
+    (folder / "calibration.txt").write_text("\n\n".join(f"{n}. {text}" for n in range(2)))
+    compare(folder, {"format": name, "samples": 2}, tmp_path)
 
 
 def test_a_walk_hands_each_pass_its_own_states() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,30 @@ from pipeline.source.threads import mkl_order
 # In a process of its own: MKL chooses its order with the first product. The shapes are such that
 # threads share the sums of a product, and that their shares are no multiples of a vector.
 PROGRAM = """
-import contextlib, json, sys, torch
+import contextlib, json, sys, torch, warnings
+from pipeline.evaluation.signal_to_noise import NoiseMeter
+from pipeline.layers.parts import Part
 from pipeline.source.runtime import deterministic
 
+# That MKL keeps another order.
+warnings.simplefilter("error", UserWarning)
 mended = sys.argv[1] == "mended"
 generator = torch.Generator().manual_seed(5)
 few, wide = (torch.randn(rows, 7168, generator=generator) for rows in (64, 256))
 many = torch.randn(100_003, generator=generator)
+square = torch.randn(400, 500, generator=generator).double()
+square = square @ square.T if not mended else (square[:, None] * square).sum(-1)
+source, written = (torch.nn.Linear(64, 5003) for _ in range(2))
+
+
+def noise():
+    parts = [Part(1, {"linear": linear}, linear) for linear in (source, written)]
+    meter = NoiseMeter(lambda _part: parts[1])
+    with torch.inference_mode(), meter.watching(parts[0]):
+        source(few[:, :64])
+    return torch.tensor([meter.found().linears[0].db], dtype=torch.float64)
+
+
 found = {}
 for threads in (1, 2, 3, 5):
     torch.set_num_threads(threads)
@@ -34,6 +52,11 @@ for threads in (1, 2, 3, 5):
             "sum": torch.sum(many),
             "silu": torch.nn.SiLU()(many),
             "pow": many.abs().pow(0.3),
+            "power": many.abs() ** 0.3,
+            "norm": torch.linalg.vector_norm(many, 1),
+            "norms": torch.linalg.matrix_norm(many[:100_000].view(100, 1000), 1),
+            "cholesky": torch.linalg.cholesky_ex(square)[0],
+            "noise": noise(),
             "cos": many.cos(),
         }
     for name, value in results.items():
@@ -53,7 +76,8 @@ def test_large_models_compute_the_same_bits_on_any_number_of_threads() -> None:
 @pytest.mark.skipif(not is_intel(), reason="another processor splits products otherwise")
 def test_without_the_rule_they_depend_on_it() -> None:
     kinds = results("plain")
-    assert min(kinds["product"], kinds["sum"], kinds["silu"]) > 1, kinds
+    shared = ("product", "sum", "silu", "power", "norm", "cholesky")
+    assert min(kinds[name] for name in shared) > 1, kinds
 
 
 def results(way: str) -> dict[str, int]:
@@ -64,6 +88,32 @@ def results(way: str) -> dict[str, int]:
     )
     found: dict[str, int] = json.loads(done.stdout)
     return found
+
+
+LATE = """
+import torch, warnings
+from pipeline.source.runtime import SINGLE_THREAD_PARAMETERS, deterministic
+
+few = torch.randn(3, 3)
+with deterministic(1):
+    few @ few
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    with deterministic(SINGLE_THREAD_PARAMETERS + 1):
+        pass
+print(*(warning.message for warning in caught), sep="\\n")
+"""
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(not is_intel(), reason="there is no order to set on another processor")
+def test_a_large_model_behind_a_small_one_is_told() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "set MKL_CBWR=AUTO,STRICT ahead of it" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_a_users_own_order_and_other_processors_are_left_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pipeline.recipe.file import load_recipe
 from pipeline.running import planner, runner
 from pipeline.running.planner import build_plan
 from pipeline.running.runner import RunResult, run_recipe
-from pipeline.source import snapshot
+from pipeline.source.snapshot import file_marks
 from pipeline.stages import source
 from pipeline.stages.base import Stage, StageContext
 from pipeline.store import digests, files
@@ -98,8 +99,7 @@ def house(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> House
     monkeypatch.setattr(planner, "STAGES", house.stages())
     monkeypatch.setattr(runner, "check_local_model", lambda _recipe: None)
     monkeypatch.setattr(source, "WORTH_TELLING", 1000)
-    for module in (source, snapshot):
-        monkeypatch.setattr(module, "LINKED_FROM", 1000)
+    monkeypatch.setattr(source, "LINKED_FROM", 1000)
     # As on most file systems, also where this one could share blocks.
     monkeypatch.setattr(files, "_cloned", lambda _source, _target: False)
     return house
@@ -209,14 +209,17 @@ def test_a_link_that_somebody_makes_meanwhile_is_no_write(house: House, tmp_path
     assert house.calls == ["quantize", "compile"]
 
 
-def test_work_on_a_model_that_was_other_meanwhile_is_not_gone_on_with(house: House) -> None:
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_work_on_a_model_that_was_other_meanwhile_is_not_gone_on_with(
+    house: House, keep_times: bool
+) -> None:
     """The key is the same again, but what was left is of two models."""
 
     def leave(context: StageContext) -> None:
         assert context.unfinished
-        house.write()
+        house.write(keep_times=keep_times)
         (context.unfinished / "state").write_text("of two models")
-        house.write(byte=b"\x00")
+        house.write(byte=b"\x00", keep_times=keep_times)
         raise KeyboardInterrupt
 
     house.during["quantize"] = leave
@@ -232,6 +235,49 @@ def test_work_on_a_model_that_was_other_meanwhile_is_not_gone_on_with(house: Hou
     house.run()
     assert left == []
     assert any("begins anew" in text and "touched meanwhile" in text for text in house.notes.texts)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_work_on_a_model_that_was_linked_meanwhile_is_gone_on_with(
+    house: House, tmp_path: Path, made: bool
+) -> None:
+    link = tmp_path / "linked"
+
+    def leave(context: StageContext) -> None:
+        assert context.unfinished
+        (context.unfinished / "state").write_text("half")
+        raise KeyboardInterrupt
+
+    house.run(until="source")
+    if not made:
+        link.hardlink_to(house.weights)
+    house.during["quantize"] = leave
+    with pytest.raises(KeyboardInterrupt):
+        house.run()
+    if made:
+        link.hardlink_to(house.weights)
+    else:
+        link.unlink()
+    found: list[str] = []
+
+    def look(context: StageContext) -> None:
+        assert context.unfinished
+        found.extend(path.name for path in context.unfinished.iterdir())
+
+    house.during["quantize"] = look
+    house.run()
+    assert found == ["state"]
+
+
+def test_links_are_looked_through_only_where_the_store_makes_them(house: House) -> None:
+    """Nobody else looks at the change time of a file that the store has no link to."""
+    folder = house.weights.parent
+    (folder.parent / "linked").hardlink_to(house.weights)
+    before = {limit: file_marks(folder, linked_from=limit) for limit in (1000, math.inf)}
+    assert before[math.inf] == file_marks(folder)
+    house.write(keep_times=True)
+    assert file_marks(folder) != before[math.inf]
+    assert file_marks(folder, linked_from=1000) == before[1000]
 
 
 def test_a_model_that_is_written_to_while_it_is_taken_is_refused(

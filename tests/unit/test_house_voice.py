@@ -26,8 +26,8 @@ ROOMS = (
     *(
         f"pipeline/{room}/**/*.py"
         for room in (
-            *("bench", "checkpoint", "cli", "evaluation", "gateway", "harness"),
-            *("models", "preflight", "progress", "quantize"),
+            *("bench", "checkpoint", "cli", "effort", "evaluation", "gateway", "harness"),
+            *("layers", "models", "preflight", "progress", "quantize"),
             *("recipe", "reference", "report", "running", "source", "stages", "store", "triton"),
             *("ladder", "manifests", "monitoring", "scaffold", "verdict"),
         )

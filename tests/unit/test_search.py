@@ -179,7 +179,7 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
     def write(value: float, folder: Path) -> None:
         assert not any(folder.iterdir())
         (folder / "config.json").write_text(str(value))
-        (folder / f"only-{value}").touch()
+        (folder / f"rank{value}.safetensors").touch()
 
     def score(folder: Path) -> float:
         return divergences[float((folder / "config.json").read_text())]
@@ -209,7 +209,10 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
         ],
         "tokens": 9,
     }
-    assert {path.name for path in (tmp_path / "5").iterdir()} == {"config.json", "only-0.7"}
+    assert {path.name for path in (tmp_path / "5").iterdir()} == {
+        "config.json",
+        "rank0.7.safetensors",
+    }
     assert (tmp_path / "5" / "config.json").read_text() == "0.7"
     with pytest.raises(StageError, match=r"no candidate of quantize\.search gives finite numbers"):
         run(0.6, 0.9)
@@ -260,15 +263,20 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
     assert tried == values[: end + 1] + values[end:]
     assert found.chosen == 0.9
     assert [point for _, point in found.curve] == [0.3, 0.1, None, 0.2, 0.05]
-    assert [path.name for path in (tmp_path / "second").iterdir()] == ["config.json"]
-    assert (tmp_path / "second" / "config.json").read_text() == "0.9"
+    # What ends behind the choice, as a disk that is full does, leaves the best one for the next.
+    assert run("third") == found
+    assert len(tried) == 6
+    for name in ("second", "third"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
+        assert (tmp_path / name / "config.json").read_text() == "0.9"
 
 
 def test_what_another_machine_tried_is_tried_again(tmp_path: Path) -> None:
     kept, trial = tmp_path / "kept", tmp_path / "kept" / "trial"
     trial.mkdir(parents=True)
+    (trial / "config.json").touch()
     _Tried(kept, {"machine": "a"}).add(0.5, 0.3, trial)
     assert _Tried(kept, {"machine": "a"}).curve == {0.5: 0.3}
     assert _Tried(kept, {"machine": "b"}).curve == {}
-    (kept / "best-0.5").rmdir()
+    (kept / "best-0.5" / "config.json").unlink()
     assert _Tried(kept, {"machine": "a"}).curve == {}

@@ -8,15 +8,18 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pipeline.errors import StoreError
 from pipeline.running import planner, runner
 from pipeline.stages.base import StageContext
+from pipeline.store.holder import lock_path
 from pipeline.store.store import Store
 from pipeline.store.unfinished import OLD_S
 
@@ -185,6 +188,38 @@ def test_why_something_is_not_gone_on_with_is_told(store: Store, tmp_path: Path)
     assert told == [
         "stage begins anew, and not with what an earlier run left: state is linked from elsewhere"
     ]
+
+
+def test_what_a_killed_run_linked_into_its_workspace_is_gone_on_with(store: Store) -> None:
+    state = leave(store) / "state"
+    workspace = store.root / "tmp" / "stage-k-0123abcd"
+    workspace.mkdir(parents=True)
+    (workspace / "state").hardlink_to(state)
+    other = store.root / "tmp" / "stage-other-0123abcd"
+    other.mkdir()
+    with store.begun("stage", "k", {}) as directory:
+        assert [path.name for path in directory.iterdir()] == ["state"]
+        assert not workspace.exists()
+        assert other.exists()
+
+
+def test_who_looks_whether_a_lock_is_held_keeps_nobody_waiting(store: Store) -> None:
+    path = lock_path(store.root, "stage-k")
+    path.parent.mkdir(parents=True)
+    told: list[str] = []
+    held = threading.Event()
+
+    def look() -> None:
+        with FileLock(path):
+            held.set()
+            time.sleep(0.05)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    held.wait()
+    with store.lock("stage", "k", on_wait=told.append):
+        looking.join()
+    assert told == []
 
 
 def test_a_full_disk_says_what_is_left_of_other_work(store: Store) -> None:

@@ -134,15 +134,21 @@ def _compared(
     answers: Sequence[Mapping[str, Any]],
 ) -> str:
     """Says how greedy answers compare with what the checkpoint's reference says of them."""
+    from contextlib import closing
+
     import torch
 
-    from pipeline.reference import load_reference
+    from pipeline.layers.walk import Walker
+    from pipeline.reference.by_layer import checkpoint_by_layer
 
-    reference, equal, tokens, furthest = load_reference(checkpoint), 0, 0, 0.0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = [*prompt, *answer["ids"]]
-        with torch.inference_mode():
-            logits = reference(input_ids=torch.tensor([ids])).logits[0]
+    equal, tokens, furthest = 0, 0, 0.0
+    texts = [
+        torch.tensor([[*prompt, *answer["ids"]]])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    with closing(checkpoint_by_layer(checkpoint, torch.device("cpu"))) as parts:
+        found = list(Walker(parts, "checkpoint").logits(texts))
+    for prompt, answer, (logits,) in zip(prompts, answers, found, strict=True):
         told = torch.log_softmax(logits[len(prompt) - 1 : -1].float(), dim=-1)
         chosen = torch.tensor(answer["ids"])
         equal += int((told.argmax(-1) == chosen).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="x has 4 bytes, and 2 \\+ 3 were written"),
     ):
         file.write("x", np.zeros(3, np.int8), at=2)
+
+
+def test_a_file_that_cannot_be_begun_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(os, "ftruncate", full)
+    with pytest.raises(OSError, match="No space left"):
+        RankFile(tmp_path / "own", {"x": Described("int8", (4,))})
+    assert set(Path("/proc/self/fd").iterdir()) == before

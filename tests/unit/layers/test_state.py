@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
 from pathlib import Path
 
@@ -11,6 +12,8 @@ pytest.importorskip("torch")
 
 import torch
 
+from pipeline._version import __version__
+from pipeline.checkpoint.rank_file import RankFile
 from pipeline.layers import state
 from pipeline.layers.state import State, computing
 
@@ -48,6 +51,25 @@ def test_what_another_machine_computed_is_not_gone_on_with(tmp_path: Path) -> No
     assert State(path, ONE | {"processor": "b"}).load() is None
     assert State(path, ONE).load() is not None
     assert computing()["threads"] == torch.get_num_threads()
+    assert computing()["version"] == __version__
+
+
+def test_a_save_that_fails_takes_no_room_and_keeps_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    State(path, ONE).save(3, hidden())
+
+    def full(_file: RankFile) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RankFile, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        State(path, ONE).save(4, hidden())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
+    found = State(path, ONE).load()
+    assert found is not None
+    assert found.finished == 3
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "no file", "no header", "other tensors"])
