@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +26,8 @@ from pipeline.formats import (
 
 # Of a linear, dequantized at a time: what a processor's own memory holds.
 BLOCK_WEIGHTS = 1 << 17
+# Fewer are done before a thread is there.
+BLOCKS_PER_THREAD = 8
 
 
 def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
@@ -40,9 +44,21 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     weight = np.empty((linear.out_features, linear.in_features), np.float32)
     # Even, since two rows share the bytes of some formats.
     count = max(2, BLOCK_WEIGHTS // linear.in_features // 2 * 2)
-    for start in range(0, len(weight), count):
-        rows = slice(start, min(start + count, len(weight)))
+    blocks = [
+        slice(start, min(start + count, len(weight))) for start in range(0, len(weight), count)
+    ]
+
+    def compute(rows: slice) -> None:
         weight[rows] = _dequantized(_rows_of(linear, rows))
+
+    threads = min(len(os.sched_getaffinity(0)), len(blocks) // BLOCKS_PER_THREAD)
+    if threads > 1:
+        # NumPy lets others run while it computes.
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(compute, blocks))
+    else:
+        for rows in blocks:
+            compute(rows)
     return weight
 
 

@@ -128,8 +128,9 @@ def test_rows_do_not_depend_on_how_many_are_dequantized_at_once(
     )
     whole = dequantize(linear)
     assert len(np.unique(whole)) > 10
-    for count in (2, 6):
-        # The package has the function under the module's name.
-        module = import_module("pipeline.checkpoint.dequantize")
+    # The package has the function under the module's name.
+    module = import_module("pipeline.checkpoint.dequantize")
+    for count, each in ((2, 99), (6, 99), (2, 1)):
         monkeypatch.setattr(module, "BLOCK_WEIGHTS", 64 * count)
+        monkeypatch.setattr(module, "BLOCKS_PER_THREAD", each)
         assert dequantize(linear).tobytes() == whole.tobytes()
