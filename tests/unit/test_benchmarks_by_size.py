@@ -80,7 +80,8 @@ server.wait()
 def test_a_server_is_told_apart_from_the_command_that_starts_it(by_size: Any) -> None:
     ran = by_size("measured").run([sys.executable, "-c", HOLDS])
     assert ran.code == 0
-    assert 120 * MIB < ran.peak < 200 * MIB
+    # At least: until the command has taken its place, this process counts as the command.
+    assert ran.peak > 120 * MIB
     assert 120 * MIB < ran.outside.anonymous <= ran.outside.own < 180 * MIB
     assert 60 * MIB < ran.servers.anonymous <= ran.servers.own < 120 * MIB
     assert 1.2 < ran.seconds < 60

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from pipeline.cli import main as command_line
+from pipeline.effort.planned import Effort
+from pipeline.effort.stages import Machine
 from pipeline.errors import PipelineError, StageError, VerificationError
 from pipeline.recipe.schema import Recipe
 from pipeline.running import planner, runner
@@ -21,6 +23,8 @@ from pipeline.verdict.closing import closing_lines
 from pipeline.verdict.decision import decide
 
 from .verdict.samples import CONFORMANCE, estimate, evaluation, report, task
+
+NO_EFFORT = Effort(Machine(None, None, None), (), (), None)
 
 RECIPE = """\
 schema: 1
@@ -272,6 +276,7 @@ def test_a_plan_tells_a_gate_that_stored_numbers_close(
     monkeypatch.setattr("pipeline.api.remarks", lambda *_given: ())
     monkeypatch.setattr("pipeline.api.explain_engine", lambda *_given: None)
     monkeypatch.setattr("pipeline.api._roofline", lambda *_given: None)
+    monkeypatch.setattr("pipeline.api.effort_left", lambda *_given: NO_EFFORT)
     options = ("--json",) if as_json else ()
 
     def planned(*more: str) -> tuple[int, Any]:
