@@ -125,10 +125,6 @@ class State:
             return None
         return Progressed(finished, tensors)
 
-    def remove(self) -> None:
-        """Removes the file, once what it leads to is there."""
-        self._path.unlink(missing_ok=True)
-
 
 def not_kept(what: str, error: OSError) -> str:
     """Says that a state could not be saved, which nothing that is computed needs.

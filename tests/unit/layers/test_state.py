@@ -40,7 +40,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(one, other)
     found.tensors[0].add_(1)  # the memory is its own
     assert [entry.name for entry in tmp_path.iterdir()] == ["state"]
-    State(path, ONE).remove()
+    path.unlink()
     assert State(path, ONE).load() is None
 
 
