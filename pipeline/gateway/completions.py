@@ -235,36 +235,35 @@ class CompletionAnswer:
             if body.echo and body.logprobs is None and prompt.max_tokens == 0:
                 yield await self._echo(prompt, None)
                 return
-            place = before = 0
+            before = echoed = 0
             async with aclosing(self._desk.generate(prompt.asked, writer)) as pieces:
                 first: list[Piece] = []
                 if body.echo:
                     if body.logprobs is not None:
                         first = [await anext(pieces)]
-                    echoed = await self._echo(prompt, first[0] if first else None)
-                    yield echoed
+                    part = await self._echo(prompt, first[0] if first else None)
+                    yield part
                     if prompt.max_tokens == 0:
                         return
-                    place = len(echoed.text)
+                    echoed = len(part.text)
                 async for piece in _chained(first, pieces):
                     self._record.generated += writer.tokens - before
                     before = writer.tokens
                     self._reused[prompt.index] = writer.reused_blocks
                     scores = None
                     if piece.log_probs is not None:
-                        scores = self._scores(piece.ids, piece.log_probs, place)
-                    place += len(piece.text)
+                        scores = self._scores(piece, piece.log_probs, echoed)
                     if piece.text or scores or piece.finish_reason:
                         yield Part(prompt.index, piece.text, scores, piece.finish_reason)
 
-    def _scores(self, ids: Sequence[int], values: Sequence[float], place: int) -> Scores:
-        texts = [self._desk.model.token(id_)[0] for id_ in ids]
+    def _scores(self, piece: Piece, values: Sequence[float], echoed: int) -> Scores:
+        texts = [self._desk.model.token(id_)[0] for id_ in piece.ids]
         return Scores(
             texts,
             list(values),
             # Of a greedy answer each token is the likeliest.
             [{text: value} for text, value in zip(texts, values, strict=True)],
-            [place] * len(texts),
+            [echoed + offset for offset in piece.offsets],
         )
 
     async def _echo(self, prompt: Prompt, scored: Piece | None) -> Part:
@@ -359,11 +358,8 @@ class CompletionAnswer:
 def _offsets(model: Model, ids: Sequence[int]) -> tuple[str, list[int]]:
     """The text of tokens, and where in it each of them begins."""
     writer = Writer(model.tokenizer, prompt=(), max_tokens=len(ids))
-    offsets, text = [], ""
-    for id_ in ids:
-        offsets.append(len(text))
-        text += writer.push(Tokens((id_,))).text
-    return text + writer.finish().text, offsets
+    piece = writer.push(Tokens(tuple(ids)))
+    return piece.text + writer.finish().text, list(piece.offsets)
 
 
 async def _chained(

@@ -22,6 +22,7 @@ class Piece:
         text: Certain text; may be empty while a character or a stop word is undecided.
         ids: Tokens that belong to the answer and are new with this piece.
         log_probs: Natural log probability of each of them, where they were asked for.
+        offsets: Characters of the answer before each of them.
         finish_reason: Why the answer ended, in its last piece; None in those before.
         prompt_log_probs: Natural log probability of each token of the prompt but the first, where
             they were asked for; in the first piece.
@@ -30,6 +31,7 @@ class Piece:
     text: str
     ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] | None = None
+    offsets: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_log_probs: tuple[float, ...] | None = None
 
@@ -76,6 +78,7 @@ class Writer:
         self._max_tokens = max_tokens
         self._end_ids = frozenset(end_ids)
         self._ended = False
+        self._written = 0
         self.tokens = 0
         self.reused_blocks: int | None = None
 
@@ -95,18 +98,18 @@ class Writer:
             self.reused_blocks = new.reused_blocks
         if ids and ids[-1] in self._end_ids:
             self._ended, ids = True, ids[:-1]
-        text = ""
-        if self._filter.watches:
-            for taken, token in enumerate(ids, 1):
-                text += self._filter.push(self._detokenizer.push((token,)))
-                if self.stopped:
-                    ids = ids[:taken]
-                    break
-        else:
-            text = self._detokenizer.push(ids)
+        text, offsets = "", []
+        for token in ids:
+            offsets.append(self._written)
+            fresh = self._detokenizer.push((token,))
+            self._written += len(fresh)
+            text += self._filter.push(fresh)
+            if self.stopped:
+                break
+        ids = ids[: len(offsets)]
         self.tokens += len(ids)
         scores = None if new.log_probs is None else new.log_probs[: len(ids)]
-        return Piece(text, ids, scores, prompt_log_probs=new.prompt_log_probs)
+        return Piece(text, ids, scores, tuple(offsets), prompt_log_probs=new.prompt_log_probs)
 
     def finish(self) -> Piece:
         """Returns the last piece: what was held back, and why the answer ended."""

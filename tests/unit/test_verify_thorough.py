@@ -8,7 +8,7 @@ from pipeline.triton.contract import BLS, CPP_BACKEND, ENGINE, ENSEMBLE, MODELS,
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.cases import ENGINE_ALONE, ENGINE_CASES, ON_ENGINE, TEXT_CASES
 from pipeline.verify.check_parameters import parameter_checks
-from tests.unit.client.fake_model import THOROUGH_BREAKS, FakeModel
+from tests.unit.client.fake_model import MAX_SEQ_LEN, THOROUGH_BREAKS, FakeModel
 from tests.unit.fake_http import HttpSide
 
 PLAN = Plan(streams=12, max_tokens=24, long_tokens=480, patience=10.0)
@@ -111,7 +111,8 @@ def test_a_type_that_is_not_looked_at_is_found_for_every_input():
 def test_a_client_that_leaves_has_to_make_room(monkeypatch):
     monkeypatch.setattr("pipeline.verify.check_leaving._ATTEMPTS", 1)
     monkeypatch.setattr("pipeline.verify.check_leaving._STALL_S", 60.0)
-    monkeypatch.setattr("tests.unit.client.fake_model.STEP_S", 0.0015)
+    # A request lasts longer than the check waits to see it run, together with what it allows.
+    monkeypatch.setattr("tests.unit.client.fake_model.STEP_S", 2.0 / MAX_SEQ_LEN)
     for name in ("client_cancels", "http_disconnects"):
         result = verify(FakeModel("runs_on"), name)[name]
         assert result.status == "failed", (name, result.reason)

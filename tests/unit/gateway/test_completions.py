@@ -233,6 +233,31 @@ def test_offsets_say_where_in_the_text_each_token_begins() -> None:
     asyncio.run(echo())
 
 
+@pytest.mark.parametrize("stop", [None, ["qq", "e."]], ids=["plain", "watched"])
+def test_offsets_are_those_of_the_tokens_however_they_are_told(stop: list[str] | None) -> None:
+    """A busy server tells several tokens in one response; a stop word holds text back."""
+    model = demo()
+    ids = [id_ for step in spoken(model, " there was Zoë 漢.") for id_ in step.ids]
+    at_once = Tokens(tuple(ids), (-1.0,) * len(ids))
+
+    async def run() -> None:
+        for script in (spoken(model, " there was Zoë 漢.", score=-1.0), [at_once]):
+            async with Gateway(ScriptedEngine(*script), model) as gateway:
+                whole = await gateway.openai.completions.create(
+                    model="demo", prompt="Once", logprobs=0, stop=stop
+                )
+            (choice,) = whole.choices
+            assert choice.text == " there was Zoë 漢."
+            assert choice.logprobs is not None
+            offsets = choice.logprobs.text_offset or []
+            for id_, offset in zip(ids[:-1], offsets, strict=True):  # the last is the end
+                text = model.token(id_)[0]
+                # A part of a character begins where the character does.
+                assert choice.text.startswith("漢" if "�" in text else text, offset)
+
+    asyncio.run(run())
+
+
 def test_a_stop_word_and_a_limit_end_a_text_as_in_a_chat() -> None:
     model = demo()
 
