@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.dependencies import install, require
 from pipeline.errors import StageError
 from pipeline.progress import Progress, Silent, Task
-from pipeline.quantize.formats import modelopt_config, pass_costs
+from pipeline.quantize.formats import is_awq, modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
 from pipeline.source.exhausted import explained_memory
 from pipeline.source.tokens import Rows
+
+if TYPE_CHECKING:
+    from pipeline.quantize.awq_search import AwqSearch
 
 
 def calibrate(
@@ -51,21 +54,40 @@ class Text(Protocol):
     def run(self, model: Any, cost: float) -> None:
         """Runs the decoder over every batch: one pass."""
 
+    def look(self, model: Any) -> None:
+        """Runs the decoder over what the next pass will see, and counts and keeps nothing."""
+
     def skip(self, cost: float) -> None:
         """Leaves a pass out of which everything is known."""
 
 
 def calibrate_on(
-    model: Any, section: QuantizeSection, text: Text, statistics: Statistics | None = None
+    model: Any,
+    section: QuantizeSection,
+    text: Text,
+    statistics: Statistics | None = None,
+    condensed: bool = False,
 ) -> None:
     """Replaces a model's linears by calibrated fake-quantized ones; see :func:`calibrate`.
+
+    Args:
+        model: It is changed in place.
+        section: A quantized format.
+        text: In front of it.
+        statistics: See :func:`calibrate`.
+        condensed: Whether AWQ may search on few rows that stand for the text, which are in memory
+            for all linears of the model at once.
 
     Raises:
         StageError: ModelOpt failed, memory ran out, or it made other passes than it should.
     """
     mtq = require("modelopt.torch.quantization", "quantize")
-    costs = pass_costs(section)
-    passes = _Passes(text, costs, statistics)
+    costs, search = pass_costs(section), None
+    if condensed and is_awq(section):
+        from pipeline.quantize.awq_search import AwqSearch
+
+        search = AwqSearch(live=section.kv_cache is not None)
+    passes = _Passes(text, costs, statistics, search)
     with explained(section.format), require("torch", "quantize").inference_mode():
         loop = {"forward_loop": passes} if costs else {}
         mtq.quantize(model, modelopt_config(section), **loop)
@@ -125,9 +147,15 @@ def bounded() -> Iterator[None]:
 class _Passes:
     """ModelOpt's ``forward_loop``: called once per pass."""
 
-    def __init__(self, text: Text, costs: Sequence[float], statistics: Statistics | None) -> None:
+    def __init__(
+        self,
+        text: Text,
+        costs: Sequence[float],
+        statistics: Statistics | None,
+        search: AwqSearch | None,
+    ) -> None:
         self._text, self._costs, self._statistics = text, costs, statistics
-        self._done = 0
+        self._search, self._done = search, 0
 
     def __call__(self, model: Any) -> None:
         first, self._done = self._done == 0, self._done + 1
@@ -137,9 +165,18 @@ class _Passes:
             kept.give_to(model)
             self._text.skip(cost)
             return
-        self._text.run(model, cost)
+        with self._around(model, first):
+            self._text.run(model, cost)
         if kept is not None:
             kept.take_from(model)
+
+    def _around(self, model: Any, first: bool) -> contextlib.AbstractContextManager[Any]:
+        """What goes on while a pass runs."""
+        if self._search is None:
+            return nullcontext()
+        if first:
+            return self._search.measuring(model)
+        return self._search.searching(model, self._text.look)
 
     def check(self) -> None:
         """Refuses what a number of passes came of that nobody foresaw."""
@@ -159,14 +196,22 @@ class _Tokens:
 
     def run(self, model: Any, cost: float) -> None:
         """Runs the decoder over every batch, and nothing for what it would say next."""
-        import torch
-
         for batch in self._batches:
-            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-            # Only the decoder is calibrated; the logits of every position would cost gigabytes.
-            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            self._forward(model, batch)
             self._task.advance(cost * len(batch))
+
+    def look(self, model: Any) -> None:
+        """Runs the decoder over every batch."""
+        for batch in self._batches:
+            self._forward(model, batch)
 
     def skip(self, cost: float) -> None:
         """Counts a pass as done."""
         self._task.advance(cost * sum(map(len, self._batches)))
+
+    def _forward(self, model: Any, batch: Rows) -> None:
+        import torch
+
+        tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+        # Only the decoder is calibrated; the logits of every position would cost gigabytes.
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)

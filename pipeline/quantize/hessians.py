@@ -20,11 +20,10 @@ from pipeline.progress import Progress
 from pipeline.quantize.calibrate import bounded
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.quantize.gptq import Spread, round_weight, spread
+from pipeline.quantize.moments import add_moments, new_moments
 from pipeline.recipe.schema import Recipe
 from pipeline.source.tokens import Rows
 
-# Rows of inputs that are turned to float64 at a time.
-CHUNK = 4096
 # Passes over the text in which a layer is rounded, and one more behind it.
 PASSES = len(SHARED_INPUTS) + 1
 Scales = dict[str, torch.Tensor]
@@ -174,14 +173,10 @@ class _Walk:
 
     def spread_of(self, number: int, linear: Any, act_order: bool) -> Spread:
         """Measures the inputs of one linear of a layer; what comes after it is not computed."""
-        columns = linear.in_features
-        hessian = torch.zeros(columns, columns, dtype=torch.float64, device=linear.weight.device)
+        hessian = new_moments(linear.in_features, linear.weight.device)
 
         def gather(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            rows = inputs[0].reshape(-1, columns)
-            for start in range(0, len(rows), CHUNK):
-                values = rows[start : start + CHUNK].double()
-                hessian.addmm_(values.T, values)
+            add_moments(hessian, inputs[0])
             raise _Reached
 
         hook = linear.register_forward_pre_hook(gather)

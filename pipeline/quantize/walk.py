@@ -43,11 +43,14 @@ class Walk:
         """Runs a layer over every batch: one pass."""
         states, last = self._next()
         for number, batch in enumerate(states):
-            behind = model.model(
-                inputs_embeds=self._moved(batch), use_cache=False
-            ).last_hidden_state
+            behind = self._forward(model, batch)
             if last:
                 states[number] = self._kept(behind, batch)
+
+    def look(self, model: Any) -> None:
+        """Runs a layer over every batch of the next pass, and is no pass."""
+        for batch in self._sets[self._of_pass[self._done]]:
+            self._forward(model, batch)
 
     def skip(self, cost: float) -> None:  # noqa: ARG002
         """Leaves a pass out of which everything is known, and its states as they are."""
@@ -75,6 +78,11 @@ class Walk:
                 why="The states of the next layer are those of each pass",
             )
         self._done = 0
+
+    def _forward(self, model: Any, batch: torch.Tensor) -> torch.Tensor:
+        given = model.model(inputs_embeds=self._moved(batch), use_cache=False)
+        behind: torch.Tensor = given.last_hidden_state
+        return behind
 
     def _next(self) -> tuple[list[torch.Tensor], bool]:
         """The states of the next pass, and whether it is the last one that sees them."""

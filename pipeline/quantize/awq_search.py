@@ -1,0 +1,193 @@
+"""AWQ's search for scales on few rows that stand for the whole calibration text.
+
+For each of eleven exponents ModelOpt 0.37 rounds the scaled weight of a linear and takes the mean
+square of what that changes in its outputs (``torch/quantization/model_calib.py``: ``awq_lite``).
+With inputs X [tokens, features] and an error D of the weight that is the square norm of X D^T, and
+of R D^T for any R with R^T R = X^T X. The triangular factor of the second moments is such an R,
+with as many rows as there are features, however long the text is. So ModelOpt's search is given R:
+it tries, rounds and compares as ever, and the scales are made of statistics of the text itself.
+
+Where two exponents are so close that rounding could decide between them, and where the moments have
+no factor, ModelOpt searches on the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pipeline.quantize.moments import add_moments, new_moments
+
+# A text of fewer rows for each feature than that is kept as it is.
+_LONG = 1.25
+# The moments of more features would need more memory than what a search on the text does.
+MAX_FEATURES = 8192
+# Of each feature's own second moment, added to it: far above the rounding of float64, and far below
+# what the search can see.
+_RIDGE = 1e-11
+# Relative distance of two losses that rounding does not bridge, by the bits of the arithmetic.
+_APART = {torch.float32: 1e-5}
+_APART_16_BIT = 1e-3
+
+
+class AwqSearch:
+    """AWQ's two passes over a layer that is a model of its own.
+
+    Args:
+        live: Whether something is rounded in the second pass that was not in the first, such as
+            keys and values, so that inputs differ.
+    """
+
+    def __init__(self, live: bool) -> None:
+        self._live = live
+        self._inputs: list[_Inputs] = []
+
+    @contextlib.contextmanager
+    def measuring(self, model: Any) -> Iterator[None]:
+        """Looks on while ModelOpt's first pass runs.
+
+        Args:
+            model: Within ``mtq.quantize``.
+        """
+        with contextlib.nullcontext() if self._live else self._gathering(model):
+            yield
+
+    @contextlib.contextmanager
+    def searching(self, model: Any, look: Callable[[Any], None]) -> Iterator[None]:
+        """Searches before ModelOpt's second pass runs, which is left what is undecided then.
+
+        Args:
+            model: Within ``mtq.quantize``.
+            look: Runs the model over what it will see.
+        """
+        if not self._inputs:
+            with _plain(_searched(model)), self._gathering(model):
+                look(model)
+        with _plain(self._decided()):
+            yield
+
+    @contextlib.contextmanager
+    def _gathering(self, model: Any) -> Iterator[None]:
+        """Takes what the linears are given meanwhile."""
+        owns: dict[Any, _Inputs] = {}
+
+        def take(linear: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            (given,) = inputs
+            own = owns.get(linear)
+            if own is None:
+                own = self._inputs[-1] if self._inputs else None
+                if own is None or own.last is not given:
+                    own = _Inputs(given.shape[-1])
+                    self._inputs.append(own)
+                owns[linear] = own
+                own.linears.append(linear)
+            if own.last is not given:
+                if linear is not own.linears[0]:
+                    raise RuntimeError("linears that had the same inputs no longer have")
+                own.add(given)
+
+        with contextlib.ExitStack() as hooks:
+            for linear in _searched(model):
+                if linear.weight.shape[-1] <= MAX_FEATURES:
+                    hooks.callback(linear.register_forward_pre_hook(take).remove)
+            yield
+
+    def _decided(self) -> list[Any]:
+        """Lets ModelOpt search on few rows, and returns the linears where that decided."""
+        found = []
+        for inputs in self._inputs:
+            rows = inputs.rows()
+            if rows is None:
+                continue
+            for linear in inputs.linears:
+                linear(rows.to(linear.weight.dtype))
+                helper = linear.awq_lite
+                if inputs.whole or _is_clear(helper.loss.values(), linear.weight.dtype):
+                    found.append(linear)
+                else:
+                    helper.loss, helper.num_search_steps = dict.fromkeys(helper.loss, 0.0), 0
+        self._inputs.clear()
+        return found
+
+
+def _searched(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "awq_lite")]
+
+
+@contextlib.contextmanager
+def _plain(linears: Iterable[Any]) -> Iterator[None]:
+    """Lets linears within AWQ's search do nothing but multiply, unrounded."""
+    with contextlib.ExitStack() as undo:
+        for linear in linears:
+            undo.callback(setattr, linear, "forward", linear.forward)
+            undo.callback(linear.weight_quantizer.enable)
+            for quantizer in (linear.input_quantizer, linear.weight_quantizer):
+                # Of the last exponent that was tried.
+                if hasattr(quantizer, "_pre_quant_scale"):
+                    delattr(quantizer, "_pre_quant_scale")
+            linear.weight_quantizer.disable()
+            linear.forward = linear._forward_no_awq
+        yield
+
+
+def _is_clear(losses: Iterable[float], dtype: torch.dtype) -> bool:
+    """Says whether one loss is less than all others by more than rounding could make it."""
+    least, second = sorted(losses)[:2]
+    return second > least * (1 + _APART.get(dtype, _APART_16_BIT))
+
+
+class _Inputs:
+    """What one linear is given, or several that have the same inputs.
+
+    Args:
+        features: Of a row.
+
+    Attributes:
+        linears: Whose inputs they are.
+        last: The batch that came last.
+    """
+
+    def __init__(self, features: int) -> None:
+        self.linears: list[Any] = []
+        self.last: torch.Tensor | None = None
+        self._features, self._rows = features, 0
+        self._batches: list[torch.Tensor] = []
+        self._moments: torch.Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether there was one batch, which is kept as it is."""
+        return self._moments is None and len(self._batches) == 1
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Takes a batch, [..., features], which counts as much as each of the others.
+
+        That is what ModelOpt's sum of means makes of them.
+        """
+        self.last = inputs
+        self._batches.append(inputs.reshape(-1, self._features))
+        self._rows += len(self._batches[-1])
+        if self._rows > _LONG * self._features:
+            if self._moments is None:
+                self._moments = new_moments(self._features, inputs.device)
+            for batch in self._batches:
+                add_moments(self._moments, batch, 1 / len(batch))
+            self._batches.clear()
+
+    def rows(self) -> torch.Tensor | None:
+        """Returns rows with their second moments, or None where these have no factor."""
+        if self._moments is None:
+            first = len(self._batches[0])
+            return torch.cat([batch * math.sqrt(first / len(batch)) for batch in self._batches])
+        # In units of each feature, so that what is added for large ones is nothing beside small
+        # ones.
+        sizes = self._moments.diagonal().sqrt()
+        units = torch.where(sizes > 0, 1 / sizes, 0)
+        correlations = self._moments.mul_(units[:, None]).mul_(units)
+        correlations.diagonal().fill_(1 + _RIDGE)
+        factor, failed = torch.linalg.cholesky_ex(correlations, upper=True)
+        return None if failed.item() else factor.mul_(sizes)

@@ -1,0 +1,195 @@
+"""AWQ's search on few rows decides as ModelOpt does on the whole text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("modelopt")
+
+import torch
+
+from pipeline.errors import StageError
+from pipeline.layers.one_layer import one_layer
+from pipeline.layers.weights import SnapshotWeights
+from pipeline.quantize import awq_search, calibrate
+from pipeline.quantize.awq_search import _Inputs
+from pipeline.quantize.calibrate import calibrate_on
+from pipeline.quantize.formats import modelopt_config
+from pipeline.quantize.walk import Walk
+from pipeline.source.loading import load_config
+from tests.integration.quantize_support import recipe, write_source
+
+# The stage itself keeps back what ModelOpt and torch warn of.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Tokens of each batch; together many more than any linear has features.
+LENGTHS = (37, 450, 450)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_source("Llama", tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ModelOpt leaves what it measured where it is."""
+
+    def config(section: Any) -> dict[str, Any]:
+        return modelopt_config(section) | {"algorithm": {"method": "awq_lite", "debug": True}}
+
+    monkeypatch.setattr(calibrate, "modelopt_config", config)
+
+
+def layer(source: Path) -> Any:
+    with SnapshotWeights(source) as weights:
+        model = one_layer(load_config(source), 0, weights, torch.float32)
+        # As in the whole walk, in which another layer follows.
+        model.model.norm = torch.nn.Identity()
+        return model
+
+
+def states(hidden: int, *lengths: int) -> list[torch.Tensor]:
+    """Loud and quiet features that depend on each other, some of them dead."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(hidden, hidden, generator=generator) / hidden**0.5
+    sizes = torch.logspace(-2, 1.5, hidden)
+    sizes[::31] = 0
+    return [
+        torch.randn(1, length, hidden, generator=generator) @ mixing * sizes for length in lengths
+    ]
+
+
+def calibrated(source: Path, condensed: bool, *lengths: int, **changes: Any) -> tuple[Any, Walk]:
+    """A layer behind the calibration, and the text behind the layer."""
+    model, asked = layer(source), recipe(source, format="int4_awq", **changes).quantize
+    walk = Walk(states(model.config.hidden_size, *lengths), (0, 0), torch.device("cpu"))
+    calibrate_on(model, asked, walk, condensed=condensed)
+    walk.leave()
+    return model, walk
+
+
+def losses(model: Any) -> dict[str, Any]:
+    """Of each linear the losses of all exponents, in units of their sum."""
+    found = {
+        name: np.array(list(module.awq_lite.loss.values()))
+        for name, module in model.named_modules()
+        if hasattr(module, "awq_lite")
+    }
+    assert len(found) == 7
+    return {name: values / values.sum() for name, values in found.items()}
+
+
+@contextmanager
+def rows_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The rows of each product with a rounded weight."""
+    seen: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def watched(given: Any, weight: Any, bias: Any = None) -> Any:
+        # A weight that was rounded is no parameter.
+        if not isinstance(weight, torch.nn.Parameter):
+            seen.append(given.numel() // given.shape[-1])
+        return linear(given, weight, bias)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", watched)
+        yield seen
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_losses_are_those_of_the_text(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with rows_that_are_tried(monkeypatch) as tried:
+        own, behind = calibrated(source, True, *LENGTHS)
+    assert set(tried) == {own.config.hidden_size}
+    with rows_that_are_tried(monkeypatch) as tried:
+        whole, wanted_behind = calibrated(source, False, *LENGTHS)
+    assert set(tried) == set(LENGTHS)
+    for name, wanted in losses(whole).items():
+        assert losses(own)[name] == pytest.approx(wanted, rel=1e-5), name
+    for states_behind, wanted_states in zip(behind.states(), wanted_behind.states(), strict=True):
+        assert torch.equal(states_behind, wanted_states)
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_cache": "int8"}], ids=["", "kv"])
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, (90, 40), (100,)], ids=["long", "batches", "one batch"]
+)
+def test_the_scales_are_modelopts(
+    source: Path, lengths: tuple[int, ...], changes: dict[str, Any]
+) -> None:
+    (own, _), (whole, _) = (calibrated(source, way, *lengths, **changes) for way in (True, False))
+    found = own.state_dict()
+    assert sum("pre_quant_scale" in name for name in found) == 7
+    for name, wanted in whole.state_dict().items():
+        assert torch.equal(found[name], wanted), name
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("reason", ["close", "no factor", "wide"])
+def test_what_few_rows_cannot_decide_is_tried_on_the_text(
+    source: Path, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason == "close":
+        monkeypatch.setattr(awq_search, "_APART", {torch.float32: 1e9})
+    elif reason == "wide":
+        monkeypatch.setattr(awq_search, "MAX_FEATURES", 16)
+    else:
+        monkeypatch.setattr(
+            torch.linalg, "cholesky_ex", lambda values, **_: (values, torch.tensor(1))
+        )
+    with rows_that_are_tried(monkeypatch) as tried:
+        own, _ = calibrated(source, True, *LENGTHS)
+    assert set(LENGTHS) <= set(tried)
+    whole, _ = calibrated(source, False, *LENGTHS)
+    for name, wanted in losses(whole).items():
+        assert np.array_equal(losses(own)[name], wanted), name
+
+
+def test_losses_that_rounding_could_exchange_are_close() -> None:
+    assert awq_search._is_clear([3.0, 1.0, 1.001], torch.float32)
+    assert not awq_search._is_clear([3.0, 1.0, 1.000001], torch.float32)
+    assert not awq_search._is_clear([3.0, 1.0, 1.0001], torch.bfloat16)
+    assert not awq_search._is_clear([0.0, 0.0, 1.0], torch.float32)
+    assert not awq_search._is_clear([float("nan")] * 3, torch.float32)
+
+
+@pytest.mark.parametrize("lengths", [(30, 30), (30, 7), (900, 40, 3)])
+def test_few_rows_have_the_second_moments_of_the_batches(lengths: tuple[int, ...]) -> None:
+    batches, inputs = states(64, *lengths), _Inputs(64)
+    for batch in batches:
+        inputs.add(batch)
+    rows = inputs.rows()
+    assert rows is not None
+    assert len(rows) <= max(64, 1.25 * 64)
+    wanted = sum((each := batch[0].double().numpy()).T @ each / len(each) for batch in batches)
+    found = rows.double().numpy().T @ rows.double().numpy()
+    at = np.unravel_index(np.argmax(wanted), wanted.shape)
+    # A factor that is the same for all losses decides nothing.
+    scale = found[at] / wanted[at]
+    bound = 1e-6 * np.sqrt(np.outer(np.diag(wanted), np.diag(wanted)))
+    assert (np.abs(found / scale - wanted) <= bound).all()
+
+
+def test_linears_whose_inputs_part_are_refused(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = torch.nn.Module.__call__
+    calls: list[Any] = []
+
+    def parting(module: Any, *given: Any, **named: Any) -> Any:
+        if getattr(module, "out_features", 0) == 128 and hasattr(module, "awq_lite"):
+            calls.append(module)
+            if len(calls) > 2:  # k and v of the second batch
+                given = (given[0].clone(),)
+        return forward(module, *given, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", parting)
+    with pytest.raises(StageError, match="linears that had the same inputs no longer have"):
+        calibrated(source, True, *LENGTHS)
