@@ -6,11 +6,20 @@ from dataclasses import dataclass
 
 from pipeline.economics.roofline import OPERATIONS
 from pipeline.effort.rates import FLOAT32, Rates
-from pipeline.effort.work import Shape, Texts, passes, sets, trials
+from pipeline.effort.work import (
+    Shape,
+    Texts,
+    passes,
+    search_inputs,
+    searches_on_few_rows,
+    sets,
+    trials,
+)
 from pipeline.evaluation.lengths import COUNT, PROMPT_TOKENS, new_tokens
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import attention_multiplications
+from pipeline.quantize.formats import can_be_condensed, is_condensed
 from pipeline.recipe.schema import Recipe
 
 # Of a process that imports torch, transformers and ModelOpt, and of one that compiles.
@@ -138,12 +147,26 @@ class Clock:
         work = decoder + attention_multiplications(self._facts) * texts.longest / 2
         found = OPERATIONS * work * texts.tokens * passes(recipe) / products
         if row.calibration == "awq_lite":
-            traffic = SEARCH_VALUES * ROUNDING_TRAFFIC * texts.batches * decoder * shape.item
-            found += traffic / self._device.memory
+            found += shape.layers * self._searching(texts, products)
         if row.rounds_by_hessian:
             widest = max(shape.inner, shape.hidden)
             double = self._device.products(FLOAT32) / 2
             found += OPERATIONS * decoder * widest * HESSIAN_ROWS / double
+        return found
+
+    def _searching(self, texts: Texts, products: float) -> float:
+        """Seconds of AWQ's search in a layer, but for passes over the text."""
+        few, tokens, item = searches_on_few_rows(self._recipe), texts.tokens, self._shape.item
+        double = self._device.products(FLOAT32) / 2
+        found, traffic = 0.0, ROUNDING_TRAFFIC * item / self._device.memory
+        for features, weights in search_inputs(self._facts):
+            at_once = few and can_be_condensed(features)
+            found += SEARCH_VALUES * weights * traffic * (1 if at_once else texts.batches)
+            if few:
+                short = is_condensed(tokens, features)
+                rows = features if short else tokens
+                found += SEARCH_VALUES * OPERATIONS * weights * rows / products
+                found += OPERATIONS * tokens * features**2 / double if short else 0.0
         return found
 
     def _to_device(self, size: float) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
+from pipeline.models.architectures import SHARED_INPUTS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import layer_bytes, parameters, table_bytes
 from pipeline.preflight.candidates import candidates
@@ -197,11 +198,28 @@ def passes(recipe: Recipe) -> float:
     section = recipe.quantize
     if not section.needs_calibration:
         return 0.0
-    count = sum(pass_costs(section))
+    costs = pass_costs(section)
+    # A search on few rows leaves each pass what the model computes.
+    count = float(len(costs)) if searches_on_few_rows(recipe) else sum(costs)
     if FORMATS[section.format].rounds_by_hessian:
         # The inputs of the four groups of linears that share them, and the layer's own output.
         count += 5.0
     return count + (1.0 if measures_again(section) else 0.0)
+
+
+def searches_on_few_rows(recipe: Recipe) -> bool:
+    """Says whether AWQ's search is given rows that stand for the text."""
+    return is_awq(recipe.quantize) and recipe.model.by_layer
+
+
+def search_inputs(facts: ModelFacts) -> list[tuple[int, int]]:
+    """Returns the features of each input of a layer's linears, and the weights that read it."""
+    linears = {one.name: one for one in facts.linears}
+    groups = ([linears[name] for name in names] for names in SHARED_INPUTS)
+    return [
+        (group[0].in_features, sum(one.in_features * one.out_features for one in group))
+        for group in groups
+    ]
 
 
 def sets(recipe: Recipe) -> int:

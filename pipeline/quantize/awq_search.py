@@ -20,12 +20,9 @@ from typing import Any
 
 import torch
 
+from pipeline.quantize.formats import can_be_condensed, is_condensed
 from pipeline.quantize.moments import add_moments, new_moments
 
-# A text of fewer rows for each feature than that is kept as it is.
-_LONG = 1.25
-# The moments of more features would need more memory than what a search on the text does.
-MAX_FEATURES = 8192
 # Of each feature's own second moment, added to it: far above the rounding of float64, and far below
 # what the search can see.
 _RIDGE = 1e-11
@@ -92,7 +89,7 @@ class AwqSearch:
 
         with contextlib.ExitStack() as hooks:
             for linear in _searched(model):
-                if linear.weight.shape[-1] <= MAX_FEATURES:
+                if can_be_condensed(linear.weight.shape[-1]):
                     hooks.callback(linear.register_forward_pre_hook(take).remove)
             yield
 
@@ -171,7 +168,7 @@ class _Inputs:
         self.last = inputs
         self._batches.append(inputs.reshape(-1, self._features))
         self._rows += len(self._batches[-1])
-        if self._rows > _LONG * self._features:
+        if is_condensed(self._rows, self._features):
             if self._moments is None:
                 self._moments = new_moments(self._features, inputs.device)
             for batch in self._batches:

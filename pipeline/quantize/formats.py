@@ -13,6 +13,9 @@ from pipeline.recipe.schema import QuantizeSection, Recipe
 # TensorRT-LLM's quantize.py stops AWQ here: the search costs a dozen forward passes and more texts
 # do not change its scales.
 AWQ_MAX_SAMPLES = 32
+# Layer by layer AWQ searches on the second moments of longer texts, but not of more features: these
+# would need more memory than a search on the text.
+_LONG, _WIDEST = 1.25, 8192
 # A search pass of AWQ tries 11 values of alpha on every linear, and one pass collects statistics.
 AWQ_PASS_COSTS = (1.0, 11.0)
 FLOAT_BITS = 16
@@ -33,6 +36,21 @@ def pass_costs(section: QuantizeSection) -> tuple[float, ...]:
     if FORMATS[section.format].rounds_by_hessian and section.kv_cache is None:
         return ()
     return AWQ_PASS_COSTS if is_awq(section) else (1.0,)
+
+
+def is_condensed(tokens: int, features: int) -> bool:
+    """Says whether few rows stand for a text in AWQ's search.
+
+    Args:
+        tokens: Of the text.
+        features: Of the inputs of a linear; there are as many rows.
+    """
+    return tokens > _LONG * features and can_be_condensed(features)
+
+
+def can_be_condensed(features: int) -> bool:
+    """Says whether few rows may stand for a longer text in AWQ's search."""
+    return features <= _WIDEST
 
 
 def moves_scales(section: QuantizeSection) -> bool:

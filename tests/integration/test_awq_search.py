@@ -139,7 +139,7 @@ def test_what_few_rows_cannot_decide_is_tried_on_the_text(
     if reason == "close":
         monkeypatch.setattr(awq_search, "_APART", {torch.float32: 1e9})
     elif reason == "wide":
-        monkeypatch.setattr(awq_search, "MAX_FEATURES", 16)
+        monkeypatch.setattr(awq_search, "can_be_condensed", lambda _features: False)
     else:
         monkeypatch.setattr(
             torch.linalg, "cholesky_ex", lambda values, **_: (values, torch.tensor(1))
