@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.effort.work import Shape, Texts, sets
+from pipeline.effort.work import Shape, Texts, searches_on_few_rows, sets
 from pipeline.formats import FORMATS
+from pipeline.quantize.formats import can_be_condensed, is_condensed
 from pipeline.recipe.schema import Recipe
 
 MB, GB = 10**6, 10**9
@@ -102,6 +103,8 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> M
     copies = SEARCH_COPIES if row.calibration == "awq_lite" else CALIBRATION_COPIES
     work = shape.largest * copies * item
     work += batch * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
+    if searches_on_few_rows(recipe):
+        work += _searched(shape, texts.tokens)
     inverted = 0
     if row.rounds_by_hessian:
         inverted = 8 * max(shape.inner, shape.hidden, shape.attention) ** 2
@@ -123,6 +126,17 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> M
     each = WHOLE_FLOAT32 if item == 4 else WHOLE_16_BIT
     whole = IMPORTS + shape.parameters * each + batch * WIDE_OUTPUTS * shape.inner
     return Memory(least, round(whole + HESSIANS * inverted))
+
+
+def _searched(shape: Shape, tokens: int) -> int:
+    """Bytes of what AWQ's search is given: rows of the text, or moments in float64."""
+    found = 0
+    for features in (shape.hidden, shape.attention, shape.hidden, shape.inner):
+        if is_condensed(tokens, features):
+            found += 8 * features**2
+        elif can_be_condensed(features):
+            found += tokens * features * shape.item
+    return found
 
 
 def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memory:
