@@ -96,18 +96,16 @@ class AwqSearch:
     def _decided(self) -> list[Any]:
         """Lets ModelOpt search on few rows, and returns the linears where that decided."""
         found = []
-        for inputs in self._inputs:
+        while self._inputs:
+            inputs = self._inputs.pop()
             rows = inputs.rows()
-            if rows is None:
-                continue
-            for linear in inputs.linears:
+            for linear in inputs.linears if rows is not None else ():
                 linear(rows.to(linear.weight.dtype))
                 helper = linear.awq_lite
                 if inputs.whole or _is_clear(helper.loss.values(), linear.weight.dtype):
                     found.append(linear)
                 else:
                     helper.loss, helper.num_search_steps = dict.fromkeys(helper.loss, 0.0), 0
-        self._inputs.clear()
         return found
 
 
