@@ -99,7 +99,9 @@ class AwqSearch:
         while self._inputs:
             inputs = self._inputs.pop()
             rows = inputs.rows()
-            for linear in inputs.linears if rows is not None else ():
+            if rows is None:
+                continue
+            for linear in inputs.linears:
                 linear(rows.to(linear.weight.dtype))
                 helper = linear.awq_lite
                 if inputs.whole or _is_clear(helper.loss.values(), linear.weight.dtype):
