@@ -100,7 +100,7 @@ def warnings(
         need, has = stage.memory, machine.memory
         if need is None or has is None or not need.least <= has < need.likely:
             continue
-        change = smallest(recipe, stage.stage, has, estimate)
+        change = smallest(recipe, stage, has, estimate)
         yield Finding(
             "warning",
             change.first if change else _key(stage.stage),
@@ -123,19 +123,29 @@ def warnings(
         )
 
 
-def smallest(recipe: Recipe, stage: str, has: int, estimate: Estimating) -> Change | None:
+def smallest(recipe: Recipe, stage: StageEffort, has: int, estimate: Estimating) -> Change | None:
     """Finds the first change after which a stage is expected to fit, or else may fit.
 
     Args:
         recipe: The recipe.
-        stage: The stage's name.
+        stage: The stage, as the recipe has it.
         has: Bytes of memory.
         estimate: Estimates other recipes.
+
+    Returns:
+        A change that lowers what the stage needs; None where none helps. Where the stage may fit as
+        it is, one that only may fit helps nobody.
     """
-    tried = [(change, _need(estimate(change.applied(recipe)), stage)) for change in _all(recipe)]
-    for limit in ("likely", "least"):
+    assert stage.memory is not None
+    tried = [
+        (change, need)
+        for change in _all(recipe)
+        if (need := _need(estimate(change.applied(recipe)), stage.stage))
+        and need.likely < stage.memory.likely
+    ]
+    for limit in ("likely", "least") if stage.memory.least > has else ("likely",):
         for change, need in tried:
-            if need is not None and getattr(need, limit) <= has:
+            if getattr(need, limit) <= has:
                 return change
     return None
 
@@ -146,12 +156,14 @@ def _all(recipe: Recipe) -> Iterator[Change]:
     if at_once:
         yield Change(at_once)
     if (calibration := recipe.quantize.calibration) is not None:
-        for rows in _halves(min(calibration.batch_size, calibration.samples), 1):
-            yield Change({**at_once, BATCH: rows})
+        rows = min(calibration.batch_size, calibration.samples)
+        for fewer in _halves(rows, 1):
+            yield Change({**at_once, BATCH: fewer})
+        one = {**at_once, BATCH: 1} if rows > 1 else at_once
         for length in _halves(calibration.sequence_length, SHORTEST):
-            yield Change({**at_once, BATCH: 1, LENGTH: length})
+            yield Change({**one, LENGTH: length})
         for samples in _halves(calibration.samples, FEWEST):
-            yield Change({**at_once, BATCH: 1, SAMPLES: samples})
+            yield Change({**one, SAMPLES: samples})
     if recipe.evaluate is not None:
         for length in _halves(recipe.evaluate.sequence_length, SHORTEST):
             if length > (recipe.evaluate.stride or 0):
@@ -167,7 +179,7 @@ def _halves(value: int, least: int) -> Iterator[int]:
 def _too_large(
     recipe: Recipe, stage: StageEffort, need: Memory, has: int, estimate: Estimating
 ) -> UnsupportedError:
-    change = smallest(recipe, stage.stage, has, estimate)
+    change = smallest(recipe, stage, has, estimate)
     return UnsupportedError(
         f"{stage.stage} does not fit into this machine's memory: it takes at least "
         f"{size(need.least)}, and there are {size(has)}",

@@ -103,7 +103,7 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> M
     copies = SEARCH_COPIES if row.calibration == "awq_lite" else CALIBRATION_COPIES
     work = shape.largest * copies * item
     work += batch * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
-    if searches_on_few_rows(recipe):
+    if searches_on_few_rows(recipe, shape):
         work += _searched(shape, texts.tokens)
     inverted = 0
     if row.rounds_by_hessian:

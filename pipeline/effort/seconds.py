@@ -145,7 +145,7 @@ class Clock:
         decoder = shape.layer * shape.layers
         products = self._device.products("float32" if shape.item == 4 else recipe.dtype)
         work = decoder + attention_multiplications(self._facts) * texts.longest / 2
-        found = OPERATIONS * work * texts.tokens * passes(recipe) / products
+        found = OPERATIONS * work * texts.tokens * passes(recipe, shape) / products
         if row.calibration == "awq_lite":
             found += shape.layers * self._searching(texts, products)
         if row.rounds_by_hessian:
@@ -156,7 +156,11 @@ class Clock:
 
     def _searching(self, texts: Texts, products: float) -> float:
         """Seconds of AWQ's search in a layer, but for passes over the text."""
-        few, tokens, item = searches_on_few_rows(self._recipe), texts.tokens, self._shape.item
+        few, tokens, item = (
+            searches_on_few_rows(self._recipe, self._shape),
+            texts.tokens,
+            self._shape.item,
+        )
         double = self._device.products(FLOAT32) / 2
         found, traffic = 0.0, ROUNDING_TRAFFIC * item / self._device.memory
         for features, weights in search_inputs(self._facts):

@@ -24,6 +24,7 @@ from pipeline.quantize.loading import FLOAT32_LIMIT_BYTES
 from pipeline.recipe.schema import Recipe
 from pipeline.source.lines import Conversation, read_texts
 
+FLOAT32_BYTES = 4
 # Larger files are not read for an estimate, and taken to be of long texts.
 MOST_TEXT_BYTES = 8 << 20
 # The demo's tokenizer of 1,024 tokens makes one of 3.8 bytes of English, and larger ones of more.
@@ -193,23 +194,24 @@ def rows_together(longest: int, vocabulary: int) -> int:
     return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // max(longest, 1))
 
 
-def passes(recipe: Recipe) -> float:
+def passes(recipe: Recipe, shape: Shape) -> float:
     """Counts the forward passes over the calibration text, for each checkpoint that is written."""
     section = recipe.quantize
     if not section.needs_calibration:
         return 0.0
     costs = pass_costs(section)
     # A search on few rows leaves each pass what the model computes.
-    count = float(len(costs)) if searches_on_few_rows(recipe) else sum(costs)
+    few = searches_on_few_rows(recipe, shape)
+    count = float(len(costs) if few else sum(costs))
     if FORMATS[section.format].rounds_by_hessian:
         # The inputs of the four groups of linears that share them, and the layer's own output.
         count += 5.0
     return count + (1.0 if measures_again(section) else 0.0)
 
 
-def searches_on_few_rows(recipe: Recipe) -> bool:
-    """Says whether AWQ's search is given rows that stand for the text."""
-    return is_awq(recipe.quantize) and recipe.model.by_layer
+def searches_on_few_rows(recipe: Recipe, shape: Shape) -> bool:
+    """Says whether AWQ's search is given rows that stand for the text, as it is in float32."""
+    return is_awq(recipe.quantize) and recipe.model.by_layer and shape.item == FLOAT32_BYTES
 
 
 def search_inputs(facts: ModelFacts) -> list[tuple[int, int]]:

@@ -175,7 +175,8 @@ class _Calibrated:
             keep_scales(model, scales)
         else:
             kept = self.statistics.of_layer(index) if self.statistics else None
-            calibrate_on(model, quantize, walk, kept, condensed=True)
+            condensed = self.read.dtype == torch.float32
+            calibrate_on(model, quantize, walk, kept, condensed)
         if moves_scales(quantize):
             make_portable(model, self.facts, recipe, walk)
 
