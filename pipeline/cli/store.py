@@ -56,6 +56,8 @@ def list_(*, build_dir: BuildDirOption = Path("build"), output: Output) -> None:
         print(f"\n{count(len(rows), 'artifact')}, {total}")
     for row in left:
         when = "prune removes it" if row["old"] else "a run of its recipe goes on with it"
+        if not row["bytes"]:
+            when = "nothing of it is kept yet"
         print(
             f"not finished: {row['stage']} {row['key'][:SHORT]}, {size(row['bytes'])}, "
             f"{_age(row['created'], datetime.now(timezone.utc))} old; {when}"
@@ -105,7 +107,9 @@ def prune(
     keep: Annotated[bool, typer.Option(help="Keep what the last run of each recipe uses.")] = True,
     unfinished: Annotated[
         bool,
-        typer.Option("--unfinished", help="Remove what stages left that did not end at any age."),
+        typer.Option(
+            "--unfinished", help="Remove whatever stages left that did not end, however recent."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be removed.")

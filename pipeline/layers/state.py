@@ -126,6 +126,18 @@ class State:
         return Progressed(finished, tensors)
 
 
+def goes_on(what: str, finished: int, layers: int) -> str:
+    """Says that an earlier run's work is gone on with.
+
+    Args:
+        what: What that run did: ``computing the source``.
+        finished: Layers that it finished.
+        layers: Of the model.
+    """
+    after = f"{what}: an earlier run ended after layer {finished} of {layers}"
+    return f"{after}; going on with layer {finished + 1}" if finished < layers else after
+
+
 def not_kept(what: str, error: OSError) -> str:
     """Says that a state could not be saved, which nothing that is computed needs.
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.layers.parts import Part, Parts
-from pipeline.layers.state import State, computing, not_kept
+from pipeline.layers.state import State, computing, goes_on, not_kept
 from pipeline.progress import Progress, Silent
 
 # Of hidden states that are kept between two layers. Texts that need more go in groups, each with a
@@ -120,6 +120,8 @@ class Walker:
         tokens = sum(batch.numel() for batch in batches)
         progress = self._progress if tokens >= REPORTED_TOKENS else Silent()
         description = f"computing the {self._name}"
+        if done > 0:
+            progress.note(goes_on(description, done, layers))
         with progress.layers(description, layers, tokens, done=max(done, 0)) as task:
             for number in range(done + 1, layers + 1):
                 self._pass(number, hidden)

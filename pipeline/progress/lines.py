@@ -58,16 +58,27 @@ class _LineTask:
         self._lines, self._description, self._total = lines, description, total
         self._done = 0.0
         self._next_line = self.started + LINE_INTERVAL_S
+        # When the first piece was done, and how much it was: what comes before it, such as a walk
+        # through the layers for all pieces, says nothing of how long the others take.
+        self._first: tuple[float, float] | None = None
 
     def advance(self, amount: float = 1.0) -> None:
         self._done += amount
         now = time.monotonic()
+        self._first = self._first or (now, self._done)
         if now < self._next_line or not self._done:
             return
         self._next_line = now + LINE_INTERVAL_S
-        left = (now - self.started) * max(self._total - self._done, 0) / self._done
         share = min(self._done / self._total, 1.0) if self._total else 1.0
-        self._lines.note(f"{self._description}: {share:4.0%}, about {rough_time(left)} left")
+        self._lines.note(f"{self._description}: {share:4.0%}{self._left(now)}")
+
+    def _left(self, now: float) -> str:
+        assert self._first is not None
+        began, before = self._first
+        if self._done <= before:
+            return ""
+        left = (now - began) * max(self._total - self._done, 0) / (self._done - before)
+        return f", about {rough_time(left)} left"
 
 
 class _LineLayers:

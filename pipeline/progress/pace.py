@@ -53,7 +53,8 @@ class Pace:
         self._reported = self._clock()
 
     def words(self) -> str:
-        """Says where it is: ``layer 5 of 32, 830 tokens/s, about 9 min left, at most 2.1 GiB``."""
+        """Says where it is: ``layer 5 of 32, 830 tokens/s, about 9 min left, memory at most
+        2.1 GiB``."""
         parts = [f"layer {min(math.floor(self._done) + 1, self._layers)} of {self._layers}"]
         took = self._reported - self._started
         if self._here > 0 and took > 0:
@@ -65,7 +66,7 @@ class Pace:
         return ", ".join([*parts, *self._memory()])
 
     def summary(self) -> str:
-        """Says what it took when it is over: ``17 min, 1.9 tokens/s, at most 2.1 GiB so far``."""
+        """Says what it took when it is over: ``17 min, 1.9 tokens/s, memory at most 2.1 GiB``."""
         took = self._clock() - self._started
         time_taken = f"{took:.1f} s" if took < _MINUTES_FROM_S else rough_time(took)
         speed = self._speed(took) if self._here > 0 and took > 0 else []
@@ -85,7 +86,7 @@ class Pace:
 
     def _memory(self) -> list[str]:
         most = self._peak()
-        return [] if most is None else [f"at most {size(most)} so far"]
+        return [] if most is None else [f"memory at most {size(most)}"]
 
 
 def rough_time(seconds: float) -> str:

@@ -93,9 +93,9 @@ def write_checkpoint(
     with _Ranks(output, facts, recipe) as ranks:
         first, layers = _earlier(ranks, resume), facts.num_hidden_layers
         if first:
-            work.progress.note(
-                f"an earlier run ended behind layer {first} of {layers}: going on there"
-            )
+            from pipeline.layers.state import goes_on
+
+            work.progress.note(goes_on(work.what, first, layers))
         with work.progress.layers(work.what, layers, work.tokens, done=first) as task:
             for index in range(first, layers):
                 _write_layer(maker, ranks, index)

@@ -114,7 +114,7 @@ class Calibration(Section):
             recipe. A line of it is an object with ``text``, with ``messages`` or with ``prompt``
             and ``completion``; conversations become what the model's own chat template makes of
             them (docs/quality.md, Chat data).
-        samples: How many texts of the file are used, at most.
+        samples: How many texts of the file are used, at most; AWQ uses 32 of them.
         sequence_length: The longest part of a text that is used.
         batch_size: Rows of text per forward pass; AWQ is fastest with few large batches.
         seed: Chooses which texts are used, where the file has more.

@@ -82,7 +82,10 @@ def left(build: Path) -> list[str]:
 def test_killed_twice_and_gone_on_with(tmp_path: Path) -> None:
     build, whole = tmp_path / "killed", tmp_path / "whole"
     with forked() as run:
-        for save, words in ((1, "layer 1 of 4"), (2, "ended behind layer 1 of 4: going on there")):
+        for save, words in (
+            (1, "layer 1 of 4"),
+            (2, "ended after layer 1 of 4; going on with layer 2"),
+        ):
             killed = run(build, until="quantize", save=save)
             assert killed["killed"], killed["err"]
             assert words in killed["err"]
@@ -90,7 +93,7 @@ def test_killed_twice_and_gone_on_with(tmp_path: Path) -> None:
             assert "quantize" not in [name.split("/")[0] for name in made(build)]
         last = run(build, until="quantize")
         assert last["code"] == 0, last["err"]
-        assert "ended behind layer 3 of 4: going on there" in last["err"]
+        assert "ended after layer 3 of 4; going on with layer 4" in last["err"]
         at_once = run(whole, until="quantize", settings={"model.at_once": "model"})
         assert at_once["code"] == 0, at_once["err"]
     assert "quantize/rank0.safetensors" in made(build)

@@ -21,7 +21,7 @@ from pipeline.evaluation.windows import Window
 from pipeline.layers import parts, state, walk
 from pipeline.layers.parts import HeadInBlocks
 from pipeline.layers.walk import Walker
-from pipeline.progress import Silent
+from pipeline.progress import Progress, Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import by_layer, load_reference
 from pipeline.reference.activations import ActivationWatch
@@ -68,6 +68,16 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
     return bool(request.param == "kept")
 
 
+class Notes(Silent):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
 def evaluated(
     settings: Recipe,
     source: Path,
@@ -77,6 +87,7 @@ def evaluated(
     *,
     unfinished: Path | None = None,
     facts: dict[str, Any] | None = None,
+    progress: Progress | None = None,
     **evaluate: Any,
 ) -> bytes:
     """What the stage writes."""
@@ -91,7 +102,7 @@ def evaluated(
     }
     output.mkdir()
     own = Recipe.model_validate(data)
-    STAGE.run(StageContext(own, inputs, output, Silent(), unfinished=unfinished))
+    STAGE.run(StageContext(own, inputs, output, progress or Silent(), unfinished=unfinished))
     return (output / RESULT_NAME).read_bytes()
 
 
@@ -213,17 +224,25 @@ def test_a_killed_run_goes_on_at_its_layer(tmp_path: Path, monkeypatch: pytest.M
         own(self, number, hidden)
 
     monkeypatch.setattr(Walker, "_pass", ended)
-    unfinished, found = tmp_path / "unfinished", None
+    monkeypatch.setattr(walk, "REPORTED_TOKENS", 0)
+    unfinished, found, told = tmp_path / "unfinished", None, Notes()
     unfinished.mkdir()
     while found is None:
         try:
             output = tmp_path / f"run{next(ends)}"
             found = evaluated(
-                settings, source, tmp_path / "checkpoint", output, "layer", unfinished=unfinished
+                settings,
+                source,
+                tmp_path / "checkpoint",
+                output,
+                "layer",
+                unfinished=unfinished,
+                progress=told,
             )
         except KeyboardInterrupt:
             assert passes[0] < 100, "nothing was kept"
     assert found == expected
+    assert "computing the source: an earlier run ended after layer 2 of 2" in told.notes
     assert next(ends) > 3
 
 

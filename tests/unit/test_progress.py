@@ -33,21 +33,21 @@ def pace(layers: int, tokens: int = 0, done: int = 0) -> tuple[Pace, Clock]:
 
 def test_layer_speed_time_left_and_memory_are_told() -> None:
     it, clock = pace(32, tokens=132_800)
-    assert it.words() == "layer 1 of 32, at most 2.1 GiB so far"
+    assert it.words() == "layer 1 of 32, memory at most 2.1 GiB"
     clock.now += 80
     for _ in range(8):  # half a layer each: four layers in 80 seconds
         it.advance(0.5)
     # A layer takes 20 s: 640 s for all, in which the text has gone through the model once.
-    assert it.words() == "layer 5 of 32, 208 tokens/s, about 9 min left, at most 2.1 GiB so far"
+    assert it.words() == "layer 5 of 32, 208 tokens/s, about 9 min left, memory at most 2.1 GiB"
     clock.now += 60
     it.advance(28)
-    assert it.words() == "layer 32 of 32, 949 tokens/s, about 0 s left, at most 2.1 GiB so far"
-    assert it.summary() == "2 min, 949 tokens/s, at most 2.1 GiB so far"
+    assert it.words() == "layer 32 of 32, 949 tokens/s, about 0 s left, memory at most 2.1 GiB"
+    assert it.summary() == "2 min, 949 tokens/s, memory at most 2.1 GiB"
 
 
 def test_what_an_earlier_run_did_says_nothing_of_the_speed() -> None:
     it, clock = pace(10, tokens=1000, done=8)
-    assert it.words().startswith("layer 9 of 10, at most")
+    assert it.words().startswith("layer 9 of 10, memory at most")
     clock.now += 50
     it.advance(1)
     # One layer of ten in 50 s: all ten in 500 s, so 2 tokens/s; one is left.
@@ -92,10 +92,28 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
             clock.now += 4
             task.advance(0.5)
     first, *middle, last = shown.getvalue().splitlines()
-    assert first.startswith("quantizing int4_awq: layer 2 of 32, at most ")
+    assert first.startswith("quantizing int4_awq: layer 2 of 32, memory at most ")
     assert len(middle) == 62 // 3  # four seconds each, a line from ten on
     assert middle[0].startswith("quantizing int4_awq: layer 3 of 32, 12 tokens/s, about 4 min left")
-    assert last.startswith("quantizing int4_awq done in 4 min, 12 tokens/s, at most ")
+    assert last.startswith("quantizing int4_awq done in 4 min, 12 tokens/s, memory at most ")
+
+
+def test_what_comes_before_the_first_piece_says_nothing_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", clock)
+    shown = io.StringIO()
+    with Lines(shown).task("scoring", 10) as task:
+        clock.now += 1000  # the walk through the layers
+        for _ in range(4):
+            task.advance()
+            clock.now += 12
+    _, first, second, third, fourth, *_ = shown.getvalue().splitlines()
+    assert first == "scoring:  10%"
+    assert second == "scoring:  20%, about 96 s left"
+    assert third == "scoring:  30%, about 84 s left"
+    assert fourth == "scoring:  40%, about 72 s left"
 
 
 def test_work_that_fails_is_not_called_done() -> None:
@@ -125,7 +143,7 @@ def test_bars_tell_it_below_themselves_at_any_width(
     assert "14%" in lines[1]
     told = " ".join(line.strip() for line in lines[2:])
     assert told.startswith("layer 5 of 32, ")
-    assert told.endswith(" tokens/s, about 0 s left, at most 3.0 GiB so far")
+    assert told.endswith(" tokens/s, about 0 s left, memory at most 3.0 GiB")
     assert all(line.startswith("    ") for line in lines[2:])
 
 
