@@ -7,6 +7,7 @@ library, which takes all tensors of a file at once.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from pipeline.store.files import write_atomically
 
 EMBEDDING, HEAD = "transformer.vocab_embedding.weight", "lm_head.weight"
 LAST_NORM = "transformer.ln_f.weight"
+_LAYERS = "transformer.layers."
 Tensors = dict[str, Array]
 
 
@@ -91,7 +93,7 @@ def write_checkpoint(
         StageError: The files cannot be written, or layers of one kind differ.
     """
     with _Ranks(output, facts, recipe) as ranks:
-        first, layers = _earlier(ranks, resume), facts.num_hidden_layers
+        first, layers = _earlier(ranks, resume, work), facts.num_hidden_layers
         if first:
             from pipeline.layers.state import goes_on
 
@@ -146,23 +148,33 @@ def not_written(output: Path, error: Exception) -> StageError:
     )
 
 
-def _earlier(ranks: _Ranks, resume: Resume | None) -> int:
+def _earlier(ranks: _Ranks, resume: Resume | None, work: Work) -> int:
     """How many layers an earlier run has finished."""
     found = resume.state.load() if resume else None
-    if found is None or not ranks.reopen():
+    if found is None or not found.tensors or not ranks.reopen():
         return 0
     assert resume is not None
-    resume.go_on(found.tensors)
+    *states, digests = found.tensors
+    with written(ranks.folder):
+        there = b"".join(ranks.digests(found.finished))
+    if digests.nbytes != len(there) or bytes(digests.tolist()) != there:
+        work.progress.note(f"{work.what} begins anew: what an earlier run left was changed")
+        ranks.forget()
+        return 0
+    resume.go_on(states)
     return found.finished
 
 
 def _saved(finished: int, resume: Resume, ranks: _Ranks, work: Work) -> Resume | None:
     """Saves how far the files have come; None where there is no room, which ends nothing."""
+    import torch
+
     from pipeline.layers.state import not_kept
 
     try:
+        digests = torch.tensor(list(b"".join(ranks.digests(finished))), dtype=torch.uint8)
         # The state says that these layers are there, so they must be there first.
-        resume.state.save(finished, resume.states(), first=ranks.sync)
+        resume.state.save(finished, [*resume.states(), digests], first=ranks.sync)
     except OSError as error:
         work.progress.note(not_kept("the checkpoint is written", error))
         return None
@@ -180,12 +192,13 @@ class _Ranks(Closing):
     """The files of all ranks, open for writing."""
 
     def __init__(self, folder: Path, facts: ModelFacts, recipe: Recipe) -> None:
-        self._folder, self._facts = folder, facts
+        self.folder, self._facts = folder, facts
         self._tp, self._pp = recipe.compile.tensor_parallel, recipe.compile.pipeline_parallel
         self._each = facts.num_hidden_layers // self._pp
         self._rows = RankShare(facts, self._tp).vocabulary_rows
         self._files: list[RankFile] = []
         self._tensors: list[Mapping[str, Described]] = []
+        self._digests: list[bytes] = []
 
     @property
     def opened(self) -> bool:
@@ -204,6 +217,36 @@ class _Ranks(Closing):
             }
             self._open(rank, described, keep=True)
         return True
+
+    def forget(self) -> None:
+        """Closes the files; they are to be created anew."""
+        self.close()
+        self._tensors.clear()
+        self._digests.clear()
+
+    def digests(self, finished: int) -> list[bytes]:
+        """Returns the SHA-256 of what the files have beside layers, and of each finished layer.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        while len(self._digests) <= finished:
+            self._digests.append(self._digest(len(self._digests) - 1))
+        return self._digests[: finished + 1]
+
+    def _digest(self, index: int) -> bytes:
+        stage, local = divmod(index, self._each)
+        within = _name(local, "") if index >= 0 else None
+        found = hashlib.sha256()
+        for rank, (file, tensors) in enumerate(zip(self._files, self._tensors, strict=True)):
+            if within is None:
+                names = [name for name in tensors if not name.startswith(_LAYERS)]
+            elif rank // self._tp == stage:
+                names = [name for name in tensors if name.startswith(within)]
+            else:
+                names = []
+            found.update(file.digest(sorted(names)))
+        return found.digest()
 
     def create(self, maker: Maker, first: Sequence[Tensors]) -> None:
         """Begins the files, and writes what they have beside layers.
@@ -272,7 +315,7 @@ class _Ranks(Closing):
 
     def sync(self) -> None:
         """Waits until everything is on the disk."""
-        with written(self._folder):
+        with written(self.folder):
             for file in self._files:
                 file.sync()
 
@@ -282,10 +325,10 @@ class _Ranks(Closing):
             self._files.pop().close()
 
     def _path(self, rank: int) -> Path:
-        return rank_path(self._folder, rank)
+        return rank_path(self.folder, rank)
 
     def _open(self, rank: int, tensors: Mapping[str, Described], *, keep: bool = False) -> None:
-        with written(self._folder):
+        with written(self.folder):
             self._files.append(RankFile(self._path(rank), tensors, keep=keep))
         self._tensors.append(tensors)
 
@@ -293,12 +336,12 @@ class _Ranks(Closing):
         return self._files[stage * self._tp : (stage + 1) * self._tp]
 
     def _put(self, file: RankFile, name: str, array: Array, at: int = 0) -> None:
-        with written(self._folder):
+        with written(self.folder):
             file.write(name, array, at)
 
 
 def _name(local: int, name: str) -> str:
-    return f"transformer.layers.{local}.{name}"
+    return f"{_LAYERS}{local}.{name}"
 
 
 def _described(layer: Sequence[Tensors]) -> list[dict[str, Described]]:

@@ -22,7 +22,9 @@ from pipeline.layers import state
 from pipeline.progress import Silent
 from pipeline.quantize import by_layer
 from pipeline.quantize.walk import Walk
+from pipeline.quantize.writing import EMBEDDING
 from pipeline.recipe.schema import Recipe
+from pipeline.source.safetensors_header import read_header
 from pipeline.stages.base import StageContext
 from pipeline.stages.quantize import STAGE
 from pipeline.store.artifact import Artifact
@@ -222,7 +224,7 @@ def test_a_run_that_ended_early_is_gone_on_with(
     assert files(output) == files(tmp_path / "at once")
 
 
-@pytest.mark.parametrize("change", ["threads", "rank file", "state"])
+@pytest.mark.parametrize("change", ["threads", "rank file", "state", "a layer", "the table"])
 def test_what_does_not_fit_is_begun_anew(
     change: str, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +234,15 @@ def test_what_does_not_fit_is_begun_anew(
     seen.at = 1
     with pytest.raises(KeyboardInterrupt):
         run_unfinished(asked, source("Llama"), tmp_path, "first")
-    if change == "threads":
+    if change in ("a layer", "the table"):
+        within = "transformer.layers.0.attention.qkv.weight" if change == "a layer" else EMBEDDING
+        path = tmp_path / "unfinished" / "rank0.safetensors"
+        with path.open("r+b") as file:
+            file.seek(read_header(path)[within].start)
+            (byte,) = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+    elif change == "threads":
         monkeypatch.setattr(state, "processor_name", lambda: "another")
     else:
         name = "rank1.safetensors" if change == "rank file" else "layers.state"
