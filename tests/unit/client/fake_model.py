@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.triton.contract import MODELS
+from pipeline.verify.check_leaving import FREED_S
 from tests.unit.client.fake_triton import (
     Asked,
     FakeTriton,
@@ -329,7 +330,7 @@ class FakeModel:
                 return
         with self._count_lock:
             self._running += 1
-        cancelled = True
+        cancelled, ended = True, False
         try:
             rows = list(asked.rows())
             for number, row in enumerate(rows if len(rows) > 1 else ()):
@@ -344,7 +345,11 @@ class FakeModel:
             else:
                 yield from self._generate(asked, context)
             cancelled = not context.is_active()
+            ended = True
         finally:
+            if self.broken == "runs_on" and not ended:
+                # gRPC drops a generator whose client left while it sent something.
+                time.sleep(3 * FREED_S)
             with self._count_lock:
                 self._running -= 1
             if cancelled and self.broken == "cancel_keeps_slot":
