@@ -24,7 +24,6 @@ from pipeline.quantize.loading import FLOAT32_LIMIT_BYTES
 from pipeline.recipe.schema import Recipe
 from pipeline.source.lines import Conversation, read_texts
 
-FLOAT32_BYTES = 4
 # Larger files are not read for an estimate, and taken to be of long texts.
 MOST_TEXT_BYTES = 8 << 20
 # The demo's tokenizer of 1,024 tokens makes one of 3.8 bytes of English, and larger ones of more.
@@ -211,7 +210,7 @@ def passes(recipe: Recipe, shape: Shape) -> float:
 
 def searches_on_few_rows(recipe: Recipe, shape: Shape) -> bool:
     """Says whether AWQ's search is given rows that stand for the text, as it is in float32."""
-    return is_awq(recipe.quantize) and recipe.model.by_layer and shape.item == FLOAT32_BYTES
+    return is_awq(recipe.quantize) and recipe.model.by_layer and shape.item == 4
 
 
 def search_inputs(facts: ModelFacts) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ import torch
 
 from pipeline.quantize.formats import can_be_condensed, is_condensed
 from pipeline.quantize.moments import add_moments, new_moments
+from pipeline.quantize.statistics import awq_linears
 
 # Of each feature's own second moment, added to it: far above the rounding of float64, and far below
 # what the search can see.
@@ -36,12 +37,13 @@ class AwqSearch:
     """AWQ's two passes over a layer that is a model of its own.
 
     Args:
+        look: Runs the layer over what its next pass will see, and keeps nothing of it.
         live: Whether something is rounded in the second pass that was not in the first, such as
             keys and values, so that inputs differ.
     """
 
-    def __init__(self, live: bool) -> None:
-        self._live = live
+    def __init__(self, look: Callable[[Any], None], *, live: bool) -> None:
+        self._look, self._live = look, live
         self._inputs: list[_Inputs] = []
 
     @contextlib.contextmanager
@@ -55,16 +57,16 @@ class AwqSearch:
             yield
 
     @contextlib.contextmanager
-    def searching(self, model: Any, look: Callable[[Any], None]) -> Iterator[None]:
+    def searching(self, model: Any) -> Iterator[None]:
         """Searches before ModelOpt's second pass runs, which is left what is undecided then.
 
         Args:
             model: Within ``mtq.quantize``.
-            look: Runs the model over what it will see.
         """
         if not self._inputs:
-            with _plain(_searched(model)), self._gathering(model):
-                look(model)
+            linears = (linear for _, linear in awq_linears(model))
+            with _plain(linears), self._gathering(model):
+                self._look(model)
         with _plain(self._decided()):
             yield
 
@@ -85,7 +87,7 @@ class AwqSearch:
             own.take(linear, given)
 
         with contextlib.ExitStack() as hooks:
-            for linear in _searched(model):
+            for _, linear in awq_linears(model):
                 if can_be_condensed(linear.weight.shape[-1]):
                     hook = linear.register_forward_pre_hook(take, with_kwargs=True)
                     hooks.callback(hook.remove)
@@ -107,10 +109,6 @@ class AwqSearch:
                 else:
                     helper.loss, helper.num_search_steps = dict.fromkeys(helper.loss, 0.0), 0
         return found
-
-
-def _searched(model: Any) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "awq_lite")]
 
 
 @contextlib.contextmanager

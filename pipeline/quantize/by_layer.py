@@ -25,9 +25,10 @@ from pipeline.layers.one_layer import one_layer
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
+from pipeline.quantize.awq_search import AwqSearch
 from pipeline.quantize.calibrate import calibrate_on
 from pipeline.quantize.export import layer_tensors, modelopt_config_json
-from pipeline.quantize.formats import checkpoint_dtype, moves_scales, sets_of
+from pipeline.quantize.formats import checkpoint_dtype, is_awq, moves_scales, sets_of
 from pipeline.quantize.hessians import keep_scales, round_layer
 from pipeline.quantize.loading import AsLoaded, calibration_dtype, choose_device
 from pipeline.quantize.portable import make_portable
@@ -175,10 +176,14 @@ class _Calibrated:
             keep_scales(model, scales)
         else:
             kept = self.statistics.of_layer(index) if self.statistics else None
-            condensed = self.read.dtype == torch.float32
-            calibrate_on(model, quantize, walk, kept, condensed)
+            calibrate_on(model, quantize, walk, kept, self._search(walk))
         if moves_scales(quantize):
             make_portable(model, self.facts, recipe, walk)
+
+    def _search(self, walk: Walk) -> AwqSearch | None:
+        if self.read.dtype != torch.float32 or not is_awq(self.recipe.quantize):
+            return None
+        return AwqSearch(walk.look, live=self.recipe.quantize.kv_cache is not None)
 
     @property
     def _dtype(self) -> torch.dtype:

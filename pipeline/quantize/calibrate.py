@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.dependencies import install, require
 from pipeline.errors import StageError
 from pipeline.progress import Progress, Silent, Task
-from pipeline.quantize.formats import is_awq, modelopt_config, pass_costs
+from pipeline.quantize.formats import modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
 from pipeline.recipe.schema import QuantizeSection
 from pipeline.source.exhausted import explained_memory
@@ -54,9 +54,6 @@ class Text(Protocol):
     def run(self, model: Any, cost: float) -> None:
         """Runs the decoder over every batch: one pass."""
 
-    def look(self, model: Any) -> None:
-        """Runs the decoder over what the next pass will see, and counts and keeps nothing."""
-
     def skip(self, cost: float) -> None:
         """Leaves a pass out of which everything is known."""
 
@@ -66,7 +63,7 @@ def calibrate_on(
     section: QuantizeSection,
     text: Text,
     statistics: Statistics | None = None,
-    condensed: bool = False,
+    search: AwqSearch | None = None,
 ) -> None:
     """Replaces a model's linears by calibrated fake-quantized ones; see :func:`calibrate`.
 
@@ -75,18 +72,13 @@ def calibrate_on(
         section: A quantized format.
         text: In front of it.
         statistics: See :func:`calibrate`.
-        condensed: Whether AWQ may search on few rows that stand for the text, which are in memory
-            for all linears of the model at once.
+        search: Lets AWQ search on few rows that stand for the text.
 
     Raises:
         StageError: ModelOpt failed, memory ran out, or it made other passes than it should.
     """
     mtq = require("modelopt.torch.quantization", "quantize")
-    costs, search = pass_costs(section), None
-    if condensed and is_awq(section):
-        from pipeline.quantize.awq_search import AwqSearch
-
-        search = AwqSearch(live=section.kv_cache is not None)
+    costs = pass_costs(section)
     passes = _Passes(text, costs, statistics, search)
     with explained(section.format), require("torch", "quantize").inference_mode():
         loop = {"forward_loop": passes} if costs else {}
@@ -176,7 +168,7 @@ class _Passes:
             return nullcontext()
         if first:
             return self._search.measuring(model)
-        return self._search.searching(model, self._text.look)
+        return self._search.searching(model)
 
     def check(self) -> None:
         """Refuses what a number of passes came of that nobody foresaw."""
@@ -196,22 +188,14 @@ class _Tokens:
 
     def run(self, model: Any, cost: float) -> None:
         """Runs the decoder over every batch, and nothing for what it would say next."""
-        for batch in self._batches:
-            self._forward(model, batch)
-            self._task.advance(cost * len(batch))
+        import torch
 
-    def look(self, model: Any) -> None:
-        """Runs the decoder over every batch."""
         for batch in self._batches:
-            self._forward(model, batch)
+            tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
+            # Only the decoder is calibrated; the logits of every position would cost gigabytes.
+            model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            self._task.advance(cost * len(batch))
 
     def skip(self, cost: float) -> None:
         """Counts a pass as done."""
         self._task.advance(cost * sum(map(len, self._batches)))
-
-    def _forward(self, model: Any, batch: Rows) -> None:
-        import torch
-
-        tokens = torch.tensor(batch, dtype=torch.long, device=model.device)
-        # Only the decoder is calibrated; the logits of every position would cost gigabytes.
-        model(input_ids=tokens, use_cache=False, logits_to_keep=1)

@@ -42,7 +42,7 @@ class Statistics:
         for name, calibrator in _calibrators(model):
             if calibrator.compute_amax() is not None:
                 self._largest[name] = calibrator.compute_amax().clone()
-        for name, module in _awq_linears(model):
+        for name, module in awq_linears(model):
             helper = module.awq_lite
             if helper.num_cache_steps:
                 scale = helper.act_scale.clone()
@@ -54,7 +54,7 @@ class Statistics:
         Raises:
             StageError: The model has other linears than the one it was taken from.
         """
-        calibrators, linears = dict(_calibrators(model)), dict(_awq_linears(model))
+        calibrators, linears = dict(_calibrators(model)), dict(awq_linears(model))
         if not (self._largest.keys() <= calibrators.keys() and self._awq.keys() <= linears.keys()):
             raise StageError(
                 "calibration statistics do not fit the model",
@@ -77,7 +77,8 @@ def _calibrators(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, calibrator
 
 
-def _awq_linears(model: Any) -> Iterator[tuple[str, Any]]:
+def awq_linears(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the linears that ModelOpt searches for just now, by name."""
     for name, module in model.named_modules():
         if hasattr(module, "awq_lite"):
             yield name, module

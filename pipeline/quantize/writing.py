@@ -172,7 +172,7 @@ def _saved(finished: int, resume: Resume, ranks: _Ranks, work: Work) -> Resume |
     from pipeline.layers.state import not_kept
 
     try:
-        digests = torch.tensor(list(b"".join(ranks.digests(finished))), dtype=torch.uint8)
+        digests = torch.frombuffer(bytearray(b"".join(ranks.digests(finished))), dtype=torch.uint8)
         # The state says that these layers are there, so they must be there first.
         resume.state.save(finished, [*resume.states(), digests], first=ranks.sync)
     except OSError as error:

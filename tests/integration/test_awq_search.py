@@ -17,7 +17,7 @@ import torch
 from pipeline.layers.one_layer import one_layer
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.quantize import awq_search, calibrate
-from pipeline.quantize.awq_search import _Inputs
+from pipeline.quantize.awq_search import AwqSearch, _Inputs
 from pipeline.quantize.calibrate import calibrate_on
 from pipeline.quantize.formats import modelopt_config
 from pipeline.quantize.walk import Walk
@@ -69,7 +69,8 @@ def calibrated(source: Path, condensed: bool, *lengths: int, **changes: Any) -> 
     """A layer behind the calibration, and the text behind the layer."""
     model, asked = layer(source), recipe(source, format="int4_awq", **changes).quantize
     walk = Walk(states(model.config.hidden_size, *lengths), (0, 0), torch.device("cpu"))
-    calibrate_on(model, asked, walk, condensed=condensed)
+    search = AwqSearch(walk.look, live=asked.kv_cache is not None) if condensed else None
+    calibrate_on(model, asked, walk, search=search)
     walk.leave()
     return model, walk
 
