@@ -29,6 +29,9 @@ _SETTLE_FACTOR, _SHORTEST_SETTLE_S = 1.0, 0.1
 _ATTEMPTS = 3
 # Upstream's default of cancellation_check_period_ms (model_instance_state.cc).
 _CANCELLATION_PERIOD_MS = 100
+# The others have to go on for this part of what they had taken before, as the cancelled one would
+# have ended about when they do.
+_GO_ON_FACTOR = 0.1
 # Two streams that follow each other seem to be open together when the first piece of the one is
 # read before the last one of the other.
 _OPEN_TOGETHER = 3
@@ -92,10 +95,14 @@ class _Stream:
     @property
     def generated(self) -> tuple[int, int] | None:
         """When its first and its last token came, by the server's clock, in nanoseconds."""
-        metrics = self.chunks[-1].perf_metrics if self.chunks else None
-        first = metrics and metrics.first_token_time_ns
-        last = metrics and metrics.last_token_time_ns
-        return (first, last) if first and last else None
+        return _generated(self.chunks[-1]) if self.chunks else None
+
+
+def _generated(last: Chunk) -> tuple[int, int] | None:
+    """When the first token of a stream and the last until now came, by the server's clock."""
+    first = last.perf_metrics and last.perf_metrics.first_token_time_ns
+    end = last.perf_metrics and last.perf_metrics.last_token_time_ns
+    return (first, end) if first and end else None
 
 
 def _most_open(streams: list[_Stream]) -> int:
@@ -145,6 +152,8 @@ class _Running:
         first_s: Seconds until its first piece.
         finished: Whether its last piece came.
         finished_at: When it did, as ``time.monotonic``.
+        generated: When its first and its latest token came, by the server's clock, in nanoseconds;
+            None where the server does not say.
         another: Set with every piece, and at the end.
     """
 
@@ -154,6 +163,7 @@ class _Running:
     first_s: float = 0.0
     finished: bool = False
     finished_at: float = math.inf
+    generated: tuple[int, int] | None = None
     another: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -162,6 +172,7 @@ class _Running:
         try:
             async for chunk in self.stream:
                 self.first_s = self.first_s or time.monotonic() - self.started_at
+                self.generated = _generated(chunk)
                 self.first.set()
                 self._finish(chunk.is_final)
                 self.another.set()
@@ -242,7 +253,7 @@ async def _cancel_one(context: Context, slots: int, tokens: int) -> Details:
             await _cancel(client, running.pop(0))
             await asyncio.wait_for(waiting.first.wait(), context.plan.patience)
             waited = time.monotonic() - cancelled_at
-            others_run = await _all_go_on(running)
+            others_run = await _all_go_on(running, waiting)
             first_end = min((request.finished_at for request in running), default=math.inf)
         except asyncio.TimeoutError:
             raise CheckFailed(
@@ -274,21 +285,43 @@ def _notice_s(context: Context) -> float:
     return 2 * period / 1000
 
 
-async def _all_go_on(running: list[_Running]) -> bool:
-    """Whether every request has another piece to come before its last one.
+async def _all_go_on(running: list[_Running], waiting: _Running) -> bool:
+    """Whether every request has tokens to come when the waiting one has its first.
 
-    Pieces of different streams may be read in another order than they were sent in, so that none
-    has finished yet says nothing.
+    A busy machine may read pieces long after they were sent, and in another order, so the server's
+    clock decides where it is told. Where it is not, another piece has to come before the last one.
     """
-    for request in running:
+    pieces = await asyncio.gather(*(_goes_on(request, waiting.generated) for request in running))
+    return all(pieces)
+
+
+async def _goes_on(request: _Running, waiting: tuple[int, int] | None) -> bool:
+    while not _is_past(request, waiting):
+        if request.finished or (request.task and request.task.done()):
+            return False
         request.another.clear()
-    going_on = [request for request in running if not request.finished]
-    await asyncio.gather(*(request.another.wait() for request in going_on))
-    return not any(request.finished for request in running)
+        await request.another.wait()
+        if not waiting:
+            return not request.finished
+    return True
+
+
+def _is_past(request: _Running, waiting: tuple[int, int] | None) -> bool:
+    """Whether a request has a token that came well after the first one of the waiting one."""
+    if not waiting or not request.generated:
+        return False
+    first, latest = request.generated
+    return latest - waiting[0] > _GO_ON_FACTOR * (waiting[0] - first)
 
 
 def _start(client: AsyncTextClient, context: Context, tokens: int) -> _Running:
-    stream = client.stream(context.plan.prompts[0], max_tokens=tokens, top_k=1, end_id=NO_END)
+    stream = client.stream(
+        context.plan.prompts[0],
+        max_tokens=tokens,
+        top_k=1,
+        end_id=NO_END,
+        return_perf_metrics=True,
+    )
     running = _Running(stream)
     running.task = asyncio.get_running_loop().create_task(running.read())
     return running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pipeline.triton.contract import (
 from pipeline.triton.tensors import ragged
 from pipeline.verify import CHECKS, Plan, run_conformance
 from pipeline.verify.check import CheckFailed, CheckSkipped
-from pipeline.verify.check_load import _most_open, _Stream
+from pipeline.verify.check_load import _all_go_on, _most_open, _Running, _Stream
 from pipeline.verify.tokens import token_ids
 from tests.unit.client.fake_model import BREAKS, VOCABULARY, FakeModel, answer_once
 from trtllm_client import Chunk, InvalidRequest, PerfMetrics
@@ -302,6 +303,45 @@ def test_a_cancellation_has_to_be_noticed_before_others_end():
     assert "too soon to tell" in reasons[-1], reasons
 
 
+@pytest.mark.parametrize(
+    ("ends_at", "goes_on"), [(900, False), (1000, False), (1040, False), (1200, True)]
+)
+def test_who_went_on_beside_the_waiting_request_is_told_by_the_servers_clock(ends_at, goes_on):
+    """Two requests began at 500 ns, and the waiting one at 1000; their pieces are read late."""
+
+    def told(first, *latest):
+        pieces = [
+            Chunk("a", n, is_final=at == latest[-1], perf_metrics=PerfMetrics(**times(first, at)))
+            for n, at in enumerate(latest)
+        ]
+        return _Running(_Pieces(pieces))
+
+    async def all_go_on():
+        waiting, others = told(1000, 1000), [told(500, *range(600, 640), ends_at) for _ in "ab"]
+        for one in (waiting, *others):
+            one.task = asyncio.get_running_loop().create_task(one.read())
+        await waiting.first.wait()
+        return await _all_go_on(others, waiting)
+
+    assert asyncio.run(all_go_on()) is goes_on
+
+
+class _Pieces:
+    """A stream of pieces that are long there."""
+
+    def __init__(self, pieces):
+        self._pieces = pieces
+
+    async def __aiter__(self):
+        for piece in self._pieces:
+            yield piece
+            await asyncio.sleep(0)
+
+
+def times(first, last):
+    return {"first_token_time_ns": first, "last_token_time_ns": last}
+
+
 def test_no_more_requests_are_open_than_the_model_takes():
     few = ("batch_of_two", "interleaved_streams", "cancel_frees_slot")
     results = verify(FakeModel(most_requests=6), *few)
@@ -321,9 +361,6 @@ def test_streams_that_are_read_late_are_told_apart_by_the_servers_clock():
             )
             for n, span in enumerate(spans)
         ]
-
-    def times(first, last):
-        return {"first_token_time_ns": first, "last_token_time_ns": last}
 
     assert _most_open(streams((1, 5), (5, 9), (9, 12))) == 1
     assert _most_open(streams((1, 5), (4, 9), (4, 12))) == 3
