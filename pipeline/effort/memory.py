@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.effort.work import Shape, Texts, searches_on_few_rows, sets
 from pipeline.formats import FORMATS
-from pipeline.quantize.formats import can_be_condensed, is_condensed
+from pipeline.quantize.formats import is_condensed
 from pipeline.recipe.schema import Recipe
 
 MB, GB = 10**6, 10**9
@@ -129,14 +129,9 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> M
 
 
 def _searched(shape: Shape, tokens: int) -> int:
-    """Bytes of what AWQ's search is given: rows of the text, or moments in float64."""
-    found = 0
-    for features in (shape.hidden, shape.attention, shape.hidden, shape.inner):
-        if is_condensed(tokens, features):
-            found += 8 * features**2
-        elif can_be_condensed(features):
-            found += tokens * features * shape.item
-    return found
+    """Bytes of the second moments that AWQ searches on, in float64."""
+    read = (shape.hidden, shape.attention, shape.hidden, shape.inner)
+    return sum(8 * features**2 for features in read if is_condensed(tokens, features))
 
 
 def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memory:

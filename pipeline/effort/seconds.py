@@ -19,7 +19,7 @@ from pipeline.evaluation.lengths import COUNT, PROMPT_TOKENS, new_tokens
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import attention_multiplications
-from pipeline.quantize.formats import can_be_condensed, is_condensed
+from pipeline.quantize.formats import is_condensed
 from pipeline.recipe.schema import Recipe
 
 # Of a process that imports torch, transformers and ModelOpt, and of one that compiles.
@@ -164,13 +164,12 @@ class Clock:
         double = self._device.products(FLOAT32) / 2
         found, traffic = 0.0, ROUNDING_TRAFFIC * item / self._device.memory
         for features, weights in search_inputs(self._facts):
-            at_once = few and can_be_condensed(features)
-            found += SEARCH_VALUES * weights * traffic * (1 if at_once else texts.batches)
+            condensed = few and is_condensed(tokens, features)
+            found += SEARCH_VALUES * weights * traffic * (1 if condensed else texts.batches)
             if few:
-                short = is_condensed(tokens, features)
-                rows = features if short else tokens
+                rows = features if condensed else tokens
                 found += SEARCH_VALUES * OPERATIONS * weights * rows / products
-                found += OPERATIONS * tokens * features**2 / double if short else 0.0
+                found += OPERATIONS * tokens * features**2 / double if condensed else 0.0
         return found
 
     def _to_device(self, size: float) -> float:

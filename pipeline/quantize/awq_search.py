@@ -7,8 +7,8 @@ of R D^T for any R with R^T R = X^T X. The triangular factor of the second momen
 with as many rows as there are features, however long the text is. So ModelOpt's search is given R:
 it tries, rounds and compares as ever, and the scales are made of statistics of the text itself.
 
-Where two exponents are so close that rounding could decide between them, and where the moments have
-no factor, ModelOpt searches on the text. In 16 bit it does so for all linears: products are rounded
+Where two exponents are so close that rounding could decide between them, where the moments have no
+factor, and where the text is not much longer than R, ModelOpt searches on the text. In 16 bit it does so for all linears: products are rounded
 there, and behind a large bias other ones than those of the text.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from pipeline.quantize.formats import can_be_condensed, is_condensed
+from pipeline.quantize.formats import is_condensed
 from pipeline.quantize.moments import add_moments, new_moments
 from pipeline.quantize.statistics import awq_linears
 
@@ -38,12 +38,13 @@ class AwqSearch:
 
     Args:
         look: Runs the layer over what its next pass will see, and keeps nothing of it.
+        tokens: Of the text.
         live: Whether something is rounded in the second pass that was not in the first, such as
             keys and values, so that inputs differ.
     """
 
-    def __init__(self, look: Callable[[Any], None], *, live: bool) -> None:
-        self._look, self._live = look, live
+    def __init__(self, look: Callable[[Any], None], tokens: int, *, live: bool) -> None:
+        self._look, self._tokens, self._live = look, tokens, live
         self._inputs: list[_Inputs] = []
 
     @contextlib.contextmanager
@@ -81,14 +82,14 @@ class AwqSearch:
             if own is None:
                 own = self._inputs[-1] if self._inputs else None
                 if own is None or own.last is not given:
-                    own = _Inputs(given.shape[-1])
+                    own = _Inputs(given.shape[-1], given.device)
                     self._inputs.append(own)
                 owns[linear] = own
             own.take(linear, given)
 
         with contextlib.ExitStack() as hooks:
             for _, linear in awq_linears(model):
-                if can_be_condensed(linear.weight.shape[-1]):
+                if is_condensed(self._tokens, linear.weight.shape[-1]):
                     hook = linear.register_forward_pre_hook(take, with_kwargs=True)
                     hooks.callback(hook.remove)
             yield
@@ -104,7 +105,7 @@ class AwqSearch:
             for linear in inputs.readers():
                 linear(rows.to(linear.weight.dtype))
                 helper = linear.awq_lite
-                if inputs.whole or _is_clear(helper.loss.values()):
+                if _is_clear(helper.loss.values()):
                     found.append(linear)
                 else:
                     helper.loss, helper.num_search_steps = dict.fromkeys(helper.loss, 0.0), 0
@@ -138,20 +139,20 @@ class _Inputs:
 
     Args:
         features: Of a row.
+        device: Where they are.
 
     Attributes:
         last: The batch that came last.
     """
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, device: torch.device) -> None:
         self.last: torch.Tensor | None = None
-        self._features, self._rows, self._count = features, 0, 0
+        self._features, self._count = features, 0
         self._readers: dict[Any, float] = {}
-        self._batches: list[torch.Tensor] = []
-        self._moments: torch.Tensor | None = None
+        self._moments = new_moments(features, device)
 
     def take(self, linear: Any, inputs: torch.Tensor) -> None:
-        """Takes what a linear is given; the first one's batches are kept."""
+        """Takes what a linear is given; the first one's batches are counted."""
         seen = self._readers.setdefault(linear, 0)
         if self.last is not inputs and linear is next(iter(self._readers)):
             self.add(inputs)
@@ -162,11 +163,6 @@ class _Inputs:
         """Returns the linears that were given every batch once, and nothing else."""
         return [linear for linear, seen in self._readers.items() if seen == self._count]
 
-    @property
-    def whole(self) -> bool:
-        """Whether there was one batch, which is kept as it is."""
-        return self._moments is None and len(self._batches) == 1
-
     def add(self, inputs: torch.Tensor) -> None:
         """Takes a batch, [..., features], which counts as much as each of the others.
 
@@ -174,20 +170,10 @@ class _Inputs:
         """
         self.last = inputs
         self._count += 1
-        self._batches.append(inputs.reshape(-1, self._features))
-        self._rows += len(self._batches[-1])
-        if is_condensed(self._rows, self._features):
-            if self._moments is None:
-                self._moments = new_moments(self._features, inputs.device)
-            for batch in self._batches:
-                add_moments(self._moments, batch, 1 / len(batch))
-            self._batches.clear()
+        add_moments(self._moments, inputs, self._features / inputs.numel())
 
     def rows(self) -> torch.Tensor | None:
         """Returns rows with their second moments, or None where these have no factor."""
-        if self._moments is None:
-            first = len(self._batches[0])
-            return torch.cat([batch * math.sqrt(first / len(batch)) for batch in self._batches])
         # In units of each feature, so that what is added for large ones is nothing beside small
         # ones.
         sizes = self._moments.diagonal().sqrt()

@@ -183,7 +183,7 @@ class _Calibrated:
     def _search(self, walk: Walk) -> AwqSearch | None:
         if self.read.dtype != torch.float32 or not is_awq(self.recipe.quantize):
             return None
-        return AwqSearch(walk.look, live=self.recipe.quantize.kv_cache is not None)
+        return AwqSearch(walk.look, walk.tokens, live=self.recipe.quantize.kv_cache is not None)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -13,9 +13,9 @@ from pipeline.recipe.schema import QuantizeSection, Recipe
 # TensorRT-LLM's quantize.py stops AWQ here: the search costs a dozen forward passes and more texts
 # do not change its scales.
 AWQ_MAX_SAMPLES = 32
-# Layer by layer AWQ searches on the second moments of longer texts, but not of more features: these
-# would need more memory than a search on the text.
-_LONG, _WIDEST = 1.25, 8192
+# Layer by layer AWQ searches on the second moments of texts with so many tokens for each feature. Of
+# shorter ones, and of more features, they would take more memory than they save time.
+_LONG, _WIDEST = 3, 8192
 # A search pass of AWQ tries 11 values of alpha on every linear, and one pass collects statistics.
 AWQ_PASS_COSTS = (1.0, 11.0)
 FLOAT_BITS = 16
@@ -45,12 +45,7 @@ def is_condensed(tokens: int, features: int) -> bool:
         tokens: Of the text.
         features: Of the inputs of a linear; there are as many rows.
     """
-    return tokens > _LONG * features and can_be_condensed(features)
-
-
-def can_be_condensed(features: int) -> bool:
-    """Says whether few rows may stand for a longer text in AWQ's search."""
-    return features <= _WIDEST
+    return tokens > _LONG * features and features <= _WIDEST
 
 
 def moves_scales(section: QuantizeSection) -> bool:

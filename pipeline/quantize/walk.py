@@ -30,6 +30,11 @@ class Walk:
         self._sets, self._of_pass, self._device = [list(states) for _ in set(sets)], sets, device
         self._done = 0
 
+    @property
+    def tokens(self) -> int:
+        """Counts the tokens of the text."""
+        return sum(batch.shape[0] * batch.shape[1] for batch in self._sets[0])
+
     def states(self) -> list[torch.Tensor]:
         """Returns the states of all sets, one set behind the other."""
         return [states for one in self._sets for states in one]

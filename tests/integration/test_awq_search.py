@@ -69,7 +69,7 @@ def calibrated(source: Path, condensed: bool, *lengths: int, **changes: Any) -> 
     """A layer behind the calibration, and the text behind the layer."""
     model, asked = layer(source), recipe(source, format="int4_awq", **changes).quantize
     walk = Walk(states(model.config.hidden_size, *lengths), (0, 0), torch.device("cpu"))
-    search = AwqSearch(walk.look, live=asked.kv_cache is not None) if condensed else None
+    search = AwqSearch(walk.look, walk.tokens, live=asked.kv_cache is not None) if condensed else None
     calibrate_on(model, asked, walk, search=search)
     walk.leave()
     return model, walk
@@ -139,7 +139,7 @@ def test_what_few_rows_cannot_decide_is_tried_on_the_text(
     if reason == "close":
         monkeypatch.setattr(awq_search, "_APART", 1e9)
     elif reason == "wide":
-        monkeypatch.setattr(awq_search, "can_be_condensed", lambda _features: False)
+        monkeypatch.setattr(awq_search, "is_condensed", lambda *_: False)
     else:
         monkeypatch.setattr(
             torch.linalg, "cholesky_ex", lambda values, **_: (values, torch.tensor(1))
@@ -163,12 +163,12 @@ def test_losses_that_rounding_could_exchange_are_close() -> None:
 
 @pytest.mark.parametrize("lengths", [(30, 30), (30, 7), (900, 40, 3)])
 def test_few_rows_have_the_second_moments_of_the_batches(lengths: tuple[int, ...]) -> None:
-    batches, inputs = states(64, *lengths), _Inputs(64)
+    batches, inputs = states(64, *lengths), _Inputs(64, torch.device("cpu"))
     for batch in batches:
         inputs.add(batch)
     rows = inputs.rows()
     assert rows is not None
-    assert len(rows) <= max(64, 1.25 * 64)
+    assert rows.shape == (64, 64)
     wanted = sum((each := batch[0].double().numpy()).T @ each / len(each) for batch in batches)
     found = rows.double().numpy().T @ rows.double().numpy()
     at = np.unravel_index(np.argmax(wanted), wanted.shape)
@@ -187,7 +187,7 @@ def test_only_linears_that_were_given_all_batches_once_are_searched_for() -> Non
         ("px px", ""),
         ("px qx rz py qy", "p q"),
     ):
-        inputs = _Inputs(8)
+        inputs = _Inputs(8, torch.device("cpu"))
         for linear, given in map(tuple, calls.split()):
             inputs.take(linear, {"x": x, "y": y, "z": z}[given])
         assert inputs.readers() == wanted.split(), calls
