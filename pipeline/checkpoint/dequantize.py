@@ -30,10 +30,17 @@ BLOCK_WEIGHTS = 1 << 17
 BLOCKS_PER_THREAD = 8
 
 
-def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
+def dequantize(
+    linear: Linear, out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
     """Computes the weight W of y = (x * prequant_scaling_factor) @ W.T + bias.
 
     Some rows at a time, so that nothing in between is as large as the weight.
+
+    Args:
+        linear: The linear.
+        out: Where the weight goes, float32 [N, K]; memory that was written to before is filled in
+            half the time of new one. None makes a new array.
 
     Returns:
         float32 [N, K].
@@ -41,7 +48,8 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     Raises:
         UnsupportedError: The linear's ``algo`` is not known.
     """
-    weight = np.empty((linear.out_features, linear.in_features), np.float32)
+    shape = linear.out_features, linear.in_features
+    weight = np.empty(shape, np.float32) if out is None else out
     # Even, since two rows share the bytes of some formats.
     count = max(2, BLOCK_WEIGHTS // linear.in_features // 2 * 2)
     blocks = [
@@ -49,7 +57,7 @@ def dequantize(linear: Linear) -> npt.NDArray[np.float32]:
     ]
 
     def compute(rows: slice) -> None:
-        weight[rows] = _dequantized(_rows_of(linear, rows))
+        _dequantize(_rows_of(linear, rows), weight[rows])
 
     threads = min(len(os.sched_getaffinity(0)), len(blocks) // BLOCKS_PER_THREAD)
     if threads > 1:
@@ -74,38 +82,39 @@ def _rows_of(linear: Linear, rows: slice) -> Linear:
     )
 
 
-def _dequantized(linear: Linear) -> npt.NDArray[np.float32]:
+def _dequantize(linear: Linear, out: npt.NDArray[np.float32]) -> None:
     scale = linear.weights_scaling_factor
     if linear.algo == NO_QUANT:
-        return linear.weight.astype(np.float32)
+        out[...] = linear.weight
+        return
     assert scale is not None
     if linear.algo == FP8:
-        return linear.weight.astype(np.float32) * np.float32(scale.reshape(-1)[0])
-    if linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
-        return linear.weight.astype(np.float32) * scale.astype(np.float32)[:, None]
-    if linear.algo == NF4:
-        return _by_group(values_of(linear.weight), scale.astype(np.float32))
-    if linear.algo == W4A16_AWQ:
-        return _dequantize_int4(linear, as_loaded(scale, _dtype(linear)))
-    if linear.algo == W4A8_AWQ:
+        np.multiply(linear.weight.astype(np.float32), np.float32(scale.reshape(-1)[0]), out=out)
+    elif linear.algo in (W8A8_SQ_PER_CHANNEL, INT8_WO):
+        np.multiply(linear.weight, scale.astype(np.float32)[:, None], out=out)
+    elif linear.algo == NF4:
+        _by_group(values_of(linear.weight), scale.astype(np.float32), out)
+    elif linear.algo == W4A16_AWQ:
+        _dequantize_int4(linear, as_loaded(scale, _dtype(linear)), out)
+    elif linear.algo == W4A8_AWQ:
         # The INT4 weight is rounded once more, to the float8 that the product is made in.
         scale_2 = np.float32(linear.weights_scaling_factor_2 or 0.0)
         loaded = as_loaded(scale, _dtype(linear), divisor=float(scale_2), last=DIVIDED_SCALES)
-        scaled = _by_group(unpack_int4(linear.weight), loaded)
-        return scaled.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32) * scale_2
-    raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
+        _by_group(unpack_int4(linear.weight), loaded, out)
+        np.multiply(out.astype(numpy_dtype("float8_e4m3fn")).astype(np.float32), scale_2, out=out)
+    else:
+        raise UnsupportedError(f"quant_algo {linear.algo} cannot be dequantized", where=linear.name)
 
 
-def _dequantize_int4(linear: Linear, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _dequantize_int4(
+    linear: Linear, scale: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
+) -> None:
     codes = unpack_int4(linear.weight)
     if linear.zero is not None:
         codes = codes + np.repeat(offsets(linear), linear.in_features // scale.shape[1], axis=1)
-    weight = _by_group(codes, scale)
-    if linear.input_order is None:
-        return weight
-    ordered = np.empty_like(weight)
-    ordered[:, linear.input_order] = weight
-    return ordered
+    _by_group(codes, scale, out)
+    if linear.input_order is not None:
+        out[:, linear.input_order] = out.copy()
 
 
 def offsets(linear: Linear) -> npt.NDArray[np.int8]:
@@ -136,8 +145,8 @@ def unpack_int4(packed: Array) -> npt.NDArray[np.int8]:
     half, columns = packed.shape
     codes = np.empty((half, 2, columns), np.int8)
     # Shifting left first lets the arithmetic right shift extend the sign of the low nibble.
-    codes[:, 0] = np.left_shift(packed, 4).astype(np.int8) >> 4
-    codes[:, 1] = packed >> 4
+    np.right_shift(np.left_shift(packed, 4), 4, out=codes[:, 0])
+    np.right_shift(packed, 4, out=codes[:, 1])
     return codes.reshape(2 * half, columns)
 
 
@@ -147,8 +156,8 @@ def _dtype(linear: Linear) -> str:
     return linear.prequant_scaling_factor.dtype.name
 
 
-def _by_group(values: Array, scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _by_group(values: Array, scale: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """Multiplies [N, K] by the scales of groups of columns, [N, K/g]."""
     rows, groups = scale.shape
-    product: npt.NDArray[np.float32] = values.reshape(rows, groups, -1) * scale[:, :, None]
-    return product.reshape(values.shape)
+    grouped = rows, groups, -1
+    np.multiply(values.reshape(grouped), scale[:, :, None], out=out.reshape(grouped))

@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.formats import FORMATS
 from pipeline.models.architectures import SHARED_INPUTS
 from pipeline.models.facts import ModelFacts
-from pipeline.models.sizes import layer_bytes, parameters, table_bytes
+from pipeline.models.sizes import layer_bytes, layer_parameters, parameters, table_bytes
 from pipeline.preflight.candidates import candidates
 from pipeline.quantize.formats import (
     AWQ_MAX_SAMPLES,
@@ -102,12 +102,11 @@ NO_TEXT = Texts(0, 0, 0, 1)
 def shape_of(recipe: Recipe, facts: ModelFacts) -> Shape:
     """Reads the sizes off a model's facts, and in what the recipe has it calibrated."""
     total = parameters(facts)
-    plain = next(row for row in FORMATS.values() if not row.quantizes)
     small = total * 4 <= FLOAT32_LIMIT_BYTES or FORMATS[recipe.quantize.format].dtype == "float32"
     return Shape(
         parameters=total,
         layers=facts.num_hidden_layers,
-        layer=layer_bytes(facts, plain, 1, None) // facts.num_hidden_layers,
+        layer=layer_parameters(facts),
         largest=max(rows * one.in_features for one in facts.linears for _, rows in one.source),
         hidden=facts.hidden_size,
         inner=facts.intermediate_size,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluation.lengths import COUNT, NEW_TOKENS, PROMPT_TOKENS, QUESTION_TOKENS
-from pipeline.evaluation.scoring import Model, logits_of, padded
+from pipeline.evaluation.scoring import Model, logits_of, often, padded
 from pipeline.evaluation.windows import Document
 from pipeline.source.tokens import SpanTokenizer
 
@@ -103,19 +103,20 @@ def greedy(
     """
     rows = [list(prompt) for prompt in prompts]
     running = list(range(len(rows)))
-    for _ in range(new):
-        if not running:
-            break
-        (logits,) = logits_of(model, [padded([rows[index] for index in running])])
-        last = torch.tensor([len(rows[index]) - 1 for index in running], device=logits.device)
-        chosen = logits[torch.arange(len(running), device=logits.device), last].argmax(dim=-1)
-        going = []
-        for index, token in zip(running, chosen.tolist(), strict=True):
-            if token not in end_ids:
-                rows[index].append(token)
-                going.append(index)
-        running = going
-        advance(1)
+    with often(model):
+        for _ in range(new):
+            if not running:
+                break
+            (logits,) = logits_of(model, [padded([rows[index] for index in running])])
+            last = torch.tensor([len(rows[index]) - 1 for index in running], device=logits.device)
+            chosen = logits[torch.arange(len(running), device=logits.device), last].argmax(dim=-1)
+            going = []
+            for index, token in zip(running, chosen.tolist(), strict=True):
+                if token not in end_ids:
+                    rows[index].append(token)
+                    going.append(index)
+            running = going
+            advance(1)
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,8 +34,16 @@ class AllAtOnce(Protocol):
     def logits(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yields what a :data:`Scorer` gives for each batch, in order."""
 
+    def often(self) -> AbstractContextManager[None]:
+        """Returns a context manager for calls that follow each other, each of few tokens."""
+
 
 Model = Scorer | AllAtOnce
+
+
+def often(model: Model) -> AbstractContextManager[None]:
+    """Returns a context manager in which a model is asked again and again, for few tokens each."""
+    return model.often() if isinstance(model, AllAtOnce) else nullcontext()
 
 
 def logits_of(model: Model, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

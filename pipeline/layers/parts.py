@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,6 +51,9 @@ class Parts(Protocol):
 
     def part(self, number: int) -> Part:
         """Loads a part; that of another number may be gone then."""
+
+    def often(self) -> AbstractContextManager[None]:
+        """Returns a context manager in which parts are loaded again and again for a few tokens."""
 
 
 def whole(model: torch.nn.Module) -> Part:

@@ -102,6 +102,10 @@ class Walker:
             # The head goes before the next walk begins.
             del last
 
+    def often(self) -> AbstractContextManager[None]:
+        """Returns a context manager for walks that follow each other, each of few tokens."""
+        return self.parts.often()
+
     def _groups(self, batches: Sequence[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
         most = HIDDEN_BYTES // (self.parts.hidden_size * 4)
         group: list[torch.Tensor] = []

@@ -53,11 +53,16 @@ def table_bytes(facts: ModelFacts, value_bytes: int) -> int:
     return facts.vocab_size * facts.hidden_size * value_bytes
 
 
+def layer_parameters(facts: ModelFacts) -> int:
+    """Counts the parameters of one decoder layer in floating point."""
+    plain = next(row for row in FORMATS.values() if not row.quantizes)
+    return layer_bytes(facts, plain, 1, None) // facts.num_hidden_layers
+
+
 def parameters(facts: ModelFacts) -> int:
     """Counts the parameters of a model in floating point, a tied head once."""
-    plain = next(row for row in FORMATS.values() if not row.quantizes)
     tables = table_bytes(facts, 1) * (1 if facts.tie_word_embeddings else 2)
-    return layer_bytes(facts, plain, 1, None) + tables + facts.hidden_size
+    return facts.num_hidden_layers * layer_parameters(facts) + tables + facts.hidden_size
 
 
 def multiplications(facts: ModelFacts) -> int:

@@ -8,8 +8,9 @@ with as many rows as there are features, however long the text is. So ModelOpt's
 it tries, rounds and compares as ever, and the scales are made of statistics of the text itself.
 
 Where two exponents are so close that rounding could decide between them, where the moments have no
-factor, and where the text is not much longer than R, ModelOpt searches on the text. In 16 bit it does so for all linears: products are rounded
-there, and behind a large bias other ones than those of the text.
+factor, and where the text is not much longer than R, ModelOpt searches on the text. In 16 bit it
+does so for all linears: products are rounded there, and behind a large bias other ones than those
+of the text.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,21 @@ import torch
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.sources import QuantizedFolder
 from pipeline.layers.one_layer import FIRST_LAYER, empty_layer
-from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part
+from pipeline.layers.parts import HEAD_BYTES, EmbeddingByRows, HeadInBlocks, Part
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
-from pipeline.models.sizes import parameters
+from pipeline.models.sizes import layer_parameters, parameters
 from pipeline.reference.kv_cache import ATTENTION_NAME
 from pipeline.reference.linear import float32_tensor
-from pipeline.reference.model import config_of, fill_layer
+from pipeline.reference.model import Room, config_of, fill_layer
 from pipeline.source.loading import load_config
 from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
+# Of one model, while it is read again and again for a few tokens: so many of its first parts. They
+# take less than what was there when many tokens were computed.
+OFTEN_BYTES = 400 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20
 _LAYER = FIRST_LAYER.removesuffix(".")
@@ -55,7 +60,7 @@ def checkpoint_by_layer(directory: Path, device: torch.device) -> ByLayer:
 
 
 class ByLayer:
-    """What both have in common; a small model keeps its parts.
+    """What both have in common; a small model keeps its parts, and a large one does for a while.
 
     Args:
         facts: The model's.
@@ -70,10 +75,13 @@ class ByLayer:
         self.layers, self.hidden_size = facts.num_hidden_layers, facts.hidden_size
         self.vocabulary, self.device = facts.vocab_size, device
         self._config, self._attention = config, attention
-        self._keeps = 2 * 4 * parameters(facts) <= KEPT_BYTES
+        self._sizes = [0, *[4 * layer_parameters(facts)] * self.layers, self._last_bytes()]
+        # Parts in front of this one stay in memory.
+        self._kept_until = len(self._sizes) if 2 * 4 * parameters(facts) <= KEPT_BYTES else 0
         self._kept: dict[int, Part] = {}
-        # Of one layer of each kind, whose weights are replaced by those of the next.
-        self._models: dict[str, Any] = {}
+        # Of each layer that is kept by its index, and of one of each kind, whose weights are
+        # replaced by those of the next.
+        self._models: dict[int | str, Any] = {}
         # What a layer gets besides hidden states, by its kind and their shape.
         self._beside: dict[tuple[str, int, int], dict[str, Any]] = {}
 
@@ -84,8 +92,24 @@ class ByLayer:
         self._models.clear()
         self._beside.clear()
 
+    @contextmanager
+    def often(self) -> Iterator[None]:
+        """Returns a context manager in which parts are kept that :data:`OFTEN_BYTES` have room for.
+
+        For walks that follow each other, each of few tokens.
+        """
+        before, sizes = self._kept_until, accumulate(self._sizes)
+        self._kept_until = max(before, sum(size <= OFTEN_BYTES for size in sizes))
+        try:
+            yield
+        finally:
+            for number in [number for number in self._kept if number >= before]:
+                del self._kept[number]
+                self._models.pop(number - 1, None)
+            self._kept_until = before
+
     def part(self, number: int) -> Part:
-        """Loads a part; unless the model is small, one that was loaded before is lost."""
+        """Loads a part; unless it is kept, one that was loaded before is lost."""
         if number in self._kept:
             return self._kept[number]
         if number == 0:
@@ -95,7 +119,7 @@ class ByLayer:
             part = self._layer_part(number)
         else:
             part = self._last_part()
-        if self._keeps:
+        if number < self._kept_until:
             self._kept[number] = part
         return part
 
@@ -103,12 +127,13 @@ class ByLayer:
         index = number - 1
         kinds = getattr(self._config, "layer_types", None)
         kind = str(kinds[index]) if kinds else ""
-        slot = str(index) if self._keeps else kind
+        kept = number < self._kept_until
+        slot = index if kept else kind
         if slot not in self._models:
             self._models[slot] = self._empty(index)
         model = self._models[slot]
         layer = model.model.layers[0]
-        self._fill(layer, index)
+        self._fill(layer, index, kept=kept)
         layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
@@ -145,6 +170,10 @@ class ByLayer:
         model.model.rotary_emb.to(self.device)
         return model
 
+    def _last_bytes(self) -> int:
+        head = 4 * self.vocabulary * self.hidden_size
+        return head if head <= HEAD_BYTES else 0
+
     def _last_part(self) -> Part:
         norm = empty_layer(self._config, 0, torch.float32).model.norm
         norm.weight = torch.nn.Parameter(self._norm().to(self.device), requires_grad=False)
@@ -161,7 +190,7 @@ class ByLayer:
     def _norm(self) -> torch.Tensor:
         raise NotImplementedError
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:
         raise NotImplementedError
 
 
@@ -241,7 +270,7 @@ class _Source(ByLayer):
     def _norm(self) -> torch.Tensor:
         return self._tensors.tensor(NORM).float()
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:  # noqa: ARG002
         if any(weight.is_meta for weight in layer.parameters()):
             layer.to_empty(device=self.device)
         for name, weight in layer.named_parameters():
@@ -255,6 +284,7 @@ class _Checkpoint(ByLayer):
         facts = self._checkpoint.facts
         super().__init__(facts, config_of(facts), device, ATTENTION_NAME)
         self._facts, self._weights = facts, self._checkpoint.weights()
+        self._room: Room = {}
 
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         found = float32_tensor(self._weights.vocab_embedding[ids.numpy()])
@@ -269,10 +299,10 @@ class _Checkpoint(ByLayer):
     def _norm(self) -> torch.Tensor:
         return float32_tensor(self._weights.ln_f)
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:
         stored = self._weights.layers[index]
         algo = self._checkpoint.config.quantization.kv_cache_algo
-        fill_layer(layer, stored, self._facts, algo)
+        fill_layer(layer, stored, self._facts, algo, None if kept else self._room)
         self._checkpoint.release()
 
 

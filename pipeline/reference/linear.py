@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -88,7 +89,9 @@ class CheckpointLinear(torch.nn.Module):
         return functional.linear(x, self.weight, self.bias)
 
 
-def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]:
+def split_linear(
+    linear: Linear, sizes: Sequence[int], out: npt.NDArray[np.float32] | None = None
+) -> list[CheckpointLinear]:
     """Splits a fused linear into those that it was made of, by their numbers of rows.
 
     They share the quantizer of x, as the fused one does.
@@ -96,8 +99,9 @@ def split_linear(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]
     Args:
         linear: The fused one, of N rows.
         sizes: Rows of each part, in order; N together.
+        out: Where their weights go, see :func:`pipeline.checkpoint.dequantize.dequantize`.
     """
-    weights = torch.split(torch.from_numpy(dequantize(linear)), list(sizes))
+    weights = torch.split(torch.from_numpy(dequantize(linear, out)), list(sizes))
     biases: Sequence[torch.Tensor | None] = [None] * len(sizes)
     if linear.bias is not None:
         biases = torch.split(float32_tensor(linear.bias), list(sizes))

@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
 from pipeline.checkpoint import open_checkpoint
-from pipeline.checkpoint.layout import Array, Layer, Weights
+from pipeline.checkpoint.layout import Array, Layer, Linear, Weights
 from pipeline.models.facts import ModelFacts
 from pipeline.reference.kv_cache import ATTENTION_NAME, set_kv_cache
 from pipeline.reference.linear import float32_tensor, split_linear, whole_linear
+
+Room = dict[str, npt.NDArray[np.float32]]
+"""Where a layer's weights are turned back to, by the names of its linears."""
 
 
 def load_reference(directory: Path) -> torch.nn.Module:
@@ -56,7 +61,13 @@ def reference_model(
     return reference
 
 
-def fill_layer(module: Any, layer: Layer, facts: ModelFacts, kv_cache_algo: str | None) -> None:
+def fill_layer(
+    module: Any,
+    layer: Layer,
+    facts: ModelFacts,
+    kv_cache_algo: str | None,
+    room: Room | None = None,
+) -> None:
     """Gives a decoder layer of transformers what a layer of a checkpoint has.
 
     Args:
@@ -65,21 +76,29 @@ def fill_layer(module: Any, layer: Layer, facts: ModelFacts, kv_cache_algo: str 
         facts: The model's facts.
         kv_cache_algo: ``INT8``, ``FP8`` or None; with one the module's model was built with
             ``attn_implementation=ATTENTION_NAME``.
+        room: Of the layer before, whose weights are lost; empty at first. None makes new arrays.
     """
     for linear in facts.linears:
         stored = layer.linear(linear.name)
         rows = tuple(size for _, size in linear.source)
+        out = None if room is None else _part_of(room, linear.name, stored)
         # Those of the layer before, if there was one, go ahead of what takes their place.
         for name, _ in linear.source:
             module.set_submodule(name, torch.nn.Identity())
-        parts = split_linear(stored, rows) if len(rows) > 1 else (whole_linear(stored),)
-        for (name, _), part in zip(linear.source, parts, strict=True):
+        for (name, _), part in zip(linear.source, split_linear(stored, rows, out), strict=True):
             module.set_submodule(name, part)
     for norm in facts.family.norms:
         _set_weight(module.get_submodule(norm.source), layer.norm(norm.checkpoint))
     if kv_cache_algo is not None:
         assert layer.kv_cache_scaling_factor is not None
         set_kv_cache(module.self_attn, kv_cache_algo, layer.kv_cache_scaling_factor)
+
+
+def _part_of(room: Room, name: str, linear: Linear) -> npt.NDArray[np.float32]:
+    shape = linear.out_features, linear.in_features
+    if name not in room or room[name].shape != shape:
+        room[name] = np.empty(shape, np.float32)
+    return room[name]
 
 
 def _set_weight(module: torch.nn.Module, array: Array) -> None:
