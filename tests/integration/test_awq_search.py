@@ -69,7 +69,9 @@ def calibrated(source: Path, condensed: bool, *lengths: int, **changes: Any) -> 
     """A layer behind the calibration, and the text behind the layer."""
     model, asked = layer(source), recipe(source, format="int4_awq", **changes).quantize
     walk = Walk(states(model.config.hidden_size, *lengths), (0, 0), torch.device("cpu"))
-    search = AwqSearch(walk.look, walk.tokens, live=asked.kv_cache is not None) if condensed else None
+    search = (
+        AwqSearch(walk.look, walk.tokens, live=asked.kv_cache is not None) if condensed else None
+    )
     calibrate_on(model, asked, walk, search=search)
     walk.leave()
     return model, walk

@@ -6,7 +6,9 @@ import gc
 import itertools
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,16 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "NEW_TOKENS", 4)
 
 
-@pytest.fixture(params=["kept", "read again"])
-def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the layers of so small a model stay in memory."""
+@pytest.fixture(params=["kept", "often", "first layer", "read again"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which layers of so small a model stay in memory, all the time or for completions."""
     if request.param != "kept":
         monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
-    return bool(request.param == "kept")
+    if request.param in ("first layer", "read again"):
+        # A layer takes 2 MB or less.
+        monkeypatch.setattr(
+            by_layer, "OFTEN_BYTES", 2 << 20 if request.param != "read again" else 0
+        )
 
 
 class Notes(Silent):
@@ -126,7 +132,8 @@ def test_ranks_a_kv_cache_and_rounded_activations(
     settings = matrix_recipe(source, "int8_sq", 2, 2)
     written = assert_same(settings, source, tmp_path, dtype="model")
     assert json.loads(written)["activations"]["rounded"]
-    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    for limit in ("KEPT_BYTES", "OFTEN_BYTES"):
+        monkeypatch.setattr(by_layer, limit, 0)
     again = evaluated(
         settings, source, tmp_path / "checkpoint", tmp_path / "again", "layer", dtype="model"
     )
@@ -244,6 +251,41 @@ def test_a_killed_run_goes_on_at_its_layer(tmp_path: Path, monkeypatch: pytest.M
     assert found == expected
     assert "computing the source: an earlier run ended after layer 2 of 2" in told.notes
     assert next(ends) > 3
+
+
+@pytest.mark.parametrize(("layers", "read"), [(0, [0, 1] * 3), (1, [0, 1, 1, 1]), (2, [0, 1])])
+@pytest.mark.parametrize("which", ["source", "checkpoint"])
+def test_layers_that_there_is_room_for_are_read_once_for_walk_after_walk(
+    which: str, layers: int, read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    # A layer takes 1.5 MiB.
+    monkeypatch.setattr(by_layer, "OFTEN_BYTES", layers << 21)
+    folder = source = write_source("Qwen2", tmp_path / "source")
+    by_parts: Any
+    load: Any
+    by_parts, load = source_by_layer, load_source
+    if which == "checkpoint":
+        by_parts, load, folder = checkpoint_by_layer, load_reference, tmp_path / "checkpoint"
+        run_stage(recipe(source, format="int4_awq"), source, folder)
+    whole = scorer_of(load(folder), CPU)
+    seen: list[int] = []
+    texts = [torch.randint(0, VOCAB, (2, length)) for length in (5, 6, 7)]
+    with closing(by_parts(folder, CPU)) as opened:
+        fill = opened._fill
+        monkeypatch.setattr(
+            opened, "_fill", lambda *given, **more: (seen.append(given[1]), fill(*given, **more))
+        )
+        walker = Walker(opened, which)
+        with walker.often():
+            found = [next(walker.logits([text])) for text in texts]
+            kept = [weakref.ref(opened._models[index]) for index in range(layers)]
+        assert seen == read
+        assert [model() for model in kept] == [None] * layers
+        found.append(next(walker.logits([texts[0]])))
+        assert seen == [*read, 0, 1]
+    for logits, text in zip(found, [*texts, texts[0]], strict=True):
+        assert torch.equal(logits, whole(text))
 
 
 def test_texts_that_are_too_many_go_in_groups(

@@ -11,5 +11,5 @@ from pipeline.reference import by_layer
 def test_limits_are_those_of_the_walks() -> None:
     assert (work.BATCH_TOKENS, work.BATCH_LOGITS) == (scoring.BATCH_TOKENS, scoring.BATCH_LOGITS)
     assert (memory.STATES, memory.HEAD) == (walk.HIDDEN_BYTES, parts.HEAD_BYTES)
-    assert seconds.KEPT_LAYERS == by_layer.KEPT_BYTES
+    assert work.OFTEN_BYTES == by_layer.OFTEN_BYTES
     assert seconds.NOISE_TOKENS == signal_to_noise.TOKENS
