@@ -155,8 +155,8 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memo
     states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
     turning = TURNED_BACK * shape.largest * 4
-    # Through the layers of one model, then of the other; then heads and logits of both; for each new
-    # token of a completion; and linear by linear through both, without states.
+    # Through the layers of one model, then of the other; then heads and logits of both; for each
+    # new token of a completion; and linear by linear through both, without states.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
     walking = states + WALKING * layer + turning + batch
