@@ -66,7 +66,6 @@ class Shape:
     attention: int
     item: int
 
-
     @property
     def kept_layers(self) -> int:
         """Counts the layers that stay in memory while completions are written layer by layer."""

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoint.config import CheckpointConfig
+from pipeline.checkpoint.validate import rank_path
+
 if TYPE_CHECKING:
     import torch
 
     from pipeline.layers.state import State
 
 CONFIG = "config.json"
-_STATE, _RANKS = "layers.state", "rank*.safetensors"
+_STATE = "layers.state"
 _READABLE = 0o444
 
 
@@ -93,4 +96,5 @@ def forget(folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """The files of a checkpoint, first that which says that it is whole."""
-    return [folder / CONFIG, *sorted(folder.glob(_RANKS))]
+    ranks = CheckpointConfig.from_directory(folder).world_size
+    return [folder / CONFIG, *(rank_path(folder, rank) for rank in range(ranks))]

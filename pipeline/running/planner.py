@@ -24,6 +24,7 @@ from pipeline.stages.base import Stage
 from pipeline.store.artifact import Artifact
 from pipeline.store.digests import digest_of
 from pipeline.store.store import Store
+from pipeline.tables import size
 from pipeline.targets import get_target
 from pipeline.targets.base import GivenEngine
 from pipeline.verdict.failure import Failure
@@ -168,4 +169,6 @@ def plan_stage(
         return PlannedStage(stage, "cached", "", key, artifact, material)
     before = lock.get(stage.name)
     reason = reason_to_run(material, before["material"] if before else None, damage)
+    if left := store.unfinished.bytes_of(stage.name, key):
+        reason += f"; an earlier run left {size(left)} of it"
     return PlannedStage(stage, "run", reason, key, None, material)

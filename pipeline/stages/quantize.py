@@ -345,6 +345,11 @@ def _batches(context: StageContext, texts: list[Line], facts: ModelFacts) -> lis
     source = context.inputs["source"].path
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     length = min(calibration.sequence_length, facts.max_position_embeddings)
+    if length < calibration.sequence_length:
+        context.progress.note(
+            f"calibration texts have up to {length} tokens, not {calibration.sequence_length}: the "
+            "model has no more positions"
+        )
     read = list(Renderer(source).texts(texts))
     return batches(token_rows(read, tokenizer, length), calibration.batch_size)
 

@@ -116,6 +116,11 @@ def read_text(context: StageContext, tokens: int, longest: int | None = None) ->
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     positions = ModelFacts.from_directory(source).max_position_embeddings
     wanted = min(settings.sequence_length, positions)
+    if wanted < settings.sequence_length:
+        context.progress.note(
+            f"windows are of {wanted} tokens, not {settings.sequence_length}: the model has no "
+            "more positions"
+        )
     length = wanted if longest is None else max(2, min(wanted, longest))
     if length < wanted:
         context.progress.note(f"windows are of {length} tokens, not {wanted}: for the engine")

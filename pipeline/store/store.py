@@ -154,7 +154,7 @@ class Store:
             inputs: What the stage reads, as :meth:`changed` has found it. What was made before
                 somebody wrote into one of them is not gone on with.
             anew: Begins with nothing.
-            note: Is told why something is not gone on with.
+            note: Is told why something is not gone on with, and that something is kept.
 
         Raises:
             StoreError: The store cannot be written.

@@ -91,7 +91,7 @@ class Unfinished:
             made_from: Marks of files that the stage reads and somebody else may write into, from
                 :func:`link_mark_of`. What was made from others is not gone on with.
             anew: Begins with nothing.
-            note: Is told why something is not gone on with.
+            note: Is told why something is not gone on with, and that something is kept.
 
         Yields:
             A directory that nothing leads out of, empty where nothing was left.
@@ -120,6 +120,9 @@ class Unfinished:
             if ended or not _has_files(path):
                 with suppress(OSError):  # a later run finds the artifact, and removes it
                     self.discard(path)
+            else:
+                kept = size(self.bytes_of(stage, key))
+                note(f"{stage}: what it has done is kept ({kept}), and another run goes on with it")
 
     def discard(self, path: Path) -> None:
         """Removes a directory, out of sight first so that nobody goes on with a part of it.

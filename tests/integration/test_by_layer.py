@@ -253,6 +253,22 @@ def test_a_killed_run_goes_on_at_its_layer(tmp_path: Path, monkeypatch: pytest.M
     assert next(ends) > 3
 
 
+@pytest.mark.usefixtures("_short")
+def test_texts_that_are_longer_than_the_model_are_cut_and_that_is_told(tmp_path: Path) -> None:
+    source, told = write_source("Llama", tmp_path / "source"), Notes()
+    run_stage(recipe(source, format="float16"), source, tmp_path / "checkpoint")
+    evaluated(
+        recipe(source, format="float16"),
+        source,
+        tmp_path / "checkpoint",
+        tmp_path / "evaluated",
+        "layer",
+        progress=told,
+        sequence_length=600,
+    )
+    assert "windows are of 256 tokens, not 600: the model has no more positions" in told.notes
+
+
 @pytest.mark.parametrize(("layers", "read"), [(0, [0, 1] * 3), (1, [0, 1, 1, 1]), (2, [0, 1])])
 @pytest.mark.parametrize("which", ["source", "checkpoint"])
 def test_layers_that_there_is_room_for_are_read_once_for_walk_after_walk(

@@ -288,6 +288,8 @@ def test_what_is_whole_is_not_written_again(
     seen = Interrupted(monkeypatch)
     output = run_unfinished(asked, source("Llama"), tmp_path, "first")
     assert (output / "rank1.safetensors").stat().st_mode & 0o777 == 0o444
+    # Of somebody else, and no part of the checkpoint.
+    (tmp_path / "unfinished" / "rank7.safetensors").write_bytes(b"")
     run_unfinished(asked, source("Llama"), tmp_path, "second")
     whole = as_whole(asked)
     run_unfinished(whole, source("Llama"), tmp_path, "third")

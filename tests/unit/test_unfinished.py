@@ -77,6 +77,7 @@ def test_a_stage_that_failed_finds_what_it_left_and_nobody_else_does(house: Hous
         house.build.store.sweep()
     # A forced stage begins with nothing.
     assert found == [[], ["layer-1"], []]
+    assert house.reasons()["quantize"] == "never ran; an earlier run left 4.0 KiB of it"
     with pytest.raises(KeyboardInterrupt):
         house.run("quantize.smoothquant_alpha=0.75")
     assert found[-1] == []
@@ -188,6 +189,19 @@ def test_why_something_is_not_gone_on_with_is_told(store: Store, tmp_path: Path)
     assert told == [
         "stage begins anew, and not with what an earlier run left: state is linked from elsewhere"
     ]
+
+
+def test_what_is_kept_is_told(store: Store) -> None:
+    told: list[str] = []
+    for name in ("", "state"):
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            store.begun("stage", "k", {}, note=told.append) as directory,
+        ):
+            if name:
+                (directory / name).write_bytes(bytes(range(256)) * 12 * 1024)
+            raise KeyboardInterrupt
+    assert told == ["stage: what it has done is kept (3.0 MiB), and another run goes on with it"]
 
 
 def test_what_a_killed_run_linked_into_its_workspace_is_gone_on_with(store: Store) -> None:

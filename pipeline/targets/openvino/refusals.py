@@ -14,6 +14,7 @@ from pipeline.formats import (
 )
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
+from pipeline.tables import size
 from pipeline.targets.openvino.memory import TOKENS_PER_BLOCK, plan_memory
 from pipeline.targets.openvino.options import kv_cache_precision
 
@@ -132,8 +133,10 @@ def _check_memory(recipe: Recipe, facts: ModelFacts) -> None:
         remedy += "" if sized else ", or lower compile.max_batch_size or compile.max_seq_len"
     if weights < there and precision == "f32":
         remedy += "; compile.openvino.kv_cache_precision: f16 or u8 makes the cache smaller"
+    needed = weights + plan.kv_cache
     raise UnsupportedError(
-        f"the engine needs {weights + plan.kv_cache:,} bytes, and this machine has {there:,}",
+        f"the engine needs {needed:,} bytes ({size(needed)}), and this machine has {there:,} "
+        f"({size(there)})",
         where=recipe.place(
             "serve.max_tokens_in_paged_kv_cache" if sized else "compile.max_batch_size"
         ),
