@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any
 
 
@@ -74,6 +75,11 @@ class PipelineError(Exception):
             "fix": self.fix,
             "exit_code": self.exit_code,
         }
+
+
+def cause(error: BaseException) -> str:
+    """Says in one line what another library raised; some put a whole tensor into their message."""
+    return shorten(f"{type(error).__name__}: {error}", 600, placeholder=" ...")
 
 
 def _paragraph(where: str | None, what: str, why: str | None, fix: str | None) -> str:

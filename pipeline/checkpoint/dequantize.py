@@ -27,7 +27,7 @@ from pipeline.formats import (
 # Of a linear, dequantized at a time: what a processor's own memory holds.
 BLOCK_WEIGHTS = 1 << 17
 # Fewer are done before a thread is there.
-BLOCKS_PER_THREAD = 8
+BLOCKS_PER_THREAD = 3
 
 
 def dequantize(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import errors
 from pipeline._version import __version__
-from pipeline.errors import MissingDependencyError, PipelineError, StageError, UsageError
+from pipeline.errors import MissingDependencyError, PipelineError, StageError, UsageError, cause
 from pipeline.harness.job import Job
 
 # What it prints tells which of both is there, and whether this project is of the same version.
@@ -130,7 +130,7 @@ def _answered(found: Path, python: Path) -> dict[str, Any]:
         raise StageError(
             "what lm-eval found cannot be read",
             where=str(python),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix=INSTALL,
         ) from error
     result: dict[str, Any] = answer

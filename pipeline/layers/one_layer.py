@@ -81,3 +81,15 @@ def empty_layer(config: Any, index: int, dtype: torch.dtype, attention: str | No
     # Its inverse frequencies are computed, not loaded, so they must not stay on the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(own)
     return model.eval()
+
+
+def another_layer(model: Any, index: int) -> Any:
+    """Builds a decoder layer as a one-layer model has it, with all weights on the meta device.
+
+    Args:
+        model: Of :func:`empty_layer`.
+        index: The layer's number in the whole model.
+    """
+    layer = model.model.layers[0]
+    with torch.device("meta"):
+        return type(layer)(layer.self_attn.config, index).eval()

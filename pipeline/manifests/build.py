@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import RepositoryError, StoreError, UsageError
+from pipeline.errors import RepositoryError, StoreError, UsageError, cause
 from pipeline.reading.files import is_folder, shortened
 from pipeline.reading.json_text import read_json
 from pipeline.serving import REPORT, target_of
@@ -73,7 +73,7 @@ def read_build(repository: Path) -> Build:
         raise RepositoryError(
             f"{MANIFEST} does not say the digest and the size of the repository",
             where=str(repository),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run its recipe again, which deploys it afresh",
         ) from error
     name = project_name(repository).removeprefix("triton-")

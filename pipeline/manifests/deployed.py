@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline._version import __version__
-from pipeline.errors import RepositoryError, UnsupportedError, UsageError
+from pipeline.errors import RepositoryError, UnsupportedError, UsageError, cause
 from pipeline.manifests.build import Build
 from pipeline.manifests.inputs import Inputs, inputs_of
 from pipeline.manifests.measured import CLEAR_UP_S, Measured, measured
@@ -163,7 +163,7 @@ def _engine(build: Build) -> tuple[dict[str, Any], dict[str, int]]:
         raise RepositoryError(
             "the engine does not say its sizes",
             where=str(path),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run the recipe again, or copy the repository again from where it was built",
         ) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import RepositoryError
+from pipeline.errors import RepositoryError, cause
 from pipeline.manifests.build import Build
 from pipeline.serving import REPORT
 
@@ -95,7 +95,7 @@ def measured(build: Build, sizes: Mapping[str, Any]) -> Measured:
         raise RepositoryError(
             "the report beside the repository does not say what was measured",
             where=str(build.repository.resolve().parent / REPORT),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run the recipe again, which writes it anew",
         ) from error
 

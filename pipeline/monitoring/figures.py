@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UnsupportedError, UsageError
+from pipeline.errors import UnsupportedError, UsageError, cause
 from pipeline.manifests.build import Build
 from pipeline.reading.json_text import read_json
 from pipeline.tables import number, streams
@@ -119,7 +119,7 @@ def figures_of(build: Build, load_test: Path | None = None) -> Figures:
         raise UnsupportedError(
             "the report beside the repository does not say the sizes of its engine, or its limits",
             where=str(build.repository),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run the recipe again, which writes it anew",
         ) from error
 
@@ -173,7 +173,7 @@ def _level(row: Any, source: str) -> LoadTest:
         raise UsageError(
             "a measurement of the load test is not complete",
             where=source,
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Measure again",
         ) from error
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.dependencies import install, require
-from pipeline.errors import StageError
+from pipeline.errors import StageError, cause
 from pipeline.progress import Progress, Silent, Task
 from pipeline.quantize.formats import modelopt_config, pass_costs
 from pipeline.quantize.statistics import Statistics
@@ -120,7 +120,7 @@ def explained(name: str) -> Iterator[None]:
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not calibrate {name}",
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
         ) from error
 
 

@@ -16,7 +16,7 @@ from pipeline.checkpoint.config import POSITIONS
 from pipeline.checkpoint.loading import largest_loadable
 from pipeline.checkpoint.validate import rank_path
 from pipeline.dependencies import install, require
-from pipeline.errors import StageError
+from pipeline.errors import StageError, cause
 from pipeline.formats import FORMATS
 from pipeline.models.facts import ModelFacts
 from pipeline.models.ranks import vocabulary_rows
@@ -109,7 +109,7 @@ def _explained(recipe: Recipe) -> Iterator[None]:
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not export {recipe.quantize.format}",
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.errors import RepositoryError
+from pipeline.errors import RepositoryError, cause
 from pipeline.manifests.build import Build
 from pipeline.manifests.measured import measured
 from pipeline.reading.json_text import read_json
@@ -56,7 +56,7 @@ def size_of(build: Build) -> Size:
         raise RepositoryError(
             "the engine does not say how many sequences it takes and how long they are",
             where=str(place),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run its recipe again, which deploys it afresh",
         ) from error
     return Size(

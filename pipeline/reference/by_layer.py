@@ -13,7 +13,7 @@ import torch
 
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.sources import QuantizedFolder
-from pipeline.layers.one_layer import FIRST_LAYER, empty_layer
+from pipeline.layers.one_layer import FIRST_LAYER, another_layer, empty_layer
 from pipeline.layers.parts import HEAD_BYTES, EmbeddingByRows, HeadInBlocks, Part
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
@@ -79,9 +79,9 @@ class ByLayer:
         # Parts in front of this one stay in memory.
         self._kept_until = len(self._sizes) if 2 * 4 * parameters(facts) <= KEPT_BYTES else 0
         self._kept: dict[int, Part] = {}
-        # Of each layer that is kept by its index, and of one of each kind, whose weights are
-        # replaced by those of the next.
-        self._models: dict[int | str, Any] = {}
+        # Of one layer of each kind, whose weights are replaced by those of the next unless that
+        # one is kept.
+        self._models: dict[str, Any] = {}
         # What a layer gets besides hidden states, by its kind and their shape.
         self._beside: dict[tuple[str, int, int], dict[str, Any]] = {}
 
@@ -105,7 +105,6 @@ class ByLayer:
         finally:
             for number in [number for number in self._kept if number >= before]:
                 del self._kept[number]
-                self._models.pop(number - 1, None)
             self._kept_until = before
 
     def part(self, number: int) -> Part:
@@ -127,32 +126,31 @@ class ByLayer:
         index = number - 1
         kinds = getattr(self._config, "layer_types", None)
         kind = str(kinds[index]) if kinds else ""
-        kept = number < self._kept_until
-        slot = index if kept else kind
-        if slot not in self._models:
-            self._models[slot] = self._empty(index)
-        model = self._models[slot]
-        layer = model.model.layers[0]
+        if kind not in self._models:
+            self._models[kind] = self._empty(index)
+        model, kept = self._models[kind], number < self._kept_until
+        layer = another_layer(model, index) if kept else model.model.layers[0]
         self._fill(layer, index, kept=kept)
         layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
             for name, module in layer.named_modules()
         }
-        return Part(number, modules, lambda hidden: self._run(model, kind, hidden))
+        return Part(number, modules, lambda hidden: self._run(model, layer, kind, hidden))
 
-    def _run(self, model: Any, kind: str, hidden: torch.Tensor) -> torch.Tensor:
+    def _run(self, model: Any, layer: Any, kind: str, hidden: torch.Tensor) -> torch.Tensor:
         """Runs one layer, in the mask and the positions that transformers makes for the shape.
 
         A whole model makes them once for all layers; so they are made once here for all that are
         alike.
         """
-        shape, layer = (kind, *hidden.shape[:2]), model.model.layers[0]
+        shape = (kind, *hidden.shape[:2])
         output: torch.Tensor
         if beside := self._beside.get(shape):
             output = layer(hidden, **beside)
             return output
         seen: dict[str, Any] = {}
+        own, model.model.layers[0] = model.model.layers[0], layer
         handle = layer.register_forward_pre_hook(
             lambda _layer, _inputs, named: seen.update(named), with_kwargs=True
         )
@@ -160,6 +158,7 @@ class ByLayer:
             output = model.model(inputs_embeds=hidden, use_cache=False).last_hidden_state
         finally:
             handle.remove()
+            model.model.layers[0] = own
         if len(self._beside) < SHAPES and _bytes(seen) <= SHAPE_BYTES:
             self._beside[shape] = seen
         return output

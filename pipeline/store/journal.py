@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, cause
 from pipeline.reading.files import read_utf8
 from pipeline.reading.json_text import parse_json
 from pipeline.store.files import write_atomically
@@ -61,7 +61,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             raise UsageError(
                 "this line is not one of a history",
                 where=f"{path}:{number}",
-                why=f"{type(error).__name__}: {error}",
+                why=cause(error),
                 fix="Remove the line, or move the file away: the next run begins a new one",
             ) from error
         lines.append(line)

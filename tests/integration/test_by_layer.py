@@ -295,7 +295,10 @@ def test_layers_that_there_is_room_for_are_read_once_for_walk_after_walk(
         walker = Walker(opened, which)
         with walker.often():
             found = [next(walker.logits([text])) for text in texts]
-            kept = [weakref.ref(opened._models[index]) for index in range(layers)]
+            kept = [
+                weakref.ref(opened.part(1 + index).modules[f"model.layers.{index}"])
+                for index in range(layers)
+            ]
         assert seen == read
         assert [model() for model in kept] == [None] * layers
         found.append(next(walker.logits([texts[0]])))

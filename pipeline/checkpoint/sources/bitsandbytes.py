@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.nf4 import LEVELS
 from pipeline.checkpoint.sources.linear import SourceLinear
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, cause
 from pipeline.formats import NF4
 from pipeline.models.quantized import StoredQuantization
 from pipeline.source.quantized import NESTED_BLOCK, NF4_BLOCK, NF4_STATE
@@ -80,7 +80,7 @@ def _state(raw: Array) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise SourceError(
             f"{NF4_STATE} cannot be used",
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Use the directory that bitsandbytes wrote, unchanged",
         ) from error
     return {**state, "shape": sizes}

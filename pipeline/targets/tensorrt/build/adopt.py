@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import CheckpointConfig
-from pipeline.errors import CompileError
+from pipeline.errors import CompileError, cause
 from pipeline.progress import Progress, Silent
 from pipeline.reading.files import read_regular, way_out
 from pipeline.recipe.schema import Recipe
@@ -147,7 +147,7 @@ def gpu_of(directory: Path) -> InstalledGpu:
         raise CompileError(
             f"{MANIFEST} does not say which GPU the engine is for",
             where=str(directory / MANIFEST),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix=BUILD,
         ) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import RepositoryError
+from pipeline.errors import RepositoryError, cause
 from pipeline.targets.tensorrt.lora.size import adapter_bytes
 from pipeline.targets.tensorrt.speculation import SPECULATION
 from pipeline.targets.tensorrt.toolchain import TENSORRT_LLM
@@ -105,7 +105,7 @@ class TrtEngine:
             raise RepositoryError(
                 "the engine's config.json is not that of a TensorRT-LLM engine",
                 where="engine config.json",
-                why=f"{type(error).__name__}: {error}",
+                why=cause(error),
                 fix="Compile the engine again with trtllm-pipeline run",
             ) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dependencies import installed
-from pipeline.errors import RepositoryError, UnsupportedError, UsageError
+from pipeline.errors import RepositoryError, UnsupportedError, UsageError, cause
 from pipeline.targets.tensorrt.build.engine import read_engine_manifest
 from pipeline.targets.tensorrt.docker import daemon_problem
 from pipeline.targets.tensorrt.environment import (
@@ -143,7 +143,7 @@ def engine_ranks(repository: Path) -> int:
         raise RepositoryError(
             "the engine does not say how many ranks it has",
             where=str(repository / ENGINE_DIR / "config.json"),
-            why=f"{type(error).__name__}: {error}",
+            why=cause(error),
             fix="Run the recipe again, or copy the repository again from where it was built",
         ) from error
 
