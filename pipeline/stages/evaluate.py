@@ -111,7 +111,7 @@ def _measure(
         rounded=settings_of(recipe).dtype == "model",
     )
     with models.watching(watch):
-        with context.progress.task(f"scoring {text.tokens} tokens", text.tokens) as task:
+        with context.progress.task(f"scoring {text.tokens:,} tokens", text.tokens) as task:
             scores = compare(source, written, text.windows, models.vocabulary, task.advance)
         tasks = score_tasks(
             recipe,

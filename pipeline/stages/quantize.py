@@ -308,7 +308,7 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     with (
         # Each candidate is another checkpoint, of which a walk would know nothing.
         open_pair(context, source, checkpoint, resumed=False) as pair,
-        context.progress.task(f"scoring {tokens} tokens", tokens) as task,
+        context.progress.task(f"scoring {tokens:,} tokens", tokens) as task,
     ):
         scores = compare(pair.source, pair.written, whole, pair.vocabulary, task.advance)
     return float(TokenScores.joined(scores).kl.mean(dtype="float64"))

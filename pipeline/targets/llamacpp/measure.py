@@ -71,7 +71,7 @@ class ReadBack:
         scorer, vocabulary = _scorer(engine)
         total = sum(len(window) - 1 for window in windows)
         found: dict[int, NDArray[np.float32]] = {}
-        with progress.task(f"scoring {total} tokens on the file", total) as task:
+        with progress.task(f"scoring {total:,} tokens on the file", total) as task:
             for batch in batches(windows, vocabulary):
                 ids = padded([windows[index] for index in batch])
                 likely = torch.log_softmax(scorer(ids)[:, :-1], dim=-1)

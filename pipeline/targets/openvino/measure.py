@@ -78,7 +78,7 @@ class MeasuredHere:
         with _explained(engine):
             pipeline = Prompts(engine)
         total = sum(len(window) - 1 for window in windows)
-        with progress.task(f"scoring {total} tokens on the served engine", total) as task:
+        with progress.task(f"scoring {total:,} tokens on the served engine", total) as task:
             found = []
             for window, losses in zip(windows, pipeline.score(windows), strict=True):
                 found.append(losses)

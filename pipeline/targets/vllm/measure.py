@@ -110,7 +110,7 @@ class MeasuredElsewhere:
             "new_tokens": new_tokens,
         }
         total = sum(len(window) - 1 for window in windows)
-        with progress.task(f"scoring {total} tokens in vLLM {self.version}", total) as task:
+        with progress.task(f"scoring {total:,} tokens in vLLM {self.version}", total) as task:
             found = run_vllm(self.python, arguments, job)
             task.advance(total)
         losses = [np.array(row, np.float32) for row in found["losses"]]

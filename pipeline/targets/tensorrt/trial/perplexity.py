@@ -141,7 +141,7 @@ def engine_losses(
         rows = [list(window) for window in windows]
         longest = max(map(len, rows))
         build_engine(checkpoint, recipe, engine, progress, timing=timing, longest_window=longest)
-        with progress.task(f"scoring {total} tokens on the engine", total) as task:
+        with progress.task(f"scoring {total:,} tokens on the engine", total) as task:
             result = run_evaluation(engine, rows, timing, end_id=NO_END, pad_id=PAD)
             task.advance(total)
     found = [list(window["losses"]) for window in result["by_window"]]
