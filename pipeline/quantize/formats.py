@@ -15,7 +15,7 @@ from pipeline.recipe.schema import QuantizeSection, Recipe
 AWQ_MAX_SAMPLES = 32
 # Layer by layer AWQ searches on the second moments of texts with so many tokens for each feature.
 # Of shorter ones, and of more features, they would take more memory than they save time.
-_LONG, _WIDEST = 3, 8192
+_LONG, _WIDEST = 2, 8192
 # A search pass of AWQ tries 11 values of alpha on every linear, and one pass collects statistics.
 AWQ_PASS_COSTS = (1.0, 11.0)
 FLOAT_BITS = 16
