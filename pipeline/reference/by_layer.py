@@ -285,6 +285,10 @@ class _Checkpoint(ByLayer):
         self._facts, self._weights = facts, self._checkpoint.weights()
         self._room: Room = {}
 
+    def close(self) -> None:
+        super().close()
+        self._room.clear()
+
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         found = float32_tensor(self._weights.vocab_embedding[ids.numpy()])
         self._checkpoint.release()
