@@ -24,10 +24,9 @@ from pipeline.formats import (
     W8A8_SQ_PER_CHANNEL,
 )
 
-# Of a linear, dequantized at a time: what a processor's own memory holds.
-BLOCK_WEIGHTS = 1 << 17
-# Fewer are done before a thread is there.
-BLOCKS_PER_THREAD = 3
+# Of a linear, dequantized at a time: few enough for a processor's own memory, and so many that what
+# Python does for each is nothing beside it.
+BLOCK_WEIGHTS = 1 << 20
 
 
 def dequantize(
@@ -59,7 +58,7 @@ def dequantize(
     def compute(rows: slice) -> None:
         _dequantize(_rows_of(linear, rows), weight[rows])
 
-    threads = min(len(os.sched_getaffinity(0)), len(blocks) // BLOCKS_PER_THREAD)
+    threads = min(len(os.sched_getaffinity(0)), len(blocks))
     if threads > 1:
         # NumPy lets others run while it computes.
         with ThreadPoolExecutor(threads) as pool:

@@ -162,8 +162,8 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memo
     walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
     kept = shape.kept_layers
-    writing = kept * layer + min(head, HEAD)
-    writing += WALKING * layer + turning if kept < shape.layers else 0
+    passing = WALKING * layer + turning if kept < shape.layers else 0.0
+    writing = kept * layer + passing + min(head, HEAD)
     peak = max(walking, comparing, writing, NOISE * layer + turning)
     return Memory(least, round(IMPORTS + FIXED + peak))
 

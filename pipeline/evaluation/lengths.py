@@ -8,7 +8,7 @@ PROMPT_TOKENS = 16
 QUESTION_TOKENS = 256
 NEW_TOKENS, FEWEST = 32, 8
 # Of a model that is read anew for each token; a larger one writes fewer.
-LARGE = 250_000_000
+LARGE = 125_000_000
 
 
 def new_tokens(parameters: int) -> int:

@@ -65,7 +65,7 @@ class AwqSearch:
         Args:
             model: Within ``mtq.quantize``.
         """
-        if not self._inputs:
+        if not self._inputs and self._condensed(model):
             linears = (linear for _, linear in awq_linears(model))
             with _plain(linears), self._gathering(model):
                 self._look(model)
@@ -89,11 +89,18 @@ class AwqSearch:
             own.take(linear, given)
 
         with contextlib.ExitStack() as hooks:
-            for _, linear in awq_linears(model):
-                if is_condensed(self._tokens, linear.weight.shape[-1]):
-                    hook = linear.register_forward_pre_hook(take, with_kwargs=True)
-                    hooks.callback(hook.remove)
+            for linear in self._condensed(model):
+                hook = linear.register_forward_pre_hook(take, with_kwargs=True)
+                hooks.callback(hook.remove)
             yield
+
+    def _condensed(self, model: Any) -> list[Any]:
+        """The linears that are searched for on few rows."""
+        return [
+            linear
+            for _, linear in awq_linears(model)
+            if is_condensed(self._tokens, linear.weight.shape[-1])
+        ]
 
     def _decided(self) -> list[Any]:
         """Lets ModelOpt search on few rows, and returns the linears where that decided."""
