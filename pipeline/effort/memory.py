@@ -120,8 +120,7 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> M
     least = IMPORTS_AT_LEAST + (0 if on_gpu else sure)
     if recipe.model.by_layer:
         least += texts.sure * shape.hidden * item
-        # The next layer is read meanwhile.
-        held = layer + sets(recipe) * hidden + (0 if by_linear else shape.layer * 2)
+        held = layer + sets(recipe) * hidden
         return Memory(least, round(IMPORTS + FIXED + held + max(work, export)))
     each = WHOLE_FLOAT32 if item == 4 else WHOLE_16_BIT
     whole = IMPORTS + shape.parameters * each + batch * WIDE_OUTPUTS * shape.inner

@@ -1,4 +1,4 @@
-"""The tensors of the next layer, read while this one is worked on."""
+"""The tensors of the next layer, read while this one is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class ReadAhead:
     """A thread that reads layers, each before it is asked for.
 
     On CUDA it also copies them to the device, from pinned memory and beside the work that the
-    device is given meanwhile.
+    device is given meanwhile, and begins as early as it can. Elsewhere it waits for :meth:`begin`,
+    so that no layer lies in memory while the one before it needs most of it.
 
     Args:
         weights: The model's tensors.
@@ -44,15 +45,15 @@ class ReadAhead:
         self._next: dict[int, Future[dict[str, torch.Tensor]]] = {}
 
     def layer(self, index: int) -> Read:
-        """Returns what gives each tensor of a layer, once, and begins to read the layer behind.
+        """Returns what gives each tensor of a layer, once.
 
         Raises:
             SourceError: A file ended too soon.
         """
         waiting = self._next.pop(index, None)
         tensors = self._read(index) if waiting is None else waiting.result()
-        if index + 1 < self._layers:
-            self._next[index + 1] = self._pool.submit(self._read, index + 1)
+        if self._stream is not None:
+            self.begin(index + 1)
 
         def give(name: str) -> torch.Tensor:
             # What the snapshot lacks is its own error.
@@ -62,6 +63,11 @@ class ReadAhead:
             return tensor
 
         return give
+
+    def begin(self, index: int) -> None:
+        """Begins to read a layer, if there is one of that number."""
+        if index < self._layers and index not in self._next:
+            self._next[index] = self._pool.submit(self._read, index)
 
     def _read(self, index: int) -> dict[str, torch.Tensor]:
         names = self._weights.names(f"model.layers.{index}.")

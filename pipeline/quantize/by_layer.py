@@ -164,6 +164,8 @@ class _Calibrated:
         del model
         # Its modules refer to each other.
         gc.collect()
+        # While these are written.
+        self.ahead.begin(index + 1)
         return tensors
 
     def _calibrate(self, model: Any, index: int, walk: Walk) -> None:

@@ -1,4 +1,4 @@
-"""The next layer is read by a thread while this one is worked on."""
+"""The next layer is read by a thread while this one is written."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ def test_the_next_layer_is_read_meanwhile(weights: Any) -> None:
     noted, tensors = weights
     with read_ahead(noted, 2, CPU) as ahead:
         first = ahead.layer(0)
+        assert len(noted.read) == 2  # there may be no room for more yet
+        for number in (1, 1, 2):
+            ahead.begin(number)
         assert noted.second.wait(10)  # nobody asked for layer 1 yet
         second = ahead.layer(1)
         for number, read in enumerate((first, second)):
@@ -73,5 +76,6 @@ def test_what_the_thread_cannot_read_is_said_where_it_is_asked_for(
     os.truncate(path, path.stat().st_size - 72)
     with read_ahead(noted, 2, CPU) as ahead:
         ahead.layer(0)
+        ahead.begin(1)
         with pytest.raises(SourceError, match=r"model\.layers\.1\.b ended too soon"):
             ahead.layer(1)
