@@ -19,6 +19,7 @@ import torch
 from pipeline.checkpoint.layout import Array
 from pipeline.formats import FORMATS
 from pipeline.layers.ahead import ReadAhead, read_ahead
+from pipeline.layers.heap import give_back
 from pipeline.layers.arrays import as_array
 from pipeline.layers.embedding import embedded
 from pipeline.layers.one_layer import one_layer
@@ -162,8 +163,7 @@ class _Calibrated:
             model.model.norm = norm
         tensors = layer_tensors(model, self.facts, self.recipe)
         del model
-        # Its modules refer to each other.
-        gc.collect()
+        give_back()
         # While these are written.
         self.ahead.begin(index + 1)
         return tensors
