@@ -19,9 +19,9 @@ import torch
 from pipeline.checkpoint.layout import Array
 from pipeline.formats import FORMATS
 from pipeline.layers.ahead import ReadAhead, read_ahead
-from pipeline.layers.heap import give_back
 from pipeline.layers.arrays import as_array
 from pipeline.layers.embedding import embedded
+from pipeline.layers.heap import give_back
 from pipeline.layers.one_layer import one_layer
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
