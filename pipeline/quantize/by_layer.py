@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.formats import FORMATS
 from pipeline.layers.ahead import ReadAhead, read_ahead
 from pipeline.layers.arrays import as_array
 from pipeline.layers.embedding import embedded
-from pipeline.layers.heap import give_back
+from pipeline.layers.heap import Heap
 from pipeline.layers.one_layer import one_layer
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
@@ -129,6 +129,7 @@ class _Calibrated:
         ahead: The tensors of the layers.
         walk: The calibration text; None where the format reads none.
         statistics: Of each layer, where several settings of the format are tried.
+        heap: Where all of that is.
     """
 
     recipe: Recipe
@@ -138,6 +139,7 @@ class _Calibrated:
     ahead: ReadAhead
     walk: Walk | None
     statistics: Statistics | None
+    heap: Heap = field(default_factory=Heap)
 
     @property
     def head(self) -> str:
@@ -163,7 +165,7 @@ class _Calibrated:
             model.model.norm = norm
         tensors = layer_tensors(model, self.facts, self.recipe)
         del model
-        give_back()
+        self.heap.tidy()
         # While these are written.
         self.ahead.begin(index + 1)
         return tensors
