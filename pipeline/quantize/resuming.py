@@ -6,10 +6,10 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint.config import CheckpointConfig
 from pipeline.checkpoint.validate import rank_path
 
 if TYPE_CHECKING:
@@ -96,5 +96,5 @@ def forget(folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """The files of a checkpoint, first that which says that it is whole."""
-    ranks = CheckpointConfig.from_directory(folder).world_size
-    return [folder / CONFIG, *(rank_path(folder, rank) for rank in range(ranks))]
+    ranks = takewhile(Path.is_file, (rank_path(folder, rank) for rank in count()))
+    return [folder / CONFIG, *ranks]
