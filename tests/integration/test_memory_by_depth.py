@@ -46,17 +46,18 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
-def test_four_times_the_layers_take_no_more(tmp_path: Path) -> None:
+def test_three_times_the_layers_take_no_more(tmp_path: Path) -> None:
     peaks: dict[tuple[str, int], int] = {}
-    for layers in (4, 16):
+    # Of both there are more than stay in memory while completions are written.
+    for layers in (12, 36):
         folder = tmp_path / str(layers)
         folder.mkdir()
         run(MAKE, folder, str(layers))
         for stage in ("quantize", "evaluate"):
             peaks[stage, layers] = int(run(STAGE, folder, stage).splitlines()[-1])
-    print(f"KiB: {peaks}; twelve layers in float32 are {12 * 11_800_000 * 4 >> 10}")
+    print(f"KiB: {peaks}; 24 layers in float32 are {24 * 11_800_000 * 4 >> 10}")
     for stage in ("quantize", "evaluate"):
-        assert peaks[stage, 16] < 1.1 * peaks[stage, 4], peaks
+        assert peaks[stage, 36] < 1.1 * peaks[stage, 12], peaks
 
 
 def run(program: str, *arguments: str | Path) -> str:
