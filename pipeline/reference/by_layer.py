@@ -118,9 +118,12 @@ class ByLayer:
             part = self._layer_part(number)
         else:
             part = self._last_part()
-        if number < self._kept_until:
+        if self._keeps(number):
             self._kept[number] = part
         return part
+
+    def _keeps(self, number: int) -> bool:
+        return number < self._kept_until
 
     def _layer_part(self, number: int) -> Part:
         index = number - 1
@@ -128,9 +131,9 @@ class ByLayer:
         kind = str(kinds[index]) if kinds else ""
         if kind not in self._models:
             self._models[kind] = self._empty(index)
-        model, kept = self._models[kind], number < self._kept_until
-        layer = another_layer(model, index) if kept else model.model.layers[0]
-        self._fill(layer, index, kept=kept)
+        model = self._models[kind]
+        layer = another_layer(model, index) if self._keeps(number) else model.model.layers[0]
+        self._fill(layer, index)
         layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
@@ -189,7 +192,7 @@ class ByLayer:
     def _norm(self) -> torch.Tensor:
         raise NotImplementedError
 
-    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
         raise NotImplementedError
 
 
@@ -269,7 +272,7 @@ class _Source(ByLayer):
     def _norm(self) -> torch.Tensor:
         return self._tensors.tensor(NORM).float()
 
-    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:  # noqa: ARG002
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
         if any(weight.is_meta for weight in layer.parameters()):
             layer.to_empty(device=self.device)
         for name, weight in layer.named_parameters():
@@ -302,10 +305,11 @@ class _Checkpoint(ByLayer):
     def _norm(self) -> torch.Tensor:
         return float32_tensor(self._weights.ln_f)
 
-    def _fill(self, layer: torch.nn.Module, index: int, *, kept: bool) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int) -> None:
         stored = self._weights.layers[index]
         algo = self._checkpoint.config.quantization.kv_cache_algo
-        fill_layer(layer, stored, self._facts, algo, None if kept else self._room)
+        room = None if self._keeps(1 + index) else self._room
+        fill_layer(layer, stored, self._facts, algo, room)
         self._checkpoint.release()
 
 
