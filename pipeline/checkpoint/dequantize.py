@@ -56,7 +56,7 @@ def dequantize(
     ]
 
     def compute(rows: slice) -> None:
-        _dequantize(_rows_of(linear, rows), weight[rows])
+        _dequantize(rows_of(linear, rows), weight[rows])
 
     threads = min(len(os.sched_getaffinity(0)), len(blocks))
     if threads > 1:
@@ -69,8 +69,13 @@ def dequantize(
     return weight
 
 
-def _rows_of(linear: Linear, rows: slice) -> Linear:
-    """Takes some outputs of a linear."""
+def rows_of(linear: Linear, rows: slice) -> Linear:
+    """Takes some outputs of a linear.
+
+    Args:
+        linear: The linear, of N rows.
+        rows: From an even row to another one, or to the last.
+    """
     shared = 2 if linear.algo in PACKED_ALGOS else 1
     scale, zero = linear.weights_scaling_factor, linear.zero
     return replace(

@@ -154,16 +154,13 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memo
     states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
     turning = TURNED_BACK * shape.largest * 4
-    # Through the layers of one model, then of the other; then heads and logits of both; for each
-    # new token of a completion; and linear by linear through both, without states.
+    # Through the layers of one model, then of the other; then heads and logits of both; and linear
+    # by linear through both, without states. Completions are written without a layer in memory.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
     walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
-    kept = shape.kept_layers
-    passing = WALKING * layer + turning if kept < shape.layers else 0.0
-    writing = kept * layer + passing + min(head, HEAD)
-    peak = max(walking, comparing, writing, NOISE * layer + turning)
+    peak = max(walking, comparing, NOISE * layer + turning)
     return Memory(least, round(IMPORTS + FIXED + peak))
 
 

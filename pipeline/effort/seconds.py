@@ -115,9 +115,7 @@ class Clock:
             checkpoint: Bytes of the checkpoint.
         """
         shape, steps = self._shape, new_tokens(self._shape.parameters)
-        # Layers that stay in memory are not read again for each new token.
-        read_again = 1 - shape.kept_layers / shape.layers if self._recipe.model.by_layer else 0
-        walks = 2 + steps * read_again
+        walks = 2 + (steps if self._recipe.model.by_layer else 0)
         completed = COUNT * steps * (PROMPT_TOKENS + steps / 2)
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
         computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)

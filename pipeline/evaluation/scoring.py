@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.evaluation.windows import Window
+from pipeline.layers.blocks import InBlocks
 
 Scorer = Callable[[torch.Tensor], torch.Tensor]
 """Maps ids, int64 [batch, length], to logits, float32 [batch, length, vocabulary].
@@ -42,8 +43,12 @@ Model = Scorer | AllAtOnce
 
 
 def often(model: Model) -> AbstractContextManager[None]:
-    """Returns a context manager in which a model is asked again and again, for few tokens each."""
-    return model.often() if isinstance(model, AllAtOnce) else nullcontext()
+    """Returns a context manager in which a model is asked again and again, for few tokens each.
+
+    It gives the same bits for every kind of model, but others than outside of it: see
+    :class:`.layers.blocks.InBlocks`.
+    """
+    return model.often() if isinstance(model, AllAtOnce) else InBlocks()
 
 
 def logits_of(model: Model, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:

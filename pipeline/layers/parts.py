@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from pipeline.layers.blocks import BLOCK_ROWS
+
 # A head whose float32 is larger is never in memory as a whole, but in blocks of about this size.
 # They are far from small: blocks of a few rows would be multiplied by another kernel, and rounded
 # in another order.
 HEAD_BYTES = 256 << 20
-# A block's rows are a multiple of this, so that each begins where a kernel's panel does.
-BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,10 @@ class Parts(Protocol):
         """Loads a part; that of another number may be gone then."""
 
     def often(self) -> AbstractContextManager[None]:
-        """Returns a context manager in which parts are loaded again and again for a few tokens."""
+        """Returns a context manager in which parts are run again and again for a few tokens.
+
+        All linears are computed as in :class:`.blocks.InBlocks`.
+        """
 
 
 def whole(model: torch.nn.Module) -> Part:

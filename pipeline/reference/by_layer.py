@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 
 from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.sources import QuantizedFolder
+from pipeline.layers.blocks import InBlocks, unread
 from pipeline.layers.one_layer import FIRST_LAYER, another_layer, empty_layer
-from pipeline.layers.parts import HEAD_BYTES, EmbeddingByRows, HeadInBlocks, Part
+from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
-from pipeline.models.sizes import layer_parameters, parameters
+from pipeline.models.sizes import parameters
 from pipeline.reference.kv_cache import ATTENTION_NAME
 from pipeline.reference.linear import float32_tensor
 from pipeline.reference.model import Room, config_of, fill_layer
@@ -26,9 +27,6 @@ from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
-# Of one model, while it is read again and again for a few tokens: so many of its first parts. They
-# take less than what was there when many tokens were computed.
-OFTEN_BYTES = 400 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20
 _LAYER = FIRST_LAYER.removesuffix(".")
@@ -60,7 +58,7 @@ def checkpoint_by_layer(directory: Path, device: torch.device) -> ByLayer:
 
 
 class ByLayer:
-    """What both have in common; a small model keeps its parts, and a large one does for a while.
+    """What both have in common; a small model keeps its parts.
 
     Args:
         facts: The model's.
@@ -75,12 +73,12 @@ class ByLayer:
         self.layers, self.hidden_size = facts.num_hidden_layers, facts.hidden_size
         self.vocabulary, self.device = facts.vocab_size, device
         self._config, self._attention = config, attention
-        self._sizes = [0, *[4 * layer_parameters(facts)] * self.layers, self._last_bytes()]
-        # Parts in front of this one stay in memory.
-        self._kept_until = len(self._sizes) if 2 * 4 * parameters(facts) <= KEPT_BYTES else 0
+        self._keeps = 2 * 4 * parameters(facts) <= KEPT_BYTES
         self._kept: dict[int, Part] = {}
-        # Of one layer of each kind, whose weights are replaced by those of the next unless that
-        # one is kept.
+        # Whether weights are read when they are multiplied, and not when their layer is loaded.
+        self._unread = False
+        # Of one layer of each kind, whose weights are replaced by those of the next unless they
+        # are kept.
         self._models: dict[str, Any] = {}
         # What a layer gets besides hidden states, by its kind and their shape.
         self._beside: dict[tuple[str, int, int], dict[str, Any]] = {}
@@ -94,18 +92,19 @@ class ByLayer:
 
     @contextmanager
     def often(self) -> Iterator[None]:
-        """Returns a context manager in which parts are kept that :data:`OFTEN_BYTES` have room for.
+        """Returns a context manager for walks that follow each other, each of few tokens.
 
-        For walks that follow each other, each of few tokens.
+        Loading a layer takes as long as computing it then, since all of it goes to memory and
+        back. So on the CPU no layer is loaded: see :class:`.blocks.InBlocks`.
         """
-        before, sizes = self._kept_until, accumulate(self._sizes)
-        self._kept_until = max(before, sum(size <= OFTEN_BYTES for size in sizes))
+        self._unread = not self._keeps and self.device.type == "cpu"
+        self._forget()
         try:
-            yield
+            with InBlocks():
+                yield
         finally:
-            for number in [number for number in self._kept if number >= before]:
-                del self._kept[number]
-            self._kept_until = before
+            self._unread = False
+            self._forget()
 
     def part(self, number: int) -> Part:
         """Loads a part; unless it is kept, one that was loaded before is lost."""
@@ -118,12 +117,14 @@ class ByLayer:
             part = self._layer_part(number)
         else:
             part = self._last_part()
-        if self._keeps(number):
+        if self._keeps:
             self._kept[number] = part
         return part
 
-    def _keeps(self, number: int) -> bool:
-        return number < self._kept_until
+    def _forget(self) -> None:
+        """Lets go of what layers are loaded into, unless it is kept."""
+        if not self._keeps:
+            self._models.clear()
 
     def _layer_part(self, number: int) -> Part:
         index = number - 1
@@ -132,14 +133,23 @@ class ByLayer:
         if kind not in self._models:
             self._models[kind] = self._empty(index)
         model = self._models[kind]
-        layer = another_layer(model, index) if self._keeps(number) else model.model.layers[0]
-        self._fill(layer, index)
-        layer.to(self.device)
+        layer = another_layer(model, index) if self._keeps else model.model.layers[0]
+        if self._unread:
+            self._describe(layer, index)
+        else:
+            self._fill(layer, index)
+            layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
             for name, module in layer.named_modules()
         }
-        return Part(number, modules, lambda hidden: self._run(model, layer, kind, hidden))
+        run = partial(self._run, model, layer, kind)
+        return Part(number, modules, partial(self._released, run) if self._unread else run)
+
+    def _released(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Any:
+        output = run(x)
+        self._release()
+        return output
 
     def _run(self, model: Any, layer: Any, kind: str, hidden: torch.Tensor) -> torch.Tensor:
         """Runs one layer, in the mask and the positions that transformers makes for the shape.
@@ -172,14 +182,15 @@ class ByLayer:
         model.model.rotary_emb.to(self.device)
         return model
 
-    def _last_bytes(self) -> int:
-        head = 4 * self.vocabulary * self.hidden_size
-        return head if head <= HEAD_BYTES else 0
-
     def _last_part(self) -> Part:
         norm = empty_layer(self._config, 0, torch.float32).model.norm
         norm.weight = torch.nn.Parameter(self._norm().to(self.device), requires_grad=False)
-        head = HeadInBlocks(self._head_rows, self.vocabulary, self.hidden_size)
+        head: torch.nn.Module
+        if self._unread:
+            head = torch.nn.Linear(self.hidden_size, self.vocabulary, bias=False, device="meta")
+            head.weight = unread((self.vocabulary, self.hidden_size), self._fill_head)
+        else:
+            head = HeadInBlocks(self._head_rows, self.vocabulary, self.hidden_size)
         modules = {"model.norm": norm, "lm_head": head}
         return Part(self.layers + 1, modules, lambda hidden: head(norm(hidden)))
 
@@ -193,6 +204,18 @@ class ByLayer:
         raise NotImplementedError
 
     def _fill(self, layer: torch.nn.Module, index: int) -> None:
+        """Reads the weights of a layer."""
+        raise NotImplementedError
+
+    def _describe(self, layer: torch.nn.Module, index: int) -> None:
+        """Gives a layer weights that are read when they are multiplied, and all else as it is."""
+        raise NotImplementedError
+
+    def _fill_head(self, rows: slice, out: torch.Tensor) -> None:
+        out.copy_(self._head_rows(rows))
+
+    def _release(self) -> None:
+        """Lets go of what reading has left in memory."""
         raise NotImplementedError
 
 
@@ -207,6 +230,12 @@ class _Stored:
 
     def tensor(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
         return self._read(name, rows)
+
+    def parameter(self, name: str, shape: Sequence[int]) -> torch.nn.Parameter:
+        """A matrix is read when it is multiplied."""
+        if len(shape) == 2:
+            return unread(shape, lambda rows, out: out.copy_(self._read(name, rows)))
+        return _read_only(self._read(name))
 
     def release(self) -> None:
         """Has nothing to let go of."""
@@ -229,11 +258,19 @@ class _Dequantized:
         array = self._folder.weight(_linear(name)) if ends else self._folder.tensor(name)
         return float32_tensor(np.asarray(array)[rows])
 
+    def parameter(self, name: str, shape: Sequence[int]) -> torch.nn.Parameter:  # noqa: ARG002
+        """All of it is turned back at once."""
+        return _read_only(self.tensor(name))
+
     def release(self) -> None:
         self._folder.release()
 
     def close(self) -> None:
         self.release()
+
+
+def _read_only(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor.float(), requires_grad=False)
 
 
 def _linear(name: str) -> str:
@@ -279,6 +316,15 @@ class _Source(ByLayer):
             weight.data.copy_(self._tensors.tensor(f"model.layers.{index}.{name}"))
         self._tensors.release()
 
+    def _describe(self, layer: torch.nn.Module, index: int) -> None:
+        for name, there in [*layer.named_parameters()]:
+            owner, _, own = name.rpartition(".")
+            found = self._tensors.parameter(f"model.layers.{index}.{name}", there.shape)
+            setattr(layer.get_submodule(owner), own, found)
+
+    def _release(self) -> None:
+        self._tensors.release()
+
 
 class _Checkpoint(ByLayer):
     def __init__(self, directory: Path, device: torch.device) -> None:
@@ -286,6 +332,7 @@ class _Checkpoint(ByLayer):
         facts = self._checkpoint.facts
         super().__init__(facts, config_of(facts), device, ATTENTION_NAME)
         self._facts, self._weights = facts, self._checkpoint.weights()
+        self._kv_cache = self._checkpoint.config.quantization.kv_cache_algo
         self._room: Room = {}
 
     def close(self) -> None:
@@ -306,10 +353,19 @@ class _Checkpoint(ByLayer):
         return float32_tensor(self._weights.ln_f)
 
     def _fill(self, layer: torch.nn.Module, index: int) -> None:
+        room = None if self._keeps else self._room
+        fill_layer(layer, self._weights.layers[index], self._facts, self._kv_cache, room)
+        self._checkpoint.release()
+
+    def _describe(self, layer: torch.nn.Module, index: int) -> None:
         stored = self._weights.layers[index]
-        algo = self._checkpoint.config.quantization.kv_cache_algo
-        room = None if self._keeps(1 + index) else self._room
-        fill_layer(layer, stored, self._facts, algo, room)
+        fill_layer(layer, stored, self._facts, self._kv_cache, reads=False)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._room.clear()
+
+    def _release(self) -> None:
         self._checkpoint.release()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +12,11 @@ import torch
 from torch.nn import functional
 
 from pipeline.checkpoint import dequantize
+from pipeline.checkpoint.dequantize import rows_of
 from pipeline.checkpoint.layout import Array, Linear
 from pipeline.checkpoint.loading import as_loaded
 from pipeline.formats import ALGOS
+from pipeline.layers.blocks import unread
 
 # The largest finite float8_e4m3fn; TensorRT saturates to it.
 FLOAT8_MAX = 448.0
@@ -58,7 +62,7 @@ class CheckpointLinear(torch.nn.Module):
 
     Args:
         linear: Where the quantizer of x comes from.
-        weight: float32 [N, K], dequantized.
+        weight: float32 [N, K], dequantized; or one that is :func:`unread`.
         bias: float32 [N].
     """
 
@@ -67,7 +71,9 @@ class CheckpointLinear(torch.nn.Module):
         prequant = linear.prequant_scaling_factor
         self.algo = linear.algo
         self.step = linear.activation_scaling_factor
-        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if not isinstance(weight, torch.nn.Parameter):
+            weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.weight = weight
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         # The step of the FP8 codes that x times the quotient is rounded to.
         self._code: float | None = None
@@ -102,6 +108,30 @@ def split_linear(
         out: Where their weights go, see :func:`pipeline.checkpoint.dequantize.dequantize`.
     """
     weights = torch.split(torch.from_numpy(dequantize(linear, out)), list(sizes))
+    return _of_one(linear, sizes, weights)
+
+
+def unread_linears(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinear]:
+    """Splits a fused linear as :func:`split_linear`, into those that are read when they are needed.
+
+    Args:
+        linear: The fused one, of N rows.
+        sizes: Rows of each part, in order; N together.
+    """
+
+    def fill(first: int, rows: slice, out: torch.Tensor) -> None:
+        dequantize(rows_of(linear, slice(first + rows.start, first + rows.stop)), out.numpy())
+
+    weights = [
+        unread((size, linear.in_features), partial(fill, end - size))
+        for end, size in zip(accumulate(sizes), sizes, strict=True)
+    ]
+    return _of_one(linear, sizes, weights)
+
+
+def _of_one(
+    linear: Linear, sizes: Sequence[int], weights: Sequence[torch.Tensor]
+) -> list[CheckpointLinear]:
     biases: Sequence[torch.Tensor | None] = [None] * len(sizes)
     if linear.bias is not None:
         biases = torch.split(float32_tensor(linear.bias), list(sizes))

@@ -14,7 +14,12 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.layout import Array, Layer, Linear, Weights
 from pipeline.models.facts import ModelFacts
 from pipeline.reference.kv_cache import ATTENTION_NAME, set_kv_cache
-from pipeline.reference.linear import float32_tensor, split_linear, whole_linear
+from pipeline.reference.linear import (
+    float32_tensor,
+    split_linear,
+    unread_linears,
+    whole_linear,
+)
 
 Room = dict[str, npt.NDArray[np.float32]]
 """Where a layer's weights are turned back to, by the names of its linears."""
@@ -67,6 +72,8 @@ def fill_layer(
     facts: ModelFacts,
     kv_cache_algo: str | None,
     room: Room | None = None,
+    *,
+    reads: bool = True,
 ) -> None:
     """Gives a decoder layer of transformers what a layer of a checkpoint has.
 
@@ -77,15 +84,20 @@ def fill_layer(
         kv_cache_algo: ``INT8``, ``FP8`` or None; with one the module's model was built with
             ``attn_implementation=ATTENTION_NAME``.
         room: Of the layer before, whose weights are lost; empty at first. None makes new arrays.
+        reads: Whether weights are read now, or when they are needed (:func:`.blocks.unread`).
     """
     for linear in facts.linears:
         stored = layer.linear(linear.name)
         rows = tuple(size for _, size in linear.source)
-        out = None if room is None else _part_of(room, linear.name, stored)
         # Those of the layer before, if there was one, go ahead of what takes their place.
         for name, _ in linear.source:
             module.set_submodule(name, torch.nn.Identity())
-        for (name, _), part in zip(linear.source, split_linear(stored, rows, out), strict=True):
+        if reads:
+            out = None if room is None else _part_of(room, linear.name, stored)
+            parts = split_linear(stored, rows, out)
+        else:
+            parts = unread_linears(stored, rows)
+        for (name, _), part in zip(linear.source, parts, strict=True):
             module.set_submodule(name, part)
     for norm in facts.family.norms:
         _set_weight(module.get_submodule(norm.source), layer.norm(norm.checkpoint))

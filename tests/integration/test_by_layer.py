@@ -6,7 +6,6 @@ import gc
 import itertools
 import json
 import shutil
-import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.evaluation import lengths, scoring
 from pipeline.evaluation.lengths import new_tokens
 from pipeline.evaluation.scoring import TokenScores, compare, scorer_of
 from pipeline.evaluation.windows import Window
-from pipeline.layers import parts, state, walk
+from pipeline.layers import blocks, parts, state, walk
 from pipeline.layers.parts import HeadInBlocks
 from pipeline.layers.walk import Walker
 from pipeline.progress import Progress, Silent
@@ -62,16 +61,13 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "NEW_TOKENS", 4)
 
 
-@pytest.fixture(params=["kept", "often", "first layer", "read again"])
+@pytest.fixture(params=["kept", "read again", "in blocks"])
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which layers of so small a model stay in memory, all the time or for completions."""
+    """Whether so small a model stays in memory, and is multiplied some rows at a time."""
     if request.param != "kept":
         monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
-    if request.param in ("first layer", "read again"):
-        # A layer takes 2 MB or less.
-        monkeypatch.setattr(
-            by_layer, "OFTEN_BYTES", 2 << 20 if request.param != "read again" else 0
-        )
+    if request.param == "in blocks":
+        monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
 
 
 class Notes(Silent):
@@ -132,8 +128,7 @@ def test_ranks_a_kv_cache_and_rounded_activations(
     settings = matrix_recipe(source, "int8_sq", 2, 2)
     written = assert_same(settings, source, tmp_path, dtype="model")
     assert json.loads(written)["activations"]["rounded"]
-    for limit in ("KEPT_BYTES", "OFTEN_BYTES"):
-        monkeypatch.setattr(by_layer, limit, 0)
+    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
     again = evaluated(
         settings, source, tmp_path / "checkpoint", tmp_path / "again", "layer", dtype="model"
     )
@@ -269,14 +264,13 @@ def test_texts_that_are_longer_than_the_model_are_cut_and_that_is_told(tmp_path:
     assert "windows are of 256 tokens, not 600: the model has no more positions" in told.notes
 
 
-@pytest.mark.parametrize(("layers", "read"), [(0, [0, 1] * 3), (1, [0, 1, 1, 1]), (2, [0, 1])])
 @pytest.mark.parametrize("which", ["source", "checkpoint"])
-def test_layers_that_there_is_room_for_are_read_once_for_walk_after_walk(
-    which: str, layers: int, read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_are_multiplied_while_they_are_read_for_walk_after_walk(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The figures are those of a whole model of transformers, asked in the same context."""
     monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
-    # A layer takes 1.5 MiB.
-    monkeypatch.setattr(by_layer, "OFTEN_BYTES", layers << 21)
+    monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
     folder = source = write_source("Qwen2", tmp_path / "source")
     by_parts: Any
     load: Any
@@ -285,26 +279,22 @@ def test_layers_that_there_is_room_for_are_read_once_for_walk_after_walk(
         by_parts, load, folder = checkpoint_by_layer, load_reference, tmp_path / "checkpoint"
         run_stage(recipe(source, format="int4_awq"), source, folder)
     whole = scorer_of(load(folder), CPU)
-    seen: list[int] = []
-    texts = [torch.randint(0, VOCAB, (2, length)) for length in (5, 6, 7)]
+    texts = [torch.randint(0, VOCAB, (2, length)) for length in (5, 6, 1, 7)]
     with closing(by_parts(folder, CPU)) as opened:
-        fill = opened._fill
-        monkeypatch.setattr(
-            opened, "_fill", lambda *given, **more: (seen.append(given[1]), fill(*given, **more))
-        )
         walker = Walker(opened, which)
-        with walker.often():
+        with scoring.often(walker):
             found = [next(walker.logits([text])) for text in texts]
-            kept = [
-                weakref.ref(opened.part(1 + index).modules[f"model.layers.{index}"])
-                for index in range(layers)
-            ]
-        assert seen == read
-        assert [model() for model in kept] == [None] * layers
-        found.append(next(walker.logits([texts[0]])))
-        assert seen == [*read, 0, 1]
-    for logits, text in zip(found, [*texts, texts[0]], strict=True):
-        assert torch.equal(logits, whole(text))
+            part = opened.part(1)
+            linear: Any = part.modules["model.layers.0.mlp.down_proj"]
+            assert linear.weight.is_meta
+        with pytest.raises(RuntimeError, match="outside of InBlocks"):
+            part.run(torch.zeros(1, 2, 256))
+        behind = next(walker.logits([texts[0]]))
+    with scoring.often(whole):
+        expected = list(map(whole, texts))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(behind, whole(texts[0]))
 
 
 def test_texts_that_are_too_many_go_in_groups(
