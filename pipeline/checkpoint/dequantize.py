@@ -27,9 +27,6 @@ from pipeline.formats import (
 # Of a linear, dequantized at a time: few enough for a processor's own memory, and so many that what
 # Python does for each is nothing beside it.
 BLOCK_WEIGHTS = 1 << 20
-# With fewer for each, threads only disturb those of torch, which watch for the next product for a
-# while after one.
-BLOCKS_PER_THREAD = 2
 # Of a block, so that a processor's own memory holds their float32.
 CACHED_WEIGHTS = 1 << 17
 
@@ -63,7 +60,7 @@ def dequantize(
     def compute(rows: slice) -> None:
         _dequantize(rows_of(linear, rows), weight[rows])
 
-    threads = min(len(os.sched_getaffinity(0)), len(blocks) // BLOCKS_PER_THREAD)
+    threads = min(len(os.sched_getaffinity(0)), len(blocks))
     if threads > 1:
         # NumPy lets others run while it computes.
         with ThreadPoolExecutor(threads) as pool:

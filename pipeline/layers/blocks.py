@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 Fill = Callable[[slice, torch.Tensor], None]
 """Writes rows of a weight, float32 [n, features], into memory that is there."""
 
-# Of a weight, multiplied at a time: 8 MB in float32, so that it is still in a processor's cache
+# Of a weight, multiplied at a time: 16 MB in float32, so that it is still in a processor's cache
 # when it is multiplied, and so many that what Python does for each block is nothing beside it.
-BLOCK_WEIGHTS = 1 << 21
+BLOCK_WEIGHTS = 1 << 22
 # A block's rows are a multiple of this, so that each begins where a kernel's panel does.
 BLOCK_ROWS = 64
 

@@ -17,6 +17,7 @@ from pipeline.checkpoint.layout import Array, Linear
 from pipeline.checkpoint.loading import as_loaded
 from pipeline.formats import ALGOS
 from pipeline.layers.blocks import unread
+from pipeline.reference.turning import turn_back
 
 # The largest finite float8_e4m3fn; TensorRT saturates to it.
 FLOAT8_MAX = 448.0
@@ -120,7 +121,7 @@ def unread_linears(linear: Linear, sizes: Sequence[int]) -> list[CheckpointLinea
     """
 
     def fill(first: int, rows: slice, out: torch.Tensor) -> None:
-        dequantize(rows_of(linear, slice(first + rows.start, first + rows.stop)), out.numpy())
+        turn_back(rows_of(linear, slice(first + rows.start, first + rows.stop)), out)
 
     weights = [
         unread((size, linear.in_features), partial(fill, end - size))
