@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Fill = Callable[[slice, torch.Tensor], None]
+Fill = Callable[[slice, torch.Tensor], object]
 """Writes rows of a weight, float32 [n, features], into memory that is there."""
 
 # Of a weight, multiplied at a time: 16 MB in float32, so that it is still in a processor's cache
