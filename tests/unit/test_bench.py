@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.bench import measure, print_results
 from pipeline.bench.stats import Timeline, percentile, summary_ms
+from pipeline.bench.visit import Visit
 from pipeline.errors import RecipeError, ServerError, UsageError
 from pipeline.progress import Silent
 from pipeline.recipe.schema import Recipe
@@ -155,16 +156,32 @@ def counting(asked, context):
 LIMIT = 100
 
 
+def test_prefill_and_decode_by_hand() -> None:
+    """Two streams: of nine tokens after 1 and 1.2 s, of one after 0.3 s, of long prompts."""
+    load = tuple(Timeline(0.0, ((last - 0.001, 4), (last, 5)), 3) for last in (1.0, 1.2))
+    firsts = (Timeline(5.0, ((5.2, 1),), 3), Timeline(5.0, ((5.4, 1),), 3))
+    prefills = (Timeline(8.0, ((8.5, 1),), 90), Timeline(8.1, ((8.75, 1),), 60))
+    visit = Visit(2, load, firsts, prefills)
+    # 8 tokens each in 1.1 - 0.3 s, and 150 of prompts in 0.75 s; arrivals would say 5 in 1 ms.
+    assert visit.decode_tokens_per_second == pytest.approx(2 * 8 / 0.8)
+    assert visit.prefill_tokens_per_second == pytest.approx(200)
+    assert Visit(2, load).decode_tokens_per_second is None
+    # A busy machine, on which one token took longer than nine.
+    slow = (Timeline(5.0, ((6.2, 1),), 3),)
+    assert Visit(2, load, slow).decode_tokens_per_second is None
+
+
 def test_prefill_and_decode_of_a_server_that_sends_bursts() -> None:
     with FakeTriton(counting) as server:
         found = measure(server.url, concurrency=[1], requests=3, rounds=3, output_tokens=8)
-    # 10 ms belong to the first token itself, and no machine sleeps less than it was told to.
-    prefill, decode = found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
-    assert 100 < prefill["value"] < 250
-    assert 45 < decode["value"] < 130
-    assert prefill["low"] < prefill["value"] < prefill["high"]
-    # The same time by arrivals is next to nothing.
-    assert found["measurements"][0]["itl_ms"]["p50"] < 2
+        seen = {(len(asked.prompt.split()) > 20, asked.one("max_tokens")) for asked in server.asked}
+    # Long prompts for a token, short ones for one token and for all.
+    assert {(True, 1), (False, 1), (False, 8)} <= seen
+    prefill = found["prefill_tokens_per_second"]
+    # No machine sleeps less than it was told to.
+    assert prefill["low"] < prefill["value"] < 250
+    # By arrivals, tokens would take less than the server slept for each.
+    assert found["measurements"][0]["itl_ms"]["p50"] < 10
 
 
 @pytest.mark.parametrize("wanted", [60, 10_000])

@@ -59,6 +59,9 @@ PLACES = {
         "W8A8_SQ_PER_CHANNEL W4A16_AWQ W4A8_AWQ FP8 INT8_WO",
         "turns the weights of each back into numbers",
     ),
+    "pipeline/reference/turning.py": _place(
+        "W8A8_SQ_PER_CHANNEL W4A16_AWQ INT8_WO", "does so with torch, where it has operations"
+    ),
     "pipeline/checkpoint/expected.py": _place(
         "W8A8_SQ_PER_CHANNEL FP8", "lists the tensors that a linear of each has"
     ),
