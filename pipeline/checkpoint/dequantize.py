@@ -24,10 +24,10 @@ from pipeline.formats import (
     W8A8_SQ_PER_CHANNEL,
 )
 
-# Of a linear, dequantized at a time: few enough for a processor's own memory, and so many that what
-# Python does for each is nothing beside it.
+# Of a linear, dequantized by one thread at a time: so many that what Python does for each block is
+# nothing beside it.
 BLOCK_WEIGHTS = 1 << 20
-# Of a block, so that a processor's own memory holds their float32.
+# Of a block of INT4, so that a processor's own memory holds their float32.
 CACHED_WEIGHTS = 1 << 17
 
 

@@ -43,8 +43,8 @@ class Unread(torch.nn.Parameter):
         """
         if function is functional.linear:
             raise RuntimeError("a weight that is not in memory was multiplied outside of InBlocks")
-        with torch._C.DisableTorchFunctionSubclass():
-            return function(*args, **(kwargs or {}))
+        parent: Any = super()
+        return parent.__torch_function__(function, types, args, kwargs or {})
 
 
 def unread(shape: Sequence[int], fill: Fill) -> Unread:

@@ -138,6 +138,7 @@ class ByLayer:
             self._describe(layer, index)
         else:
             self._fill(layer, index)
+            self._release()
             layer.to(self.device)
         modules = {
             f"model.layers.{index}{f'.{name}' if name else ''}": module
@@ -298,12 +299,12 @@ class _Source(ByLayer):
         found = torch.empty(len(ids), self.hidden_size)
         for place, row in enumerate(ids.tolist()):
             found[place] = self._tensors.tensor(EMBEDDING, slice(row, row + 1))[0]
-        self._tensors.release()
+        self._release()
         return found
 
     def _head_rows(self, rows: slice) -> torch.Tensor:
         found = self._tensors.tensor(self._head_name, rows).float()
-        self._tensors.release()
+        self._release()
         return found
 
     def _norm(self) -> torch.Tensor:
@@ -314,7 +315,6 @@ class _Source(ByLayer):
             layer.to_empty(device=self.device)
         for name, weight in layer.named_parameters():
             weight.data.copy_(self._tensors.tensor(f"model.layers.{index}.{name}"))
-        self._tensors.release()
 
     def _describe(self, layer: torch.nn.Module, index: int) -> None:
         for name, there in [*layer.named_parameters()]:
@@ -341,12 +341,12 @@ class _Checkpoint(ByLayer):
 
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         found = float32_tensor(self._weights.vocab_embedding[ids.numpy()])
-        self._checkpoint.release()
+        self._release()
         return found
 
     def _head_rows(self, rows: slice) -> torch.Tensor:
         found = float32_tensor(self._weights.lm_head.weight[rows])
-        self._checkpoint.release()
+        self._release()
         return found
 
     def _norm(self) -> torch.Tensor:
@@ -355,7 +355,6 @@ class _Checkpoint(ByLayer):
     def _fill(self, layer: torch.nn.Module, index: int) -> None:
         room = None if self._keeps else self._room
         fill_layer(layer, self._weights.layers[index], self._facts, self._kv_cache, room)
-        self._checkpoint.release()
 
     def _describe(self, layer: torch.nn.Module, index: int) -> None:
         stored = self._weights.layers[index]
