@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,8 +27,8 @@ DTYPES = {
 class SnapshotWeights(Closing):
     """The tensors of a Hugging Face snapshot by name; the files are open until :meth:`close`.
 
-    They are read and not mapped: pages of a mapped file count as memory of the process for as long
-    as nobody else wants them.
+    No file stays mapped: its pages would count as memory of the process for as long as nobody else
+    wants them.
 
     Args:
         directory: With safetensors in floating point.
@@ -78,27 +80,67 @@ class SnapshotWeights(Closing):
         Raises:
             SourceError: There is no such tensor, or the file cannot be read or ended too soon.
         """
+        file, dtype, shape, begin = self._place(name, rows)
+        found = torch.empty(shape, dtype=dtype)
+        view = found.view(-1).view(torch.uint8).numpy().data
+        while view:
+            try:
+                count = os.preadv(file, [view], begin)
+            except OSError as error:
+                raise _unreadable(self._directory, error) from error
+            if not count:
+                raise self._cut(name)
+            view, begin = view[count:], begin + count
+        return found
+
+    def into(self, out: torch.Tensor, name: str, rows: slice = slice(None)) -> None:
+        """Reads a tensor, or some of its rows, into memory that is there, of any dtype.
+
+        It takes half the time of reading it into memory of its own and copying it from there:
+        torch's threads turn the file's pages into what is wanted, which are mapped for as long.
+
+        Args:
+            out: Of the shape of these rows.
+            name: As in the files.
+            rows: Consecutive ones of the first axis.
+
+        Raises:
+            SourceError: As for a call.
+        """
+        file, dtype, shape, begin = self._place(name, rows)
+        count, before = math.prod(shape), begin % mmap.ALLOCATIONGRANULARITY
+        if not count or begin % dtype.itemsize:
+            out.copy_(self(name, rows))
+            return
+        size = before + count * dtype.itemsize
+        try:
+            # A page that is gone when it is read would end the process.
+            if os.fstat(file).st_size < begin - before + size:
+                raise self._cut(name)
+            # A private map, since torch warns of memory that it must not write to.
+            pages = mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=begin - before)
+        except OSError as error:
+            raise _unreadable(self._directory, error) from error
+        pages.madvise(mmap.MADV_WILLNEED)
+        out.copy_(torch.frombuffer(pages, dtype=dtype, count=count, offset=before).view(shape))
+
+    def _place(self, name: str, rows: slice) -> tuple[int, torch.dtype, tuple[int, ...], int]:
+        """The file of some rows of a tensor, their dtype and shape, and where they begin."""
         if name not in self._places:
             raise SourceError(f"there is no tensor {name}", where=str(self._directory))
         file, stored = self._places[name]
         first, last, _ = rows.indices(stored.shape[0])
         line = stored.size // max(stored.shape[0], 1)
-        found = torch.empty((last - first) * line, dtype=torch.uint8)
-        view, place = found.numpy().data, stored.start + first * line
-        while view:
-            try:
-                count = os.preadv(file, [view], place)
-            except OSError as error:
-                raise _unreadable(self._directory, error) from error
-            if not count:
-                raise SourceError(
-                    f"the file of {name} ended too soon",
-                    where=str(self._directory),
-                    why="It was written to or cut while it was read",
-                    fix="Let nothing write into the model's folder during a run, and run again",
-                )
-            view, place = view[count:], place + count
-        return found.view(DTYPES[stored.dtype]).reshape(last - first, *stored.shape[1:])
+        shape = last - first, *stored.shape[1:]
+        return file, DTYPES[stored.dtype], shape, stored.start + first * line
+
+    def _cut(self, name: str) -> SourceError:
+        return SourceError(
+            f"the file of {name} ended too soon",
+            where=str(self._directory),
+            why="It was written to or cut while it was read",
+            fix="Let nothing write into the model's folder during a run, and run again",
+        )
 
 
 def _unreadable(place: Path, error: OSError) -> SourceError:

@@ -15,7 +15,7 @@ from pipeline.checkpoint import open_checkpoint
 from pipeline.checkpoint.sources import QuantizedFolder
 from pipeline.layers.blocks import InBlocks, unread
 from pipeline.layers.one_layer import FIRST_LAYER, another_layer, empty_layer
-from pipeline.layers.parts import EmbeddingByRows, HeadInBlocks, Part
+from pipeline.layers.parts import HEAD_BYTES, EmbeddingByRows, HeadInBlocks, Part
 from pipeline.layers.weights import SnapshotWeights
 from pipeline.models.facts import ModelFacts
 from pipeline.models.sizes import parameters
@@ -27,6 +27,9 @@ from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
+# Of a larger model, what stays in float32 while walks follow each other: all of 0.1 billion
+# parameters, and less than what scoring takes of any model for which it is not enough.
+OFTEN_BYTES = 400 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20
 _LAYER = FIRST_LAYER.removesuffix(".")
@@ -73,8 +76,10 @@ class ByLayer:
         self.layers, self.hidden_size = facts.num_hidden_layers, facts.hidden_size
         self.vocabulary, self.device = facts.vocab_size, device
         self._config, self._attention = config, attention
-        self._keeps = 2 * 4 * parameters(facts) <= KEPT_BYTES
+        self._is_small = 2 * 4 * parameters(facts) <= KEPT_BYTES
         self._kept: dict[int, Part] = {}
+        # Bytes for parts that are yet to be kept.
+        self._room_left = KEPT_BYTES if self._is_small else 0
         # Whether weights are read when they are multiplied, and not when their layer is loaded.
         self._unread = False
         # Of one layer of each kind, whose weights are replaced by those of the next unless they
@@ -95,10 +100,11 @@ class ByLayer:
         """Returns a context manager for walks that follow each other, each of few tokens.
 
         Loading a layer takes as long as computing it then, since all of it goes to memory and
-        back. So on the CPU no layer is loaded: see :class:`.blocks.InBlocks`.
+        back. So as many as :data:`OFTEN_BYTES` hold stay in memory, and on the CPU none of the
+        others is loaded: see :class:`.blocks.InBlocks`.
         """
-        self._unread = not self._keeps and self.device.type == "cpu"
-        self._forget()
+        self._unread = self.device.type == "cpu"
+        self._forget(OFTEN_BYTES)
         try:
             with InBlocks():
                 yield
@@ -112,19 +118,22 @@ class ByLayer:
             return self._kept[number]
         if number == 0:
             embedding = EmbeddingByRows(self._embedding_rows)
-            part = Part(0, {"model.embed_tokens": embedding}, embedding)
-        elif number <= self.layers:
-            part = self._layer_part(number)
-        else:
-            part = self._last_part()
-        if self._keeps:
-            self._kept[number] = part
-        return part
+            return Part(0, {"model.embed_tokens": embedding}, embedding)
+        return self._layer_part(number) if number <= self.layers else self._last_part()
 
-    def _forget(self) -> None:
-        """Lets go of what layers are loaded into, unless it is kept."""
-        if not self._keeps:
+    def _forget(self, room: int = 0) -> None:
+        """Lets go of parts, unless all are kept, and gives those that come next so many bytes."""
+        if not self._is_small:
+            self._kept.clear()
             self._models.clear()
+            self._room_left = room
+
+    def _stays(self, weights: int) -> bool:
+        """Says whether a part of so many weights is to be kept, and takes their bytes if so."""
+        stays = 4 * weights <= self._room_left
+        if stays:
+            self._room_left -= 4 * weights
+        return stays
 
     def _layer_part(self, number: int) -> Part:
         index = number - 1
@@ -133,11 +142,15 @@ class ByLayer:
         if kind not in self._models:
             self._models[kind] = self._empty(index)
         model = self._models[kind]
-        layer = another_layer(model, index) if self._keeps else model.model.layers[0]
-        if self._unread:
+        layer = model.model.layers[0]
+        stays = self._stays(sum(weight.numel() for weight in layer.parameters()))
+        if stays:
+            layer = another_layer(model, index)
+        unread = self._unread and not stays
+        if unread:
             self._describe(layer, index)
         else:
-            self._fill(layer, index)
+            self._fill(layer, index, again=not stays)
             self._release()
             layer.to(self.device)
         modules = {
@@ -145,7 +158,10 @@ class ByLayer:
             for name, module in layer.named_modules()
         }
         run = partial(self._run, model, layer, kind)
-        return Part(number, modules, partial(self._released, run) if self._unread else run)
+        part = Part(number, modules, partial(self._released, run) if unread else run)
+        if stays:
+            self._kept[number] = part
+        return part
 
     def _released(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Any:
         output = run(x)
@@ -187,13 +203,18 @@ class ByLayer:
         norm = empty_layer(self._config, 0, torch.float32).model.norm
         norm.weight = torch.nn.Parameter(self._norm().to(self.device), requires_grad=False)
         head: torch.nn.Module
-        if self._unread:
+        weights = self.vocabulary * self.hidden_size
+        stays = 4 * weights <= HEAD_BYTES and self._stays(weights)
+        if self._unread and not stays:
             head = torch.nn.Linear(self.hidden_size, self.vocabulary, bias=False, device="meta")
             head.weight = unread((self.vocabulary, self.hidden_size), self._fill_head)
         else:
             head = HeadInBlocks(self._head_rows, self.vocabulary, self.hidden_size)
         modules = {"model.norm": norm, "lm_head": head}
-        return Part(self.layers + 1, modules, lambda hidden: head(norm(hidden)))
+        part = Part(self.layers + 1, modules, lambda hidden: head(norm(hidden)))
+        if stays:
+            self._kept[part.number] = part
+        return part
 
     def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -204,8 +225,8 @@ class ByLayer:
     def _norm(self) -> torch.Tensor:
         raise NotImplementedError
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
-        """Reads the weights of a layer."""
+    def _fill(self, layer: torch.nn.Module, index: int, *, again: bool) -> None:
+        """Reads the weights of a layer; ``again`` is where another's will take their place."""
         raise NotImplementedError
 
     def _describe(self, layer: torch.nn.Module, index: int) -> None:
@@ -235,8 +256,12 @@ class _Stored:
     def parameter(self, name: str, shape: Sequence[int]) -> torch.nn.Parameter:
         """A matrix is read when it is multiplied."""
         if len(shape) == 2:
-            return unread(shape, lambda rows, out: out.copy_(self._read(name, rows)))
+            return unread(shape, lambda rows, out: self._read.into(out, name, rows))
         return _read_only(self._read(name))
+
+    def fill(self, name: str, out: torch.Tensor) -> None:
+        """Reads a tensor into memory that is there."""
+        self._read.into(out, name)
 
     def release(self) -> None:
         """Has nothing to let go of."""
@@ -262,6 +287,9 @@ class _Dequantized:
     def parameter(self, name: str, shape: Sequence[int]) -> torch.nn.Parameter:  # noqa: ARG002
         """All of it is turned back at once."""
         return _read_only(self.tensor(name))
+
+    def fill(self, name: str, out: torch.Tensor) -> None:
+        out.copy_(self.tensor(name))
 
     def release(self) -> None:
         self._folder.release()
@@ -310,11 +338,11 @@ class _Source(ByLayer):
     def _norm(self) -> torch.Tensor:
         return self._tensors.tensor(NORM).float()
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
+    def _fill(self, layer: torch.nn.Module, index: int, *, again: bool) -> None:  # noqa: ARG002
         if any(weight.is_meta for weight in layer.parameters()):
             layer.to_empty(device=self.device)
         for name, weight in layer.named_parameters():
-            weight.data.copy_(self._tensors.tensor(f"model.layers.{index}.{name}"))
+            self._tensors.fill(f"model.layers.{index}.{name}", weight.data)
 
     def _describe(self, layer: torch.nn.Module, index: int) -> None:
         for name, there in [*layer.named_parameters()]:
@@ -352,16 +380,16 @@ class _Checkpoint(ByLayer):
     def _norm(self) -> torch.Tensor:
         return float32_tensor(self._weights.ln_f)
 
-    def _fill(self, layer: torch.nn.Module, index: int) -> None:
-        room = None if self._keeps else self._room
+    def _fill(self, layer: torch.nn.Module, index: int, *, again: bool) -> None:
+        room = self._room if again else None
         fill_layer(layer, self._weights.layers[index], self._facts, self._kv_cache, room)
 
     def _describe(self, layer: torch.nn.Module, index: int) -> None:
         stored = self._weights.layers[index]
         fill_layer(layer, stored, self._facts, self._kv_cache, reads=False)
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _forget(self, room: int = 0) -> None:
+        super()._forget(room)
         self._room.clear()
 
     def _release(self) -> None:
