@@ -154,13 +154,13 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memo
     states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
     turning = TURNED_BACK * shape.largest * 4
-    # Through the layers of one model, then of the other; then heads and logits of both; and linear
-    # by linear through both, without states. Completions are written without a layer in memory.
+    # Through the layers of one model, then of the other; then heads and logits of both; then what
+    # stays of one of them for completions; and linear by linear through both, without states.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
     walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
-    peak = max(walking, comparing, NOISE * layer + turning)
+    peak = max(walking, comparing, shape.kept, NOISE * layer + turning)
     return Memory(least, round(IMPORTS + FIXED + peak))
 
 

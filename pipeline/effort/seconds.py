@@ -115,7 +115,9 @@ class Clock:
             checkpoint: Bytes of the checkpoint.
         """
         shape, steps = self._shape, new_tokens(self._shape.parameters)
-        walks = 2 + (steps if self._recipe.model.by_layer else 0)
+        # Of what stays in memory from one token to the next, the first one is a walk.
+        again = 1 - shape.kept / (4 * shape.parameters)
+        walks = 3 + (steps - 1) * again if self._recipe.model.by_layer else 2
         completed = COUNT * steps * (PROMPT_TOKENS + steps / 2)
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
         computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)

@@ -32,6 +32,8 @@ BYTES_PER_TOKEN = 3.5
 MOST_BYTES_PER_TOKEN = 8.0
 # The scorer's limits of a batch (pipeline.evaluation.scoring, which imports torch).
 BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
+# What a model keeps in float32 while completions are written (pipeline.reference.by_layer).
+OFTEN_BYTES = 400 << 20
 
 
 Lengths = Callable[[str], Sequence[int] | None]
@@ -63,6 +65,11 @@ class Shape:
     vocabulary: int
     attention: int
     item: int
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the layers that stay in memory while completions are written layer by layer."""
+        return min(self.layers, OFTEN_BYTES // (4 * self.layer)) * 4 * self.layer
 
 
 @dataclass(frozen=True)

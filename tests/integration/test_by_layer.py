@@ -22,6 +22,8 @@ from pipeline.evaluation.windows import Window
 from pipeline.layers import blocks, parts, state, walk
 from pipeline.layers.parts import HeadInBlocks
 from pipeline.layers.walk import Walker
+from pipeline.models.facts import ModelFacts
+from pipeline.models.sizes import layer_parameters
 from pipeline.progress import Progress, Silent
 from pipeline.recipe.schema import Recipe
 from pipeline.reference import by_layer, load_reference
@@ -66,7 +68,10 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Whether so small a model stays in memory, and is multiplied some rows at a time."""
     if request.param != "kept":
         monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+        # One layer of a few, while completions are written.
+        monkeypatch.setattr(by_layer, "OFTEN_BYTES", 3 << 20)
     if request.param == "in blocks":
+        monkeypatch.setattr(by_layer, "OFTEN_BYTES", 0)
         monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
 
 
@@ -269,9 +274,12 @@ def test_weights_are_multiplied_while_they_are_read_for_walk_after_walk(
     which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The figures are those of a whole model of transformers, asked in the same context."""
-    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
-    monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
     folder = source = write_source("Qwen2", tmp_path / "source")
+    monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    # One layer, and not another one.
+    layer = 4 * layer_parameters(ModelFacts.from_directory(source))
+    monkeypatch.setattr(by_layer, "OFTEN_BYTES", 2 * layer - 1)
+    monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
     by_parts: Any
     load: Any
     by_parts, load = source_by_layer, load_source
@@ -284,9 +292,12 @@ def test_weights_are_multiplied_while_they_are_read_for_walk_after_walk(
         walker = Walker(opened, which)
         with scoring.often(walker):
             found = [next(walker.logits([text])) for text in texts]
-            part = opened.part(1)
-            linear: Any = part.modules["model.layers.0.mlp.down_proj"]
-            assert linear.weight.is_meta
+            kept, part = opened.part(1), opened.part(2)
+            linears: Any = [
+                one.modules[f"model.layers.{n}.mlp.down_proj"] for n, one in enumerate((kept, part))
+            ]
+            assert [linear.weight.is_meta for linear in linears] == [False, True]
+            assert opened.part(1) is kept
         with pytest.raises(RuntimeError, match="outside of InBlocks"):
             part.run(torch.zeros(1, 2, 256))
         behind = next(walker.logits([texts[0]]))

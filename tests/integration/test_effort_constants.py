@@ -5,9 +5,13 @@ from __future__ import annotations
 from pipeline.effort import memory, seconds, work
 from pipeline.evaluation import scoring, signal_to_noise
 from pipeline.layers import parts, walk
+from pipeline.reference import by_layer
 
 
 def test_limits_are_those_of_the_walks() -> None:
     assert (work.BATCH_TOKENS, work.BATCH_LOGITS) == (scoring.BATCH_TOKENS, scoring.BATCH_LOGITS)
     assert (memory.STATES, memory.HEAD) == (walk.HIDDEN_BYTES, parts.HEAD_BYTES)
-    assert seconds.NOISE_TOKENS == signal_to_noise.TOKENS
+    assert (work.OFTEN_BYTES, seconds.NOISE_TOKENS) == (
+        by_layer.OFTEN_BYTES,
+        signal_to_noise.TOKENS,
+    )

@@ -183,10 +183,26 @@ def test_a_model_is_read_for_each_token_of_completions_unless_it_is_whole() -> N
         estimated(recipe_of(model={"at_once": way}), SMALL, FAST)["evaluate"].seconds
         for way in ("layer", "model")
     )
-    # 248 million parameters for each of 16 tokens, at 1.5 ns, in both models.
-    assert layered.computing - whole.computing == pytest.approx(2 * 16 * 0.248 * 1.5, rel=0.02)
+    # 248 million parameters for the first of 16 tokens, at 1.5 ns, in both models; then 6 of 12
+    # layers are in 400 MiB, each of 15.2 million.
+    read = 0.248 + 15 * (0.248 - 6 * 0.0152)
+    assert layered.computing - whole.computing == pytest.approx(2 * 1.5 * read, rel=0.02)
     # At 1 GB/s the 2 bytes of the source alone.
-    assert layered.disk > 16 * 2 * 0.248
+    assert layered.disk > 2 * read
+
+
+def test_completions_take_what_stays_in_memory_for_them() -> None:
+    def likely(layers: int) -> int:
+        facts = replace(SMALL, num_hidden_layers=layers, vocab_size=1000)
+        recipe = recipe_of(evaluate={"tokens": 100, "sequence_length": 100})
+        found: int = estimated(recipe, facts)["evaluate"].memory.likely
+        return found
+
+    # Of layers of 60.8 MB 6 are in 400 MiB, however many there are; fewer are less than what is
+    # there while layers are compared: three of them, and two copies of the largest linear.
+    beside = 420e6 + 150e6
+    assert likely(12) == likely(6) == pytest.approx(beside + 6 * 60.8256e6)
+    assert likely(3) == pytest.approx(beside + 3 * 60.8256e6 + 2 * 4 * 1024 * 4096)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.layers.weights import SnapshotWeights
 
 
-def broken(*_: Any) -> int:
+def broken(*_: Any, **_named: Any) -> int:
     raise OSError(errno.EIO, "Input/output error")
 
 
@@ -41,3 +42,58 @@ def test_files_are_closed_when_one_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"two\.safetensors"):
         SnapshotWeights(tmp_path)
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+STORED = torch.arange(60, dtype=torch.float32).reshape(12, 5) / 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 7), slice(11, 40), slice(4, 4)])
+def test_rows_are_read_into_memory_that_is_there(
+    tmp_path: Path, dtype: torch.dtype, rows: slice
+) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.float16), "b": STORED.to(dtype)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    out = torch.full(tensors["b"][rows].shape, torch.nan)
+    with SnapshotWeights(tmp_path) as read:
+        read.into(out, "b", rows)
+    assert torch.equal(out, tensors["b"][rows].float())
+    # Rows behind which others of the same matrix are not touched.
+    whole = torch.zeros(12, 7)
+    with SnapshotWeights(tmp_path) as read:
+        read.into(whole[:, 1:6], "b")
+    assert torch.equal(whole[:, 1:6], tensors["b"].float())
+    assert not whole[:, [0, 6]].any()
+
+
+def test_a_tensor_that_is_not_aligned_is_read(tmp_path: Path) -> None:
+    header = b'{"b":{"dtype":"F32","shape":[12,5],"data_offsets":[0,240]}}'
+    assert len(header) % 2
+    data = STORED.numpy().tobytes()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    out = torch.empty(4, 5)
+    with SnapshotWeights(tmp_path) as read:
+        read.into(out, "b", slice(2, 6))
+    assert torch.equal(out, STORED[2:6])
+
+
+@pytest.mark.parametrize("way", ["call", "into"])
+def test_a_file_that_was_cut_is_told(tmp_path: Path, way: str) -> None:
+    save_file({"a": torch.ones(3), "b": STORED}, tmp_path / "model.safetensors")
+    with SnapshotWeights(tmp_path) as read:
+        path = tmp_path / "model.safetensors"
+        os.truncate(path, path.stat().st_size - 4)
+        out = torch.empty(12, 5)
+        with pytest.raises(SourceError, match="the file of b ended too soon"):
+            read("b") if way == "call" else read.into(out, "b")
+
+
+def test_a_file_that_cannot_be_mapped_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    with SnapshotWeights(tmp_path) as read:
+        monkeypatch.setattr(mmap, "mmap", broken)
+        with pytest.raises(SourceError, match=r"weights cannot be read\. Input/output error"):
+            read.into(torch.empty(3), "a")
