@@ -2,12 +2,15 @@
 
     python benchmarks/sizes.py                          # the table: 0.1, 0.5, 1 and 3 billion
     python benchmarks/sizes.py --sizes 0.1 0.5 --formats int4_awq int8_sq --rounds 3
-    python benchmarks/sizes.py --slope                  # equal width, 12, 24 and 48 layers
+    python benchmarks/sizes.py --paired --rounds 3      # both ways at once, in turns of a second
+    python benchmarks/sizes.py --slope --rounds 3       # equal width, 12, 24 and 48 layers
     python benchmarks/sizes.py --kills 10               # killed in the middle, and gone on
 
 Models are random Llamas that are made on the spot (``by_size/model.py``) and removed. Every stage
 is a command of its own, ``trtllm-pipeline run --until STAGE``, what is before it being cached: once
-with ``model.at_once=layer`` and once with ``model.at_once=model``, in turns where there are rounds.
+with ``model.at_once=layer`` and once with ``model.at_once=model``, in turns where there are rounds;
+with ``--paired`` both at once, of which the one is stopped while the other runs
+(``by_size/turns.py``), so that a machine whose speed goes up and down is the same to both.
 Compiling has no second way, so a whole run of it needs ``--against``, another checkout of the
 project, whose code then makes all that is whole. ``peak`` is ``ru_maxrss`` of the largest process;
 the bytes are the SHA-256 over every file that a stage wrote. What does not fit into this machine's
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -81,7 +85,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=["int4_awq"], metavar="FORMAT")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of --table")
-    parser.add_argument("--rounds", type=int, default=1, help="of --table")
+    parser.add_argument("--rounds", type=int, default=1, help="of --table and --slope")
+    parser.add_argument("--paired", action="store_true", help="both ways at once, in turns")
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 24, 48], help="of --slope")
     parser.add_argument("--samples", type=int, default=8, help="texts of calibration")
     parser.add_argument("--length", type=int, default=256, help="tokens of a text, or a window")
@@ -111,6 +116,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         arguments.stages,
         arguments.ways,
         arguments.rounds,
+        arguments.paired,
         arguments.against,
         arguments.folder,
     )
@@ -128,29 +134,29 @@ def table(arguments: argparse.Namespace) -> Result:
 
 
 def slope(arguments: argparse.Namespace) -> Result:
-    """Prints how the peak above the imports grows with the number of layers.
+    """Prints how the peak grows with the number of layers: medians of the rounds.
 
     A model with next to nothing in it tells what the imports take.
     """
-    plan = replace(plan_of(arguments), ways=("layer",), rounds=1)
+    plan = replace(plan_of(arguments), ways=("layer",), paired=False)
     depths = (0, *arguments.layers)
     peaks: dict[tuple[str, str], list[float]] = {}
     found = []
     for layers in depths:
         shape = replace(WIDTH, layers=layers) if layers else NEXT_TO_NOTHING
         for row in rows_of(shape, plan):
-            peaks.setdefault((row.stage, row.format), []).append(row.peak("layer"))
+            peak = statistics.median(ran.peak for ran in row.runs["layer"])
+            peaks.setdefault((row.stage, row.format), []).append(peak)
             found.append(row.as_dict())
-    print(f"{WIDTH.hidden} hidden, {WIDTH.inner} in the MLP; peak GB above the imports\n")
-    print(
-        f"| stage | format | imports | {' | '.join(f'{n} layers' for n in depths[1:])} | spread |"
-    )
-    print("|---|---|---:|" + "---:|" * len(depths))
+    print(f"{WIDTH.hidden} hidden, {WIDTH.inner} in the MLP; peak GB, {plan.rounds} round(s)\n")
+    layers = " | ".join(f"{n} layers" for n in depths[1:])
+    print(f"| stage | format | imports | {layers} | spread | above the imports |")
+    print("|---|---|---:|---:|" + "---:|" * len(depths))
     for key, (imports, *all_of_it) in peaks.items():
+        cells = [f"{value / GB:.3f}" for value in (imports, *all_of_it)]
         above = [peak - imports for peak in all_of_it]
-        cells = [f"{value / GB:.3f}" for value in (imports, *above)]
-        spread = max(above) / min(above) - 1
-        print(f"| {' | '.join([*key, *cells])} | {spread:.0%} |")
+        cells += [f"{max(values) / min(values) - 1:.0%}" for values in (all_of_it, above)]
+        print(f"| {' | '.join([*key, *cells])} |")
     return found, 0
 
 

@@ -110,7 +110,6 @@ def run(
             watch.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
             # It has a session of its own, which an interruption of this one does not reach.
             os.killpg(process.pid, signal.SIGTERM)
@@ -119,10 +118,16 @@ def run(
             ended.set()
             if sampled:
                 watch.join()
-    found.code, found.seconds = process.returncode, time.monotonic() - started
-    found.processor_seconds = usage.ru_utime + usage.ru_stime
-    found.peak = usage.ru_maxrss * 1024
+    end_of(process, found, status, usage)
+    found.seconds = time.monotonic() - started
     return found
+
+
+def end_of(process: subprocess.Popen[bytes], ran: Ran, status: int, usage: Any) -> None:
+    """Notes what ``os.wait4`` says of a command that has ended."""
+    process.returncode = ran.code = os.waitstatus_to_exitcode(status)
+    ran.processor_seconds = usage.ru_utime + usage.ru_stime
+    ran.peak = usage.ru_maxrss * 1024
 
 
 def _sink(path: Path | None) -> Any:

@@ -12,13 +12,14 @@ from typing import Any
 from .measured import GB, Ran
 from .model import Shape
 from .stages import Job, Setting, available_memory
+from .turns import run_in_turns
 
 STAGES = ("quantize", "evaluate", "compile")
 WAYS = ("layer", "model")
 HEAD = (
     "| parameters | layers | format | stage | peak GB by layer | whole | seconds by layer | whole |"
-    " processor seconds by layer | whole | same bytes |\n"
-    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---|"
+    " processor seconds by layer | whole | time by layer / whole | same bytes |\n"
+    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---|"
 )
 # Bytes of memory for each parameter that whole runs were measured to take.
 QUANTIZE_FLOAT32, QUANTIZE_16_BIT, EVALUATE = 11.0, 5.5, 8.8
@@ -36,6 +37,7 @@ class Plan:
         stages: Which stages are measured.
         ways: Of :data:`WAYS`.
         rounds: How often, in turns.
+        paired: Whether both ways of a round run at the same time, in turns of a second.
         against: A checkout that makes what is whole; None is this one.
         folder: Where models and stores go; None is where temporary files do.
     """
@@ -45,6 +47,7 @@ class Plan:
     stages: Sequence[str] = STAGES
     ways: Sequence[str] = WAYS
     rounds: int = 1
+    paired: bool = False
     against: Path | None = None
     folder: Path | None = None
 
@@ -96,51 +99,81 @@ class Row:
         cells += [self.format, self.stage]
         for tell in (
             lambda runs: f"{max(ran.peak for ran in runs) / GB:.2f}",
-            lambda runs: _seconds([ran.seconds for ran in runs]),
-            lambda runs: _seconds([ran.processor_seconds for ran in runs]),
+            lambda runs: _spread([ran.seconds for ran in runs]),
+            lambda runs: _spread([ran.processor_seconds for ran in runs]),
         ):
             for way in WAYS:
                 runs = self.runs.get(way)
                 cells.append(tell(runs) if runs else self._absent(way))
+        cells.append(self._ratio())
         cells.append({None: "one run", True: "yes", False: "NO"}[self.same])
         return f"| {' | '.join(cells)} |"
+
+    def _ratio(self) -> str:
+        """Of the wall times of each round."""
+        layer, whole = (self.runs.get(way, []) for way in WAYS)
+        ratios = [one.seconds / other.seconds for one, other in zip(layer, whole, strict=False)]
+        return _spread(ratios, 2) if ratios else "-"
 
     def _absent(self, way: str) -> str:
         return self.skipped if way == "model" and self.skipped else "-"
 
 
-def _seconds(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], digits: int = 0) -> str:
     """A median, with its range where there are several."""
-    told = f"{statistics.median(values):.0f}"
-    return told if len(values) == 1 else f"{told} ({min(values):.0f}-{max(values):.0f})"
+    told = f"{statistics.median(values):.{digits}f}"
+    if len(values) == 1:
+        return told
+    return f"{told} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def rows_of(shape: Shape, plan: Plan) -> Iterator[Row]:
     """Makes a model, takes it through the stages in every format, and removes it."""
     with tempfile.TemporaryDirectory(dir=plan.folder) as place:
+        # Two commands at a time need a store each, since one of them would wait for the other.
+        folders = [Path(place) / way for way in (WAYS if plan.paired else WAYS[:1])]
+        for folder in folders:
+            folder.mkdir()
         for form in plan.formats:
-            job = Job(Path(place), shape, form, plan.setting)
-            job.prepare("source")
+            jobs = [Job(folder, shape, form, plan.setting) for folder in folders]
+            for job in jobs:
+                job.prepare("source")
             for stage in STAGES:
                 if stage in plan.stages:
-                    yield _measure(Row(shape, form, stage), job, plan)
+                    yield _measure(Row(shape, form, stage), jobs, plan)
                 elif any(later in plan.stages for later in STAGES[STAGES.index(stage) :]):
-                    job.prepare(stage)
-            job.clear()
+                    for job in jobs:
+                        job.prepare(stage)
+            for job in jobs:
+                job.clear()
 
 
-def _measure(row: Row, job: Job, plan: Plan) -> Row:
+def _measure(row: Row, jobs: Sequence[Job], plan: Plan) -> Row:
     """Runs a stage in every way, in turns where there are rounds."""
     ways = [way for way in WAYS if way in plan.ways]
     if "model" in ways and (why := not_whole(row, plan)):
         row.skipped = why
         ways.remove("model")
     for number in range(plan.rounds):
-        for way in ways[:: -1 if number % 2 else 1]:
-            ran = job.run(row.stage, way, plan.against if way == "model" else None)
+        order = ways[:: -1 if number % 2 else 1]
+        if plan.paired and len(order) == len(jobs):
+            _run_in_turns(row, jobs, order)
+            continue
+        for way in order:
+            ran = jobs[0].run(row.stage, way, plan.against if way == "model" else None)
             row.runs.setdefault(way, []).append(ran)
-            row.digests.append(job.digest(row.stage))
+            row.digests.append(jobs[0].digest(row.stage))
+    for job in jobs[1:]:
+        job.prepare(row.stage)
     return row
+
+
+def _run_in_turns(row: Row, jobs: Sequence[Job], order: Sequence[str]) -> None:
+    commands = [job.again(row.stage, way) for job, way in zip(jobs, order, strict=True)]
+    for job, way, command, ran in zip(jobs, order, commands, run_in_turns(commands), strict=True):
+        job.check(ran, command)
+        row.runs.setdefault(way, []).append(ran)
+        row.digests.append(job.digest(row.stage))
 
 
 def not_whole(row: Row, plan: Plan) -> str | None:

@@ -15,6 +15,7 @@ from pipeline.targets.openvino.memory import machine_memory
 
 from .measured import Ran, run
 from .model import Shape, write_model
+from .turns import Command
 
 PROJECT = Path(__file__).resolve().parents[2]
 TEXTS = PROJECT / "examples" / "tiny_llama" / "data"
@@ -123,6 +124,19 @@ class Job:
         command = [*self.command(stage, None if against else way), "--force", stage]
         return self._measured(stage, command, against or PROJECT)
 
+    def again(self, stage: str, way: str) -> Command:
+        """What :meth:`run` runs, as one of several that take turns."""
+        words = [*self.command(stage, way), "--force", stage]
+        return Command(words, *self.outputs(stage), PROJECT)
+
+    def check(self, ran: Ran, command: Command) -> None:
+        """Ends this process where a command failed."""
+        if ran.code:
+            said = command.output.read_text(encoding="utf-8")
+            said += command.errors.read_text(encoding="utf-8")
+            words = " ".join(command.words)
+            raise SystemExit(f"ended with {ran.code}: {words}\n{said[-3000:]}")
+
     def step(self, stage: str, *options: str) -> Ran:
         """Brings a stage up to date and looks at all processes meanwhile; with more options."""
         return self._measured(stage, [*self.command(stage), *options], PROJECT, sampled=True)
@@ -175,11 +189,9 @@ class Job:
         shutil.rmtree(self.build)
 
     def _measured(self, step: str, command: list[str], code: Path, *, sampled: bool = False) -> Ran:
-        output, errors = self.outputs(step)
-        ran = run(command, output=output, errors=errors, folder=code, sampled=sampled)
-        if ran.code:
-            said = output.read_text(encoding="utf-8") + errors.read_text(encoding="utf-8")
-            raise SystemExit(f"{step} ended with {ran.code}: {' '.join(command)}\n{said[-3000:]}")
+        told = Command(command, *self.outputs(step), code)
+        ran = run(command, output=told.output, errors=told.errors, folder=code, sampled=sampled)
+        self.check(ran, told)
         return ran
 
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,42 @@ def test_the_end_of_a_command_is_told(by_size: Any) -> None:
     assert ran.code == -signal.SIGKILL
 
 
+COUNTS = """
+import sys, time
+began = time.process_time()
+print(time.monotonic(), flush=True)
+while time.process_time() < began + float(sys.argv[1]):
+    pass
+print(time.monotonic(), flush=True)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def test_of_commands_in_turns_each_has_its_own_time(by_size: Any, tmp_path: Path) -> None:
+    turns = by_size("turns")
+    commands = [
+        turns.Command(
+            [sys.executable, "-c", COUNTS, seconds, code],
+            tmp_path / f"{seconds}.out",
+            tmp_path / f"{seconds}.err",
+            tmp_path,
+        )
+        for seconds, code in (("0.6", "0"), ("1.2", "3"))
+    ]
+    began = time.monotonic()
+    short, long = turns.run_in_turns(commands, 0.1)
+    whole = time.monotonic() - began
+    assert (short.code, long.code) == (0, 3)
+    assert 0.6 < short.processor_seconds < long.processor_seconds
+    # Each ran in its own turns alone, and none while the other did.
+    assert short.seconds > 0.6
+    assert long.seconds > 1.2
+    assert short.seconds + long.seconds <= whole
+    times = [[float(line) for line in one.output.read_text().split()] for one in commands]
+    (_, end_of_short), (begin_of_long, _) = times
+    assert begin_of_long < end_of_short
+
+
 def test_what_a_killed_run_left_is_read_as_it_is_saved(by_size: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.layers.state import State
@@ -138,11 +175,13 @@ def test_a_line_says_when_bytes_differ(by_size: Any) -> None:
     layer = [measured.Ran(0, 12.2, 20.0, 690_000_000), measured.Ran(0, 14.0, 22.0, 710_000_000)]
     row.runs, row.digests = {"layer": layer}, ["a", "a"]
     assert row.line() == (
-        "| 102 M | 16 | fp8 | quantize | 0.71 | - | 13 (12-14) | - | 21 (20-22) | - | yes |"
+        "| 102 M | 16 | fp8 | quantize | 0.71 | - | 13 (12-14) | - | 21 (20-22) | - | - | yes |"
     )
     row.runs["model"] = [measured.Ran(0, 10.0, 19.0, 1_660_000_000)]
     row.digests.append("b")
-    assert row.line().endswith("| 0.71 | 1.66 | 13 (12-14) | 10 | 21 (20-22) | 19 | NO |")
+    assert row.line().endswith("| 0.71 | 1.66 | 13 (12-14) | 10 | 21 (20-22) | 19 | 1.22 | NO |")
+    row.runs["model"].append(measured.Ran(0, 16.0, 19.0, 1_660_000_000))
+    assert "| 1.05 (0.88-1.22) | NO |" in row.line()
     assert json.loads(json.dumps(row.as_dict()))["same"] is False
 
 
