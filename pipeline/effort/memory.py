@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.effort.work import Shape, Texts, searches_on_few_rows, sets
+from pipeline.effort.work import HEAD, Shape, Texts, searches_on_few_rows, sets
 from pipeline.formats import FORMATS
 from pipeline.quantize.formats import is_condensed
 from pipeline.recipe.schema import Recipe
@@ -41,8 +41,6 @@ WHOLE_FLOAT32, WHOLE_16_BIT, WHOLE_SCORING = 11.0, 5.5, 8.8
 # What a group of batches may keep of each model; more batches have walks of their own
 # (pipeline.layers.walk).
 STATES = 512 << 20
-# A head that is larger is read in blocks of that size (pipeline.layers.parts).
-HEAD = 256 << 20
 # Logits of a batch are there of both models, and of one while the next batch is computed; of whole
 # models they are copied too.
 LOGITS, LOGITS_OF_WHOLE = 3.0, 4.0
@@ -155,12 +153,13 @@ def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memo
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
     turning = TURNED_BACK * shape.largest * 4
     # Through the layers of one model, then of the other; then heads and logits of both; then what
-    # stays of one of them for completions; and linear by linear through both, without states.
+    # stays of one for completions beside the other's last layer; and linear by linear through both,
+    # without states.
     head = shape.vocabulary * shape.hidden * 4
     heads = 2 * head if head <= HEAD else 2 * HEAD
     walking = states + WALKING * layer + turning + batch
     comparing = states + heads + LOGITS * logits + PIECES
-    peak = max(walking, comparing, shape.kept, NOISE * layer + turning)
+    peak = max(walking, comparing, shape.kept + layer, NOISE * layer + turning)
     return Memory(least, round(IMPORTS + FIXED + peak))
 
 

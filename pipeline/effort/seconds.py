@@ -115,8 +115,9 @@ class Clock:
             checkpoint: Bytes of the checkpoint.
         """
         shape, steps = self._shape, new_tokens(self._shape.parameters)
-        # Of what stays in memory from one token to the next, the first one is a walk.
-        again = 1 - shape.kept / (4 * shape.parameters)
+        # The first token reads everything, and the others what did not stay in memory.
+        matrices = shape.layers * shape.layer + shape.vocabulary * shape.hidden
+        again = 1 - shape.kept / (4 * matrices)
         walks = 3 + (steps - 1) * again if self._recipe.model.by_layer else 2
         completed = COUNT * steps * (PROMPT_TOKENS + steps / 2)
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)

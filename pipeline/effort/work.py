@@ -34,6 +34,8 @@ MOST_BYTES_PER_TOKEN = 8.0
 BATCH_TOKENS, BATCH_LOGITS = 4096, 1 << 26
 # What a model keeps in float32 while completions are written (pipeline.reference.by_layer).
 OFTEN_BYTES = 400 << 20
+# A head that is larger is read in blocks of that size (pipeline.layers.parts).
+HEAD = 256 << 20
 
 
 Lengths = Callable[[str], Sequence[int] | None]
@@ -68,8 +70,10 @@ class Shape:
 
     @property
     def kept(self) -> int:
-        """Bytes of the layers that stay in memory while completions are written layer by layer."""
-        return min(self.layers, OFTEN_BYTES // (4 * self.layer)) * 4 * self.layer
+        """Bytes of layers and head that stay while completions are written layer by layer."""
+        layers = min(self.layers, OFTEN_BYTES // (4 * self.layer)) * 4 * self.layer
+        head = 4 * self.vocabulary * self.hidden
+        return layers + (head if head <= min(HEAD, OFTEN_BYTES - layers) else 0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tensors of a snapshot, read one by one into memory of their own."""
+"""The tensors of a snapshot, read one by one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "U8": torch.uint8,
 }
+
+
+# MADV_POPULATE_READ of Linux 5.14 (include/uapi/asm-generic/mman-common.h), which Python has no
+# name for; other systems refuse it.
+_POPULATE_READ = 22
 
 
 class SnapshotWeights(Closing):
@@ -89,15 +94,20 @@ class SnapshotWeights(Closing):
             except OSError as error:
                 raise _unreadable(self._directory, error) from error
             if not count:
-                raise self._cut(name)
+                raise SourceError(
+                    f"the file of {name} ended too soon",
+                    where=str(self._directory),
+                    why="It was written to or cut while it was read",
+                    fix="Let nothing write into the model's folder during a run, and run again",
+                )
             view, begin = view[count:], begin + count
         return found
 
     def into(self, out: torch.Tensor, name: str, rows: slice = slice(None)) -> None:
         """Reads a tensor, or some of its rows, into memory that is there, of any dtype.
 
-        It takes half the time of reading it into memory of its own and copying it from there:
-        torch's threads turn the file's pages into what is wanted, which are mapped for as long.
+        It takes half the time of reading it into memory of its own and copying it from there: the
+        file's pages are mapped for as long, and torch's threads turn them into what is wanted.
 
         Args:
             out: Of the shape of these rows.
@@ -114,14 +124,14 @@ class SnapshotWeights(Closing):
             return
         size = before + count * dtype.itemsize
         try:
-            # A page that is gone when it is read would end the process.
-            if os.fstat(file).st_size < begin - before + size:
-                raise self._cut(name)
             # A private map, since torch warns of memory that it must not write to.
             pages = mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=begin - before)
-        except OSError as error:
-            raise _unreadable(self._directory, error) from error
-        pages.madvise(mmap.MADV_WILLNEED)
+            # A page that cannot be read would end the process later.
+            pages.madvise(_POPULATE_READ)
+        except (OSError, ValueError):
+            # Reading does without a map, or tells what is wrong.
+            out.copy_(self(name, rows))
+            return
         out.copy_(torch.frombuffer(pages, dtype=dtype, count=count, offset=before).view(shape))
 
     def _place(self, name: str, rows: slice) -> tuple[int, torch.dtype, tuple[int, ...], int]:
@@ -133,14 +143,6 @@ class SnapshotWeights(Closing):
         line = stored.size // max(stored.shape[0], 1)
         shape = last - first, *stored.shape[1:]
         return file, DTYPES[stored.dtype], shape, stored.start + first * line
-
-    def _cut(self, name: str) -> SourceError:
-        return SourceError(
-            f"the file of {name} ended too soon",
-            where=str(self._directory),
-            why="It was written to or cut while it was read",
-            fix="Let nothing write into the model's folder during a run, and run again",
-        )
 
 
 def _unreadable(place: Path, error: OSError) -> SourceError:

@@ -25,7 +25,8 @@ Seen = tuple[str, float, int]
 _WATCHED_INPUTS = ("o_proj", "down_proj")
 # The engine's logits are float32.
 _HEAD = "lm_head"
-_LINEARS = (CheckpointLinear, HeadInBlocks)
+# The last one is a head that is read while it is multiplied; no other linear is torch's own.
+_LINEARS = (CheckpointLinear, HeadInBlocks, torch.nn.Linear)
 _WATCHED = (*_LINEARS, torch.nn.Embedding, EmbeddingByRows)
 
 

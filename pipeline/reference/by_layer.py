@@ -28,7 +28,7 @@ from pipeline.source.snapshot import EMBEDDING, HEAD, NORM
 # Parts of two models that together take no more stay in memory between walks.
 KEPT_BYTES = 256 << 20
 # Of a larger model, what stays in float32 while walks follow each other: all of 0.1 billion
-# parameters, and less than what scoring takes of any model for which it is not enough.
+# parameters. It is more than scoring takes where layers are small and texts are short.
 OFTEN_BYTES = 400 << 20
 # Of so many shapes of batches, and of no larger ones, the mask is kept.
 SHAPES, SHAPE_BYTES = 64, 2 << 20

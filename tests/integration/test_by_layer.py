@@ -134,6 +134,7 @@ def test_ranks_a_kv_cache_and_rounded_activations(
     written = assert_same(settings, source, tmp_path, dtype="model")
     assert json.loads(written)["activations"]["rounded"]
     monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
+    monkeypatch.setattr(by_layer, "OFTEN_BYTES", 0)
     again = evaluated(
         settings, source, tmp_path / "checkpoint", tmp_path / "again", "layer", dtype="model"
     )
@@ -278,7 +279,7 @@ def test_weights_are_multiplied_while_they_are_read_for_walk_after_walk(
     monkeypatch.setattr(by_layer, "KEPT_BYTES", 0)
     # One layer, and not another one.
     layer = 4 * layer_parameters(ModelFacts.from_directory(source))
-    monkeypatch.setattr(by_layer, "OFTEN_BYTES", 2 * layer - 1)
+    monkeypatch.setattr(by_layer, "OFTEN_BYTES", layer)
     monkeypatch.setattr(blocks, "BLOCK_WEIGHTS", 128 * 256)
     by_parts: Any
     load: Any
@@ -292,14 +293,24 @@ def test_weights_are_multiplied_while_they_are_read_for_walk_after_walk(
         walker = Walker(opened, which)
         with scoring.often(walker):
             found = [next(walker.logits([text])) for text in texts]
-            kept, part = opened.part(1), opened.part(2)
+            kept, part, last = (opened.part(n) for n in (1, 2, opened.layers + 1))
             linears: Any = [
-                one.modules[f"model.layers.{n}.mlp.down_proj"] for n, one in enumerate((kept, part))
+                kept.modules["model.layers.0.mlp.down_proj"],
+                part.modules["model.layers.1.mlp.down_proj"],
+                last.modules["lm_head"],
             ]
-            assert [linear.weight.is_meta for linear in linears] == [False, True]
+            assert [linear.weight.is_meta for linear in linears] == [False, True, True]
             assert opened.part(1) is kept
+            watch = ActivationWatch("float16")
+            with torch.inference_mode(), watch.watching(last):
+                watch.begin(0)
+                last.run(torch.ones(1, 2, 256))
+            ((_, seen),) = watch.seen()
+            assert [name for name, *_ in seen] == ["model.norm", "lm_head"]
         with pytest.raises(RuntimeError, match="outside of InBlocks"):
             part.run(torch.zeros(1, 2, 256))
+        assert opened.part(1) is not kept
+        assert opened.part(1) is not opened.part(1)
         behind = next(walker.logits([texts[0]]))
     with scoring.often(whole):
         expected = list(map(whole, texts))

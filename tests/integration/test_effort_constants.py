@@ -10,8 +10,6 @@ from pipeline.reference import by_layer
 
 def test_limits_are_those_of_the_walks() -> None:
     assert (work.BATCH_TOKENS, work.BATCH_LOGITS) == (scoring.BATCH_TOKENS, scoring.BATCH_LOGITS)
-    assert (memory.STATES, memory.HEAD) == (walk.HIDDEN_BYTES, parts.HEAD_BYTES)
-    assert (work.OFTEN_BYTES, seconds.NOISE_TOKENS) == (
-        by_layer.OFTEN_BYTES,
-        signal_to_noise.TOKENS,
-    )
+    assert (work.HEAD, work.OFTEN_BYTES) == (parts.HEAD_BYTES, by_layer.OFTEN_BYTES)
+    assert memory.STATES == walk.HIDDEN_BYTES
+    assert seconds.NOISE_TOKENS == signal_to_noise.TOKENS

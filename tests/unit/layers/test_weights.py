@@ -89,11 +89,26 @@ def test_a_file_that_was_cut_is_told(tmp_path: Path, way: str) -> None:
             read("b") if way == "call" else read.into(out, "b")
 
 
-def test_a_file_that_cannot_be_mapped_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refuses", ["the map", "to read ahead"])
+def test_where_nothing_can_be_mapped_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
 ) -> None:
-    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    save_file({"b": STORED}, tmp_path / "model.safetensors")
+
+    class Unwilling(mmap.mmap):
+        madvise = broken
+
+    monkeypatch.setattr(mmap, "mmap", broken if refuses == "the map" else Unwilling)
+    out = torch.empty(12, 5)
     with SnapshotWeights(tmp_path) as read:
-        monkeypatch.setattr(mmap, "mmap", broken)
-        with pytest.raises(SourceError, match=r"weights cannot be read\. Input/output error"):
-            read.into(torch.empty(3), "a")
+        read.into(out, "b")
+    assert torch.equal(out, STORED)
+
+
+def test_no_file_stays_mapped(tmp_path: Path) -> None:
+    save_file({"b": STORED}, tmp_path / "model.safetensors")
+    with SnapshotWeights(tmp_path) as read:
+        read.into(torch.empty(12, 5), "b")
+        with pytest.raises(RuntimeError, match="must match"):
+            read.into(torch.empty(12, 6), "b")
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
