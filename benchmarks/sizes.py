@@ -46,9 +46,10 @@ TIMES = """\
 how long it takes on two cores with nothing beside it, estimated for INT4 AWQ from 0.3 s to quantize
 and 0.05 s to evaluate for each million parameters:
   --table  an hour: 2, 6, 13 and 40 minutes for 0.1, 0.5, 1 and 3 billion, each stage both ways
-  --slope  6 minutes
+  --slope  10 minutes a round
   --kills  10 minutes for 10 of each stage at 0.5 billion
-beside other work it is several times that. Disk: 4 bytes a parameter, for one size at a time.
+beside other work it is several times that. Disk: 4 bytes a parameter, for one size at a time, and
+twice that with --paired.
 """
 Result = tuple[list[dict[str, Any]], int]
 
@@ -86,7 +87,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of --table")
     parser.add_argument("--rounds", type=int, default=1, help="of --table and --slope")
-    parser.add_argument("--paired", action="store_true", help="both ways at once, in turns")
+    parser.add_argument(
+        "--paired", action="store_true", help="of --table: both ways at once, in turns"
+    )
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 24, 48], help="of --slope")
     parser.add_argument("--samples", type=int, default=8, help="texts of calibration")
     parser.add_argument("--length", type=int, default=256, help="tokens of a text, or a window")
@@ -150,7 +153,7 @@ def slope(arguments: argparse.Namespace) -> Result:
             found.append(row.as_dict())
     print(f"{WIDTH.hidden} hidden, {WIDTH.inner} in the MLP; peak GB, {plan.rounds} round(s)\n")
     layers = " | ".join(f"{n} layers" for n in depths[1:])
-    print(f"| stage | format | imports | {layers} | spread | above the imports |")
+    print(f"| stage | format | imports | {layers} | spread | spread above the imports |")
     print("|---|---|---:|---:|" + "---:|" * len(depths))
     for key, (imports, *all_of_it) in peaks.items():
         cells = [f"{value / GB:.3f}" for value in (imports, *all_of_it)]

@@ -70,8 +70,9 @@ class Ran:
 
 
 def end_in_order() -> None:
-    """Lets a request to end this process end the command that it runs, too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Lets what ends this process end the commands that it runs, too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda ended_by, _frame: sys.exit(128 + ended_by))
 
 
 def run(
@@ -95,32 +96,35 @@ def run(
         sampled: Looks at all its processes; without, ``outside`` and ``servers`` stay empty.
     """
     found = Ran()
-    started = time.monotonic()
-    with _sink(output) as out, _sink(errors) as err:
-        process = subprocess.Popen(
-            list(command),
-            stdout=out,
-            stderr=err,
-            cwd=folder,
-            start_new_session=True,
-        )
-        ended = threading.Event()
-        watch = threading.Thread(target=_watch, args=(process.pid, ended, found))
+    began = time.monotonic()
+    process = started(command, output=output, errors=errors, folder=folder)
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(process.pid, ended, found))
+    if sampled:
+        watch.start()
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        # It has a session of its own, which an interruption of this one does not reach.
+        os.killpg(process.pid, signal.SIGTERM)
+        raise
+    finally:
+        ended.set()
         if sampled:
-            watch.start()
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            # It has a session of its own, which an interruption of this one does not reach.
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
-        finally:
-            ended.set()
-            if sampled:
-                watch.join()
+            watch.join()
     end_of(process, found, status, usage)
-    found.seconds = time.monotonic() - started
+    found.seconds = time.monotonic() - began
     return found
+
+
+def started(
+    command: Sequence[str], *, output: Path | None, errors: Path | None, folder: Path | None
+) -> subprocess.Popen[bytes]:
+    """Starts a command in a session of its own; see :func:`run`."""
+    with _sink(output) as out, _sink(errors) as err:
+        return subprocess.Popen(
+            list(command), stdout=out, stderr=err, cwd=folder, start_new_session=True
+        )
 
 
 def end_of(process: subprocess.Popen[bytes], ran: Ran, status: int, usage: Any) -> None:

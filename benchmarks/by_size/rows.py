@@ -25,6 +25,8 @@ HEAD = (
 QUANTIZE_FLOAT32, QUANTIZE_16_BIT, EVALUATE = 11.0, 5.5, 8.8
 FLOAT32_PARAMETERS = (2 << 30) // 4
 IMPORTS = 0.42 * GB
+# More than a run by layer takes beside a whole one that fits 24 GB.
+BY_LAYER = 2.0 * GB
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,6 @@ class Row:
         """Whether all runs wrote the same bytes; None where there was only one."""
         return len(set(self.digests)) == 1 if len(self.digests) > 1 else None
 
-    def peak(self, way: str) -> float:
-        """The highest peak of the runs of a way, in bytes."""
-        return max(ran.peak for ran in self.runs[way])
-
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON values."""
         return {
@@ -131,49 +129,60 @@ def rows_of(shape: Shape, plan: Plan) -> Iterator[Row]:
     """Makes a model, takes it through the stages in every format, and removes it."""
     with tempfile.TemporaryDirectory(dir=plan.folder) as place:
         # Two commands at a time need a store each, since one of them would wait for the other.
-        folders = [Path(place) / way for way in (WAYS if plan.paired else WAYS[:1])]
+        folders = [Path(place) / way for way in (plan.ways if plan.paired else WAYS[:1])]
         for folder in folders:
             folder.mkdir()
         for form in plan.formats:
             jobs = [Job(folder, shape, form, plan.setting) for folder in folders]
-            for job in jobs:
-                job.prepare("source")
+            before = "source"
             for stage in STAGES:
                 if stage in plan.stages:
-                    yield _measure(Row(shape, form, stage), jobs, plan)
-                elif any(later in plan.stages for later in STAGES[STAGES.index(stage) :]):
-                    for job in jobs:
-                        job.prepare(stage)
+                    yield _measure(Row(shape, form, stage), jobs, plan, before)
+                before = stage
             for job in jobs:
                 job.clear()
 
 
-def _measure(row: Row, jobs: Sequence[Job], plan: Plan) -> Row:
-    """Runs a stage in every way, in turns where there are rounds."""
+def _measure(row: Row, jobs: Sequence[Job], plan: Plan, before: str) -> Row:
+    """Runs a stage in every way, in turns where there are rounds, behind the stage before it."""
     ways = [way for way in WAYS if way in plan.ways]
     if "model" in ways and (why := not_whole(row, plan)):
         row.skipped = why
         ways.remove("model")
+    used = jobs if plan.paired and len(ways) == len(jobs) else jobs[:1]
+    for job in used:
+        job.prepare(before)
     for number in range(plan.rounds):
         order = ways[:: -1 if number % 2 else 1]
-        if plan.paired and len(order) == len(jobs):
-            _run_in_turns(row, jobs, order)
+        if len(used) > 1:
+            _run_in_turns(row, used, order, plan.against)
             continue
         for way in order:
-            ran = jobs[0].run(row.stage, way, plan.against if way == "model" else None)
-            row.runs.setdefault(way, []).append(ran)
-            row.digests.append(jobs[0].digest(row.stage))
-    for job in jobs[1:]:
-        job.prepare(row.stage)
+            _add(row, way, used[0], used[0].run(row.stage, way, _code(way, plan.against)))
     return row
 
 
-def _run_in_turns(row: Row, jobs: Sequence[Job], order: Sequence[str]) -> None:
-    commands = [job.again(row.stage, way) for job, way in zip(jobs, order, strict=True)]
-    for job, way, command, ran in zip(jobs, order, commands, run_in_turns(commands), strict=True):
+def _run_in_turns(
+    row: Row, jobs: Sequence[Job], order: Sequence[str], against: Path | None
+) -> None:
+    commands = [
+        job.again(row.stage, way, _code(way, against)) for job, way in zip(jobs, order, strict=True)
+    ]
+    found = run_in_turns(commands)
+    for job, command, ran in zip(jobs, commands, found, strict=True):
         job.check(ran, command)
-        row.runs.setdefault(way, []).append(ran)
-        row.digests.append(job.digest(row.stage))
+    for job, way, ran in zip(jobs, order, found, strict=True):
+        _add(row, way, job, ran)
+
+
+def _code(way: str, against: Path | None) -> Path | None:
+    """The checkout that makes something in a way; None is this one."""
+    return against if way == "model" else None
+
+
+def _add(row: Row, way: str, job: Job, ran: Ran) -> None:
+    row.runs.setdefault(way, []).append(ran)
+    row.digests.append(job.digest(row.stage))
 
 
 def not_whole(row: Row, plan: Plan) -> str | None:
@@ -183,5 +192,7 @@ def not_whole(row: Row, plan: Plan) -> str | None:
     parameters = row.shape.parameters
     loads = QUANTIZE_FLOAT32 if parameters <= FLOAT32_PARAMETERS else QUANTIZE_16_BIT
     needs = IMPORTS + (loads if row.stage == "quantize" else EVALUATE) * parameters
+    if plan.paired:
+        needs += BY_LAYER
     free = available_memory()
     return None if needs <= free else f"needs {needs / GB:.0f} GB of {free / GB:.0f}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class Job:
 
     def prepare(self, stage: str) -> Ran:
         """Brings a stage up to date as the recipe says, for the stages behind it."""
-        return self._measured(stage, self.command(stage), PROJECT)
+        return self._measured(self._command(stage, self.command(stage)))
 
     def run(self, stage: str, way: str, against: Path | None = None) -> Ran:
         """Runs a stage again, whatever is cached.
@@ -121,13 +122,12 @@ class Job:
             way: ``layer`` or ``model``.
             against: A checkout whose code does it in its own way; None is this one.
         """
-        command = [*self.command(stage, None if against else way), "--force", stage]
-        return self._measured(stage, command, against or PROJECT)
+        return self._measured(self.again(stage, way, against))
 
-    def again(self, stage: str, way: str) -> Command:
-        """What :meth:`run` runs, as one of several that take turns."""
-        words = [*self.command(stage, way), "--force", stage]
-        return Command(words, *self.outputs(stage), PROJECT)
+    def again(self, stage: str, way: str, against: Path | None = None) -> Command:
+        """What :meth:`run` runs."""
+        words = [*self.command(stage, None if against else way), "--force", stage]
+        return Command(words, *self.outputs(stage), against or PROJECT)
 
     def check(self, ran: Ran, command: Command) -> None:
         """Ends this process where a command failed."""
@@ -139,7 +139,8 @@ class Job:
 
     def step(self, stage: str, *options: str) -> Ran:
         """Brings a stage up to date and looks at all processes meanwhile; with more options."""
-        return self._measured(stage, [*self.command(stage), *options], PROJECT, sampled=True)
+        words = [*self.command(stage), *options]
+        return self._measured(self._command(stage, words), sampled=True)
 
     def generate(self, prompt: str) -> Ran:
         """Has a server started on the repository, and a few tokens generated."""
@@ -148,7 +149,7 @@ class Job:
             *(sys.executable, "-m", "pipeline", "generate", "--repository", str(repository)),
             *("--max-tokens", "16", "--timeout", "1200", "--json", prompt),
         ]
-        return self._measured("generate", command, PROJECT, sampled=True)
+        return self._measured(self._command("generate", command), sampled=True)
 
     def said(self, step: str) -> dict[str, Any]:
         """What the last command of that name printed."""
@@ -188,10 +189,18 @@ class Job:
         """Removes the store."""
         shutil.rmtree(self.build)
 
-    def _measured(self, step: str, command: list[str], code: Path, *, sampled: bool = False) -> Ran:
-        told = Command(command, *self.outputs(step), code)
-        ran = run(command, output=told.output, errors=told.errors, folder=code, sampled=sampled)
-        self.check(ran, told)
+    def _command(self, step: str, words: Sequence[str]) -> Command:
+        return Command(words, *self.outputs(step), PROJECT)
+
+    def _measured(self, command: Command, *, sampled: bool = False) -> Ran:
+        ran = run(
+            command.words,
+            output=command.output,
+            errors=command.errors,
+            folder=command.folder,
+            sampled=sampled,
+        )
+        self.check(ran, command)
         return ran
 
 

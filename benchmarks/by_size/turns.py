@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-from .measured import Ran, end_of
+from .measured import Ran, end_of, started
 
 TURN_S = 1.0
 POLL_S = 0.005
@@ -43,6 +43,8 @@ class Command:
 def run_in_turns(commands: Sequence[Command], turn_s: float = TURN_S) -> list[Ran]:
     """Runs commands to their ends, one at a time for ``turn_s`` each.
 
+    Where one fails the others are ended, too.
+
     Args:
         commands: Each with memory for itself, beside the others.
         turn_s: Seconds of a turn.
@@ -52,12 +54,10 @@ def run_in_turns(commands: Sequence[Command], turn_s: float = TURN_S) -> list[Ra
     """
     with ExitStack() as stack:
         running = [stack.enter_context(_stopped(command)) for command in commands]
-        for one in cycle(running):
-            if all(other.ended for other in running):
-                return [other.ran for other in running]
-            if not one.ended:
-                one.go_on(turn_s)
-    raise AssertionError
+        turns = cycle(running)
+        while not all(one.ended for one in running) and not any(one.ran.code for one in running):
+            next(turns).go_on(turn_s)
+        return [one.ran for one in running]
 
 
 @dataclass
@@ -68,6 +68,8 @@ class _Running:
 
     def go_on(self, seconds: float) -> None:
         """Lets it run for a while, or to its end."""
+        if self.ended:
+            return
         began = time.monotonic()
         os.killpg(self.process.pid, signal.SIGCONT)
         while not self.ended and time.monotonic() < began + seconds:
@@ -85,19 +87,14 @@ class _Running:
 @contextmanager
 def _stopped(command: Command) -> Iterator[_Running]:
     """Starts a command and stops it at once; it ends with the block."""
-    with command.output.open("wb") as out, command.errors.open("wb") as err:
-        process = subprocess.Popen(
-            list(command.words),
-            stdout=out,
-            stderr=err,
-            cwd=command.folder,
-            start_new_session=True,
-        )
-    os.killpg(process.pid, signal.SIGSTOP)
-    running = _Running(process)
+    running = _Running(
+        started(command.words, output=command.output, errors=command.errors, folder=command.folder)
+    )
+    process = running.process
     try:
+        os.killpg(process.pid, signal.SIGSTOP)
         yield running
     finally:
-        if not running.ended:  # this process is interrupted
+        if not running.ended:  # another one failed, or this process is interrupted
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -131,6 +131,38 @@ def test_of_commands_in_turns_each_has_its_own_time(by_size: Any, tmp_path: Path
     assert begin_of_long < end_of_short
 
 
+@pytest.mark.parametrize("why", ["interrupted", "one failed"])
+def test_no_command_outlives_its_turns(
+    by_size: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    turns, processes = by_size("turns"), []
+    own = turns.started
+
+    def started(*words: Any, **named: Any) -> Any:
+        processes.append(own(*words, **named))
+        return processes[-1]
+
+    monkeypatch.setattr(turns, "started", started)
+    seconds = {"interrupted": ("60", "60"), "one failed": ("0", "60")}[why]
+    commands = [
+        turns.Command(
+            [sys.executable, "-c", COUNTS, duration, "3"],
+            tmp_path / f"{number}.out",
+            tmp_path / f"{number}.err",
+            tmp_path,
+        )
+        for number, duration in enumerate(seconds)
+    ]
+    if why == "interrupted":
+        monkeypatch.setattr(turns, "POLL_S", -1.0)
+        with pytest.raises(ValueError, match="non-negative"):
+            turns.run_in_turns(commands, 0.1)
+    else:
+        assert [ran.code for ran in turns.run_in_turns(commands, 0.1)] == [3, 0]
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
+
+
 def test_what_a_killed_run_left_is_read_as_it_is_saved(by_size: Any, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from pipeline.layers.state import State
