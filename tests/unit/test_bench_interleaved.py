@@ -211,7 +211,8 @@ def test_servers_are_compared_and_those_not_visited_are_idle(watched: dict[str, 
         assert row["difference"] is True
         # A third where this machine does nothing else; what it does slows both of them.
         assert 0.2 < row["ratio"]["low"] < row["ratio"]["high"] < 1
-        assert row["prefill_ratio"]["high"] < 1
+        # Of few requests, whose interval is as wide as this machine is busy.
+        assert row["prefill_ratio"]["low"] < row["prefill_ratio"]["value"] < 1
 
 
 def test_a_ratio_is_scipys_paired_test_of_the_rounds(watched: dict[str, str]) -> None:
