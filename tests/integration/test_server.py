@@ -42,6 +42,8 @@ from tests.conftest import PROJECT
 from tests.integration.echo_models import write_counter
 
 REGIONS = "trtllm_pipeline_*"
+# As long as a busy machine may take; what has happened is seen at once.
+PATIENCE_S = 60.0
 
 # Waits for the server nearly all the time, as the engine's stub does when it publishes metrics.
 WAITING = """
@@ -137,7 +139,7 @@ def numbers(url: str, count: int) -> list[int | Exception]:
     return received
 
 
-def wait_for(condition: Callable[[], object], within_s: float) -> bool:
+def wait_for(condition: Callable[[], object], within_s: float = PATIENCE_S) -> bool:
     deadline = time.monotonic() + within_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -209,7 +211,7 @@ def test_listens_on_loopback_only_and_without_model_control(repository: Path, lo
     with TritonServer(repository, log_file=log) as server:
         pid = str(server.health().pid)
         # The port for metrics opens last, after the server is ready.
-        assert wait_for(lambda: len(listeners(pid)) == 3, 10)
+        assert wait_for(lambda: len(listeners(pid)) == 3)
         listening = listeners(pid)
         # 127.0.0.1, as IPv4 and as an IPv6 socket that maps it.
         loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
@@ -551,7 +553,7 @@ def test_recovers_from_a_killed_stub(repository: Path, log: Path) -> None:
             while not isinstance(answer := answers.get(timeout=60), Exception):
                 pass
         assert "StatusCode.UNAVAILABLE" in str(answer)
-        assert wait_for(lambda: server.health().state == "ready", 10)
+        assert wait_for(lambda: server.health().state == "ready")
         assert server.health().restarts == 1
         assert "model counter died" in str(server.health().error)
         assert numbers(server.grpc_url, 3) == [0, 1, 2]
@@ -560,9 +562,9 @@ def test_recovers_from_a_killed_stub(repository: Path, log: Path) -> None:
 def test_recovers_from_a_killed_server_and_a_killed_guardian(repository: Path, log: Path) -> None:
     with TritonServer(repository, log_file=log) as server:
         os.kill(server.health().pid or 0, signal.SIGKILL)
-        assert wait_for(lambda: server.health().restarts == 1, 10)
+        assert wait_for(lambda: server.health().restarts == 1)
         os.kill(_guardian_of(server.health().pid or 0), signal.SIGKILL)
-        assert wait_for(lambda: server.health().restarts == 2, 10)
+        assert wait_for(lambda: server.health().restarts == 2)
         assert numbers(server.grpc_url, 2) == [0, 1]
 
 
@@ -574,9 +576,9 @@ def test_a_killed_guardian_leaves_no_stub_that_waits_for_the_server(
         health = server.health()
         shared = regions(health.pid or 0)
         os.kill(_guardian_of(health.pid or 0), signal.SIGKILL)
-        assert wait_for(lambda: not is_alive(health.pid or 0), 10)
+        assert wait_for(lambda: not is_alive(health.pid or 0))
     assert len(health.stubs) == len(shared) == 3
-    assert wait_for(lambda: not any(is_alive(pid) for pid in health.stubs), 10)
+    assert wait_for(lambda: not any(is_alive(pid) for pid in health.stubs))
     assert not any(path.exists() for path in shared)
 
 
@@ -597,7 +599,7 @@ def test_recovers_from_a_process_that_was_stopped(repository: Path, log: Path, w
             os.kill({**pids, "tritonserver": health.pid or 0}[whom], signal.SIGSTOP)
             while not isinstance(answers.get(timeout=30), Exception):
                 pass
-        assert wait_for(lambda: server.health().restarts == 1, 30)
+        assert wait_for(lambda: server.health().restarts == 1)
         assert f"{whom} was stopped by a signal" in str(server.health().error)
         assert numbers(server.grpc_url, 3) == [0, 1, 2]
     assert not any(is_alive(pid) for pid in [health.pid or 0, *health.stubs])
@@ -624,14 +626,14 @@ def test_recovers_from_a_model_that_keeps_the_interpreters_lock(
         time.sleep(5)
         assert server.health().restarts == 0
         with counting(server.grpc_url, 13, "hanging"):
-            assert wait_for(lambda: server.health().restarts == 1, 30)
+            assert wait_for(lambda: server.health().restarts == 1)
         assert "model hanging has not moved for 3 s" in str(server.health().error)
         assert numbers(server.grpc_url, 3) == [0, 1, 2]
 
 
 def test_serves_without_http(repository: Path, log: Path) -> None:
     with TritonServer(repository, log_file=log, http=False) as server:
-        assert wait_for(lambda: len(listeners(str(server.health().pid))) == 2, 10)
+        assert wait_for(lambda: len(listeners(str(server.health().pid))) == 2)
         assert server.answers()
         assert server.responds()
         assert numbers(server.grpc_url, 2) == [0, 1]
@@ -655,9 +657,9 @@ def test_a_cause_that_passes_ends_nothing(repository: Path, log: Path) -> None:
         text = answers.read_text()
         answers.write_text("raise RuntimeError('disk is gone')\n")
         os.kill(server.health().pid or 0, signal.SIGKILL)
-        assert wait_for(lambda: "disk is gone" in str(server.trouble), 20)
+        assert wait_for(lambda: "disk is gone" in str(server.trouble))
         answers.write_text(text)
-        assert wait_for(lambda: server.health().state == "ready", 30)
+        assert wait_for(lambda: server.health().state == "ready")
         assert numbers(server.grpc_url, 2) == [0, 1]
         news = server.news()
     assert news[0] == "tritonserver ended by itself; starting Triton again"
@@ -738,7 +740,7 @@ def test_a_stub_that_nobody_is_left_to_end_ends_itself(repository: Path, log: Pa
         os.kill(supervisor.pid, signal.SIGKILL)
         os.kill(guardian, signal.SIGKILL)
     assert len(stubs) == 3
-    assert wait_for(lambda: not any(is_alive(pid) for pid in [server, *stubs]), 20)
+    assert wait_for(lambda: not any(is_alive(pid) for pid in [server, *stubs]))
     for path in shared:
         path.unlink(missing_ok=True)
 
@@ -764,12 +766,12 @@ def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
                 os.kill(stub, signal.SIGSTOP)
             os.kill(supervisor.pid, signal.SIGKILL)
             os.kill(guardian, signal.SIGKILL)
-            assert wait_for(lambda: not is_alive(server), 10)
+            assert wait_for(lambda: not is_alive(server))
             assert len(stubs) == len(shared) == 2
             assert all(is_alive(pid) for pid in stubs)
             assert runtime.is_dir()
             with TritonServer(counter, log_file=tmp_path / "next.log") as following:
-                assert wait_for(lambda: not any(is_alive(pid) for pid in stubs), 10)
+                assert wait_for(lambda: not any(is_alive(pid) for pid in stubs))
                 assert not any(path.exists() for path in shared)
                 assert not runtime.exists()
                 assert "removed what killed servers had left" in following.news()[0]
@@ -787,6 +789,6 @@ def test_a_killed_supervisor_leaves_nothing(repository: Path, log: Path) -> None
         stubs, shared = live_stubs(server), regions(server)
         assert len(stubs) == len(shared) == 2
         os.kill(supervisor.pid, signal.SIGKILL)
-    assert wait_for(lambda: not is_alive(guardian), 12)
+    assert wait_for(lambda: not is_alive(guardian))
     assert not any(is_alive(pid) for pid in [server, *stubs])
     assert not any(path.exists() for path in shared)

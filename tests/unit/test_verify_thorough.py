@@ -153,6 +153,22 @@ def test_defects_of_http_and_metrics_are_caught(broken, name, reason, monkeypatc
         raise AssertionError(result.reason)
 
 
+@pytest.mark.parametrize("late", [1, 2, 3])
+def test_an_answer_that_was_whole_before_the_metrics_were_read_is_asked_for_again(
+    late, monkeypatch
+):
+    looks = []
+
+    def seen(context):
+        looks.append(None)
+        return len(looks) > late
+
+    monkeypatch.setattr("pipeline.verify.check_front._seen_active", seen)
+    result = verify(FakeModel(), "metrics_move")["metrics_move"]
+    assert result.status == ("passed" if late < 3 else "failed"), result.reason
+    assert len(looks) == min(late + 1, 3)
+
+
 def test_what_may_end_everybodys_requests_is_not_sent_to_a_bare_executor(monkeypatch):
     """NVIDIA's own preprocessing looks at none of it."""
     pre = MODELS["preprocessing"]
