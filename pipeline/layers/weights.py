@@ -119,20 +119,15 @@ class SnapshotWeights(Closing):
         """
         file, dtype, shape, begin = self._place(name, rows)
         count, before = math.prod(shape), begin % mmap.ALLOCATIONGRANULARITY
-        if not count or begin % dtype.itemsize:
-            out.copy_(self(name, rows))
-            return
-        size = before + count * dtype.itemsize
-        try:
-            # A private map, since torch warns of memory that it must not write to.
-            pages = mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=begin - before)
-            # A page that cannot be read would end the process later.
-            pages.madvise(_POPULATE_READ)
-        except (OSError, ValueError):
+        pages = None
+        if count and begin % dtype.itemsize == 0:
+            pages = _pages(file, begin - before, before + count * dtype.itemsize)
+        if pages is None:
             # Reading does without a map, or tells what is wrong.
             out.copy_(self(name, rows))
-            return
-        out.copy_(torch.frombuffer(pages, dtype=dtype, count=count, offset=before).view(shape))
+        else:
+            found = torch.frombuffer(pages, dtype=dtype, count=count, offset=before)
+            out.copy_(found.view(shape))
 
     def _place(self, name: str, rows: slice) -> tuple[int, torch.dtype, tuple[int, ...], int]:
         """The file of some rows of a tensor, their dtype and shape, and where they begin."""
@@ -143,6 +138,18 @@ class SnapshotWeights(Closing):
         line = stored.size // max(stored.shape[0], 1)
         shape = last - first, *stored.shape[1:]
         return file, DTYPES[stored.dtype], shape, stored.start + first * line
+
+
+def _pages(file: int, begin: int, size: int) -> mmap.mmap | None:
+    """Maps a piece of a file that begins with a page; None where it cannot be mapped or read."""
+    try:
+        # A private map, since torch warns of memory that it must not write to.
+        pages = mmap.mmap(file, size, access=mmap.ACCESS_COPY, offset=begin)
+        # A page that cannot be read would end the process later.
+        pages.madvise(_POPULATE_READ)
+    except (OSError, ValueError):
+        return None
+    return pages
 
 
 def _unreadable(place: Path, error: OSError) -> SourceError:

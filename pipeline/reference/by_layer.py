@@ -256,12 +256,12 @@ class _Stored:
     def parameter(self, name: str, shape: Sequence[int]) -> torch.nn.Parameter:
         """A matrix is read when it is multiplied."""
         if len(shape) == 2:
-            return unread(shape, lambda rows, out: self._read.into(out, name, rows))
+            return unread(shape, lambda rows, out: self.fill(name, out, rows))
         return _read_only(self._read(name))
 
-    def fill(self, name: str, out: torch.Tensor) -> None:
-        """Reads a tensor into memory that is there."""
-        self._read.into(out, name)
+    def fill(self, name: str, out: torch.Tensor, rows: slice = slice(None)) -> None:
+        """Reads rows of a tensor into memory that is there."""
+        self._read.into(out, name, rows)
 
     def release(self) -> None:
         """Has nothing to let go of."""
@@ -288,8 +288,8 @@ class _Dequantized:
         """All of it is turned back at once."""
         return _read_only(self.tensor(name))
 
-    def fill(self, name: str, out: torch.Tensor) -> None:
-        out.copy_(self.tensor(name))
+    def fill(self, name: str, out: torch.Tensor, rows: slice = slice(None)) -> None:
+        out.copy_(self.tensor(name, rows))
 
     def release(self) -> None:
         self._folder.release()
@@ -334,6 +334,10 @@ class _Source(ByLayer):
         found = self._tensors.tensor(self._head_name, rows).float()
         self._release()
         return found
+
+    def _fill_head(self, rows: slice, out: torch.Tensor) -> None:
+        self._tensors.fill(self._head_name, out, rows)
+        self._release()
 
     def _norm(self) -> torch.Tensor:
         return self._tensors.tensor(NORM).float()
