@@ -31,9 +31,12 @@ from tritonclient.utils import InferenceServerException
 from pipeline.errors import ServerError
 from pipeline.service.relay import Relay
 from pipeline.service.sink import Sink
+from pipeline.triton import process
+from pipeline.triton import server as server_module
 from pipeline.triton.by_hand import by_hand
 from pipeline.triton.guardian import SHARED_MEMORY, children
 from pipeline.triton.installation import Installation
+from pipeline.triton.owners import places
 from pipeline.triton.ports import reserve
 from pipeline.triton.process import ServerProcess
 from pipeline.triton.server import TritonServer
@@ -79,11 +82,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 
 
 @contextmanager
-def _supervisor(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A supervisor that can be killed, and the process id of its server."""
+def _supervisor(
+    repository: Path, log: Path, owners: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A supervisor that can be killed, and the process id of its server.
+
+    Args:
+        owners: A folder of its own for who owns which server, as ``own_places`` makes one.
+    """
     program = (
         "import sys, time; from pathlib import Path\n"
+        "from pipeline.triton import process\n"
         "from pipeline.triton.server import TritonServer\n"
+        f"process.places = lambda: Path({str(owners or places())!r})\n"
         f"server = TritonServer(Path({str(repository)!r}), log_file=Path({str(log)!r})).start()\n"
         "print(server.health().pid, flush=True); time.sleep(60)"
     )
@@ -95,6 +106,20 @@ def _supervisor(repository: Path, log: Path) -> Iterator[tuple[subprocess.Popen[
     ) as supervisor:
         assert supervisor.stdout
         yield supervisor, int(supervisor.stdout.readline())
+
+
+@pytest.fixture
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder in which servers tell who owns them.
+
+    Other tests start servers on this machine at the same time, and each of them may remove what a
+    killed one has left.
+    """
+    folder = places(tmp_path)
+    assert folder
+    for module in (process, server_module):
+        monkeypatch.setattr(module, "places", lambda: folder)
+    return folder
 
 
 @pytest.fixture
@@ -731,10 +756,12 @@ def test_a_watchdog_that_fails_ends_the_wait(
     assert not is_alive(pid)
 
 
-def test_a_stub_that_nobody_is_left_to_end_ends_itself(repository: Path, log: Path) -> None:
+def test_a_stub_that_nobody_is_left_to_end_ends_itself(
+    repository: Path, log: Path, own_places: Path
+) -> None:
     write_counter(repository, "waiting", f"import orphan; orphan.end_with_parent()\n{WAITING}")
     shutil.copy(PROJECT / "model_repo/common/orphan.py", repository / "waiting" / "1")
-    with _supervisor(repository, log) as (supervisor, server):
+    with _supervisor(repository, log, own_places) as (supervisor, server):
         guardian, stubs = _guardian_of(server), live_stubs(server)
         shared = regions(server)
         os.kill(supervisor.pid, signal.SIGKILL)
@@ -746,7 +773,7 @@ def test_a_stub_that_nobody_is_left_to_end_ends_itself(repository: Path, log: Pa
 
 
 def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
-    repository: Path, log: Path, tmp_path: Path
+    repository: Path, log: Path, tmp_path: Path, own_places: Path
 ) -> None:
     """With two other servers, of which one lives and one belongs to nobody that is known."""
     stranger = SHARED_MEMORY / f"trtllm_pipeline_{uuid.uuid4().hex[:12]}_stranger"
@@ -755,7 +782,7 @@ def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
     try:
         with (
             TritonServer(counter, log_file=tmp_path / "third.log") as other,
-            _supervisor(repository, log) as (supervisor, server),
+            _supervisor(repository, log, own_places) as (supervisor, server),
         ):
             guardian, stubs, shared = _guardian_of(server), live_stubs(server), regions(server)
             environment = Path(f"/proc/{server}/environ").read_bytes().decode().split("\0")
@@ -766,6 +793,8 @@ def test_the_next_start_removes_what_a_killed_supervisor_and_guardian_left(
                 os.kill(stub, signal.SIGSTOP)
             os.kill(supervisor.pid, signal.SIGKILL)
             os.kill(guardian, signal.SIGKILL)
+            # Until then it holds the lock that says that the server has an owner.
+            supervisor.wait(PATIENCE_S)
             assert wait_for(lambda: not is_alive(server))
             assert len(stubs) == len(shared) == 2
             assert all(is_alive(pid) for pid in stubs)
