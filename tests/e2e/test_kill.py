@@ -34,7 +34,7 @@ def _start(cli: Cli, recipe: str) -> subprocess.Popen[bytes]:
 
 
 def _session_survivors(leader: int, descendants: list[psutil.Process]) -> list[str]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         alive = [p for p in descendants if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         if not alive:

@@ -174,7 +174,7 @@ class Listener:
         self._done.set()
 
     def wait_first(self) -> None:
-        assert self._first.wait(30), "no token came"
+        assert self._first.wait(60), "no token came"
 
     def result(self) -> list[int]:
         assert self._done.wait(60), f"not finished; {len(self.ids)} tokens so far"
@@ -242,7 +242,7 @@ class Front:
 
     def idle(self) -> None:
         """Waits until the engine holds nothing, and checks that every block was given back."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         capacity, limits = self.loop._capacity, self.loop._settings
         while capacity.free_blocks != limits.num_kv_blocks:
             assert time.monotonic() < deadline, "blocks were not given back"

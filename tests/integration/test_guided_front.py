@@ -98,5 +98,11 @@ def test_a_stop_request_reaches_one_whose_guide_is_being_tried(
     started = time.monotonic()
     model.execute([request("x", request_id="slow", stop=True)])
     outputs = slow.sender.outputs()
-    assert time.monotonic() - started < 3, "it was not ended before its guide was understood"
+    ended_after = time.monotonic() - started
     assert all(one["output_ids"].size == 0 for one in outputs)
+    started = time.monotonic()
+    whole = request(SLOW.replace("a", "g"), tokens=1)
+    model.execute([whole])
+    assert whole.sender.outputs()
+    # Which takes as long to understand, on a machine that is as busy.
+    assert ended_after < (time.monotonic() - started) / 2, "its guide was understood first"

@@ -386,7 +386,7 @@ def test_a_batch_is_fanned_out(both: TritonServer, expected: tuple[list[int], st
     with grpcclient.InferenceServerClient(both.grpc_url) as client:
         client.start_stream(note)
         client.async_stream_infer("tensorrt_llm", token_inputs(prompts, 16, streaming=True))
-        assert finished.wait(20)
+        assert finished.wait(60)
         client.stop_stream()
     rows: dict[int, list[int]] = {0: [], 1: []}
     for result in (answers.get_nowait() for _ in range(answers.qsize())):

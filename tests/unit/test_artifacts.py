@@ -205,7 +205,7 @@ def test_the_second_builder_of_a_key_waits_for_the_first(store: Store) -> None:
     def first() -> None:
         with store.lock("stage", "k"):
             inside.set()
-            release.wait(5)
+            release.wait(60)
             order.append("first")
 
     def second() -> None:
@@ -214,14 +214,14 @@ def test_the_second_builder_of_a_key_waits_for_the_first(store: Store) -> None:
 
     threads = [threading.Thread(target=first)]
     threads[0].start()
-    inside.wait(5)
+    inside.wait(60)
     threads.append(threading.Thread(target=second))
     threads[1].start()
     threads[1].join(0.2)
     assert order == []
     release.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert order == ["first", "second"]
 
 

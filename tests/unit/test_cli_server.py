@@ -71,7 +71,7 @@ def test_a_signal_ends_the_request_and_the_command(
         running.send_signal(number)
         _, told = running.communicate(timeout=60)
         assert (running.returncode, told) == (code, said)
-        assert server.cancelled.wait(10)
+        assert server.cancelled.wait(30)
 
 
 # A server that takes a minute to start, and says what becomes of it.

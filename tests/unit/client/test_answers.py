@@ -250,7 +250,7 @@ class TestRawResponses:
             responses = client.responses(message)
             next(responses)
             responses.close()
-            assert server.cancelled.wait(10)
+            assert server.cancelled.wait(30)
         refusing = FakeTriton(lambda *_: [pb.ModelStreamInferResponse(error_message="is empty")])
         with (
             refusing as server,

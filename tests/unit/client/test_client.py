@@ -150,7 +150,7 @@ def test_leaving_a_stream_early_reaches_the_server(leave):
             gc.collect()
         else:
             getattr(stream, leave)()
-        assert server.cancelled.wait(5)
+        assert server.cancelled.wait(30)
 
 
 def test_a_closed_stream_has_no_more_pieces():
@@ -178,7 +178,7 @@ def test_silence_is_an_error_after_the_stall_limit_though_the_deadline_is_far():
         with pytest.raises(DeadlineExceeded, match=r"silent for 0\.3 s") as caught:
             next(stream)
         assert 0.25 < time.monotonic() - started < 30
-        assert server.cancelled.wait(5)
+        assert server.cancelled.wait(30)
     assert "1 responses had arrived" in str(caught.value)
 
 
@@ -204,7 +204,7 @@ def test_the_deadline_covers_the_whole_request():
     with FakeTriton(endless) as server, Client(server.url) as client:
         with pytest.raises(DeadlineExceeded, match="not finished in time"):
             client.stream("Hi", timeout=0.3).completion()
-        assert server.cancelled.wait(5)
+        assert server.cancelled.wait(30)
 
 
 def test_a_server_that_never_answers_is_told_apart():
@@ -353,7 +353,7 @@ def test_a_closed_client_says_so():
             with pytest.raises(InvalidRequest, match="this client was closed"):
                 call()
         assert client.is_ready() is False
-        assert server.cancelled.wait(5)
+        assert server.cancelled.wait(30)
 
 
 def test_cancel_by_id_asks_the_engine_to_stop():

@@ -53,7 +53,7 @@ def test_the_next_layer_is_read_meanwhile(weights: Any) -> None:
         assert len(noted.read) == 2  # there may be no room for more yet
         for number in (1, 1, 2):
             ahead.begin(number)
-        assert noted.second.wait(10)  # nobody asked for layer 1 yet
+        assert noted.second.wait(60)  # nobody asked for layer 1 yet
         second = ahead.layer(1)
         for number, read in enumerate((first, second)):
             for end in "ab":

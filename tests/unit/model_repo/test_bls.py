@@ -58,7 +58,7 @@ class Engine:
                 break
             yield self._response(ids(text))
             if number == self.pause_after:
-                assert self.stop.wait(20), "nobody stopped the engine"
+                assert self.stop.wait(60), "nobody stopped the engine"
         yield self._response([])
 
     def _response(self, tokens: list[int]) -> InferenceResponse:
@@ -179,7 +179,7 @@ def test_a_stop_word_ends_the_text_and_the_engines_work(
     sent = request(stream=np.array([[stream]]), stop_words=words("two"))
     model.execute([sent])
     assert "".join(texts(sent)) == "one "
-    assert engine.stop.wait(20)
+    assert engine.stop.wait(60)
     assert engine.stopped == [engine.calls[0].request_id]
     assert engine.calls[0].inputs["streaming"].item()  # to see the word in time
 
@@ -523,7 +523,7 @@ class Prompts:
         self.calls: list[InferenceRequest] = []
         self.stopped: list[str] = []
         self.fails: str | None = None
-        self._step = threading.Barrier(rows, timeout=20)
+        self._step = threading.Barrier(rows, timeout=60)
         self._stop: dict[str, threading.Event] = {}
 
     def __call__(self, request: InferenceRequest) -> Iterator[InferenceResponse]:
@@ -540,7 +540,7 @@ class Prompts:
                 yield InferenceResponse(error=TritonError("no", TritonError.INTERNAL))
                 return
             if place == 2 and self.fails is not None:
-                assert stop.wait(20), "the other prompt failed and nobody stopped this one"
+                assert stop.wait(60), "the other prompt failed and nobody stopped this one"
                 return
             yield answer(ids(letter))
         yield answer([])
@@ -664,7 +664,7 @@ def test_a_client_that_goes_away_stops_every_prompt(model: TritonPythonModel) ->
     sent = several("a", "b")
     sent.sender.cancelled = True
     model.execute([sent])
-    sent.sender.done.wait(20)
+    sent.sender.done.wait(60)
     assert set(engine.stopped) == {call.request_id for call in engine.calls}
     assert len(engine.calls) == 2
 

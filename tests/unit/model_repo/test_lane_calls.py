@@ -84,7 +84,7 @@ def test_tokens_are_heard_while_triton_still_has_the_call(engine: Engine, models
 
     def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
         say(call, 1)
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         say(call, 2, 3, last=True)
         yield InferenceResponse([])
 
@@ -179,7 +179,7 @@ def test_a_lane_that_ends_ends_its_calls(engine: Engine, models: Models) -> None
 
     def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
         say(call, 1)
-        assert over.wait(20)
+        assert over.wait(60)
         yield InferenceResponse(error=TritonError("the process is gone"))
 
     engine.answer = said
@@ -196,7 +196,7 @@ def test_an_answer_that_is_complete_outlives_the_lane(engine: Engine, models: Mo
 
     def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
         say(call, 1, last=True)
-        assert over.wait(20)
+        assert over.wait(60)
         yield InferenceResponse([])
 
     engine.answer = said
@@ -228,7 +228,7 @@ def test_the_answer_to_a_call_that_was_left_is_read(engine: Engine, models: Mode
     def said(_: InferenceRequest, call: LaneCall) -> Iterator[InferenceResponse]:
         say(call, 1)
         engine.lanes.close()
-        assert left.wait(20)
+        assert left.wait(60)
         yield answer([2])
         yield answer([3])
         read.set()
@@ -238,4 +238,4 @@ def test_the_answer_to_a_call_that_was_left_is_read(engine: Engine, models: Mode
         list(asked(models))
     left.set()
     # Triton keeps what nobody reads.
-    assert read.wait(20)
+    assert read.wait(60)

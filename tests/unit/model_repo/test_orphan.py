@@ -27,7 +27,7 @@ def test_a_process_ends_when_its_parent_is_another() -> None:
         left.set()
 
     end_with_parent(parent=lambda: next(parents), period_s=0.001, leave=leave)
-    assert left.wait(20)
+    assert left.wait(60)
     assert statuses == [EXIT_STATUS]
 
 

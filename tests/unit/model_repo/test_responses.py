@@ -104,7 +104,7 @@ def test_the_engine_waits_for_responses_for_a_part_of_its_step_at_most() -> None
 
     class Slow(Sender):
         def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-            release.wait(10)
+            release.wait(60)
             super().send(response, flags)
 
     responder = Responder()
@@ -114,7 +114,7 @@ def test_the_engine_waits_for_responses_for_a_part_of_its_step_at_most() -> None
     started = time.perf_counter()
     responder.publish(step_seconds=0.2)
     waited = time.perf_counter() - started
-    assert 0.04 < waited < 5
+    assert 0.04 < waited < 30
     release.set()
     responder.close()
 
@@ -131,7 +131,7 @@ def test_periodic_work_is_done_while_nothing_is_sent() -> None:
 
     responder = Responder([(0.001, work)])
     responder.start()
-    assert done.wait(10)
+    assert done.wait(60)
     responder.close()
 
 

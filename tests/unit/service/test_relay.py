@@ -23,7 +23,7 @@ from pipeline.service.sink import Sink
 from pipeline.triton.log import RECENT_BYTES, lines_since, open_log, written_since
 
 
-def wait_for(condition: Callable[[], object], within_s: float = 10) -> bool:
+def wait_for(condition: Callable[[], object], within_s: float = 60) -> bool:
     deadline = time.monotonic() + within_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

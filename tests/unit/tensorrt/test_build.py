@@ -433,7 +433,7 @@ def test_a_command_that_ends_in_time_is_not_called_late(tmp_path: Path) -> None:
 
 def _await_end_of_group(group: int) -> None:
     """A process closes its files, which is what is waited for, a moment before it is gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (alive := _alive_in_group(group)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert alive == []

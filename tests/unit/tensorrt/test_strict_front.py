@@ -165,11 +165,11 @@ class Bench:
     def _iterated(self, stats: Any) -> None:
         self.stats.append(stats)
         self._stepped.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
 
     def until_stepped(self) -> None:
         """Waits for the first iteration."""
-        assert self._stepped.wait(10)
+        assert self._stepped.wait(60)
 
     def answers(self, request: Request) -> list[Response]:
         """Every response to one request."""

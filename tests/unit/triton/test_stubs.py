@@ -43,7 +43,7 @@ def server(*command: str) -> Iterator[tuple[int, int]]:
 
 
 def dead(pid: int) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     return not is_alive(pid)

@@ -47,7 +47,7 @@ def test_a_fault_is_reported_until_the_recovery_gives_up(monkeypatch: pytest.Mon
 
     guard = Watchdog(lambda: next(faults), recover, _fails)
     guard.start()
-    assert done.wait(5)
+    assert done.wait(60)
     guard.stop()
     assert seen == ["first", "second"]
 
@@ -85,6 +85,6 @@ def test_an_error_of_its_own_is_told_to_whoever_waits(monkeypatch: pytest.Monkey
 
     guard = Watchdog(lambda: "a fault", recover, broken)
     guard.start()
-    assert done.wait(5)
+    assert done.wait(60)
     guard.stop()
     assert [str(error) for error in told] == ["a mistake in the recovery"]
