@@ -20,6 +20,7 @@ from pipeline.layers.arrays import as_array
 from pipeline.layers.weights import DTYPES
 from pipeline.processor import processor_name
 from pipeline.source.safetensors_header import StoredTensor, read_header
+from pipeline.source.threads import chosen_instructions, order_in_use
 from pipeline.store.files import fsync
 
 INTERVAL_S = 20.0
@@ -165,6 +166,8 @@ def computing(device: torch.device | None = None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "chosen": chosen_instructions(),
+        "order": order_in_use(),
         "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -401,4 +402,6 @@ class _Checkpoint(ByLayer):
 
 
 def _bytes(named: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in named.values() if isinstance(value, torch.Tensor))
+    """Those of tensors, also of a pair, as the tables of rotary positions come."""
+    found = (each if isinstance(each, tuple) else (each,) for each in named.values())
+    return sum(one.nbytes for one in chain(*found) if isinstance(one, torch.Tensor))

@@ -29,6 +29,7 @@ from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, key_material, plan_stage, stages_for
 from pipeline.running.room import refuse_too_large
+from pipeline.source.exhausted import ran_out
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages.base import Deployment, Stage, StageContext
@@ -301,10 +302,14 @@ class _Run:
                 )
                 try:
                     facts = stage.run(context)
-                except MemoryError as error:
+                except (MemoryError, RuntimeError) as error:
+                    asked = ran_out(error)
+                    if asked is None:
+                        raise
                     raise StageError(
                         f"{stage.name} ran out of memory",
                         where=context.recipe.name,
+                        why=asked,
                         fix="Use a machine with more memory or a smaller model",
                     ) from error
                 seconds = time.monotonic() - started

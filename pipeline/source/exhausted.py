@@ -1,12 +1,25 @@
-"""What is said where the memory of a device runs out."""
+"""What is said where the memory of a device, or of the machine, runs out."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
-from pipeline.dependencies import require
 from pipeline.errors import StageError
+
+# Of torch's allocator for the CPU, which raises a plain RuntimeError; before these words it names a
+# line of its source.
+_ON_CPU = re.compile(r"DefaultCPUAllocator: [^:]+: (.*)")
+
+
+def ran_out(error: BaseException) -> str | None:
+    """Says what was asked for, where an error tells that memory ran out; None for any other."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return text
+    found = _ON_CPU.search(text) if isinstance(error, RuntimeError) else None
+    return found[1] if found else None
 
 
 @contextlib.contextmanager
@@ -20,10 +33,10 @@ def explained_memory(work: str, fix: str) -> Iterator[None]:
     Raises:
         StageError: It did.
     """
-    torch = require("torch", "quantize")
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise StageError(
-            f"memory ran out during {work}", why=str(error).partition("\n")[0], fix=fix
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        asked = ran_out(error)
+        if asked is None:
+            raise
+        raise StageError(f"memory ran out during {work}", why=asked, fix=fix) from error

@@ -18,6 +18,8 @@ from pipeline.processor import CPUINFO, is_intel
 # threads share the sums of a product where rows are few and features many, such as 237 rows of
 # 4,864 features, and three do not; and MKL by itself takes no more threads than there are cores.
 MKL_ORDER = {"MKL_CBWR": "AUTO,STRICT"}
+# What limits MKL and oneDNN to instructions of older processors, which round otherwise.
+_INSTRUCTIONS = ("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 # MKL_CBWR_STRICT of MKL's headers, a bit of the order that it follows.
 _STRICT = 0x10000
 
@@ -52,14 +54,28 @@ def mkl_order(cpuinfo: Path = CPUINFO) -> dict[str, str]:
 def keeps_another_order() -> bool:
     """Says whether MKL goes on in an order that it had before :data:`MKL_ORDER` was set.
 
-    It does in a process that has multiplied already. Asked of MKL in torch's library, in whose
-    process it is; a build without it keeps no order.
+    It does in a process that has multiplied already; a build without MKL keeps no order.
+    """
+    order = order_in_use()
+    return order is not None and not order & _STRICT
+
+
+def order_in_use() -> int | None:
+    """Asks MKL in torch's library, in whose process it is, for the order in which it adds up.
+
+    Returns:
+        A value of MKL's ``mkl_cbwr_get``; None in a build without it.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return not library.mkl_serv_cbwr_get(-1) & _STRICT
+        return int(library.mkl_serv_cbwr_get(-1))
     except (OSError, AttributeError):
-        return False
+        return None
+
+
+def chosen_instructions() -> dict[str, str]:
+    """Returns what the environment says of the instructions that products are computed by."""
+    return {name: os.environ[name] for name in _INSTRUCTIONS if name in os.environ}
 
 
 class OnOneThread(TorchFunctionMode):

@@ -99,13 +99,15 @@ def prune(build: BuildDir, *, keep: bool, dry_run: bool, unfinished: bool = Fals
         unfinished: Removes what did not end at any age.
     """
     store = build.store
-    used = _used(build)
+    # In this order, since every byte is read in between: what a run makes or takes up meanwhile is
+    # not in the list, or in a lock file.
+    there = store.artifacts()
     damaged = {damage.path for damage in store.verify()}
-    doomed = [
-        path
-        for path in store.artifacts()
-        if not keep or path in damaged or (path.parent.name, path.name) not in used
-    ]
+
+    def goes(path: Path) -> bool:
+        return not keep or path in damaged or (path.parent.name, path.name) not in _used(build)
+
+    doomed = [path for path in there if goes(path)]
     left = [
         one
         for one in store.unfinished.idle()
@@ -115,7 +117,9 @@ def prune(build: BuildDir, *, keep: bool, dry_run: bool, unfinished: bool = Fals
     if not dry_run:
         store.sweep()
         for path in doomed:
-            store.remove(path)
+            # Removing those before it takes a while, too.
+            if goes(path):
+                store.remove(path)
         for one in left:
             store.unfinished.discard_idle(one.stage, one.key)
     return Pruned(tuple(doomed), tuple(one.path for one in left), freed)

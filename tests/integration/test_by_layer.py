@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from pipeline.errors import StageError
 from pipeline.evaluation import lengths, scoring
@@ -193,6 +194,31 @@ def test_no_file_stays_open_and_a_full_device_is_explained(tmp_path: Path) -> No
         open_pair(context, source, checkpoint, resumed=False),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory: tried to allocate 2 GiB")
+    with (
+        pytest.raises(StageError, match=r"ran out during the measurement\. You tried to allocate"),
+        open_pair(context, source, checkpoint, resumed=False),
+    ):
+        torch.empty(1 << 50)
+
+
+def test_what_is_remembered_of_a_shape_counts_with_its_rotary_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_source("Llama", tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    hidden = torch.zeros(1, 100, config["hidden_size"])
+    with closing(source_by_layer(folder, CPU)) as source, torch.inference_mode():
+        source.part(1).run(hidden)
+        (found,) = source._beside.values()
+        leaves = pytree.tree_leaves(found)
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        # Cosines and sines of each position, for each feature of a head.
+        assert size >= 2 * 4 * 100 * config["hidden_size"] // config["num_attention_heads"]
+        for room, kept in ((size - 1, 0), (size, 1)):
+            source._beside.clear()
+            monkeypatch.setattr(by_layer, "SHAPE_BYTES", room)
+            source.part(1).run(hidden)
+            assert len(source._beside) == kept
 
 
 def test_pages_of_a_head_and_an_embedding_are_let_go_of(tmp_path: Path) -> None:

@@ -26,11 +26,12 @@ from pipeline.running import planner, runner
 from pipeline.running.planner import build_plan
 from pipeline.running.runner import RunResult, run_recipe
 from pipeline.stages.base import Deployment, Journal, Stage, StageContext
-from pipeline.store.artifact import Artifact
+from pipeline.store.artifact import Artifact, Damage
 from pipeline.store.build_dir import BuildDir
 from pipeline.store.journal import read as read_journal
 from pipeline.store.lock import read_lock
 from pipeline.store.retention import prune
+from pipeline.store.store import Store
 
 
 class House:
@@ -208,7 +209,19 @@ def test_a_failure_keeps_what_was_published(house: House) -> None:
 
 def test_running_out_of_memory_is_a_stage_failure(house: House) -> None:
     house.fail["quantize"] = MemoryError()
-    with pytest.raises(StageError, match="quantize ran out of memory"):
+    with pytest.raises(StageError, match=r"quantize ran out of memory\. Use a machine"):
+        house.run()
+
+
+def test_what_torch_cannot_have_on_the_cpu_is_one_as_well(house: House) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50)
+    house.fail["quantize"] = caught.value
+    with pytest.raises(StageError, match=r"ran out of memory\. You tried to allocate \d+ bytes"):
+        house.run()
+    house.fail["quantize"] = RuntimeError("size mismatch")
+    with pytest.raises(RuntimeError, match="size mismatch"):
         house.run()
 
 
@@ -243,6 +256,26 @@ def test_what_a_running_stage_reads_is_in_use(house: House) -> None:
     house.gate = pruned
     house.run()
     assert house.calls == ["source", "quantize", "compile"]
+
+
+def test_what_a_run_makes_while_every_byte_is_read_is_in_use(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.run()
+    verify = Store.verify
+
+    def meanwhile(store: Store) -> list[Damage]:
+        found = verify(store)
+        house.run("quantize.smoothquant_alpha=0.75")
+        return found
+
+    monkeypatch.setattr(Store, "verify", meanwhile)
+    gone = prune(house.build, keep=True, dry_run=False).paths
+    # The former one's, of which nobody makes use any more; what the run made is there.
+    assert [path.parent.name for path in gone] == ["quantize"]
+    house.calls.clear()
+    house.run("quantize.smoothquant_alpha=0.75")
+    assert house.calls == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from pipeline._version import __version__
 from pipeline.checkpoint.rank_file import RankFile
 from pipeline.layers import state
 from pipeline.layers.state import State, computing
+from tests.conftest import PROJECT
 
 ONE = {"threads": 1, "processor": "a"}
 
@@ -52,6 +57,33 @@ def test_what_another_machine_computed_is_not_gone_on_with(tmp_path: Path) -> No
     assert State(path, ONE).load() is not None
     assert computing()["threads"] == torch.get_num_threads()
     assert computing()["version"] == __version__
+
+
+def test_another_order_of_sums_or_other_instructions_are_another_machine() -> None:
+    """Products of one processor have other bits then: each is asked of a process of its own."""
+    program = (
+        "import json; from pipeline.layers.state import computing; print(json.dumps(computing()))"
+    )
+
+    def of(**chosen: str) -> str:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("MKL_")
+        }
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment | chosen, cwd=PROJECT, check=True,
+            capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    if json.loads(of())["order"] is None:
+        pytest.skip("this build of torch is without MKL")
+    environments: list[dict[str, str]] = [
+        {},
+        {"MKL_CBWR": "COMPATIBLE"},
+        {"MKL_CBWR": "AUTO,STRICT"},
+        {"MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    ]
+    assert len({of(**chosen) for chosen in environments}) == len(environments)
+    assert of() == of()
 
 
 def test_a_save_that_fails_takes_no_room_and_keeps_the_former_one(
