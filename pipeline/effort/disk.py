@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.effort.memory import STATES
-from pipeline.effort.work import Shape, Texts, sets
+from pipeline.effort.work import Shape, Texts, sets, states_bytes
 from pipeline.recipe.schema import Recipe
 from pipeline.stages.source import WORTH_TELLING
 
@@ -71,16 +72,16 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> D
     return Disk(checkpoint, beside + (state if recipe.model.by_layer else 0), checkpoint)
 
 
-def scoring(recipe: Recipe, shape: Shape, texts: Texts) -> Disk:
+def scoring(recipe: Recipe, shape: Shape, texts: Sequence[Texts]) -> Disk:
     """Returns what scoring writes beside its few numbers: how far it has come.
 
     Args:
         recipe: The recipe.
         shape: The model's sizes.
-        texts: What is scored.
+        texts: All that is scored: windows, and what is computed of tasks.
     """
     # Each walk leaves a file, of a group of batches and a model; they go with the end of the stage.
-    states = texts.tokens * shape.hidden * 4
+    states = sum(states_bytes(shape, some) for some in texts)
     return Disk(0, 2 * states + min(states, STATES) if recipe.model.by_layer else 0)
 
 

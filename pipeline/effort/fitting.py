@@ -26,6 +26,7 @@ SAMPLES, AT_ONCE, WINDOW = (
     "model.at_once",
     "evaluate.sequence_length",
 )
+TASKS = "evaluate.tasks"
 # What is shorter says little of a model.
 SHORTEST, FEWEST = 128, 8
 
@@ -168,6 +169,8 @@ def _all(recipe: Recipe) -> Iterator[Change]:
         for length in _halves(recipe.evaluate.sequence_length, SHORTEST):
             if length > (recipe.evaluate.stride or 0):
                 yield Change({**at_once, WINDOW: length})
+        if recipe.evaluate.tasks:
+            yield Change({**at_once, TASKS: []})
 
 
 def _halves(value: int, least: int) -> Iterator[int]:

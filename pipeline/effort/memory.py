@@ -7,9 +7,10 @@ reason to refuse. All sizes are in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.effort.work import HEAD, Shape, Texts, searches_on_few_rows, sets
+from pipeline.effort.work import HEAD, Shape, Texts, searches_on_few_rows, sets, states_bytes
 from pipeline.formats import FORMATS
 from pipeline.quantize.formats import is_condensed
 from pipeline.recipe.schema import Recipe
@@ -44,6 +45,10 @@ STATES = 512 << 20
 # Logits of a batch are there of both models, and of one while the next batch is computed; of whole
 # models they are copied too.
 LOGITS, LOGITS_OF_WHOLE = 3.0, 4.0
+# Those of questions are there of one model at a time, which a few numbers are taken of: 1.0 was
+# measured, and 1.5 with a head of two blocks, whose own logits are beside them. Of whole models
+# they are taken to be copied as well.
+ANSWERED, ANSWERED_OF_WHOLE = 1.0, 2.0
 # The tokens that are compared at once, and what is computed of them.
 PIECES = 120 * MB
 # Layers in float32 that are there at a time, as the one before is let go of when the next is read:
@@ -131,45 +136,70 @@ def _searched(shape: Shape, tokens: int) -> int:
     return sum(8 * features**2 for features in read if is_condensed(tokens, features))
 
 
-def scoring(recipe: Recipe, shape: Shape, texts: Texts, *, on_gpu: bool) -> Memory:
+def scoring(
+    recipe: Recipe,
+    shape: Shape,
+    texts: Texts,
+    tasks: Sequence[Texts] = (),
+    *,
+    joined: int,
+    on_gpu: bool,
+) -> Memory:
     """Computes the peak of scoring source and checkpoint, both in float32.
 
     Args:
         recipe: The recipe.
         shape: The model's sizes.
         texts: What is scored.
+        tasks: What is computed of each task, one behind the other.
+        joined: Of :func:`.work.joined_bytes`.
         on_gpu: Whether a GPU may compute.
     """
     layer = shape.layer * 4
-    logits = texts.batch_tokens * shape.vocabulary * 4
-    seen = texts.sure_batch * shape.vocabulary * 4
+    seen = max(one.sure_batch for one in (texts, *tasks)) * shape.vocabulary * 4
     weights = layer if recipe.model.by_layer else 2 * shape.parameters * 4
     together = max(weights, seen) if recipe.model.by_layer else weights + seen
     least = IMPORTS_AT_LEAST + (0 if on_gpu else together)
     if not recipe.model.by_layer:
-        likely = IMPORTS + shape.parameters * WHOLE_SCORING + LOGITS_OF_WHOLE * logits
-        return Memory(least, round(likely))
-    states = 2 * min(texts.tokens * shape.hidden * 4, STATES)
+        # What is joined goes before anything is scored.
+        copies = [ANSWERED_OF_WHOLE * _logits(shape, task) for task in tasks]
+        copies.append(LOGITS_OF_WHOLE * _logits(shape, texts))
+        return Memory(least, round(IMPORTS + shape.parameters * WHOLE_SCORING + max(copies)))
+    head = 4 * shape.vocabulary * shape.hidden
+    answered = ANSWERED + (HEAD / head if head > HEAD else 0.0)
+    # Texts and tasks; then what stays of one model for completions beside the other's last layer;
+    # and linear by linear through both, without states.
+    peak = max(
+        _walked(shape, texts, LOGITS, PIECES),
+        *(_walked(shape, task, answered) for task in tasks),
+        shape.kept + layer,
+        NOISE * layer + TURNED_BACK * shape.largest * 4,
+    )
+    return Memory(least, round(IMPORTS + FIXED + joined + peak))
+
+
+def _logits(shape: Shape, texts: Texts) -> int:
+    """Bytes of the logits of the largest batch."""
+    return texts.batch_tokens * shape.vocabulary * 4
+
+
+def _walked(shape: Shape, texts: Texts, copies: float, beside: int = 0) -> float:
+    """Bytes of texts through the layers of one model, then of the other; then heads and logits."""
+    states = 2 * min(states_bytes(shape, texts), STATES)
     batch = texts.batch_tokens * 4 * (WIDE_OUTPUTS * shape.inner + NARROW_OUTPUTS * shape.hidden)
-    turning = TURNED_BACK * shape.largest * 4
-    # Through the layers of one model, then of the other; then heads and logits of both; then what
-    # stays of one for completions beside the other's last layer; and linear by linear through both,
-    # without states.
-    head = shape.vocabulary * shape.hidden * 4
-    heads = 2 * head if head <= HEAD else 2 * HEAD
-    walking = states + WALKING * layer + turning + batch
-    comparing = states + heads + LOGITS * logits + PIECES
-    peak = max(walking, comparing, shape.kept + layer, NOISE * layer + turning)
-    return Memory(least, round(IMPORTS + FIXED + peak))
+    heads = 2 * min(4 * shape.vocabulary * shape.hidden, HEAD)
+    layers = WALKING * shape.layer * 4 + TURNED_BACK * shape.largest * 4
+    return states + max(layers + batch, heads + copies * _logits(shape, texts) + beside)
 
 
-def compiling(*, alone: bool) -> Memory:
+def compiling(*, alone: bool, joined: int) -> Memory:
     """Returns the peak of writing an engine from a checkpoint, a piece of a matrix at a time.
 
     Args:
         alone: Whether nothing before it in the process has imported torch.
+        joined: Of :func:`.work.joined_bytes`.
     """
-    return Memory(0, COMPILING if alone else IMPORTS)
+    return Memory(0, (COMPILING if alone else IMPORTS) + joined)
 
 
 def opened(recipe: Recipe, engine: int, kv_cache: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.effort.disk import free
 from pipeline.effort.fitting import refusal, warnings
+from pipeline.effort.questions import TaskTexts
 from pipeline.effort.rates import Rates, known_rates
 from pipeline.effort.stages import Machine, StageEffort, efforts
 from pipeline.effort.work import TextLengths
@@ -66,7 +67,7 @@ def effort_of(
     """
     rates: Rates | None = None if remembered is None else known_rates(remembered)
     machine = Machine(whole_memory(), free(build), rates)
-    lengths, gpu = TextLengths(), may_have_gpu()
+    lengths, asking, gpu = TextLengths(), TaskTexts(), may_have_gpu()
 
     def estimate(other: Recipe) -> Sequence[StageEffort]:
         return efforts(
@@ -77,6 +78,7 @@ def effort_of(
             build=build,
             rates=rates,
             lengths=lengths,
+            asking=asking,
             gpu=gpu,
             left=left,
         )

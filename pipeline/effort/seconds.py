@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.economics.roofline import OPERATIONS
+from pipeline.effort.memory import STATES
 from pipeline.effort.rates import FLOAT32, Rates
 from pipeline.effort.work import (
     Shape,
@@ -13,6 +15,7 @@ from pipeline.effort.work import (
     search_inputs,
     searches_on_few_rows,
     sets,
+    states_bytes,
     trials,
 )
 from pipeline.evaluation.lengths import COUNT, PROMPT_TOKENS, new_tokens
@@ -107,26 +110,30 @@ class Clock:
         disk = self._rates.disk(count * read, count * checkpoint)
         return Seconds(STARTING_S + count * each, disk)
 
-    def scoring(self, texts: Texts, checkpoint: int) -> Seconds:
+    def scoring(self, texts: Texts, tasks: Sequence[Texts], checkpoint: int) -> Seconds:
         """Returns the time of scoring both models, with completions and signal to noise.
 
         Args:
             texts: What is scored.
+            tasks: What is computed of each task.
             checkpoint: Bytes of the checkpoint.
         """
         shape, steps = self._shape, new_tokens(self._shape.parameters)
         # The first token reads everything, and the others what did not stay in memory.
         matrices = shape.layers * shape.layer + shape.vocabulary * shape.hidden
         again = 1 - shape.kept / (4 * matrices)
-        walks = 3 + (steps - 1) * again if self._recipe.model.by_layer else 2
+        walks = 3 + (steps - 1) * again + sum(map(self._walks, tasks))
+        walks = walks if self._recipe.model.by_layer else 2
         completed = COUNT * steps * (PROMPT_TOKENS + steps / 2)
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
         computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)
+        computing += sum(self._forward(2 * task.tokens, task.longest) for task in tasks)
         computing += 4 * LOGIT_TRAFFIC * texts.tokens * shape.vocabulary / self._device.memory
         computing += 2 * walks * shape.parameters * TURNING_BACK_S
         computing += self._to_device(4 * 2 * walks * shape.parameters)
         if self._recipe.model.by_layer:
-            computing += self._to_device(4 * 4 * shape.layers * texts.tokens * shape.hidden)
+            states = sum(states_bytes(shape, some) for some in (texts, *tasks))
+            computing += self._to_device(4 * shape.layers * states)
         read = walks * (shape.parameters * 2 + checkpoint)
         return Seconds(STARTING_S + computing, self._rates.disk(read, 0))
 
@@ -172,6 +179,10 @@ class Clock:
                 found += SEARCH_VALUES * OPERATIONS * weights * rows / products
                 found += OPERATIONS * tokens * features**2 / double if condensed else 0.0
         return found
+
+    def _walks(self, task: Texts) -> int:
+        """Counts the walks through a model: one for as many texts as their states have room."""
+        return -(-states_bytes(self._shape, task) // STATES)
 
     def _to_device(self, size: float) -> float:
         """Seconds of so many bytes between the machine's memory and the device's."""

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.effort import disk, memory
 from pipeline.effort.disk import Disk
 from pipeline.effort.memory import Memory
+from pipeline.effort.questions import Asking, TaskTexts, asked
 from pipeline.effort.rates import Rates
 from pipeline.effort.seconds import Clock, Seconds
 from pipeline.effort.work import (
@@ -19,6 +20,7 @@ from pipeline.effort.work import (
     Texts,
     calibrated,
     checkpoint_bytes,
+    joined_bytes,
     scored,
     shape_of,
 )
@@ -77,6 +79,7 @@ def efforts(
     build: Path,
     rates: Rates | None,
     lengths: Lengths | None = None,
+    asking: Asking | None = None,
     gpu: bool = False,
     left: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[StageEffort, ...]:
@@ -90,11 +93,13 @@ def efforts(
         build: The build directory.
         rates: The machine's; None where they are not known.
         lengths: Of the recipe's texts; None reads them.
+        asking: What a model sees of the recipe's tasks; None reads their files.
         gpu: Whether this machine may have a GPU that torch computes on.
         left: Bytes that earlier runs left of a stage, by its name, and the next goes on with.
     """
     alone = {"quantize", "evaluate"}.isdisjoint(stages)
-    own = _Estimate(recipe, facts, rates, lengths or TextLengths(), alone=alone, gpu=gpu)
+    reading = lengths or TextLengths(), asking or TaskTexts()
+    own = _Estimate(recipe, facts, rates, *reading, alone=alone, gpu=gpu)
     makers: dict[str, Callable[[], StageEffort]] = {
         "source": lambda: own.source(directory, build),
         "quantize": own.quantize,
@@ -115,6 +120,7 @@ class _Estimate:
         facts: ModelFacts,
         rates: Rates | None,
         lengths: Lengths,
+        asking: Asking,
         *,
         alone: bool,
         gpu: bool,
@@ -124,8 +130,10 @@ class _Estimate:
         # Whether compiling is the first of the heavy stages in its process.
         self.alone = alone
         self.recipe, self.facts, self.lengths = recipe, facts, lengths
+        self.asking = asking
         self.shape = shape_of(recipe, facts)
         self.checkpoint = checkpoint_bytes(recipe, facts)
+        self.joined = joined_bytes(recipe, facts)
         self.clock = Clock(recipe, facts, self.shape, rates) if rates else None
         # An engine is about as large as its checkpoint, where its own types do not make it smaller;
         # and either is made on this machine or is not.
@@ -146,20 +154,23 @@ class _Estimate:
             peak = replace(peak, least=0)  # codes are taken over, and no layer is unpacked
         if recipe.quantize.search:
             rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
-            peak = peak.beside(memory.scoring(recipe, shape, rows, on_gpu=self.on_gpu))
+            tried = memory.scoring(recipe, shape, rows, joined=self.joined, on_gpu=self.on_gpu)
+            peak = peak.beside(tried)
         took = self.clock.quantizing(texts, checkpoint) if self.clock else None
         written = disk.quantizing(recipe, shape, texts, checkpoint)
         return StageEffort("quantize", peak, written, took)
 
-    def scoring(self, stage: str, tokens: int, *, whole: bool = True) -> StageEffort:
-        assert self.recipe.evaluate is not None
-        lengths = self.lengths(self.recipe.evaluate.text)
-        texts = scored(self.recipe, self.facts, lengths, tokens)
+    def scoring(
+        self, stage: str, tokens: int, *, whole: bool = True, answering: bool = True
+    ) -> StageEffort:
+        recipe, shape = self.recipe, self.shape
+        texts = scored(recipe, self.facts, self.lengths(settings_of(recipe).text), tokens)
         if not whole:
             texts = replace(texts, sure_batch=0)  # an engine may take shorter windows only
-        peak = memory.scoring(self.recipe, self.shape, texts, on_gpu=self.on_gpu)
-        took = self.clock.scoring(texts, self.checkpoint) if self.clock else None
-        return StageEffort(stage, peak, disk.scoring(self.recipe, self.shape, texts), took)
+        tasks = asked(recipe, self.facts, self.asking) if answering else ()
+        peak = memory.scoring(recipe, shape, texts, tasks, joined=self.joined, on_gpu=self.on_gpu)
+        took = self.clock.scoring(texts, tasks, self.checkpoint) if self.clock else None
+        return StageEffort(stage, peak, disk.scoring(recipe, shape, [texts, *tasks]), took)
 
     def evaluate(self) -> StageEffort:
         return self.scoring("evaluate", settings_of(self.recipe).tokens)
@@ -169,18 +180,24 @@ class _Estimate:
         if not self.here:
             return StageEffort("compile", None, Disk(engine), None)
         took = self.clock.compiling(self.checkpoint, engine) if self.clock else None
-        peak = memory.compiling(alone=self.alone)
+        peak = memory.compiling(alone=self.alone, joined=self.joined)
         return StageEffort("compile", peak, Disk(engine, engine), took)
 
     def fidelity(self) -> StageEffort:
         settings = settings_of(self.recipe)
-        found = self.scoring("fidelity", min(settings.tokens, settings.engine_tokens), whole=False)
-        if not self.here or found.memory is None:
+        evaluation = None
+        if self.here:
+            evaluation = get_target(self.recipe.compile.target).evaluation(self.recipe)
+        measured = None if isinstance(evaluation, NotMeasured) else evaluation
+        found = self.scoring(
+            "fidelity",
+            min(settings.tokens, settings.engine_tokens),
+            whole=False,
+            answering=measured is not None and measured.gives_logits,
+        )
+        if measured is None or found.memory is None:
             return found
-        evaluation = get_target(self.recipe.compile.target).evaluation(self.recipe)
-        if isinstance(evaluation, NotMeasured):
-            return found
-        if evaluation.in_float32:
+        if measured.in_float32:
             engine = 4 * self.shape.parameters
         else:
             engine = memory.opened(self.recipe, self.checkpoint, self._kv_cache())

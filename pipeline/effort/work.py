@@ -87,6 +87,8 @@ class Texts:
         batch: Rows that are run together.
         sure: Tokens that there are at least, whatever the tokenizer is; 0 where nobody knows.
         sure_batch: Tokens that the largest batch has at least, likewise.
+        widest: Tokens of the largest batch, where rows differ; 0 takes them to be as long as the
+            longest.
     """
 
     rows: int
@@ -95,6 +97,7 @@ class Texts:
     batch: int
     sure: int = 0
     sure_batch: int = 0
+    widest: int = 0
 
     @property
     def batches(self) -> int:
@@ -104,7 +107,7 @@ class Texts:
     @property
     def batch_tokens(self) -> int:
         """Counts the tokens of the largest batch."""
-        return min(self.batch, self.rows) * self.longest
+        return self.widest or min(self.batch, self.rows) * self.longest
 
 
 NO_TEXT = Texts(0, 0, 0, 1)
@@ -203,6 +206,11 @@ def rows_together(longest: int, vocabulary: int) -> int:
     return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // max(longest, 1))
 
 
+def states_bytes(shape: Shape, texts: Texts) -> int:
+    """Computes the bytes of hidden states of all texts in float32, as they are scored."""
+    return 4 * texts.tokens * shape.hidden
+
+
 def passes(recipe: Recipe, shape: Shape) -> float:
     """Counts the forward passes over the calibration text, for each checkpoint that is written."""
     section = recipe.quantize
@@ -245,12 +253,35 @@ def trials(recipe: Recipe, facts: ModelFacts) -> int:
 
 def checkpoint_bytes(recipe: Recipe, facts: ModelFacts) -> int:
     """Computes the bytes of the weights of all ranks, as the checkpoint stores them."""
+    layers, table, value = _stored(recipe, facts)
+    return layers + 2 * table + facts.hidden_size * value
+
+
+def joined_bytes(recipe: Recipe, facts: ModelFacts) -> int:
+    """Computes the bytes of a checkpoint that are joined in memory while it is read.
+
+    Of tensor-parallel ranks, which the export gives parts of embedding and head, both are joined as
+    long as the checkpoint is open, and one layer at a time (``pipeline.checkpoint.shards``). A
+    single rank's file is mapped, and nothing of it copied.
+    """
+    if recipe.compile.tensor_parallel == 1:
+        return 0
+    layers, table, _ = _stored(recipe, facts)
+    return 2 * table + layers // facts.num_hidden_layers
+
+
+def _stored(recipe: Recipe, facts: ModelFacts) -> tuple[int, int, int]:
+    """Bytes of all layers, of embedding or head, and of a value, in the checkpoint."""
     section = recipe.quantize
     row = FORMATS[section.format]
     value = 4 if row.dtype == "float32" else 2
     group = section.group_size if row.group_sizes else None
-    tables = 2 * table_bytes(facts, value)
-    return layer_bytes(facts, row, value, group) + tables + facts.hidden_size * value
+    return layer_bytes(facts, row, value, group), table_bytes(facts, value), value
+
+
+def tokens_of(text: str) -> int:
+    """Estimates the tokens of a text from its bytes, with one that begins it."""
+    return 1 + math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
 class TextLengths:
@@ -277,4 +308,4 @@ class TextLengths:
         except (OSError, UsageError):
             return None
         words = (text.words if isinstance(text, Conversation) else text for text in texts)
-        return tuple(1 + math.ceil(len(text.encode()) / BYTES_PER_TOKEN) for text in words)
+        return tuple(map(tokens_of, words))

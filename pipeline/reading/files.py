@@ -62,6 +62,21 @@ def read_regular(path: Path, largest: int = LARGEST) -> bytes:
     return content
 
 
+def read_beginning(path: Path, most: int) -> bytes:
+    """Reads the lines that a file begins with; all of a file that is no larger.
+
+    Args:
+        path: See :func:`open_regular`.
+        most: Bytes that are read at most; a line that goes on behind them is left out.
+
+    Raises:
+        OSError: See :func:`open_regular`; it cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    return content if len(content) <= most else content[: content.rfind(b"\n", 0, most) + 1]
+
+
 def read_utf8(path: Path, largest: int = LARGEST) -> str:
     """Reads a whole file in UTF-8, with line ends as ``\\n``.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import UsageError
-from pipeline.reading.files import read_regular
+from pipeline.reading.files import read_beginning, read_regular
 from pipeline.reading.json_text import parse_json
 
 # JSON joins the escapes of a whole pair into one character, so any that is left is alone.
@@ -127,14 +127,18 @@ def to_json_line(line: Line) -> str:
     return json.dumps({"text": line}, ensure_ascii=False)
 
 
-def read_text_file(path: Path) -> str:
+def read_text_file(path: Path, most: int | None = None) -> str:
     """Reads a file of texts in UTF-8, without a byte order mark.
+
+    Args:
+        path: The file.
+        most: Bytes of a larger one that are read; see :func:`read_beginning`. None reads all.
 
     Raises:
         UsageError: It is missing, cannot be read or is not UTF-8; with the line.
     """
     try:
-        data = read_regular(path)
+        data = read_regular(path) if most is None else read_beginning(path, most)
     except FileNotFoundError as error:
         raise UsageError(
             "there is no such text file",

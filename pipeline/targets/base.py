@@ -158,6 +158,10 @@ class EngineEvaluation(Protocol):
     def in_float32(self) -> bool:
         """Whether all weights of the engine are in this process in float32 while it is measured."""
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether :meth:`logits` gives them, so that the engine answers the recipe's tasks."""
+
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.
 

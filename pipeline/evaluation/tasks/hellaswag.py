@@ -20,17 +20,21 @@ FORM = (
 _BRACKETS = re.compile(r"\[.*?\]")
 
 
-def read_hellaswag(path: Path) -> list[Question]:
+def read_hellaswag(path: Path, most: int | None = None) -> list[Question]:
     """Reads a file of questions.
+
+    Args:
+        path: The file.
+        most: Bytes that are read of a larger one; None reads all.
 
     Raises:
         UsageError: It cannot be read, or a line is not in the layout; with the line.
     """
-    return list(_questions(path))
+    return list(_questions(path, most))
 
 
-def _questions(path: Path) -> Iterator[Question]:
-    for place, row in json_rows(path, FORM):
+def _questions(path: Path, most: int | None) -> Iterator[Question]:
+    for place, row in json_rows(path, FORM, most):
         label, first, second = (
             text_of(row, key, place, FORM) for key in ("activity_label", "ctx_a", "ctx_b")
         )

@@ -48,13 +48,16 @@ class _Row:
         return "\n".join([self.question.strip(), *lines, "Answer:"])
 
 
-def read_mmlu(path: Path, shots: int = 0, shots_path: Path | None = None) -> list[Question]:
+def read_mmlu(
+    path: Path, shots: int = 0, shots_path: Path | None = None, most: int | None = None
+) -> list[Question]:
     """Reads questions of one subject or many.
 
     Args:
         path: A ``.jsonl`` file, a ``.csv`` file or a folder of those.
         shots: How many examples stand in front of each question.
         shots_path: Where the examples are from, of the same kinds.
+        most: Bytes that are read of each larger file of questions; None reads all.
 
     Returns:
         The questions; of a folder, one of each file in turn.
@@ -74,7 +77,7 @@ def read_mmlu(path: Path, shots: int = 0, shots_path: Path | None = None) -> lis
             answer=row.answer,
             place=row.place,
         )
-        for row in _rows(path)
+        for row in _rows(path, most)
     ]
 
 
@@ -119,17 +122,17 @@ def _first(
     return found[:shots]
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    in_turn = zip_longest(*(_file_rows(file) for file in files_of(path)))
+def _rows(path: Path, most: int | None = None) -> Iterator[_Row]:
+    in_turn = zip_longest(*(_file_rows(file, most) for file in files_of(path)))
     return (row for row in chain.from_iterable(in_turn) if row is not None)
 
 
-def _file_rows(path: Path) -> Iterator[_Row]:
-    return _csv(path) if path.suffix.lower() == ".csv" else _json(path)
+def _file_rows(path: Path, most: int | None) -> Iterator[_Row]:
+    return (_csv if path.suffix.lower() == ".csv" else _json)(path, most)
 
 
-def _json(path: Path) -> Iterator[_Row]:
-    for place, row in json_rows(path, JSON_FORM):
+def _json(path: Path, most: int | None) -> Iterator[_Row]:
+    for place, row in json_rows(path, JSON_FORM, most):
         choices = texts_of(row, "choices", place, JSON_FORM)
         yield _Row(
             question=text_of(row, "question", place, JSON_FORM),
@@ -140,11 +143,11 @@ def _json(path: Path) -> Iterator[_Row]:
         )
 
 
-def _csv(path: Path) -> Iterator[_Row]:
+def _csv(path: Path, most: int | None) -> Iterator[_Row]:
     subject = path.stem
     for split in SPLITS:
         subject = subject.removesuffix(split)
-    for place, columns in csv_rows(path):
+    for place, columns in csv_rows(path, most):
         if len(columns) != COLUMNS:
             raise UsageError(
                 f"the row has {len(columns)} columns, not {COLUMNS}",

@@ -18,18 +18,22 @@ from pipeline.store.digests import digest_of, file_digest
 TASKS_KEY = "evaluate.tasks"
 
 
-def read_questions(task: TaskSection) -> list[Question]:
+def read_questions(task: TaskSection, most: int | None = None) -> list[Question]:
     """Reads the questions of one task, at most ``rows`` of them.
+
+    Args:
+        task: The task.
+        most: Bytes that are read of each larger file of questions; None reads all.
 
     Raises:
         UsageError: A file is missing, is not in the layout or has no question.
     """
     path = Path(task.file)
     if task.layout == "hellaswag":
-        questions = read_hellaswag(path)
+        questions = read_hellaswag(path, most)
     else:
         shots_path = None if task.shots_file is None else Path(task.shots_file)
-        questions = read_mmlu(path, task.shots, shots_path)
+        questions = read_mmlu(path, task.shots, shots_path, most)
     if not questions:
         raise UsageError("the file has no question", where=str(path), fix="Write one a line")
     return questions[: task.rows]

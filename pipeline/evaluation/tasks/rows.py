@@ -15,12 +15,15 @@ from pipeline.source.lines import SURROGATE, read_text_file
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def json_rows(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_rows(
+    path: Path, form: str, most: int | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Reads one JSON object a line.
 
     Args:
         path: The file.
         form: How a row is to be written, for an error.
+        most: Bytes that are read of a larger file; None reads all.
 
     Yields:
         The place ``file:line`` and the object.
@@ -28,7 +31,7 @@ def json_rows(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     Raises:
         UsageError: The file cannot be read, or a line is no object.
     """
-    for number, line in enumerate(read_text_file(path).split("\n"), 1):
+    for number, line in enumerate(read_text_file(path, most).split("\n"), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -46,8 +49,13 @@ def json_rows(path: Path, form: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield place, row
 
 
-def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+def csv_rows(path: Path, most: int | None = None) -> Iterator[tuple[str, list[str]]]:
     """Reads the rows of a CSV file without a heading.
+
+    Args:
+        path: The file.
+        most: Bytes that are read of a larger file, up to the last row that is whole; None reads
+            all.
 
     Yields:
         The place ``file:line`` of the row's last line, and its columns.
@@ -55,12 +63,15 @@ def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     Raises:
         UsageError: The file cannot be read, or is not CSV.
     """
-    reader = csv.reader(io.StringIO(read_text_file(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text_file(path, most), newline=""), strict=True)
     try:
         for row in reader:
             if row:
                 yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
+        # A text of several lines may go on behind what was read.
+        if most is not None:
+            return
         raise UsageError(
             "the line is not CSV",
             where=f"{path}:{reader.line_num}",

@@ -34,6 +34,7 @@ class ReadBack:
         method: What is run.
         rounded_to: Bits of a weight of a type that rounds; None of one that does not.
         in_float32: True: the file is read back as a model.
+        gives_logits: True: likewise.
     """
 
     material: Mapping[str, Any]
@@ -41,6 +42,7 @@ class ReadBack:
     rounded_to: int | None
     method: str = METHOD
     in_float32: bool = True
+    gives_logits: bool = True
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

@@ -38,6 +38,7 @@ class MeasuredHere:
         method: What is run.
         rounded_to: None: the engine has the checkpoint's own weights.
         in_float32: False: OpenVINO has them as they are stored.
+        gives_logits: True: it computes them here.
     """
 
     material: Mapping[str, Any]
@@ -45,6 +46,7 @@ class MeasuredHere:
     method: str = METHOD
     rounded_to: int | None = None
     in_float32: bool = False
+    gives_logits: bool = True
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

@@ -58,6 +58,7 @@ class MeasuredElsewhere:
         longest_window: Tokens of the longest window.
         rounded_to: None: the folder has the checkpoint's own weights.
         in_float32: False: another process has them.
+        gives_logits: False: it gives the likelihoods of tokens alone.
     """
 
     python: str
@@ -67,6 +68,7 @@ class MeasuredElsewhere:
     longest_window: int
     rounded_to: int | None = None
     in_float32: bool = False
+    gives_logits: bool = False
 
     @property
     def method(self) -> str:

@@ -41,6 +41,7 @@ class MeasuredHere:
     method: str = METHOD
     rounded_to: int | None = None
     in_float32: bool = False
+    gives_logits: bool = False
 
     @property
     def material(self) -> Mapping[str, Any]:
