@@ -13,7 +13,7 @@ from pipeline.models.sizes import parameters
 from pipeline.quantize.formats import checkpoint_dtype
 from pipeline.recipe.schema import Recipe
 from pipeline.source.loading import load_causal_lm
-from pipeline.source.snapshot import read_weights, weight_files
+from pipeline.source.snapshot import is_unread, read_weights, weight_files
 
 if TYPE_CHECKING:
     from pipeline.layers.weights import SnapshotWeights
@@ -108,7 +108,7 @@ def choose_device(recipe: Recipe) -> Any:
 
 
 def count_parameters(directory: Path) -> int:
-    """Counts the elements of all tensors of a snapshot, from the files' headers.
+    """Counts the elements of all tensors of a snapshot that are read, from the files' headers.
 
     What is quantized counts as what it was made from.
 
@@ -121,7 +121,8 @@ def count_parameters(directory: Path) -> int:
     return sum(
         math.prod(tensor.shape)
         for path in weight_files(directory)
-        for tensor in read_weights(path, str(path)).values()
+        for name, tensor in read_weights(path, str(path)).items()
+        if not is_unread(name, facts)
     )
 
 

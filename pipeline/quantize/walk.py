@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,11 +62,15 @@ class Walk:
         self._next()
 
     def rounded(
-        self, rounding: Callable[[Sequence[torch.Tensor]], tuple[Any, list[torch.Tensor]]]
+        self, rounding: Callable[[Iterable[torch.Tensor]], tuple[Any, list[torch.Tensor]]]
     ) -> Any:
-        """Gives a pass to a function that returns its result and the states behind the layer."""
+        """Gives a pass to a function that returns its result and the states behind the layer.
+
+        Where no later pass sees the states, the function is the only one that has them, so that it
+        can let go of each when it has made the next.
+        """
         states, last = self._next()
-        result, behind = rounding([self._moved(batch) for batch in states])
+        result, behind = rounding(self._given_away(states) if last else map(self._moved, states))
         if last:
             states[:] = [self._kept(*both) for both in zip(behind, states, strict=True)]
         return result
@@ -94,6 +98,12 @@ class Walk:
         own = self._of_pass[self._done]
         self._done += 1
         return self._sets[own], own not in self._of_pass[self._done :]
+
+    def _given_away(self, states: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for number, batch in enumerate(states):
+            if self._device.type != "cuda":  # there it is a copy, for which this has the memory
+                states[number] = batch.new_empty(0, 0)
+            yield self._moved(batch)
 
     def _moved(self, states: torch.Tensor) -> torch.Tensor:
         # Whatever is put into pinned memory later comes behind it on the same stream.

@@ -369,6 +369,11 @@ def expected_tensors(facts: ModelFacts) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
+def is_unread(name: str, facts: ModelFacts) -> bool:
+    """Says whether a tensor may be in a snapshot though nobody reads it: a tied head, say."""
+    return name.endswith(_IGNORED_SUFFIX) or (facts.tie_word_embeddings and name == HEAD)
+
+
 def _check_tensors(tensors: Mapping[str, StoredTensor], facts: ModelFacts, place: str) -> None:
     expected = expected_tensors(facts)
     if facts.quantized is not None:
@@ -382,9 +387,8 @@ def _check_tensors(tensors: Mapping[str, StoredTensor], facts: ModelFacts, place
             "would fill them with random numbers",
             fix="Use the directory that save_pretrained() or the Hub wrote, unchanged",
         )
-    tied_head = HEAD if facts.tie_word_embeddings else ""
     for name, tensor in tensors.items():
-        if name.endswith(_IGNORED_SUFFIX) or name == tied_head:
+        if is_unread(name, facts):
             continue
         if name not in expected:
             raise SourceError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import pytest
 pytest.importorskip("modelopt")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import CheckpointError, SourceError, StageError
 from pipeline.layers import state
 from pipeline.progress import Silent
 from pipeline.quantize import by_layer
+from pipeline.quantize.loading import count_parameters
 from pipeline.quantize.walk import Walk
 from pipeline.quantize.writing import EMBEDDING
 from pipeline.recipe.schema import Recipe
@@ -378,3 +382,39 @@ def test_a_walk_hands_each_pass_its_own_states() -> None:
     short.skip(1.0)
     with pytest.raises(StageError, match="1 passes were made over a layer, and not 2"):
         short.leave()
+
+
+def test_who_rounds_a_layer_has_the_states_in_front_of_it_alone() -> None:
+    """So that there is one set of them at a time, and not another one behind the layer."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def rounding(states: Iterable[torch.Tensor]) -> tuple[str, list[torch.Tensor]]:
+        own = list(states)
+        alive.extend(map(weakref.ref, own))
+        for number in range(len(own)):
+            own[number] = own[number] + 1
+            assert alive[number]() is None
+        return "rounded", own
+
+    walk = Walk([torch.zeros(1, 2, 3), torch.ones(2, 1, 3)], (0,), torch.device("cpu"))
+    assert walk.rounded(rounding) == "rounded"
+    walk.leave()
+    assert [float(one.mean()) for one in walk.states()] == [1.0, 2.0]
+    assert walk.tokens == 4
+    # A later pass sees them as they were.
+    both = Walk([torch.zeros(1, 2, 3)], (0, 0), torch.device("cpu"))
+    both.rounded(lambda states: ("", [one + 1 for one in states]))
+    assert [float(one.mean()) for one in both.states()] == [0.0]
+
+
+def test_a_head_that_nobody_reads_does_not_count(tmp_path: Path) -> None:
+    """Tools write one beside an embedding that is tied to it, and buffers of old checkpoints."""
+    source = write_source("Qwen2", tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    assert config["tie_word_embeddings"]
+    weights = load_file(source / "model.safetensors")
+    elements = sum(weight.numel() for weight in weights.values())
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    assert count_parameters(source) == elements

@@ -136,3 +136,39 @@ def test_a_unit_for_matrices_is_read_off_the_flags(tmp_path: Path) -> None:
     file.write_text("flags : fpu amx_tile\n")
     assert not multiplies_bfloat16(file)
     assert not multiplies_bfloat16(tmp_path / "none")
+
+
+def test_products_are_measured_as_linears_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way round a processor without instructions for 16 bits takes ten times as long."""
+    torch = pytest.importorskip("torch")
+    overrides = pytest.importorskip("torch.overrides")
+    asked = set()
+
+    class Seen(overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            asked.add((function.__name__, *(one.dtype for one in args[:1] if torch.is_tensor(one))))
+            return function(*args, **(kwargs or {}))
+
+    for name in ("_TOKENS", "_IN", "_OUT"):
+        monkeypatch.setattr(measure_module, name, 16)
+    with Seen():
+        found = measure_module._products(torch, "cpu", lambda: None)
+    assert sorted(found) == ["bfloat16", "float16", "float32"]
+    assert {dtype for name, *dtypes in asked for dtype in dtypes if name == "linear"} == {
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    }
+    assert not {name for name, *_ in asked} & {"matmul", "__matmul__", "mm"}
+
+
+def test_what_takes_long_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[None] = []
+    monkeypatch.setattr(measure_module, "_LONG_S", 0.0)
+    assert measure_module._fastest(lambda: tries.append(None)) > 0
+    assert len(tries) == 1
+    monkeypatch.setattr(measure_module, "_LONG_S", 60.0)
+    measure_module._fastest(lambda: tries.append(None))
+    assert len(tries) > 4
