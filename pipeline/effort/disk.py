@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.effort.memory import STATES
 from pipeline.effort.work import Shape, Texts, sets, states_bytes
 from pipeline.recipe.schema import Recipe
-from pipeline.stages.source import WORTH_TELLING
+from pipeline.source.snapshot import weight_files
+from pipeline.stages.source import LINKED_FROM, WORTH_TELLING
+from pipeline.store.build_dir import BuildDir
+from pipeline.store.sharing import Obstacle, obstacle
 
 # A state of hidden states is written beside the one before it, and then takes its place.
 STATE_FILES = 2
@@ -38,22 +42,45 @@ class Disk:
         )
 
 
-def snapshot(size: int, directory: Path | None, build: Path) -> Disk:
-    """Returns what taking a snapshot in writes.
+@dataclass(frozen=True)
+class Snapshot:
+    """What taking a model into the store writes.
 
-    Args:
-        size: Bytes of the model.
-        directory: Where it is; None while it is on the Hub.
+    Attributes:
+        directory: Where the model is; None while it is on the Hub.
         build: The build directory, which need not be there.
     """
-    if directory is None:
-        # Fetched into the Hub's cache, if it is not there yet, and linked from there, if that is on
-        # the same disk.
-        return Disk(size)
-    if _device(directory) != _device(build):
-        return Disk(size, least=size)
-    # On the same file system a large model is linked, or shares its blocks, and a small one may.
-    return Disk(0 if size >= WORTH_TELLING else size)
+
+    directory: Path | None
+    build: Path
+
+    def disk(self, size: int) -> Disk:
+        """Returns what is written.
+
+        Args:
+            size: Bytes of the model.
+        """
+        if self.directory is None or size < WORTH_TELLING:
+            # Fetched into the Hub's cache, if it is not there yet, and linked from there, if that
+            # is possible; a small model of one's own shares its blocks, or is copied.
+            return Disk(size)
+        return Disk(size, least=size) if self.obstacle else Disk(0)
+
+    @cached_property
+    def obstacle(self) -> Obstacle | None:
+        """Says why a large model has to be copied; None where it is linked or shares its blocks."""
+        if self.directory is None:
+            return None
+        weights = {path: path.stat().st_size for path in weight_files(self.directory)}
+        if sum(weights.values()) < WORTH_TELLING:
+            return None
+        large = [path for path, size in weights.items() if size >= LINKED_FROM]
+        try:
+            store = _existing(BuildDir(self.build).store_root)
+            return obstacle(self.directory / "config.json", large, store)
+        except OSError:
+            # It cannot be read, or nothing written: the run has to say that, and copies nothing.
+            return None
 
 
 def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> Disk:
@@ -91,10 +118,6 @@ def free(build: Path) -> int | None:
         return shutil.disk_usage(_existing(build)).free
     except OSError:
         return None
-
-
-def _device(path: Path) -> int:
-    return _existing(path).stat().st_dev
 
 
 def _existing(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.effort.disk import Snapshot
 from pipeline.effort.rates import Rates
 from pipeline.effort.stages import StageEffort, efforts
 from pipeline.formats import FORMATS
@@ -55,7 +56,7 @@ def example(rates: Rates | None, build: Path) -> Sequence[StageEffort]:
         }
     )
     return efforts(
-        recipe, _FACTS, _STAGES, directory=None, build=build, rates=rates, lengths=_unknown
+        recipe, _FACTS, _STAGES, snapshot=Snapshot(None, build), rates=rates, lengths=_unknown
     )
 
 

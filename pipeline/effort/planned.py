@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.effort.disk import free
+from pipeline.effort.disk import Snapshot, free
 from pipeline.effort.fitting import refusal, warnings
 from pipeline.effort.questions import TaskTexts
 from pipeline.effort.rates import Rates, known_rates
@@ -67,6 +67,8 @@ def effort_of(
     """
     rates: Rates | None = None if remembered is None else known_rates(remembered)
     machine = Machine(whole_memory(), free(build), rates)
+    # One for all recipes that are tried: where the model lies is the same in each.
+    snapshot = Snapshot(directory, build)
     lengths, asking, gpu = TextLengths(), TaskTexts(), may_have_gpu()
 
     def estimate(other: Recipe) -> Sequence[StageEffort]:
@@ -74,8 +76,7 @@ def effort_of(
             other,
             facts,
             stages,
-            directory=directory,
-            build=build,
+            snapshot=snapshot,
             rates=rates,
             lengths=lengths,
             asking=asking,
@@ -87,6 +88,18 @@ def effort_of(
     return Effort(
         machine,
         found,
-        tuple(warnings(recipe, found, machine, estimate)),
+        (*_copied(snapshot, stages), *warnings(recipe, found, machine, estimate)),
         refusal(recipe, found, machine, estimate),
     )
+
+
+def _copied(snapshot: Snapshot, stages: Collection[str]) -> Iterator[Finding]:
+    """Yields why a large model will be copied, which somebody may be able to change."""
+    if "source" in stages and (found := snapshot.obstacle):
+        yield Finding(
+            "warning",
+            "model.source",
+            "the model is copied into the store, and takes its disk twice",
+            found.why[:1].upper() + found.why[1:],
+            found.fix,
+        )

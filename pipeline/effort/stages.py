@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.effort import disk, memory
-from pipeline.effort.disk import Disk
+from pipeline.effort.disk import Disk, Snapshot
 from pipeline.effort.memory import Memory
 from pipeline.effort.questions import Asking, TaskTexts, asked
 from pipeline.effort.rates import Rates
@@ -75,8 +75,7 @@ def efforts(
     facts: ModelFacts,
     stages: Collection[str],
     *,
-    directory: Path | None,
-    build: Path,
+    snapshot: Snapshot,
     rates: Rates | None,
     lengths: Lengths | None = None,
     asking: Asking | None = None,
@@ -89,8 +88,7 @@ def efforts(
         recipe: A recipe that fits the model.
         facts: The model's facts.
         stages: Names of those that are to run.
-        directory: The model's; None while it is on the Hub.
-        build: The build directory.
+        snapshot: The model, and where it is taken to.
         rates: The machine's; None where they are not known.
         lengths: Of the recipe's texts; None reads them.
         asking: What a model sees of the recipe's tasks; None reads their files.
@@ -101,7 +99,7 @@ def efforts(
     reading = lengths or TextLengths(), asking or TaskTexts()
     own = _Estimate(recipe, facts, rates, *reading, alone=alone, gpu=gpu)
     makers: dict[str, Callable[[], StageEffort]] = {
-        "source": lambda: own.source(directory, build),
+        "source": lambda: own.source(snapshot),
         "quantize": own.quantize,
         "evaluate": own.evaluate,
         "compile": own.compile,
@@ -139,9 +137,9 @@ class _Estimate:
         # and either is made on this machine or is not.
         self.here = isinstance(get_target(recipe.compile.target), BuiltHere)
 
-    def source(self, directory: Path | None, build: Path) -> StageEffort:
-        size = snapshot_bytes(directory) or self.shape.parameters * 2
-        written = disk.snapshot(size, directory, build)
+    def source(self, snapshot: Snapshot) -> StageEffort:
+        size = snapshot_bytes(snapshot.directory) or self.shape.parameters * 2
+        written = snapshot.disk(size)
         took = self.clock.copying(size, written.kept) if self.clock else None
         return StageEffort("source", memory.copying(), written, took)
 

@@ -197,6 +197,8 @@ class _Run:
             write_lock(
                 self.lock_path, {name: _entry(planned) for name, planned in self.done.items()}
             )
+        # A run that is killed later would otherwise have read the model for nothing.
+        self.store.memo.save()
         self.on_stage(planned, time.monotonic() - started)
         if not self._passes(planned):
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.stages.base import Stage, StageContext
 from pipeline.store.artifact import Artifact
 from pipeline.store.digests import mark_of
 from pipeline.store.files import Taken, link_or_copy, take
+from pipeline.store.sharing import explained
 from pipeline.tables import memory_size
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ def run(context: StageContext) -> dict[str, Any]:
         context.progress.note(f"nothing reads these keys of config.json: {', '.join(unread)}")
     size = sum(path.stat().st_size for path in paths)
     taken: dict[Path, Taken] = {}
+    refused: dict[Path, OSError] = {}
     linked_from = _linked_from(paths)
     with context.progress.task(f"taking the snapshot, {_words(size)}", size) as task:
         for path in paths:
@@ -117,7 +120,8 @@ def run(context: StageContext) -> dict[str, Any]:
             try:
                 if local:
                     link = path.stat().st_size >= linked_from
-                    taken[path] = take(path, target, task.advance, link=link)
+                    told = partial(refused.__setitem__, path)
+                    taken[path] = take(path, target, task.advance, link=link, on_refusal=told)
                     logger.info("%s was %s", path, taken[path])
                 else:
                     link_or_copy(path, target)
@@ -127,8 +131,9 @@ def run(context: StageContext) -> dict[str, Any]:
     if local:
         _refuse_moved(before, _marks(paths), taken)
     context.borrowed.update(path.name for path, how in taken.items() if how == "linked")
-    if size >= WORTH_TELLING and (note := _shared(taken, directory)):
-        context.progress.note(note)
+    if size >= WORTH_TELLING:
+        for note in _notes(taken, refused, directory):
+            context.progress.note(note)
     return {
         "architecture": facts.architecture,
         "parameters": parameters(facts) if facts.quantized else contents.parameters,
@@ -166,20 +171,24 @@ def _refuse_moved(
             )
 
 
-def _shared(taken: Mapping[Path, Taken], directory: Path) -> str | None:
+def _notes(
+    taken: Mapping[Path, Taken], refused: Mapping[Path, OSError], directory: Path
+) -> Iterator[str]:
     """Says where a large model is now, which is no matter where its blocks are shared."""
     if "linked" in taken.values():
-        return (
+        yield (
             f"the large files of {directory} are not copied, the store has links to them: what is "
             "written into one changes it there, too, which the next run finds"
         )
     size = sum(path.stat().st_size for path, how in taken.items() if how == "copied")
     if size < WORTH_TELLING:
-        return None
-    return (
-        f"the snapshot takes {_words(size)} of its own, as {directory} and the store are on "
-        "different file systems, or on one without links"
-    )
+        return
+    own = f"the snapshot of {directory} takes {_words(size)} of its own, as"
+    for path, error in refused.items():
+        found = explained(error, path)
+        yield f"{own} {found.why}. {found.fix}."
+        return
+    yield f"{own} its files are too small to be linked, below {_words(LINKED_FROM)} each"
 
 
 def check(recipe: Recipe, artifact: Artifact) -> None:

@@ -18,7 +18,12 @@ class BuildDir:
     @property
     def store(self) -> Store:
         """The artifact store shared by all recipes."""
-        return Store(self.root / "store")
+        return Store(self.store_root)
+
+    @property
+    def store_root(self) -> Path:
+        """The directory of that store."""
+        return self.root / "store"
 
     def outputs(self, recipe: Recipe) -> Path:
         """Returns the recipe's own folder."""

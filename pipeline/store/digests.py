@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -168,14 +167,9 @@ class DigestMemo:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries: dict[str, Any] = {}
+        self._entries = self._stored()
         self._changed = False
         self._lock = threading.Lock()
-        try:
-            entries = read_json(path)
-            self._entries = entries if isinstance(entries, dict) else {}
-        except (OSError, ValueError):
-            self._entries = {}
 
     def digest(self, path: Path, *, borrowed: bool = False) -> str:
         """Returns the SHA-256 of a file, from memory when its stat has not moved.
@@ -240,15 +234,26 @@ class DigestMemo:
             return error
 
     def save(self) -> None:
-        """Writes what was learnt, if the directory can be written.
+        """Writes what was learnt, if anything was and the directory can be written.
 
-        Concurrent writers may lose entries but never corrupt the file.
+        What other processes wrote meanwhile is kept. Writers at the same moment may lose entries
+        but never corrupt the file.
         """
         if not self._changed:
             return
         with self._lock:
-            alive = {name: entry for name, entry in self._entries.items() if Path(name).exists()}
-        # Without it the next run reads the files again, which a read-only directory may cost.
-        with contextlib.suppress(OSError):
-            write_atomically(self._path, canonical_json(alive).encode())
+            known = {**self._stored(), **self._entries}
             self._changed = False
+        alive = {name: entry for name, entry in known.items() if Path(name).exists()}
+        try:
+            write_atomically(self._path, canonical_json(alive).encode())
+        except OSError:
+            # Without it the next run reads the files again, which a read-only directory may cost.
+            self._changed = True
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            entries = read_json(self._path)
+        except (OSError, ValueError):
+            return {}
+        return entries if isinstance(entries, dict) else {}

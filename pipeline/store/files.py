@@ -74,6 +74,7 @@ def take(
     on_bytes: Callable[[int], None] = lambda _count: None,
     *,
     link: bool = False,
+    on_refusal: Callable[[OSError], None] = lambda _error: None,
 ) -> Taken:
     """Gives a new file the bytes of another one that somebody else may write into later.
 
@@ -87,6 +88,7 @@ def take(
         link: Takes a hard link for want of a reflink, where both are on one file system. Whoever
             writes into the source later writes into the new file as well, and it is for the caller
             to notice.
+        on_refusal: Is told why there is no such link, before the file is copied.
 
     Returns:
         What was done.
@@ -96,7 +98,7 @@ def take(
     """
     with source.open("rb") as reading:
         with target.open("xb") as writing:
-            if _cloned(reading.fileno(), writing.fileno()):
+            if cloned(reading.fileno(), writing.fileno()):
                 on_bytes(os.fstat(reading.fileno()).st_size)
                 return "cloned"
             if not link:
@@ -108,14 +110,24 @@ def take(
         target.unlink()
         try:
             os.link(source.resolve(), target)
-        except OSError:
-            # Another device, a file system without links, or a file of another user.
+        except OSError as error:
+            # Another mount, a file system without links, or a file of another user.
+            on_refusal(error)
             return take(source, target, on_bytes)
         on_bytes(os.fstat(reading.fileno()).st_size)
     return "linked"
 
 
-def _cloned(source: int, target: int) -> bool:
+def cloned(source: int, target: int) -> bool:
+    """Makes a file share the blocks of another one, where the file system can.
+
+    Args:
+        source: Descriptor of the one that has the bytes.
+        target: Descriptor of an empty one.
+
+    Returns:
+        Whether it has the bytes now.
+    """
     try:
         import fcntl
 

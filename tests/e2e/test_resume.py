@@ -73,6 +73,17 @@ def made(build: Path) -> dict[str, str]:
     return found
 
 
+def unread(build: Path) -> list[str]:
+    """The files of artifacts that the next run reads for their SHA-256."""
+    known = json.loads((build / "store" / "digests.json").read_text())
+    return [
+        str(path)
+        for artifact in Store(build / "store").artifacts()
+        for path in artifact.iterdir()
+        if path.name != "artifact.json" and str(path) not in known
+    ]
+
+
 def left(build: Path) -> list[str]:
     """The stages that left something."""
     return [one.stage for one in Store(build / "store").unfinished.idle()]
@@ -90,6 +101,7 @@ def test_killed_twice_and_gone_on_with(tmp_path: Path) -> None:
             assert killed["killed"], killed["err"]
             assert words in killed["err"]
             assert left(build) == ["quantize"]
+            assert unread(build) == []
             assert "quantize" not in [name.split("/")[0] for name in made(build)]
         last = run(build, until="quantize")
         assert last["code"] == 0, last["err"]

@@ -359,6 +359,27 @@ def test_a_memo_that_cannot_be_written_stops_nothing(store: Store) -> None:
     assert store.get("stage", "k1")[0] is not None
 
 
+def test_a_memo_is_written_when_something_was_learnt_and_keeps_what_others_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_text(file.name)
+    path = tmp_path / "memo"
+    ours, theirs = DigestMemo(path), DigestMemo(path)
+    wanted = [ours.digest(files[0]), theirs.digest(files[1])]
+    ours.save()
+    theirs.save()
+    written = path.stat().st_ino
+    for memo in (ours, theirs):
+        memo.save()  # knows nothing that it has not written
+    assert path.stat().st_ino == written
+    wanted.append(ours.digest(files[2]))
+    ours.save()
+    monkeypatch.setattr("pipeline.store.digests.file_digest", lambda path: pytest.fail(path.name))
+    assert DigestMemo(path).digests(files) == wanted
+
+
 def test_deployment_is_a_checked_copy(store: Store, tmp_path: Path) -> None:
     artifact = publish(store)
     target = tmp_path / "out" / "repository"

@@ -101,7 +101,7 @@ def house(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> House
     monkeypatch.setattr(source, "WORTH_TELLING", 1000)
     monkeypatch.setattr(source, "LINKED_FROM", 1000)
     # As on most file systems, also where this one could share blocks.
-    monkeypatch.setattr(files, "_cloned", lambda _source, _target: False)
+    monkeypatch.setattr(files, "cloned", lambda _source, _target: False)
     return house
 
 
@@ -136,6 +136,25 @@ def test_its_own_links_do_not_make_a_model_another_one(
     assert {one.status for one in house.run().stages.values()} == {"cached"}
     assert read == []  # also for its digest it was read once, in the run that linked it
     monkeypatch.undo()
+
+
+def test_a_run_that_is_killed_has_not_read_the_model_for_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a later stage is killed by, what it leaves is what is there when it begins."""
+    read: list[str] = []
+
+    def begun(context: StageContext) -> None:
+        taken = context.inputs["source"].path
+        with monkeypatch.context() as patched:
+            patched.setattr(digests, "file_digest", lambda path: read.append(path.name) or "0")
+            # As the next process does.
+            assert house.build.store.get("source", taken.name)[0] is not None
+
+    house.during = {"quantize": begun, "compile": begun}
+    house.run()
+    assert house.calls == ["quantize", "compile"]
+    assert read == []
 
 
 def test_two_stores_may_have_links_to_one_model(house: House, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline import api
-from pipeline.effort import disk as disk_module
 from pipeline.effort import planned
+from pipeline.effort.disk import Snapshot
 from pipeline.effort.example import example_peak
 from pipeline.effort.fitting import Change, refusal, smallest, warnings
 from pipeline.effort.lines import effort_lines
@@ -85,7 +85,7 @@ def estimated(
     options = {"lengths": long_texts, **options}
     stages = options.pop("stages", STAGES)
     found = efforts(
-        recipe, facts, stages, directory=None, build=Path("build"), rates=rates, **options
+        recipe, facts, stages, snapshot=Snapshot(None, Path("build")), rates=rates, **options
     )
     return {stage.stage: stage for stage in found}
 
@@ -242,23 +242,15 @@ def test_the_disk_of_8b_and_70b() -> None:
     assert found["quantize"].disk.kept == pytest.approx(tables + linears, rel=0.001)
 
 
-def test_a_large_model_on_the_same_disk_is_not_written_again(tmp_path: Path) -> None:
+def test_only_a_large_model_of_ones_own_is_not_written_again(tmp_path: Path) -> None:
+    """What keeps one from that is in test_sharing.py."""
     model = tmp_path / "model"
     model.mkdir()
-    assert disk_module.snapshot(5 * GIB, model, tmp_path / "build").kept == 0
-    assert disk_module.snapshot(GIB // 2, model, tmp_path / "build").kept == GIB // 2
-    assert disk_module.snapshot(5 * GIB, None, tmp_path / "build").kept == 5 * GIB
-
-
-def test_only_what_is_copied_to_another_disk_is_sure_of_a_snapshot(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    build = tmp_path / "build"
-    for size in (GIB // 2, 5 * GIB):
-        assert disk_module.snapshot(size, None, build).least == 0
-        assert disk_module.snapshot(size, tmp_path, build).least == 0
-    monkeypatch.setattr(disk_module, "_device", {tmp_path: 1, build: 2}.get)
-    assert disk_module.snapshot(5 * GIB, tmp_path, build).least == 5 * GIB
+    own, hub = (Snapshot(directory, tmp_path / "build") for directory in (model, None))
+    assert own.disk(5 * GIB).kept == 0
+    assert own.disk(GIB // 2).kept == GIB // 2
+    assert hub.disk(5 * GIB).kept == 5 * GIB
+    assert {one.disk(size).least for one in (own, hub) for size in (GIB // 2, 5 * GIB)} == {0}
 
 
 def test_the_states_of_all_walks_lie_on_the_disk_until_scoring_ends() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.effort.disk import Snapshot
 from pipeline.effort.stages import efforts
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.file import load_recipe
@@ -58,7 +59,7 @@ def peaks(recipe: str, **model: str) -> dict[str, float]:
     loaded = loaded.model_copy(update={"model": loaded.model.model_copy(update=model)})
     facts = ModelFacts.from_config(config_of(recipe), recipe)
     stages = ("quantize", "evaluate")
-    found = efforts(loaded, facts, stages, directory=None, build=Path("build"), rates=None)
+    found = efforts(loaded, facts, stages, snapshot=Snapshot(None, Path("build")), rates=None)
     return {stage.stage: stage.memory.likely / 1e9 for stage in found if stage.memory}
 
 
