@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -83,7 +83,9 @@ class Snapshot:
             return None
 
 
-def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> Disk:
+def quantizing(
+    recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int, scored: Texts | None = None
+) -> Disk:
     """Returns what quantizing writes: the checkpoint, and how far it has come.
 
     Args:
@@ -91,12 +93,16 @@ def quantizing(recipe: Recipe, shape: Shape, texts: Texts, checkpoint: int) -> D
         shape: The model's sizes.
         texts: What is calibrated on.
         checkpoint: Bytes of the checkpoint.
+        scored: What a search scores its candidates on; None where there is none.
     """
-    section = recipe.quantize
     state = STATE_FILES * sets(recipe) * texts.tokens * shape.hidden * shape.item
-    # A search keeps the best checkpoint so far beside the one that is tried.
-    beside = checkpoint if section.search else 0
-    return Disk(checkpoint, beside + (state if recipe.model.by_layer else 0), checkpoint)
+    found = Disk(checkpoint, state if recipe.model.by_layer else 0, checkpoint)
+    if scored is None:
+        return found
+    # The best checkpoint so far lies beside the one that is tried, whose state goes before it is
+    # scored.
+    states = max(found.scratch, scoring(recipe, shape, [scored]).scratch)
+    return replace(found, scratch=checkpoint + states)
 
 
 def scoring(recipe: Recipe, shape: Shape, texts: Sequence[Texts]) -> Disk:

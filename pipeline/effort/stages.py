@@ -150,12 +150,13 @@ class _Estimate:
         peak = memory.quantizing(recipe, shape, texts, on_gpu=self.on_gpu)
         if self.facts.quantized is not None:
             peak = replace(peak, least=0)  # codes are taken over, and no layer is unpacked
+        rows = None
         if recipe.quantize.search:
             rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
             tried = memory.scoring(recipe, shape, rows, joined=self.joined, on_gpu=self.on_gpu)
             peak = peak.beside(tried)
         took = self.clock.quantizing(texts, checkpoint) if self.clock else None
-        written = disk.quantizing(recipe, shape, texts, checkpoint)
+        written = disk.quantizing(recipe, shape, texts, checkpoint, rows)
         return StageEffort("quantize", peak, written, took)
 
     def scoring(

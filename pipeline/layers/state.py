@@ -127,6 +127,16 @@ class State:
         return Progressed(finished, tensors)
 
 
+def as_tensor(value: Any) -> torch.Tensor:
+    """Makes a tensor of a JSON value, to be saved beside others; see :func:`from_tensor`."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def from_tensor(tensor: torch.Tensor) -> Any:
+    """Returns the value that :func:`as_tensor` was given."""
+    return json.loads(bytes(tensor.tolist()))
+
+
 def goes_on(what: str, finished: int, layers: int) -> str:
     """Says that an earlier run's work is gone on with.
 

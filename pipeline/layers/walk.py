@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.layers.parts import Part, Parts
-from pipeline.layers.state import State, computing, goes_on, not_kept
+from pipeline.layers.state import State, as_tensor, computing, from_tensor, goes_on, not_kept
 from pipeline.progress import Progress, Silent
 
 # Of hidden states that are kept between two layers. Texts that need more go in groups, each with a
@@ -171,9 +170,8 @@ class Walker:
 
     def _save(self, state: State, number: int, hidden: list[torch.Tensor]) -> bool:
         """Says whether it could; if not, nothing is kept from then on."""
-        seen = json.dumps(self.observer.seen()).encode()
         try:
-            state.save(number, [*hidden, torch.frombuffer(bytearray(seen), dtype=torch.uint8)])
+            state.save(number, [*hidden, as_tensor(self.observer.seen())])
         except OSError as error:
             # What is computed does not need it.
             self._unfinished = None
@@ -187,5 +185,5 @@ class Walker:
         if found is None or len(found.tensors) != batches + 1:
             return None
         *hidden, seen = found.tensors
-        self.observer.restore(json.loads(bytes(seen.tolist())))
+        self.observer.restore(from_tensor(seen))
         return found.finished, hidden

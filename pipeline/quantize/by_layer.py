@@ -62,7 +62,7 @@ def quantize_by_layer(
         output: An existing directory.
         progress: Is told of each layer.
         resumed: Goes on with what an earlier run left in ``output``, and leaves what it has there.
-        statistics: As for :func:`pipeline.quantize.calibrate.calibrate`.
+        statistics: As for :func:`pipeline.quantize.calibrate.calibrate`; of all layers, or empty.
 
     Raises:
         StageError: ModelOpt failed, memory ran out, or the files cannot be written.
@@ -111,7 +111,10 @@ def _walk(
 
 
 def _resume(output: Path, maker: _Calibrated) -> Resume:
-    state = state_in(output, maker.ahead.device, sets=sets_of(maker.recipe.quantize))
+    # Whoever is given statistics makes no states of the pass that it leaves out.
+    given = maker.statistics is not None and maker.statistics.collected
+    sets = sets_of(maker.recipe.quantize)
+    state = state_in(output, maker.ahead.device, sets=sets, given=given)
     if maker.walk is None:
         return Resume(state)
     return Resume(state, maker.walk.states, maker.walk.go_on)

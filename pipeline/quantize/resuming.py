@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoint.validate import rank_path
+from pipeline.store.digests import file_digest
+from pipeline.store.files import fsync
 
 if TYPE_CHECKING:
     import torch
@@ -56,14 +58,27 @@ def is_whole(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def move(folder: Path, output: Path) -> None:
-    """Moves a whole checkpoint; what is left behind if that fails is none.
+def digests(folder: Path) -> dict[str, str]:
+    """Computes the SHA-256 of each file of a whole checkpoint, once all of them are on the disk.
 
     Raises:
-        OSError: The folders are on two file systems, say.
+        OSError: A file cannot be read.
     """
+    found = {}
     for file in _files(folder):
-        file.replace(output / file.name)
+        fsync(file)
+        found[file.name] = file_digest(file)
+    fsync(folder)
+    return found
+
+
+def strip(folder: Path) -> None:
+    """Removes whatever lies beside a whole checkpoint.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    forget(folder, keep=_files(folder))
 
 
 def hand_over(folder: Path, output: Path) -> None:
@@ -85,9 +100,9 @@ def hand_over(folder: Path, output: Path) -> None:
             target.chmod(_READABLE)
 
 
-def forget(folder: Path) -> None:
-    """Empties a folder."""
-    for left in folder.iterdir():
+def forget(folder: Path, *, keep: Collection[Path] = ()) -> None:
+    """Empties a folder, but for what is to be kept."""
+    for left in set(folder.iterdir()).difference(keep):
         if left.is_dir():
             shutil.rmtree(left)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.errors import StageError, UsageError
 from pipeline.formats import FORMATS, Searched
 from pipeline.progress import Progress
-from pipeline.quantize.resuming import hand_over, is_whole
+from pipeline.quantize.resuming import digests, forget, hand_over, is_whole, strip
 from pipeline.quantize.writing import written
 from pipeline.reading.json_text import read_json
 from pipeline.recipe.schema import Recipe
@@ -144,15 +144,17 @@ def choose(
     Args:
         parameter: What the values are of.
         values: Ascending.
-        write: Fills an empty directory with the checkpoint of a value.
-        score: Returns the KL divergence of a directory's checkpoint, in nats per token.
+        write: Fills a directory with the checkpoint of a value. It has what an earlier run left of
+            the same one, if anything.
+        score: Returns the KL divergence of a directory's checkpoint, in nats per token. It may
+            leave there how far it has come.
         output: An empty directory.
         progress: Gets a line for each value, and one for the choice.
         tokens: What each is scored on, for the record.
         unfinished: Where what was tried outlives a failure, and is not tried again.
 
     Raises:
-        StageError: No candidate gives numbers that are finite.
+        StageError: No candidate gives numbers that are finite, or the disk is full.
     """
     with _folder(output, unfinished) as folder:
         tried = _Tried(folder, unfinished.identity if unfinished else {})
@@ -160,13 +162,14 @@ def choose(
             if value in tried.curve:
                 progress.note(f"search: {parameter} {value:g} was tried by an earlier run")
                 continue
-            trial = folder / "trial"
-            shutil.rmtree(trial, ignore_errors=True)
-            trial.mkdir()
-            write(value, trial)
-            divergence = score(trial)
+            if tried.begin(value):
+                progress.note(f"search: {parameter} {value:g} was written by an earlier run")
+            else:
+                write(value, tried.folder_of(value))
+                tried.wrote(value)
+            divergence = score(tried.folder_of(value))
             progress.note(f"search: {parameter} {value:g} has a KL divergence of {divergence:.3g}")
-            tried.add(value, divergence, trial)
+            tried.add(value, divergence)
         if tried.best is None:
             raise StageError(
                 "no candidate of quantize.search gives finite numbers",
@@ -195,21 +198,37 @@ def _folder(output: Path, unfinished: Unfinished | None) -> Iterator[Path]:
 
 
 class _Tried:
-    """What was tried of a search, and the checkpoint of the best value so far."""
+    """What was tried of a search, the checkpoint of the best value so far, and the one on trial.
+
+    Each value has a folder, in which its checkpoint is written and stays. A record beside them says
+    what they are worth, and is replaced by rename: a folder that it does not name is not finished,
+    and one whose files have other digests was changed.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self._folder, self._identity = folder, dict(identity)
         self.curve: dict[float, float | None] = {}
         self.best: float | None = None
+        self._digests: dict[float, dict[str, str]] = {}
+        if not self._goes_on():
+            forget(folder)
+            # Nothing is written that is not known to be of this identity.
+            self._save()
+
+    def _goes_on(self) -> bool:
+        """Takes what an earlier run has tried; False where it cannot be gone on with."""
         try:
             found = read_json(self._record)
             curve = {float(value): kl for value, kl in found["curve"]}
+            whole = {float(value): files for value, files in found["digests"]}
+            best, identity = found["best"], found["identity"]
+            there = best is None or self._is_intact(best, whole[best])
         except (OSError, ValueError, KeyError, TypeError):
-            return
-        best = found.get("best")
-        there = best is None or is_whole(self.folder_of(best))
-        if there and found.get("identity") == self._identity:
-            self.curve, self.best = curve, best
+            return False
+        if not there or identity != self._identity:
+            return False
+        self.curve, self.best, self._digests = curve, best, whole
+        return True
 
     @property
     def _record(self) -> Path:
@@ -217,21 +236,68 @@ class _Tried:
 
     def folder_of(self, value: float) -> Path:
         """Names the folder of a value's checkpoint."""
-        return self._folder / f"best-{value:g}"
+        return self._folder / f"candidate-{float(value)}"
 
-    def add(self, value: float, divergence: float, trial: Path) -> None:
-        """Keeps a value's checkpoint where it is the best, and the record of it in any case."""
-        before = self.best
-        self.curve[value] = divergence if math.isfinite(divergence) else None
-        least = None if before is None else self.curve[before]
-        if math.isfinite(divergence) and (least is None or divergence < least):
+    def begin(self, value: float) -> bool:
+        """Opens the folder of a value; says whether its checkpoint is written, all of it.
+
+        Beside it there is the best one's alone, so that two take room.
+        """
+        self._keep(value, self.best)
+        folder = self.folder_of(value)
+        folder.mkdir(exist_ok=True)
+        before = self._digests.pop(value, None)
+        if before is None:
+            return False
+        if not self._is_intact(value, before):
+            forget(folder)
+            # Only now: a folder that the record does not name may be gone on with.
+            self._save()
+            return False
+        self._digests[value] = before
+        return True
+
+    def wrote(self, value: float) -> None:
+        """Notes that the checkpoint of a value is whole, which needs no state any more."""
+        folder = self.folder_of(value)
+        with written(folder):
+            strip(folder)
+            self._digests[value] = digests(folder)
+        self._save()
+
+    def add(self, value: float, divergence: float) -> None:
+        """Notes what a value is worth, and keeps its checkpoint where it is the best."""
+        least = None if self.best is None else self.curve[self.best]
+        finite = math.isfinite(divergence)
+        self.curve[value] = divergence if finite else None
+        if finite and (least is None or divergence < least):
             self.best = value
-            shutil.rmtree(self.folder_of(value), ignore_errors=True)
-            trial.rename(self.folder_of(value))
-        else:
-            shutil.rmtree(trial)
-        record = {"identity": self._identity, "best": self.best, "curve": [*self.curve.items()]}
-        write_atomically(self._record, json.dumps(record).encode())
-        # Only now: until then the record says that the former one is there.
-        if before is not None and self.best != before:
-            shutil.rmtree(self.folder_of(before))
+        self._digests = {one: files for one, files in self._digests.items() if one == self.best}
+        self._save()
+        # Only now: until then the record says that the others are there.
+        self._keep(self.best)
+        if self.best == value:
+            strip(self.folder_of(value))
+
+    def _keep(self, *values: float | None) -> None:
+        """Removes the folders of all other values."""
+        kept = {self.folder_of(value) for value in values if value is not None}
+        for left in set(self._folder.glob("candidate-*")) - kept:
+            shutil.rmtree(left)
+
+    def _is_intact(self, value: float, wanted: Mapping[str, str]) -> bool:
+        folder = self.folder_of(value)
+        try:
+            return is_whole(folder) and digests(folder) == wanted
+        except OSError:
+            return False
+
+    def _save(self) -> None:
+        record = {
+            "identity": self._identity,
+            "best": self.best,
+            "curve": [*self.curve.items()],
+            "digests": [*self._digests.items()],
+        }
+        with written(self._folder):
+            write_atomically(self._record, json.dumps(record).encode())

@@ -9,10 +9,16 @@ therefore be given them instead of running the model, and all arithmetic stays M
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.layers.state import State
 
 
 class Statistics:
@@ -36,6 +42,40 @@ class Statistics:
         """Whether there is anything to give, of the model or of a layer."""
         own = bool(self._largest or self._awq)
         return own or any(layer.collected for layer in self._layers.values())
+
+    def covers(self, layers: int) -> bool:
+        """Says whether there is something to give of the model, or of so many layers."""
+        of_layers = [layer.collected for layer in self._layers.values()]
+        return bool(self._largest or self._awq) or (len(of_layers) == layers and all(of_layers))
+
+    def to_tensors(self) -> list[torch.Tensor]:
+        """Returns what was collected of layers, so that it can be saved."""
+        from pipeline.layers.state import as_tensor
+
+        names: list[tuple[int, str, tuple[int, float] | None]] = []
+        tensors = []
+        for index, layer in self._layers.items():
+            for name, largest in layer._largest.items():
+                names.append((index, name, None))
+                tensors.append(largest.cpu())
+            for name, (scale, steps, tokens) in layer._awq.items():
+                names.append((index, name, (steps, tokens)))
+                tensors.append(scale.cpu())
+        return [as_tensor(names), *tensors]
+
+    @classmethod
+    def from_tensors(cls, saved: Sequence[torch.Tensor], device: torch.device) -> Statistics:
+        """Returns the statistics that :meth:`to_tensors` was asked of, on a device."""
+        from pipeline.layers.state import from_tensor
+
+        found, (names, *tensors) = cls(), saved
+        for (index, name, counted), tensor in zip(from_tensor(names), tensors, strict=True):
+            layer, there = found.of_layer(index), tensor.to(device)
+            if counted is None:
+                layer._largest[name] = there
+            else:
+                layer._awq[name] = (there, *counted)
+        return found
 
     def take_from(self, model: Any) -> None:
         """Copies what ModelOpt holds of a model at the end of its first pass."""
@@ -67,6 +107,41 @@ class Statistics:
             # ModelOpt adds to the tensor in place.
             helper.act_scale, helper.num_cache_steps = scale.clone(), steps
             helper.num_tokens = tokens
+
+
+class Shared:
+    """The statistics that the candidates of a search share: of all layers, or none yet.
+
+    Part of them would do for the bytes, but not for the states with which a killed run goes on.
+
+    Args:
+        layers: Of the model.
+        device: What is calibrated on.
+        state: Keeps them for another run; None keeps nothing.
+    """
+
+    def __init__(self, layers: int, device: torch.device, state: State | None = None) -> None:
+        self._layers, self._device, self._state = layers, device, state
+        self._found = Statistics()
+
+    def begin(self) -> Statistics:
+        """Returns what a candidate is given, and collects into where it is empty."""
+        saved = self._state.load() if self._state else None
+        if saved:
+            self._found = Statistics.from_tensors(saved.tensors, self._device)
+            self._state = None
+        return self._found
+
+    def end(self) -> None:
+        """Keeps what a candidate has collected."""
+        if not self._found.covers(self._layers):
+            # A candidate that an earlier run began passes only over the rest of the layers.
+            self._found = Statistics()
+        elif self._state:
+            # Nothing that is computed needs it.
+            with suppress(OSError):
+                self._state.save(self._layers, self._found.to_tensors())
+            self._state = None
 
 
 def _calibrators(model: Any) -> Iterator[tuple[str, Any]]:

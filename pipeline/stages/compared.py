@@ -137,7 +137,7 @@ class LayeredPair:
 
 @contextmanager
 def open_pair(
-    context: StageContext, source: Path, checkpoint: Path, *, resumed: bool
+    context: StageContext, source: Path, checkpoint: Path, *, unfinished: Path | None
 ) -> Iterator[Pair]:
     """Loads both models, or opens them to be read layer by layer, as the recipe says.
 
@@ -147,8 +147,7 @@ def open_pair(
         context: Of the stage.
         source: A Hugging Face model's folder.
         checkpoint: A checkpoint's folder.
-        resumed: Whether what is computed decides nothing but the context's output, so that walks
-            may leave how far they have come.
+        unfinished: Where walks leave how far they have come: of this checkpoint and of no other.
 
     Raises:
         SourceError: The source model cannot be loaded.
@@ -161,9 +160,7 @@ def open_pair(
     fix = "Lower the sequence_length of what is measured, or set quantize.device to cpu"
     with explained_memory("the measurement", fix):
         if context.recipe.model.by_layer:
-            with _layered(context, source, checkpoint, context.unfinished if resumed else None) as (
-                pair
-            ):
+            with _layered(context, source, checkpoint, unfinished) as pair:
                 yield pair
         else:
             yield _whole(context, source, checkpoint)

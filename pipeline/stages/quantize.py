@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,9 +228,9 @@ def _search(
     context: StageContext, texts: list[Line], batches: list[Rows], facts: ModelFacts
 ) -> Found:
     """Writes the checkpoint of the best candidate, judged by the files of each."""
-    from pipeline.layers.state import computing
+    from pipeline.layers.state import State, computing
     from pipeline.quantize.loading import choose_device
-    from pipeline.quantize.resuming import move
+    from pipeline.quantize.resuming import forget
     from pipeline.quantize.search import (
         Unfinished,
         choose,
@@ -240,7 +239,7 @@ def _search(
         searched,
         with_value,
     )
-    from pipeline.quantize.statistics import Statistics
+    from pipeline.quantize.statistics import Shared
     from pipeline.source.lines import read_texts
     from pipeline.source.rendering import Renderer
     from pipeline.source.tokens import load_tokenizer
@@ -257,24 +256,31 @@ def _search(
         search.tokens,
         path,
     )
-    statistics, unfinished = Statistics(), context.unfinished
+    device = choose_device(recipe)
+    kept, state = None, None
+    if context.unfinished is not None:
+        kept = Unfinished(context.unfinished / "search", computing(device))
+        if recipe.model.by_layer:
+            state = State(kept.folder / "statistics.state", kept.identity)
+    statistics = Shared(facts.num_hidden_layers, device, state)
 
     def write(value: float, folder: Path) -> None:
-        chosen, layers = with_value(recipe, value), None
-        # A run that is given statistics makes no states of the pass that it leaves out, with which
-        # another run could go on.
-        if unfinished is not None and not statistics.collected:
-            layers = unfinished / f"layers-{value:g}"
-            layers.mkdir(exist_ok=True)
-        place, resumed = layers or folder, layers is not None
-        _write(context, chosen, batches, place, resumed=resumed, statistics=statistics)
-        if layers is not None:
-            move(layers, folder)
-            shutil.rmtree(layers)
+        if not recipe.model.by_layer:
+            forget(folder)  # of its files nobody knows that they are on the disk
+        _write(
+            context,
+            with_value(recipe, value),
+            batches,
+            folder,
+            resumed=kept is not None,
+            statistics=statistics.begin(),
+        )
+        statistics.end()
         _free_memory()
 
     def score(folder: Path) -> float:
-        divergence = _divergence(context, folder, windows)
+        unfinished = None if kept is None else folder / "scoring"
+        divergence = _divergence(context, folder, windows, unfinished)
         _free_memory()
         return divergence
 
@@ -286,13 +292,13 @@ def _search(
         output=context.output,
         progress=context.progress,
         tokens=search.tokens,
-        unfinished=None
-        if unfinished is None
-        else Unfinished(unfinished / "search", computing(choose_device(recipe))),
+        unfinished=kept,
     )
 
 
-def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float:
+def _divergence(
+    context: StageContext, checkpoint: Path, windows: Rows, unfinished: Path | None
+) -> float:
     """Scores written files against the source, as the evaluate stage does.
 
     The export merges pre-quant scales and rounds them, so the model in memory is another one.
@@ -302,12 +308,13 @@ def _divergence(context: StageContext, checkpoint: Path, windows: Rows) -> float
     from pipeline.stages.compared import open_pair
 
     source = context.inputs["source"].path
+    if unfinished is not None:
+        unfinished.mkdir(exist_ok=True)
     # Each is a text from its beginning, of which the first token is context.
     whole = [Window(index, row, 1) for index, row in enumerate(windows)]
     tokens = sum(window.scored for window in whole)
     with (
-        # Each candidate is another checkpoint, of which a walk would know nothing.
-        open_pair(context, source, checkpoint, resumed=False) as pair,
+        open_pair(context, source, checkpoint, unfinished=unfinished) as pair,
         context.progress.task(f"scoring {tokens:,} tokens", tokens) as task,
     ):
         scores = compare(pair.source, pair.written, whole, pair.vocabulary, task.advance)

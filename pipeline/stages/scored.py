@@ -142,4 +142,4 @@ def load_models(context: StageContext) -> AbstractContextManager[Pair]:
     if (reference := settings_of(context.recipe).reference) is not None:
         context.progress.note(f"measuring against {reference}")
         source = Path(reference)
-    return open_pair(context, source, checkpoint, resumed=True)
+    return open_pair(context, source, checkpoint, unfinished=context.unfinished)

@@ -114,6 +114,46 @@ def test_killed_twice_and_gone_on_with(tmp_path: Path) -> None:
     assert list((build / "store" / "tmp").iterdir()) == []
 
 
+def found(build: Path) -> Any:
+    """What the search of a build has found, with the score of each candidate."""
+    (manifest,) = (build / "store" / "quantize").glob("*/artifact.json")
+    return json.loads(manifest.read_text())["facts"]["search"]
+
+
+SEARCH = {
+    "quantize.format": "int8_sq",
+    "quantize.search": "{candidates: [0.5, 0.8, 1.0], tokens: 300}",
+}
+
+
+@pytest.mark.timeout(300)
+def test_a_search_is_killed_while_it_scores_and_while_it_quantizes(tmp_path: Path) -> None:
+    build, whole = tmp_path / "killed", tmp_path / "whole"
+    written = "search: smoothquant_alpha {} was written by an earlier run"
+    with forked() as run:
+        # Four layers leave three states, the statistics one, and each model that is scored five.
+        for save, states, taken in (
+            (3 + 1 + 3, [], []),  # source, behind the second layer
+            (2 + 5 + 2, ["2", "4"], ["0.5"]),  # second candidate, behind the second layer
+            (1 + 5 + 1, ["4", "2"], []),  # its checkpoint, in front of the first
+        ):
+            killed = run(build, until="quantize", settings=SEARCH, save=save)
+            assert killed["killed"], killed["err"]
+            assert GOING_ON.findall(killed["err"]) == states, killed["err"]
+            assert [one for one in ("0.5", "0.8", "1") if written.format(one) in killed["err"]] == (
+                taken
+            )
+        last = run(build, until="quantize", settings=SEARCH)
+        assert last["code"] == 0, last["err"]
+        assert "smoothquant_alpha 0.5 was tried by an earlier run" in last["err"]
+        assert written.format("0.8") in last["err"]
+        at_once = run(whole, until="quantize", settings=SEARCH | {"model.at_once": "model"})
+        assert at_once["code"] == 0, at_once["err"]
+    assert made(build) == made(whole)
+    assert found(build) == found(whole)
+    assert list((build / "store" / "unfinished").iterdir()) == []
+
+
 def remove(store: Store, *stages: str) -> None:
     """Removes the artifacts of stages."""
     for path in store.artifacts():

@@ -173,7 +173,7 @@ def test_no_file_stays_open_and_a_full_device_is_explained(tmp_path: Path) -> No
     context = StageContext(recipe(source, format="float16"), {}, tmp_path, Silent())
 
     def used() -> int:
-        with open_pair(context, source, checkpoint, resumed=False) as pair:
+        with open_pair(context, source, checkpoint, unfinished=None) as pair:
             for model in (pair.source, pair.written):
                 list(model.logits([torch.tensor([[1, 2, 3]])]))
             return len(list(Path("/proc/self/fd").iterdir()))
@@ -191,7 +191,7 @@ def test_no_file_stays_open_and_a_full_device_is_explained(tmp_path: Path) -> No
         pytest.raises(
             StageError, match=r"ran out during the measurement.*tried.* set quantize\.device"
         ),
-        open_pair(context, source, checkpoint, resumed=False),
+        open_pair(context, source, checkpoint, unfinished=None),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory: tried to allocate 2 GiB")
     with (

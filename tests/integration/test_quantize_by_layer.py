@@ -22,13 +22,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import CheckpointError, SourceError, StageError
 from pipeline.layers import state
+from pipeline.layers.walk import Walker
 from pipeline.progress import Silent
-from pipeline.quantize import by_layer
+from pipeline.quantize import by_layer, whole
 from pipeline.quantize.loading import count_parameters
 from pipeline.quantize.walk import Walk
 from pipeline.quantize.writing import EMBEDDING
 from pipeline.recipe.schema import Recipe
 from pipeline.source.safetensors_header import read_header
+from pipeline.stages import quantize
 from pipeline.stages.base import StageContext
 from pipeline.stages.quantize import STAGE
 from pipeline.store.artifact import Artifact
@@ -201,12 +203,24 @@ RESUMED: tuple[Any, ...] = (
     ({"format": "int4_awq", "kv_cache": "int8"}, 1, [0, 1]),
     ({"format": "int8_sq", "kv_cache": "int8", "portable": True, "tp": 2, "pp": 2}, 1, [0, 1]),
     ({"format": "float16", "tp": 2}, 1, [0, 1]),
-    # In the first candidate, which goes on, and in the second, which lacks a pass and begins anew.
+    # In the first candidate, and in the second, which leaves a pass out.
     pytest.param(
         ({"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}, 1, [0, 1, 0, 1]),
         marks=pytest.mark.proof,
     ),
-    ({"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}, 3, [0, 1, 0, 0, 1]),
+    ({"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}, 3, [0, 1, 0, 1]),
+    (
+        {"format": "int4_awq", "kv_cache": "int8", "search": SEARCH | {"candidates": [64, 128]}},
+        3,
+        [0, 1, 0, 1],
+    ),
+    *(
+        pytest.param((changes | {"kv_cache": "int8"}, 3, [0, 1, 0, 1]), marks=pytest.mark.proof)
+        for changes in (
+            {"format": "int8_sq", "portable": True, "search": SEARCH},
+            {"format": "int4_gptq", "search": SEARCH | {"candidates": [64, 128]}},
+        )
+    ),
 )
 
 
@@ -225,6 +239,123 @@ def test_a_run_that_ended_early_is_gone_on_with(
     seen.at = None
     output = run_unfinished(asked, source("Llama"), tmp_path, "second")
     assert seen.begun == begun
+    assert files(output) == files(tmp_path / "at once")
+
+
+def interrupt_scoring(monkeypatch: pytest.MonkeyPatch, at: int) -> list[str]:
+    """Ends a run once so many parts were scored; returns the list of those of all runs."""
+    original, scored = Walker._pass, list[str]()
+
+    def passed(self: Walker, number: int, hidden: list[torch.Tensor]) -> None:
+        if len(scored) == at:
+            scored.append("interrupted")
+            raise KeyboardInterrupt
+        scored.append(f"{self._name} {number}")
+        original(self, number, hidden)
+
+    monkeypatch.setattr(Walker, "_pass", passed)
+    return scored
+
+
+SOURCE, CHECKPOINT = (
+    [f"{name} {number}" for number in range(3)] for name in ("source", "checkpoint")
+)
+SEARCHED: dict[str, Any] = {"format": "int8_sq", "kv_cache": "int8", "search": SEARCH}
+
+
+@pytest.mark.parametrize("at", [1, 4, 10])
+def test_a_search_that_ended_while_it_scored_goes_on_there(
+    at: int, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, made = recipe(source("Llama"), **SEARCHED), source("Llama")
+    run_stage(asked, made, tmp_path / "at once")
+    seen, scored = Interrupted(monkeypatch), interrupt_scoring(monkeypatch, at)
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, made, tmp_path, "first")
+    output = run_unfinished(asked, made, tmp_path, "second")
+    # Each layer of each candidate is quantized once, and each part computed once.
+    assert seen.begun == [0, 1, 0, 1]
+    scored.remove("interrupted")
+    assert scored == 2 * (SOURCE + CHECKPOINT)
+    assert files(output) == files(tmp_path / "at once")
+    (best,) = (tmp_path / "unfinished" / "search").glob("candidate-*")
+    assert files(best) == files(output)
+
+
+def test_a_whole_model_is_not_quantized_again_for_a_score(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, made = as_whole(recipe(source("Llama"), **SEARCHED)), source("Llama")
+    run_stage(asked, made, tmp_path / "at once")
+    written, scored = list[Any](), list[Any]()
+
+    def counted(original: Callable[..., Any], calls: list[Any], at: int) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            calls.append(given)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return original(*given, **more)
+
+        return call
+
+    for module, name, calls, at in (
+        (whole, "quantize_whole", written, 0),
+        (quantize, "_divergence", scored, 2),
+    ):
+        monkeypatch.setattr(module, name, counted(getattr(module, name), calls, at))
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, made, tmp_path, "first")
+    output = run_unfinished(asked, made, tmp_path, "second")
+    assert (len(written), len(scored)) == (2, 3)
+    assert files(output) == files(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("change", ["a byte", "rank file", "config.json", "processor", "record"])
+def test_a_trial_that_was_changed_is_not_taken(
+    change: str, source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, made = recipe(source("Llama"), **SEARCHED), source("Llama")
+    run_stage(asked, made, tmp_path / "at once")
+    seen, scored = Interrupted(monkeypatch), interrupt_scoring(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, made, tmp_path, "first")
+    search = tmp_path / "unfinished" / "search"
+    rank = search / "candidate-0.5" / "rank0.safetensors"
+    if change == "a byte":
+        content = bytearray(rank.read_bytes())
+        content[-1] ^= 1
+        rank.write_bytes(content)
+    elif change == "rank file":
+        rank.unlink()
+    elif change == "config.json":
+        (rank.parent / "config.json").unlink()
+    elif change == "processor":
+        monkeypatch.setattr(state, "processor_name", lambda: "another")
+    else:
+        (search / "tried.json").write_text("[]")
+    output = run_unfinished(asked, made, tmp_path, "second")
+    assert seen.begun == [0, 1, 0, 1, 0, 1]
+    assert scored[5:] == 2 * (SOURCE + CHECKPOINT)
+    assert files(output) == files(tmp_path / "at once")
+
+
+def test_statistics_that_were_changed_are_collected_anew(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(source("Llama"), **SEARCHED)
+    run_stage(asked, source("Llama"), tmp_path / "at once")
+    seen = Interrupted(monkeypatch)
+    seen.at = 3
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, source("Llama"), tmp_path, "first")
+    kept = tmp_path / "unfinished" / "search" / "statistics.state"
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    seen.at = None
+    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
+    # States of a pass that was left out are of no use to a run that makes it.
+    assert seen.begun == [0, 1, 0, 0, 1]
     assert files(output) == files(tmp_path / "at once")
 
 
@@ -295,8 +426,7 @@ def test_what_is_whole_is_not_written_again(
     # Of somebody else, and no part of the checkpoint.
     (tmp_path / "unfinished" / "rank7.safetensors").write_bytes(b"")
     run_unfinished(asked, source("Llama"), tmp_path, "second")
-    whole = as_whole(asked)
-    run_unfinished(whole, source("Llama"), tmp_path, "third")
+    run_unfinished(as_whole(asked), source("Llama"), tmp_path, "third")
     assert seen.begun == [0, 1]
     made = files(tmp_path / "first")
     assert sorted(made) == ["config.json", "rank0.safetensors", "rank1.safetensors"]

@@ -262,6 +262,20 @@ def test_the_states_of_all_walks_lie_on_the_disk_until_scoring_ends() -> None:
     assert found.disk.scratch == 2 * states + (512 << 20)
 
 
+def test_a_search_has_two_checkpoints_on_the_disk_and_states_of_one() -> None:
+    def written(tokens: int, **model: Any) -> tuple[int, int]:
+        search = {"format": "int8_sq", "search": {"tokens": tokens}}
+        found = estimated(recipe_of(quantize=search, model=model), facts_of("llama-3.1-8b"))
+        return found["quantize"].disk.kept, found["quantize"].disk.scratch
+
+    # 16,384 tokens in bfloat16, and the file that takes its place.
+    checkpoint, scratch = written(1000)
+    assert scratch == checkpoint + 2 * 16_384 * 4096 * 2
+    # Both models' states in float32, and one group of 512 MiB that is being written.
+    assert written(100_000)[1] == checkpoint + 2 * 100_000 * 4096 * 4 + (512 << 20)
+    assert written(100_000, at_once="model") == (checkpoint, checkpoint)
+
+
 def test_hours_are_operations_over_rates() -> None:
     facts = facts_of("llama-3.1-8b")
     found = estimated(recipe_of(quantize={"format": "int8_sq"}), facts, FAST)["quantize"].seconds

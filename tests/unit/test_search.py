@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.models.facts import ModelFacts
 from pipeline.preflight.candidates import candidates
 from pipeline.preflight.model_checks import check_model
 from pipeline.progress import Silent
+from pipeline.quantize import search
 from pipeline.quantize.search import (
     Found,
     Unfinished,
@@ -221,8 +223,7 @@ DIVERGENCES = {0.5: 0.3, 0.6: 0.1, 0.7: math.nan, 0.8: 0.2, 0.9: 0.05}
 @pytest.mark.parametrize("end", range(5))
 @pytest.mark.parametrize("where", ["write", "score"])
 def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path) -> None:
-    tried: list[float] = []
-    ends = [end]
+    tried, scored, ends = list[float](), list[float](), [end]
 
     def interrupt(at: str) -> None:
         if at == where and len(tried) - 1 in ends:
@@ -231,11 +232,12 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
 
     def write(value: float, folder: Path) -> None:
         tried.append(value)
-        assert not any(folder.iterdir())
         (folder / "config.json").write_text(str(value))
         interrupt("write")
 
     def score(folder: Path) -> float:
+        scored.append(float((folder / "config.json").read_text()))
+        (folder / "part").touch()
         interrupt("score")
         return DIVERGENCES[float((folder / "config.json").read_text())]
 
@@ -257,23 +259,136 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
         run("first")
     found = run("second")
     values = list(DIVERGENCES)
-    assert tried == values[: end + 1] + values[end:]
+    # What was written is not written again, where it was not scored either.
+    again = values[: end + 1] + values[end:]
+    assert (tried, scored) == ((again, values) if where == "write" else (values, again))
     assert found.chosen == 0.9
     assert [point for _, point in found.curve] == [0.3, 0.1, None, 0.2, 0.05]
     # What ends behind the choice, as a disk that is full does, leaves the best one for the next.
     assert run("third") == found
-    assert len(tried) == 6
+    assert len(tried) + len(scored) == 11
     for name in ("second", "third"):
         assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
         assert (tmp_path / name / "config.json").read_text() == "0.9"
 
 
 def test_what_another_machine_tried_is_tried_again(tmp_path: Path) -> None:
-    kept, trial = tmp_path / "kept", tmp_path / "kept" / "trial"
-    trial.mkdir(parents=True)
-    (trial / "config.json").touch()
-    _Tried(kept, {"machine": "a"}).add(0.5, 0.3, trial)
-    assert _Tried(kept, {"machine": "a"}).curve == {0.5: 0.3}
-    assert _Tried(kept, {"machine": "b"}).curve == {}
-    (kept / "best-0.5" / "config.json").unlink()
-    assert _Tried(kept, {"machine": "a"}).curve == {}
+    def add(value: float) -> _Tried:
+        tried = _Tried(tmp_path, {"machine": "a"})
+        assert not tried.begin(value)
+        (tried.folder_of(value) / "config.json").touch()
+        tried.wrote(value)
+        tried.add(value, 0.3)
+        return tried
+
+    best = add(0.5).folder_of(0.5)
+    assert _Tried(tmp_path, {"machine": "a"}).curve == {0.5: 0.3}
+    assert _Tried(tmp_path, {"machine": "b"}).curve == {}
+    assert not best.exists()
+    for change in (lambda file: file.unlink(), lambda file: file.write_text("{}")):
+        add(0.5)
+        change(best / "config.json")
+        assert _Tried(tmp_path, {"machine": "a"}).curve == {}
+
+
+def test_what_takes_the_place_of_a_changed_trial_is_gone_on_with(tmp_path: Path) -> None:
+    def begin() -> _Tried:
+        tried = _Tried(tmp_path, {})
+        assert not tried.begin(0.5)
+        return tried
+
+    tried = begin()
+    config = tried.folder_of(0.5) / "config.json"
+    config.touch()
+    tried.wrote(0.5)
+    config.write_text("{}")
+    begin()
+    assert not config.exists()
+    (part := config.with_name("part")).touch()
+    begin()
+    assert part.exists()
+
+
+class Disk:
+    """Ends a run before or behind the change of the disk that has a number, and counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.at, self.before = 0, -1, True
+        for module, name in (
+            (search, "write_atomically"),
+            (search.shutil, "rmtree"),
+            (search, "strip"),
+            (search, "forget"),
+            (search, "hand_over"),
+        ):
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, change: Any) -> Any:
+        def changed(*given: Any, **more: Any) -> None:
+            self.count += 1
+            if self.count == self.at and self.before:
+                raise KeyboardInterrupt
+            change(*given, **more)
+            if self.count == self.at:
+                raise KeyboardInterrupt
+
+        return changed
+
+
+def test_a_search_that_ends_at_any_change_of_the_disk_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, scored, most = list[float](), list[float](), [0]
+
+    def write(value: float, folder: Path) -> None:
+        if not (folder / "config.json").exists():
+            written.append(value)
+            (folder / "rank0.safetensors").write_text(str(value))
+            (folder / "config.json").write_text("{}")
+        (folder / "layers.state").touch()
+
+    def score(folder: Path) -> float:
+        assert sorted(path.name for path in folder.iterdir()) == FILES
+        scored.append(value := float((folder / "rank0.safetensors").read_text()))
+        folders = [path for path in folder.parent.iterdir() if path.is_dir()]
+        most.append(len(folders))
+        return DIVERGENCES[value]
+
+    def run(root: Path, name: str) -> Found:
+        output = root / name
+        output.mkdir(parents=True)
+        kept = Unfinished(root / "kept", {})
+        found = choose(
+            "smoothquant_alpha",
+            tuple(DIVERGENCES),
+            write=write,
+            score=score,
+            output=output,
+            progress=Silent(),
+            tokens=9,
+            unfinished=kept,
+        )
+        assert sorted(path.name for path in output.iterdir()) == FILES
+        assert (output / "rank0.safetensors").read_text() == "0.9"
+        return found
+
+    disk = Disk(monkeypatch)
+    wanted, changes = run(tmp_path / "whole", "output"), disk.count
+    assert changes > 20
+    for at, before in itertools.product(range(1, changes + 1), (True, False)):
+        written.clear()
+        scored.clear()
+        disk.count, disk.at, disk.before = 0, at, before
+        root = tmp_path / f"{at} {before}"
+        with pytest.raises(KeyboardInterrupt):
+            run(root, "first")
+        disk.at = -1
+        assert run(root, "second") == wanted
+        assert written == list(DIVERGENCES)
+        # A score is lost where the run ends before it is written down.
+        assert [*dict.fromkeys(scored)] == list(DIVERGENCES)
+        assert len(scored) <= len(DIVERGENCES) + 1
+    assert max(most) == 2
+
+
+FILES = ["config.json", "rank0.safetensors"]
