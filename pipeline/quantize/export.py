@@ -30,6 +30,7 @@ from pipeline.quantize.writing import (
     written,
 )
 from pipeline.recipe.schema import Recipe
+from pipeline.store.files import fsync
 
 
 def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
@@ -53,6 +54,7 @@ def export(model: Any, facts: ModelFacts, recipe: Recipe, output: Path) -> None:
             for rank, weights in _exported(model, facts, recipe, pp_size):
                 tensors = _unpad_vocabulary(weights, rank % tp_size, model, tp_size)
                 save_file(tensors, rank_path(output, rank))
+                fsync(rank_path(output, rank))
     except safetensors.SafetensorError as error:
         raise not_written(output, error) from error
     write_config(output, modelopt_config_json(facts, recipe))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.checkpoint.validate import rank_path
+from pipeline.reading.json_text import read_json
 from pipeline.store.digests import file_digest
 from pipeline.store.files import fsync
 
@@ -55,7 +57,25 @@ def state_in(unfinished: Path, device: torch.device | None = None, **ours: Any) 
 
 def is_whole(folder: Path) -> bool:
     """Says whether a folder has a whole checkpoint: ``config.json`` is written last."""
-    return (folder / CONFIG).is_file()
+    try:
+        return isinstance(read_json(folder / CONFIG), dict)
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Empties a folder of what ends early and leaves nothing there that another run goes on with.
+
+    So that nobody is told that it is kept.
+    """
+    try:
+        yield
+    except BaseException:
+        if not is_whole(folder) and not (folder / _STATE).is_file():
+            with suppress(OSError):  # what went wrong is told, and not this
+                forget(folder)
+        raise
 
 
 def digests(folder: Path) -> dict[str, str]:

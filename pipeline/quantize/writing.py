@@ -115,14 +115,16 @@ def head_of(facts: ModelFacts) -> str:
 
 
 def write_config(output: Path, config: Mapping[str, Any]) -> None:
-    """Writes ``config.json``, behind all other files: a folder that has one is whole.
+    """Writes ``config.json``, behind all other files, which are on the disk: it says that a folder
+    is whole.
 
     Raises:
         StageError: The disk is full, say.
     """
     with written(output):
         text = json.dumps(config, indent=2) + "\n"
-        write_atomically(output / CONFIG, text.encode())
+        # Whoever finds it after a power failure finds the other files as well.
+        write_atomically(output / CONFIG, text.encode(), synced=True)
 
 
 @contextlib.contextmanager

@@ -135,13 +135,14 @@ def run(context: StageContext) -> dict[str, Any]:
 def _take_over(context: StageContext, facts: ModelFacts) -> dict[str, Any]:
     """Converts a model that is quantized already."""
     from pipeline.quantize.convert import convert
-    from pipeline.quantize.resuming import is_whole
+    from pipeline.quantize.resuming import is_whole, keeping
 
     assert facts.quantized is not None
     source, place = context.inputs["source"].path, _place(context)
     if not is_whole(place):
         kept = context.unfinished is not None
-        convert(source, context.recipe, place, context.progress, kept=kept)
+        with keeping(place):
+            convert(source, context.recipe, place, context.progress, kept=kept)
     _hand_over(context)
     return {**_facts_of(context), "taken_over": facts.quantized.words()}
 
@@ -192,13 +193,30 @@ def _write(
     statistics: Statistics | None = None,
 ) -> None:
     """Writes the checkpoint of a recipe that searches for nothing."""
+    from pipeline.quantize.resuming import is_whole, keeping
+
+    if is_whole(output):
+        context.progress.note("an earlier run has written the whole checkpoint")
+        return
+    with keeping(output):
+        _begin(context, recipe, batches, output, resumed=resumed, statistics=statistics)
+
+
+def _begin(
+    context: StageContext,
+    recipe: Recipe,
+    batches: list[Rows],
+    output: Path,
+    *,
+    resumed: bool,
+    statistics: Statistics | None,
+) -> None:
+    """Writes a checkpoint, from where an earlier run has left it."""
     from pipeline.quantize import own
-    from pipeline.quantize.resuming import forget, is_whole
+    from pipeline.quantize.resuming import forget
 
     source, progress = context.inputs["source"].path, context.progress
-    if is_whole(output):
-        progress.note("an earlier run has written the whole checkpoint")
-    elif not recipe.model.by_layer:
+    if not recipe.model.by_layer:
         from pipeline.quantize.whole import quantize_whole
 
         forget(output)  # what a run that goes layer by layer has begun

@@ -17,8 +17,13 @@ _FICLONE = 0x40049409
 """Linux's _IOW(0x94, 9, int), from include/uapi/linux/fs.h."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, synced: bool = False) -> None:
     """Writes a file by rename: a reader finds the old bytes or the new ones, never a part.
+
+    Args:
+        path: The file.
+        content: Its bytes.
+        synced: Waits until the disk has it, so that this holds as well where the power goes.
 
     Raises:
         OSError: The folder cannot be written.
@@ -28,7 +33,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
+        if synced:
+            fsync(temporary)
         temporary.replace(path)
+        if synced:
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from pipeline.errors import CheckpointError, SourceError, StageError
 from pipeline.layers import state
 from pipeline.layers.walk import Walker
 from pipeline.progress import Silent
-from pipeline.quantize import by_layer, whole
+from pipeline.quantize import by_layer, export, whole
 from pipeline.quantize.loading import count_parameters
 from pipeline.quantize.walk import Walk
 from pipeline.quantize.writing import EMBEDDING
@@ -437,6 +437,43 @@ def test_what_is_whole_is_not_written_again(
     # Else no later run could end either.
     with pytest.raises(CheckpointError, match=r"rank0\.safetensors"):
         run_unfinished(asked, source("Llama"), tmp_path, "damaged")
+    assert list((tmp_path / "unfinished").iterdir()) == []
+
+
+def test_a_config_that_was_cut_says_of_nothing_that_it_is_whole(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file system leaves it where the power went before it was written."""
+    asked = recipe(source("Llama"), format="fp8")
+    seen = Interrupted(monkeypatch)
+    run_unfinished(asked, source("Llama"), tmp_path, "first")
+    config = tmp_path / "unfinished" / "config.json"
+    config.unlink()  # a link, which the output has as well
+    config.touch()
+    output = run_unfinished(asked, source("Llama"), tmp_path, "second")
+    assert files(output) == files(tmp_path / "first")
+    assert seen.begun[:3] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["by layer", "as a whole"])
+def test_what_nobody_can_go_on_with_is_not_kept(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Files of ranks without a state, of a run that ends ahead of its first save."""
+    asked = recipe(source("Llama"), format="fp8")
+    seen = Interrupted(monkeypatch)
+    monkeypatch.setattr(state, "INTERVAL_S", 60.0)
+    if at_once:
+        asked = as_whole(asked)
+
+        def failed(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(export, "write_config", failed)
+    else:
+        seen.at = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_unfinished(asked, source("Llama"), tmp_path, "first")
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
