@@ -113,7 +113,8 @@ def scoring(recipe: Recipe, shape: Shape, texts: Sequence[Texts]) -> Disk:
         shape: The model's sizes.
         texts: All that is scored: windows, and what is computed of tasks.
     """
-    # Each walk leaves a file, of a group of batches and a model; they go with the end of the stage.
+    # Each walk leaves a file, of a group of batches and a model; they go with the end of the stage,
+    # which alone writes the scores down.
     states = sum(states_bytes(shape, some) for some in texts)
     return Disk(0, 2 * states + min(states, STATES) if recipe.model.by_layer else 0)
 

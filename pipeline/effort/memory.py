@@ -202,13 +202,21 @@ def compiling(*, alone: bool, joined: int) -> Memory:
     return Memory(0, (COMPILING if alone else IMPORTS) + joined)
 
 
-def opened(recipe: Recipe, engine: int, kv_cache: int) -> int:
-    """Computes the memory of the CPU's engine while it is measured, beside everything else.
+def opened(recipe: Recipe, engine: int) -> int:
+    """Computes the memory of the CPU's engine once it is open, without keys and values.
 
     Args:
         recipe: Its format counts.
         engine: Bytes of its weights.
-        kv_cache: Bytes of its KV cache.
     """
     row = FORMATS[recipe.quantize.format]
-    return round(engine * (OPENED if row.quantizes else OPENED_16_BIT) + kv_cache)
+    return round(engine * (OPENED if row.quantizes else OPENED_16_BIT))
+
+
+def alone(engine: int) -> Memory:
+    """Returns that of an engine which is measured when both models are gone.
+
+    Args:
+        engine: Bytes that it takes, keys and values included.
+    """
+    return Memory(0, IMPORTS + FIXED + engine)

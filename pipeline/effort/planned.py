@@ -11,7 +11,7 @@ from pipeline.effort.disk import Snapshot, free
 from pipeline.effort.fitting import refusal, warnings
 from pipeline.effort.questions import TaskTexts
 from pipeline.effort.rates import Rates, known_rates
-from pipeline.effort.stages import Machine, StageEffort, efforts
+from pipeline.effort.stages import Earlier, Machine, StageEffort, efforts
 from pipeline.effort.work import TextLengths
 from pipeline.errors import UnsupportedError
 from pipeline.models.facts import ModelFacts
@@ -52,7 +52,7 @@ def effort_of(
     directory: Path | None,
     build: Path,
     remembered: Path | None,
-    left: Mapping[str, int],
+    left: Mapping[str, Earlier],
 ) -> Effort:
     """Estimates the stages that are to run on this machine.
 
@@ -63,7 +63,7 @@ def effort_of(
         directory: The model's; None while it is on the Hub.
         build: The build directory.
         remembered: Where rates are kept; None does without them.
-        left: Bytes that earlier runs left of a stage, by its name.
+        left: What earlier runs left of a stage, by its name.
     """
     rates: Rates | None = None if remembered is None else known_rates(remembered)
     machine = Machine(whole_memory(), free(build), rates)

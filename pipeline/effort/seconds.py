@@ -89,12 +89,13 @@ class Clock:
         """
         return Seconds(1.0 + size / DIGEST_RATE, self._rates.disk(size, copied))
 
-    def quantizing(self, texts: Texts, checkpoint: int) -> Seconds:
+    def quantizing(self, texts: Texts, checkpoint: int, done: float = 0.0) -> Seconds:
         """Returns the time of calibrating, rounding and exporting.
 
         Args:
             texts: What is calibrated on.
             checkpoint: Bytes of the checkpoint.
+            done: The share of layers that an earlier run finished.
         """
         recipe, shape = self._recipe, self._shape
         count = trials(recipe, self._facts)
@@ -107,16 +108,21 @@ class Clock:
             each += 2 * self._forward(recipe.quantize.search.tokens, texts.longest)
             each += 2 * shape.parameters * TURNING_BACK_S
             read += shape.parameters * 2 + checkpoint
-        disk = self._rates.disk(count * read, count * checkpoint)
-        return Seconds(STARTING_S + count * each, disk)
+        left = count * (1.0 - done)
+        disk = self._rates.disk(round(left * read), round(left * checkpoint))
+        return Seconds(STARTING_S + left * each, disk)
 
-    def scoring(self, texts: Texts, tasks: Sequence[Texts], checkpoint: int) -> Seconds:
+    def scoring(
+        self, texts: Texts, tasks: Sequence[Texts], checkpoint: int, done: float = 0.0
+    ) -> Seconds:
         """Returns the time of scoring both models, with completions and signal to noise.
 
         Args:
             texts: What is scored.
             tasks: What is computed of each task.
             checkpoint: Bytes of the checkpoint.
+            done: Tokens that an earlier run took through all layers, of both models; their logits
+                are computed again.
         """
         shape, steps = self._shape, new_tokens(self._shape.parameters)
         # The first token reads everything, and the others what did not stay in memory.
@@ -128,6 +134,9 @@ class Clock:
         noise = NOISE_RUNS * min(NOISE_TOKENS, texts.tokens)
         computing = self._forward(2 * (texts.tokens + completed) + noise, texts.longest)
         computing += sum(self._forward(2 * task.tokens, task.longest) for task in tasks)
+        # Without what attention multiplies, which is little, and most of it behind long contexts.
+        layers = shape.layer * shape.layers
+        computing -= OPERATIONS * layers * done / self._device.products(FLOAT32)
         computing += 4 * LOGIT_TRAFFIC * texts.tokens * shape.vocabulary / self._device.memory
         computing += 2 * walks * shape.parameters * TURNING_BACK_S
         computing += self._to_device(4 * 2 * walks * shape.parameters)

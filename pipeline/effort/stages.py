@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,9 @@ from pipeline.effort.work import (
     joined_bytes,
     scored,
     shape_of,
+    tried,
 )
+from pipeline.layers.left import WalkLeft
 from pipeline.models.facts import ModelFacts
 from pipeline.recipe.schema import Recipe
 from pipeline.source.snapshot import weight_files
@@ -46,6 +48,23 @@ class Machine:
     memory: int | None
     free: int | None
     rates: Rates | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left of a stage.
+
+    Attributes:
+        bytes: That it takes of the disk.
+        walks: How far its walks through the layers had come. Whether the next run goes on with
+            them is only known when it does: not on another processor, for one.
+    """
+
+    bytes: int = 0
+    walks: Sequence[WalkLeft] = ()
+
+
+NOTHING = Earlier()
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,7 @@ def efforts(
     lengths: Lengths | None = None,
     asking: Asking | None = None,
     gpu: bool = False,
-    left: Mapping[str, int] = MappingProxyType({}),
+    left: Mapping[str, Earlier] = MappingProxyType({}),
 ) -> tuple[StageEffort, ...]:
     """Estimates the stages that are to run, in their order, but for those that serve the engine.
 
@@ -93,11 +112,11 @@ def efforts(
         lengths: Of the recipe's texts; None reads them.
         asking: What a model sees of the recipe's tasks; None reads their files.
         gpu: Whether this machine may have a GPU that torch computes on.
-        left: Bytes that earlier runs left of a stage, by its name, and the next goes on with.
+        left: What earlier runs left of a stage, by its name, and the next goes on with.
     """
     alone = {"quantize", "evaluate"}.isdisjoint(stages)
     reading = lengths or TextLengths(), asking or TaskTexts()
-    own = _Estimate(recipe, facts, rates, *reading, alone=alone, gpu=gpu)
+    own = _Estimate(recipe, facts, rates, *reading, alone=alone, gpu=gpu, left=left)
     makers: dict[str, Callable[[], StageEffort]] = {
         "source": lambda: own.source(snapshot),
         "quantize": own.quantize,
@@ -106,7 +125,9 @@ def efforts(
         "fidelity": own.fidelity,
     }
     found = [make() for name, make in makers.items() if name in stages]
-    return tuple(replace(one, disk=one.disk.without(left.get(one.stage, 0))) for one in found)
+    return tuple(
+        replace(one, disk=one.disk.without(left.get(one.stage, NOTHING).bytes)) for one in found
+    )
 
 
 class _Estimate:
@@ -122,13 +143,14 @@ class _Estimate:
         *,
         alone: bool,
         gpu: bool,
+        left: Mapping[str, Earlier],
     ) -> None:
         wanted = recipe.quantize.device
         self.on_gpu = wanted == "cuda" or (gpu and wanted == "auto")
         # Whether compiling is the first of the heavy stages in its process.
         self.alone = alone
         self.recipe, self.facts, self.lengths = recipe, facts, lengths
-        self.asking = asking
+        self.asking, self.left = asking, left
         self.shape = shape_of(recipe, facts)
         self.checkpoint = checkpoint_bytes(recipe, facts)
         self.joined = joined_bytes(recipe, facts)
@@ -152,27 +174,27 @@ class _Estimate:
             peak = replace(peak, least=0)  # codes are taken over, and no layer is unpacked
         rows = None
         if recipe.quantize.search:
-            rows = Texts(1, recipe.quantize.search.tokens, texts.longest, 1)
-            tried = memory.scoring(recipe, shape, rows, joined=self.joined, on_gpu=self.on_gpu)
-            peak = peak.beside(tried)
-        took = self.clock.quantizing(texts, checkpoint) if self.clock else None
+            rows = tried(recipe, self.facts, self.lengths(section.text) if section else None)
+            peak = peak.beside(
+                memory.scoring(recipe, shape, rows, joined=self.joined, on_gpu=self.on_gpu)
+            )
+        # Of a search nobody knows how many candidates are left.
+        walks = () if recipe.quantize.search else self.walks("quantize")
+        done = max(map(self.share, walks), default=0.0)
+        took = self.clock.quantizing(texts, checkpoint, done) if self.clock else None
         written = disk.quantizing(recipe, shape, texts, checkpoint, rows)
         return StageEffort("quantize", peak, written, took)
 
-    def scoring(
-        self, stage: str, tokens: int, *, whole: bool = True, answering: bool = True
-    ) -> StageEffort:
+    def scoring(self, stage: str, texts: Texts, tasks: Sequence[Texts]) -> StageEffort:
         recipe, shape = self.recipe, self.shape
-        texts = scored(recipe, self.facts, self.lengths(settings_of(recipe).text), tokens)
-        if not whole:
-            texts = replace(texts, sure_batch=0)  # an engine may take shorter windows only
-        tasks = asked(recipe, self.facts, self.asking) if answering else ()
         peak = memory.scoring(recipe, shape, texts, tasks, joined=self.joined, on_gpu=self.on_gpu)
-        took = self.clock.scoring(texts, tasks, self.checkpoint) if self.clock else None
+        done = self.passed(stage, [texts, *tasks])
+        took = self.clock.scoring(texts, tasks, self.checkpoint, done) if self.clock else None
         return StageEffort(stage, peak, disk.scoring(recipe, shape, [texts, *tasks]), took)
 
     def evaluate(self) -> StageEffort:
-        return self.scoring("evaluate", settings_of(self.recipe).tokens)
+        texts, tasks = self.windows(settings_of(self.recipe).tokens), self.questions()
+        return self.scoring("evaluate", texts, tasks)
 
     def compile(self) -> StageEffort:
         engine = self.checkpoint
@@ -188,27 +210,42 @@ class _Estimate:
         if self.here:
             evaluation = get_target(self.recipe.compile.target).evaluation(self.recipe)
         measured = None if isinstance(evaluation, NotMeasured) else evaluation
-        found = self.scoring(
-            "fidelity",
-            min(settings.tokens, settings.engine_tokens),
-            whole=False,
-            answering=measured is not None and measured.gives_logits,
-        )
+        answers = measured is not None and measured.gives_logits
+        # An engine may take shorter windows only.
+        texts = replace(self.windows(min(settings.tokens, settings.engine_tokens)), sure_batch=0)
+        tasks = self.questions() if answers else ()
+        found = self.scoring("fidelity", texts, tasks)
         if measured is None or found.memory is None:
             return found
         if measured.in_float32:
             engine = 4 * self.shape.parameters
         else:
-            engine = memory.opened(self.recipe, self.checkpoint, self._kv_cache())
-        # It is open while both models are scored.
-        return replace(found, memory=found.memory.with_open(engine))
+            engine = memory.opened(self.recipe, self.checkpoint)
+        cache, peak = measured.kv_cache(self.facts), found.memory
+        if answers:
+            # It is open while both models are scored, and computes the same batches.
+            batch = max(one.batch_tokens for one in (texts, *tasks))
+            peak = peak.with_open(engine + cache.per_token * batch)
+        return replace(found, memory=peak.beside(memory.alone(engine + cache.reserved)))
 
-    def _kv_cache(self) -> int:
-        compiled, facts = self.recipe.compile, self.facts
-        tokens = self.recipe.serve.max_tokens_in_paged_kv_cache
-        if tokens is None:
-            tokens = compiled.max_batch_size * compiled.max_seq_len
-        return 2 * 2 * tokens * facts.num_hidden_layers * facts.width("kv")
+    def windows(self, tokens: int) -> Texts:
+        recipe = self.recipe
+        return scored(recipe, self.facts, self.lengths(settings_of(recipe).text), tokens)
+
+    def questions(self) -> Sequence[Texts]:
+        return asked(self.recipe, self.facts, self.asking)
+
+    def passed(self, stage: str, texts: Sequence[Texts]) -> float:
+        """The tokens that an earlier run took through all layers, of both models."""
+        token = 4 * self.shape.hidden
+        found = sum(self.share(walk) * walk.bytes / token for walk in self.walks(stage))
+        return min(found, 2.0 * sum(one.tokens for one in texts))
+
+    def walks(self, stage: str) -> Sequence[WalkLeft]:
+        return self.left[stage].walks if self.recipe.model.by_layer and stage in self.left else ()
+
+    def share(self, walk: WalkLeft) -> float:
+        return min(walk.finished / self.shape.layers, 1.0)
 
 
 def snapshot_bytes(directory: Path | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
@@ -21,13 +21,15 @@ from pipeline.quantize.formats import (
     sets_of,
 )
 from pipeline.quantize.loading import FLOAT32_LIMIT_BYTES
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Calibration, Recipe
 from pipeline.source.lines import Conversation, read_texts
 
 # Larger files are not read for an estimate, and taken to be of long texts.
 MOST_TEXT_BYTES = 8 << 20
 # The demo's tokenizer of 1,024 tokens makes one of 3.8 bytes of English, and larger ones of more.
 BYTES_PER_TOKEN = 3.5
+# The demo's is 8 % more than that: by about so much a number of tokens may be off.
+UNSURE = 0.1
 # No tokenizer makes fewer tokens of a text than one of so many bytes, but for runs of blanks.
 MOST_BYTES_PER_TOKEN = 8.0
 # The scorer's limits of a batch (pipeline.evaluation.scoring, which imports torch).
@@ -141,22 +143,69 @@ def calibrated(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None)
     section = recipe.quantize.calibration
     if section is None or not recipe.quantize.needs_calibration:
         return NO_TEXT
-    rows = min(section.samples, AWQ_MAX_SAMPLES) if is_awq(recipe.quantize) else section.samples
-    longest = min(section.sequence_length, facts.max_position_embeddings)
+    drawn = min(section.samples, AWQ_MAX_SAMPLES) if is_awq(recipe.quantize) else section.samples
+    limit, batch = row_limit(section, facts), section.batch_size
     if not lengths:
-        return Texts(rows, rows * longest, longest, section.batch_size)
-    rows, cut = min(rows, len(lengths)), [min(length, longest) for length in lengths]
-    # Any of the texts may be drawn. They are packed into as many rows of one width at most, which
-    # drops less than a token of each, and batches differ by a row.
-    sure = sum(sorted(min(at_least(length), longest) for length in lengths)[:rows])
-    return Texts(
-        rows,
-        round(rows * sum(cut) / len(cut)),
-        max(cut),
-        section.batch_size,
-        sure,
-        max(0, sure - rows) // -(-rows // section.batch_size),
+        return _joined(drawn * limit, limit, batch)
+    drawn = min(drawn, len(lengths))
+    tokens = round(drawn * sum(min(length, limit) for length in lengths) / len(lengths))
+    # Any of the texts may be drawn. And more tokens may make more rows, of which each is shorter
+    # and batches have fewer: whatever number of rows there is, it has no fewer tokens than here.
+    least = sum(sorted(min(at_least(length), limit) for length in lengths)[:drawn])
+    fewest = max(1, -(-least // limit))
+    possible = [
+        _joined(max(least, (rows - 1) * limit + 1), limit, batch)
+        for rows in range(fewest, drawn + 1)
+    ]
+    # A row less may make one batch of two, and memory is to be enough.
+    near = range(
+        max(fewest, math.ceil((1 - UNSURE) * tokens / limit)),
+        min(drawn, math.ceil((1 + UNSURE) * tokens / limit)) + 1,
     )
+    return replace(
+        _joined(tokens, limit, batch),
+        widest=max(_together(n, batch) * (min(tokens, n * limit) // n) for n in near),
+        sure=min(texts.tokens for texts in possible),
+        sure_batch=min(texts.batch_tokens for texts in possible),
+    )
+
+
+def _joined(tokens: int, limit: int, batch: int) -> Texts:
+    """Texts that are joined and cut into equal rows, and the rows into batches of nearly as many.
+
+    That is what ``token_rows`` and ``batches`` of :mod:`pipeline.source.tokens` do, whatever the
+    format is and whether they are conversations or not.
+    """
+    rows = -(-tokens // limit)
+    width = tokens // rows
+    return Texts(rows, rows * width, width, batch, widest=_together(rows, batch) * width)
+
+
+def _together(rows: int, batch: int) -> int:
+    """How many of the rows the largest of as few batches as possible has."""
+    return -(-rows // -(-rows // batch))
+
+
+def tried(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None) -> Texts:
+    """Returns what each candidate of a search is scored on: the beginnings of texts, not joined.
+
+    Args:
+        recipe: With a section ``quantize.search``.
+        facts: The model's facts.
+        lengths: Of :class:`TextLengths`.
+    """
+    search, section = recipe.quantize.search, recipe.quantize.calibration
+    assert search is not None
+    assert section is not None
+    limit = min(row_limit(section, facts), search.tokens + 1)
+    longest = min(limit, max(lengths or [limit]))
+    rows = -(-search.tokens // max(1, longest - 1))
+    return Texts(rows, search.tokens, longest, rows_together(longest, facts.vocab_size))
+
+
+def row_limit(section: Calibration, facts: ModelFacts) -> int:
+    """Returns the tokens that a calibration text has at most, as a model has so many positions."""
+    return min(section.sequence_length, facts.max_position_embeddings)
 
 
 def scored(recipe: Recipe, facts: ModelFacts, lengths: Sequence[int] | None, tokens: int) -> Texts:

@@ -17,6 +17,7 @@ from pipeline._version import __version__
 from pipeline.checkpoint.layout import Array
 from pipeline.checkpoint.rank_file import Described, RankFile
 from pipeline.layers.arrays import as_array
+from pipeline.layers.left import FINISHED
 from pipeline.layers.weights import DTYPES
 from pipeline.processor import processor_name
 from pipeline.source.safetensors_header import StoredTensor, read_header
@@ -27,7 +28,7 @@ INTERVAL_S = 20.0
 """Work of fewer seconds is not worth a file."""
 # A save never takes more than one part in so many of a run's time, however slow the disk is.
 WORK_PER_SAVE = 20
-_FINISHED, _IDENTITY, _DIGEST = "finished", "identity", "digest"
+_IDENTITY, _DIGEST = "identity", "digest"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class State:
         begun = time.monotonic()
         first()
         arrays = {str(number): as_array(tensor) for number, tensor in enumerate(tensors)}
-        arrays |= {_FINISHED: np.array([finished], np.int64), _IDENTITY: self._identity}
+        arrays |= {FINISHED: np.array([finished], np.int64), _IDENTITY: self._identity}
         arrays[_DIGEST] = _digest(arrays)
         described = {
             name: Described(array.dtype.name, array.shape) for name, array in arrays.items()
@@ -115,7 +116,7 @@ class State:
                 return None
             if not np.array_equal(digest, _digest(arrays)):
                 return None
-            finished = int(arrays[_FINISHED].view(np.int64)[0])
+            finished = int(arrays[FINISHED].view(np.int64)[0])
             tensors = [
                 torch.from_numpy(arrays[str(number)])
                 .view(DTYPES[header[str(number)].dtype])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pipeline.effort.planned import Effort, effort_of
+from pipeline.effort.stages import Earlier
 from pipeline.errors import PipelineError
+from pipeline.layers.left import walks_left
 from pipeline.models.facts import ModelFacts
 from pipeline.preflight.model_checks import check_hub_model
 from pipeline.recipe.schema import Recipe
@@ -93,10 +95,12 @@ def refuse_too_large(
         raise found.refusal
 
 
-def _left(build: BuildDir, planned: Sequence[PlannedStage]) -> dict[str, int]:
-    """The bytes that earlier runs left of each stage, of which the next goes on."""
+def _left(build: BuildDir, planned: Sequence[PlannedStage]) -> dict[str, Earlier]:
+    """What earlier runs left of each stage, with which the next goes on."""
+    unfinished = build.store.unfinished
     return {
-        line.stage.name: build.store.unfinished.bytes_of(line.stage.name, line.key)
+        name: Earlier(unfinished.bytes_of(name, key), walks_left(unfinished.path(name, key)))
         for line in planned
-        if line.key is not None and line.status != "cached"
+        if (key := line.key) is not None and line.status != "cached"
+        for name in [line.stage.name]
     }

@@ -133,6 +133,19 @@ class NotMeasured:
     fix: str
 
 
+@dataclass(frozen=True)
+class KvCache:
+    """What keys and values take of this machine's memory while an engine is measured, in bytes.
+
+    Attributes:
+        per_token: Those of a token whose logits :meth:`EngineEvaluation.logits` computes.
+        reserved: What :meth:`EngineEvaluation.losses` has room for, before it knows the windows.
+    """
+
+    per_token: int = 0
+    reserved: int = 0
+
+
 class EngineEvaluation(Protocol):
     """Measures the quality of engines on this machine."""
 
@@ -161,6 +174,13 @@ class EngineEvaluation(Protocol):
     @property
     def gives_logits(self) -> bool:
         """Whether :meth:`logits` gives them, so that the engine answers the recipe's tasks."""
+
+    def kv_cache(self, facts: ModelFacts) -> KvCache:
+        """Returns what keys and values take of this machine's memory.
+
+        Args:
+            facts: Of the model.
+        """
 
     def logits(self, engine: Path) -> AbstractContextManager[Scorer | None]:
         """Opens an engine for every logit that it computes; None where it does not give them.

@@ -180,11 +180,11 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
 
     def write(value: float, folder: Path) -> None:
         assert not any(folder.iterdir())
-        (folder / "config.json").write_text(str(value))
+        (folder / "config.json").write_text(f'{{"value": {value}}}')
         (folder / "rank0.safetensors").write_text(str(value))
 
     def score(folder: Path) -> float:
-        return divergences[float((folder / "config.json").read_text())]
+        return divergences[json.loads((folder / "config.json").read_text())["value"]]
 
     def run(*values: float) -> Found:
         output = tmp_path / str(len(values))
@@ -212,7 +212,7 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
         "tokens": 9,
     }
     found = {path.name: path.read_text() for path in (tmp_path / "5").iterdir()}
-    assert found == {"config.json": "0.7", "rank0.safetensors": "0.7"}
+    assert found == {"config.json": '{"value": 0.7}', "rank0.safetensors": "0.7"}
     with pytest.raises(StageError, match=r"no candidate of quantize\.search gives finite numbers"):
         run(0.6, 0.9)
 
@@ -232,14 +232,14 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
 
     def write(value: float, folder: Path) -> None:
         tried.append(value)
-        (folder / "config.json").write_text(str(value))
+        (folder / "config.json").write_text(f'{{"value": {value}}}')
         interrupt("write")
 
     def score(folder: Path) -> float:
-        scored.append(float((folder / "config.json").read_text()))
+        scored.append(json.loads((folder / "config.json").read_text())["value"])
         (folder / "part").touch()
         interrupt("score")
-        return DIVERGENCES[float((folder / "config.json").read_text())]
+        return DIVERGENCES[json.loads((folder / "config.json").read_text())["value"]]
 
     def run(name: str, machine: str = "a") -> Found:
         output = tmp_path / name
@@ -269,14 +269,14 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
     assert len(tried) + len(scored) == 11
     for name in ("second", "third"):
         assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
-        assert (tmp_path / name / "config.json").read_text() == "0.9"
+        assert (tmp_path / name / "config.json").read_text() == '{"value": 0.9}'
 
 
 def test_what_another_machine_tried_is_tried_again(tmp_path: Path) -> None:
     def add(value: float) -> _Tried:
         tried = _Tried(tmp_path, {"machine": "a"})
         assert not tried.begin(value)
-        (tried.folder_of(value) / "config.json").touch()
+        (tried.folder_of(value) / "config.json").write_text('{"a": 1}')
         tried.wrote(value)
         tried.add(value, 0.3)
         return tried

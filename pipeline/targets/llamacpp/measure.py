@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.reading.json_text import read_json
+from pipeline.targets.base import KvCache
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,10 @@ class ReadBack:
     method: str = METHOD
     in_float32: bool = True
     gives_logits: bool = True
+
+    def kv_cache(self, facts: ModelFacts) -> KvCache:  # noqa: ARG002
+        """Returns nothing: each window is computed at once."""
+        return KvCache()
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.reading.json_text import read_json
+from pipeline.targets.base import KvCache
+from pipeline.targets.openvino.memory import in_blocks, kv_bytes_per_token
 from pipeline.triton.sources import load_module, model_sources
 from pipeline.triton.tensors import ENGINE
 
@@ -35,6 +38,7 @@ class MeasuredHere:
     Attributes:
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window that the engine takes.
+        kv_precision: The element type of its keys and values, as OpenVINO calls it.
         method: What is run.
         rounded_to: None: the engine has the checkpoint's own weights.
         in_float32: False: OpenVINO has them as they are stored.
@@ -43,10 +47,16 @@ class MeasuredHere:
 
     material: Mapping[str, Any]
     longest_window: int
+    kv_precision: str
     method: str = METHOD
     rounded_to: int | None = None
     in_float32: bool = False
     gives_logits: bool = True
+
+    def kv_cache(self, facts: ModelFacts) -> KvCache:
+        """Returns what the graph keeps of a token, and the room of :func:`_settings`."""
+        per_token = kv_bytes_per_token(facts, self.kv_precision)
+        return KvCache(per_token, in_blocks(self.longest_window + 1) * per_token)
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer]:

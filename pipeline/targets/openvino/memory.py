@@ -58,7 +58,7 @@ def plan_memory(recipe: Recipe, facts: ModelFacts) -> MemoryPlan:
         kv_bytes_per_token(facts, kv_cache_precision(recipe)),
         kv_cache_tokens(recipe),
     )
-    longest = -(-recipe.compile.max_seq_len // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    longest = in_blocks(recipe.compile.max_seq_len)
     return MemoryPlan(
         weights=weight_bytes(facts, recipe),
         kv_bytes_per_token=per_token,
@@ -113,8 +113,12 @@ def kv_cache_tokens(recipe: Recipe) -> int:
     asked = recipe.serve.max_tokens_in_paged_kv_cache
     if asked is not None:
         return asked // TOKENS_PER_BLOCK * TOKENS_PER_BLOCK
-    blocks = -(-recipe.compile.max_seq_len // TOKENS_PER_BLOCK)
-    return recipe.compile.max_batch_size * blocks * TOKENS_PER_BLOCK
+    return recipe.compile.max_batch_size * in_blocks(recipe.compile.max_seq_len)
+
+
+def in_blocks(tokens: int) -> int:
+    """Returns how many tokens the blocks have room for that a sequence of ``tokens`` takes."""
+    return -(-tokens // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
 
 
 def step_tokens(recipe: Recipe) -> int:

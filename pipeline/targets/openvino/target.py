@@ -152,6 +152,7 @@ class OpenVinoTarget(BuiltHere):
     def evaluation(self, recipe: Recipe) -> EngineEvaluation:
         """Measures the engine itself, on every machine."""
         from pipeline.targets.openvino.measure import MeasuredHere
+        from pipeline.targets.openvino.options import kv_cache_precision
 
         # One new token is generated behind each window.
         longest = recipe.compile.max_seq_len - 1
@@ -161,7 +162,7 @@ class OpenVinoTarget(BuiltHere):
             "processor": processor_name(),
             "longest_window": longest,
         }
-        return MeasuredHere(decided, longest)
+        return MeasuredHere(decided, longest, kv_cache_precision(recipe))
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         """Returns the Python front of the engine."""

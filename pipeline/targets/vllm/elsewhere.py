@@ -48,7 +48,8 @@ _SETTINGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 # Where a processor computes and nothing else is said: GiB of KV cache, and threads where they fall.
-_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_KV_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+_DEFAULTS = {_KV_CACHE: "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,12 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     own = [name for name in environ if name.startswith("VLLM_") and not looks_secret(name)]
     return {**_DEFAULTS, **passed_on(environ, own), **_SETTINGS}
+
+
+def kv_cache_bytes(environ: Mapping[str, str] = os.environ) -> int:
+    """Returns the KV cache of the other Python's vLLM on a processor; 0 where it is not told."""
+    told = surroundings(environ)[_KV_CACHE]
+    return int(told) << 30 if told.isdecimal() else 0
 
 
 def run_vllm(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
+from pipeline.models.facts import ModelFacts
 from pipeline.processor import processor_name
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import EngineEvaluation, NotMeasured
+from pipeline.targets.base import EngineEvaluation, KvCache, NotMeasured
 from pipeline.targets.vllm.commands import FOLDER, Served
-from pipeline.targets.vllm.elsewhere import find_vllm, run_vllm
+from pipeline.targets.vllm.elsewhere import find_vllm, kv_cache_bytes, run_vllm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +78,10 @@ class MeasuredElsewhere:
             f"the folder in vLLM {self.version}, in {self.served.dtype}: the log probabilities "
             "that it gives to the tokens of a prompt"
         )
+
+    def kv_cache(self, facts: ModelFacts) -> KvCache:  # noqa: ARG002
+        """Returns what vLLM sets aside where a processor computes, whatever the model is."""
+        return KvCache(reserved=kv_cache_bytes())
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[Scorer | None]:  # noqa: ARG002

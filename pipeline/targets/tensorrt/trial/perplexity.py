@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StageError
+from pipeline.models.facts import ModelFacts
 from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
-from pipeline.targets.base import EngineEvaluation, NotMeasured
+from pipeline.targets.base import EngineEvaluation, KvCache, NotMeasured
 from pipeline.targets.tensorrt.environment import engine_tools, inspect_machine, toolkit
 from pipeline.targets.tensorrt.plan.build_config import build_section
 
@@ -53,6 +54,10 @@ class MeasuredHere:
         """Tokens of the longest window that the engine takes, with one new token behind it."""
         sizes = self.recipe.compile
         return min(sizes.max_seq_len - 1, sizes.max_num_tokens)
+
+    def kv_cache(self, facts: ModelFacts) -> KvCache:  # noqa: ARG002
+        """Returns nothing: the GPU has it."""
+        return KvCache()
 
     @contextmanager
     def logits(self, engine: Path) -> Iterator[None]:  # noqa: ARG002
