@@ -32,6 +32,7 @@ from pipeline.quantize.export import layer_tensors, modelopt_config_json
 from pipeline.quantize.formats import checkpoint_dtype, is_awq, moves_scales, sets_of
 from pipeline.quantize.hessians import keep_scales, round_layer
 from pipeline.quantize.loading import AsLoaded, calibration_dtype, choose_device
+from pipeline.quantize.pieces import in_pieces
 from pipeline.quantize.portable import make_portable
 from pipeline.quantize.resuming import Resume, state_in
 from pipeline.quantize.statistics import Statistics
@@ -183,7 +184,8 @@ class _Calibrated:
             keep_scales(model, scales)
         else:
             kept = self.statistics.of_layer(index) if self.statistics else None
-            calibrate_on(model, quantize, walk, kept, self._search(walk))
+            with in_pieces():
+                calibrate_on(model, quantize, walk, kept, self._search(walk))
         if moves_scales(quantize):
             make_portable(model, self.facts, recipe, walk)
 
