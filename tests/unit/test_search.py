@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,26 @@ def test_the_smallest_divergence_is_kept_whole_and_alone(tmp_path: Path) -> None
 DIVERGENCES = {0.5: 0.3, 0.6: 0.1, 0.7: math.nan, 0.8: 0.2, 0.9: 0.05}
 
 
+def chosen(
+    output: Path,
+    kept: Unfinished,
+    write: Callable[[float, Path], None],
+    score: Callable[[Path], float],
+) -> Found:
+    """Searches through all of ``DIVERGENCES``."""
+    output.mkdir(parents=True)
+    return choose(
+        "smoothquant_alpha",
+        tuple(DIVERGENCES),
+        write=write,
+        score=score,
+        output=output,
+        progress=Silent(),
+        tokens=9,
+        unfinished=kept,
+    )
+
+
 @pytest.mark.parametrize("end", range(5))
 @pytest.mark.parametrize("where", ["write", "score"])
 def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path) -> None:
@@ -242,18 +263,8 @@ def test_what_was_tried_is_not_tried_again(end: int, where: str, tmp_path: Path)
         return DIVERGENCES[json.loads((folder / "config.json").read_text())["value"]]
 
     def run(name: str, machine: str = "a") -> Found:
-        output = tmp_path / name
-        output.mkdir()
-        return choose(
-            "smoothquant_alpha",
-            tuple(DIVERGENCES),
-            write=write,
-            score=score,
-            output=output,
-            progress=Silent(),
-            tokens=9,
-            unfinished=Unfinished(tmp_path / "kept", {"machine": machine}),
-        )
+        kept = Unfinished(tmp_path / "kept", {"machine": machine})
+        return chosen(tmp_path / name, kept, write, score)
 
     with pytest.raises(KeyboardInterrupt):
         run("first")
@@ -356,18 +367,7 @@ def test_a_search_that_ends_at_any_change_of_the_disk_goes_on(
 
     def run(root: Path, name: str) -> Found:
         output = root / name
-        output.mkdir(parents=True)
-        kept = Unfinished(root / "kept", {})
-        found = choose(
-            "smoothquant_alpha",
-            tuple(DIVERGENCES),
-            write=write,
-            score=score,
-            output=output,
-            progress=Silent(),
-            tokens=9,
-            unfinished=kept,
-        )
+        found = chosen(output, Unfinished(root / "kept", {}), write, score)
         assert sorted(path.name for path in output.iterdir()) == FILES
         assert (output / "rank0.safetensors").read_text() == "0.9"
         return found
