@@ -30,6 +30,7 @@ from pipeline.quantize.writing import (
     written,
 )
 from pipeline.recipe.schema import Recipe
+from pipeline.source.exhausted import explained_memory
 from pipeline.store.files import fsync
 
 
@@ -107,7 +108,8 @@ def _exported(
 @contextlib.contextmanager
 def _explained(recipe: Recipe) -> Iterator[None]:
     try:
-        yield
+        with explained_memory("the export", "Use a machine with more memory"):
+            yield
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(
             f"ModelOpt could not export {recipe.quantize.format}",

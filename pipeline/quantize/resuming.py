@@ -65,7 +65,7 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def keeping(folder: Path) -> Iterator[None]:
-    """Empties a folder of what ends early and leaves nothing there that another run goes on with.
+    """Empties the folder where the block fails and no other run could go on with what it left.
 
     So that nobody is told that it is kept.
     """
@@ -121,7 +121,11 @@ def hand_over(folder: Path, output: Path) -> None:
 
 
 def forget(folder: Path, *, keep: Collection[Path] = ()) -> None:
-    """Empties a folder, but for what is to be kept."""
+    """Empties a folder, but for what is to be kept.
+
+    Raises:
+        OSError: The disk refuses.
+    """
     for left in set(folder.iterdir()).difference(keep):
         if left.is_dir():
             shutil.rmtree(left)

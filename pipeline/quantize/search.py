@@ -158,18 +158,20 @@ def choose(
     """
     with _folder(output, unfinished) as folder:
         tried = _Tried(folder, unfinished.identity if unfinished else {})
-        for value in values:
-            if value in tried.curve:
-                progress.note(f"search: {parameter} {value:g} was tried by an earlier run")
-                continue
-            if tried.begin(value):
-                progress.note(f"search: {parameter} {value:g} was written by an earlier run")
-            else:
-                write(value, tried.folder_of(value))
-                tried.wrote(value)
-            divergence = score(tried.folder_of(value))
-            progress.note(f"search: {parameter} {value:g} has a KL divergence of {divergence:.3g}")
-            tried.add(value, divergence)
+        with tried.kept_if_of_use():
+            for value in values:
+                if value in tried.curve:
+                    progress.note(f"search: {parameter} {value:g} was tried by an earlier run")
+                    continue
+                if tried.begin(value):
+                    progress.note(f"search: {parameter} {value:g} was written by an earlier run")
+                else:
+                    write(value, tried.folder_of(value))
+                    tried.wrote(value)
+                divergence = score(tried.folder_of(value))
+                said = f"has a KL divergence of {divergence:.3g}"
+                progress.note(f"search: {parameter} {value:g} {said}")
+                tried.add(value, divergence)
         if tried.best is None:
             raise StageError(
                 "no candidate of quantize.search gives finite numbers",
@@ -221,14 +223,25 @@ class _Tried:
             found = read_json(self._record)
             curve = {float(value): kl for value, kl in found["curve"]}
             whole = {float(value): files for value, files in found["digests"]}
-            best, identity = found["best"], found["identity"]
-            there = best is None or self._is_intact(best, whole[best])
+            best = found["best"]
+            alike = found["identity"] == self._identity
+            if not alike or not (best is None or self._is_intact(best, whole[best])):
+                return False
         except (OSError, ValueError, KeyError, TypeError):
-            return False
-        if not there or identity != self._identity:
             return False
         self.curve, self.best, self._digests = curve, best, whole
         return True
+
+    @contextmanager
+    def kept_if_of_use(self) -> Iterator[None]:
+        """Removes the folder where the block fails before anything was tried or begun."""
+        try:
+            yield
+        except BaseException:
+            left = [file for file in self._folder.rglob("*") if file.is_file()]
+            if not self.curve and left == [self._record]:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            raise
 
     @property
     def _record(self) -> Path:

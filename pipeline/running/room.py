@@ -98,9 +98,10 @@ def refuse_too_large(
 def _left(build: BuildDir, planned: Sequence[PlannedStage]) -> dict[str, Earlier]:
     """What earlier runs left of each stage, with which the next goes on."""
     unfinished = build.store.unfinished
-    return {
-        name: Earlier(unfinished.bytes_of(name, key), walks_left(unfinished.path(name, key)))
-        for line in planned
-        if (key := line.key) is not None and line.status != "cached"
-        for name in [line.stage.name]
-    }
+    found = {}
+    for line in planned:
+        if line.key is not None and line.status != "cached":
+            name = line.stage.name
+            walks = walks_left(unfinished.path(name, line.key))
+            found[name] = Earlier(unfinished.bytes_of(name, line.key), walks)
+    return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pipeline.errors import StageError
 
+_OF_A_GPU = "OutOfMemoryError"
 # Of torch's allocator for the CPU, which raises a plain RuntimeError; before these words it names a
 # line of its source.
 _ON_CPU = re.compile(r"DefaultCPUAllocator: [^:]+: (.*)")
@@ -16,19 +17,20 @@ _ON_CPU = re.compile(r"DefaultCPUAllocator: [^:]+: (.*)")
 def ran_out(error: BaseException) -> str | None:
     """Says what was asked for, where an error tells that memory ran out; None for any other."""
     text = str(error).partition("\n")[0]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == _OF_A_GPU:
         return text
     found = _ON_CPU.search(text) if isinstance(error, RuntimeError) else None
     return found[1] if found else None
 
 
 @contextlib.contextmanager
-def explained_memory(work: str, fix: str) -> Iterator[None]:
+def explained_memory(work: str, fix: str, on_gpu: str = "") -> Iterator[None]:
     """Says what to do where memory runs out.
 
     Args:
         work: What it ran out during.
         fix: What to do.
+        on_gpu: What else helps where it is a GPU's, behind that.
 
     Raises:
         StageError: It did.
@@ -39,4 +41,6 @@ def explained_memory(work: str, fix: str) -> Iterator[None]:
         asked = ran_out(error)
         if asked is None:
             raise
+        if type(error).__name__ == _OF_A_GPU:
+            fix += on_gpu
         raise StageError(f"memory ran out during {work}", why=asked, fix=fix) from error

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.dependencies import require
 from pipeline.errors import SourceError
 from pipeline.models.facts import ModelFacts
+from pipeline.source.exhausted import explained_memory
 
 
 def load_causal_lm(
@@ -70,7 +71,9 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
 @contextlib.contextmanager
 def _explained(directory: Path) -> Iterator[None]:
     try:
-        yield
+        fix = "Set model.at_once to layer, where it is not, or use a machine with more memory"
+        with explained_memory("the loading of the model", fix):
+            yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SourceError(
             "transformers cannot load the model",

@@ -157,8 +157,8 @@ def open_pair(
     """
     from pipeline.source.exhausted import explained_memory
 
-    fix = "Lower the sequence_length of what is measured, or set quantize.device to cpu"
-    with explained_memory("the measurement", fix):
+    fix = "Lower the sequence_length of what is measured"
+    with explained_memory("the measurement", fix, ", or set quantize.device to cpu"):
         if context.recipe.model.by_layer:
             with _layered(context, source, checkpoint, unfinished) as pair:
                 yield pair

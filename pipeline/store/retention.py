@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,25 +101,30 @@ def prune(build: BuildDir, *, keep: bool, dry_run: bool, unfinished: bool = Fals
     store = build.store
     # In this order, since every byte is read in between: what a run makes or takes up meanwhile is
     # not in the list, or in a lock file.
-    there = store.artifacts()
+    there = {path: path.stat().st_ino for path in store.artifacts()}
     damaged = {damage.path for damage in store.verify()}
 
-    def goes(path: Path) -> bool:
-        return not keep or path in damaged or (path.parent.name, path.name) not in _used(build)
+    def goes(path: Path, used: Collection[tuple[str, str]]) -> bool:
+        if not path.is_dir() or path.stat().st_ino != there[path]:
+            return False  # another one, in the place of one that was damaged
+        return not keep or path in damaged or (path.parent.name, path.name) not in used
 
-    doomed = [path for path in there if goes(path)]
+    used = _used(build)
+    doomed = [path for path in there if goes(path, used)]
     left = [
         one
         for one in store.unfinished.idle()
         if unfinished or not keep or one.is_old or store.path(one.stage, one.key).exists()
     ]
-    freed = _freed(doomed) + sum(one.bytes for one in left)
     if not dry_run:
         store.sweep()
+        # Looked at again, since a run may have begun meanwhile.
+        used = _used(build)
+        doomed = [path for path in doomed if goes(path, used)]
+    freed = _freed(doomed) + sum(one.bytes for one in left)
+    if not dry_run:
         for path in doomed:
-            # Removing those before it takes a while, too.
-            if goes(path):
-                store.remove(path)
+            store.remove(path)
         for one in left:
             store.unfinished.discard_idle(one.stage, one.key)
     return Pruned(tuple(doomed), tuple(one.path for one in left), freed)

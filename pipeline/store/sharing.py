@@ -55,6 +55,11 @@ def obstacle(small: Path, large: Sequence[Path], folder: Path) -> Obstacle | Non
     with small.open("rb") as reading, tempfile.TemporaryFile(dir=folder) as writing:
         if files.cloned(reading.fileno(), writing.fileno()):
             return None
+    if not large:
+        return Obstacle(
+            "its files are too small to be linked",
+            "Write it into larger ones (max_shard_size of save_pretrained)",
+        )
     here = _mount(folder)
     for path in large:
         if _mount(path) != here:

@@ -196,7 +196,7 @@ def test_no_file_stays_open_and_a_full_device_is_explained(tmp_path: Path) -> No
         raise torch.OutOfMemoryError("CUDA out of memory: tried to allocate 2 GiB")
     with (
         pytest.raises(StageError, match=r"ran out during the measurement\. You tried to allocate"),
-        open_pair(context, source, checkpoint, resumed=False),
+        open_pair(context, source, checkpoint, unfinished=None),
     ):
         torch.empty(1 << 50)
 

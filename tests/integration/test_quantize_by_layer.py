@@ -477,6 +477,23 @@ def test_what_nobody_can_go_on_with_is_not_kept(
     assert list((tmp_path / "unfinished").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("where", "work"),
+    [
+        ("pipeline.quantize.calibrate.modelopt_config", "calibration"),
+        ("pipeline.quantize.export._check_label", "the export"),
+        ("transformers.AutoConfig.from_pretrained", "the loading of the model"),
+    ],
+)
+def test_memory_that_is_not_there_is_told_wherever_it_runs_out(
+    source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, work: str
+) -> None:
+    asked = recipe(source("Llama"), format="fp8")
+    monkeypatch.setattr(where, lambda *_, **__: torch.empty(1 << 50))
+    with pytest.raises(StageError, match=rf"memory ran out during {work}\. You tried to allocate"):
+        run_stage(asked, source("Llama"), tmp_path / "out")
+
+
 def test_a_disk_without_room_for_states_ends_nothing(
     source: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

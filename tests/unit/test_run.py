@@ -278,6 +278,32 @@ def test_what_a_run_makes_while_every_byte_is_read_is_in_use(
     assert house.calls == []
 
 
+def test_what_takes_the_place_of_something_damaged_is_not_removed_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = house.run().stages["quantize"].artifact
+    assert artifact
+    damaged = artifact.path / "out"
+    damaged.chmod(0o600)
+    damaged.write_text("other")
+    verify = Store.verify
+
+    def meanwhile(store: Store) -> list[Damage]:
+        found = verify(store)
+        assert [damage.path for damage in found] == [artifact.path]
+        house.run()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "verify", meanwhile)
+        assert prune(house.build, keep=True, dry_run=False).paths == ()
+    assert artifact.path.is_dir()
+    damaged.chmod(0o600)
+    damaged.write_text("other")
+    assert prune(house.build, keep=True, dry_run=False).paths == (artifact.path,)
+    assert not artifact.path.exists()
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"stages": null}', '{"stages": [1]}', '{"stages": {"source": {}}}']
 )

@@ -302,6 +302,26 @@ def test_what_another_machine_tried_is_tried_again(tmp_path: Path) -> None:
         assert _Tried(tmp_path, {"machine": "a"}).curve == {}
 
 
+def test_a_search_that_has_tried_nothing_leaves_nothing(tmp_path: Path) -> None:
+    kept = Unfinished(tmp_path / "kept", {})
+
+    def failing(_value: float, folder: Path) -> None:
+        assert folder.is_dir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chosen(tmp_path / "first", kept, failing, lambda _folder: 0.1)
+    assert not kept.folder.exists()
+
+    def begun(_value: float, folder: Path) -> None:
+        (folder / "layers.state").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chosen(tmp_path / "second", kept, begun, lambda _folder: 0.1)
+    assert (kept.folder / "candidate-0.5" / "layers.state").is_file()
+
+
 def test_what_takes_the_place_of_a_changed_trial_is_gone_on_with(tmp_path: Path) -> None:
     def begin() -> _Tried:
         tried = _Tried(tmp_path, {})

@@ -404,7 +404,7 @@ def test_an_engine_of_another_version(
 def test_an_interrupted_build_leaves_no_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    command = ["sh", "-c", "echo $$; sleep 60 & sleep 60"]
+    command = ["sh", "-c", "echo $$; sleep 600 & sleep 600"]
     pids = []
 
     def interrupt(line: str) -> None:
@@ -417,7 +417,7 @@ def test_an_interrupted_build_leaves_no_process(
 
 
 def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
-    command = ["sh", "-c", "echo $$; sleep 60 & sleep 60"]
+    command = ["sh", "-c", "echo $$; sleep 600 & sleep 600"]
     ending = run_logged(command, tmp_path / "log", lambda _line: None, timeout_s=2)
     assert ending.timed_out
     assert ending.returncode == -signal.SIGTERM

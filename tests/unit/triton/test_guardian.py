@@ -20,7 +20,7 @@ from pipeline.triton.guardian import KILL, SHARED_MEMORY, children, remove_regio
 from pipeline.triton.stubs import is_alive
 
 GUARDIAN = (sys.executable, "-I", "-S", guardian.__file__)
-OBEDIENT = "import time; print('up', flush=True); time.sleep(60)"
+OBEDIENT = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + OBEDIENT
 # Its child ignores SIGTERM and outlives it, in the server's place a hung Python stub.
 WITH_STUB = (
@@ -182,7 +182,7 @@ def test_a_killed_supervisor_ends_the_server(start: Start, runtime: Path, tmp_pa
         "import subprocess, sys, time; "
         f"g = subprocess.Popen({[*command, sys.executable, '-c', OBEDIENT]!r}, "
         "stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True); "
-        "g.stdout.readline(); print(g.pid, flush=True); time.sleep(60)"
+        "g.stdout.readline(); print(g.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as supervisor:
         assert supervisor.stdout

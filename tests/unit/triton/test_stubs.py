@@ -20,7 +20,7 @@ SERVER = """
 import subprocess, sys, time
 subprocess.Popen(sys.argv[1:])
 print("up", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -55,7 +55,7 @@ def test_a_stub_that_dies_unnoticed_while_loading_is_lost_after_a_while(tmp_path
     stub.symlink_to(sys.executable)
     model = tmp_path / "eng" / "1" / "model.py"
     model.parent.mkdir(parents=True)
-    model.write_text("import time; time.sleep(60)")
+    model.write_text("import time; time.sleep(600)")
     now = 0.0
     loading = LoadingStubs(clock=lambda: now)
     with server(str(stub), str(model)) as (pid, child):
@@ -85,7 +85,7 @@ def test_a_stub_that_died_before_it_was_seen_has_no_name(tmp_path: Path) -> None
 def test_stubs_are_ended_by_the_prefix_of_their_server(tmp_path: Path) -> None:
     stub = tmp_path / STUB
     stub.symlink_to(sys.executable)
-    sleep = ("-c", "import time; time.sleep(60)", "model.py")
+    sleep = ("-c", "import time; time.sleep(600)", "model.py")
     mine, other = f"mine_{uuid.uuid4().hex}_", f"other_{uuid.uuid4().hex}_"
     with (
         server(str(stub), *sleep, f"{mine}region") as (_, ended),
