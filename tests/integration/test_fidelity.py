@@ -128,7 +128,7 @@ def test_both_ways_to_run_the_engine_are_transformers_numbers(
     engine = compiled(settings("float16"), checkpoint("float16"), tmp_path / "engine")
     rows = rows_of_text()
     expected = losses_of_transformers(rows)
-    here = MeasuredHere({}, 511, "f32")
+    here = MeasuredHere({}, 511, lambda: "f32")
     served = here.losses(engine, checkpoint("float16"), rows, tmp_path, Silent())
     with here.logits(engine) as scorer:
         for row, want, prompt in zip(rows, expected, served, strict=True):
@@ -303,7 +303,7 @@ def test_the_graph_is_closed_before_the_served_pipeline_opens_the_engine(tmp_pat
     def is_mapped() -> bool:
         return str(engine / "openvino_model.bin") in Path("/proc/self/maps").read_text()
 
-    with MeasuredHere({}, 100, "f32").logits(engine) as scorer:
+    with MeasuredHere({}, 100, lambda: "f32").logits(engine) as scorer:
         assert scorer(torch.zeros((1, 8), dtype=torch.int64)).shape == (1, 8, 101)
         assert is_mapped()
     # The stage still has the scorer.

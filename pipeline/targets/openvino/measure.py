@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ class MeasuredHere:
     Attributes:
         material: What decides the measurement besides engine, checkpoint and windows.
         longest_window: Tokens of the longest window that the engine takes.
-        kv_precision: The element type of its keys and values, as OpenVINO calls it.
+        kv_precision: Says the element type of its keys and values, as OpenVINO calls it. An engine
+            knows its own, so that an estimate alone asks for it.
         method: What is run.
         rounded_to: None: the engine has the checkpoint's own weights.
         in_float32: False: OpenVINO has them as they are stored.
@@ -47,7 +48,7 @@ class MeasuredHere:
 
     material: Mapping[str, Any]
     longest_window: int
-    kv_precision: str
+    kv_precision: Callable[[], str]
     method: str = METHOD
     rounded_to: int | None = None
     in_float32: bool = False
@@ -55,7 +56,7 @@ class MeasuredHere:
 
     def kv_cache(self, facts: ModelFacts) -> KvCache:
         """Returns what the graph keeps of a token, and the room of :func:`_settings`."""
-        per_token = kv_bytes_per_token(facts, self.kv_precision)
+        per_token = kv_bytes_per_token(facts, self.kv_precision())
         return KvCache(per_token, in_blocks(self.longest_window + 1) * per_token)
 
     @contextmanager

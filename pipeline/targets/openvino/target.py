@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ class OpenVinoTarget(BuiltHere):
             "processor": processor_name(),
             "longest_window": longest,
         }
-        return MeasuredHere(decided, longest, kv_cache_precision(recipe))
+        return MeasuredHere(decided, longest, partial(kv_cache_precision, recipe))
 
     def triton_model(self, recipe: Recipe, engine: Mapping[str, Any]) -> EngineModel:
         """Returns the Python front of the engine."""
