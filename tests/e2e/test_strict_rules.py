@@ -620,20 +620,41 @@ class TestStop:
         assert counts["earlier"] > counts["later"]
 
     def test_a_cancelled_call_ends_the_generation(self, strict: Any, prompt: list[int]) -> None:
-        answers: queue.Queue[Any] = queue.Queue()
         arrays = id_arrays(prompt, LONG, streaming=True)
-        before = metric(strict, "nv_llm_output_token_len_sum")
-        with grpcclient.InferenceServerClient(strict.grpc_url) as client:
-            client.start_stream(lambda result, error: answers.put(error or result))
-            inputs = [tensor(*item) for item in arrays.items()]
-            client.async_stream_infer(ENGINE, inputs)
-            answers.get(timeout=60)
-            client.stop_stream(cancel_requests=True)
+
+        def cancel() -> None:
+            answers: queue.Queue[Any] = queue.Queue()
+            with grpcclient.InferenceServerClient(strict.grpc_url) as client:
+                client.start_stream(lambda result, error: answers.put(error or result))
+                inputs = [tensor(*item) for item in arrays.items()]
+                client.async_stream_infer(ENGINE, inputs)
+                answers.get(timeout=60)
+                client.stop_stream(cancel_requests=True)
+
+        assert ends_early(strict, cancel)
+
+
+def ends_early(server: Any, cancel: Callable[[], None]) -> bool:
+    """Whether a generation of ``LONG`` tokens that is cancelled has fewer, in one of ten tries.
+
+    A busy machine may have made all of them before it hears of that.
+
+    Args:
+        server: Has nothing else to do.
+        cancel: Starts one, and cancels it at its first token.
+    """
+    counted = "nv_llm_output_token_len_sum"
+    for _ in range(10):
+        before = metric(server, counted)
+        cancel()
         deadline = time.monotonic() + 60
-        while metric(strict, "nv_llm_output_token_len_sum") == before:
+        # They are counted when the generation has ended.
+        while metric(server, counted) == before:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert 0 < metric(strict, "nv_llm_output_token_len_sum") - before < LONG
+        if metric(server, counted) - before < LONG:
+            return True
+    return False
 
 
 def metric(server: Any, name: str, label: str = "") -> float:
