@@ -132,7 +132,7 @@ def bounded() -> Iterator[None]:
         StageError: It did.
     """
     fix = "Lower quantize.calibration.batch_size or sequence_length"
-    with explained_memory("calibration", fix):
+    with explained_memory("memory ran out during calibration", fix):
         yield
 
 

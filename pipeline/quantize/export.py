@@ -108,7 +108,7 @@ def _exported(
 @contextlib.contextmanager
 def _explained(recipe: Recipe) -> Iterator[None]:
     try:
-        with explained_memory("the export", "Use a machine with more memory"):
+        with explained_memory("memory ran out during the export", "Use a machine with more memory"):
             yield
     except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
         raise StageError(

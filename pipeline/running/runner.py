@@ -16,7 +16,6 @@ from pipeline.errors import (
     PipelineError,
     QualityGateError,
     ServerError,
-    StageError,
     StoreError,
     UsageError,
     check_all,
@@ -29,7 +28,7 @@ from pipeline.progress import Progress
 from pipeline.recipe.schema import Recipe
 from pipeline.running.planner import PlannedStage, key_material, plan_stage, stages_for
 from pipeline.running.room import refuse_too_large
-from pipeline.source.exhausted import ran_out
+from pipeline.source.exhausted import explained_memory
 from pipeline.source.texts import check_texts
 from pipeline.stages import bench
 from pipeline.stages.base import Deployment, Stage, StageContext
@@ -302,18 +301,12 @@ class _Run:
                 context = replace(
                     context, output=directory, section=material["recipe"], unfinished=unfinished
                 )
-                try:
+                with explained_memory(
+                    f"{stage.name} ran out of memory",
+                    "Use a machine with more memory or a smaller model",
+                    where=context.recipe.name,
+                ):
                     facts = stage.run(context)
-                except (MemoryError, RuntimeError) as error:
-                    asked = ran_out(error)
-                    if asked is None:
-                        raise
-                    raise StageError(
-                        f"{stage.name} ran out of memory",
-                        where=context.recipe.name,
-                        why=asked,
-                        fix="Use a machine with more memory or a smaller model",
-                    ) from error
                 seconds = time.monotonic() - started
                 self._refuse_changed(stage, context.inputs)
                 settled = self._settled(planned, context)

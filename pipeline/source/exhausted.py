@@ -24,13 +24,16 @@ def ran_out(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def explained_memory(work: str, fix: str, on_gpu: str = "") -> Iterator[None]:
+def explained_memory(
+    what: str, fix: str, on_gpu: str = "", *, where: str | None = None
+) -> Iterator[None]:
     """Says what to do where memory runs out.
 
     Args:
-        work: What it ran out during.
+        what: What it is then, as in ``memory ran out during calibration``.
         fix: What to do.
         on_gpu: What else helps where it is a GPU's, behind that.
+        where: The recipe, say.
 
     Raises:
         StageError: It did.
@@ -43,4 +46,4 @@ def explained_memory(work: str, fix: str, on_gpu: str = "") -> Iterator[None]:
             raise
         if type(error).__name__ == _OF_A_GPU:
             fix += on_gpu
-        raise StageError(f"memory ran out during {work}", why=asked, fix=fix) from error
+        raise StageError(what, where=where, why=asked, fix=fix) from error

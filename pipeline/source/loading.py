@@ -72,7 +72,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
 def _explained(directory: Path) -> Iterator[None]:
     try:
         fix = "Set model.at_once to layer, where it is not, or use a machine with more memory"
-        with explained_memory("the loading of the model", fix):
+        with explained_memory("memory ran out during the loading of the model", fix):
             yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SourceError(

@@ -158,7 +158,8 @@ def open_pair(
     from pipeline.source.exhausted import explained_memory
 
     fix = "Lower the sequence_length of what is measured"
-    with explained_memory("the measurement", fix, ", or set quantize.device to cpu"):
+    what, on_gpu = "memory ran out during the measurement", ", or set quantize.device to cpu"
+    with explained_memory(what, fix, on_gpu):
         if context.recipe.model.by_layer:
             with _layered(context, source, checkpoint, unfinished) as pair:
                 yield pair
